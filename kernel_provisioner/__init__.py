@@ -1,0 +1,1 @@
+"""Jupyter kernels in sandboxes: the provisioner, the message proxy and the kernelspecs."""
