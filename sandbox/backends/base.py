@@ -1,0 +1,113 @@
+"""What isolates: the port that every backend implements.
+
+A backend brings up a sandbox whose first process is our guest init (`sandbox/guest/init.py`). All
+talk with the guest goes through sockets in the run directory, never through the backend, so a backend
+has few verbs and a sandbox needs no network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from warmcell.sandbox.models import (
+    BackendReport,
+    Capabilities,
+    GpuDevice,
+    LimitStatus,
+    SandboxId,
+    SandboxSpec,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitInfo:
+    """How a sandbox ended."""
+
+    exit_code: int
+    """As a shell says it: 128 + n for death by signal n."""
+    oom_killed: bool = False
+    message: str = ""
+    """Last words on the backend's stderr, at most 4 KiB."""
+
+
+class SandboxInstance(Protocol):
+    """A sandbox that is up. It ends when `stop` is called, its init ends, or the keeper dies."""
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the guest's PID 1."""
+
+    @property
+    def run_directory(self) -> Path:
+        """Run directory as the host sees it; the guest listens on `init.sock` in it."""
+
+    @property
+    def guest_run_directory(self) -> str:
+        """The same directory as the guest sees it."""
+
+    @property
+    def limits(self) -> Mapping[str, LimitStatus]:
+        """By name: memory, pids, cpu, layer. What is not enforced says why."""
+
+    @property
+    def workspace_note(self) -> str:
+        """Why the workspace is not as asked for, else empty."""
+
+    def processes(self) -> Sequence[int]:
+        """Host pids of all processes of the sandbox, the backend's own included."""
+
+    def oom_kills(self) -> int:
+        """How many processes of it the kernel has killed for memory; 0 where that cannot be known."""
+
+    async def wait(self) -> ExitInfo:
+        """Wait until it has ended, however that came. Any number may wait."""
+
+    async def stop(self, *, timeout: float = 5.0) -> ExitInfo:
+        """Kill every process of it and remove every mount, cgroup and file of it but `directory`.
+
+        Idempotent, also while another call runs.
+
+        Raises:
+            OperationTimeoutError: Processes are left after `timeout` seconds.
+        """
+
+
+class SandboxBackend(Protocol):
+    """One way to isolate. Instances hold configuration only; all state is in what `create` returns."""
+
+    name: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do where it is ready."""
+
+    async def probe(self) -> BackendReport:
+        """Try it for real, once, and say what is missing with its cure. Never raises."""
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        progress: Callable[[str], None] = lambda detail: None,
+    ) -> SandboxInstance:
+        """Bring up a sandbox with our init as its first process.
+
+        Called by `SandboxService` in the keeper's main thread (die-with-parent follows the thread).
+        Returns when the process tree is started; the service then waits for `init.sock`. A call that
+        fails or is cancelled leaves no process, mount, cgroup or file but `directory` itself.
+
+        Args:
+            directory: An existing, empty, 0700 directory for this sandbox alone; `run/` in it becomes
+                the run directory. The service removes it after `stop`.
+            gpus: Devices that are leased for it.
+            progress: Told what is being done, in a few words.
+
+        Raises:
+            BackendUnavailableError: A tool or permission is missing.
+            InvalidRequestError: The spec asks for what cannot be (a workspace that does not exist).
+            SandboxStartError: It was tried and failed.
+        """

@@ -1,0 +1,351 @@
+"""The nouns of the engine: what is asked for and what is told, as frozen data.
+
+Everything here is plain data without behaviour beyond validation. It is what `SandboxService`, the
+backends and the keeper's REST exchange; `to_json`/`from_json` are the one wire form of each.
+"""
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NewType, Self
+
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.lifecycle import State
+
+SandboxId = NewType("SandboxId", str)
+"""Twelve lower-case letters and digits; unique on the machine."""
+
+Network = Literal["none", "host"]
+WorkspaceMode = Literal["rw", "ro", "none"]
+HomeMode = Literal["private", "persistent"]
+StartedFrom = Literal["template", "cold"]
+
+MIB = 2**20
+GIB = 2**30
+
+DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib", "torch")
+"""Imported in advance where they are installed; what is not installed is no failure."""
+
+
+class Wire:
+    """JSON form of a dataclass: field names stay, nested dataclasses nest, enums become their value."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """This object as JSON-ready builtins."""
+        encoded = _encode(self)
+        assert isinstance(encoded, dict)
+        return encoded
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the wire form.
+
+        Raises:
+            InvalidRequestError: A name is unknown, a required one is missing or a value is of the wrong type.
+        """
+        decoded = _decode(cls, data, cls.__name__)
+        assert isinstance(decoded, cls)
+        return decoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(Wire):
+    """Caps of one sandbox. None means no cap of ours."""
+
+    memory_bytes: int | None = None
+    pids: int | None = 4096
+    cpus: float | None = None
+    layer_bytes: int = 4 * GIB
+    """Size of the private writable layer, of /tmp and of the private home, each."""
+    shm_bytes: int = 1 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount(Wire):
+    """A host path seen inside at `target` (same path when empty)."""
+
+    source: str
+    target: str = ""
+    mode: Literal["ro", "rw"] = "ro"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace(Wire):
+    """The notebook's folder; it appears inside under its own host path."""
+
+    path: str
+    mode: WorkspaceMode = "rw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec(Wire):
+    """What somebody wants. Checked against the operator's bounds before anything is made."""
+
+    python: str
+    """Absolute path of the interpreter whose environment is the image (bubblewrap, process)."""
+    backend: str = "auto"
+    workspace: Workspace | None = None
+    network: Network = "none"
+    mounts: tuple[Mount, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    home: HomeMode = "private"
+    limits: Limits = Limits()
+    gpu: str | tuple[str, ...] | None = None
+    """A request as in "A100", "H100:2", "24GiB", "any"; several are fallbacks in order. None: CPU."""
+    template: str = "default"
+    preload: tuple[str, ...] = DEFAULT_PRELOAD
+    """Modules imported in advance. Empty: no template, every start is cold."""
+
+    def shape(self) -> tuple[object, ...]:
+        """What is fixed once a sandbox exists; prepared sandboxes serve a spec of equal shape.
+
+        Environment variables are given to each kernel, so they are not part of it; a GPU request is,
+        since its device nodes are.
+        """
+        return (
+            self.backend,
+            self.python,
+            self.workspace,
+            self.network,
+            self.mounts,
+            self.home,
+            self.limits,
+            self.gpu,
+            self.template,
+            self.preload,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuDevice(Wire):
+    """One GPU (or MIG instance) of the machine."""
+
+    uuid: str
+    index: int
+    name: str
+    memory_total_bytes: int
+    memory_used_bytes: int | None = None
+    utilization_pct: float | None = None
+    driver_version: str | None = None
+    simulated: bool = False
+    device_nodes: tuple[str, ...] = ()
+    """Host paths under /dev that a sandbox needs for this device alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase(Wire):
+    """What a start is busy with: lease, sandbox, guest, template, kernel."""
+
+    name: str
+    since: float
+    """Unix time at which it began, in seconds."""
+    detail: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo(Wire):
+    """Wire form of a `WarmcellError`."""
+
+    code: str
+    message: str
+    hint: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitStatus(Wire):
+    """One limit and whether the machine holds it."""
+
+    value: float | None
+    enforced: bool
+    why: str = ""
+    """Why it is not enforced, with the cure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateStatus(Wire):
+    """The fork server of one sandbox: what it has imported and what failed."""
+
+    name: str
+    state: Literal["none", "importing", "ready", "failed"]
+    importing: str = ""
+    since: float = 0.0
+    """Unix time at which the import of `importing` began, in seconds."""
+    seconds: float = 0.0
+    imported: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Module to its import error. A module that is not installed is not listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxInfo(Wire):
+    """What is told about a sandbox, the same in Python, REST and the page."""
+
+    id: SandboxId
+    state: State
+    backend: str
+    isolated: bool
+    """False for the `process` backend, which whoever shows it marks as unsafe."""
+    owner: str
+    """Who asked for it: "notebook", "remote", "pool", "client"."""
+    parent: SandboxId | None = None
+    """The sandbox from which it was asked for (`%%remote`)."""
+    kernel_id: str | None = None
+    notebook: str | None = None
+    python: str = ""
+    workspace: Workspace | None = None
+    workspace_note: str = ""
+    """Why the workspace is not as asked for (for example read-only), else empty."""
+    network: Network = "none"
+    gpu: str | tuple[str, ...] | None = None
+    gpus: tuple[GpuDevice, ...] = ()
+    limits: Mapping[str, LimitStatus] = field(default_factory=dict)
+    template: TemplateStatus | None = None
+    started_from: StartedFrom | None = None
+    started_ms: float | None = None
+    """From the request for the kernel to its first answer."""
+    generation: int = 0
+    """How many kernels have been started in it."""
+    phase: Phase | None = None
+    created_at: float = 0.0
+    error: ErrorInfo | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateInfo(Wire):
+    """One template in use and the prepared sandboxes that wait for it."""
+
+    name: str
+    python: str
+    preload: tuple[str, ...]
+    status: TemplateStatus
+    prepared: int
+    prepared_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecResult(Wire):
+    """A finished process. A non-zero exit is data, not an error."""
+
+    stdout: str
+    stderr: str
+    exit_code: int
+    """As a shell says it: 128 + n for death by signal n."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities(Wire):
+    """What a backend can do on this machine, declared so that the unsupported fails before any side effect."""
+
+    isolated: bool
+    gpus: bool
+    networks: tuple[Network, ...]
+    snapshot_engines: tuple[str, ...] = ("template",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendReport(Wire):
+    """A row of `warmcell doctor`."""
+
+    name: str
+    ready: bool
+    capabilities: Capabilities
+    why_not: str = ""
+    hint: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _encode(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_encode(v) for v in value]
+    return value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Read `value` as `kind`; `where` names the place in an error."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, NewType):
+        return _decode(kind.__supertype__, value, where)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(args, value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise InvalidRequestError(
+            f"{where}: {value!r} is not one of {', '.join(map(repr, args))}", hint="Use one of the listed values."
+        )
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _mismatch(where, "a list", value)
+        return tuple(_decode(args[0], item, f"{where}[{n}]") for n, item in enumerate(value))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise _mismatch(where, "an object", value)
+        return {str(k): _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind(value)
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _mismatch(where, kind.__name__, value)
+    return value
+
+
+def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        raise _mismatch(where, "an object", value)
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise InvalidRequestError(
+            f"{where} has no field {unknown[0]!r}", hint=f"Known fields: {', '.join(sorted(fields))}."
+        )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InvalidRequestError(f"{where} lacks {missing[0]!r}", hint=f"Give {', '.join(missing)}.")
+    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _decode_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and types.NoneType in args:
+        return None
+    failure: InvalidRequestError | None = None
+    for kind in args:
+        if kind is types.NoneType:
+            continue
+        try:
+            return _decode(kind, value, where)
+        except InvalidRequestError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _mismatch(where: str, expected: str, value: Any) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{where} must be {expected}, not {type(value).__name__}", hint=f"Give {expected} for {where}."
+    )

@@ -1,0 +1,108 @@
+"""Where things lie on the host: run directories, state, and the machine's GPU leases.
+
+Nothing here is made at import. Paths of Unix sockets must stay below 107 bytes, so the runtime
+directory is short and sandbox directories are one letter deep.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from warmcell.sandbox.errors import BackendUnavailableError
+
+SOCKET_PATH_MAX = 107
+"""Bytes of `sun_path` on Linux, less the closing zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Directories of one user (`runtime`, `state`) and of the machine (`leases`)."""
+
+    runtime: Path
+    """Sockets and run directories; gone after a reboot. 0700."""
+    state: Path
+    """Ledger, logs, persistent homes. 0700."""
+    leases: Path
+    """One lock file per GPU, shared by all users of the machine."""
+
+    @classmethod
+    def default(cls) -> "Paths":
+        """From WARMCELL_RUNTIME_DIR, WARMCELL_STATE_DIR, WARMCELL_LEASE_DIR, else the XDG places."""
+        uid = os.getuid()
+        return cls(
+            runtime=Path(os.environ.get("WARMCELL_RUNTIME_DIR") or _runtime_base(uid)),
+            state=Path(os.environ.get("WARMCELL_STATE_DIR") or _state_base()),
+            leases=Path(os.environ.get("WARMCELL_LEASE_DIR") or "/run/lock/warmcell"),
+        )
+
+    @property
+    def keeper_socket(self) -> Path:
+        return self.runtime / "keeper.sock"
+
+    @property
+    def keeper_lock(self) -> Path:
+        return self.runtime / "keeper.lock"
+
+    @property
+    def keeper_log(self) -> Path:
+        return self.state / "keeper.log"
+
+    @property
+    def sandboxes(self) -> Path:
+        """Run directories, one per sandbox, named by its id."""
+        return self.runtime / "s"
+
+    @property
+    def kernels(self) -> Path:
+        """Sockets that Jupyter clients connect to, one directory per kernel."""
+        return self.runtime / "k"
+
+    def make(self) -> "Paths":
+        """Create the user's directories, 0700.
+
+        Raises:
+            BackendUnavailableError: One of them belongs to somebody else, is a link, or the path is too long
+                for a Unix socket.
+        """
+        for directory in (self.runtime, self.state, self.sandboxes, self.kernels):
+            private_directory(directory)
+        longest = len(os.fsencode(self.sandboxes / ("x" * 12) / "run" / "k9999-5"))
+        if longest > SOCKET_PATH_MAX:
+            raise BackendUnavailableError(
+                f"The runtime directory {self.runtime} is too long for Unix sockets",
+                hint="Set WARMCELL_RUNTIME_DIR to a directory with a short path, such as /run/user/1000/wc.",
+            )
+        return self
+
+
+def private_directory(path: Path) -> Path:
+    """Create `path` for its owner alone, or check that it is so.
+
+    Raises:
+        BackendUnavailableError: It is a link, or belongs to another user.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise BackendUnavailableError(
+            f"{path} is not a directory of this user", hint=f"Remove {path} or set WARMCELL_RUNTIME_DIR elsewhere."
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(0o700)
+    return path
+
+
+def _runtime_base(uid: int) -> Path:
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    if given and os.access(given, os.W_OK):
+        return Path(given) / "warmcell"
+    usual = Path(f"/run/user/{uid}")
+    if os.access(usual, os.W_OK):
+        return usual / "warmcell"
+    return Path("/run/warmcell") if uid == 0 else Path(f"/tmp/warmcell-{uid}")
+
+
+def _state_base() -> Path:
+    given = os.environ.get("XDG_STATE_HOME")
+    return (Path(given) if given else Path.home() / ".local" / "state") / "warmcell"
