@@ -1,0 +1,45 @@
+import eslint from '@eslint/js';
+import prettier from 'eslint-config-prettier';
+import globals from 'globals';
+import tseslint from 'typescript-eslint';
+
+export default tseslint.config(
+  {
+    ignores: [
+      '.cache/',
+      '.venv/',
+      'build/',
+      'dist/',
+      'docs/_build/',
+      'labextension/lib/',
+      'src/warmcell/',
+      'tests/browser/output/'
+    ]
+  },
+  eslint.configs.recommended,
+  {
+    files: ['labextension/src/**/*.{ts,tsx}'],
+    extends: [tseslint.configs.strictTypeChecked, tseslint.configs.stylisticTypeChecked],
+    languageOptions: {
+      globals: globals.browser,
+      parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname }
+    },
+    rules: {
+      eqeqeq: 'error',
+      'no-console': 'error',
+      '@typescript-eslint/no-extraneous-class': 'off', // Namespaced statics are a Lumino habit.
+      '@typescript-eslint/no-namespace': 'off',
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
+      '@typescript-eslint/naming-convention': [
+        'error',
+        { selector: 'interface', format: ['PascalCase'], custom: { regex: '^I[A-Z]', match: true } }
+      ]
+    }
+  },
+  {
+    // The browser tests and other scripts run in Node.
+    files: ['**/*.mjs'],
+    languageOptions: { globals: { ...globals.node, ...globals.browser } }
+  },
+  prettier
+);
