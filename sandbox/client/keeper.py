@@ -1,0 +1,154 @@
+"""Talk to the user's keeper over its Unix socket: REST, the same for everyone (docs: the keeper's API)."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.client import _api
+from warmcell.sandbox.client.start import ensure_keeper, is_listening
+from warmcell.sandbox.paths import Paths
+
+
+def _no_keeper() -> errors.TransportError:
+    return errors.TransportError(
+        "No keeper is running", hint="It starts with the first kernel, or with `warmcell doctor --start`."
+    )
+
+
+class KeeperClient:
+    """An asynchronous connection to the keeper. Paths are relative to `/warmcell/api/v1`."""
+
+    def __init__(self, paths: Paths) -> None:
+        """Prefer `connect`, which makes sure that somebody answers."""
+        self.paths = paths
+        transport = httpx.AsyncHTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS)
+        self._http = httpx.AsyncClient(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT)
+
+    @classmethod
+    async def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
+        """Find the keeper, or start it.
+
+        Raises:
+            TransportError: It is not there and `start` is false, or it did not come up.
+        """
+        paths = paths or Paths.default()
+        if start:
+            await asyncio.to_thread(ensure_keeper, paths)
+        elif not await asyncio.to_thread(is_listening, paths):
+            raise _no_keeper()
+        return cls(paths)
+
+    async def get(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """GET; `timeout` in seconds, None for as long as it takes.
+
+        Raises:
+            WarmcellError: What the keeper answers, or `TransportError` where it is gone.
+        """
+        return await self._request("GET", path, None, timeout)
+
+    async def post(self, path: str, body: Any = None, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """POST a JSON body; as `get`."""
+        return await self._request("POST", path, {} if body is None else body, timeout)
+
+    async def delete(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """DELETE; as `get`."""
+        return await self._request("DELETE", path, None, timeout)
+
+    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Name and data of each event, `hello` first, until the keeper closes.
+
+        Raises:
+            TransportError: The keeper is gone.
+        """
+        try:
+            async with self._http.stream("GET", "/events", timeout=_api.timeout(None)) as response:
+                if not response.is_success:
+                    raise _api.failure(response.status_code, await response.aread())
+                name = "message"
+                async for line in response.aiter_lines():
+                    field, _, value = line.partition(": ")
+                    if field == "event":
+                        name = value
+                    elif field == "data":
+                        yield name, json.loads(value)
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._http.aclose()
+
+    async def _request(self, method: str, path: str, body: Any, timeout: float | None) -> Any:
+        try:
+            response = await self._http.request(method, path, json=body, timeout=_api.timeout(timeout))
+        except httpx.TimeoutException as error:
+            raise errors.OperationTimeoutError(
+                f"The keeper did not answer {method} {path} within {timeout} s", hint="`warmcell ps` says what it does."
+            ) from error
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+        return _api.read(response)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class SyncKeeperClient:
+    """`KeeperClient` for code without a loop: the CLI, the magic."""
+
+    def __init__(self, paths: Paths) -> None:
+        """Prefer `connect`, which makes sure that somebody answers."""
+        self.paths = paths
+        transport = httpx.HTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS)
+        self._http = httpx.Client(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT)
+
+    @classmethod
+    def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
+        """Find the keeper, or start it; raises as `KeeperClient.connect`."""
+        paths = paths or Paths.default()
+        if start:
+            ensure_keeper(paths)
+        elif not is_listening(paths):
+            raise _no_keeper()
+        return cls(paths)
+
+    def get(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """GET; raises as `KeeperClient.get`."""
+        return self._request("GET", path, None, timeout)
+
+    def post(self, path: str, body: Any = None, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """POST a JSON body."""
+        return self._request("POST", path, {} if body is None else body, timeout)
+
+    def delete(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """DELETE."""
+        return self._request("DELETE", path, None, timeout)
+
+    def close(self) -> None:
+        """Drop the connections."""
+        self._http.close()
+
+    def _request(self, method: str, path: str, body: Any, timeout: float | None) -> Any:
+        try:
+            response = self._http.request(method, path, json=body, timeout=_api.timeout(timeout))
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+        return _api.read(response)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,94 @@
+"""Find the user's keeper, or start it: one per user and machine, however many ask at once."""
+
+import fcntl
+import json
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.paths import Paths
+
+START_TIMEOUT_S = 30.0
+KEEPER_MODULE = "warmcell.extension.keeper"
+
+
+def is_listening(paths: Paths) -> bool:
+    """Whether somebody accepts connections on the keeper's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(paths.keeper_socket))
+        except OSError:
+            return False
+        return True
+
+
+def ensure_keeper(paths: Paths) -> None:
+    """Start the keeper unless it listens. Blocks; call it in a thread from a loop.
+
+    Raises:
+        TransportError: It did not come up; the message has its last words.
+        BackendUnavailableError: The runtime directory cannot be used.
+    """
+    if is_listening(paths):
+        return
+    paths.make()
+    with _starter_lock(paths):
+        if not is_listening(paths):
+            _start(paths)
+
+
+def _start(paths: Paths) -> None:
+    read, write = os.pipe()
+    with open(paths.keeper_log, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", KEEPER_MODULE, "--ready-fd", str(write)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[write],
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(write)
+    try:
+        said = _read_until_closed(read, START_TIMEOUT_S)
+    finally:
+        os.close(read)
+    answer = json.loads(said) if said else {"message": f"it ended with exit code {process.wait(timeout=5)}"}
+    if answer.get("ready"):
+        return
+    raise errors.TransportError(
+        f"The keeper did not start: {answer.get('message')}",
+        hint=answer.get("hint") or f"{paths.keeper_log} says more.",
+    )
+
+
+def _read_until_closed(fd: int, timeout: float) -> bytes:
+    """All that comes until the writer closes its end."""
+    deadline, said = time.monotonic() + timeout, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            if selector.select(left):
+                piece = os.read(fd, 65536)
+                if not piece:
+                    return said
+                said += piece
+    raise errors.TransportError(
+        f"The keeper did not answer within {timeout:.0f} s", hint="Look into keeper.log in the state directory."
+    )
+
+
+@contextmanager
+def _starter_lock(paths: Paths) -> Iterator[None]:
+    """Held while one caller starts a keeper, so that others wait and then find it."""
+    with open(paths.runtime / "start.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
