@@ -1,7 +1,7 @@
 """The states of a sandbox as one pure table: no input, no output, no clock.
 
-    creating → running ⇄ suspended, each of them → stopped or failed;
-    in between suspending, resuming, stopping.
+creating → running ⇄ suspended, each of them → stopped or failed;
+in between suspending, resuming, stopping.
 """
 
 from enum import StrEnum
