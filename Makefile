@@ -1,0 +1,99 @@
+# make lab     install everything into .venv, build the labextension, open JupyterLab
+# make test    set up what the tests need, then run every check
+# make bench   measure, store the results, put the table into the README
+#
+# Each step is done again only when what it depends on has changed; `make clean` begins anew.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+DONE := .venv/.done
+LABEXTENSION := src/warmcell/labextension/package.json
+TYPESCRIPT := $(shell find labextension/src labextension/style labextension/schema -type f)
+SHARED_DATA := $(shell find kernel_provisioner/kernelspec extension/jupyter-config -type f) labextension/install.json
+LAB_DIR ?= examples
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export SKIP_JUPYTER_BUILDER := 1 # The rules below build the labextension.
+
+.PHONY: help lab test lint build bench long docs clean packages setup-lab setup-dev
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+	@echo 'make lint, build, long, docs, clean: as their names say'
+	@echo 'make packages (as root): the Debian packages of all test lanes'
+
+# --- what people run ----------------------------------------------------------------------------------------------
+
+lab: setup-lab
+	$(BIN)/jupyter lab --notebook-dir=$(LAB_DIR) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
+
+test: setup-dev
+	@$(MAKE) lint
+	@$(MAKE) build
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p warmcell
+	$(BIN)/lint-imports
+	scripts/jlpm lint
+
+build: setup-dev
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation >/dev/null
+	@ls -l dist
+
+long: setup-dev
+	@log="benchmarks/results/long-$$(date -u +%Y-%m-%d)-$$(hostname).log"; \
+	{ date -u; uname -srm; nproc; $(BIN)/python -m pytest --long $(TEST_ARGS); } 2>&1 | tee "$$log"
+
+docs: setup-dev
+	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+packages:
+	scripts/packages
+
+clean:
+	rm -rf .venv .cache .yarn node_modules labextension/lib src/warmcell/labextension dist docs/_build \
+	  .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# --- set-up -------------------------------------------------------------------------------------------------------
+
+# The Python half and the Node half wait for the network more than for the processor, so they run side by side.
+setup-lab:
+	@scripts/packages
+	@$(MAKE) -j2 $(DONE)/editable $(DONE)/notebooks
+setup-dev:
+	@scripts/packages
+	@$(MAKE) -j2 $(DONE)/editable $(DONE)/dev
+
+$(DONE)/venv: scripts/find-python scripts/make-venv
+	scripts/make-venv
+	@mkdir -p $(DONE) && touch $@
+
+$(DONE)/notebooks: $(DONE)/venv pyproject.toml
+	scripts/pip-install notebooks
+	@touch $@
+
+$(DONE)/dev: $(DONE)/notebooks
+	scripts/pip-install dev
+	@touch $@
+
+node_modules/.done: $(DONE)/venv package.json yarn.lock .yarnrc.yml
+	scripts/jlpm install --immutable >.venv/jlpm.log 2>&1 || { cat .venv/jlpm.log; exit 1; }
+	@touch $@
+
+$(LABEXTENSION): node_modules/.done tsconfig.json $(TYPESCRIPT)
+	scripts/jlpm build:prod
+
+# Two seconds: no dependencies, no isolation. The labextension, the kernelspec and the server's configuration are
+# copied into .venv/share and .venv/etc, hence again when they change.
+$(DONE)/editable: $(LABEXTENSION) $(SHARED_DATA) $(DONE)/notebooks
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

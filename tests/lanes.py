@@ -1,0 +1,130 @@
+"""Which parts of the test suite this machine can run, and what would add the others.
+
+A lane is a marker. Where it is absent its tests are skipped, the end of the run names it with the one command that adds
+it, and with CI=true they fail instead.
+"""
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PACKAGES = "sudo make packages"
+AS_ROOT = "sudo make test"
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Why a lane is not there, and the command that adds it."""
+
+    why: str
+    cure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A marker and the probe that says whether this machine has it."""
+
+    about: str
+    probe: Callable[[], Absence | None]
+
+
+@cache
+def absence(lane: str) -> Absence | None:
+    """Why `lane` is absent here, or None where it is present. Probed once."""
+    return LANES[lane].probe()
+
+
+def chromium() -> str | None:
+    """The browser to test with: WARMCELL_CHROMIUM, else the first one on PATH."""
+    named = os.environ.get("WARMCELL_CHROMIUM")
+    return named or next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+def ordinary_uid() -> int:
+    """A uid that nobody on this machine has, from 1001 on."""
+    taken = {entry.pw_uid for entry in pwd.getpwall()}
+    return next(uid for uid in range(1001, 60000) if uid not in taken)
+
+
+def as_ordinary_user(*argv: str, uid: int | None = None) -> list[str]:
+    """The command line that runs `argv` as an ordinary user; `argv` itself for who is one."""
+    if os.getuid() != 0:
+        return list(argv)
+    return [str(TOP / "scripts" / "as-ordinary-user"), str(ordinary_uid() if uid is None else uid), *argv]
+
+
+def _bubblewrap() -> Absence | None:
+    if shutil.which("bwrap", path=_path_with_venv()) is None:
+        return Absence("bwrap is not installed", PACKAGES)
+    return None
+
+
+def _user_namespaces() -> Absence | None:
+    missing = _bubblewrap()
+    if missing:
+        return missing
+    if os.getuid() == 0:
+        missing = _ordinary_user()
+        if missing:
+            return missing
+    tried = subprocess.run(
+        as_ordinary_user("unshare", "--user", "--map-root-user", "true"), capture_output=True, text=True, timeout=20
+    )
+    if tried.returncode != 0:
+        return Absence(
+            f"ordinary users may not make user namespaces ({tried.stderr.strip()})",
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=28633",
+        )
+    return None
+
+
+def _root() -> Absence | None:
+    return None if os.getuid() == 0 else Absence("not root", AS_ROOT)
+
+
+def _ordinary_user() -> Absence | None:
+    """Root can become an ordinary user who can run this environment's Python."""
+    if os.getuid() != 0:
+        return None
+    tried = subprocess.run(
+        as_ordinary_user(sys.executable, "-c", "import warmcell.sandbox"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    if tried.returncode != 0:
+        reason = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return Absence(
+            f"{sys.executable} cannot be run by an ordinary user ({reason})",
+            "rm -rf .venv && make test PYTHON=/usr/bin/python3",
+        )
+    return None
+
+
+def _browser() -> Absence | None:
+    if chromium() is None:
+        return Absence("no Chromium", PACKAGES)
+    if not (TOP / "node_modules" / "playwright-core").is_dir():
+        return Absence("the Node packages are not installed", "make test")
+    return None
+
+
+def _path_with_venv() -> str:
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+LANES: Mapping[str, Lane] = {
+    "bubblewrap": Lane("sandboxes made by bubblewrap, as whoever runs the tests", _bubblewrap),
+    "user": Lane("an ordinary user's sandboxes; root becomes one for it", _user_namespaces),
+    "root": Lane("what only root can do", _root),
+    "browser": Lane("a real Chromium on a real JupyterLab", _browser),
+}

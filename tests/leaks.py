@@ -1,0 +1,180 @@
+"""What a test may leave behind: nothing of ours.
+
+Each test has runtime, state and lease directories of its own below one short, uniquely named directory. Whatever
+belongs to the test can be told by that name: a process has it in its environment, its arguments or its mounts.
+"""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+GRACE_S = 10.0
+"""How long what is ending may take; a sandbox's processes die asynchronously with their keeper."""
+
+_HELPERS_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The directories of one test."""
+
+    root: Path
+    runtime: Path = field(init=False)
+    state: Path = field(init=False)
+    leases: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, letter in (("runtime", "r"), ("state", "s"), ("leases", "l")):
+            object.__setattr__(self, name, self.root / letter)
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The variables that point Warmcell, and Jupyter, at these directories."""
+        return {
+            "WARMCELL_RUNTIME_DIR": str(self.runtime),
+            "WARMCELL_STATE_DIR": str(self.state),
+            "WARMCELL_LEASE_DIR": str(self.leases),
+            "JUPYTER_RUNTIME_DIR": str(self.root / "jupyter" / "runtime"),
+            "JUPYTER_DATA_DIR": str(self.root / "jupyter" / "data"),
+            "JUPYTER_CONFIG_DIR": str(self.root / "jupyter" / "config"),
+            "IPYTHONDIR": str(self.root / "ipython"),
+        }
+
+
+class LeakError(AssertionError):
+    """Something of ours outlived what made it."""
+
+
+@contextmanager
+def own_places(*, owner: int | None = None, grace_s: float = GRACE_S) -> Iterator[Places]:
+    """Directories for a test (or a module of tests), checked for leaks and removed at the end.
+
+    Args:
+        owner: uid that the directories belong to; the caller's if None.
+        grace_s: Seconds that processes, mounts and cgroups may still need to go away.
+
+    Raises:
+        LeakError: Something that was made meanwhile is still there.
+    """
+    places = Places(Path(tempfile.mkdtemp(prefix="wc-", dir="/tmp")))
+    try:
+        for path in (places.runtime, places.state, places.leases):
+            path.mkdir(mode=0o700)
+        if owner is not None:
+            for path in (places.root, places.runtime, places.state, places.leases):
+                os.chown(path, owner, owner)
+        before = traces(places)
+        yield places
+        _wait_until_gone(places, before, grace_s)
+        left = leftover_files(places)
+        if left:
+            raise LeakError("files are left: " + ", ".join(left))
+    finally:
+        shutil.rmtree(places.root, ignore_errors=True)
+
+
+def traces(places: Places) -> frozenset[str]:
+    """Processes, mounts and cgroups on this machine that can belong to `places`, one line each."""
+    ours = _processes(places)
+    return frozenset({*ours.values(), *_mounts(places), *_cgroups(set(ours))})
+
+
+def leftover_files(places: Places) -> list[str]:
+    """Files that nothing uses any more, or leases that somebody still holds; paths relative to the test's root."""
+    found: list[str] = []
+    for path in sorted(places.runtime.rglob("*")):
+        mode = path.lstat().st_mode
+        if not stat.S_ISDIR(mode) and path.name != "keeper.lock":
+            found.append(str(path.relative_to(places.root)))
+    for kind in ("s", "k"):
+        directory = places.runtime / kind
+        if directory.is_dir():
+            found += [f"{path.relative_to(places.root)}/" for path in sorted(directory.iterdir()) if path.is_dir()]
+    found += [f"{path.relative_to(places.root)} (held)" for path in sorted(places.leases.glob("*")) if _held(path)]
+    return found
+
+
+def _wait_until_gone(places: Places, before: frozenset[str], grace_s: float) -> None:
+    deadline = time.monotonic() + grace_s
+    while left := traces(places) - before:
+        if time.monotonic() > deadline:
+            raise LeakError("left behind:\n  " + "\n  ".join(sorted(left)))
+        time.sleep(0.02)
+
+
+def _processes(places: Places) -> dict[int, str]:
+    """Descendants of this process, and whoever mentions the test's directory."""
+    token = places.root.name.encode()
+    own_mounts = os.readlink("/proc/self/ns/mnt")
+    parents: dict[int, int] = {}
+    lines: dict[int, str] = {}
+    named: set[int] = set()
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        if pid == os.getpid():
+            continue
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+            foreign = os.readlink(f"/proc/{pid}/ns/mnt") != own_mounts
+        except OSError:
+            continue  # It ended while we looked, or is somebody else's.
+        said = arguments.replace(bytes(1), b" ").decode(errors="replace").strip()
+        parents[pid] = int(fields[1])
+        lines[pid] = f"process {pid} (started at {fields[19]}): {said or 'ended, not waited for'}"
+        read = _read(f"/proc/{pid}/environ") + (_read(f"/proc/{pid}/mountinfo") if foreign else b"")
+        if token in arguments or token in read:
+            named.add(pid)
+    return {
+        pid: line
+        for pid, line in lines.items()
+        if (pid in named or _descends(pid, parents)) and not any(name in line for name in _HELPERS_OF_PYTHON)
+    }
+
+
+def _descends(pid: int, parents: Mapping[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == os.getpid():
+            return True
+    return False
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def _mounts(places: Places) -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if "warmcell" in line.split(" - ")[0] or places.root.name in line:
+            yield f"mount {line}"
+
+
+def _cgroups(ours: set[int]) -> Iterator[str]:
+    """Control groups of ours that are empty or hold processes of this test; others' tests may run beside it."""
+    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+        for name in names:
+            if name.startswith("warmcell"):
+                path = Path(directory, name)
+                inside = {int(pid) for file in path.rglob("cgroup.procs") for pid in _read(str(file)).split()}
+                if not inside or inside & ours:
+                    yield f"cgroup {path}"
+        names[:] = [name for name in names if not name.startswith("warmcell")]
+
+
+def _held(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
