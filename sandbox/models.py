@@ -8,7 +8,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NewType, Self
 
@@ -101,11 +101,11 @@ class SandboxSpec(Wire):
     preload: tuple[str, ...] = DEFAULT_PRELOAD
     """Modules imported in advance. Empty: no template, every start is cold."""
 
-    def shape(self) -> tuple[object, ...]:
-        """What is fixed once a sandbox exists; prepared sandboxes serve a spec of equal shape.
+    def shape(self, gpus: Sequence["GpuDevice"] = ()) -> tuple[object, ...]:
+        """What is fixed once a sandbox exists; a sandbox serves any spec of equal shape.
 
-        Environment variables are given to each kernel, so they are not part of it; a GPU request is,
-        since its device nodes are.
+        Environment variables are given to each kernel, so they are not part of it. Of the GPUs that
+        are leased for it only the device nodes are: a simulated one has none.
         """
         return (
             self.backend,
@@ -115,9 +115,9 @@ class SandboxSpec(Wire):
             self.mounts,
             self.home,
             self.limits,
-            self.gpu,
             self.template,
             self.preload,
+            tuple(node for gpu in gpus for node in gpu.device_nodes),
         )
 
 
@@ -215,6 +215,9 @@ class SandboxInfo(Wire):
     phase: Phase | None = None
     created_at: float = 0.0
     error: ErrorInfo | None = None
+    """Why it failed, or why its kernel ended by itself."""
+    previous_error: ErrorInfo | None = None
+    """Why the kernel before this one ended by itself (killed for memory, for example)."""
     exit_code: int | None = None
 
 

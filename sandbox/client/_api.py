@@ -45,7 +45,7 @@ def failure(status: int, body: bytes) -> errors.WarmcellError:
         return errors.from_json(data)
     return errors.ProtocolError(
         f"The keeper answered with status {status}",
-        hint="Look into keeper.log in the state directory; a keeper of another version is replaced by `warmcell clean`.",
+        hint="keeper.log in the state directory says more; `warmcell clean` ends a keeper of another version.",
     )
 
 

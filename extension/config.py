@@ -1,0 +1,85 @@
+"""`c.Warmcell`: what the operator configures, in `jupyter_warmcell_config.py` of any Jupyter config directory.
+
+The keeper and the server extension read the same file, so it holds for every server, notebook and
+script of the user. Bounds are the keeper's: a kernelspec or a notebook asks within them.
+"""
+
+import os
+from typing import Any
+
+from traitlets import Bool, CFloat, Dict, Float, Integer, List, Unicode
+from traitlets.config import Configurable
+from traitlets.config.loader import Config
+
+from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.models import GIB
+
+CONFIG_FILE = "jupyter_warmcell_config"
+
+
+class Warmcell(Configurable):
+    """Settings of one user's keeper and of the Jupyter servers beside it."""
+
+    backend = Unicode(
+        "bubblewrap",
+        help="Backend of sandboxes that ask for none. `process` isolates nothing: everything says so.",
+    ).tag(config=True)
+    networks = List(
+        Unicode(), ["none", "host"], help="Networks that may be asked for: `none`, `host` (the machine's own)."
+    ).tag(config=True)
+    workspace_modes = List(
+        Unicode(), ["rw", "ro", "none"], help="How the notebook's folder may be given to a sandbox."
+    ).tag(config=True)
+    mounts = List(
+        Unicode(), help="Host folders below which kernelspecs and notebooks may mount. Empty: no extra mounts."
+    ).tag(config=True)
+    max_memory = Float(
+        None, allow_none=True, help="Most memory of one sandbox in GiB, and its cap if it asks for none. None: no cap."
+    ).tag(config=True)
+    max_cpus = CFloat(
+        None, allow_none=True, help="Most CPU cores of one sandbox, and its cap if it asks for none. None: no cap."
+    ).tag(config=True)
+    max_sandboxes = Integer(64, help="Most sandboxes at a time.").tag(config=True)
+    prepared = Integer(1, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
+    prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
+    simulated_gpus = List(
+        Dict(),
+        help="GPUs to pretend, marked as simulated wherever they show: "
+        '[{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]. Empty: the machine\'s own.',
+    ).tag(config=True)
+    keeper_idle_s = Float(
+        10.0, help="Seconds that the keeper stays when nothing runs and nobody is connected."
+    ).tag(config=True)
+    sandboxed_only = Bool(
+        False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
+    ).tag(config=True)
+
+    def bounds(self) -> Bounds:
+        """The operator's caps as the engine takes them."""
+        return Bounds.from_names(
+            networks=self.networks,
+            workspace_modes=self.workspace_modes,
+            backends=dict.fromkeys(["bubblewrap", self.backend]),
+            mounts=self.mounts,
+            max_memory_bytes=None if self.max_memory is None else int(self.max_memory * GIB),
+            max_cpus=self.max_cpus,
+            max_sandboxes=self.max_sandboxes,
+        )
+
+
+def load() -> Config:
+    """The configuration of all Jupyter config directories, the user's last and strongest."""
+    from jupyter_core.application import JupyterApp
+
+    class Loader(JupyterApp):
+        name = "jupyter-warmcell"
+        config_file_name = CONFIG_FILE
+
+    loader = Loader()
+    loader.load_config_file()
+    return loader.config
+
+
+def environment_summary() -> dict[str, Any]:
+    """What of the environment decides where things lie, for `doctor`."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith("WARMCELL_")}

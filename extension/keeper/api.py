@@ -1,0 +1,296 @@
+"""The keeper's REST, `/warmcell/api/v1` (docs/explanation/keeper-api.md). Handlers translate, no more."""
+
+import dataclasses
+import getpass
+import json
+import os
+from typing import Any
+
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.keeper.http import JsonHandler
+from warmcell.extension.keeper.kernels import KernelRequest, Kernels
+from warmcell.extension.keeper.owners import OwnerWatch
+from warmcell.extension.keeper.run_handler import RunHandler
+from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.wiring import Wiring
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.service import SandboxService
+
+PREFIX = "/warmcell/api/v1"
+LONGEST_WAIT_S = 300.0
+EVENT_KEEPALIVE_S = 15.0
+"""A comment this often shows both sides of an event stream that the other is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KeeperApi:
+    """What handlers work with."""
+
+    service: SandboxService
+    kernels: Kernels
+    runs: Runs
+    wiring: Wiring
+    started_at: float
+    owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
+
+    def application(self) -> web.Application:
+        """All verbs, for the user's own processes."""
+        return self._application(
+            [
+                (r"/status", StatusHandler),
+                (r"/doctor", DoctorHandler),
+                (r"/templates", TemplatesHandler),
+                (r"/events", EventsHandler),
+                (r"/check", CheckHandler),
+                (r"/kernels", KernelsHandler),
+                (r"/kernels/([^/]+)", KernelHandler),
+                (r"/kernels/([^/]+)/(signal|end|adopt)", KernelVerbHandler),
+            ],
+            scope=None,
+        )
+
+    def guest_application(self, scope: GuestScope) -> web.Application:
+        """The few verbs that code in a sandbox has, within what that sandbox was given."""
+        return self._application([], scope=scope)
+
+    def _application(self, routes: list[Any], scope: GuestScope | None) -> web.Application:
+        routes = [
+            *routes,
+            (r"/gpus", GpusHandler),
+            (r"/sandboxes", SandboxesHandler),
+            (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
+            (r"/sandboxes/([a-z0-9]+)/interrupt", InterruptHandler),
+            (r"/sandboxes/([a-z0-9]+)/run", RunHandler),
+        ]
+        return web.Application(
+            [(PREFIX + path, handler) for path, handler in routes],
+            default_handler_class=UnknownHandler,
+            log_function=lambda handler: None,
+            keeper=self,
+            scope=scope,
+            check_peer=scope is None,
+        )
+
+    async def stop(self, sandbox_id: SandboxId) -> None:
+        """Stop a sandbox with whatever hangs on it here."""
+        owner = self.owners.pop(sandbox_id, None)
+        if owner is not None:
+            owner.close()
+        await self.runs.forget(sandbox_id)
+        await self.kernels.forget_sandbox(sandbox_id)
+        await self.service.stop(sandbox_id)
+
+
+class Handler(JsonHandler):
+    """Access to the keeper, and to the scope of whoever asks."""
+
+    @property
+    def keeper(self) -> KeeperApi:
+        keeper: KeeperApi = self.settings["keeper"]
+        return keeper
+
+    @property
+    def scope(self) -> GuestScope | None:
+        scope: GuestScope | None = self.settings["scope"]
+        return scope
+
+    def visible(self, sandbox_id: str) -> SandboxInfo:
+        """The sandbox, if it exists for whoever asks."""
+        info = self.keeper.service.info(SandboxId(sandbox_id))
+        if self.scope is not None:
+            self.scope.check_visible(info)
+        return info
+
+
+class StatusHandler(Handler):
+    """Who this keeper is."""
+
+    def get(self) -> None:
+        from warmcell import __version__
+
+        self.answer(
+            {
+                "pid": os.getpid(),
+                "version": __version__,
+                "user": getpass.getuser(),
+                "started_at": self.keeper.started_at,
+                "isolation": self.keeper.wiring.settings.backend,
+            }
+        )
+
+
+class DoctorHandler(Handler):
+    """What this machine can do."""
+
+    async def get(self) -> None:
+        self.answer(await self.keeper.wiring.doctor())
+
+
+class GpusHandler(Handler):
+    """The machine's GPUs."""
+
+    async def get(self) -> None:
+        self.answer({"gpus": await self.keeper.service.gpus()})
+
+
+class TemplatesHandler(Handler):
+    """Templates in use."""
+
+    async def get(self) -> None:
+        self.answer({"templates": [one.to_json() for one in await self.keeper.service.templates()]})
+
+
+class CheckHandler(Handler):
+    """Would this start? Nothing is made."""
+
+    async def post(self) -> None:
+        spec = SandboxSpec.from_json({"python": "/usr/bin/env", **_object(self.body(), "spec")})
+        self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
+
+
+class SandboxesHandler(Handler):
+    """All sandboxes that whoever asks may see."""
+
+    def get(self) -> None:
+        infos = self.keeper.service.list()
+        if self.scope is not None:
+            infos = self.scope.visible(infos)
+        self.answer({"sandboxes": [info.to_json() for info in infos]})
+
+    async def post(self) -> None:
+        asked = _object(self.body(), "spec")
+        if self.scope is not None:
+            spec = self.scope.narrow(asked)
+            info = await self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
+        else:
+            spec = SandboxSpec.from_json(asked)
+            info = await self.keeper.service.create(spec, owner="client")
+            self._end_with_caller(info.id)
+        self.answer(info.to_json(), 201)
+
+    def _end_with_caller(self, sandbox_id: SandboxId) -> None:
+        keeper, pid = self.keeper, self.peer()[0]
+        keeper.owners[sandbox_id] = OwnerWatch(pid, lambda: keeper.kernels.spawn(keeper.stop(sandbox_id)))
+
+
+class SandboxHandler(Handler):
+    """One sandbox."""
+
+    def get(self, sandbox_id: str) -> None:
+        self.answer(self.visible(sandbox_id).to_json())
+
+    async def delete(self, sandbox_id: str) -> None:
+        infos = {info.id: info for info in self.keeper.service.list()}
+        info = infos.get(SandboxId(sandbox_id))
+        if info is not None:
+            self.visible(sandbox_id)
+            await self.keeper.stop(info.id)
+        self.set_status(204)
+
+
+class InterruptHandler(Handler):
+    """Interrupt what runs in a sandbox's kernel."""
+
+    async def post(self, sandbox_id: str) -> None:
+        await self.keeper.runs.interrupt(self.visible(sandbox_id).id)
+        self.answer({})
+
+
+class KernelsHandler(Handler):
+    """Kernels with their keys; on the keeper's own socket only."""
+
+    def get(self) -> None:
+        self.answer({"kernels": [kernel.describe() for kernel in self.keeper.kernels.list()]})
+
+    async def post(self) -> None:
+        request = KernelRequest.from_json(self.body())
+        info = await self.keeper.kernels.start(request, owner_pid=self.peer()[0])
+        self.answer(info.to_json(), 201)
+
+
+class KernelHandler(Handler):
+    """One kernel."""
+
+    async def get(self, kernel_id: str) -> None:
+        kernels = self.keeper.kernels
+        wait = self.get_query_argument("wait", None)
+        if wait is not None:
+            await kernels.wait(kernel_id, timeout=min(_number(wait, "wait"), LONGEST_WAIT_S))
+        self.answer(kernels.get(kernel_id).describe())
+
+    async def delete(self, kernel_id: str) -> None:
+        await self.keeper.kernels.remove(kernel_id)
+        self.set_status(204)
+
+
+class KernelVerbHandler(Handler):
+    """Signal a kernel, end its process, or own it."""
+
+    async def post(self, kernel_id: str, verb: str) -> None:
+        kernels, body = self.keeper.kernels, self.body()
+        if verb == "signal":
+            await kernels.signal(kernel_id, int(_number(body.get("signum"), "signum")))
+        elif verb == "end":
+            await kernels.end(kernel_id, grace=_number(body.get("grace_s", 0), "grace_s"))
+        else:
+            kernels.adopt(kernel_id, server=str(body.get("server", "")), owner_pid=self.peer()[0])
+        self.answer(kernels.get(kernel_id).describe())
+
+
+class EventsHandler(Handler):
+    """Changes as server-sent events: `hello` with the present first."""
+
+    async def get(self) -> None:
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        service = self.keeper.service
+        changes = service.subscribe()
+        try:
+            present = {
+                "sandboxes": [info.to_json() for info in service.list()],
+                "templates": [one.to_json() for one in await service.templates()],
+            }
+            await self._send("hello", present)
+            while not changes.ended:
+                change = await changes.next(timeout=EVENT_KEEPALIVE_S)
+                if change is None:
+                    self.write(": still here\n\n")
+                    await self.flush()
+                else:
+                    await self._send("sandbox" if isinstance(change, SandboxInfo) else "template", change.to_json())
+        except StreamClosedError:  # the reader has gone
+            return
+        finally:
+            changes.close()
+
+    def on_connection_close(self) -> None:
+        """The reader has gone; the next write notices."""
+
+    async def _send(self, name: str, data: Any) -> None:
+        self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")
+        await self.flush()
+
+
+class UnknownHandler(Handler):
+    """Whatever is not of this API."""
+
+    def prepare(self) -> None:
+        raise web.HTTPError(404, f"there is nothing at {self.request.path}")
+
+
+def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
+    value = body.get(name, {})
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{name} must be an object", hint=f'Send {{"{name}": {{…}}}}.')
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidRequestError(f"{name} must be a number, not {value!r}", hint=f"Give {name}.") from None

@@ -1,0 +1,66 @@
+"""What code inside a sandbox may ask of the keeper: no more than its own sandbox was given."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
+from warmcell.sandbox.models import Limits, SandboxId, SandboxInfo, SandboxSpec
+
+ASKABLE = ("gpu", "preload", "template", "limits", "network")
+"""The fields of a spec that code in a sandbox may choose; everything else is its own sandbox's."""
+
+
+@dataclass(frozen=True)
+class GuestScope:
+    """One sandbox's view: it sees only what it created, and creates only its like."""
+
+    sandbox_id: SandboxId
+    spec: SandboxSpec
+
+    def visible(self, infos: Sequence[SandboxInfo]) -> list[SandboxInfo]:
+        """Those that were made from here."""
+        return [info for info in infos if info.parent == self.sandbox_id]
+
+    def check_visible(self, info: SandboxInfo) -> None:
+        """Raises SandboxNotFoundError for what was not made from here, as if it did not exist."""
+        if not self.visible([info]):
+            raise SandboxNotFoundError(
+                f"There is no sandbox {info.id}", hint="Only sandboxes made from this one are seen here."
+            )
+
+    def narrow(self, asked: Mapping[str, Any]) -> SandboxSpec:
+        """The spec of a sandbox made from here.
+
+        Raises:
+            InvalidRequestError: It asks for more than this sandbox has.
+        """
+        for name in asked:
+            if name not in ASKABLE:
+                raise InvalidRequestError(
+                    f"{name!r} cannot be chosen from inside a sandbox", hint=f"Only {', '.join(ASKABLE)} can."
+                )
+        wanted = SandboxSpec.from_json({"python": self.spec.python, **asked})
+        if wanted.network != "none" and self.spec.network == "none":
+            raise InvalidRequestError(
+                "This sandbox has no network, so neither have those it makes",
+                hint="Choose a network for this notebook in the Warmcell menu, and restart.",
+            )
+        return dataclasses.replace(
+            self.spec,
+            gpu=wanted.gpu,
+            network=wanted.network,
+            limits=_least(self.spec.limits, wanted.limits),
+            preload=wanted.preload if "preload" in asked else self.spec.preload,
+            template=wanted.template if "template" in asked else self.spec.template,
+        )
+
+
+def _least(own: Limits, asked: Limits) -> Limits:
+    """Field by field the smaller cap; None is no cap."""
+    values = {}
+    for field in dataclasses.fields(Limits):
+        caps = [cap for cap in (getattr(own, field.name), getattr(asked, field.name)) if cap is not None]
+        values[field.name] = min(caps) if caps else None
+    return Limits(**values)

@@ -1,0 +1,59 @@
+"""Where drivers are chosen and put together; the only place outside `sandbox/` that imports one."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from warmcell.extension import doctor
+from warmcell.extension.config import Warmcell
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.leftovers import clean_leftovers
+from warmcell.sandbox.backends.process import ProcessBackend
+from warmcell.sandbox.gpus.base import GpuInventory
+from warmcell.sandbox.gpus.leases import LeaseDirectory
+from warmcell.sandbox.gpus.nvml import NvmlInventory
+from warmcell.sandbox.gpus.pool import GpuPool
+from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.models import GIB
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.service import SandboxService
+
+log = logging.getLogger(__name__)
+
+
+class Wiring:
+    """The drivers of one keeper, as the operator configured them."""
+
+    def __init__(self, settings: Warmcell, paths: Paths) -> None:
+        self.settings = settings
+        self.paths = paths
+        self.backends: Mapping[str, SandboxBackend] = {
+            "bubblewrap": BubblewrapBackend(paths=paths),
+            "process": ProcessBackend(),
+        }
+        inventory: GpuInventory = (
+            SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
+        )
+        self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
+
+    def service(self) -> SandboxService:
+        """The engine with these drivers."""
+        return SandboxService(
+            backends=self.backends,
+            default_backend=self.settings.backend,
+            gpus=self.gpus,
+            paths=self.paths,
+            bounds=self.settings.bounds(),
+            prepared_per_template=self.settings.prepared,
+            prepared_bytes=int(self.settings.prepared_memory * GIB),
+        )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed keeper left: everything below our directories is without an owner now."""
+        for what in clean_leftovers(self.paths):
+            log.warning("removed a leftover: %s", what)
+
+    async def doctor(self) -> dict[str, Any]:
+        """What this machine can do, for `GET /doctor`."""
+        return await doctor.collect(self.backends, self.gpus, paths=self.paths)
