@@ -45,9 +45,7 @@ class UnixServer(HTTPServer):
             os.chown(self.path, owner, -1)
         self.add_socket(listener)
 
-    def start_request(
-        self, server_conn: object, request_conn: httputil.HTTPConnection
-    ) -> httputil.HTTPMessageDelegate:
+    def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """A request arrives on a connection (tornado's hook)."""
         self._connected.add(server_conn)
         self.changed.set()

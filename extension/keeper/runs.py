@@ -26,9 +26,7 @@ READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
 VALUES_MODULE = "warmcell_guest.values"
 
-SHOWN = frozenset(
-    {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"}
-)
+SHOWN = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
 """iopub messages that belong to a cell's output."""
 
 

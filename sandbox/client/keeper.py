@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,7 +59,7 @@ class KeeperClient:
         """DELETE; as `get`."""
         return await self._request("DELETE", path, None, timeout)
 
-    async def events(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Name and data of each event, `hello` first, until the keeper closes.
 
         Raises:

@@ -46,4 +46,5 @@ def _jupyter_labextension_paths() -> list[dict[str, str]]:
 
 
 def _jupyter_server_extension_points() -> list[dict[str, object]]:
-    return [{"module": "warmcell.extension.server"}]
+    app = import_module("warmcell.extension.server.app").WarmcellApp
+    return [{"module": "warmcell.extension.server", "app": app}]

@@ -1,0 +1,85 @@
+"""Where the extension is put together: configuration, routes, kernels that outlived another server."""
+
+import asyncio
+from typing import Any, ClassVar
+
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.serverapp import ServerApp
+
+from warmcell.extension.config import CONFIG_FILE, Warmcell
+from warmcell.extension.server.handlers import routes
+from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
+from warmcell.kernel_provisioner.adopt import adopt
+from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
+from warmcell.sandbox.errors import WarmcellError
+
+
+class WarmcellApp(ExtensionApp):
+    """Warmcell in a Jupyter server."""
+
+    name = "warmcell"
+    config_file_name = CONFIG_FILE  # type: ignore[assignment]
+    classes: ClassVar = [Warmcell, WarmcellProvisioner]
+    load_other_extensions = True
+
+    def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        """Before the server makes its managers: the last moment at which theirs can be chosen."""
+        super()._link_jupyter_server_extension(serverapp)
+        self.warmcell = Warmcell(parent=self)
+        if self.warmcell.sandboxed_only:
+            serverapp.kernel_spec_manager_class = SandboxedKernelSpecManager
+            serverapp.terminals_enabled = False
+            self.log.info("Warmcell: only sandboxed kernels, and no terminals (c.Warmcell.sandboxed_only)")
+
+    def initialize_settings(self) -> None:
+        """Make what handlers use."""
+        assert self.serverapp is not None
+        self.link = KeeperLink()
+        root_dir = str(self.serverapp.root_dir)
+        WarmcellProvisioner.server = root_dir
+        self.settings["warmcell_link"] = self.link
+
+    def initialize_handlers(self) -> None:
+        """Our REST."""
+        self.handlers.extend(routes())
+
+    async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
+        """Take over kernels whose server is gone, before anybody asks for the list."""
+        try:
+            await self._adopt_kernels(serverapp)
+        except WarmcellError as error:
+            self.log.warning("Warmcell: kernels of an earlier server could not be looked up: %s", error)
+
+    async def _adopt_kernels(self, serverapp: ServerApp) -> None:
+        for kernel in await self.link.kernels():
+            if kernel["server"] != str(serverapp.root_dir) or kernel["server_alive"] or not kernel["alive"]:
+                continue
+            try:
+                await adopt(serverapp.kernel_manager, kernel)
+                await self._recreate_notebook_session(serverapp, kernel)
+                self.log.info("Warmcell: kernel %s runs on", kernel["kernel_id"])
+            except Exception:
+                self.log.exception("Warmcell: kernel %s could not be re-attached", kernel["kernel_id"])
+
+    async def _recreate_notebook_session(self, serverapp: ServerApp, kernel: dict[str, Any]) -> None:
+        """Jupyter keeps which notebook has which kernel in memory only; without it the page starts another."""
+        path = kernel["notebook"]
+        if path is None:
+            return
+        root = str(serverapp.root_dir).rstrip("/") + "/"
+        if not path.startswith(root):
+            return
+        relative = path.removeprefix(root)
+        await serverapp.session_manager.create_session(
+            path=relative,
+            name=relative.rsplit("/", 1)[-1],
+            type="notebook",
+            kernel_name=kernel["kernel_name"],
+            kernel_id=kernel["kernel_id"],
+        )
+
+    async def stop_extension(self) -> None:
+        """The server ends. Its kernels are shut down by Jupyter itself."""
+        if hasattr(self, "link"):
+            await asyncio.wait_for(self.link.close(), 5)

@@ -1,0 +1,166 @@
+"""REST for the page, `/warmcell/api/v1`: every verb authenticated and authorised by Jupyter, then forwarded."""
+
+import asyncio
+import json
+from typing import Any
+
+from jupyter_server.auth.decorator import authorized
+from jupyter_server.base.handlers import APIHandler
+from jupyter_server.utils import url_path_join
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, TransportError, WarmcellError, http_status
+
+AUTH_RESOURCE = "warmcell"
+PREFIX = "/warmcell/api/v1"
+SETTINGS = ("gpu", "memory", "network", "template", "preload", "limits")
+"""What a page may choose for a notebook; anything else of a spec is the kernelspec's."""
+
+
+class WarmcellHandler(APIHandler):
+    """Errors in Warmcell's wire form."""
+
+    auth_resource = AUTH_RESOURCE
+
+    @property
+    def link(self) -> KeeperLink:
+        link: KeeperLink = self.settings["warmcell_link"]
+        return link
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """`WarmcellError` with its own status; everything else as Jupyter does."""
+        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
+        if isinstance(error, WarmcellError):
+            self.set_status(http_status(error))
+            self.set_header("Content-Type", "application/json")
+            self.finish(json.dumps(error.to_json()))
+            return
+        super().write_error(status_code, **kwargs)
+
+    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
+        """Ours are answers, not accidents."""
+        if isinstance(value, WarmcellError):
+            self.log.info("%s %s: %s", self.request.method, self.request.path, value)
+        else:
+            super().log_exception(kind, value, trace)
+
+    def body(self) -> dict[str, Any]:
+        """The request's JSON object.
+
+        Raises:
+            InvalidRequestError: It is none.
+        """
+        try:
+            body = self.get_json_body()
+        except web.HTTPError as error:
+            raise InvalidRequestError("The request is not JSON", hint="Send one JSON object.") from error
+        if body is None:
+            return {}
+        if not isinstance(body, dict):
+            raise InvalidRequestError("The request is not a JSON object", hint="Send one JSON object.")
+        return body
+
+
+class ReadHandler(WarmcellHandler):
+    """What the keeper knows: gpus, templates, sandboxes, doctor."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, noun: str) -> None:
+        self.finish(json.dumps(await self.link.get(f"/{noun}")))
+
+
+class CheckHandler(WarmcellHandler):
+    """Would a notebook with these settings start? Makes nothing."""
+
+    @web.authenticated
+    @authorized
+    async def post(self) -> None:
+        self.finish(json.dumps(await self.link.post("/check", self.body())))
+
+
+class SandboxHandler(WarmcellHandler):
+    """One sandbox."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, sandbox_id: str) -> None:
+        self.finish(json.dumps(await self.link.get(f"/sandboxes/{sandbox_id}")))
+
+    @web.authenticated
+    @authorized
+    async def delete(self, sandbox_id: str) -> None:
+        """A kernel of this server is shut down by Jupyter, so that it is not restarted as if it had died."""
+        try:
+            info = await self.link.get(f"/sandboxes/{sandbox_id}")
+        except NotFoundError:
+            info = {}
+        kernel_id = info.get("kernel_id")
+        if kernel_id is not None and kernel_id in self.kernel_manager:
+            await self.kernel_manager.shutdown_kernel(kernel_id, now=True)
+        await self.link.delete(f"/sandboxes/{sandbox_id}")
+        self.set_status(204)
+
+
+class SettingsHandler(WarmcellHandler):
+    """What the next start of a kernel uses; a restart applies it."""
+
+    @web.authenticated
+    @authorized
+    async def put(self, kernel_id: str) -> None:
+        settings = self.body()
+        for name in settings:
+            if name not in SETTINGS:
+                raise InvalidRequestError(f"{name!r} is no setting", hint=f"Settings are {', '.join(SETTINGS)}.")
+        if kernel_id not in self.kernel_manager:
+            raise NotFoundError(f"There is no kernel {kernel_id}", hint="Start the notebook's kernel first.")
+        provisioner: Any = self.kernel_manager.get_kernel(kernel_id).provisioner
+        if not hasattr(provisioner, "settings"):
+            raise InvalidRequestError(
+                "This kernel is not one of Warmcell's", hint="Choose Python 3 (Warmcell) as the notebook's kernel."
+            )
+        provisioner.settings = settings
+        self.finish(json.dumps(settings))
+
+
+class EventsHandler(WarmcellHandler):
+    """The keeper's changes as server-sent events."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")
+        events = self.link.events()
+        self._reader = asyncio.current_task()
+        try:
+            async for name, data in events:
+                self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")
+                await self.flush()
+        except (StreamClosedError, asyncio.CancelledError):  # the reader has gone
+            return
+        except TransportError:  # the keeper has gone; the page asks again, which starts the next one
+            return
+        finally:
+            await events.aclose()
+
+    def on_connection_close(self) -> None:
+        """The reader has gone (tornado's hook): nothing may come for hours, so do not wait for the next write."""
+        reader = getattr(self, "_reader", None)
+        if reader is not None:
+            reader.cancel()
+
+
+def routes() -> list[tuple[str, type[WarmcellHandler]]]:
+    """URL patterns; the extension application puts them below the base URL."""
+    patterns: list[tuple[str, type[WarmcellHandler]]] = [
+        (r"/(gpus|templates|sandboxes|doctor)", ReadHandler),
+        (r"/check", CheckHandler),
+        (r"/events", EventsHandler),
+        (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
+        (r"/kernels/([^/]+)/settings", SettingsHandler),
+    ]
+    return [(url_path_join(PREFIX, path), handler) for path, handler in patterns]

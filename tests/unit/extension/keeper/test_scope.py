@@ -1,0 +1,62 @@
+"""What code inside a sandbox may ask for."""
+
+import pytest
+
+from warmcell.extension.keeper.scope import GuestScope
+from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.models import GIB, Limits, SandboxId, SandboxInfo, SandboxSpec, Workspace
+
+OWN = SandboxSpec(
+    python="/env/bin/python",
+    workspace=Workspace(path="/w", mode="ro"),
+    env={"TOKEN": "t"},
+    limits=Limits(memory_bytes=2 * GIB, pids=100),
+)
+SCOPE = GuestScope(SandboxId("own"), OWN)
+
+
+def info(name: str, parent: str | None) -> SandboxInfo:
+    made_from = None if parent is None else SandboxId(parent)
+    return SandboxInfo(
+        id=SandboxId(name), state=State.RUNNING, backend="process", isolated=False, owner="remote", parent=made_from
+    )
+
+
+def test_it_sees_only_what_it_created() -> None:
+    """Its own sandbox, others and others' children do not exist for it."""
+    all_of_them = [info("own", None), info("child", "own"), info("other", None), info("grandchild", "child")]
+    assert [seen.id for seen in SCOPE.visible(all_of_them)] == ["child"]
+    with pytest.raises(SandboxNotFoundError):
+        SCOPE.check_visible(info("other", None))
+
+
+def test_what_it_makes_is_like_itself_with_the_gpu_it_asks_for() -> None:
+    """Environment, workspace and interpreter are inherited."""
+    made = SCOPE.narrow({"gpu": "A100"})
+    assert (made.gpu, made.python, made.workspace, made.env) == ("A100", OWN.python, OWN.workspace, OWN.env)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"network": "host"},
+        {"mounts": [{"source": "/etc"}]},
+        {"workspace": {"path": "/", "mode": "rw"}},
+        {"backend": "process"},
+        {"python": "/bin/sh"},
+        {"env": {"A": "1"}},
+        {"home": "persistent"},
+    ],
+)
+def test_it_cannot_ask_for_more_than_it_has(asked: dict[str, object]) -> None:
+    """Wider network, other mounts, another backend: refused, with what can be chosen."""
+    with pytest.raises(InvalidRequestError) as caught:
+        SCOPE.narrow(asked)
+    assert caught.value.hint
+
+
+def test_its_limits_are_the_ceiling() -> None:
+    """Each limit is the smaller of its own and the asked one."""
+    made = SCOPE.narrow({"limits": {"memory_bytes": 8 * GIB, "pids": 50}})
+    assert made.limits == Limits(memory_bytes=2 * GIB, pids=50)

@@ -1,0 +1,63 @@
+"""The operator's bounds."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import GIB, Limits, Mount, SandboxSpec, Workspace
+
+
+def spec(**fields: object) -> SandboxSpec:
+    return SandboxSpec(python=sys.executable, **fields)  # type: ignore[arg-type]
+
+
+def test_what_asks_for_no_cap_gets_the_operators() -> None:
+    """A cap of the operator holds for every sandbox, and a smaller wish is kept."""
+    bounds = Bounds(max_memory_bytes=4 * GIB, max_cpus=2.0)
+    assert bounds.check(spec()).limits == Limits(memory_bytes=4 * GIB, cpus=2.0)
+    assert bounds.check(spec(limits=Limits(memory_bytes=GIB))).limits.memory_bytes == GIB
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fields", "says"),
+    [
+        (Bounds(max_memory_bytes=GIB), {"limits": Limits(memory_bytes=2 * GIB)}, "more than the operator's"),
+        (Bounds(), {"limits": Limits(memory_bytes=1)}, "too few for a kernel"),
+        (Bounds(), {"limits": Limits(cpus=-1.0)}, "more than nothing"),
+        (Bounds(networks=("none",)), {"network": "host"}, "network 'host' is not allowed"),
+        (Bounds(), {"backend": "process"}, "backend 'process' is not allowed"),
+        (Bounds(workspace_modes=("ro",)), {"workspace": Workspace(path="/", mode="rw")}, "mode 'rw' is not allowed"),
+        (Bounds(), {"workspace": Workspace(path="/no/such/folder")}, "/no/such/folder does not exist"),
+        (Bounds(mounts=("/",)), {"mounts": (Mount(source="/no/such"),)}, "/no/such does not exist"),
+        (Bounds(), {"mounts": (Mount(source="/usr"),)}, "Mounting /usr is not allowed"),
+    ],
+)
+def test_more_than_the_bounds_is_refused_with_what_is_allowed(
+    bounds: Bounds, fields: dict[str, object], says: str
+) -> None:
+    """One error, and its hint says what would do."""
+    with pytest.raises(InvalidRequestError) as caught:
+        bounds.check(spec(**fields))
+    assert says in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_link_out_of_an_allowed_folder_is_no_way_round(tmp_path: Path) -> None:
+    """Mounts are held against where they really lead."""
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "allowed" / "door").symlink_to("/etc")
+    bounds = Bounds(mounts=(str(tmp_path / "allowed"),))
+    with pytest.raises(InvalidRequestError, match="is not allowed here"):
+        bounds.check(spec(mounts=(Mount(source=str(tmp_path / "allowed" / "door")),)))
+    inside = spec(mounts=(Mount(source=str(tmp_path / "allowed")),))
+    assert bounds.check(inside) == inside
+
+
+@pytest.mark.parametrize("python", ["python3", "/", __file__])
+def test_the_interpreter_must_be_one(python: str) -> None:
+    """A relative name, a folder or a plain file is no interpreter."""
+    with pytest.raises(InvalidRequestError, match="is no Python interpreter"):
+        Bounds().check(SandboxSpec(python=python))
