@@ -53,7 +53,7 @@ long: setup-dev
 	{ date -u; uname -srm; nproc; $(BIN)/python -m pytest --long $(TEST_ARGS); } 2>&1 | tee "$$log"
 
 docs: setup-dev
-	$(BIN)/python -m pip install --quiet --group docs
+	$(BIN)/python -m pip install -qq --group docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 packages:
@@ -95,5 +95,5 @@ $(LABEXTENSION): node_modules/.done tsconfig.json $(TYPESCRIPT)
 # Two seconds: no dependencies, no isolation. The labextension, the kernelspec and the server's configuration are
 # copied into .venv/share and .venv/etc, hence again when they change.
 $(DONE)/editable: $(LABEXTENSION) $(SHARED_DATA) $(DONE)/notebooks
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
 	@touch $@

