@@ -48,6 +48,9 @@ build: setup-dev
 	$(BIN)/python -m build --no-isolation >/dev/null
 	@ls -l dist
 
+bench: setup-dev
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
 long: setup-dev
 	@log="benchmarks/results/long-$$(date -u +%Y-%m-%d)-$$(hostname).log"; \
 	{ date -u; uname -srm; nproc; $(BIN)/python -m pytest --long $(TEST_ARGS); } 2>&1 | tee "$$log"

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-_EXPORTS: dict[str, str] = {}
+    from warmcell.sandbox.errors import WarmcellError
+
+_EXPORTS = {"WarmcellError": "warmcell.sandbox.errors"}
 """Public name to the module that defines it."""
 
-__all__ = ["__version__", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = ["WarmcellError", "__version__", "load_ipython_extension", "unload_ipython_extension"]
 
 
 def __getattr__(name: str) -> object:
