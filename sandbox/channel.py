@@ -1,0 +1,494 @@
+"""The host's half of the guest protocol: talk with a sandbox's init over a socket in its run directory.
+
+The guest can write the run directory, so nothing in it is trusted: the socket is opened without
+following links and what comes from it is checked before it is used.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from warmcell.sandbox.errors import (
+    CapacityError,
+    OperationTimeoutError,
+    ProtocolError,
+    TransportError,
+    from_json,
+)
+from warmcell.sandbox.models import MIB, ExecResult, StartedFrom, TemplateStatus
+
+PROTOCOL = 1
+STDIN, STDOUT, STDERR, CONTROL = range(4)
+FRAME_MAX_BYTES = 1 * MIB
+LINE_MAX_BYTES = 4 * MIB
+REQUEST_MAX_BYTES = 1 * MIB
+ANSWER_TIMEOUT_S = 10.0
+"""For what init answers by itself at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Who answers in a sandbox."""
+
+    pid: int
+    """As the guest sees it: 1, except under the `process` backend."""
+    python: str
+    """Version of the interpreter that init runs on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStarted:
+    """A kernel whose sockets are bound."""
+
+    pid: int
+    """As the guest sees it."""
+    started_from: StartedFrom
+    why: str = ""
+    """Why it is `cold` although the template was asked for."""
+
+
+class GuestProcess:
+    """A process in a sandbox whose streams are ours; leaving its context kills it if it still runs."""
+
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.pid = pid
+        self.exit_code: int | None = None
+        """Known once `output` has ended."""
+        self._reader = reader
+        self._writer = writer
+
+    async def output(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
+        """What it writes, as it comes; ends when the process has.
+
+        Raises:
+            TransportError: The sandbox is gone.
+        """
+        while True:
+            channel, content = await self._frame()
+            if channel == CONTROL:
+                self.exit_code = _whole_number(_object(content), "exit_code")
+                return
+            if channel not in (STDOUT, STDERR):
+                raise ProtocolError(f"The guest sent a frame on channel {channel}", hint="Restart the sandbox.")
+            yield ("stdout" if channel == STDOUT else "stderr"), content
+
+    async def write(self, data: bytes) -> None:
+        """Give it input, at the pace at which it reads. Ignored when it has ended."""
+        for start in range(0, len(data), FRAME_MAX_BYTES):
+            await self._send(STDIN, data[start : start + FRAME_MAX_BYTES])
+
+    async def close_stdin(self) -> None:
+        """End its input."""
+        await self._send(STDIN, b"")
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell it the size of its terminal, in characters."""
+        await self._send(CONTROL, json.dumps({"resize": [rows, columns]}).encode())
+
+    async def send_signal(self, signum: int) -> None:
+        """Signal it and its process group. Ignored when it has ended."""
+        await self._send(CONTROL, json.dumps({"signal": signum}).encode())
+
+    async def _send(self, channel: int, content: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(bytes((channel,)) + len(content).to_bytes(4, "big") + content)
+            await self._writer.drain()
+
+    async def _frame(self) -> tuple[int, bytes]:
+        try:
+            head = await self._reader.readexactly(5)
+            size = int.from_bytes(head[1:], "big")
+            if size > FRAME_MAX_BYTES:
+                raise ProtocolError(f"The guest sent a frame of {size} bytes", hint="Restart the sandbox.")
+            return head[0], await self._reader.readexactly(size)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise _gone() from error
+
+
+class GuestChannel:
+    """Requests to one sandbox's init, each on a connection of its own."""
+
+    def __init__(self, run_directory: Path) -> None:
+        self._run_directory = run_directory
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @classmethod
+    async def open(cls, run_directory: Path, *, timeout: float = 10.0) -> Self:
+        """Wait until the guest in `run_directory` serves requests.
+
+        Args:
+            run_directory: The sandbox's run directory as the host sees it.
+            timeout: Seconds to wait.
+
+        Raises:
+            OperationTimeoutError: It did not come up in time.
+            ProtocolError: Something else answers there, or another version of it.
+        """
+        channel = cls(run_directory)
+        try:
+            async with asyncio.timeout(timeout):
+                await _wait_for_socket(run_directory)
+                await channel.hello()
+        except TimeoutError as error:
+            raise OperationTimeoutError(
+                f"The sandbox's first process did not answer within {timeout:g} s",
+                hint="Look at the sandbox's error for its last words; the machine may be overloaded.",
+                details={"operation": "guest start", "timeout": timeout},
+            ) from error
+        return channel
+
+    async def hello(self) -> Hello:
+        """Ask who is there.
+
+        Raises:
+            TransportError: Nobody answers.
+            ProtocolError: It is not a guest of this version.
+        """
+        answer = await self._ask({"op": "hello"}, timeout=ANSWER_TIMEOUT_S)
+        if answer.get("protocol") != PROTOCOL:
+            raise ProtocolError(
+                f"The guest speaks protocol {answer.get('protocol')!r}, not {PROTOCOL}",
+                hint="Restart the sandbox: it was started by another version of Warmcell.",
+            )
+        return Hello(pid=_whole_number(answer, "pid"), python=str(answer.get("python", "")))
+
+    async def prepare(self, preload: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> None:
+        """Start the fork server; its progress comes as events. An earlier one is replaced.
+
+        Args:
+            preload: Modules to import, in order.
+            name: What the template is called in events.
+            env: What is in its environment besides the sandbox's own. Kernels can come from the template only if
+                they agree with it on the variables that interpreters and libraries read when they start.
+
+        Raises:
+            TransportError: The guest is gone.
+        """
+        request = {"op": "prepare", "preload": list(preload), "name": name, "env": _env(env)}
+        await self._ask(request, timeout=ANSWER_TIMEOUT_S)
+
+    async def start_kernel(
+        self,
+        connection: str,
+        *,
+        env: Mapping[str, str],
+        cwd: str = "",
+        engine: StartedFrom = "template",
+        timeout: float = 60.0,
+    ) -> KernelStarted:
+        """Start a kernel and return once its sockets are bound. If this is cancelled it is killed.
+
+        Args:
+            connection: Path of the connection file, as the guest sees it.
+            env: What it has in its environment besides the sandbox's own.
+            cwd: Its directory, as the guest sees it; empty for its home.
+            engine: `template` falls back to a cold start and says so; `cold` uses a fresh interpreter.
+            timeout: Seconds allowed.
+
+        Raises:
+            SandboxStartError: It ended or failed before it could be talked to.
+            InvalidRequestError: The directory does not exist in the sandbox.
+            OperationTimeoutError: It was not ready in time; it is killed.
+            TransportError: The guest is gone.
+        """
+        request = {"op": "kernel", "connection": connection, "env": dict(env), "cwd": cwd, "engine": engine}
+        answer = await self._ask(request, timeout=timeout)
+        started_from = answer.get("started_from")
+        if started_from not in ("template", "cold"):
+            raise ProtocolError(f"The guest said started_from {started_from!r}", hint="Restart the sandbox.")
+        return KernelStarted(
+            pid=_whole_number(answer, "pid"), started_from=started_from, why=str(answer.get("why", ""))
+        )
+
+    async def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
+        """Signal a kernel or a process of `exec`.
+
+        Args:
+            pid: As the guest sees it.
+            signum: Number of the signal.
+            group: Also to its process group.
+
+        Raises:
+            NotFoundError: It has ended, or is none of ours.
+            TransportError: The guest is gone.
+        """
+        request = {"op": "signal", "pid": pid, "signum": signum, "group": group}
+        await self._ask(request, timeout=ANSWER_TIMEOUT_S)
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        input: bytes = b"",
+        timeout: float | None = None,
+        output_max_bytes: int = 64 * MIB,
+    ) -> ExecResult:
+        """Run a command to its end. A command that cannot be found ends with exit code 127, as in a shell.
+
+        Args:
+            argv: The command; looked up on the PATH of its environment.
+            env: What it has in its environment besides the sandbox's own.
+            cwd: Its directory, as the guest sees it; empty for its home.
+            input: Its standard input.
+            timeout: Seconds allowed; None for no limit.
+            output_max_bytes: The most that stdout and stderr may come to together.
+
+        Raises:
+            OperationTimeoutError: It took longer; it and its process group are killed.
+            CapacityError: It printed more than `output_max_bytes`; killed too.
+            TransportError: The sandbox is gone.
+        """
+        parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        size = 0
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self.exec_stream(argv, env=env, cwd=cwd) as process,
+                asyncio.TaskGroup() as group,
+            ):
+                feeding = group.create_task(_feed(process, input))
+                async for name, content in process.output():
+                    size += len(content)
+                    if size > output_max_bytes:
+                        break
+                    parts[name].append(content)
+                feeding.cancel()
+        except TimeoutError as error:
+            raise OperationTimeoutError(
+                f"{argv[0]} did not end within {timeout:g} s and was killed",
+                hint="Give it a longer timeout.",
+                details={"operation": "exec", "timeout": timeout},
+            ) from error
+        if size > output_max_bytes:
+            raise CapacityError(
+                f"{argv[0]} printed more than {output_max_bytes} bytes and was killed",
+                hint="Let it write to a file, or read its output as a stream.",
+            )
+        assert process.exit_code is not None
+        return ExecResult(
+            stdout=b"".join(parts["stdout"]).decode(errors="replace"),
+            stderr=b"".join(parts["stderr"]).decode(errors="replace"),
+            exit_code=process.exit_code,
+        )
+
+    @contextlib.asynccontextmanager
+    async def exec_stream(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        pty: bool = False,
+    ) -> AsyncGenerator[GuestProcess]:
+        """Start a process and hold its streams; on leaving it is killed if it still runs.
+
+        Args:
+            argv: The command; looked up on the PATH of its environment.
+            env: What it has in its environment besides the sandbox's own.
+            cwd: Its directory, as the guest sees it; empty for its home.
+            pty: Give it a terminal; everything then comes as stdout.
+
+        Raises:
+            InvalidRequestError: The directory does not exist in the sandbox.
+            TransportError: The sandbox is gone.
+        """
+        request = {"op": "exec", "argv": list(argv), "env": _env(env), "cwd": cwd or "", "pty": pty}
+        async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (answer, reader, writer):
+            yield GuestProcess(_whole_number(answer, "pid"), reader, writer)
+
+    @contextlib.asynccontextmanager
+    async def forward(self, port: int) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Connect to a TCP port of the sandbox's loopback interface.
+
+        Raises:
+            NotFoundError: Nothing listens there.
+            TransportError: The sandbox is gone.
+        """
+        request = {"op": "forward", "port": port}
+        async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (_, reader, writer):
+            yield reader, writer
+
+    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
+        """The present state, then every change, until the guest is gone.
+
+        Each is checked: `{"event": "template", …}` has the fields of `TemplateStatus`, `{"event": "kernel", …}` has
+        `pid`, `state` ("running" or "exited") and, when it has exited, `exit_code`. Other kinds are left out.
+
+        Raises:
+            TransportError: It was gone from the beginning.
+            ProtocolError: It said something that is no event.
+        """
+        async with self._request({"op": "events"}, timeout=ANSWER_TIMEOUT_S) as (_, reader, _writer):
+            while True:
+                try:
+                    line = await reader.readuntil(b"\n")
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    return
+                except asyncio.LimitOverrunError as error:
+                    raise ProtocolError("The guest sent an endless line", hint="Restart the sandbox.") from error
+                event = _object(line)
+                if _is_event(event):
+                    yield event
+
+    async def close(self) -> None:
+        """Close the connections of all requests, which ends their streams."""
+        for writer in list(self._open):
+            writer.close()
+
+    async def _ask(self, request: Mapping[str, object], *, timeout: float) -> Mapping[str, Any]:
+        async with self._request(request, timeout=timeout) as (answer, _, _):
+            return answer
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, request: Mapping[str, object], *, timeout: float
+    ) -> AsyncGenerator[tuple[Mapping[str, Any], asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Send one request, check its answer and hold the connection."""
+        line = json.dumps(request).encode() + b"\n"
+        if len(line) > REQUEST_MAX_BYTES:
+            raise CapacityError(
+                f"A request of {len(line)} bytes is more than a sandbox takes",
+                hint="Make the environment or the command shorter.",
+            )
+        connection = await asyncio.wait_for(_connect(self._run_directory), ANSWER_TIMEOUT_S)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
+        self._open.add(writer)
+        try:
+            try:
+                async with asyncio.timeout(timeout):
+                    writer.write(line)
+                    answer = _object(await reader.readuntil(b"\n"))
+            except TimeoutError as error:
+                raise OperationTimeoutError(
+                    f"The guest did not answer {request['op']!r} within {timeout:g} s",
+                    hint="The sandbox may be short of CPU or memory; restart it if that stays so.",
+                    details={"operation": request["op"], "timeout": timeout},
+                ) from error
+            except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
+                raise _gone() from error
+            if answer.get("ok") is not True:
+                raise from_json({"hint": "Restart the sandbox.", **answer})
+            yield answer, reader, writer
+        finally:
+            self._open.discard(writer)
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def _feed(process: GuestProcess, data: bytes) -> None:
+    if data:
+        await process.write(data)
+    await process.close_stdin()
+
+
+async def _connect(run_directory: Path) -> socket.socket:
+    """Connect to `init.sock` itself: a link that the guest has put there is refused.
+
+    Raises:
+        TransportError: Nothing listens there.
+    """
+    try:
+        found = os.open(run_directory / "init.sock", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _gone() from error
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise ProtocolError("init.sock in the run directory is no socket", hint="Restart the sandbox.")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(connection, f"/proc/self/fd/{found}")
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, OSError):
+                raise _gone() from error
+            raise
+    finally:
+        os.close(found)
+    return connection
+
+
+async def _wait_for_socket(run_directory: Path) -> None:
+    """Wait for the socket: init opens the FIFO `ready`, if there is one, after the socket is there."""
+    fifo = run_directory / "ready"
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(fifo)
+    # The guest may run under another uid; the run directory itself is closed to everybody else.
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISFIFO(os.fstat(reading).st_mode):
+            raise ProtocolError("`ready` in the run directory is no FIFO", hint="Restart the sandbox.")
+        os.fchmod(reading, 0o622)
+        if not _is_socket(run_directory / "init.sock"):
+            await _readable(reading)
+    finally:
+        os.close(reading)
+        fifo.unlink(missing_ok=True)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+async def _readable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
+def _object(line: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("The guest answered something that is not JSON", hint="Restart the sandbox.") from error
+    if not isinstance(value, dict):
+        raise ProtocolError("The guest answered something that is no object", hint="Restart the sandbox.")
+    return value
+
+
+def _whole_number(answer: Mapping[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ProtocolError(f"The guest said {name} {value!r}", hint="Restart the sandbox.")
+    return value
+
+
+def _is_event(line: Mapping[str, Any]) -> bool:
+    """Whether it is an event of a kind that this version knows, and then a sound one."""
+    fields = {key: value for key, value in line.items() if key != "event"}
+    if line.get("event") == "template":
+        TemplateStatus.from_json(fields)
+        return True
+    if line.get("event") != "kernel":
+        return False
+    _whole_number(fields, "pid")
+    if fields.get("state") not in ("running", "exited"):
+        raise ProtocolError(f"The guest said that a kernel is {fields.get('state')!r}", hint="Restart the sandbox.")
+    if fields["state"] == "exited":
+        _whole_number(fields, "exit_code")
+    return True
+
+
+def _env(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    return None if env is None else dict(env)
+
+
+def _gone() -> TransportError:
+    return TransportError("The sandbox does not answer", hint="It has ended or is ending; start it again.")

@@ -1,0 +1,37 @@
+"""How a starting kernel tells init that it can be talked to, or why it never will."""
+
+from __future__ import annotations
+
+import json
+import os
+
+
+class Report:
+    """The writing end of the pipe on which init waits."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._fd = fd
+
+    def silence(self) -> None:
+        """Put the standard streams on /dev/null; what a kernel prints goes through its sockets."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nothing, fd)
+        if nothing > 2:
+            os.close(nothing)
+
+    def ready(self) -> None:
+        """The sockets are bound."""
+        self._tell({"ready": os.getpid()})
+
+    def failed(self, error: BaseException) -> None:
+        """It cannot come up."""
+        self._tell({"failed": f"{type(error).__name__}: {error}"})
+
+    def _tell(self, message: dict[str, object]) -> None:
+        try:
+            os.write(self._fd, b"\n" + json.dumps(message).encode() + b"\n")
+            os.close(self._fd)
+        except OSError:
+            return  # Nobody waits for it any more.

@@ -1,0 +1,204 @@
+"""Kernels: from the fork server or in a fresh interpreter, answered once their sockets are bound."""
+
+from __future__ import annotations
+
+import _signal
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .endpoint import Endpoint
+from .jsonline import decode
+from .loop import Loop
+from .processes import kill_group, spawn
+from .template import Template
+
+LAST_WORDS_BYTES = 4096
+"""How much of what a failing start has printed is kept."""
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class Kernel:
+    """One kernel process, from the request for it until it is reaped."""
+
+    def __init__(self, number: int, answer: Report, *, file: str, env: Mapping[str, str], cwd: str) -> None:
+        self.number = number
+        self.answer = answer
+        self.file = file
+        self.env = env
+        self.cwd = cwd
+        self.started_from = "cold"
+        self.why = ""
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.starting = True
+        self.running = False
+        self.words = bytearray()
+        self.telling: Endpoint | None = None
+
+
+class Kernels:
+    """All kernels that were started and have not ended."""
+
+    def __init__(self, loop: Loop, template: Template, *, guest: str, python: str, announce: Report) -> None:
+        self._loop = loop
+        self._template = template
+        self._guest = guest
+        self._python = python
+        self._announce = announce
+        self._count = 0
+        self._asked: dict[int, Kernel] = {}
+        self._alive: dict[int, Kernel] = {}
+        template.on_forked = self._on_forked
+        template.on_exited = self._on_exited
+
+    def present(self) -> list[dict[str, Any]]:
+        """An event for each living kernel."""
+        return [_running(pid) for pid, kernel in self._alive.items() if kernel.running]
+
+    def start(
+        self, connection: Endpoint, answer: Report, *, file: str, env: Mapping[str, str], cwd: str, engine: str
+    ) -> None:
+        """Start a kernel and answer once it can be talked to. It is killed if the asker leaves before that.
+
+        Args:
+            connection: Whose end withdraws the request.
+            answer: Told how it went.
+            file: The kernel's connection file.
+            env: Its whole environment.
+            cwd: Its directory.
+            engine: `template`, or `cold` for a fresh interpreter in any case.
+        """
+        self._count += 1
+        kernel = Kernel(self._count, answer, file=file, env=env, cwd=cwd)
+        connection.on_end = lambda: self._withdraw(kernel)
+        if engine == "template":
+            kernel.why = self._template.why_not(env)
+            if not kernel.why:
+                self._fork(kernel)
+                return
+        self._spawn(kernel)
+
+    def signal(self, pid: int, signum: int, *, group: bool) -> bool:
+        """Signal a kernel (and its process group); whether there is one of that pid."""
+        if pid not in self._alive:
+            return False
+        if group:
+            kill_group(pid, signum)
+        else:
+            os.kill(pid, signum)
+        return True
+
+    def _listen(self, kernel: Kernel) -> int:
+        """A pipe on which the kernel says when it can be talked to; the end for the kernel."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        kernel.telling = Endpoint(
+            self._loop,
+            reading,
+            on_data=lambda data: self._on_words(kernel, data),
+            on_end=lambda: self._on_silence(kernel),
+        )
+        return writing
+
+    def _fork(self, kernel: Kernel) -> None:
+        kernel.started_from = "template"
+        self._asked[kernel.number] = kernel
+        telling = self._listen(kernel)
+        request = {"kernel": kernel.number, "connection": kernel.file, "env": kernel.env, "cwd": kernel.cwd}
+        self._template.fork(request, telling)
+        os.close(telling)
+
+    def _spawn(self, kernel: Kernel) -> None:
+        kernel.started_from = "cold"
+        telling = self._listen(kernel)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        argv = [self._python, f"{self._guest}/enter.py", "kernel.launch", kernel.file]
+        pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
+        os.close(nothing)
+        os.close(telling)
+        self._born(kernel, pid)
+
+    def _on_forked(self, number: int, pid: int) -> None:
+        kernel = self._asked.pop(number, None)
+        if kernel is None:
+            return
+        self._born(kernel, pid)
+        if not kernel.starting and not kernel.pid:
+            kill_group(pid, _signal.SIGKILL)  # Withdrawn before it was born.
+
+    def _born(self, kernel: Kernel, pid: int) -> None:
+        """Known by its pid from now on. Its parent is init, or the fork server as long as that lives."""
+        self._alive[pid] = kernel
+        self._loop.adopt(pid, lambda code: self._on_exited(pid, code))
+        if kernel.starting:
+            kernel.pid = pid
+
+    def _on_words(self, kernel: Kernel, data: bytes) -> None:
+        """What a starting kernel says: the line of JSON that ends it, after noise if any."""
+        kernel.words += data
+        if not kernel.words.endswith(b"\n"):
+            return
+        try:
+            said = decode(bytes(kernel.words).splitlines()[-1])
+        except ValueError:
+            del kernel.words[:-LAST_WORDS_BYTES]
+            return
+        if "ready" in said:
+            self._on_ready(kernel, int(said["ready"]))
+        elif "failed" in said:
+            self._fail(kernel, str(said["failed"]))
+
+    def _on_ready(self, kernel: Kernel, pid: int) -> None:
+        if kernel.starting:
+            if pid not in self._alive:
+                # Quicker than the fork server's report, which may never come.
+                self._asked.pop(kernel.number, None)
+                self._born(kernel, pid)
+            kernel.starting = False
+            kernel.running = True
+            self._hang_up(kernel)
+            told = {"ok": True, "pid": pid, "started_from": kernel.started_from, "why": kernel.why}
+            kernel.answer(told)
+            self._announce(_running(pid))
+
+    def _on_silence(self, kernel: Kernel) -> None:
+        """The pipe ended without an answer: the process is gone, or never came to be."""
+        if kernel.started_from == "template" and not kernel.pid:
+            self._asked.pop(kernel.number, None)
+            kernel.why = "the template ended"
+            self._spawn(kernel)
+            return
+        self._loop.reap()
+        words = bytes(kernel.words).decode("utf-8", "replace").strip()
+        ended = "" if kernel.exit_code is None else f" with exit code {kernel.exit_code}"
+        self._fail(kernel, f"The kernel ended{ended} before its sockets were bound. {words}".strip())
+
+    def _fail(self, kernel: Kernel, message: str) -> None:
+        if kernel.starting:
+            kernel.answer({"ok": False, "code": "sandbox_start", "message": message})
+            self._withdraw(kernel)
+
+    def _withdraw(self, kernel: Kernel) -> None:
+        if kernel.starting:
+            kernel.starting = False
+            self._hang_up(kernel)
+            if kernel.pid in self._alive:
+                kill_group(kernel.pid, _signal.SIGKILL)
+
+    def _hang_up(self, kernel: Kernel) -> None:
+        if kernel.telling is not None:
+            kernel.telling.close()
+            kernel.telling = None
+
+    def _on_exited(self, pid: int, code: int) -> None:
+        self._loop.disown(pid)
+        kernel = self._alive.pop(pid, None)
+        if kernel is not None:
+            kernel.exit_code = code
+            if kernel.running:
+                self._announce({"event": "kernel", "pid": pid, "state": "exited", "exit_code": code})
+
+
+def _running(pid: int) -> dict[str, Any]:
+    return {"event": "kernel", "pid": pid, "state": "running"}

@@ -1,0 +1,241 @@
+"""Starting processes, and the `exec` operation: frames between a connection and a process."""
+
+from __future__ import annotations
+
+import _signal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from .endpoint import Endpoint, ignore
+from .jsonline import decode, encode
+from .loop import Loop
+
+STDIN, STDOUT, STDERR, CONTROL = range(4)
+"""Channels of frames."""
+
+FRAME_MAX_BYTES = 2**20
+LEFTOVER_MAX_BYTES = 4 * 2**20
+"""What an ended process may have left in its pipes; the kernel's own bound on a pipe is 1 MiB."""
+
+NOT_FOUND, NOT_RUNNABLE = 127, 126
+"""Exit codes of a command that cannot be started, as a shell has them."""
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str,
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    keep: Sequence[int] = (),
+    terminal: bool = False,
+) -> int:
+    """Start `argv` in a session of its own and return its pid.
+
+    What keeps it from starting is said on its own `stderr`, with exit code 126 or 127.
+
+    Args:
+        argv: Looked up on the PATH of `env`.
+        env: The whole environment.
+        cwd: Its directory.
+        stdin: Its descriptor 0.
+        stdout: Its descriptor 1.
+        stderr: Its descriptor 2.
+        keep: Descriptors that it inherits under the same number.
+        terminal: `stdin` is a terminal and becomes its controlling one.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
+    return pid
+
+
+def _become(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    cwd: str,
+    stdio: tuple[int, int, int],
+    keep: Sequence[int],
+    terminal: bool,
+) -> NoReturn:
+    """Turn this fresh child into `argv`."""
+    try:
+        os.setsid()
+        die_with_parent()
+        # Above the standard ones first: any of them may itself be 0, 1 or 2.
+        high = [_above_stdio(fd) for fd in stdio]
+        for target, fd in enumerate(high):
+            os.dup2(fd, target)
+        for fd in keep:
+            os.set_inheritable(fd, True)
+        if terminal:
+            import fcntl
+            import termios
+
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGHUP):
+            _signal.signal(number, _signal.SIG_DFL)
+        os.chdir(cwd)
+        os.execvpe(argv[0], list(argv), dict(env))
+    except OSError as error:
+        what = cwd if error.filename == cwd else argv[0]
+        os.write(2, f"warmcell: {what}: {error.strerror}\n".encode("utf-8", "surrogateescape"))
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE)
+    except BaseException as error:
+        os.write(2, f"warmcell: {argv[0]}: {error}\n".encode("utf-8", "surrogateescape"))
+        os._exit(NOT_RUNNABLE)
+
+
+def _above_stdio(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) if fd <= 2 else fd
+
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_prctl: Any = None
+
+
+def be_first() -> None:
+    """Where this is not a pid namespace's first process: adopt orphans, and end when the parent ends."""
+    global _prctl
+    import ctypes
+
+    _prctl = ctypes.CDLL(None).prctl
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, int(_signal.SIGTERM), 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Be killed when init is. A pid namespace does that by itself."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+
+
+class Execution:
+    """One process whose streams are frames on one connection."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        connection: Endpoint,
+        *,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        pty: bool,
+    ) -> None:
+        """Start the process. What the connection says from now on is frames."""
+        self.on_exit: Callable[[], object] = ignore
+        self._connection = connection
+        self._incoming = bytearray()
+        self._running = True
+        self._terminal = pty
+        if pty:
+            master, slave = os.openpty()
+            os.set_inheritable(master, False)
+            ends = (slave, slave, slave)
+            ours = (master, os.dup(master), -1)
+        else:
+            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+            ends = (pipes[0][0], pipes[1][1], pipes[2][1])
+            ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+        self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
+        for fd in set(ends):
+            os.close(fd)
+        self._stdin = Endpoint(loop, ours[0], on_room=connection.resume)
+        self._outputs = [
+            Endpoint(loop, fd, on_data=self._sender(channel))
+            for channel, fd in ((STDOUT, ours[1]), (STDERR, ours[2]))
+            if fd >= 0
+        ]
+        connection.on_data = self._on_data
+        connection.on_end = self._on_gone
+        connection.on_room = self._on_room
+        loop.adopt(self.pid, self._on_exit)
+
+    def _sender(self, channel: int) -> Callable[[bytes], None]:
+        return lambda data: self._send(channel, data)
+
+    def _send(self, channel: int, data: bytes) -> None:
+        self._connection.write(bytes((channel,)) + len(data).to_bytes(4, "big") + data)
+        if self._connection.crowded:
+            for output in self._outputs:
+                output.pause()
+
+    def _on_room(self) -> None:
+        for output in self._outputs:
+            output.resume()
+
+    def _on_data(self, data: bytes) -> None:
+        self._incoming += data
+        while len(self._incoming) >= 5:
+            size = int.from_bytes(self._incoming[1:5], "big")
+            if size > FRAME_MAX_BYTES:
+                self._connection.close()
+                self._on_gone()
+                return
+            if len(self._incoming) < 5 + size:
+                return
+            channel, content = self._incoming[0], bytes(self._incoming[5 : 5 + size])
+            del self._incoming[: 5 + size]
+            self._on_frame(channel, content)
+
+    def _on_frame(self, channel: int, content: bytes) -> None:
+        if channel == STDIN and not content:
+            if self._terminal:
+                self._stdin.write(b"\x04")
+            else:
+                self._stdin.finish()
+        elif channel == STDIN:
+            self._stdin.write(content)
+            if self._stdin.crowded:
+                self._connection.pause()
+        elif channel == CONTROL:
+            try:
+                self._control(decode(content))
+            except (ValueError, TypeError, OverflowError, OSError):
+                return  # A request that makes no sense changes nothing.
+
+    def _control(self, request: Mapping[str, Any]) -> None:
+        if "signal" in request and self._running:
+            os.killpg(self.pid, request["signal"])
+        if "resize" in request and self._terminal and not self._stdin.closed:
+            import fcntl
+            import termios
+
+            rows, columns = request["resize"]
+            size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4)
+            fcntl.ioctl(self._stdin.fd, termios.TIOCSWINSZ, size)
+
+    def _on_exit(self, code: int) -> None:
+        self._running = False
+        for output in self._outputs:
+            # What it has written is in the pipe by now. A child of it that holds the pipe open may go on
+            # writing into nothing.
+            output.resume()
+            if not output.closed:
+                output.read_available(LEFTOVER_MAX_BYTES)
+            output.on_data = ignore
+            output.resume()
+        self._stdin.close()
+        if not self._connection.closed:
+            self._send(CONTROL, encode({"exit_code": code}))
+            self._connection.finish()
+        self.on_exit()
+
+    def _on_gone(self) -> None:
+        if self._running:
+            kill_group(self.pid, _signal.SIGKILL)
+
+
+def kill_group(pid: int, signum: int) -> None:
+    """Signal a process and its group, which a very young child has not made yet."""
+    for send in (os.kill, os.killpg):
+        try:
+            send(pid, signum)
+        except ProcessLookupError:
+            continue

@@ -1,0 +1,281 @@
+"""The guest protocol: one connection per request on `init.sock`, a JSON line, then perhaps a raw stream."""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from . import processes
+from .endpoint import Endpoint, ignore
+from .forward import Forward
+from .jsonline import decode, encode
+from .kernels import Kernels
+from .loop import READ, Loop
+from .processes import Execution, kill_group
+from .template import Template
+
+PROTOCOL = 1
+LINE_MAX_BYTES = 2**20
+EVENTS_MAX_BYTES = 2**20
+"""A listener that lets this much pile up is dropped."""
+
+
+class Refusal(Exception):
+    """A request that gets `{"ok": false}`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Server:
+    """Answers on `init.sock` in the run directory."""
+
+    def __init__(self, run: str, guest: str, python: str) -> None:
+        self._loop = Loop()
+        self._template = Template(self._loop, guest=guest, python=python, announce=self._announce)
+        self._kernels = Kernels(self._loop, self._template, guest=guest, python=python, announce=self._announce)
+        self._listeners: list[Endpoint] = []
+        self._executions: dict[int, Execution] = {}
+        self._listen(run)
+
+    def run(self) -> None:
+        """Serve until SIGTERM."""
+        self._loop.run()
+
+    def _listen(self, run: str) -> None:
+        """Bind the socket under another name first, so that who sees `init.sock` can connect to it."""
+        os.chdir(run)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(".init.sock")
+        finally:
+            os.umask(mask)
+        self._socket.listen(64)
+        self._socket.setblocking(False)
+        os.rename(".init.sock", "init.sock")
+        self._loop.watch(self._socket.fileno(), READ, self._on_connect)
+        try:
+            waiting = os.open("ready", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return  # Nobody waits; who comes later finds the socket.
+        os.write(waiting, b"\n")
+        os.close(waiting)
+
+    def _on_connect(self, events: int) -> None:
+        try:
+            fd, _ = self._socket._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return
+        Request(self, self._loop, fd)
+
+    def _announce(self, event: Mapping[str, Any]) -> None:
+        line = encode(event)
+        for listener in list(self._listeners):
+            listener.write(line)
+            if listener.crowded:
+                self._listeners.remove(listener)
+                listener.close()
+
+    def handle(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        """Do what a request line says.
+
+        Raises:
+            Refusal: It cannot be done.
+        """
+        handler = self._OPERATIONS.get(str(request.get("op")))
+        if handler is None:
+            raise Refusal("unsupported", f"no operation {request.get('op')!r}")
+        handler(self, request, connection, answer)
+
+    def _hello(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        version = ".".join(map(str, sys.version_info[:3]))
+        answer(ok=True, pid=os.getpid(), python=version, protocol=PROTOCOL)
+
+    def _events(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        answer(ok=True, stream=True)
+        connection.on_data = ignore
+        connection.on_end = lambda: self._listeners.remove(connection) if connection in self._listeners else None
+        self._listeners.append(connection)
+        for event in [self._template.event(), *self._kernels.present()]:
+            connection.write(encode(event))
+
+    def _prepare(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        preload = _strings(request, "preload")
+        env = _environment(request)
+        self._template.prepare(preload, name=_string(request, "name", ""), env=env)
+        answer(ok=True)
+
+    def _kernel(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        engine = _string(request, "engine", "template")
+        if engine not in ("template", "cold"):
+            raise Refusal("invalid_request", f"engine must be template or cold, not {engine!r}")
+        env = _environment(request)
+        self._kernels.start(
+            connection,
+            lambda told: answer(**told),
+            file=_string(request, "connection"),
+            env=env,
+            cwd=_directory(request, env),
+            engine=engine,
+        )
+
+    def _signal(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        pid, signum = _integer(request, "pid"), _integer(request, "signum")
+        if not 0 <= signum <= 64:
+            raise Refusal("invalid_request", f"{signum} is no signal")
+        group = request.get("group") is True
+        if pid in self._executions:
+            if group:
+                kill_group(pid, signum)
+            else:
+                os.kill(pid, signum)
+        elif not self._kernels.signal(pid, signum, group=group):
+            raise Refusal("not_found", f"no process of ours has pid {pid}")
+        answer(ok=True)
+
+    def _exec(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        argv = _strings(request, "argv")
+        if not argv:
+            raise Refusal("invalid_request", "argv is empty")
+        env = _environment(request)
+        started = Execution(
+            self._loop,
+            connection,
+            argv=argv,
+            env=env,
+            cwd=_directory(request, env),
+            pty=request.get("pty") is True,
+        )
+        self._executions[started.pid] = started
+        started.on_exit = lambda: self._executions.pop(started.pid, None)
+        answer(ok=True, stream=True, pid=started.pid)
+
+    def _forward(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        port = _integer(request, "port")
+        if not 0 < port < 65536:
+            raise Refusal("invalid_request", f"{port} is no port")
+        Forward(self._loop, connection, port, answer)
+
+    _OPERATIONS: ClassVar[Mapping[str, Callable[..., None]]] = {
+        "hello": _hello,
+        "events": _events,
+        "prepare": _prepare,
+        "kernel": _kernel,
+        "signal": _signal,
+        "exec": _exec,
+        "forward": _forward,
+    }
+
+
+class Request:
+    """A connection until its line has come."""
+
+    def __init__(self, server: Server, loop: Loop, fd: int) -> None:
+        self._server = server
+        self._line = bytearray()
+        self._connection = Endpoint(loop, fd, on_data=self._on_data, duplex=True)
+
+    def _on_data(self, data: bytes) -> None:
+        self._line += data
+        line, newline, rest = bytes(self._line).partition(b"\n")
+        if not newline:
+            if len(self._line) > LINE_MAX_BYTES:
+                self._answer(ok=False, code="invalid_request", message="the request is longer than 1 MiB")
+            return
+        self._connection.on_data = ignore
+        try:
+            self._server.handle(decode(line), self._connection, self._answer)
+        except Refusal as error:
+            self._answer(ok=False, code=error.code, message=str(error))
+        except ValueError as error:
+            self._answer(ok=False, code="invalid_request", message=str(error))
+        except OSError as error:
+            self._answer(ok=False, code="backend_error", message=str(error))
+        else:
+            if rest and self._connection.on_data is not None:
+                self._connection.on_data(rest)
+
+    def _answer(self, *, stream: bool = False, **told: Any) -> None:
+        self._connection.write(encode(told))
+        if not stream:
+            self._connection.finish()
+
+
+def _string(request: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    value = request.get(name, default)
+    if not isinstance(value, str) or "\0" in value:
+        raise Refusal("invalid_request", f"{name} must be a string")
+    return value
+
+
+def _integer(request: Mapping[str, Any], name: str) -> int:
+    value = request.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refusal("invalid_request", f"{name} must be a whole number")
+    return value
+
+
+def _strings(request: Mapping[str, Any], name: str) -> list[str]:
+    value = request.get(name)
+    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+        raise Refusal("invalid_request", f"{name} must be a list of strings")
+    return value
+
+
+def _environment(request: Mapping[str, Any]) -> dict[str, str]:
+    """Init's own environment with what the request says on top; null takes a variable away."""
+    env = dict(os.environ)
+    changes = request.get("env")
+    if changes is None:
+        return env
+    if not isinstance(changes, dict):
+        raise Refusal("invalid_request", "env must be an object")
+    for name, value in changes.items():
+        if value is None:
+            env.pop(name, None)
+        elif isinstance(value, str) and name and "=" not in name and "\0" not in name + value:
+            env[name] = value
+        else:
+            raise Refusal("invalid_request", f"{name!r} in env must be a name with a string or null")
+    return env
+
+
+def _directory(request: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """The directory asked for; the home where none is."""
+    cwd = _string(request, "cwd", "") or env.get("HOME", "/")
+    if not os.path.isdir(cwd):
+        raise Refusal("invalid_request", f"no directory {cwd} in the sandbox")
+    return cwd
+
+
+def _end_all() -> None:
+    """Kill what is left below this process. In a pid namespace of its own the system does that."""
+    while True:
+        try:
+            with open("/proc/thread-self/children") as listing:
+                for pid in listing.read().split():
+                    os.kill(int(pid), _signal.SIGKILL)
+            os.waitpid(-1, 0)
+        except (ChildProcessError, FileNotFoundError):
+            return
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until SIGTERM, then end everything."""
+    options = dict(zip(arguments[::2], arguments[1::2]))
+    if set(options) != {"--run", "--guest", "--python"}:
+        os.write(2, b"usage: init.py --run DIR --guest DIR --python PYTHON\n")
+        return 2
+    first = os.getpid() == 1
+    if not first:
+        processes.be_first()
+    Server(options["--run"], options["--guest"], options["--python"]).run()
+    if not first:
+        _end_all()
+    return 128 + int(_signal.SIGTERM)
