@@ -29,6 +29,7 @@ export default tseslint.config(
       'no-console': 'error',
       '@typescript-eslint/no-extraneous-class': 'off', // Namespaced statics are a Lumino habit.
       '@typescript-eslint/no-namespace': 'off',
+      '@typescript-eslint/unbound-method': 'off', // Lumino's connect() takes the receiver beside the method.
       '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true }],
       '@typescript-eslint/naming-convention': [
         'error',

@@ -1,19 +1,13 @@
-import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import type { JupyterFrontEndPlugin } from '@jupyterlab/application';
 
-/**
- * The settings of the extension; each feature is a plugin of its own beside it.
- */
-const settings: JupyterFrontEndPlugin<void> = {
-  id: '@warmcell/labextension:plugin',
-  description: 'Loads the settings of Warmcell.',
-  autoStart: true,
-  requires: [ISettingRegistry],
-  activate: async (_app: JupyterFrontEnd, registry: ISettingRegistry): Promise<void> => {
-    await registry.load(settings.id);
-  }
-};
+import { banner } from './plugins/banner';
+import { notices } from './plugins/notices';
+import { picker } from './plugins/picker';
+import { sandboxes } from './plugins/sandboxes';
+import { toolbar } from './plugins/toolbar';
 
-const plugins: JupyterFrontEndPlugin<unknown>[] = [settings];
+export * from './tokens';
+
+const plugins: JupyterFrontEndPlugin<unknown>[] = [sandboxes, toolbar, banner, picker, notices];
 
 export default plugins;

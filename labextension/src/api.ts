@@ -1,0 +1,131 @@
+import { URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+
+import { EventParser } from './sse';
+import type { IChoice, IErrorInfo, IGpu, ServerEvent } from './tokens';
+import { readError, readEvent, readGpu, readList } from './wire';
+
+const ROOT = 'warmcell/api/v1';
+
+/** An error that the server answered, or that it could not be reached. */
+export class ApiError extends Error implements IErrorInfo {
+  constructor(info: IErrorInfo) {
+    super(info.message);
+    this.name = 'ApiError';
+    this.code = info.code;
+    this.hint = info.hint;
+  }
+
+  readonly code: string;
+  readonly hint: string;
+}
+
+/** What opening the event stream tells besides its events. */
+export interface IStreamStart {
+  /** The server's clock minus this page's, in seconds. */
+  readonly skew_s: number;
+}
+
+/**
+ * The REST of the Warmcell server extension. The one place of this package that talks to the server.
+ */
+export class Api {
+  constructor(settings: ServerConnection.ISettings = ServerConnection.makeSettings()) {
+    this._settings = settings;
+  }
+
+  /** The GPUs of the machine, with who holds them. */
+  async gpus(): Promise<IGpu[]> {
+    return readList(await this._json('GET', 'gpus'), 'gpus', readGpu);
+  }
+
+  /** Ask whether a start with this choice would be possible; makes nothing. */
+  async check(choice: IChoice): Promise<void> {
+    await this._json('POST', 'check', { spec: specOf(choice) });
+  }
+
+  /** Set what the next start of a kernel uses. */
+  async configure(kernelId: string, choice: IChoice): Promise<void> {
+    await this._json('PUT', `kernels/${encodeURIComponent(kernelId)}/settings`, specOf(choice));
+  }
+
+  /**
+   * Read the event stream until it ends or `signal` aborts.
+   *
+   * @throws {@link ApiError} if it cannot be opened or breaks.
+   */
+  async events(
+    signal: AbortSignal,
+    opened: (start: IStreamStart) => void,
+    receive: (event: ServerEvent) => void
+  ): Promise<void> {
+    const response = await this._request('events', {
+      method: 'GET',
+      signal,
+      headers: { Accept: 'text/event-stream' }
+    });
+    if (response.body === null) {
+      throw new ApiError({ code: 'protocol', message: 'The event stream is empty.', hint: '' });
+    }
+    const date = Date.parse(response.headers.get('Date') ?? '');
+    opened({ skew_s: Number.isNaN(date) ? 0 : (date - Date.now()) / 1000 });
+    const parser = new EventParser();
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) {
+        return;
+      }
+      for (const { kind, data } of parser.push(value)) {
+        const event = readEvent(kind, data);
+        if (event !== null) {
+          receive(event);
+        }
+      }
+    }
+  }
+
+  private async _json(method: string, path: string, body?: unknown): Promise<unknown> {
+    const response = await this._request(path, {
+      method,
+      ...(body === undefined ? {} : { body: JSON.stringify(body) })
+    });
+    return response.status === 204 ? null : ((await response.json()) as unknown);
+  }
+
+  private async _request(path: string, init: RequestInit): Promise<Response> {
+    const url = URLExt.join(this._settings.baseUrl, ROOT, path);
+    let response: Response;
+    try {
+      response = await ServerConnection.makeRequest(url, init, this._settings);
+    } catch (reason) {
+      throw new ApiError({
+        code: 'unreachable',
+        message: reason instanceof Error ? reason.message : String(reason),
+        hint: ''
+      });
+    }
+    if (!response.ok) {
+      throw new ApiError(await errorOf(response));
+    }
+    return response;
+  }
+
+  private readonly _settings: ServerConnection.ISettings;
+}
+
+/** A choice as the partial spec that the server reads. */
+function specOf({ memory_bytes, ...rest }: IChoice): Record<string, unknown> {
+  return memory_bytes === undefined ? rest : { ...rest, limits: { memory_bytes } };
+}
+
+async function errorOf(response: Response): Promise<IErrorInfo> {
+  const fallback = `${response.status} ${response.statusText}`.trim();
+  try {
+    const error = readError((await response.json()) as unknown);
+    return { ...error, message: error.message || fallback };
+  } catch {
+    // Not an answer of ours: where the server extension is absent, Jupyter itself says 404 as a page.
+    return { code: response.status === 404 ? 'absent' : 'error', message: fallback, hint: '' };
+  }
+}

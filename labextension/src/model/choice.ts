@@ -1,0 +1,179 @@
+/*
+ * What a notebook asks for, as its metadata remembers it:
+ *
+ *     "warmcell": {"gpu": "A100:2", "memory": "8GiB", "network": "none", "template": "default"}
+ *
+ * `gpu` is null for CPU; a key that is absent leaves that to the kernelspec.
+ */
+import type { PartialJSONObject } from '@lumino/coreutils';
+
+import type { IChoice, IGpu, IGpuDevice, ISandboxInfo } from '../tokens';
+
+export const METADATA_KEY = 'warmcell';
+
+const GIB = 2 ** 30;
+
+/** The devices of one name, and how many of them nobody holds. */
+export interface IGpuKind {
+  readonly name: string;
+  /** The request that stands for one of them. */
+  readonly request: string;
+  readonly memory_bytes: number;
+  readonly simulated: boolean;
+  readonly devices: readonly IGpu[];
+  readonly free: number;
+}
+
+/** Read what a notebook's metadata asks for; what cannot be understood is left out. */
+export function readChoice(metadata: unknown): IChoice {
+  if (typeof metadata !== 'object' || metadata === null || Array.isArray(metadata)) {
+    return {};
+  }
+  const { gpu, memory, network, template } = metadata as Record<string, unknown>;
+  const memory_bytes = typeof memory === 'string' ? parseMemory(memory) : null;
+  return {
+    ...(isGpuRequest(gpu) ? { gpu } : {}),
+    ...(memory_bytes === null ? {} : { memory_bytes }),
+    ...(network === 'none' || network === 'host' ? { network } : {}),
+    ...(typeof template === 'string' && template !== '' ? { template } : {})
+  };
+}
+
+function isGpuRequest(value: unknown): value is string | string[] | null {
+  return (
+    value === null ||
+    (typeof value === 'string' && value !== '') ||
+    (Array.isArray(value) && value.length > 0 && value.every(item => typeof item === 'string'))
+  );
+}
+
+/** The form in which a notebook remembers a choice. */
+export function writeChoice(choice: IChoice): PartialJSONObject {
+  const { gpu, memory_bytes, network, template } = choice;
+  return {
+    ...(gpu === undefined ? {} : { gpu: isList(gpu) ? [...gpu] : gpu }),
+    ...(memory_bytes === undefined ? {} : { memory: formatMemory(memory_bytes) }),
+    ...(network === undefined ? {} : { network }),
+    ...(template === undefined ? {} : { template })
+  };
+}
+
+/** Bytes of "8GiB", "512 MiB" or "1.5g"; null if it is no amount. */
+export function parseMemory(text: string): number | null {
+  const found = /^\s*(\d+(?:\.\d+)?)\s*([kmgt])?(?:i?b)?\s*$/i.exec(text);
+  const power = ['', 'k', 'm', 'g', 't'].indexOf((found?.[2] ?? '').toLowerCase());
+  const bytes = Math.round(Number(found?.[1] ?? 0) * 1024 ** power);
+  return bytes > 0 ? bytes : null;
+}
+
+function formatMemory(bytes: number): string {
+  return bytes % GIB === 0 ? `${bytes / GIB}GiB` : `${Math.round(bytes / 2 ** 20)}MiB`;
+}
+
+/** The GPUs of a machine by kind, those with most memory first. */
+export function gpuKinds(gpus: readonly IGpu[]): IGpuKind[] {
+  const kinds = new Map<string, IGpu[]>();
+  for (const gpu of gpus) {
+    const key = `${gpu.name}\n${gpu.memory_total_bytes}\n${gpu.simulated}`;
+    kinds.set(key, [...(kinds.get(key) ?? []), gpu]);
+  }
+  return [...kinds.values()]
+    .flatMap(devices => {
+      const [first] = devices;
+      return first === undefined
+        ? []
+        : [
+            {
+              name: first.name,
+              request: requestName(first.name),
+              memory_bytes: first.memory_total_bytes,
+              simulated: first.simulated,
+              devices,
+              free: devices.filter(device => device.lease === null).length
+            }
+          ];
+    })
+    .sort((one, other) => other.memory_bytes - one.memory_bytes);
+}
+
+/** A device's name in the words that a request may have. */
+export function requestName(deviceName: string): string {
+  return deviceName
+    .replace(/^NVIDIA\s+/i, '')
+    .replace(/[^A-Za-z0-9 ._+-]+/g, ' ')
+    .trim();
+}
+
+/** A request for `count` of a kind. */
+export function gpuRequest(kind: string, count: number): string {
+  return count > 1 ? `${kind}:${count}` : kind;
+}
+
+/** Kind and count of a request such as "A100:2". */
+export function splitRequest(request: string): { kind: string; count: number } {
+  const found = /^(.*?)\s*:\s*(\d+)$/.exec(request.trim());
+  return found === null
+    ? { kind: request.trim(), count: 1 }
+    : { kind: found[1] ?? '', count: Math.max(1, Number(found[2])) };
+}
+
+/**
+ * The kind and count that a picker shows for a request.
+ *
+ * Somebody who asked for "A100" or "any" sees the kind that they hold, somebody who asked for what is not here sees
+ * their own words.
+ *
+ * @returns null for CPU
+ */
+export function shownRequest(
+  gpu: string | readonly string[] | null | undefined,
+  held: readonly IGpuDevice[],
+  kinds: readonly IGpuKind[]
+): { request: string; count: number } | null {
+  if (gpu === null || gpu === undefined || gpu.length === 0) {
+    return null;
+  }
+  const [holds] = held;
+  if (holds !== undefined) {
+    return { request: requestName(holds.name), count: held.length };
+  }
+  if (isList(gpu)) {
+    return { request: gpu.join(', '), count: 1 };
+  }
+  const { kind, count } = splitRequest(gpu);
+  const known = kinds.find(({ request }) => request.toLowerCase() === kind.toLowerCase());
+  return { request: known?.request ?? kind, count };
+}
+
+/** Whether a sandbox already is what a notebook asks for, as far as the page can tell. */
+export function isServed(choice: IChoice, sandbox: ISandboxInfo): boolean {
+  const limit = sandbox.limits.memory?.value ?? null;
+  return (
+    (choice.gpu === undefined || sameRequest(choice.gpu, sandbox)) &&
+    (choice.memory_bytes === undefined || choice.memory_bytes === limit) &&
+    (choice.network === undefined || choice.network === sandbox.network) &&
+    (choice.template === undefined ||
+      sandbox.template === null ||
+      choice.template === sandbox.template.name)
+  );
+}
+
+function sameRequest(asked: string | readonly string[] | null, sandbox: ISandboxInfo): boolean {
+  if (asked === null) {
+    return sandbox.gpus.length === 0;
+  }
+  return requestKey(asked) === requestKey(sandbox.gpu ?? '');
+}
+
+function requestKey(request: string | readonly string[]): string {
+  return (isList(request) ? request : [request])
+    .map(item => {
+      const { kind, count } = splitRequest(item);
+      return `${kind.toLowerCase().replace(/[\s_-]+/g, '-')}:${count}`;
+    })
+    .join(',');
+}
+
+function isList(value: string | readonly string[] | null): value is readonly string[] {
+  return Array.isArray(value);
+}

@@ -1,0 +1,207 @@
+import type { ISessionContext } from '@jupyterlab/apputils';
+import type { KernelSpec } from '@jupyterlab/services';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import type { IDisposable } from '@lumino/disposable';
+import { type ISignal, Signal } from '@lumino/signaling';
+
+import type { IChoice, ISandboxInfo, ISandboxes } from '../tokens';
+import * as glance from './glance';
+
+const PROVISIONER = 'warmcell';
+
+const TICK_MS = 1000;
+
+/** A sandbox that was made this long before its notebook began to start a kernel belongs to an earlier start. */
+const EARLIER_S = 5;
+
+const ofContext = new WeakMap<ISessionContext, NotebookSandbox>();
+
+/** Whether a kernelspec's kernels run in Warmcell sandboxes. */
+export function isOurs(spec: KernelSpec.ISpecModel | undefined): boolean {
+  const provisioner = spec?.metadata?.kernel_provisioner;
+  return (
+    typeof provisioner === 'object' &&
+    provisioner !== null &&
+    'provisioner_name' in provisioner &&
+    provisioner.provisioner_name === PROVISIONER
+  );
+}
+
+/**
+ * One notebook's kernel and its sandbox: what to show, and how to start it again.
+ */
+export class NotebookSandbox implements IDisposable {
+  /** The one of this session: its toolbar item, its banner and its dialog share it. */
+  static of(
+    context: ISessionContext,
+    sandboxes: ISandboxes,
+    trans: TranslationBundle
+  ): NotebookSandbox {
+    const found = ofContext.get(context) ?? new NotebookSandbox(context, sandboxes, trans);
+    ofContext.set(context, found);
+    return found;
+  }
+
+  /**
+   * @param context - The notebook's session; whoever owns the notebook disposes it.
+   * @param sandboxes - What is known about sandboxes.
+   * @param trans - The translation of this package.
+   */
+  constructor(context: ISessionContext, sandboxes: ISandboxes, trans: TranslationBundle) {
+    this.context = context;
+    this.sandboxes = sandboxes;
+    this.trans = trans;
+    this._startingSince = sandboxes.now();
+    sandboxes.changed.connect(this._update, this);
+    context.kernelChanged.connect(this._update, this);
+    context.sessionChanged.connect(this._update, this);
+    context.statusChanged.connect(this._update, this);
+    context.connectionStatusChanged.connect(this._update, this);
+    context.propertyChanged.connect(this._update, this);
+    context.specsManager.specsChanged.connect(this._update, this);
+    context.disposed.connect(this.dispose, this);
+    this._update();
+  }
+
+  readonly context: ISessionContext;
+  readonly sandboxes: ISandboxes;
+  readonly trans: TranslationBundle;
+
+  /** Emitted when what is to be shown may have changed; once a second while something is awaited. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  get isDisposed(): boolean {
+    return this._isDisposed;
+  }
+
+  /** What is known now. */
+  get situation(): glance.ISituation {
+    const { context, sandboxes } = this;
+    const kernelName = this._kernelName();
+    return {
+      kernelName,
+      ours: kernelName !== null && isOurs(context.specsManager.specs?.kernelspecs[kernelName]),
+      hasKernel: Boolean(context.session?.kernel),
+      status: context.kernelDisplayStatus,
+      sandbox: this.sandbox,
+      connected: sandboxes.connected,
+      trouble: sandboxes.trouble,
+      now: sandboxes.now(),
+      startingSince: this._startingSince
+    };
+  }
+
+  /** The sandbox of this notebook's kernel: that which runs, or that which failed to. */
+  get sandbox(): ISandboxInfo | null {
+    const kernelId = this.context.session?.kernel?.id;
+    if (kernelId !== undefined) {
+      return this.sandboxes.ofKernel(kernelId);
+    }
+    // A kernel has no id before it has started, and none after its first start failed.
+    const asked = this.sandboxes.ofNotebook(this.context.path);
+    return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
+  }
+
+  get glance(): glance.IGlance {
+    return glance.glance(this.situation, this.trans);
+  }
+
+  get notices(): glance.INotice[] {
+    return glance.notices(this.situation, this.trans);
+  }
+
+  /**
+   * Start the kernel again: in place where there is one, else a new one.
+   *
+   * @throws if no kernel could be started; JupyterLab has shown the reason.
+   */
+  async restart(): Promise<void> {
+    const kernel = this.context.session?.kernel;
+    if (kernel && kernel.status !== 'dead') {
+      await this.context.restartKernel();
+      return;
+    }
+    const name = kernel?.name ?? this._kernelName();
+    await this.context.changeKernel(name === null ? {} : { name });
+  }
+
+  /**
+   * Restart the kernel with another choice.
+   *
+   * @throws ApiError if the server refuses; the kernel is as it was.
+   */
+  async apply(choice: IChoice): Promise<void> {
+    if (!this.context.session?.kernel) {
+      await this.restart();
+    }
+    const kernel = this.context.session?.kernel;
+    if (kernel) {
+      await this.sandboxes.configure(kernel.id, choice);
+      await this.restart();
+    }
+  }
+
+  dispose(): void {
+    if (this._isDisposed) {
+      return;
+    }
+    this._isDisposed = true;
+    window.clearInterval(this._ticker);
+    Signal.clearData(this);
+  }
+
+  private _kernelName(): string | null {
+    const { session, specsManager, kernelPreference } = this.context;
+    if (session?.kernel) {
+      return session.kernel.name;
+    }
+    const specs = Object.values(specsManager.specs?.kernelspecs ?? {});
+    const pending = specs.find(spec => spec?.display_name === this.context.kernelDisplayName);
+    if (pending !== undefined) {
+      return pending.name;
+    }
+    if (this.context.kernelDisplayStatus === 'initializing') {
+      return kernelPreference.name ?? null;
+    }
+    return this.sandbox?.state === 'failed' ? this._attempted : null;
+  }
+
+  private _update(): void {
+    if (this._isDisposed) {
+      return;
+    }
+    const status = this.context.kernelDisplayStatus;
+    const isStarting = glance.isStartingStatus(status);
+    if (isStarting && !this._wasStarting) {
+      this._startingSince = this.sandboxes.now();
+    }
+    this._wasStarting = isStarting;
+    const { situation } = this;
+    if (situation.ours) {
+      this._attempted = situation.kernelName;
+    }
+    this._tick(glance.isTicking(situation));
+    this._changed.emit();
+  }
+
+  private _tick(wanted: boolean): void {
+    if (wanted && this._ticker === 0) {
+      this._ticker = window.setInterval(() => {
+        this._update();
+      }, TICK_MS);
+    } else if (!wanted) {
+      window.clearInterval(this._ticker);
+      this._ticker = 0;
+    }
+  }
+
+  private readonly _changed = new Signal<this, void>(this);
+  private _isDisposed = false;
+  private _ticker = 0;
+  private _startingSince: number;
+  private _wasStarting = false;
+  /** The last kernelspec of ours that was to be started. */
+  private _attempted: string | null = null;
+}

@@ -1,0 +1,168 @@
+/*
+ * How things are said. Pure: everything comes in as an argument, the translator included.
+ */
+import type { TranslationBundle } from '@jupyterlab/translation';
+
+import type {
+  IErrorInfo,
+  IGpuDevice,
+  ILimitStatus,
+  IPhase,
+  ISandboxInfo,
+  SandboxState
+} from '../tokens';
+import { requestName } from './choice';
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+
+/** "80 GiB", "512 MiB". */
+export function bytes(amount: number): string {
+  let unit = 0;
+  let value = amount;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${trimmed(value, value < 10 ? 1 : 0)} ${UNITS[unit] ?? ''}`;
+}
+
+/** A measured time: "84 ms", "1.2 s", "12 s". */
+export function milliseconds(amount: number): string {
+  return amount < 999.5
+    ? `${Math.round(amount)} ms`
+    : `${trimmed(amount / 1000, amount < 9950 ? 1 : 0)} s`;
+}
+
+/** A time that still runs, in whole seconds: "12 s", "3 min 5 s". Never negative. */
+export function seconds(amount: number): string {
+  const whole = Math.max(0, Math.floor(amount));
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}
+
+function trimmed(value: number, digits: number): string {
+  return value.toFixed(digits).replace(/\.0+$/, '');
+}
+
+/** What a sandbox computes on: "CPU", "A100-SXM4-80GB", "2 × L4, T4". */
+export function hardware(gpus: readonly IGpuDevice[], trans: TranslationBundle): string {
+  if (gpus.length === 0) {
+    return trans.__('CPU');
+  }
+  const counts = new Map<string, number>();
+  for (const { name } of gpus) {
+    const short = requestName(name);
+    counts.set(short, (counts.get(short) ?? 0) + 1);
+  }
+  return [...counts].map(([name, n]) => (n === 1 ? name : `${n} × ${name}`)).join(', ');
+}
+
+/** How the kernel was started and how long it took: "template · 84 ms". */
+export function started(sandbox: ISandboxInfo, trans: TranslationBundle): string {
+  const parts: string[] = [];
+  if (sandbox.started_from !== null) {
+    parts.push(sandbox.started_from === 'template' ? trans.__('template') : trans.__('cold start'));
+  }
+  if (sandbox.started_ms !== null) {
+    parts.push(milliseconds(sandbox.started_ms));
+  }
+  return parts.join(' · ');
+}
+
+/** What a start is busy with: "template torch", "sandbox". */
+export function phase(phase: IPhase, trans: TranslationBundle): string {
+  return [phaseName(phase.name, trans), phase.detail].filter(Boolean).join(' ');
+}
+
+function phaseName(name: string, trans: TranslationBundle): string {
+  switch (name) {
+    case 'lease':
+      return trans.__('GPU');
+    case 'sandbox':
+      return trans.__('sandbox');
+    case 'guest':
+      return trans.__('guest');
+    case 'template':
+      return trans.__('template');
+    case 'kernel':
+      return trans.__('kernel');
+    default:
+      return name;
+  }
+}
+
+export function state(state: SandboxState, trans: TranslationBundle): string {
+  switch (state) {
+    case 'creating':
+      return trans.__('starting');
+    case 'running':
+      return trans.__('running');
+    case 'suspending':
+      return trans.__('suspending');
+    case 'suspended':
+      return trans.__('suspended');
+    case 'resuming':
+      return trans.__('resuming');
+    case 'stopping':
+      return trans.__('stopping');
+    case 'stopped':
+      return trans.__('stopped');
+    case 'failed':
+      return trans.__('failed');
+  }
+}
+
+/** A limit in words: "memory 8 GiB", "processes 4096". */
+export function limit(name: string, status: ILimitStatus, trans: TranslationBundle): string {
+  const { value } = status;
+  if (value === null) {
+    return trans.__('%1: no limit', limitName(name, trans));
+  }
+  const amount = name === 'memory' || name.endsWith('_bytes') ? bytes(value) : trimmed(value, 2);
+  return `${limitName(name, trans)} ${amount}`;
+}
+
+function limitName(name: string, trans: TranslationBundle): string {
+  switch (name.replace(/_bytes$/, '')) {
+    case 'memory':
+      return trans.__('memory');
+    case 'pids':
+      return trans.__('processes');
+    case 'cpus':
+      return trans.__('CPU cores');
+    case 'layer':
+      return trans.__('writable layer');
+    case 'shm':
+      return trans.__('shared memory');
+    default:
+      return name;
+  }
+}
+
+/** A sentence ends with a stop, whoever wrote it. */
+export function sentence(text: string): string {
+  const whole = text.trim();
+  return whole === '' || /[.!?…]$/.test(whole) ? whole : `${whole}.`;
+}
+
+/** An error of the page's own connection, with its cure. */
+export function trouble(error: IErrorInfo, trans: TranslationBundle): IErrorInfo {
+  switch (error.code) {
+    case 'absent':
+      return {
+        ...error,
+        message: trans.__('This Jupyter server does not run the Warmcell server extension.'),
+        hint: trans.__(
+          'Run `jupyter server extension enable warmcell` in the server’s environment and restart it.'
+        )
+      };
+    case 'unreachable':
+      return {
+        ...error,
+        hint:
+          error.hint ||
+          trans.__('Is the Jupyter server running? The page goes on trying by itself.')
+      };
+    default:
+      return error;
+  }
+}

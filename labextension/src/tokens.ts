@@ -1,0 +1,191 @@
+import { Token } from '@lumino/coreutils';
+import type { ISignal } from '@lumino/signaling';
+import type { IObservableDisposable } from '@lumino/disposable';
+
+/*
+ * The forms that the server speaks, as `warmcell.sandbox.models` defines them: `_bytes`, `_ms` and `_pct` are
+ * units, times are Unix seconds of the server's clock.
+ */
+
+export type SandboxState =
+  | 'creating'
+  | 'running'
+  | 'suspending'
+  | 'suspended'
+  | 'resuming'
+  | 'stopping'
+  | 'stopped'
+  | 'failed';
+
+export type Network = 'none' | 'host';
+
+export type StartedFrom = 'template' | 'cold';
+
+/** What went wrong and what cures it. */
+export interface IErrorInfo {
+  readonly code: string;
+  readonly message: string;
+  /** The cure, in one sentence; may be empty. */
+  readonly hint: string;
+}
+
+/** What a start is busy with. */
+export interface IPhase {
+  readonly name: string;
+  readonly since: number;
+  readonly detail: string;
+  readonly hint: string;
+}
+
+export interface ILimitStatus {
+  readonly value: number | null;
+  readonly enforced: boolean;
+  /** Why it is not enforced, with the cure. */
+  readonly why: string;
+}
+
+export interface ITemplateStatus {
+  readonly name: string;
+  readonly state: 'none' | 'importing' | 'ready' | 'failed';
+  /** The module whose import runs, since `since`. */
+  readonly importing: string;
+  readonly since: number;
+  readonly imported: readonly string[];
+  /** Module to its import error. */
+  readonly failed: Readonly<Record<string, string>>;
+}
+
+export interface ITemplateInfo {
+  readonly name: string;
+  readonly python: string;
+  readonly preload: readonly string[];
+  readonly status: ITemplateStatus;
+  readonly prepared: number;
+}
+
+export interface IGpuDevice {
+  readonly uuid: string;
+  readonly index: number;
+  readonly name: string;
+  readonly memory_total_bytes: number;
+  readonly simulated: boolean;
+}
+
+export interface ILease {
+  readonly sandbox_id: string;
+  readonly since: number;
+}
+
+/** A GPU of the machine and who holds it. */
+export interface IGpu extends IGpuDevice {
+  readonly lease: ILease | null;
+}
+
+export interface ISandboxInfo {
+  readonly id: string;
+  readonly state: SandboxState;
+  readonly backend: string;
+  readonly isolated: boolean;
+  readonly owner: string;
+  readonly kernel_id: string | null;
+  readonly notebook: string | null;
+  readonly workspace_note: string;
+  readonly network: Network;
+  readonly gpu: string | readonly string[] | null;
+  readonly gpus: readonly IGpuDevice[];
+  readonly limits: Readonly<Record<string, ILimitStatus>>;
+  readonly template: ITemplateStatus | null;
+  readonly started_from: StartedFrom | null;
+  readonly started_ms: number | null;
+  readonly generation: number;
+  readonly phase: IPhase | null;
+  readonly created_at: number;
+  readonly error: IErrorInfo | null;
+  /** Why the kernel before this one ended by itself. */
+  readonly previous_error: IErrorInfo | null;
+}
+
+/** One message of the server's event stream. */
+export type ServerEvent =
+  | {
+      readonly kind: 'hello';
+      readonly sandboxes: readonly ISandboxInfo[];
+      readonly templates: readonly ITemplateInfo[];
+      /** The server's version; null if it does not say. */
+      readonly version: string | null;
+    }
+  | { readonly kind: 'sandbox'; readonly sandbox: ISandboxInfo }
+  | { readonly kind: 'template'; readonly template: ITemplateInfo };
+
+/** What a notebook asks for; what is absent is left to the kernelspec. */
+export interface IChoice {
+  /** A request such as "A100:2", or several as fallbacks in order; null is CPU. */
+  readonly gpu?: string | readonly string[] | null;
+  readonly memory_bytes?: number;
+  readonly network?: Network;
+  readonly template?: string;
+}
+
+/**
+ * What the page knows about the sandboxes of this server, kept up to date by its event stream.
+ */
+export interface ISandboxes extends IObservableDisposable {
+  /** Emitted after each change of what is known. */
+  readonly changed: ISignal<ISandboxes, void>;
+
+  /** Emitted for each sandbox that the server has told about. */
+  readonly told: ISignal<ISandboxes, ISandboxInfo>;
+
+  /** Whether the event stream is open; null until the first attempt has ended. */
+  readonly connected: boolean | null;
+
+  /** Why the event stream is closed, if it is. */
+  readonly trouble: IErrorInfo | null;
+
+  /** The server's version, as far as it said so. */
+  readonly version: string | null;
+
+  /** Templates in use, by name. */
+  readonly templates: readonly ITemplateInfo[];
+
+  /** The sandbox of this id, if it is known. */
+  get(id: string): ISandboxInfo | null;
+
+  /** The latest sandbox of a kernel. */
+  ofKernel(kernelId: string): ISandboxInfo | null;
+
+  /** The latest sandbox that was asked for by the notebook at this path, relative to the server's root. */
+  ofNotebook(path: string): ISandboxInfo | null;
+
+  /** Now, in Unix seconds of the server's clock. */
+  now(): number;
+
+  /** @throws {@link ApiError} */
+  gpus(): Promise<IGpu[]>;
+
+  /**
+   * Whether this could be started, without starting anything.
+   *
+   * @throws {@link ApiError} with the error that a start would give.
+   */
+  check(choice: IChoice): Promise<void>;
+
+  /**
+   * Set what the next start of this kernel uses.
+   *
+   * @throws {@link ApiError}
+   */
+  configure(kernelId: string, choice: IChoice): Promise<void>;
+}
+
+export const ISandboxes = new Token<ISandboxes>(
+  '@warmcell/labextension:ISandboxes',
+  'What the page knows about the sandboxes of this server.'
+);
+
+/** The translation domain of this package. */
+export const DOMAIN = 'warmcell';
+
+export namespace CommandIDs {
+  export const chooseHardware = 'warmcell:choose-hardware';
+}

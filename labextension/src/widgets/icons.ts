@@ -1,0 +1,25 @@
+import { LabIcon } from '@jupyterlab/ui-components';
+
+/** A cell with a warm core: a kernel in its sandbox. */
+export const sandboxIcon = new LabIcon({
+  name: 'warmcell:sandbox',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <path class="jp-icon3" fill="#616161" fill-rule="evenodd" d="M12 2l8.66 5v10L12 22l-8.66-5V7L12 2zm0 2.3L5.34 8.15v7.7L12 19.7l6.66-3.85v-7.7L12 4.3z"/>
+  <circle class="jp-icon-warn0" fill="#F57C00" cx="12" cy="12" r="3.6"/>
+</svg>`
+});
+
+/** The same with a cold core: no sandbox. */
+export const noSandboxIcon = new LabIcon({
+  name: 'warmcell:no-sandbox',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <path class="jp-icon3" fill="none" stroke="#616161" stroke-width="2" stroke-dasharray="3.2 2.4" d="M12 3l7.8 4.5v9L12 21l-7.8-4.5v-9L12 3z"/>
+</svg>`
+});
+
+export const failedIcon = new LabIcon({
+  name: 'warmcell:failed',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <path class="jp-icon-none wc-fill-error" fill="#D32F2F" fill-rule="evenodd" d="M12 2l8.66 5v10L12 22l-8.66-5V7L12 2zm-1.1 5v6h2.2V7h-2.2zm0 8v2.2h2.2V15h-2.2z"/>
+</svg>`
+});

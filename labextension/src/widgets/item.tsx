@@ -1,0 +1,63 @@
+import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import type { IGlance } from '../model/glance';
+import type { NotebookSandbox } from '../model/notebook';
+import { Badges } from './badges';
+import { failedIcon, noSandboxIcon, sandboxIcon } from './icons';
+
+export interface IItemOptions {
+  readonly notebook: NotebookSandbox;
+  /** Choose what the sandbox gets. */
+  readonly choose: () => void;
+  /** Choose another kernel; offered where the kernel has no sandbox. */
+  readonly selectKernel: () => void;
+}
+
+/**
+ * The toolbar item: what the notebook's kernel runs on and how it was started.
+ */
+export class SandboxItem extends ReactWidget {
+  constructor(options: IItemOptions) {
+    super();
+    this._options = options;
+    this.addClass('wc-Item');
+  }
+
+  protected override render(): React.JSX.Element {
+    const { notebook } = this._options;
+    return (
+      <UseSignal signal={notebook.changed} initialSender={notebook}>
+        {() => this._item(notebook.glance)}
+      </UseSignal>
+    );
+  }
+
+  private _item({ kind, label, title, badges }: IGlance): React.JSX.Element | null {
+    if (kind === 'hidden') {
+      return null;
+    }
+    const { notebook, choose, selectKernel } = this._options;
+    const isLocal = kind === 'local';
+    const Icon = (isLocal ? noSandboxIcon : kind === 'failed' ? failedIcon : sandboxIcon).react;
+    const action = isLocal
+      ? notebook.trans.__('Click to choose another kernel.')
+      : notebook.trans.__('Click to choose GPU, memory and network.');
+    return (
+      <button
+        type="button"
+        className={`wc-Item-button wc-mod-${kind}`}
+        title={`${title}\n${action}`}
+        aria-label={notebook.trans.__('Sandbox: %1', title)}
+        aria-haspopup="dialog"
+        onClick={isLocal ? selectKernel : choose}
+      >
+        <Icon className="wc-Item-icon" tag="span" />
+        <span className="wc-Item-label">{label}</span>
+        <Badges badges={badges} />
+      </button>
+    );
+  }
+
+  private readonly _options: IItemOptions;
+}
