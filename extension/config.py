@@ -47,9 +47,9 @@ class Warmcell(Configurable):
         help="GPUs to pretend, marked as simulated wherever they show: "
         '[{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]. Empty: the machine\'s own.',
     ).tag(config=True)
-    keeper_idle_s = Float(
-        10.0, help="Seconds that the keeper stays when nothing runs and nobody is connected."
-    ).tag(config=True)
+    keeper_idle_s = Float(10.0, help="Seconds that the keeper stays when nothing runs and nobody is connected.").tag(
+        config=True
+    )
     sandboxed_only = Bool(
         False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
     ).tag(config=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from warmcell.sandbox import errors
+from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.lifecycle import TERMINAL, Event, State, transition
@@ -144,7 +144,7 @@ class LiveSandbox:
             return
         self.template_settled.clear()
         self.tell(template=TemplateStatus(name=self.spec.template, state="importing", since=time.time()))
-        await self._guest().prepare(name=self.spec.template, preload=self.spec.preload)
+        await self._guest().prepare(self.spec.preload, name=self.spec.template, env=self.spec.env)
 
     async def start_kernel(self, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
         """Start the next kernel, from the template where it is ready; returns once its sockets are bound.
@@ -166,12 +166,11 @@ class LiveSandbox:
                 "key": "",
                 "signature_scheme": "hmac-sha256",
             }
-            file = self.run_directory / f"{prefix}.json"
-            file.write_text(json.dumps(connection))
-            file.chmod(0o644)
+            with guest_files.create(self.run_directory / f"{prefix}.json") as file:
+                file.write(json.dumps(connection).encode())
             started = await self._unless_dead(
                 self._guest().start_kernel(
-                    connection=f"{self.guest_run_directory}/{prefix}.json", env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S
+                    f"{self.guest_run_directory}/{prefix}.json", env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S
                 ),
                 "its sandbox ended while the kernel started",
             )
@@ -259,6 +258,13 @@ class LiveSandbox:
             kernel.exited.set()
 
     async def _watch_guest(self) -> None:
+        try:
+            await self._follow_events()
+        except errors.ProtocolError as error:
+            log.warning("sandbox %s: %s", self.info.id, error)
+            await self._up().stop()  # a guest that breaks the protocol cannot be watched any more
+
+    async def _follow_events(self) -> None:
         async for event in self._guest().events():
             if event["event"] == "template":
                 self._template_event(event)
@@ -269,8 +275,7 @@ class LiveSandbox:
                     self._early_exits[event["pid"]] = event["exit_code"]
 
     def _template_event(self, event: Mapping[str, Any]) -> None:
-        fields = {f.name for f in dataclasses.fields(TemplateStatus)}
-        status = TemplateStatus.from_json({k: v for k, v in event.items() if k in fields})
+        status = TemplateStatus.from_json({key: value for key, value in event.items() if key != "event"})
         if status.state in ("ready", "failed"):
             self.template_settled.set()
         if status.state != "none" or self.info.template is not None:

@@ -112,7 +112,7 @@ class SandboxService:
 
     # What there is ---------------------------------------------------------------------------------------------
 
-    def list(self) -> list[SandboxInfo]:
+    def infos(self) -> list[SandboxInfo]:
         """All sandboxes but the prepared ones, oldest first."""
         return sorted((box.info for box in self._boxes.values()), key=lambda info: info.created_at)
 
@@ -136,7 +136,7 @@ class SandboxService:
     @property
     def busy(self) -> bool:
         """Whether any sandbox is alive that somebody asked for."""
-        return any(info.state not in TERMINAL for info in self.list())
+        return any(info.state not in TERMINAL for info in self.infos())
 
     async def gpus(self) -> list[dict[str, Any]]:
         """The GPUs of the machine with who holds each."""
@@ -268,7 +268,7 @@ class SandboxService:
         box = self._boxes.get(sandbox_id)
         if box is None:
             return
-        children = [info.id for info in self.list() if info.parent == sandbox_id]
+        children = [info.id for info in self.infos() if info.parent == sandbox_id]
         await asyncio.gather(*(self.stop(child) for child in children))
         await self._remove(box)
 

@@ -156,7 +156,7 @@ class SandboxesHandler(Handler):
     """All sandboxes that whoever asks may see."""
 
     def get(self) -> None:
-        infos = self.keeper.service.list()
+        infos = self.keeper.service.infos()
         if self.scope is not None:
             infos = self.scope.visible(infos)
         self.answer({"sandboxes": [info.to_json() for info in infos]})
@@ -184,7 +184,7 @@ class SandboxHandler(Handler):
         self.answer(self.visible(sandbox_id).to_json())
 
     async def delete(self, sandbox_id: str) -> None:
-        infos = {info.id: info for info in self.keeper.service.list()}
+        infos = {info.id: info for info in self.keeper.service.infos()}
         info = infos.get(SandboxId(sandbox_id))
         if info is not None:
             self.visible(sandbox_id)
@@ -204,7 +204,7 @@ class KernelsHandler(Handler):
     """Kernels with their keys; on the keeper's own socket only."""
 
     def get(self) -> None:
-        self.answer({"kernels": [kernel.describe() for kernel in self.keeper.kernels.list()]})
+        self.answer({"kernels": [kernel.describe() for kernel in self.keeper.kernels.all()]})
 
     async def post(self) -> None:
         request = KernelRequest.from_json(self.body())
@@ -251,7 +251,7 @@ class EventsHandler(Handler):
         changes = service.subscribe()
         try:
             present = {
-                "sandboxes": [info.to_json() for info in service.list()],
+                "sandboxes": [info.to_json() for info in service.infos()],
                 "templates": [one.to_json() for one in await service.templates()],
             }
             await self._send("hello", present)

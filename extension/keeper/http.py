@@ -42,7 +42,7 @@ class UnixServer(HTTPServer):
         self.path.unlink(missing_ok=True)
         listener = bind_unix_socket(str(self.path), mode=0o600)
         if owner is not None and owner != os.getuid():
-            os.chown(self.path, owner, -1)
+            os.chown(self.path, owner, -1, follow_symlinks=False)
         self.add_socket(listener)
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:

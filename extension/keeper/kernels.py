@@ -80,7 +80,7 @@ class Kernels:
         self._kernels: dict[str, Kernel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def list(self) -> list[Kernel]:
+    def all(self) -> list[Kernel]:
         """All of them."""
         return list(self._kernels.values())
 
@@ -161,7 +161,7 @@ class Kernels:
 
     async def forget_sandbox(self, sandbox_id: SandboxId) -> None:
         """Remove the kernel whose sandbox this is, if there is one."""
-        for kernel in self.list():
+        for kernel in self.all():
             if kernel.sandbox_id == sandbox_id:
                 await self.remove(kernel.request.kernel_id)
 

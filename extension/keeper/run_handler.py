@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object
+from warmcell.sandbox import guest_files
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import SandboxId
 
@@ -44,8 +46,9 @@ class RunHandler(JsonHandler):
             chunk = bytes(self._head[end + 1 :])
             if self._request.get("send"):
                 self._send = self.settings["keeper"].runs.new_file(self._sandbox_id, "send")
+                self._send_file = await asyncio.to_thread(guest_files.create, self._send)
         if chunk and self._send is not None:
-            await asyncio.to_thread(_append, self._send, chunk)
+            await asyncio.to_thread(self._send_file.write, chunk)
 
     async def post(self, sandbox_id: str) -> None:
         """Run it, and stream what comes of it."""
@@ -55,6 +58,8 @@ class RunHandler(JsonHandler):
             raise InvalidRequestError(
                 "A run needs `code` and, in `get`, names of variables", hint='Send {"code": "…", "get": ["x"]}.'
             )
+        if self._send is not None:
+            self._send_file.close()
         runs = self.settings["keeper"].runs
         values: Path = runs.new_file(self._sandbox_id, "get")
         self.set_header("Content-Type", "application/x-ndjson")
@@ -78,40 +83,24 @@ class RunHandler(JsonHandler):
         self._gone.set()
 
     async def _stream(self, runs: Any, code: str, get: list[str], values: Path) -> None:
+        result: BinaryIO | None = None
         try:
             async for message in runs.run(self._sandbox_id, code, send=self._send, get=get, values=values):
                 if message.get("done"):
-                    message["get"] = _size(values)
+                    result = guest_files.open_existing(values)
+                    message["get"] = os.fstat(result.fileno()).st_size if result is not None else 0
                 self._line(message)
                 if not self._gone.is_set():
                     await self.flush()
         except WarmcellError as error:
             self._line({"done": True, "status": "failed", "failure": error.to_json(), "get": 0})
             return
-        offset = 0
-        while piece := await asyncio.to_thread(_piece, values, offset):
-            offset += len(piece)
-            self.write(piece)
-            await self.flush()
+        if result is not None:
+            with result:
+                while piece := await asyncio.to_thread(result.read, PIECE_BYTES):
+                    self.write(piece)
+                    await self.flush()
 
     def _line(self, message: dict[str, Any]) -> None:
         if not self._gone.is_set():
             self.write(json.dumps(message, default=str) + "\n")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _piece(path: Path, offset: int) -> bytes:
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(PIECE_BYTES)
-
-
-def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)
-    path.chmod(0o644)

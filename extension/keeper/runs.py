@@ -114,9 +114,16 @@ class Runs:
             env = {**box.spec.env, **gpu_environment(box.gpus)}
             cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
             process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
-            client = AsyncKernelClient()
-            ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
-            client.load_connection_info({"transport": "ipc", "ip": str(process.socket_prefix), "key": b"", **ports})
+            client = AsyncKernelClient(
+                transport="ipc",
+                ip=str(process.socket_prefix),
+                shell_port=1,
+                iopub_port=2,
+                stdin_port=3,
+                control_port=4,
+                hb_port=5,
+            )
+            client.session.key = b""
             client.start_channels(hb=False)
             runner = self._runners[sandbox_id] = Runner(client, process)
             await _answers(runner)

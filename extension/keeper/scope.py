@@ -59,7 +59,7 @@ class GuestScope:
 
 def _least(own: Limits, asked: Limits) -> Limits:
     """Field by field the smaller cap; None is no cap."""
-    values = {}
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(Limits):
         caps = [cap for cap in (getattr(own, field.name), getattr(asked, field.name)) if cap is not None]
         values[field.name] = min(caps) if caps else None

@@ -1,7 +1,7 @@
 """Where the extension is put together: configuration, routes, kernels that outlived another server."""
 
 import asyncio
-from typing import Any, ClassVar
+from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
@@ -19,8 +19,8 @@ class WarmcellApp(ExtensionApp):
     """Warmcell in a Jupyter server."""
 
     name = "warmcell"
-    config_file_name = CONFIG_FILE  # type: ignore[assignment]
-    classes: ClassVar = [Warmcell, WarmcellProvisioner]
+    config_file_name = CONFIG_FILE
+    classes = [Warmcell, WarmcellProvisioner]  # noqa: RUF012 - a trait of the base class, not a shared list
     load_other_extensions = True
 
     def _link_jupyter_server_extension(self, serverapp: ServerApp) -> None:

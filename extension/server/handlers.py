@@ -53,7 +53,7 @@ class WarmcellHandler(APIHandler):
             InvalidRequestError: It is none.
         """
         try:
-            body = self.get_json_body()
+            body: object = self.get_json_body()  # type: ignore[no-untyped-call]
         except web.HTTPError as error:
             raise InvalidRequestError("The request is not JSON", hint="Send one JSON object.") from error
         if body is None:

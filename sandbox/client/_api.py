@@ -52,6 +52,6 @@ def failure(status: int, body: bytes) -> errors.WarmcellError:
 def unreachable(error: httpx.TransportError) -> errors.TransportError:
     """A failed connection as one of ours."""
     return errors.TransportError(
-        f"The keeper cannot be reached ({error or type(error).__name__})",
+        f"The keeper cannot be reached ({str(error) or type(error).__name__})",
         hint="It is started on demand: try again; keeper.log in the state directory says why it ended.",
     )
