@@ -1,0 +1,26 @@
+"""Who is behind a pid or a uid, as far as this user may see it."""
+
+import os
+import pwd
+from pathlib import Path
+
+from warmcell.sandbox.gpus.base import GpuProcess
+
+
+def describe(pid: int) -> GpuProcess:
+    """A process with its user and command; the bare pid where it cannot be seen."""
+    directory = Path("/proc") / str(pid)
+    try:
+        uid = os.stat(directory).st_uid
+        command = (directory / "comm").read_text(errors="replace").strip()
+    except OSError:
+        return GpuProcess(pid=pid)
+    return GpuProcess(pid=pid, user=user_name(uid), command=command)
+
+
+def user_name(uid: int) -> str:
+    """The user's login name, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

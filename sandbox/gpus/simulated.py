@@ -1,0 +1,87 @@
+"""Devices that exist in the configuration only, so that everything can be tried without a GPU."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.gpus.base import GpuProcess
+from warmcell.sandbox.gpus.requests import memory_bytes
+from warmcell.sandbox.models import GpuDevice
+
+_KEYS = frozenset({"name", "memory", "count"})
+_MOST = 64
+_SHAPE = 'Write it as {"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}.'
+
+
+class SimulatedInventory:
+    """An inventory of made-up devices; each is marked as simulated and does no work.
+
+    The UUIDs follow from name, memory and place alone, so that they are the same after a restart and for each
+    user of the machine.
+    """
+
+    def __init__(self, kinds: Sequence[Mapping[str, object]]) -> None:
+        """Read the configuration.
+
+        Args:
+            kinds: One entry per kind: `name`, `memory` such as "80GiB" and, if more than one, `count`.
+
+        Raises:
+            InvalidRequestError: An entry is malformed.
+        """
+        self._devices = _devices(kinds)
+
+    @property
+    def problem(self) -> str:
+        """Empty: what is made up is always there."""
+        return ""
+
+    async def devices(self) -> Sequence[GpuDevice]:
+        """The configured devices."""
+        return self._devices
+
+    async def processes(self, device: GpuDevice) -> Sequence[GpuProcess]:
+        """None: nothing can compute on them."""
+        return ()
+
+
+def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
+    found: list[GpuDevice] = []
+    seen: dict[tuple[str, int], int] = {}
+    for kind in kinds:
+        name, size, count = _kind(kind)
+        for _ in range(count):
+            place = seen[name, size] = seen.get((name, size), -1) + 1
+            digest = hashlib.sha256(f"{name}\0{size}\0{place}".encode()).hexdigest()
+            found.append(
+                GpuDevice(
+                    uuid=f"GPU-sim-{digest[:12]}",
+                    index=len(found),
+                    name=name,
+                    memory_total_bytes=size,
+                    simulated=True,
+                )
+            )
+    if len(found) > _MOST:
+        raise InvalidRequestError(
+            f"{len(found)} simulated GPUs are configured, at most {_MOST} can be",
+            hint="Lower `count` in the list of simulated GPUs.",
+        )
+    return tuple(found)
+
+
+def _kind(kind: object) -> tuple[str, int, int]:
+    if not isinstance(kind, Mapping) or not set(kind) <= _KEYS:
+        raise InvalidRequestError(f"{kind!r} is no simulated GPU", hint=_SHAPE)
+    name, memory, count = kind.get("name"), kind.get("memory"), kind.get("count", 1)
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidRequestError(f"The simulated GPU {kind!r} has no name", hint=_SHAPE)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= _MOST:
+        raise InvalidRequestError(
+            f"The simulated GPU {name} has count {count!r}", hint=f"Give a count from 1 to {_MOST}."
+        )
+    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
+        return name.strip(), memory, count
+    if isinstance(memory, str):
+        return name.strip(), memory_bytes(memory), count
+    raise InvalidRequestError(f"The simulated GPU {name} has memory {memory!r}", hint=_SHAPE)
