@@ -1,11 +1,13 @@
 """Lanes, places and the leak check: what every test has around it."""
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
 
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
@@ -71,6 +73,20 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
         for name, value in made.env.items():
             monkeypatch.setenv(name, value)
         yield made
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_in_event_loops() -> Iterator[None]:
+    """Our code may not wait in an event loop: `BlockingError` where it does. A look at a local file is no wait."""
+    detector = BlockBuster("warmcell")
+    for name in [name for name in detector.functions if name.startswith(("os.", "io."))]:
+        del detector.functions[name]
+    detector.functions["subprocess.Popen.wait"] = BlockBusterFunction(
+        subprocess.Popen, "wait", scanned_modules="warmcell"
+    )
+    detector.activate()
+    yield
+    detector.deactivate()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,8 +77,10 @@ def test_wheel_has_jupyters_files(built: Built) -> None:
     """Built labextension, kernelspec and server configuration land where Jupyter looks for them."""
     assert "etc/jupyter/jupyter_server_config.d/warmcell.json" in built.data
     assert "share/jupyter/kernels/warmcell/kernel.json" in built.data
-    for name in ("package.json", "install.json", "static/style.js", "schemas/@warmcell/labextension/plugin.json"):
+    for name in ("package.json", "install.json", "static/style.js"):
         assert f"{LABEXTENSION}/{name}" in built.data
+    for schema in (TOP / "labextension/schema").glob("*.json"):
+        assert f"{LABEXTENSION}/schemas/@warmcell/labextension/{schema.name}" in built.data
     assert any(re.search(r"static/remoteEntry\.\w+\.js$", name) for name in built.data)
     assert not any(name.endswith("build_log.json") for name in built.data), "it names paths of the building machine"
 
