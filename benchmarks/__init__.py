@@ -1,0 +1,1 @@
+"""`python -m benchmarks`: each promise beside its baseline, in one run."""

@@ -1,0 +1,115 @@
+"""`python -m benchmarks`: measure, store the results, put the tables into the documents.
+
+As root everything is measured twice: as root, and as an ordinary user in a process of its own.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import machine, p1_start, p2_restart, p9_proxy, results
+from benchmarks.results import Result
+from benchmarks.rows import Row
+from tests.lanes import absence, as_ordinary_user, ordinary_uid
+
+PROMISES: Mapping[str, Callable[[int | None], Awaitable[Sequence[Row]]]] = {
+    "P1": lambda rounds: p1_start.measure(rounds=rounds or p1_start.ROUNDS),
+    "P2": lambda rounds: p2_restart.measure(rounds=rounds or p2_restart.ROUNDS),
+    "P9": lambda rounds: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 if every limit holds, 1 if one does not or a kind of user could not be measured."""
+    options = _parser().parse_args(argv)
+    if options.tables:
+        _write_documents()
+        return 0
+    if options.rows_only:
+        print(json.dumps(asyncio.run(_measure(options)).to_json()))
+        return 0
+    found = [asyncio.run(_measure(options))]
+    missing = None
+    if os.getuid() == 0 and options.as_user:
+        missing = absence("user")
+        if missing is None:
+            found.append(_measure_as_user(options))
+        else:
+            _say(f"not measured as an ordinary user: {missing.why}. Cure: {missing.cure}")
+    print(results.long_table(found))
+    if options.store:
+        path = results.store(found, options.name, commit=machine.commit())
+        _write_documents()
+        _say(f"stored in {path.relative_to(results.TOP)}")
+    broken = [f"{row.promise} ({row.ratio:.2f}×, {one.user})" for one in found for row in one.rows if not row.kept]
+    if broken:
+        _say(f"not kept: {', '.join(broken)}")
+    return 1 if broken or missing else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", choices=PROMISES, nargs="+", default=list(PROMISES), help="these promises only")
+    parser.add_argument("--rounds", type=int, help="rounds of each, instead of its own number")
+    parser.add_argument("--name", default="bench", help="first part of the result's file name")
+    parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
+    parser.add_argument("--no-user", dest="as_user", action="store_false", help="not as an ordinary user too")
+    parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables from what is stored")
+    parser.add_argument("--rows-only", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+async def _measure(options: argparse.Namespace) -> Result:
+    user: results.User = "root" if os.getuid() == 0 else "ordinary"
+    at, load = results.now(), machine.load()
+    if machine.is_busy():
+        _say(f"the load is {load}: something else runs here, so these numbers are not worth keeping")
+    rows: list[Row] = []
+    for name in options.only:
+        _say(f"{name} as {user} …")
+        for row in await PROMISES[name](options.rounds):
+            _say(f"  {row.what}: {row.ratio:.3f}×")
+            rows.append(row)
+    return Result(user=user, at=at, machine=machine.describe(), load_before=load, rows=rows)
+
+
+def _measure_as_user(options: argparse.Namespace) -> Result:
+    """The same as somebody who is not root, with a home of their own."""
+    uid = ordinary_uid()
+    home = Path(tempfile.mkdtemp(prefix="wc-home-", dir="/tmp"))
+    os.chown(home, uid, uid)
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
+    rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
+    command = [sys.executable, "-m", "benchmarks", "--rows-only", *rounds, "--only", *options.only]
+    try:
+        said = subprocess.run(
+            as_ordinary_user(*command, uid=uid),
+            env={**kept, "HOME": str(home), "USER": f"u{uid}", "LOGNAME": f"u{uid}", "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=results.TOP,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return Result.from_json(json.loads(said))
+
+
+def _write_documents() -> None:
+    for path, content in results.documents(results.newest()).items():
+        path.write_text(content)
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""A real Jupyter server in a process of its own, and what a browser would send it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import httpx
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from tests.leaks import Places
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 90.0
+WARM_TIMEOUT_S = 180.0
+LOOK_AGAIN_S = 0.1
+"""Between two looks at whether a sandbox is prepared; nothing is measured meanwhile."""
+
+WARMCELL = "/warmcell/api/v1"
+
+
+class BenchmarkError(RuntimeError):
+    """What was to be measured did not happen, so there is no number."""
+
+
+@dataclass
+class JupyterServer:
+    """One server with directories of its own; its keeper, if one was started, is ended with it."""
+
+    places: Places
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What `c.Warmcell` is set to for this server's keeper."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    async def __aenter__(self) -> Self:
+        """Start it and wait until it listens."""
+        self.root = self.places.root / "notebooks"
+        self.root.mkdir()
+        self._configure()
+        token = secrets.token_hex(16)
+        self._said: deque[str] = deque(maxlen=60)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._argv(),
+            env={**os.environ, **self.places.env, **self.env, "JUPYTER_TOKEN": token},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=self.root,
+            start_new_session=True,
+        )
+        url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(url))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.url = await url
+        except BaseException:
+            await self._end()
+            raise
+        self._token = token
+        self.http = httpx.AsyncClient(
+            base_url=self.url, headers={"Authorization": f"token {token}"}, timeout=ANSWER_TIMEOUT_S
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End it, its kernels and its keeper."""
+        await self.http.aclose()
+        await self._end()
+
+    async def start_kernel(self, name: str) -> str:
+        """`POST /api/kernels`: the id of a new kernel."""
+        answer = await self.http.post("/api/kernels", json={"name": name})
+        return str(_checked(answer)["id"])
+
+    async def restart_kernel(self, kernel_id: str) -> None:
+        """`POST /api/kernels/{id}/restart`."""
+        _checked(await self.http.post(f"/api/kernels/{kernel_id}/restart"))
+
+    async def delete_kernel(self, kernel_id: str) -> None:
+        """`DELETE /api/kernels/{id}`."""
+        (await self.http.delete(f"/api/kernels/{kernel_id}")).raise_for_status()
+
+    @contextlib.asynccontextmanager
+    async def channels(self, kernel_id: str) -> AsyncIterator["Channels"]:
+        """The kernel's websocket, as a page has it open."""
+        url = f"{self.url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?session_id={uuid4().hex}"
+        connection = await websocket_connect(
+            f"{url}&token={self._token}", connect_timeout=ANSWER_TIMEOUT_S, max_message_size=2**30
+        )
+        try:
+            yield Channels(connection)
+        finally:
+            connection.close()
+
+    async def sandbox(self, kernel_id: str) -> dict[str, Any]:
+        """What Warmcell tells of the sandbox of a kernel."""
+        found: list[dict[str, Any]] = _checked(await self.http.get(f"{WARMCELL}/sandboxes"))["sandboxes"]
+        return next(info for info in found if info["kernel_id"] == kernel_id)
+
+    async def warm(self) -> None:
+        """Wait until a sandbox is prepared and no template is being imported."""
+        deadline = time.monotonic() + WARM_TIMEOUT_S
+        while True:
+            templates: list[dict[str, Any]] = _checked(await self.http.get(f"{WARMCELL}/templates"))["templates"]
+            settled = all(one["status"]["state"] in ("ready", "none") for one in templates)
+            if settled and any(one["prepared"] for one in templates):
+                return
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"no sandbox was prepared within {WARM_TIMEOUT_S:.0f} s: {templates}")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _configure(self) -> None:
+        directory = Path(self.places.env["JUPYTER_CONFIG_DIR"])
+        directory.mkdir(parents=True)
+        lines = [f"c.Warmcell.{name} = {value!r}" for name, value in {"keeper_idle_s": 1.0, **self.settings}.items()]
+        (directory / "jupyter_warmcell_config.py").write_text("\n".join(lines) + "\n")
+
+    def _argv(self) -> Sequence[str]:
+        root = ["--allow-root"] if os.getuid() == 0 else []
+        return [
+            *(sys.executable, "-m", "jupyter_server", "--no-browser", *root),
+            *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={self.root}"),
+        ]
+
+    async def _read(self, url: asyncio.Future[str]) -> None:
+        """Keep the server's last words; the first URL in them is where it listens."""
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            said = line.decode(errors="replace").rstrip()
+            self._said.append(said)
+            found = re.search(r"(http://127\.0\.0\.1:\d+)/", said)
+            if found and not url.done():
+                url.set_result(found[1])
+        if not url.done():
+            url.set_exception(BenchmarkError("the Jupyter server did not start:\n" + "\n".join(self._said)))
+
+    async def _end(self) -> None:
+        if self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        await self._reader
+        await asyncio.to_thread(end_keeper, self.places)
+
+
+class Channels:
+    """The messages of one kernel over a websocket."""
+
+    def __init__(self, connection: WebSocketClientConnection) -> None:
+        self._connection = connection
+        self._session = uuid4().hex
+
+    async def execute(self, code: str) -> dict[str, Any]:
+        """Run code; its `execute_reply`'s content.
+
+        Raises:
+            BenchmarkError: The reply is an error, or none came.
+        """
+        request = self._request("execute_request", {"code": code, "silent": False, "store_history": False})
+        await self._connection.write_message(json.dumps(request))
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while True:
+                said = await self._connection.read_message()
+                if said is None:
+                    raise BenchmarkError("the server closed the websocket before the reply")
+                message = json.loads(said)
+                if message.get("parent_header", {}).get("msg_id") != request["header"]["msg_id"]:
+                    continue
+                if message["msg_type"] == "execute_reply":
+                    break
+        content: dict[str, Any] = message["content"]
+        if content["status"] != "ok":
+            raise BenchmarkError(f"{code!r} gave {content.get('ename')}: {content.get('evalue')}")
+        return content
+
+    def _request(self, kind: str, content: dict[str, object]) -> dict[str, Any]:
+        header = {
+            "msg_id": uuid4().hex,
+            "msg_type": kind,
+            "session": self._session,
+            "username": "bench",
+            "date": "",
+            "version": "5.4",
+        }
+        return {
+            "channel": "shell",
+            "header": header,
+            "parent_header": {},
+            "metadata": {},
+            "content": {"user_expressions": {}, "allow_stdin": False, "stop_on_error": True, **content},
+            "buffers": [],
+        }
+
+
+def end_keeper(places: Places) -> None:
+    """Have the keeper of these directories end, and wait for it."""
+    try:
+        pid = int(json.loads((places.runtime / "keeper.lock").read_text())["pid"])
+        handle = os.pidfd_open(pid)
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        if os.fsencode(places.runtime) not in environ:  # the pid is somebody else's by now
+            return
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], END_TIMEOUT_S)[0]:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    finally:
+        os.close(handle)
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        raise BenchmarkError(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
+    content: dict[str, Any] = answer.json()
+    return content
