@@ -2,23 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
+from . import stack
 from .report import Report
+
+
+def prepare() -> None:
+    """What a kernel's application does alike in every process: its class's set-up and its logger."""
+    from ipykernel.kernelapp import IPKernelApp
+
+    app = IPKernelApp.instance()
+    app.log.debug("prepared")
+    app.init_pdb()  # type: ignore[no-untyped-call]
 
 
 def run(connection_file: str, report: Report) -> None:
     """Serve a kernel until it is told to shut down, saying on `report` when its sockets are bound."""
     os.environ.pop("JPY_PARENT_PID", None)
     try:
-        from ipykernel.kernelapp import IPKernelApp
-
-        sys.argv = [sys.modules["ipykernel"].__path__[0] + "_launcher.py", "-f", connection_file]
-        app = IPKernelApp.instance()
-        app.initialize([*sys.argv[1:], "--HistoryManager.enabled=False"])  # type: ignore[no-untyped-call]
+        with open(connection_file, encoding="utf-8") as file:
+            json.load(file)
+        stack.load()
+        app = _initialized(connection_file)
     except BaseException as error:
         report.failed(error)
         raise
     report.ready()
-    app.start()  # type: ignore[no-untyped-call]
+    app.start()
+
+
+def _initialized(connection_file: str) -> Any:
+    from ipykernel import ipkernel
+    from ipykernel.kernelapp import IPKernelApp
+    from IPython.core import shellapp
+
+    launcher = os.path.dirname(sys.modules["ipykernel"].__path__[0]) + "/ipykernel_launcher.py"
+    sys.argv = [launcher, "-f", connection_file]
+    app: Any = IPKernelApp.instance()
+    app.parse_command_line = lambda argv=None: _configure(app, connection_file)
+    with _no_modules_in(ipkernel, shellapp):
+        app.initialize(sys.argv[1:])
+    del app.parse_command_line
+    app.kernel._kernel_modules = stack.files
+    if getattr(app.kernel, "debugger", None) is not None:
+        app.kernel.debugger.kernel_modules = stack.files
+    app.shell._sys_modules_keys = stack.names
+    return app
+
+
+def _configure(app: Any, connection_file: str) -> None:
+    """What parsing the command line comes to, without a parser for some 60 options."""
+    from traitlets.config import Config
+
+    app.argv = sys.argv[1:]
+    app.cli_config = Config(
+        {
+            "IPKernelApp": {"connection_file": connection_file},
+            # Snapshots and forks of a kernel must not share an open database.
+            "HistoryManager": {"enabled": False},
+        }
+    )
+    app.update_config(app.cli_config)
+    app.extra_args = []
+
+
+class _View(ModuleType):
+    """The module `sys`, but for what is set on the view itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(sys, name, value)
+
+
+@contextlib.contextmanager
+def _no_modules_in(*modules: ModuleType) -> Iterator[None]:
+    """Within this, `modules` find `sys.modules` empty.
+
+    The application notes the name and file of every loaded module, as those that are its own. After a fork that is
+    wrong for what the template has imported, and alone it would copy megabytes: a page for each module.
+    """
+    view = _View("sys")
+    view.__dict__["modules"] = {}
+    for module in modules:
+        vars(module)["sys"] = view
+    try:
+        yield
+    finally:
+        for module in modules:
+            vars(module)["sys"] = sys

@@ -13,7 +13,8 @@ class Report:
         os.set_inheritable(fd, False)
         self._fd = fd
 
-    def silence(self) -> None:
+    @staticmethod
+    def silence() -> None:
         """Put the standard streams on /dev/null; what a kernel prints goes through its sockets."""
         nothing = os.open(os.devnull, os.O_RDWR)
         for fd in range(3):

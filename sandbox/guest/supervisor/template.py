@@ -47,6 +47,7 @@ class Template:
         self._left_out: dict[str, str] = {}
         self._state = "none"
         self._importing = ""
+        self._unfit = False
         self._since = self._seconds = 0.0
         self._began = 0.0
         self._imported: list[str] = []
@@ -118,6 +119,9 @@ class Template:
             self._imported.append(message["imported"])
         elif "failed" in message:
             self._failed[message["failed"]] = message["error"]
+        elif "unfit" in message:
+            self._left_out[message["unfit"]] = self._failed[message["unfit"]] = message["error"]
+            self._unfit = True
         elif "ready" in message:
             self._state = "ready"
 
@@ -131,13 +135,16 @@ class Template:
         reason = ": ".join([f"the process {how}", *words[-1:]])
         steady = self._state == "ready" and time.time() - self._since > STEADY_SECONDS
         self._state = "failed"
-        if culprit:
+        again = self._unfit or bool(culprit) or steady
+        if self._unfit:
+            self._unfit = False
+        elif culprit:
             self._left_out[culprit] = reason
             self._failed[culprit] = reason
         else:
             self._failed["fork server"] = reason
         self._announce(self.event())
-        if culprit or steady:
+        if again:
             self._start()
 
 

@@ -1,0 +1,76 @@
+"""A fresh child of the fork server becomes a process of its own: nothing shared that must not be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+
+from . import threads
+from .report import Report
+
+
+@contextlib.contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Whatever fails within is told to init before it ends the process."""
+    try:
+        yield
+    except BaseException as error:
+        report.failed(error)
+        raise
+
+
+def settle(*, env: Mapping[str, str], cwd: str) -> None:
+    """Take session, streams, signals, environment, directory, randomness and threads of one's own.
+
+    Raises:
+        OSError: The directory cannot be entered.
+    """
+    os.setsid()
+    Report.silence()
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    reseed()
+    forget_places()
+    threads.restore()
+
+
+def reseed() -> None:
+    """Give this process randomness that neither the template nor another kernel has."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.default_generator.seed()
+    uuid = sys.modules.get("uuid")
+    if uuid is not None:
+        uuid._node = uuid._last_timestamp = None  # type: ignore[attr-defined]
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    if multiprocessing is not None:
+        multiprocessing.current_process().authkey = os.urandom(32)
+
+
+def forget_places() -> None:
+    """Drop what was worked out from the template's environment and directory."""
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile.tempdir = tempfile._name_sequence = None  # type: ignore[attr-defined]
+    time = sys.modules.get("time")
+    if time is not None:
+        time.tzset()
+
+
+def cuda_initialized() -> bool:
+    """Whether torch has a CUDA context; asked without making one."""
+    torch = sys.modules.get("torch")
+    cuda = getattr(torch, "cuda", None)
+    return bool(cuda is not None and cuda.is_initialized())

@@ -1,0 +1,58 @@
+"""The modules of a kernel, imported before the fork so that a kernel imports next to nothing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NEEDED = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell")
+LATER = (
+    # What a kernel imports while it comes up or with its first requests.
+    "IPython.core.completerlib",
+    "IPython.core.debugger",
+    "IPython.core.debugger_backport",
+    "IPython.core.oinspect",
+    "IPython.core.pylabtools",
+    "IPython.extensions.storemagic",
+    "IPython.lib.latextools",
+    "IPython.utils.wildcard",
+    "comm",
+    "debugpy",
+    "faulthandler",
+    "ipykernel.comm",
+    "ipykernel.datapub",
+    "ipykernel.debugger",
+    "ipykernel.subshell_manager",
+    "jedi",
+    "matplotlib_inline.config",
+    "pdb",
+    "prompt_toolkit.formatted_text",
+    "tornado.platform.asyncio",
+    "zmq.eventloop.zmqstream",
+)
+
+
+files: list[str] = []
+"""Files of the modules that were loaded when `load` had done its work: the kernel's own."""
+
+names: set[str] = set()
+"""Their names."""
+
+
+def load(*, ahead: bool = False) -> None:
+    """Import what a kernel needs; `ahead` of a fork also what it imports later.
+
+    Raises:
+        ImportError: The environment has no ipykernel.
+    """
+    if files:
+        return
+    for name in NEEDED:
+        importlib.import_module(name)
+    for name in LATER if ahead else ():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # Other versions have other modules.
+    files.extend(filter(None, (getattr(module, "__file__", None) for module in list(sys.modules.values()))))
+    names.update(sys.modules)

@@ -1,0 +1,76 @@
+"""Thread pools of numerical libraries: none may start before the fork, all are as usual after it.
+
+OpenBLAS and numexpr start their threads when they are loaded, so they are told to have one and are given
+their number back in each kernel. OpenMP runtimes, MKL and torch start theirs at the first parallel region and
+are left alone: what they have read from the environment is what they would read in a kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+HELD = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+_PREFIXES = ("", "scipy_")
+_SUFFIXES = ("", "64_", "_64", "_")
+
+_setters: list[Callable[[int], object]] = []
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within this, loading such a library starts no thread."""
+    before = {name: os.environ.get(name) for name in HELD}
+    for name in HELD:
+        os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def remember() -> None:
+    """Look up the functions that set OpenBLAS's number of threads, so that no kernel has to search."""
+    _setters[:] = [setter for path in _loaded("openblas") for setter in _openblas(path)]
+
+
+def restore() -> None:
+    """Give each library the number of threads that it would have taken by itself in this environment."""
+    count = _first_number("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+    for setter in _setters:
+        setter(count or len(os.sched_getaffinity(0)))
+    numexpr = sys.modules.get("numexpr")
+    if numexpr is not None:
+        numexpr.set_num_threads(numexpr._init_num_threads())
+
+
+def _loaded(name: str) -> list[str]:
+    """Paths of the shared libraries in this process whose file name has `name` in it."""
+    with open("/proc/self/maps") as maps:
+        paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count(" ") > 5 and "/" in line}
+    return sorted(path for path in paths if name in os.path.basename(path) and ".so" in path)
+
+
+def _openblas(path: str) -> list[Callable[[int], object]]:
+    try:
+        library = ctypes.CDLL(path)
+    except OSError:
+        return []
+    names = [f"{prefix}openblas_set_num_threads{suffix}" for prefix in _PREFIXES for suffix in _SUFFIXES]
+    return [getattr(library, name) for name in names if hasattr(library, name)][:1]
+
+
+def _first_number(*names: str) -> int:
+    """The first of these variables that has a positive number, else 0."""
+    for name in names:
+        value = os.environ.get(name, "").split(",")[0].strip()
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return 0
