@@ -34,6 +34,7 @@ lab: setup-lab
 test: setup-dev
 	@$(MAKE) lint
 	@$(MAKE) build
+	scripts/jlpm test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: setup-dev

@@ -18,7 +18,7 @@ export default tseslint.config(
   },
   eslint.configs.recommended,
   {
-    files: ['labextension/src/**/*.{ts,tsx}'],
+    files: ['labextension/{src,test}/**/*.{ts,tsx}'],
     extends: [tseslint.configs.strictTypeChecked, tseslint.configs.stylisticTypeChecked],
     languageOptions: {
       globals: globals.browser,
@@ -26,6 +26,10 @@ export default tseslint.config(
     },
     rules: {
       eqeqeq: 'error',
+      '@typescript-eslint/no-floating-promises': [
+        'error',
+        { allowForKnownSafeCalls: [{ from: 'package', name: 'test', package: 'node:test' }] }
+      ],
       'no-console': 'error',
       '@typescript-eslint/no-extraneous-class': 'off', // Namespaced statics are a Lumino habit.
       '@typescript-eslint/no-namespace': 'off',
@@ -34,6 +38,15 @@ export default tseslint.config(
       '@typescript-eslint/naming-convention': [
         'error',
         { selector: 'interface', format: ['PascalCase'], custom: { regex: '^I[A-Z]', match: true } }
+      ]
+    }
+  },
+  {
+    files: ['labextension/test/**/*.ts'],
+    rules: {
+      '@typescript-eslint/no-floating-promises': [
+        'error',
+        { allowForKnownSafeCalls: [{ from: 'package', package: 'node:test', name: ['test'] }] }
       ]
     }
   },

@@ -43,17 +43,22 @@ function trimmed(value: number, digits: number): string {
   return value.toFixed(digits).replace(/\.0+$/, '');
 }
 
-/** What a sandbox computes on: "CPU", "A100-SXM4-80GB", "2 × L4, T4". */
+/** What a sandbox computes on: "CPU", "A100-80GB", "2 × L4, T4". */
 export function hardware(gpus: readonly IGpuDevice[], trans: TranslationBundle): string {
   if (gpus.length === 0) {
     return trans.__('CPU');
   }
   const counts = new Map<string, number>();
   for (const { name } of gpus) {
-    const short = requestName(name);
+    const short = shortName(name);
     counts.set(short, (counts.get(short) ?? 0) + 1);
   }
   return [...counts].map(([name, n]) => (n === 1 ? name : `${n} × ${name}`)).join(', ');
+}
+
+/** A device's name without what only a data sheet needs: "A100-80GB" for "NVIDIA A100-SXM4-80GB". */
+function shortName(deviceName: string): string {
+  return requestName(deviceName).replace(/[\s-](?:SXM\d?|PCIE|HBM\d\w?)(?=[\s-]|$)/gi, '');
 }
 
 /** How the kernel was started and how long it took: "template · 84 ms". */

@@ -17,9 +17,10 @@ export const noSandboxIcon = new LabIcon({
 </svg>`
 });
 
+/** A cell that did not come up. */
 export const failedIcon = new LabIcon({
   name: 'warmcell:failed',
   svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
-  <path class="jp-icon-none wc-fill-error" fill="#D32F2F" fill-rule="evenodd" d="M12 2l8.66 5v10L12 22l-8.66-5V7L12 2zm-1.1 5v6h2.2V7h-2.2zm0 8v2.2h2.2V15h-2.2z"/>
+  <path class="wc-fill-error" fill="#D32F2F" fill-rule="evenodd" d="M12 2l8.66 5v10L12 22l-8.66-5V7L12 2zM10.9 7v6h2.2V7h-2.2zM10.9 15v2.2h2.2V15h-2.2z"/>
 </svg>`
 });

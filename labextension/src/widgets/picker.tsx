@@ -1,6 +1,6 @@
 import { Dialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { ReactWidget } from '@jupyterlab/ui-components';
+import { HTMLSelect, ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import {
@@ -338,8 +338,7 @@ class PickerBody extends ReactWidget implements Dialog.IBodyWidget<IChoice> {
     return (
       <label className="wc-Picker-field">
         <span>{trans.__('Template')}</span>
-        <select
-          className="jp-mod-styled"
+        <HTMLSelect
           name="wc-template"
           value={template}
           onChange={event => {
@@ -351,7 +350,7 @@ class PickerBody extends ReactWidget implements Dialog.IBodyWidget<IChoice> {
               {name}
             </option>
           ))}
-        </select>
+        </HTMLSelect>
         {modules.length > 0 && (
           <span className="wc-Picker-hint">
             {trans.__('Imported in advance: %1', modules.join(', '))}

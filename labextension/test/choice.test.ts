@@ -1,0 +1,118 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import {
+  gpuKinds,
+  gpuRequest,
+  isServed,
+  parseMemory,
+  readChoice,
+  shownRequest,
+  splitRequest,
+  writeChoice
+} from '../src/model/choice';
+import type { IChoice } from '../src/tokens';
+import { device, GIB, gpu, sandbox, template } from './forms';
+
+test('a choice survives the notebook', () => {
+  const choices: IChoice[] = [
+    {},
+    { gpu: null },
+    { gpu: 'A100:2', memory_bytes: 8 * GIB, network: 'host', template: 'vision' },
+    { gpu: ['H100', 'A100'], memory_bytes: 1536 * 2 ** 20 }
+  ];
+  for (const choice of choices) {
+    assert.deepEqual(readChoice(JSON.parse(JSON.stringify(writeChoice(choice)))), choice);
+  }
+});
+
+test('metadata is written as somebody would write it by hand', () => {
+  assert.deepEqual(writeChoice({ gpu: 'A100:2', memory_bytes: 8 * GIB, network: 'none' }), {
+    gpu: 'A100:2',
+    memory: '8GiB',
+    network: 'none'
+  });
+});
+
+test('what metadata says in no known way is left out', () => {
+  for (const metadata of [
+    undefined,
+    null,
+    'A100',
+    [],
+    { gpu: 7, memory: 'much', network: 'lan', template: '' }
+  ]) {
+    assert.deepEqual(readChoice(metadata), {});
+  }
+});
+
+test('amounts of memory are read in the usual spellings', () => {
+  assert.equal(parseMemory('8GiB'), 8 * GIB);
+  assert.equal(parseMemory(' 1.5 g '), 1.5 * GIB);
+  assert.equal(parseMemory('512mb'), 512 * 2 ** 20);
+  assert.equal(parseMemory('4096'), 4096);
+  for (const text of ['', '0GiB', '-1GiB', 'GiB', '1 2', 'NaN']) {
+    assert.equal(parseMemory(text), null, text);
+  }
+});
+
+test('a request is a kind and a count, there and back', () => {
+  assert.deepEqual(splitRequest('A100-SXM4-80GB:2'), { kind: 'A100-SXM4-80GB', count: 2 });
+  assert.deepEqual(splitRequest('any'), { kind: 'any', count: 1 });
+  assert.equal(gpuRequest('A100', 1), 'A100');
+  assert.equal(gpuRequest('A100', 3), 'A100:3');
+});
+
+test('GPUs are grouped by kind with how many are free, the largest first', () => {
+  const lease = { sandbox_id: 's', since: 0 };
+  const kinds = gpuKinds([
+    gpu({ uuid: '1', name: 'NVIDIA L4', memory_total_bytes: 24 * GIB }),
+    gpu({ uuid: '2', name: 'NVIDIA A100-SXM4-80GB', lease }),
+    gpu({ uuid: '3', name: 'NVIDIA A100-SXM4-80GB' })
+  ]);
+  assert.deepEqual(
+    kinds.map(({ request, free, devices }) => [request, free, devices.length]),
+    [
+      ['A100-SXM4-80GB', 1, 2],
+      ['L4', 1, 1]
+    ]
+  );
+});
+
+test('simulated and real devices of one name are two kinds', () => {
+  assert.equal(gpuKinds([gpu(), gpu({ uuid: '2', simulated: true })]).length, 2);
+});
+
+test('a picker shows what is held, else what was asked for, else CPU', () => {
+  const kinds = gpuKinds([gpu()]);
+  assert.deepEqual(shownRequest('any:2', [device(), device()], kinds), {
+    request: 'A100-SXM4-80GB',
+    count: 2
+  });
+  assert.deepEqual(shownRequest('a100-sxm4-80gb:2', [], kinds), {
+    request: 'A100-SXM4-80GB',
+    count: 2
+  });
+  assert.deepEqual(shownRequest('H100', [], kinds), { request: 'H100', count: 1 });
+  assert.deepEqual(shownRequest(['H100', 'L4'], [], kinds), { request: 'H100, L4', count: 1 });
+  assert.equal(shownRequest(null, [], kinds), null);
+  assert.equal(shownRequest(undefined, [], kinds), null);
+});
+
+test('a sandbox serves a choice if everything that was chosen is as it has it', () => {
+  const has = sandbox({
+    gpu: 'A100:2',
+    gpus: [device(), device()],
+    limits: { memory: { value: 8 * GIB, enforced: true, why: '' } },
+    template: template()
+  });
+  assert.ok(isServed({}, has));
+  assert.ok(
+    isServed({ gpu: 'a100:2', memory_bytes: 8 * GIB, network: 'none', template: 'default' }, has)
+  );
+  assert.ok(!isServed({ gpu: 'A100' }, has));
+  assert.ok(!isServed({ gpu: null }, has));
+  assert.ok(!isServed({ memory_bytes: 4 * GIB }, has));
+  assert.ok(!isServed({ network: 'host' }, has));
+  assert.ok(!isServed({ template: 'vision' }, has));
+});

@@ -1,0 +1,193 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { glance, isTicking, notices } from '../src/model/glance';
+import { device, sandbox, situation, template, trans } from './forms';
+
+const ERROR = {
+  code: 'backend_unavailable',
+  message: 'bwrap was not found',
+  hint: 'Install bubblewrap'
+};
+
+test('a running kernel shows its hardware, how it was started and how fast', () => {
+  assert.equal(glance(situation(), trans).label, 'CPU · template · 84 ms');
+  const two = sandbox({ gpus: [device(), device({ uuid: 'GPU-2' })] });
+  assert.equal(
+    glance(situation({ sandbox: two }), trans).label,
+    '2 × A100-80GB · template · 84 ms'
+  );
+});
+
+test('a kernel that is not ours says so, no kernel shows nothing', () => {
+  assert.equal(glance(situation({ ours: false, sandbox: null }), trans).kind, 'local');
+  assert.equal(glance(situation({ kernelName: null, ours: false }), trans).kind, 'hidden');
+});
+
+test('a start shows its phase and counts its seconds', () => {
+  const starting = situation({
+    status: 'initializing',
+    sandbox: sandbox({
+      state: 'creating',
+      phase: { name: 'template', since: 1988, detail: 'torch', hint: '' }
+    })
+  });
+  assert.equal(glance(starting, trans).label, 'starting: template torch… 12 s');
+  assert.ok(isTicking(starting));
+});
+
+test('a restart in the same sandbox is called a restart', () => {
+  const restarting = situation({
+    status: 'restarting',
+    sandbox: sandbox({
+      generation: 2,
+      phase: { name: 'kernel', since: 1999, detail: '', hint: '' }
+    })
+  });
+  assert.equal(glance(restarting, trans).label, 'restarting: kernel… 1 s');
+});
+
+test('before the server has told of a sandbox the start counts all the same', () => {
+  const waiting = situation({ status: 'initializing', hasKernel: false, sandbox: null });
+  assert.equal(glance(waiting, trans).label, 'starting… 10 s');
+  assert.ok(isTicking(waiting));
+});
+
+test('a start that failed is never shown as starting, and has message, cure and a way on', () => {
+  for (const status of ['starting', 'restarting', 'initializing', 'unknown', 'dead']) {
+    const failed = situation({
+      status,
+      sandbox: sandbox({ state: 'failed', phase: null, error: ERROR })
+    });
+    const shown = glance(failed, trans);
+    assert.equal(shown.kind, 'failed');
+    assert.equal(shown.title, 'bwrap was not found. Install bubblewrap.');
+    assert.ok(!isTicking(failed));
+    const [notice] = notices(failed, trans);
+    assert.equal(notice?.tone, 'error');
+    assert.equal(notice.text, 'bwrap was not found.');
+    assert.equal(notice.cure, 'Install bubblewrap.');
+    assert.deepEqual(notice.actions, ['retry', 'choose']);
+  }
+});
+
+test('a failure without an error still names what to do', () => {
+  const [notice] = notices(situation({ sandbox: sandbox({ state: 'failed' }) }), trans);
+  assert.match(notice?.cure ?? '', /warmcell doctor/);
+});
+
+test('a kernel that ended in a living sandbox is told as ended', () => {
+  const ended = situation({
+    status: 'dead',
+    sandbox: sandbox({ error: { ...ERROR, code: 'sandbox_died' } })
+  });
+  assert.equal(glance(ended, trans).label, 'kernel ended');
+  assert.equal(notices(ended, trans)[0]?.tone, 'error');
+});
+
+test('after an automatic restart the page still says why the kernel before ended', () => {
+  const error = {
+    code: 'sandbox_died',
+    message: 'The kernel was killed for memory',
+    hint: 'Give more'
+  };
+  const again = situation({ sandbox: sandbox({ generation: 2, previous_error: error }) });
+  assert.equal(glance(again, trans).kind, 'running');
+  const [notice] = notices(again, trans);
+  assert.equal(notice?.tone, 'warning');
+  assert.match(notice.text, /killed for memory/);
+  assert.equal(notice.cure, 'Give more.');
+});
+
+test('a short start is not explained, a long one is, with phase, seconds and cure', () => {
+  const starting = (now: number): ReturnType<typeof notices> =>
+    notices(
+      situation({
+        now,
+        status: 'initializing',
+        sandbox: sandbox({
+          state: 'creating',
+          phase: { name: 'template', since: 1000, detail: 'slowmod', hint: 'Remove slowmod' }
+        })
+      }),
+      trans
+    );
+  assert.deepEqual(starting(1001), []);
+  const [notice] = starting(1012);
+  assert.equal(notice?.text, 'The kernel is starting: template slowmod');
+  assert.equal(notice.elapsed_s, 12);
+  assert.equal(notice.cure, 'Remove slowmod.');
+});
+
+test('a slow import behind a running kernel is explained with its cure', () => {
+  const importing = situation({
+    now: 1012,
+    sandbox: sandbox({
+      template: template({ state: 'importing', importing: 'slowmod', since: 1000 })
+    })
+  });
+  const [notice] = notices(importing, trans);
+  assert.equal(notice?.text, 'Template default is importing slowmod');
+  assert.equal(notice.elapsed_s, 12);
+  assert.match(notice.cure, /remove it from the template’s preload list/);
+  assert.ok(isTicking(importing));
+});
+
+test('modules that a template could not import are named', () => {
+  const left = situation({
+    sandbox: sandbox({ template: template({ failed: { broken: 'SyntaxError: invalid' } }) })
+  });
+  assert.match(notices(left, trans)[0]?.text ?? '', /broken \(SyntaxError: invalid\)/);
+});
+
+test('everything that is less than expected is marked', () => {
+  const marked = (change: Parameters<typeof sandbox>[0]): string[] =>
+    glance(situation({ sandbox: sandbox(change) }), trans).badges.map(({ id }) => id);
+  assert.deepEqual(marked({}), []);
+  assert.deepEqual(marked({ isolated: false, backend: 'process', network: 'host' }), ['unsafe']);
+  assert.deepEqual(marked({ network: 'host' }), ['open']);
+  assert.deepEqual(marked({ gpus: [device({ simulated: true })] }), ['simulated']);
+  const why = 'no writable cgroup';
+  assert.deepEqual(marked({ limits: { memory: { value: 8, enforced: false, why } } }), [
+    'unlimited'
+  ]);
+  assert.deepEqual(marked({ limits: { memory: { value: null, enforced: false, why } } }), []);
+  assert.deepEqual(marked({ limits: { memory: { value: 8, enforced: true, why: '' } } }), []);
+});
+
+test('a mark says its reason once', () => {
+  const why = 'no writable cgroup';
+  const loose = sandbox({
+    limits: {
+      memory: { value: 2 ** 30, enforced: false, why },
+      pids: { value: 9, enforced: false, why }
+    }
+  });
+  assert.equal(
+    glance(situation({ sandbox: loose }), trans).badges[0]?.title,
+    'Not enforced on this machine: memory 1 GiB, processes 9. no writable cgroup.'
+  );
+});
+
+test('a server that cannot be reached is said with its cure', () => {
+  const cut = situation({
+    sandbox: null,
+    connected: false,
+    trouble: { code: 'absent', message: '404 Not Found', hint: '' }
+  });
+  assert.equal(glance(cut, trans).kind, 'unreachable');
+  assert.match(notices(cut, trans)[0]?.cure ?? '', /jupyter server extension enable warmcell/);
+});
+
+test('while the stream is cut, what was known is still shown', () => {
+  const cut = situation({
+    connected: false,
+    trouble: { code: 'unreachable', message: 'x', hint: '' }
+  });
+  assert.equal(glance(cut, trans).kind, 'running');
+  assert.deepEqual(notices(cut, trans), []);
+});
+
+test('a kernel whose sandbox nobody knows is said to be gone', () => {
+  assert.equal(glance(situation({ sandbox: null }), trans).kind, 'unknown');
+});
