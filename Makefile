@@ -33,6 +33,7 @@ lab: setup-lab
 
 test: setup-dev
 	@$(MAKE) lint
+	scripts/jlpm test
 	@$(MAKE) build
 	scripts/jlpm test
 	$(BIN)/python -m pytest $(TEST_ARGS)
