@@ -88,7 +88,10 @@ def _read_until_closed(fd: int, timeout: float) -> bytes:
 
 @contextmanager
 def _starter_lock(paths: Paths) -> Iterator[None]:
-    """Held while one caller starts a keeper, so that others wait and then find it."""
-    with open(paths.runtime / "start.lock", "w") as lock:
+    """Held, on the runtime directory itself, while one caller starts a keeper: others wait and then find it."""
+    lock = os.open(paths.runtime, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
