@@ -1,0 +1,139 @@
+"""The `bubblewrap` backend: namespaces, a private root, no capabilities, a system call filter. No daemon, no root."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.backends.bubblewrap import binary, diagnose, rootfs
+from warmcell.sandbox.backends.bubblewrap.instance import BubblewrapInstance, Remains
+from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared, prepare
+from warmcell.sandbox.backends.bubblewrap.probe import probe
+from warmcell.sandbox.backends.cgroups import Cgroups
+from warmcell.sandbox.backends.child import Child, StageFailedError
+from warmcell.sandbox.models import (
+    BackendReport,
+    Capabilities,
+    GpuDevice,
+    LimitStatus,
+    SandboxId,
+    SandboxSpec,
+)
+from warmcell.sandbox.paths import Paths
+
+STOP_TIMEOUT_S = 5.0
+
+
+class BubblewrapBackend:
+    """Implements `SandboxBackend`."""
+
+    name = "bubblewrap"
+
+    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = ()) -> None:
+        """Configure it.
+
+        Args:
+            paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
+            hidden: Further directories that no sandbox sees, even where a workspace contains them.
+        """
+        self._paths = paths
+        self._hidden = tuple(hidden)
+        self._cgroups = Cgroups()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The same everywhere where it is ready."""
+        return Capabilities(isolated=True, gpus=True, networks=("none", "host"))
+
+    async def probe(self) -> BackendReport:
+        """Bring up a small sandbox and take it down again."""
+        return await probe(self, self._cgroups)
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        progress: Callable[[str], None] = lambda detail: None,
+    ) -> BubblewrapInstance:
+        """Bring up a sandbox; see the port."""
+        progress("looking at the Python environment")
+        bwrap = await asyncio.to_thread(binary.find)
+        prepared = await asyncio.to_thread(
+            prepare,
+            spec,
+            directory=directory,
+            gpus=gpus,
+            paths=self._paths,
+            hidden=self._hidden,
+            bwrap=bwrap.path,
+        )
+        remains = Remains(directory)
+        try:
+            progress("starting bubblewrap")
+            return await self._start(spec, sandbox_id, prepared, remains)
+        except StageFailedError as failure:
+            await remains.release(timeout=STOP_TIMEOUT_S)
+            raise diagnose.explain(failure, as_root=os.getuid() == 0) from failure
+        except BaseException:
+            await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
+            raise
+
+    async def _start(
+        self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains
+    ) -> BubblewrapInstance:
+        directory = remains.directory
+        await asyncio.to_thread((directory / rootfs.BASE).mkdir, 0o700)
+        remains.cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
+        child = remains.child = await Child.start(_stage_plan(prepared, remains))
+        report, fds = await child.stage_report()
+        remains.run_fd = fds[0]
+        status = await child.line()
+        remains.init_fd = os.pidfd_open(status["child-pid"])
+        await child.line()  # {"up": true}
+        run = directory / "run"
+        await asyncio.to_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+        return BubblewrapInstance(
+            remains,
+            child=child,
+            pid=status["child-pid"],
+            run_directory=run,
+            limits={**limits, "layer": _layer(spec, prepared, report)},
+            workspace_note=_workspace_note(spec, report),
+            environment=prepared.environment,
+        )
+
+
+def _stage_plan(prepared: Prepared, remains: Remains) -> Mapping[str, Any]:
+    return {
+        "cgroups": [] if remains.cgroup is None else [str(file) for file in remains.cgroup.entrances],
+        "keeper": os.getpid(),
+        "session": False,
+        "mounts": prepared.mounts,
+        "argv": prepared.argv,
+        "env": {},
+        "inherit": {
+            "control": [STATUS_FD, UP_FD],
+            "files": {str(number): content.hex() for number, content in prepared.files.items()},
+        },
+    }
+
+
+def _layer(spec: SandboxSpec, prepared: Prepared, report: Mapping[str, str]) -> LimitStatus:
+    why = report.get("layer", "")
+    if why:
+        why = f"packages cannot be installed, the environment is read-only ({why}); Linux 5.15 or newer can"
+    return LimitStatus(value=spec.limits.layer_bytes, enforced=not why, why=why)
+
+
+def _workspace_note(spec: SandboxSpec, report: Mapping[str, str]) -> str:
+    why = report.get("workspace", "")
+    if not why or spec.workspace is None or spec.workspace.mode != "rw":
+        return ""
+    return (
+        f"read-only, since its files belong to root, who is not let into a sandbox, and cannot be shown as the guest's"
+        f" ({why}). Give the folder to an ordinary user: chown -R USER {spec.workspace.path}"
+    )

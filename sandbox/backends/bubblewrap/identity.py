@@ -1,0 +1,60 @@
+"""Who the guest is: never root, and whoever the files of the workspace belong to where that can be."""
+
+import os
+import pwd
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+UNUSED_UID = 1_897_400_000
+"""First of a range that distributions, systemd and usual subordinate ids leave free, for the guests of root."""
+GUEST_NAME = "warmcell"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A guest's user."""
+
+    uid: int
+    gid: int
+    name: str
+
+
+def choose(workspace: Path | None) -> Identity:
+    """An ordinary user's own uid; as root the workspace owner's where that is not root, else one that nobody has."""
+    uid, gid = os.getuid(), os.getgid()
+    if uid != 0:
+        return Identity(uid=uid, gid=gid, name=_name_of(uid) or GUEST_NAME)
+    if workspace is not None:
+        found = workspace.stat()
+        if found.st_uid != 0:
+            return Identity(
+                uid=found.st_uid,
+                gid=_primary_group(found.st_uid) or found.st_gid or found.st_uid,
+                name=_name_of(found.st_uid) or GUEST_NAME,
+            )
+    uid = unused_uid()
+    return Identity(uid=uid, gid=uid, name=GUEST_NAME)
+
+
+def unused_uid() -> int:
+    """The same on each call, as long as nobody takes it."""
+    uid = UNUSED_UID
+    while _name_of(uid) is not None:
+        uid += 1
+    return uid
+
+
+def _name_of(uid: int) -> str | None:
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name) and name != "root" else GUEST_NAME
+
+
+def _primary_group(uid: int) -> int | None:
+    try:
+        return pwd.getpwuid(uid).pw_gid or None
+    except KeyError:
+        return None

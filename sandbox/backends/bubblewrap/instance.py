@@ -1,0 +1,119 @@
+"""A bubblewrap sandbox that is up."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends.bubblewrap.rootfs import RUN
+from warmcell.sandbox.backends.cgroups import Cgroup
+from warmcell.sandbox.backends.child import Child
+from warmcell.sandbox.backends.processes import descendants
+from warmcell.sandbox.errors import OperationTimeoutError
+from warmcell.sandbox.models import LimitStatus
+
+
+class Remains:
+    """What a sandbox, or the start of one, has to give back: descriptors, files and its control group."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.child: Child | None = None
+        self.cgroup: Cgroup | None = None
+        self.init_fd = -1
+        self.run_fd = -1
+
+    async def release(self, *, timeout: float) -> int:
+        """Kill what lives and remove what is there; the exit code. Idempotent.
+
+        Raises:
+            OperationTimeoutError: Processes are left.
+        """
+        code = 0
+        try:
+            async with asyncio.timeout(timeout):
+                # The first process of a pid namespace takes all others with it; bubblewrap ends once it is gone.
+                if self.init_fd >= 0:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(self.init_fd, signal.SIGKILL)
+                    if self.child is not None:
+                        code = await self.child.wait()
+                if self.child is not None:
+                    code = await self.child.kill()
+                if self.cgroup is not None:
+                    await self.cgroup.remove()
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"Processes of the sandbox in {self.directory.name} did not end within {timeout:.0f} s",
+                hint="They wait for a device or a network file system; they end when it answers.",
+                details={"operation": "stop", "timeout": timeout},
+            ) from None
+        for fd in {self.init_fd, self.run_fd} - {-1}:
+            os.close(fd)
+        self.init_fd = self.run_fd = -1
+        await asyncio.to_thread(self._remove_files)
+        return code
+
+    def _remove_files(self) -> None:
+        for path in sorted(self.directory.glob("*")):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()  # Mount points are empty on the host.
+            else:
+                path.unlink(missing_ok=True)
+
+
+class BubblewrapInstance:
+    """Implements `SandboxInstance`."""
+
+    def __init__(
+        self,
+        remains: Remains,
+        *,
+        child: Child,
+        pid: int,
+        run_directory: Path,
+        limits: Mapping[str, LimitStatus],
+        workspace_note: str,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._remains = remains
+        self._child = child
+        self.pid = pid
+        self.run_directory = run_directory
+        self.guest_run_directory = RUN
+        self.limits = limits
+        self.workspace_note = workspace_note
+        self.environment = environment
+        self._stopping: asyncio.Task[int] | None = None
+        self._oom_kills = 0
+        self._ended = asyncio.create_task(self._watch())
+
+    def processes(self) -> Sequence[int]:
+        """Host pids of bubblewrap and of everything in the sandbox."""
+        if self._child.ended:
+            return ()
+        return (self._child.pid, *descendants(self._child.pid))
+
+    def oom_kills(self) -> int:
+        """As far as its memory group tells."""
+        if self._remains.cgroup is not None:
+            self._oom_kills = max(self._oom_kills, self._remains.cgroup.oom_kills())
+        return self._oom_kills
+
+    async def wait(self) -> ExitInfo:
+        """Wait for its end."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, *, timeout: float = 5.0) -> ExitInfo:
+        """End it and remove all of it."""
+        if self._stopping is None or (self._stopping.done() and self._stopping.exception() is not None):
+            self._stopping = asyncio.create_task(self._remains.release(timeout=timeout))
+        await asyncio.shield(self._stopping)
+        return await self.wait()
+
+    async def _watch(self) -> ExitInfo:
+        code = await self._child.wait()
+        return ExitInfo(exit_code=code, oom_killed=self.oom_kills() > 0 and code == 137, message=self._child.tail)

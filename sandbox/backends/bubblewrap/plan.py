@@ -1,0 +1,225 @@
+"""From a spec to what is started: everything that is decided before anything is made."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import warmcell.sandbox
+from warmcell.sandbox.backends import seccomp
+from warmcell.sandbox.backends.bubblewrap import rootfs
+from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment, discover
+from warmcell.sandbox.backends.bubblewrap.etc import HOSTNAME
+from warmcell.sandbox.backends.bubblewrap.identity import Identity, choose
+from warmcell.sandbox.backends.bubblewrap.rootfs import View
+from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
+from warmcell.sandbox.models import GpuDevice, SandboxSpec
+from warmcell.sandbox.paths import Paths, private_directory
+
+STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
+GUEST_TREE = Path(warmcell.sandbox.__file__).resolve().parent / "guest"
+SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; exec "$@" {UP_FD}>&-"""
+"""Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the driver starts, and what it tells about it."""
+
+    mounts: Mapping[str, Any]
+    argv: Sequence[Any]
+    files: Mapping[int, bytes]
+    environment: Mapping[str, str]
+    """Of every process in the sandbox."""
+    identity: Identity
+    layered: bool
+    """Whether packages can be installed into a writable layer over the environment."""
+
+
+def prepare(
+    spec: SandboxSpec,
+    *,
+    directory: Path,
+    gpus: Sequence[GpuDevice],
+    paths: Paths,
+    hidden: Sequence[Path],
+    bwrap: Path,
+) -> Prepared:
+    """Decide everything about a sandbox, and make its persistent home. Blocks.
+
+    Raises:
+        InvalidRequestError: The spec asks for what cannot be.
+        BackendUnavailableError: A tool is missing, or no filter is known for this machine.
+    """
+    as_root = os.getuid() == 0
+    environment = discover(spec.python)
+    workspace = _workspace(spec)
+    identity = choose(workspace)
+    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
+    home = _home_path(spec, workspace, identity)
+
+    rootfs.system(view)
+    rootfs.graphics(view, gpus)
+    files, links = rootfs.configuration(view, spec, home=home)
+    for name, target, size, mode, owned in (
+        ("tmp", "/tmp", spec.limits.layer_bytes, "1777", False),
+        ("shm", "/dev/shm", spec.limits.shm_bytes, "1777", False),
+        ("run", rootfs.RUN, rootfs.RUN_BYTES, "0700", True),
+    ):
+        view.bind(target, view.tmpfs(name, size_bytes=size, mode=mode, owned=owned, follow=name != "run"), mode="rw")
+    _home(view, spec, environment, home, paths)
+    view.clone(
+        "guest",
+        GUEST_TREE,
+        Path(rootfs.GUEST),
+        mode="ro",
+        owner=view.foreign_owner(GUEST_TREE),
+        recursive=False,
+    )
+    if workspace is not None and spec.workspace is not None:
+        view.aliases.append(Path(spec.workspace.path))
+        view.clone(
+            "workspace",
+            workspace,
+            workspace,
+            mode=spec.workspace.mode,
+            owner=view.foreign_owner(workspace),
+            recursive=True,
+        )
+    for number, mount in enumerate(spec.mounts):
+        rootfs.extra_mount(view, mount, number)
+    rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes)
+    rootfs.hide(view, [paths.runtime, paths.state, *hidden])
+
+    env = {
+        "PATH": f"{environment.python.parent}:{SEARCH_PATH}",
+        "HOME": home,
+        "USER": identity.name,
+        "LOGNAME": identity.name,
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+    }
+    return Prepared(
+        mounts={
+            "base": str(view.base),
+            "user_namespace": not as_root,
+            "file_systems": view.file_systems,
+            "directories": view.directories,
+            "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
+            "links": [{"path": name, "target": target} for name, target in links.items()],
+            "clones": view.clones,
+            "overlays": view.overlays,
+            "run": "run",
+        },
+        argv=[
+            str(bwrap),
+            *_namespaces(spec, identity, as_root=as_root),
+            *view.words(),
+            *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+            *(word for name, value in env.items() for word in ("--setenv", name, value)),
+            *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
+            *_without_privileges(identity, as_root=as_root),
+            *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
+            *(str(environment.python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
+            *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python)),
+        ],
+        files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
+        environment=env,
+        identity=identity,
+        layered=environment.layered is not None,
+    )
+
+
+def _namespaces(spec: SandboxSpec, identity: Identity, *, as_root: bool) -> list[str]:
+    """One by one: `--unshare-all` would silently make a user namespace for root, in which no other uid exists."""
+    words = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    if spec.network == "none":
+        words.append("--unshare-net")
+    if as_root:
+        words += ["--cap-drop", "ALL"]
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
+            words += ["--cap-add", capability]
+    else:
+        words += [
+            "--unshare-user",
+            "--uid",
+            str(identity.uid),
+            "--gid",
+            str(identity.gid),
+            "--cap-add",
+            "CAP_SETPCAP",
+        ]
+    return [*words, "--hostname", HOSTNAME, "--die-with-parent", "--new-session", "--as-pid-1"]
+
+
+def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
+    """Empty every capability set, the bounding set included, and as root leave root for good."""
+    setpriv = shutil.which("setpriv", path="/usr/bin:/usr/sbin:/bin:/sbin")
+    if setpriv is None:
+        raise BackendUnavailableError("setpriv was not found", hint="Install it: apt install util-linux.")
+    user = ["--reuid", str(identity.uid), "--regid", str(identity.gid), "--clear-groups"] if as_root else []
+    sets = ["--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"]
+    # A change of the uid makes the kernel forget that this process dies with its parent.
+    return [setpriv, *user, *sets, "--pdeathsig", "KILL", "--"]
+
+
+def _workspace(spec: SandboxSpec) -> Path | None:
+    """The real path of the folder, if there is to be one."""
+    if spec.workspace is None or spec.workspace.mode == "none":
+        return None
+    path = Path(spec.workspace.path)
+    if not path.is_absolute():
+        raise InvalidRequestError(f"The workspace {str(path)!r} is not an absolute path", hint="Give an absolute path.")
+    if not path.is_dir():
+        raise InvalidRequestError(f"The workspace {path} is not a directory", hint="Create it, or choose another one.")
+    rootfs.check_target(path, what="workspace")
+    real = path.resolve()
+    rootfs.check_target(real, what="workspace")
+    return real
+
+
+def _home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:
+    """/home/NAME, unless the workspace or a mount is there."""
+    taken = [Path(mount.target or mount.source) for mount in spec.mounts]
+    if workspace is not None:
+        taken.append(workspace)
+    candidates = [
+        f"/home/{identity.name}",
+        "/home/warmcell",
+        f"/var/home/{identity.name}",
+        "/var/home/warmcell",
+    ]
+    return next(
+        (path for path in candidates if not any(Path(path).is_relative_to(other) for other in taken)),
+        candidates[-1],
+    )
+
+
+def _home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
+    """A private home that ends with the sandbox, or the user's persistent one on disk."""
+    if spec.home == "private":
+        path = view.tmpfs("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
+        view.bind(home, path, mode="rw")
+        if environment.layered is None:
+            # pip installs here; Python looks here only if it is there at its start.
+            owner = (view.identity.uid, view.identity.gid) if view.as_root else None
+            name = "home"
+            for part in (".local", "lib", f"python{environment.version}", "site-packages"):
+                name = f"{name}/{part}"
+                view.directories.append({"path": name, "mode": 0o755, "owner": owner})
+        return
+    view.bind(home, _persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")
+
+
+def _persistent_home(paths: Paths, identity: Identity, *, as_root: bool) -> Path:
+    """The directory on disk that holds the guest's home; root's guests own theirs below root's own directory."""
+    path = private_directory(paths.state / "homes") / identity.name
+    if not as_root:
+        return private_directory(path)
+    path.mkdir(mode=0o700, exist_ok=True)
+    os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
+    return path

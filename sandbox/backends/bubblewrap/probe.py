@@ -1,0 +1,62 @@
+"""Whether a sandbox can be had here, found out by making one."""
+
+import asyncio
+import os
+import platform
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.bubblewrap import binary
+from warmcell.sandbox.backends.cgroups import Cgroups
+from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.models import MIB, BackendReport, Limits, SandboxId, SandboxSpec
+
+TIMEOUT_S = 30.0
+
+
+async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
+    """Make a sandbox of this very Python, look at it, and take it down. Never raises."""
+    details = {
+        "user": "root" if os.getuid() == 0 else f"uid {os.getuid()}",
+        "machine": f"{platform.machine()}, Linux {platform.release()}",
+    }
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            found = await asyncio.to_thread(binary.find)
+            details["bubblewrap"] = f"{found.version_text} ({found.path})"
+            details |= await asyncio.to_thread(cgroups.describe)
+            details |= await _try(backend)
+    except WarmcellError as error:
+        return _not_ready(backend, str(error.message), error.hint, details)
+    except Exception as error:  # A probe tells what is wrong; it must not fail itself.
+        return _not_ready(backend, f"{type(error).__name__}: {error}", "Report this: it is not a known lack.", details)
+    return BackendReport(name=backend.name, ready=True, capabilities=backend.capabilities, details=details)
+
+
+async def _try(backend: SandboxBackend) -> Mapping[str, str]:
+    sandbox_id = SandboxId(secrets.token_hex(6))
+    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warmcell-probe-"))
+    spec = SandboxSpec(python=sys.executable, limits=Limits(layer_bytes=64 * MIB, shm_bytes=16 * MIB))
+    try:
+        instance = await backend.create(spec, sandbox_id=sandbox_id, directory=directory)
+        layer = instance.limits["layer"]
+        await instance.stop()
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    return {"layer": "enforced" if layer.enforced else f"not enforced: {layer.why}"}
+
+
+def _not_ready(backend: SandboxBackend, why: str, hint: str, details: Mapping[str, str]) -> BackendReport:
+    return BackendReport(
+        name=backend.name,
+        ready=False,
+        capabilities=backend.capabilities,
+        why_not=why,
+        hint=hint,
+        details=details,
+    )

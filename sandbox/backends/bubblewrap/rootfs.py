@@ -1,0 +1,300 @@
+"""What a sandbox sees: the plan of its file system, for the stage and for bubblewrap's command line.
+
+The stage makes, below one directory that only the sandbox's processes can see (`BASE`), the file systems and trees that
+need more than bubblewrap can do: size caps, mapped owners, the writable layer. bubblewrap then composes the root from
+them and from the host's system directories, parents before children.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.backends.bubblewrap import etc
+from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment
+from warmcell.sandbox.backends.bubblewrap.identity import Identity
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import MIB, GpuDevice, Mount, SandboxSpec
+
+BASE = "m"
+"""Name of the stage's directory below the sandbox's own."""
+RUN = "/run/warmcell"
+GUEST = "/warmcell"
+RUN_BYTES = 64 * MIB
+PAGE_BYTES = 4096
+
+_RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, RUN)
+_ESSENTIAL = ("/usr", "/run", *_RESERVED)
+_MADE_WHOLE = ("/etc", "/proc", "/dev")
+_TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
+_SYS_WITH_GPU = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+_PROC_MASKED = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
+
+
+@dataclass(slots=True)
+class View:
+    """The file system of one sandbox while it is being planned."""
+
+    base: Path
+    identity: Identity
+    as_root: bool
+    entries: dict[str, list[Any]] = field(default_factory=dict)
+    """Guest path → words for bubblewrap, or a choice that the stage makes."""
+    host_trees: dict[Path, Path] = field(default_factory=dict)
+    """Guest path → host path of what is shown of the host, for checks."""
+    file_systems: list[Mapping[str, Any]] = field(default_factory=list)
+    directories: list[Mapping[str, Any]] = field(default_factory=list)
+    clones: list[Mapping[str, Any]] = field(default_factory=list)
+    overlays: list[Mapping[str, Any]] = field(default_factory=list)
+    aliases: list[Path] = field(default_factory=list)
+
+    def tmpfs(self, name: str, *, size_bytes: int, mode: str, owned: bool, follow: bool = True) -> Path:
+        """A file system in memory of at most `size_bytes`; its path on the stage's side.
+
+        Args:
+            follow: Whether symbolic links on it work. Where the host opens what a guest made, they must not.
+        """
+        owner = f",uid={self.identity.uid},gid={self.identity.gid}" if owned and self.as_root else ""
+        inodes = max(1024, size_bytes // PAGE_BYTES)
+        options = f"mode={mode},size={size_bytes},nr_inodes={inodes}{owner}"
+        self.file_systems.append({"path": name, "options": options, "follow": follow})
+        return self.base / name
+
+    def bind(self, target: str, source: Path, *, mode: str = "ro") -> None:
+        """Show what the stage has made at `source`."""
+        flag = {"ro": "--ro-bind", "rw": "--bind", "dev": "--dev-bind"}[mode]
+        self.entries[target] = [flag, str(source), target]
+
+    def show(self, source: Path, target: Path | None = None, *, mode: str = "ro") -> None:
+        """Show a tree of the host, as it is."""
+        target = target or source
+        self.bind(str(target), source, mode=mode)
+        self.host_trees[target] = source
+
+    def clone(
+        self,
+        name: str,
+        source: Path,
+        target: Path,
+        *,
+        mode: str,
+        owner: tuple[int, int] | None,
+        recursive: bool,
+    ) -> None:
+        """Show a tree of the host, its owner's files as the guest's own.
+
+        Where the file system refuses that the tree is read-only, and the stage's report says why.
+        """
+        swap = None if owner is None else (owner[0], self.identity.uid, owner[1], self.identity.gid)
+        self.clones.append({"name": name, "path": name, "source": str(source), "swap": swap, "recursive": recursive})
+        path = str(self.base / name)
+        ok = ["--bind" if mode == "rw" else "--ro-bind", path, str(target)]
+        self.entries[str(target)] = [{"tree": name, "ok": ok, "else": ["--ro-bind", path, str(target)]}]
+        self.host_trees[target] = source
+
+    def foreign_owner(self, path: Path) -> tuple[int, int] | None:
+        """The owner of a tree whose files have to be shown as the guest's; None where nothing has to be done."""
+        if not self.as_root:
+            return None
+        found = path.stat()
+        return None if found.st_uid == self.identity.uid else (found.st_uid, found.st_gid)
+
+    def words(self) -> list[Any]:
+        """The composed root as words for bubblewrap, choices of the stage among them."""
+        for alias in self.aliases:
+            for link, target in links_on(alias):
+                own = any(link.is_relative_to(tree) for tree in (*self.host_trees, *map(Path, _RESERVED)))
+                if not own:
+                    self.entries.setdefault(str(link), ["--symlink", target, str(link)])
+        for path in list(map(Path, self.entries)):
+            for parent in path.parents[:-1]:
+                if not any(parent.is_relative_to(tree) for tree in (*self.host_trees, *map(Path, _MADE_WHOLE))):
+                    # By itself bubblewrap makes them for root alone.
+                    self.entries.setdefault(str(parent), ["--perms", "0755", "--dir", str(parent)])
+        return [word for target in sorted(self.entries, key=_depth) for word in self.entries[target]]
+
+
+def _depth(path: str) -> tuple[int, str]:
+    return path.count("/"), path
+
+
+def links_on(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each symbolic link on the way along `path`, with what it says."""
+    left = list(path.parts[1:])
+    here = Path("/")
+    for _ in range(255):
+        if not left:
+            return
+        step = Path(os.path.normpath(here / left.pop(0)))
+        if step.is_symlink():
+            target = os.readlink(step)
+            yield step, target
+            left = [part for part in Path(target).parts if part != "/"] + left
+            here = Path("/") if target.startswith("/") else here
+        else:
+            here = step
+
+
+def system(view: View) -> None:
+    """The system's programs and libraries, a minimal /dev and /proc, and a few public facts about the processors."""
+    view.show(Path("/usr"))
+    for name in _TOP_LEVEL:
+        path = Path("/", name)
+        if path.is_symlink():
+            view.entries[str(path)] = ["--symlink", os.readlink(path), str(path)]
+        elif path.is_dir():
+            view.show(path)
+    view.entries["/proc"] = ["--proc", "/proc"]
+    for masked in _PROC_MASKED:
+        if Path(masked).exists():
+            view.entries[masked] = ["--ro-bind", "/dev/null", masked]
+    view.entries["/dev"] = ["--dev", "/dev"]
+    for path in map(Path, _SYS):
+        if path.exists():
+            view.show(path)
+    view.entries["/var/tmp"] = ["--symlink", "/tmp", "/var/tmp"]
+    view.entries["/var/run"] = ["--symlink", "/run", "/var/run"]
+
+
+def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
+    """The nodes of the leased devices, those that all devices share, and where libraries look devices up."""
+    nodes = [node for gpu in gpus if not gpu.simulated for node in gpu.device_nodes]
+    if not nodes:
+        return
+    for node in (*nodes, *_GPU_NODES):
+        if Path(node).exists():
+            view.entries[node] = ["--dev-bind", node, node]
+    for pattern in _SYS_WITH_GPU:
+        for path in sorted(Path("/").glob(pattern.lstrip("/"))):
+            view.show(path)
+
+
+def configuration(view: View, spec: SandboxSpec, *, home: str) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
+    """/etc. Returns the files and links that the stage writes, by their paths below its base."""
+    made = etc.compose(view.identity, home=home, network=spec.network)
+    names = {"etc"}
+    for name in (*made.files, *made.links):
+        names.update(f"etc/{parent}" for parent in Path(name).parents if str(parent) != ".")
+    for name in made.shown:
+        names.update(f"etc/{parent}" for parent in (Path(name), *Path(name).parents) if str(parent) != ".")
+    view.directories += [{"path": name, "mode": 0o755, "owner": None} for name in sorted(names)]
+    view.bind("/etc", view.base / "etc")
+    for name, source in made.shown.items():
+        view.bind(f"/etc/{name}", source)
+    files = {f"etc/{name}": content for name, content in made.files.items()}
+    return files, {f"etc/{name}": target for name, target in made.links.items()}
+
+
+def python(view: View, environment: PythonEnvironment, *, layer_bytes: int) -> None:
+    """The Python environment, what packages are installed into below a writable layer."""
+    for number, tree in enumerate(environment.trees):
+        view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
+    view.aliases += environment.names
+    layered = environment.layered
+    if layered is None:
+        return
+    owner = (view.identity.uid, view.identity.gid) if view.as_root else None
+    foreign = view.foreign_owner(layered)
+    swap = None if foreign is None else (foreign[0], view.identity.uid, foreign[1], view.identity.gid)
+    view.clones.append({"name": "lower", "path": "lower", "source": str(layered), "swap": swap, "recursive": False})
+    view.tmpfs("layer", size_bytes=layer_bytes, mode="0755", owned=False)
+    view.directories += [{"path": f"layer/{name}", "mode": 0o755, "owner": owner} for name in ("upper", "work")]
+    view.directories += [
+        {"path": f"layer/upper/{name}", "mode": 0o755, "owner": owner} for name in _skeleton(view, environment, layered)
+    ]
+    view.overlays.append(
+        {
+            "name": "layer",
+            "path": "environment",
+            "lower": "lower",
+            "upper": "layer/upper",
+            "work": "layer/work",
+            "options": "" if view.as_root else ",userxattr",
+        }
+    )
+    target = str(layered)
+    view.entries[target] = [
+        {
+            "tree": "layer",
+            "ok": ["--bind", str(view.base / "environment"), target],
+            "else": ["--ro-bind", str(view.base / "lower"), target],
+        }
+    ]
+    view.host_trees[layered] = layered
+
+
+def _skeleton(view: View, environment: PythonEnvironment, layered: Path) -> list[str]:
+    """Directories that pip creates files in, to be made in the layer as the guest's own.
+
+    Where somebody else owns the environment and its owner cannot be mapped, a directory of the layer that
+    covers one of the environment still lets new packages be installed beside those that are there.
+    """
+    if layered.stat().st_uid == view.identity.uid:
+        return []
+    site = environment.site_packages
+    wanted = {"bin", "share", "etc", "include"}
+    if site is not None:
+        below = site.relative_to(layered)
+        wanted.update(str(path) for path in (below, *below.parents) if str(path) != ".")
+    return sorted(name for name in wanted if (layered / name).is_dir() and not (layered / name).is_symlink())
+
+
+def extra_mount(view: View, mount: Mount, number: int) -> None:
+    """A path of the host that the spec asks for.
+
+    Raises:
+        InvalidRequestError: It does not exist, or would cover or lie in what a sandbox needs.
+    """
+    source, target = Path(mount.source), Path(mount.target or mount.source)
+    if not source.is_absolute() or not target.is_absolute() or ".." in target.parts:
+        raise InvalidRequestError(f"The mount {mount.source!r} is not absolute", hint="Give absolute paths.")
+    if not source.exists():
+        raise InvalidRequestError(f"The mount {source} does not exist", hint="Create it, or leave the mount out.")
+    check_target(target, what="mount")
+    real = source.resolve()
+    if not mount.target:
+        view.aliases.append(source)
+        target = real
+        check_target(target, what="mount")
+    enclosing = max(
+        (tree for tree in view.host_trees if tree in target.parents),
+        key=lambda tree: len(tree.parts),
+        default=None,
+    )
+    if enclosing is not None and not (view.host_trees[enclosing] / target.relative_to(enclosing)).exists():
+        raise InvalidRequestError(
+            f"The mount {target} lies in {enclosing}, which has no such place",
+            hint=f"Create {target} on the host first, or choose another target.",
+        )
+    owner = view.foreign_owner(real) if mount.mode == "rw" else None
+    view.clone(f"mount{number}", real, target, mode=mount.mode, owner=owner, recursive=True)
+
+
+def check_target(path: Path, *, what: str) -> None:
+    """Refuse a place in the guest that is its own.
+
+    Raises:
+        InvalidRequestError: `path` covers, or lies in, what every sandbox needs.
+    """
+    covers = any(path == Path(own) or path in Path(own).parents for own in _ESSENTIAL)
+    lies_in = any(Path(own) in path.parents for own in _RESERVED)
+    if covers or lies_in:
+        raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
+
+
+def hide(view: View, paths: Sequence[Path]) -> None:
+    """Cover what is the keeper's own where it would show through a workspace or a mount.
+
+    Raises:
+        InvalidRequestError: A mount lies in it.
+    """
+    view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
+    for path in {path.resolve() for path in paths if path.is_dir()}:
+        for target, source in list(view.host_trees.items()):
+            if path == source or path in source.parents:
+                raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
+            if source in path.parents:
+                view.bind(str(target / path.relative_to(source)), view.base / "nothing")

@@ -1,0 +1,252 @@
+"""The host's end of a process that was started through the stage: its words, its end, its death."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
+
+STAGE = Path(__file__).with_name("stage.py")
+STAGE_ENV: Mapping[str, str] = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
+TAIL_BYTES = 4096
+READ_BYTES = 65536
+READ_PAUSE_S = 0.05
+"""Pause after each read of what a sandbox says on stderr, so that a flood of it costs the keeper little."""
+START_TIMEOUT_S = 20.0
+LINE_MAX_BYTES = 1 << 20
+
+
+class StageFailedError(Exception):
+    """What was started ended before it was up; `step` says where, `stderr` what was said."""
+
+    def __init__(self, step: str, error: int, stderr: str) -> None:
+        super().__init__(f"{step}: {os.strerror(error)}" if error else step)
+        self.step = step
+        self.errno = error
+        self.stderr = stderr
+
+
+class Tail:
+    """The last words that come through a pipe, read at a modest pace whatever the other side does."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._said = b""
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._on_data)
+
+    @property
+    def text(self) -> str:
+        """At most the last 4 KiB."""
+        if self._fd >= 0:
+            self._read()
+        return self._said.decode(errors="replace")
+
+    def close(self) -> None:
+        """Read no more. Idempotent."""
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _on_data(self) -> None:
+        self._loop.remove_reader(self._fd)
+        if self._read():
+            self._pause = self._loop.call_later(READ_PAUSE_S, self._loop.add_reader, self._fd, self._on_data)
+
+    def _read(self) -> bool:
+        """False at the end."""
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return True
+        self._said = (self._said + data)[-TAIL_BYTES:]
+        return bool(data)
+
+
+class Child:
+    """A process that was started through the stage. Made by `start`; ends by itself or by `kill`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket, tail: Tail) -> None:
+        self._process = process
+        self._control = control
+        self._buffer = b""
+        self._fds: list[int] = []
+        self._tail = tail
+
+    @classmethod
+    async def start(
+        cls, plan: Mapping[str, Any], *, prefix: Sequence[str] = (), env: Mapping[str, str] = STAGE_ENV
+    ) -> "Child":
+        """Start the stage from this thread, whose end is the child's end, and give it its plan.
+
+        Args:
+            plan: What `stage.main` carries out.
+            prefix: Command that starts the stage, such as `systemd-run …`; it must become it, not fork.
+            env: Environment of that command; what the stage becomes has the plan's.
+        """
+        with contextlib.ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            tail = Tail(reading)
+            undo.callback(tail.close)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *prefix,
+                    *(sys.executable, "-I", "-S", str(STAGE), str(theirs.fileno())),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=writing,
+                    pass_fds=[theirs.fileno()],
+                    env=dict(env),
+                    cwd="/",
+                )
+            finally:
+                theirs.close()
+                os.close(writing)
+            undo.pop_all()
+        ours.setblocking(False)
+        child = cls(process, ours, tail)
+        try:
+            await asyncio.get_running_loop().sock_sendall(ours, json.dumps(plan).encode() + b"\n")
+        except ConnectionError:
+            pass  # It has ended; `line` tells why.
+        except BaseException:
+            await child.kill()
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the process."""
+        return self._process.pid
+
+    @property
+    def tail(self) -> str:
+        """The last words on its stderr, at most 4 KiB."""
+        return self._tail.text
+
+    async def stage_report(self) -> tuple[dict[str, str], list[int]]:
+        """What the stage reports, and the descriptors that it sent; the caller closes them.
+
+        Raises:
+            StageFailedError: It could not do what it was told.
+            OperationTimeoutError: It said nothing for too long.
+        """
+        said = await self.line()
+        fds, self._fds = self._fds, []
+        if "failed" in said:
+            raise StageFailedError(said["failed"], said["errno"], self.tail)
+        return said["stage"], fds
+
+    async def line(self) -> dict[str, Any]:
+        """The next JSON line on its control socket.
+
+        Raises:
+            StageFailedError: It ended instead.
+            OperationTimeoutError: It said nothing for too long.
+        """
+        said = await self._line()
+        if said is None:
+            code = await self.wait()
+            raise StageFailedError(f"it ended with exit code {code}", 0, self.tail)
+        return said
+
+    async def executed(self) -> None:
+        """Wait until the stage has become what it was told to become; what its end then is, `wait` tells.
+
+        Raises:
+            StageFailedError: It could not.
+        """
+        said = await self._line()
+        if said is not None:
+            raise StageFailedError(said["failed"], said["errno"], self.tail)
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code as a shell says it. Any number may wait."""
+        code = await self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone and reaped."""
+        return self._process.returncode is not None
+
+    async def kill(self) -> int:
+        """Kill it, wait for its end and close everything that belongs to it. Idempotent."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+        code = await self.wait()
+        self.close()
+        return code
+
+    def close(self) -> None:
+        """Close what belongs to it on this side. Idempotent."""
+        self._tail.close()
+        self._control.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+
+    async def _line(self) -> dict[str, Any] | None:
+        """The next JSON line, None at the end of what is said."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while b"\n" not in self._buffer:
+                    if len(self._buffer) > LINE_MAX_BYTES or not await self._receive():
+                        return None
+        except TimeoutError:
+            raise OperationTimeoutError(
+                f"A sandbox did not start within {START_TIMEOUT_S:.0f} s",
+                hint="The machine may be overloaded; try again.",
+                details={"operation": "create", "timeout": START_TIMEOUT_S},
+            ) from None
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise SandboxStartError(f"The sandbox said {line[:200]!r} while it started", hint=self.tail)
+        return said
+
+    async def _receive(self) -> bool:
+        """Read what has come, descriptors included; False at the end."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self._control, READ_BYTES, 4)
+            except BlockingIOError:
+                readable = loop.create_future()
+                loop.add_reader(self._control, _wake, readable)
+                try:
+                    await readable
+                finally:
+                    loop.remove_reader(self._control)
+                continue
+            except ConnectionError:
+                return False
+            self._fds += fds
+            self._buffer += data
+            return bool(data)
+
+
+def _wake(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,219 @@
+"""The `process` backend: no isolation at all. For machines and tests that trust the code they run.
+
+The guest's init runs as a plain child, with the user's own rights and files, in a process group and, where that can be
+had, in a control group of its own. Whoever shows such a sandbox marks it as unsafe.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import warmcell.sandbox
+from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
+from warmcell.sandbox.backends.child import Child, StageFailedError
+from warmcell.sandbox.backends.processes import bearing, descendants, keeper_mark
+from warmcell.sandbox.errors import InvalidRequestError, OperationTimeoutError, SandboxStartError
+from warmcell.sandbox.models import (
+    BackendReport,
+    Capabilities,
+    GpuDevice,
+    LimitStatus,
+    SandboxId,
+    SandboxSpec,
+)
+
+GUEST_TREE = Path(warmcell.sandbox.__file__).resolve().parent / "guest"
+MARK = "WARMCELL_PROCESS_SANDBOX"
+"""In the environment of init and so of what it starts: by it a process is found that has left the group."""
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ")
+NO_LAYER = "the process backend has no layer: packages are installed into the environment itself"
+STOP_TIMEOUT_S = 5.0
+
+
+class ProcessInstance:
+    """Implements `SandboxInstance`."""
+
+    workspace_note = ""
+
+    def __init__(
+        self,
+        child: Child,
+        cgroup: Cgroup | None,
+        *,
+        mark: str,
+        run_directory: Path,
+        limits: Mapping[str, LimitStatus],
+        environment: Mapping[str, str],
+    ) -> None:
+        self._child = child
+        self._cgroup = cgroup
+        self._mark = mark
+        self.pid = child.pid
+        self.run_directory = run_directory
+        self.guest_run_directory = str(run_directory)
+        self.limits = limits
+        self.environment = environment
+        self._oom_kills = 0
+        self._stopping: asyncio.Task[None] | None = None
+        self._ended = asyncio.create_task(self._watch())
+
+    def processes(self) -> Sequence[int]:
+        """Host pids of init and what it has started."""
+        if self._child.ended:
+            return ()
+        found = set(self._cgroup.pids()) if self._cgroup is not None else set()
+        return tuple(sorted({self.pid, *descendants(self.pid), *found}))
+
+    def oom_kills(self) -> int:
+        """As far as its memory group tells."""
+        if self._cgroup is not None:
+            self._oom_kills = max(self._oom_kills, self._cgroup.oom_kills())
+        return self._oom_kills
+
+    async def wait(self) -> ExitInfo:
+        """Wait for its end."""
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> ExitInfo:
+        """End it and all that it has started."""
+        if self._stopping is None or (self._stopping.done() and self._stopping.exception() is not None):
+            self._stopping = asyncio.create_task(
+                _release(self._child, self._cgroup, self._mark, self.run_directory, timeout=timeout)
+            )
+        await asyncio.shield(self._stopping)
+        return await self.wait()
+
+    async def _watch(self) -> ExitInfo:
+        code = await self._child.wait()
+        return ExitInfo(exit_code=code, oom_killed=self.oom_kills() > 0 and code == 137, message=self._child.tail)
+
+
+class ProcessBackend:
+    """Implements `SandboxBackend`."""
+
+    name = "process"
+
+    def __init__(self) -> None:
+        self._cgroups = Cgroups()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """No isolation: the host's network, files and devices."""
+        return Capabilities(isolated=False, gpus=True, networks=("host",))
+
+    async def probe(self) -> BackendReport:
+        """It needs nothing."""
+        return BackendReport(
+            name=self.name,
+            ready=True,
+            capabilities=self.capabilities,
+            details={"isolation": "none", **await asyncio.to_thread(self._cgroups.describe)},
+        )
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        progress: Callable[[str], None] = lambda detail: None,
+    ) -> ProcessInstance:
+        """Start init as a plain process; see the port."""
+        await asyncio.to_thread(_check, spec)
+        progress("starting a process")
+        run = directory / "run"
+        mark = f"{keeper_mark()}-{sandbox_id}"
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment["PATH"] = f"{Path(spec.python).parent}:{environment.get('PATH', os.defpath)}"
+        cgroup: Cgroup | None = None
+        child: Child | None = None
+        try:
+            await asyncio.to_thread(run.mkdir, 0o700)
+            cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
+            child = await Child.start(
+                {
+                    "cgroups": [] if cgroup is None else [str(file) for file in cgroup.entrances],
+                    "keeper": os.getpid(),
+                    "session": True,
+                    "mounts": None,
+                    "argv": [
+                        *(spec.python, "-I", "-S", str(GUEST_TREE / "init.py")),
+                        *("--run", str(run), "--guest", str(GUEST_TREE), "--python", spec.python),
+                    ],
+                    "env": {**environment, MARK: mark},
+                    "inherit": {"control": [], "files": {}},
+                }
+            )
+            await child.stage_report()
+            await child.executed()
+        except BaseException as error:
+            await asyncio.shield(asyncio.create_task(_release(child, cgroup, mark, run, timeout=STOP_TIMEOUT_S)))
+            if isinstance(error, StageFailedError):
+                raise SandboxStartError(
+                    f"The process could not start: {error.stderr or error}", hint="Check the interpreter."
+                ) from error
+            raise
+        layer = LimitStatus(value=spec.limits.layer_bytes, enforced=False, why=NO_LAYER)
+        return ProcessInstance(
+            child,
+            cgroup,
+            mark=mark,
+            run_directory=run,
+            limits={**limits, "layer": layer},
+            environment=environment,
+        )
+
+
+def _check(spec: SandboxSpec) -> None:
+    if not os.access(spec.python, os.X_OK) or not os.path.isabs(spec.python):
+        raise InvalidRequestError(
+            f"There is no interpreter {spec.python}",
+            hint="Give the path that `python -c 'import sys; print(sys.executable)'` prints.",
+        )
+    workspace = spec.workspace
+    if workspace is not None and workspace.mode != "none" and not os.path.isdir(workspace.path):
+        raise InvalidRequestError(
+            f"The workspace {workspace.path} is not a directory", hint="Create it, or choose another one."
+        )
+
+
+async def _release(child: Child | None, cgroup: Cgroup | None, mark: str, run: Path, *, timeout: float) -> None:
+    """Kill init and everything that came from it, wherever it went, and remove the group and the run directory."""
+    try:
+        async with asyncio.timeout(timeout):
+            if child is not None:
+                # What it started first: orphans come back to init, whose end would set them free.
+                await _kill_around(child.pid, mark)
+                await child.kill()
+                await _kill_around(child.pid, mark)
+            if cgroup is not None:
+                await cgroup.remove()
+            await asyncio.to_thread(shutil.rmtree, run, ignore_errors=True)
+    except TimeoutError:
+        raise OperationTimeoutError(
+            f"Processes of a sandbox did not end within {timeout:.0f} s",
+            hint="They wait for a device or a network file system; they end when it answers.",
+            details={"operation": "stop", "timeout": timeout},
+        ) from None
+
+
+async def _kill_around(pid: int, mark: str) -> None:
+    """Kill whoever came from init, but not init itself, until nobody is left."""
+    # They are not our children, so no event tells when the kernel is done with them.
+    while await asyncio.to_thread(_kill_found, pid, mark):  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+def _kill_found(pid: int, mark: str) -> bool:
+    """Kill them once; False if there was nobody."""
+    found = {*descendants(pid), *(one for one, borne in bearing(MARK) if borne == mark)} - {pid}
+    for one in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(one, signal.SIGKILL)
+    return bool(found)

@@ -1,0 +1,59 @@
+"""Looking at processes of this machine."""
+
+import os
+from pathlib import Path
+
+
+def descendants(pid: int) -> tuple[int, ...]:
+    """Host pids of all living descendants of `pid`, parents before children."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        here = waiting.pop(0)
+        try:
+            threads = os.listdir(f"/proc/{here}/task")
+        except OSError:
+            continue
+        for thread in threads:
+            try:
+                children = Path(f"/proc/{here}/task/{thread}/children").read_text().split()
+            except OSError:
+                continue
+            living = [child for child in map(int, children) if not _ended(child)]
+            found += living
+            waiting += living
+    return tuple(found)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; with its pid it names one process. None: there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def bearing(name: str) -> list[tuple[int, str]]:
+    """Host pids of the living processes of this user that were started with the variable `name`, and its value."""
+    wanted = f"{name}=".encode()
+    found = []
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # It ended while we looked, or is somebody else's.
+        found += [(pid, os.fsdecode(one[len(wanted) :])) for one in variables if one.startswith(wanted)]
+    return found
+
+
+def keeper_mark() -> str:
+    """Names this process for as long as the machine is up: `PID.START`."""
+    return f"{os.getpid()}.{start_time(os.getpid())}"
+
+
+def _ended(pid: int) -> bool:
+    """Whether a process is gone, or waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True

@@ -1,0 +1,273 @@
+"""Between the keeper and a sandbox: `PYTHON -I -S stage.py FD` makes what a sandbox needs, then becomes it.
+
+Runs in a process of its own, since joining control groups and making private mounts concern a whole process. It reads a
+plan from the socket FD, one JSON line; answers with one JSON line (and, where it made mounts, a descriptor of the run
+directory); and replaces itself by the plan's `argv`. Its mounts live in a mount namespace that only it and its
+descendants are in, so nothing of them is ever seen on the host, and nothing is left when the sandbox ends.
+
+Standard library only, and as little of it as can be: this start is part of every sandbox's start.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+MS_NOSUID, MS_NODEV, MS_NOSYMFOLLOW, MS_REC, MS_PRIVATE = 2, 4, 0x100, 0x4000, 0x40000
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOUNT_ATTR_IDMAP = 0x00100000
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+ID_MAX = 2**32 - 1
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountAttr(ctypes.Structure):
+    """`struct mount_attr` of mount_setattr(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+class Refused(Exception):
+    """The kernel refused a step."""
+
+    def __init__(self, step: str, error: int) -> None:
+        super().__init__(f"{step}: {os.strerror(error)}")
+        self.step = step
+        self.errno = error
+
+
+def call(step: str, result: int) -> int:
+    """The result of a libc call, or `Refused` with its errno."""
+    if result < 0:
+        raise Refused(step, ctypes.get_errno())
+    return result
+
+
+def main(fd: int) -> None:
+    """Carry out the plan that comes on `fd`."""
+    control = socket.socket(fileno=fd)
+    step = "read the plan"
+    try:
+        plan = json.loads(control.makefile("rb").readline())
+        step = "join its control group"
+        for file in plan["cgroups"]:
+            with open(file, "w") as procs:
+                procs.write("0")
+        call("die with the keeper", libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
+        if os.getppid() != plan["keeper"]:
+            sys.exit(1)
+        if plan["session"]:
+            os.setsid()
+            call("adopt orphans", libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+        report: dict[str, Any] = {}
+        run: list[int] = []
+        if plan["mounts"] is not None:
+            step = "make its mounts"
+            report, run = make_mounts(plan["mounts"])
+        argv = [word for part in plan["argv"] for word in choose(part, report)]
+        step = f"start {argv[0]}"
+        socket.send_fds(control, [json.dumps({"stage": report}).encode() + b"\n"], run)
+        hand_on(control, plan["inherit"])
+        os.execve(argv[0], argv, plan["env"])
+    except Refused as error:
+        tell(control, error.step, error.errno)
+    except OSError as error:
+        tell(control, step, error.errno or 0)
+    sys.exit(1)
+
+
+def tell(control: socket.socket, step: str, error: int) -> None:
+    """Say to the keeper what failed."""
+    control.sendall(json.dumps({"failed": step, "errno": error}).encode() + b"\n")
+
+
+def choose(part: Any, report: Mapping[str, Any]) -> list[str]:
+    """Words of the command line: as given, or those that hold if a tree could be made as asked, else the others."""
+    if isinstance(part, str):
+        return [part]
+    words: list[str] = part["else"] if report[part["tree"]] else part["ok"]
+    return words
+
+
+def hand_on(control: socket.socket, inherit: Mapping[str, Any]) -> None:
+    """Let what is executed have the control socket, and files with the given content, under the numbers it expects.
+
+    Whatever else is open closes at exec.
+    """
+    kept = {int(number): fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 64) for number in inherit["control"]}
+    for number, content in inherit["files"].items():
+        made = os.memfd_create("warmcell")
+        os.write(made, bytes.fromhex(content))
+        os.lseek(made, 0, os.SEEK_SET)
+        kept[int(number)] = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)
+    control.set_inheritable(False)
+    for number, fd in kept.items():
+        os.dup2(fd, number)
+
+
+def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+    """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
+
+    Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if plan["user_namespace"]:
+        call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+        write("/proc/self/setgroups", b"deny")
+        write("/proc/self/uid_map", f"0 {uid} 1".encode())
+        write("/proc/self/gid_map", f"0 {gid} 1".encode())
+    else:
+        call("make a mount namespace", libc.unshare(CLONE_NEWNS))
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    base = plan["base"]
+    mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
+    os.chdir(base)
+    os.umask(0)
+    for made in plan["file_systems"]:
+        os.mkdir(made["path"], 0o755)
+        links = 0 if made["follow"] else MS_NOSYMFOLLOW
+        mount("tmpfs", made["path"], "tmpfs", MS_NOSUID | MS_NODEV | links, made["options"])
+    for made in plan["directories"]:
+        os.mkdir(made["path"], made["mode"])
+        if made["owner"] is not None:
+            os.chown(made["path"], *made["owner"])
+    for made in plan["files"]:
+        write(made["path"], bytes.fromhex(made["content"]))
+        os.chmod(made["path"], 0o644)
+    for made in plan["links"]:
+        os.symlink(made["target"], made["path"])
+    report = {made["name"]: make_clone(made) for made in plan["clones"]}
+    report.update({made["name"]: make_overlay(made) for made in plan["overlays"]})
+    run = os.open(plan["run"], os.O_PATH | os.O_DIRECTORY)
+    os.chdir("/")
+    return report, [run]
+
+
+def make_clone(plan: Mapping[str, Any]) -> str:
+    """Show the tree `source` at `path`, its owner's files as those of somebody else.
+
+    Returns why its owner is as on the host instead, else nothing.
+    """
+    place_for(plan["path"], plan["source"])
+    recursive = AT_RECURSIVE if plan["recursive"] else 0
+    tree = call(
+        f"open {plan['source']}",
+        libc.syscall(
+            SYS_OPEN_TREE,
+            AT_FDCWD,
+            os.fsencode(plan["source"]),
+            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive,
+        ),
+    )
+    why = ""
+    if plan["swap"] is not None:
+        try:
+            attributes = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, namespace_that_swaps(*plan["swap"]))
+            size = ctypes.sizeof(attributes)
+            call(
+                "idmapped mount",
+                libc.syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | recursive, ctypes.byref(attributes), size),
+            )
+        except Refused as error:
+            why = str(error)
+    call(
+        f"attach {plan['source']}",
+        libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(plan["path"]), MOVE_MOUNT_F_EMPTY_PATH),
+    )
+    os.close(tree)
+    return why
+
+
+def place_for(path: str, source: str) -> None:
+    """A mount point of the kind that `source` is."""
+    if os.path.isdir(source):
+        os.mkdir(path)
+    else:
+        write(path, b"")
+
+
+def make_overlay(plan: Mapping[str, Any]) -> str:
+    """Put a writable layer over the tree `lower`; returns why that cannot be, else nothing.
+
+    Paths are relative to the base: options cannot hold every character that a path can.
+    """
+    os.mkdir(plan["path"])
+    options = f"lowerdir={plan['lower']},upperdir={plan['upper']},workdir={plan['work']}{plan['options']}"
+    try:
+        mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
+    except Refused as error:
+        return str(error)
+    return ""
+
+
+_namespaces: dict[tuple[int, int, int, int], int] = {}
+
+
+def namespace_that_swaps(uid: int, other_uid: int, gid: int, other_gid: int) -> int:
+    """A descriptor of a user namespace that maps `uid` to `other_uid` and the other way round, all else to itself."""
+    key = (uid, other_uid, gid, other_gid)
+    if key in _namespaces:
+        return _namespaces[key]
+    made_read, made_write = os.pipe()
+    done_read, done_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(made_read)
+        os.close(done_write)
+        os.write(made_write, b"." if libc.unshare(CLONE_NEWUSER) == 0 else b"!")
+        os.read(done_read, 1)
+        os._exit(0)
+    os.close(made_write)
+    os.close(done_read)
+    try:
+        if os.read(made_read, 1) != b".":
+            raise Refused("make a user namespace for the mapping", 1)
+        write(f"/proc/{child}/uid_map", swapping(uid, other_uid).encode())
+        write(f"/proc/{child}/gid_map", swapping(gid, other_gid).encode())
+        _namespaces[key] = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+    finally:
+        os.close(done_write)
+        os.close(made_read)
+        os.waitpid(child, 0)
+    return _namespaces[key]
+
+
+def swapping(one: int, other: int) -> str:
+    """An id map that exchanges two ids."""
+    low, high = sorted((one, other))
+    rows = [(0, 0, low), (low, high, 1), (low + 1, low + 1, high - low - 1), (high, low, 1)]
+    rows.append((high + 1, high + 1, ID_MAX - high - 1))
+    if low == high:
+        rows = [(0, 0, ID_MAX)]
+    return "\n".join(f"{inside} {outside} {count}" for inside, outside, count in rows if count > 0)
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    """Mount a file system, or change how mounts propagate."""
+    call(
+        f"mount {kind or 'private'} on {target}",
+        libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()),
+    )
+
+
+def write(path: str, content: bytes) -> None:
+    """Write a small file."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+    except OSError as error:
+        raise Refused(f"write {path}", error.errno or 0) from None
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
