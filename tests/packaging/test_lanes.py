@@ -37,5 +37,5 @@ def test_an_absent_lane_fails_where_it_is_promised(ordinary_user: OrdinaryUser) 
     """With CI=true nothing is skipped silently."""
     done = _run(ordinary_user, CI="true")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 failed" in done.stdout
+    assert "1 error" in done.stdout
     assert "lane root is absent" in done.stdout
