@@ -35,7 +35,6 @@ test: setup-dev
 	@$(MAKE) lint
 	scripts/jlpm test
 	@$(MAKE) build
-	scripts/jlpm test
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: setup-dev

@@ -7,6 +7,7 @@ import {
   isServed,
   parseMemory,
   readChoice,
+  shortage,
   shownRequest,
   splitRequest,
   writeChoice
@@ -115,4 +116,18 @@ test('a sandbox serves a choice if everything that was chosen is as it has it', 
   assert.ok(!isServed({ memory_bytes: 4 * GIB }, has));
   assert.ok(!isServed({ network: 'host' }, has));
   assert.ok(!isServed({ template: 'vision' }, has));
+});
+
+test('a shortage is told before a restart would give up what is held', () => {
+  const kinds = gpuKinds([
+    gpu({ uuid: '1', lease: { sandbox_id: 'mine', since: 0 } }),
+    gpu({ uuid: '2', lease: { sandbox_id: 'theirs', since: 0 } }),
+    gpu({ uuid: '3' })
+  ]);
+  const found = { name: 'A100-SXM4-80GB', asked: 3, available: 2 };
+  assert.deepEqual(shortage('A100-SXM4-80GB:3', kinds, 'mine'), found);
+  assert.equal(shortage('A100-SXM4-80GB:2', kinds, 'mine'), null);
+  assert.equal(shortage('A100-SXM4-80GB:2', kinds, null)?.available, 1);
+  assert.equal(shortage('any:9', kinds, null), null);
+  assert.equal(shortage(null, kinds, null), null);
 });

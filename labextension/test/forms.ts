@@ -1,7 +1,7 @@
 /* Forms to test with; each test names only what it is about. */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { ISituation } from '../src/model/glance';
+import type { ISituation } from '../src/model/situation';
 import type { IGpu, IGpuDevice, ISandboxInfo, ITemplateStatus } from '../src/tokens';
 
 export const GIB = 2 ** 30;

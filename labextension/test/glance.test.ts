@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { glance, isTicking, notices } from '../src/model/glance';
+import { glance } from '../src/model/glance';
+import { notices } from '../src/model/notices';
+import { isTicking } from '../src/model/situation';
 import { device, sandbox, situation, template, trans } from './forms';
 
 const ERROR = {

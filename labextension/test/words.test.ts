@@ -48,9 +48,8 @@ test('how a kernel was started names the rung and the time', () => {
 test('limits are in their own units', () => {
   const status = { value: 8 * GIB, enforced: true, why: '' };
   assert.equal(words.limit('memory', status, trans), 'memory 8 GiB');
-  assert.equal(words.limit('memory_bytes', status, trans), 'memory 8 GiB');
   assert.equal(words.limit('pids', { ...status, value: 4096 }, trans), 'processes 4096');
-  assert.equal(words.limit('cpus', { ...status, value: 1.5 }, trans), 'CPU cores 1.50');
+  assert.equal(words.limit('cpu', { ...status, value: 1.5 }, trans), 'CPU cores 1.5');
 });
 
 test('a sentence ends with one stop', () => {

@@ -145,6 +145,36 @@ export function shownRequest(
   return { request: known?.request ?? kind, count };
 }
 
+/** More devices were asked for than can be had now. */
+export interface IShortage {
+  readonly name: string;
+  readonly asked: number;
+  /** Those that are free or held by who asks. */
+  readonly available: number;
+}
+
+/**
+ * Whether enough devices are free for a request by the holder of sandbox `own`; null if so, or if it cannot be told.
+ */
+export function shortage(
+  gpu: IChoice['gpu'],
+  kinds: readonly IGpuKind[],
+  own: string | null
+): IShortage | null {
+  if (typeof gpu !== 'string') {
+    return null;
+  }
+  const { kind, count: asked } = splitRequest(gpu);
+  const found = kinds.find(({ request }) => request === kind);
+  if (found === undefined) {
+    return null;
+  }
+  const available = found.devices.filter(
+    ({ lease }) => lease === null || lease.sandbox_id === own
+  ).length;
+  return asked <= available ? null : { name: found.name, asked, available };
+}
+
 /** Whether a sandbox already is what a notebook asks for, as far as the page can tell. */
 export function isServed(choice: IChoice, sandbox: ISandboxInfo): boolean {
   const limit = sandbox.limits.memory?.value ?? null;

@@ -5,7 +5,9 @@ import type { IDisposable } from '@lumino/disposable';
 import { type ISignal, Signal } from '@lumino/signaling';
 
 import type { IChoice, ISandboxInfo, ISandboxes } from '../tokens';
-import * as glance from './glance';
+import { glance, type IGlance } from './glance';
+import { type INotice, notices } from './notices';
+import { isStartingStatus, isTicking, type ISituation } from './situation';
 
 const PROVISIONER = 'warmcell';
 
@@ -77,7 +79,7 @@ export class NotebookSandbox implements IDisposable {
   }
 
   /** What is known now. */
-  get situation(): glance.ISituation {
+  get situation(): ISituation {
     const { context, sandboxes } = this;
     const kernelName = this._kernelName();
     return {
@@ -104,12 +106,12 @@ export class NotebookSandbox implements IDisposable {
     return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
   }
 
-  get glance(): glance.IGlance {
-    return glance.glance(this.situation, this.trans);
+  get glance(): IGlance {
+    return glance(this.situation, this.trans);
   }
 
-  get notices(): glance.INotice[] {
-    return glance.notices(this.situation, this.trans);
+  get notices(): INotice[] {
+    return notices(this.situation, this.trans);
   }
 
   /**
@@ -173,7 +175,7 @@ export class NotebookSandbox implements IDisposable {
       return;
     }
     const status = this.context.kernelDisplayStatus;
-    const isStarting = glance.isStartingStatus(status);
+    const isStarting = isStartingStatus(status);
     if (isStarting && !this._wasStarting) {
       this._startingSince = this.sandboxes.now();
     }
@@ -182,7 +184,7 @@ export class NotebookSandbox implements IDisposable {
     if (situation.ours) {
       this._attempted = situation.kernelName;
     }
-    this._tick(glance.isTicking(situation));
+    this._tick(isTicking(situation));
     this._changed.emit();
   }
 

@@ -28,7 +28,7 @@ export function reduce(state: IState, event: ServerEvent): IState {
       };
     case 'sandbox': {
       const sandboxes = new Map(state.sandboxes);
-      if (event.sandbox.state === 'stopped' && event.sandbox.error === null) {
+      if (event.sandbox.state === 'stopped') {
         sandboxes.delete(event.sandbox.id);
       } else {
         sandboxes.set(event.sandbox.id, event.sandbox);

@@ -11,7 +11,7 @@ import type {
   ISandboxInfo,
   SandboxState
 } from '../tokens';
-import { requestName } from './choice';
+import { type IShortage, requestName } from './choice';
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
@@ -40,7 +40,7 @@ export function seconds(amount: number): string {
 }
 
 function trimmed(value: number, digits: number): string {
-  return value.toFixed(digits).replace(/\.0+$/, '');
+  return String(Number(value.toFixed(digits)));
 }
 
 /** What a sandbox computes on: "CPU", "A100-80GB", "2 × L4, T4". */
@@ -116,23 +116,26 @@ export function state(state: SandboxState, trans: TranslationBundle): string {
   }
 }
 
+/** Limits that count bytes. */
+const BYTES: ReadonlySet<string> = new Set(['memory', 'layer', 'shm']);
+
 /** A limit in words: "memory 8 GiB", "processes 4096". */
 export function limit(name: string, status: ILimitStatus, trans: TranslationBundle): string {
   const { value } = status;
   if (value === null) {
     return trans.__('%1: no limit', limitName(name, trans));
   }
-  const amount = name === 'memory' || name.endsWith('_bytes') ? bytes(value) : trimmed(value, 2);
+  const amount = BYTES.has(name) ? bytes(value) : trimmed(value, 2);
   return `${limitName(name, trans)} ${amount}`;
 }
 
 function limitName(name: string, trans: TranslationBundle): string {
-  switch (name.replace(/_bytes$/, '')) {
+  switch (name) {
     case 'memory':
       return trans.__('memory');
     case 'pids':
       return trans.__('processes');
-    case 'cpus':
+    case 'cpu':
       return trans.__('CPU cores');
     case 'layer':
       return trans.__('writable layer');
@@ -141,6 +144,44 @@ function limitName(name: string, trans: TranslationBundle): string {
     default:
       return name;
   }
+}
+
+/** What a sandbox was given besides its hardware: "network none", "memory 8 GiB". */
+export function facts(sandbox: ISandboxInfo, trans: TranslationBundle): string[] {
+  return [
+    sandbox.network === 'none' ? trans.__('no network') : trans.__('network open'),
+    ...Object.entries(sandbox.limits)
+      .filter(([, { value }]) => value !== null)
+      .map(([name, status]) => {
+        const amount = limit(name, status, trans);
+        return status.enforced ? amount : trans.__('%1 (not enforced)', amount);
+      })
+  ];
+}
+
+/** That too few devices are free, and what to do. */
+export function shortage(found: IShortage, trans: TranslationBundle): IErrorInfo {
+  return {
+    code: 'no_gpu_available',
+    message: trans.__(
+      '%1 of %2 can be had now, %3 were asked for',
+      found.available,
+      found.name,
+      found.asked
+    ),
+    hint: trans.__('Choose fewer or another kind, or shut down a notebook that holds one')
+  };
+}
+
+/** Whatever was thrown, as an error to be shown. */
+export function asError(reason: unknown): IErrorInfo {
+  return reason instanceof Error && 'hint' in reason && 'code' in reason
+    ? { code: String(reason.code), message: reason.message, hint: String(reason.hint) }
+    : {
+        code: 'error',
+        message: reason instanceof Error ? reason.message : String(reason),
+        hint: ''
+      };
 }
 
 /** A sentence ends with a stop, whoever wrote it. */

@@ -2,8 +2,8 @@ import { closeIcon, ReactWidget, UseSignal } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import * as React from 'react';
 
-import type { INotice } from '../model/glance';
 import type { NotebookSandbox } from '../model/notebook';
+import type { INotice } from '../model/notices';
 import * as words from '../model/words';
 
 export interface IBannerOptions {

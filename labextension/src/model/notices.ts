@@ -1,0 +1,172 @@
+/*
+ * What is explained below a notebook's toolbar: slow starts, failures and their cures. Pure.
+ */
+import type { TranslationBundle } from '@jupyterlab/translation';
+
+import type { IErrorInfo, ISandboxInfo, ITemplateStatus } from '../tokens';
+import { isBroken, isStarting, type ISituation, known, startWord } from './situation';
+import * as words from './words';
+
+/** A start that takes longer than this is explained. */
+export const SLOW_START_S = 2;
+
+/** An import in the background that takes longer than this is explained. */
+export const SLOW_IMPORT_S = 5;
+
+/** An explanation below the toolbar. */
+export interface INotice {
+  /** The same for the same matter, so that a dismissed notice stays away. */
+  readonly key: string;
+  readonly tone: 'error' | 'warning' | 'info';
+  readonly text: string;
+  /** Seconds that the matter has lasted; null if it does not run. */
+  readonly elapsed_s: number | null;
+  readonly cure: string;
+  readonly actions: readonly ('retry' | 'choose')[];
+}
+
+/** What is to be explained in this situation, the most urgent first. */
+export function notices(situation: ISituation, trans: TranslationBundle): INotice[] {
+  const { ours, sandbox, now } = situation;
+  if (!ours) {
+    return [];
+  }
+  if (sandbox === null) {
+    return situation.connected === false && situation.trouble !== null
+      ? [unreachable(situation.trouble, trans)]
+      : [];
+  }
+  const about = `${sandbox.id}/${sandbox.generation}`;
+  if (isStarting(sandbox)) {
+    return slowStart(situation, sandbox, trans);
+  }
+  if (isBroken(sandbox)) {
+    const error = known(sandbox.error, trans);
+    return [
+      {
+        key: `${about}/failed`,
+        tone: 'error',
+        text: words.sentence(error.message),
+        elapsed_s: null,
+        cure: words.sentence(error.hint),
+        actions: ['retry', 'choose']
+      }
+    ];
+  }
+  const found: INotice[] = [];
+  const died = sandbox.previous_error;
+  if (died !== null) {
+    found.push({
+      key: `${sandbox.id}/died/${died.message}`,
+      tone: 'warning',
+      text: trans.__('The kernel before this one ended: %1', words.sentence(died.message)),
+      elapsed_s: null,
+      cure: words.sentence(died.hint),
+      actions: ['choose']
+    });
+  }
+  if (sandbox.template !== null) {
+    found.push(...templateNotices(sandbox.template, now, trans));
+  }
+  if (sandbox.workspace_note !== '') {
+    found.push({
+      key: `${sandbox.id}/workspace`,
+      tone: 'warning',
+      text: words.sentence(sandbox.workspace_note),
+      elapsed_s: null,
+      cure: '',
+      actions: []
+    });
+  }
+  return found;
+}
+
+function slowStart(
+  situation: ISituation,
+  sandbox: ISandboxInfo,
+  trans: TranslationBundle
+): INotice[] {
+  const since = sandbox.phase?.since ?? situation.startingSince;
+  const elapsed_s = situation.now - since;
+  if (elapsed_s < SLOW_START_S) {
+    return [];
+  }
+  const what = sandbox.phase === null ? '' : words.phase(sandbox.phase, trans);
+  const verb = startWord(situation, sandbox, trans);
+  const subject =
+    verb === trans.__('restarting')
+      ? trans.__('The kernel is restarting')
+      : trans.__('The kernel is starting');
+  return [
+    {
+      key: `${sandbox.id}/${sandbox.generation}/slow/${sandbox.phase?.name ?? ''}`,
+      tone: 'info',
+      text: what ? `${subject}: ${what}` : subject,
+      elapsed_s,
+      cure: words.sentence(sandbox.phase?.hint ?? ''),
+      actions: []
+    }
+  ];
+}
+
+/** What is to be said about a template while its kernel already runs. */
+function templateNotices(
+  template: ITemplateStatus,
+  now: number,
+  trans: TranslationBundle
+): INotice[] {
+  const found: INotice[] = [];
+  if (template.state === 'importing' && now - template.since >= SLOW_IMPORT_S) {
+    found.push({
+      key: `template/${template.name}/importing/${template.importing}/${template.since}`,
+      tone: 'info',
+      text: trans.__('Template %1 is importing %2', template.name, template.importing),
+      elapsed_s: now - template.since,
+      cure: trans.__(
+        'Restarts are cold starts until then. If few notebooks need %1, remove it from the template’s preload list.',
+        template.importing
+      ),
+      actions: []
+    });
+  }
+  if (template.state === 'failed') {
+    found.push({
+      key: `template/${template.name}/crashed`,
+      tone: 'warning',
+      text: trans.__('Template %1 crashed while importing %2.', template.name, template.importing),
+      elapsed_s: null,
+      cure: trans.__(
+        'Kernels start without it. Remove the module from the preload list, or mend it and restart.'
+      ),
+      actions: []
+    });
+  }
+  const left = Object.entries(template.failed);
+  if (left.length > 0) {
+    found.push({
+      key: `template/${template.name}/failed/${left.map(([name]) => name).join()}`,
+      tone: 'warning',
+      text: trans.__(
+        'Template %1 could not import %2',
+        template.name,
+        left.map(([name, why]) => `${name} (${why})`).join(', ')
+      ),
+      elapsed_s: null,
+      cure: trans.__('It was left out. Mend it, or remove it from the preload list.'),
+      actions: []
+    });
+  }
+  return found;
+}
+
+function unreachable(error: IErrorInfo, trans: TranslationBundle): INotice {
+  const told = words.trouble(error, trans);
+  return {
+    key: `unreachable/${told.code}`,
+    tone: 'error',
+    text: trans.__('Warmcell cannot be reached: %1', words.sentence(told.message)),
+    elapsed_s: null,
+    cure: words.sentence(told.hint),
+    actions: []
+  };
+}

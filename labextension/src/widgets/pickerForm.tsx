@@ -1,0 +1,266 @@
+import type { Dialog } from '@jupyterlab/apputils';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { HTMLSelect, ReactWidget } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import {
+  gpuKinds,
+  gpuRequest,
+  type IGpuKind,
+  isServed,
+  parseMemory,
+  shownRequest
+} from '../model/choice';
+import type { IGlance } from '../model/glance';
+import * as words from '../model/words';
+import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISandboxes, Network } from '../tokens';
+import { Badges } from './badges';
+import { Hardware } from './pickerHardware';
+
+const GIB = 2 ** 30;
+
+export interface IPickerOptions {
+  /** The notebook's file name. */
+  readonly name: string;
+  /** What the notebook remembers. */
+  readonly choice: IChoice;
+  /** What its kernel has now. */
+  readonly sandbox: ISandboxInfo | null;
+  readonly glance: IGlance;
+  readonly sandboxes: ISandboxes;
+  readonly trans: TranslationBundle;
+}
+
+/** What the form holds. */
+interface IForm {
+  /** Request for one device; empty for CPU. */
+  readonly kind: string;
+  readonly count: number;
+  /** In GiB; empty for the default. */
+  readonly memory: string;
+  readonly network: Network;
+  readonly template: string;
+}
+
+/**
+ * The form of the picker: hardware, memory, network and template.
+ */
+export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoice> {
+  constructor(options: IPickerOptions) {
+    super();
+    this._options = options;
+    const { choice, sandbox } = options;
+    this._form = {
+      kind: '',
+      count: 1,
+      memory: choice.memory_bytes === undefined ? '' : String(choice.memory_bytes / GIB),
+      network: choice.network ?? sandbox?.network ?? 'none',
+      template: choice.template ?? sandbox?.template?.name ?? 'default'
+    };
+    this._showGpus([]);
+    void this._load();
+  }
+
+  /** The choice as the form has it now. */
+  getValue(): IChoice {
+    const { kind, count, memory, network, template } = this._form;
+    const memory_bytes = parseMemory(`${memory}GiB`);
+    return {
+      gpu: kind === '' ? null : gpuRequest(kind, count),
+      ...(memory_bytes === null ? {} : { memory_bytes }),
+      network,
+      template
+    };
+  }
+
+  /** Show why the choice is not possible, or that it is being checked. */
+  setProblem(problem: IErrorInfo | null, checking: boolean): void {
+    this._problem = problem;
+    this._checking = checking;
+    this.update();
+  }
+
+  protected override render(): React.JSX.Element {
+    const { sandbox, sandboxes, trans } = this._options;
+    return (
+      <form
+        className="wc-Picker-form"
+        onSubmit={event => {
+          event.preventDefault();
+        }}
+      >
+        {this._renderNow()}
+        <Hardware
+          kind={this._form.kind}
+          count={this._form.count}
+          kinds={this._kinds}
+          trouble={this._gpuTrouble}
+          own={sandbox?.id ?? null}
+          sandboxes={sandboxes}
+          trans={trans}
+          onChange={(kind, count) => {
+            this._set({ kind, count });
+          }}
+        />
+        {this._renderMemory()}
+        {this._renderNetwork()}
+        {this._renderTemplate()}
+        {this._renderProblem()}
+        <p className="wc-Picker-note" role="status">
+          {this._checking
+            ? trans.__('Checking…')
+            : trans.__(
+                'The kernel restarts in place: variables are lost. The notebook remembers the choice.'
+              )}
+        </p>
+      </form>
+    );
+  }
+
+  private _renderNow(): React.JSX.Element {
+    const { glance, sandbox, trans } = this._options;
+    const facts = sandbox === null ? [] : words.facts(sandbox, trans);
+    return (
+      <div className="wc-Picker-now">
+        <p>
+          {trans.__('Now:')} <strong>{glance.label}</strong> <Badges badges={glance.badges} />
+        </p>
+        {facts.length > 0 && <p>{facts.join(' · ')}</p>}
+      </div>
+    );
+  }
+
+  private _renderMemory(): React.JSX.Element {
+    const { sandbox, trans } = this._options;
+    const limit = sandbox?.limits.memory ?? null;
+    return (
+      <label className="wc-Picker-field">
+        <span>{trans.__('Memory')}</span>
+        <input
+          className="jp-mod-styled"
+          type="number"
+          name="wc-memory"
+          min={0.25}
+          step="any"
+          placeholder={trans.__('default')}
+          value={this._form.memory}
+          onChange={event => {
+            this._set({ memory: event.target.value });
+          }}
+        />
+        <span className="wc-Picker-unit">GiB</span>
+        {limit?.enforced === false && (
+          <span className="wc-Picker-hint">
+            {trans.__('Not enforced on this machine. %1', words.sentence(limit.why))}
+          </span>
+        )}
+      </label>
+    );
+  }
+
+  private _renderNetwork(): React.JSX.Element {
+    const { trans } = this._options;
+    const options: { value: Network; label: string; about: string }[] = [
+      { value: 'none', label: trans.__('None'), about: trans.__('the kernel reaches nothing') },
+      { value: 'host', label: trans.__('Open'), about: trans.__('the machine’s own network') }
+    ];
+    return (
+      <fieldset className="wc-Picker-group wc-mod-row">
+        <legend>{trans.__('Network')}</legend>
+        {options.map(({ value, label, about }) => (
+          <label key={value} className="wc-Picker-option">
+            <input
+              type="radio"
+              name="wc-network"
+              value={value}
+              checked={this._form.network === value}
+              onChange={() => {
+                this._set({ network: value });
+              }}
+            />
+            <span>{label}</span>
+            <span className="wc-Picker-about">{about}</span>
+          </label>
+        ))}
+      </fieldset>
+    );
+  }
+
+  private _renderTemplate(): React.JSX.Element {
+    const { sandboxes, trans } = this._options;
+    const { template } = this._form;
+    const known = new Map(sandboxes.templates.map(item => [item.name, item]));
+    const names = [...new Set(['default', ...known.keys(), template])];
+    const modules = known.get(template)?.preload ?? [];
+    return (
+      <label className="wc-Picker-field">
+        <span>{trans.__('Template')}</span>
+        <HTMLSelect
+          name="wc-template"
+          value={template}
+          options={names}
+          onChange={event => {
+            this._set({ template: event.target.value });
+          }}
+        />
+        {modules.length > 0 && (
+          <span className="wc-Picker-hint">
+            {trans.__('Imported in advance: %1', modules.join(', '))}
+          </span>
+        )}
+      </label>
+    );
+  }
+
+  private _renderProblem(): React.JSX.Element {
+    return (
+      <div className="wc-Picker-problem" role="alert">
+        {this._problem !== null && (
+          <div className="wc-Notice wc-mod-error">
+            <div className="wc-Notice-text">
+              <span className="wc-Notice-what">{words.sentence(this._problem.message)}</span>
+              <span className="wc-Notice-cure">{words.sentence(this._problem.hint)}</span>
+            </div>
+          </div>
+        )}
+      </div>
+    );
+  }
+
+  private _set(change: Partial<IForm>): void {
+    this._form = { ...this._form, ...change };
+    this._problem = null;
+    this.update();
+  }
+
+  private async _load(): Promise<void> {
+    let gpus: IGpu[] = [];
+    try {
+      gpus = await this._options.sandboxes.gpus();
+    } catch (reason) {
+      this._gpuTrouble = words.asError(reason);
+    }
+    if (!this.isDisposed) {
+      this._showGpus(gpus);
+      this.update();
+    }
+  }
+
+  /** Show these devices, and the one that is asked for or held as chosen. */
+  private _showGpus(gpus: readonly IGpu[]): void {
+    const { choice, sandbox } = this._options;
+    const kinds = gpuKinds(gpus);
+    const held = sandbox !== null && isServed(choice, sandbox) ? sandbox.gpus : [];
+    const asked = choice.gpu === undefined ? sandbox?.gpu : choice.gpu;
+    const shown = shownRequest(asked, held, kinds);
+    this._form = { ...this._form, kind: shown?.request ?? '', count: shown?.count ?? 1 };
+    this._kinds = kinds;
+  }
+
+  private readonly _options: IPickerOptions;
+  private _form: IForm;
+  private _kinds: readonly IGpuKind[] | null = null;
+  private _gpuTrouble: IErrorInfo | null = null;
+  private _problem: IErrorInfo | null = null;
+  private _checking = false;
+}

@@ -1,0 +1,134 @@
+import type { TranslationBundle } from '@jupyterlab/translation';
+import * as React from 'react';
+
+import type { IGpuKind } from '../model/choice';
+import * as words from '../model/words';
+import type { IErrorInfo, ISandboxes } from '../tokens';
+
+export interface IHardwareProps {
+  /** The chosen request for one device; empty for CPU. */
+  readonly kind: string;
+  readonly count: number;
+  /** The machine's GPUs; null while they are being looked for. */
+  readonly kinds: readonly IGpuKind[] | null;
+  /** Why they cannot be listed. */
+  readonly trouble: IErrorInfo | null;
+  /** The sandbox of the notebook for which is chosen. */
+  readonly own: string | null;
+  readonly sandboxes: ISandboxes;
+  readonly trans: TranslationBundle;
+  readonly onChange: (kind: string, count: number) => void;
+}
+
+/** The choice between CPU and the machine's GPUs: how many there are, how many are free, who holds the others. */
+export function Hardware(props: IHardwareProps): React.JSX.Element {
+  const { kind, kinds, trouble, trans } = props;
+  const chosen = kinds?.find(({ request }) => request === kind);
+  const isForeign = kinds !== null && kind !== '' && chosen === undefined;
+  return (
+    <fieldset className="wc-Picker-group">
+      <legend>{trans.__('Runs on')}</legend>
+      <Kind {...props} request="" name={trans.__('CPU')} about={trans.__('no GPU')} />
+      {kinds?.map(item => (
+        <Kind
+          {...props}
+          key={item.request}
+          request={item.request}
+          name={item.name}
+          about={words.bytes(item.memory_bytes)}
+          devices={item}
+        />
+      ))}
+      {isForeign && (
+        <Kind {...props} request={kind} name={kind} about={trans.__('as this notebook asks')} />
+      )}
+      {kind !== '' && <Count {...props} most={chosen?.devices.length} />}
+      <p className="wc-Picker-hint" role="status">
+        {trouble !== null
+          ? `${trans.__('The GPUs cannot be listed.')} ${words.sentence(trouble.message)} ${words.sentence(trouble.hint)}`
+          : kinds === null
+            ? trans.__('Looking for GPUs…')
+            : kinds.length === 0 && trans.__('This machine has no GPU.')}
+      </p>
+    </fieldset>
+  );
+}
+
+interface IKindProps extends IHardwareProps {
+  readonly request: string;
+  readonly name: string;
+  readonly about: string;
+  /** Absent for CPU and for what this machine does not have. */
+  readonly devices?: IGpuKind;
+}
+
+function Kind(props: IKindProps): React.JSX.Element {
+  const { request, name, about, devices, trans } = props;
+  const held = devices === undefined ? [] : holders(devices, props);
+  return (
+    <label className="wc-Picker-kind">
+      <input
+        type="radio"
+        name="wc-kind"
+        value={request}
+        checked={props.kind === request}
+        onChange={() => {
+          props.onChange(request, 1);
+        }}
+      />
+      <span className="wc-Picker-kindName">{name}</span>
+      <span className="wc-Picker-about">{about}</span>
+      {devices?.simulated === true && (
+        <span className="wc-Badge wc-mod-note" data-badge="simulated">
+          {trans.__('simulated')}
+        </span>
+      )}
+      {devices !== undefined && (
+        <span className="wc-Picker-kindFree">
+          {trans.__('%1 of %2 free', devices.free, devices.devices.length)}
+        </span>
+      )}
+      {held.length > 0 && (
+        <span className="wc-Picker-kindHeld">{trans.__('Held by %1', held.join(', '))}</span>
+      )}
+    </label>
+  );
+}
+
+function Count(props: IHardwareProps & { readonly most: number | undefined }): React.JSX.Element {
+  const { kind, count, most, trans } = props;
+  return (
+    <label className="wc-Picker-field wc-Picker-count">
+      <span>{trans.__('How many')}</span>
+      <input
+        className="jp-mod-styled"
+        type="number"
+        name="wc-count"
+        min={1}
+        max={most}
+        required
+        value={count}
+        onChange={event => {
+          props.onChange(kind, Math.max(1, Math.floor(event.target.valueAsNumber || 1)));
+        }}
+      />
+      {most !== undefined && <span className="wc-Picker-unit">{trans.__('of %1', most)}</span>}
+    </label>
+  );
+}
+
+/** Who holds devices of a kind, by notebook: "this notebook", "train.ipynb (2)". */
+function holders(kind: IGpuKind, { own, sandboxes, trans }: IHardwareProps): string[] {
+  const counts = new Map<string, number>();
+  for (const { lease } of kind.devices) {
+    if (lease !== null) {
+      const notebook = sandboxes.get(lease.sandbox_id)?.notebook?.split('/').pop();
+      const who =
+        lease.sandbox_id === own
+          ? trans.__('this notebook')
+          : (notebook ?? trans.__('another sandbox'));
+      counts.set(who, (counts.get(who) ?? 0) + 1);
+    }
+  }
+  return [...counts].map(([who, n]) => (n === 1 ? who : `${who} (${n})`));
+}
