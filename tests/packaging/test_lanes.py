@@ -1,7 +1,9 @@
 """What a run of the tests says about lanes that the machine does not have."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,20 @@ def test_an_absent_lane_fails_where_it_is_promised(ordinary_user: OrdinaryUser) 
     assert done.returncode == 1, done.stdout + done.stderr
     assert "1 error" in done.stdout
     assert "lane root is absent" in done.stdout
+
+
+@pytest.mark.root
+def test_a_checkout_behind_a_closed_door_can_be_reached(tmp_path: Path) -> None:
+    """An ordinary user reads a checkout in a private directory, and nothing else there."""
+    closed = tmp_path / "closed"
+    checkout = closed / "checkout"
+    (checkout / "scripts").mkdir(parents=True)
+    closed.chmod(0o700)
+    (closed / "secret").write_text("secret")
+    (checkout / "pyproject.toml").write_text("found\n")
+    script = shutil.copy(TOP / "scripts" / "as-ordinary-user", checkout / "scripts")
+    read = f"id -u; pwd; cat {checkout}/pyproject.toml; ls {closed}"
+    done = subprocess.run(
+        [script, "1001", "sh", "-c", read], capture_output=True, text=True, timeout=20, cwd=checkout, check=True
+    )
+    assert done.stdout.split() == ["1001", str(checkout), "found", "checkout"]
