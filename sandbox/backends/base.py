@@ -47,10 +47,6 @@ class SandboxInstance(Protocol):
         """The same directory as the guest sees it."""
 
     @property
-    def environment(self) -> Mapping[str, str]:
-        """What a process in it needs to be given at least: PATH, HOME and the like."""
-
-    @property
     def limits(self) -> Mapping[str, LimitStatus]:
         """By name: memory, pids, cpu, layer. What is not enforced says why."""
 

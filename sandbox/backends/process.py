@@ -48,7 +48,6 @@ class ProcessInstance:
         mark: str,
         run_directory: Path,
         limits: Mapping[str, LimitStatus],
-        environment: Mapping[str, str],
     ) -> None:
         self._child = child
         self._cgroup = cgroup
@@ -57,7 +56,6 @@ class ProcessInstance:
         self.run_directory = run_directory
         self.guest_run_directory = str(run_directory)
         self.limits = limits
-        self.environment = environment
         self._oom_kills = 0
         self._stopping: asyncio.Task[None] | None = None
         self._ended = asyncio.create_task(self._watch())
@@ -166,7 +164,6 @@ class ProcessBackend:
             mark=mark,
             run_directory=run,
             limits={**limits, "layer": layer},
-            environment=environment,
         )
 
 

@@ -23,6 +23,7 @@ from warmcell.sandbox.models import (
 from warmcell.sandbox.paths import Paths
 
 STOP_TIMEOUT_S = 5.0
+_NO_LAYER = "packages cannot be installed: the environment is read-only, since this kernel refuses an overlay ({})"
 
 
 class BubblewrapBackend:
@@ -72,14 +73,13 @@ class BubblewrapBackend:
             bwrap=bwrap.path,
         )
         remains = Remains(directory)
+        progress("starting bubblewrap")
         try:
-            progress("starting bubblewrap")
             return await self._start(spec, sandbox_id, prepared, remains)
-        except StageFailedError as failure:
-            await remains.release(timeout=STOP_TIMEOUT_S)
-            raise diagnose.explain(failure, as_root=os.getuid() == 0) from failure
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
+            if isinstance(error, StageFailedError):
+                raise diagnose.explain(error, as_root=os.getuid() == 0) from error
             raise
 
     async def _start(
@@ -89,21 +89,24 @@ class BubblewrapBackend:
         await asyncio.to_thread((directory / rootfs.BASE).mkdir, 0o700)
         remains.cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
         child = remains.child = await Child.start(_stage_plan(prepared, remains))
-        report, fds = await child.stage_report()
-        remains.run_fd = fds[0]
-        status = await child.line()
-        remains.init_fd = os.pidfd_open(status["child-pid"])
+        report, (remains.run_fd,) = await child.stage_report()
+        pid = (await child.line())["child-pid"]
+        try:
+            remains.init_fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
         await child.line()  # {"up": true}
         run = directory / "run"
         await asyncio.to_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+        layer_why = report.get("layer", "") and _NO_LAYER.format(report["layer"])
+        layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
         return BubblewrapInstance(
             remains,
             child=child,
-            pid=status["child-pid"],
+            pid=pid,
             run_directory=run,
-            limits={**limits, "layer": _layer(spec, prepared, report)},
+            limits={**limits, "layer": layer},
             workspace_note=_workspace_note(spec, report),
-            environment=prepared.environment,
         )
 
 
@@ -120,13 +123,6 @@ def _stage_plan(prepared: Prepared, remains: Remains) -> Mapping[str, Any]:
             "files": {str(number): content.hex() for number, content in prepared.files.items()},
         },
     }
-
-
-def _layer(spec: SandboxSpec, prepared: Prepared, report: Mapping[str, str]) -> LimitStatus:
-    why = report.get("layer", "")
-    if why:
-        why = f"packages cannot be installed, the environment is read-only ({why}); Linux 5.15 or newer can"
-    return LimitStatus(value=spec.limits.layer_bytes, enforced=not why, why=why)
 
 
 def _workspace_note(spec: SandboxSpec, report: Mapping[str, str]) -> str:

@@ -77,7 +77,6 @@ class BubblewrapInstance:
         run_directory: Path,
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
-        environment: Mapping[str, str],
     ) -> None:
         self._remains = remains
         self._child = child
@@ -86,7 +85,6 @@ class BubblewrapInstance:
         self.guest_run_directory = RUN
         self.limits = limits
         self.workspace_note = workspace_note
-        self.environment = environment
         self._stopping: asyncio.Task[int] | None = None
         self._oom_kills = 0
         self._ended = asyncio.create_task(self._watch())

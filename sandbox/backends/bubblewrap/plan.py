@@ -32,11 +32,6 @@ class Prepared:
     mounts: Mapping[str, Any]
     argv: Sequence[Any]
     files: Mapping[int, bytes]
-    environment: Mapping[str, str]
-    """Of every process in the sandbox."""
-    identity: Identity
-    layered: bool
-    """Whether packages can be installed into a writable layer over the environment."""
 
 
 def prepare(
@@ -128,9 +123,6 @@ def prepare(
             *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python)),
         ],
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
-        environment=env,
-        identity=identity,
-        layered=environment.layered is not None,
     )
 
 
