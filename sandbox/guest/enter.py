@@ -7,7 +7,7 @@ import sys
 def register() -> None:
     """Make the guest tree importable as `warmcell_guest`, leaving `sys.path` as a kernel has it."""
     directory = os.path.dirname(os.path.abspath(__file__))
-    if sys.path and os.path.abspath(sys.path[0] or ".") == directory:
+    if sys.path and os.path.realpath(sys.path[0]) == os.path.realpath(directory):
         del sys.path[0]
     package = type(sys)("warmcell_guest")
     package.__path__ = [directory]

@@ -29,7 +29,6 @@ def run(connection_file: str, report: Report) -> None:
     try:
         with open(connection_file, encoding="utf-8") as file:
             json.load(file)
-        stack.load()
         app = _initialized(connection_file)
     except BaseException as error:
         report.failed(error)
@@ -47,13 +46,16 @@ def _initialized(connection_file: str) -> Any:
     sys.argv = [launcher, "-f", connection_file]
     app: Any = IPKernelApp.instance()
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
-    with _no_modules_in(ipkernel, shellapp):
+    if not stack.names:
         app.initialize(sys.argv[1:])
+    else:
+        with _no_modules_in(ipkernel, shellapp):
+            app.initialize(sys.argv[1:])
+        app.kernel._kernel_modules = stack.files
+        if getattr(app.kernel, "debugger", None) is not None:
+            app.kernel.debugger.kernel_modules = stack.files
+        app.shell._sys_modules_keys = stack.names
     del app.parse_command_line
-    app.kernel._kernel_modules = stack.files
-    if getattr(app.kernel, "debugger", None) is not None:
-        app.kernel.debugger.kernel_modules = stack.files
-    app.shell._sys_modules_keys = stack.names
     return app
 
 

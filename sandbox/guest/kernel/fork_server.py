@@ -1,6 +1,7 @@
 """The template process: imports once, then forks a kernel per request.
 
-`enter.py kernel.fork_server FD MODULE...`; FD is a socket to init. What goes over it are JSON lines:
+`enter.py kernel.fork_server FD LIFELINE MODULE...`; FD is a socket to init, LIFELINE a pipe that ends with init, or -1
+where the system ends all with init anyway. What goes over the socket are JSON lines:
 
     to init     {"importing": m} {"imported": m} {"failed": m, "error": e} {"unfit": m, "error": e} {"ready": true}
                 {"forked": number, "pid": p} {"exited": p, "code": c}
@@ -24,7 +25,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from . import application, newborn, stack, threads
+from . import application, newborn, preload, stack, threads
 from .report import Report
 
 UNFIT_EXIT_CODE = 3
@@ -44,8 +45,9 @@ class Birth:
 
 def main(arguments: Sequence[str]) -> None:
     """Import, serve, and in each child become a kernel; so this returns in children only."""
-    birth = ForkServer(socket.socket(fileno=int(arguments[0]))).serve(arguments[1:])
+    birth = ForkServer(socket.socket(fileno=int(arguments[0]))).serve(arguments[2:])
     with newborn.reporting(birth.report):
+        newborn.die_with(int(arguments[1]))
         newborn.settle(env=birth.env, cwd=birth.cwd)
     application.run(birth.connection, birth.report)
 
@@ -63,8 +65,12 @@ class ForkServer:
 
     def serve(self, modules: Sequence[str]) -> Birth:
         """Import `modules`, then fork for each request. Returns in every child, and never here."""
-        with threads.held():
-            self._import_all(modules)
+        with preload.noting_environment(), threads.held():
+            self._tell({"importing": "ipykernel"})
+            stack.load()
+            application.prepare()
+            with preload.disguised():
+                self._import_all(modules)
         threads.remember()
         gc.collect()
         gc.freeze()
@@ -86,22 +92,22 @@ class ForkServer:
                         return birth
 
     def _import_all(self, modules: Sequence[str]) -> None:
-        self._tell({"importing": "ipykernel"})
-        stack.load(ahead=True)
-        application.prepare()
+        shell = preload.ShellWatch()
         for name in modules:
             self._tell({"importing": name})
             if not _installed(name):
                 continue
             try:
-                importlib.import_module(name)
+                with shell.watching():
+                    importlib.import_module(name)
             except BaseException as error:
                 words = traceback.format_exception_only(type(error), error)[-1].strip()
                 self._tell({"failed": name, "error": words})
                 continue
-            left = _unfit()
-            if left:
-                self._tell({"unfit": name, "error": left})
+            why = _unfit(shell)
+            if why:
+                # It cannot be taken back; init starts another process that leaves it out.
+                self._tell({"unfit": name, "error": why})
                 os._exit(UNFIT_EXIT_CODE)
             self._tell({"imported": name})
 
@@ -164,8 +170,10 @@ def _installed(name: str) -> bool:
         return True  # A parent is there and broken; importing it says how.
 
 
-def _unfit() -> str:
-    """Why this process can no longer be forked; empty if it can."""
+def _unfit(shell: preload.ShellWatch) -> str:
+    """Why kernels could not be forked from this process after that import; empty if they can."""
+    if shell.asked:
+        return "it looks for the running notebook when it is imported, and there is none before the fork"
     deadline = time.monotonic() + THREADS_END_SECONDS
     while len(os.listdir("/proc/self/task")) > 1:
         if time.monotonic() > deadline:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 
-from . import threads
+from . import preload, threads
 from .report import Report
 
 
@@ -21,6 +23,20 @@ def reporting(report: Report) -> Iterator[None]:
     except BaseException as error:
         report.failed(error)
         raise
+
+
+def die_with(lifeline: int) -> None:
+    """Be killed when the last writer of that pipe is gone; nothing where it is -1.
+
+    A kernel's parent is the fork server, which may be replaced under it, so the parent's death is no sign.
+    """
+    if lifeline >= 0:
+        # Opened anew, because whom it signals is a property of the open file, which children share.
+        own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(own, fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC)
+        os.close(lifeline)
 
 
 def settle(*, env: Mapping[str, str], cwd: str) -> None:
@@ -35,7 +51,7 @@ def settle(*, env: Mapping[str, str], cwd: str) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(preload.environment(env))
     os.chdir(cwd)
     reseed()
     forget_places()
@@ -61,12 +77,18 @@ def reseed() -> None:
 
 def forget_places() -> None:
     """Drop what was worked out from the template's environment and directory."""
+    time.tzset()
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile.tempdir = tempfile._name_sequence = None  # type: ignore[attr-defined]
-    time = sys.modules.get("time")
-    if time is not None:
-        time.tzset()
+    matplotlib = sys.modules.get("matplotlib")
+    if matplotlib is not None and os.path.exists("matplotlibrc"):
+        # It is read from the current directory at import.
+        with contextlib.suppress(OSError, ValueError):
+            read = matplotlib.rc_params_from_file("matplotlibrc", use_default_template=False)
+            changes = {name: read[name] for name in read if name != "backend"}  # That one the environment sets.
+            matplotlib.rcParams.update(changes)
+            matplotlib.rcParamsOrig.update(changes)
 
 
 def cuda_initialized() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 
 
 class Report:
@@ -27,8 +28,10 @@ class Report:
         self._tell({"ready": os.getpid()})
 
     def failed(self, error: BaseException) -> None:
-        """It cannot come up."""
-        self._tell({"failed": f"{type(error).__name__}: {error}"})
+        """It cannot come up, because of `error`, whose last place is told too."""
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+        self._tell({"failed": f"{type(error).__name__}: {error}{where}"})
 
     def _tell(self, message: dict[str, object]) -> None:
         try:

@@ -33,23 +33,21 @@ LATER = (
 
 
 files: list[str] = []
-"""Files of the modules that were loaded when `load` had done its work: the kernel's own."""
+"""Files of the modules that were loaded when `load` had done its work: the kernel's own. Empty in a cold start."""
 
 names: set[str] = set()
 """Their names."""
 
 
-def load(*, ahead: bool = False) -> None:
-    """Import what a kernel needs; `ahead` of a fork also what it imports later.
+def load() -> None:
+    """Import them.
 
     Raises:
         ImportError: The environment has no ipykernel.
     """
-    if files:
-        return
     for name in NEEDED:
         importlib.import_module(name)
-    for name in LATER if ahead else ():
+    for name in LATER:
         try:
             importlib.import_module(name)
         except ImportError:

@@ -43,9 +43,10 @@ def remember() -> None:
 
 def restore() -> None:
     """Give each library the number of threads that it would have taken by itself in this environment."""
-    count = _first_number("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+    most = len(os.sched_getaffinity(0))
+    count = _first_number("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS") or most
     for setter in _setters:
-        setter(count or len(os.sched_getaffinity(0)))
+        setter(min(count, most))
     numexpr = sys.modules.get("numexpr")
     if numexpr is not None:
         numexpr.set_num_threads(numexpr._init_num_threads())

@@ -97,16 +97,23 @@ def _above_stdio(fd: int) -> int:
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _prctl: Any = None
+_lifeline = -1
 
 
 def be_first() -> None:
     """Where this is not a pid namespace's first process: adopt orphans, and end when the parent ends."""
-    global _prctl
+    global _prctl, _lifeline
     import ctypes
 
+    _lifeline, _ = os.pipe2(os.O_CLOEXEC)
     _prctl = ctypes.CDLL(None).prctl
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _prctl(_PR_SET_PDEATHSIG, int(_signal.SIGTERM), 0, 0, 0)
+
+
+def lifeline() -> int:
+    """The reading end of a pipe whose other end only init has, for who is not its child; -1 where that is needless."""
+    return _lifeline
 
 
 def die_with_parent() -> None:

@@ -13,14 +13,21 @@ from typing import Any
 from .endpoint import Endpoint
 from .jsonline import decode, encode
 from .loop import Loop
-from .processes import spawn
+from .processes import lifeline, spawn
 
 LAST_WORDS_BYTES = 4096
 STEADY_SECONDS = 10.0
 """A fork server that fails later than this after it became ready is started again."""
 
-AT_START = ("HOME", "LANG", "LANGUAGE", "TZ", "GLIBC_TUNABLES")
-AT_START_PREFIXES = ("PYTHON", "LD_", "LC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "BLIS_")
+AT_START = (
+    *("HOME", "LANG", "LANGUAGE", "TZ", "GLIBC_TUNABLES", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"),
+    *("MPLBACKEND", "MPLCONFIGDIR", "MATPLOTLIBRC"),
+)
+AT_START_PREFIXES = (
+    *("PYTHON", "LD_", "LC_", "MALLOC_"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "NUMEXPR_", "NUMBA_", "ARROW_"),
+    *("TORCH", "PYTORCH_", "TF_", "XLA_", "JAX_"),
+)
 """Variables that an interpreter or a library reads once, when it is loaded. A kernel that wants other
 values than the template had cannot come from it."""
 
@@ -162,8 +169,9 @@ class _Server:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        argv = [python, f"{guest}/enter.py", "kernel.fork_server", str(theirs.fileno()), *modules]
-        self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=(theirs.fileno(),))
+        argv = [python, f"{guest}/enter.py", "kernel.fork_server", str(theirs.fileno()), str(lifeline()), *modules]
+        keep = [fd for fd in (theirs.fileno(), lifeline()) if fd >= 0]
+        self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=keep)
         os.close(nothing)
         os.close(writing)
         theirs.close()
