@@ -131,7 +131,7 @@ test('a slow import behind a running kernel is explained with its cure', () => {
   const [notice] = notices(importing, trans);
   assert.equal(notice?.text, 'Template default is importing slowmod');
   assert.equal(notice.elapsed_s, 12);
-  assert.match(notice.cure, /remove it from the template’s preload list/);
+  assert.match(notice.cure, /remove it from the preload list/);
   assert.ok(isTicking(importing));
 });
 

@@ -120,12 +120,16 @@ function templateNotices(
     found.push({
       key: `template/${template.name}/importing/${template.importing}/${template.since}`,
       tone: 'info',
-      text: trans.__('Template %1 is importing %2', template.name, template.importing),
+      text: template.importing
+        ? trans.__('Template %1 is importing %2', template.name, template.importing)
+        : trans.__('Template %1 is being prepared', template.name),
       elapsed_s: now - template.since,
-      cure: trans.__(
-        'Restarts are cold starts until then. If few notebooks need %1, remove it from the template’s preload list.',
-        template.importing
-      ),
+      cure: template.importing
+        ? trans.__(
+            'Restarts are cold starts until then. If few notebooks need %1, remove it from the preload list of the kernelspec.',
+            template.importing
+          )
+        : trans.__('Restarts are cold starts until then.'),
       actions: []
     });
   }

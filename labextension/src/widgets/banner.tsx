@@ -5,6 +5,7 @@ import * as React from 'react';
 import type { NotebookSandbox } from '../model/notebook';
 import type { INotice } from '../model/notices';
 import * as words from '../model/words';
+import { Prose } from './prose';
 
 export interface IBannerOptions {
   readonly notebook: NotebookSandbox;
@@ -69,14 +70,20 @@ export class SandboxBanner extends ReactWidget {
         role={notice.tone === 'error' ? 'alert' : 'status'}
       >
         <div className="wc-Notice-text">
-          <span className="wc-Notice-what">{notice.text}</span>
+          <span className="wc-Notice-what">
+            <Prose text={notice.text} />
+          </span>
           {notice.elapsed_s !== null && (
             // A screen reader hears of the matter once, not each second.
             <span className="wc-Notice-time" role="timer" aria-live="off">
               {words.seconds(notice.elapsed_s)}
             </span>
           )}
-          {notice.cure !== '' && <span className="wc-Notice-cure">{notice.cure}</span>}
+          {notice.cure !== '' && (
+            <span className="wc-Notice-cure">
+              <Prose text={notice.cure} />
+            </span>
+          )}
         </div>
         <div className="wc-Notice-actions">
           {notice.actions.includes('retry') && (

@@ -16,6 +16,7 @@ import * as words from '../model/words';
 import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISandboxes, Network } from '../tokens';
 import { Badges } from './badges';
 import { Hardware } from './pickerHardware';
+import { Prose } from './prose';
 
 const GIB = 2 ** 30;
 
@@ -218,8 +219,12 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
         {this._problem !== null && (
           <div className="wc-Notice wc-mod-error">
             <div className="wc-Notice-text">
-              <span className="wc-Notice-what">{words.sentence(this._problem.message)}</span>
-              <span className="wc-Notice-cure">{words.sentence(this._problem.hint)}</span>
+              <span className="wc-Notice-what">
+                <Prose text={words.sentence(this._problem.message)} />
+              </span>
+              <span className="wc-Notice-cure">
+                <Prose text={words.sentence(this._problem.hint)} />
+              </span>
             </div>
           </div>
         )}
