@@ -29,6 +29,7 @@ STDIN, STDOUT, STDERR, CONTROL = range(4)
 FRAME_MAX_BYTES = 1 * MIB
 LINE_MAX_BYTES = 4 * MIB
 REQUEST_MAX_BYTES = 1 * MIB
+RESTART = "Restart the sandbox."
 ANSWER_TIMEOUT_S = 10.0
 """For what init answers by itself at once."""
 
@@ -76,7 +77,7 @@ class GuestProcess:
                 self.exit_code = _whole_number(_object(content), "exit_code")
                 return
             if channel not in (STDOUT, STDERR):
-                raise ProtocolError(f"The guest sent a frame on channel {channel}", hint="Restart the sandbox.")
+                raise ProtocolError(f"The guest sent a frame on channel {channel}", hint=RESTART)
             yield ("stdout" if channel == STDOUT else "stderr"), content
 
     async def write(self, data: bytes) -> None:
@@ -106,7 +107,7 @@ class GuestProcess:
             head = await self._reader.readexactly(5)
             size = int.from_bytes(head[1:], "big")
             if size > FRAME_MAX_BYTES:
-                raise ProtocolError(f"The guest sent a frame of {size} bytes", hint="Restart the sandbox.")
+                raise ProtocolError(f"The guest sent a frame of {size} bytes", hint=RESTART)
             return head[0], await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _gone() from error
@@ -202,7 +203,7 @@ class GuestChannel:
         answer = await self._ask(request, timeout=timeout)
         started_from = answer.get("started_from")
         if started_from not in ("template", "cold"):
-            raise ProtocolError(f"The guest said started_from {started_from!r}", hint="Restart the sandbox.")
+            raise ProtocolError(f"The guest said started_from {started_from!r}", hint=RESTART)
         return KernelStarted(
             pid=_whole_number(answer, "pid"), started_from=started_from, why=str(answer.get("why", ""))
         )
@@ -334,7 +335,7 @@ class GuestChannel:
                 except (asyncio.IncompleteReadError, ConnectionError):
                     return
                 except asyncio.LimitOverrunError as error:
-                    raise ProtocolError("The guest sent an endless line", hint="Restart the sandbox.") from error
+                    raise ProtocolError("The guest sent an endless line", hint=RESTART) from error
                 event = _object(line)
                 if _is_event(event):
                     yield event
@@ -376,7 +377,7 @@ class GuestChannel:
             except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
                 raise _gone() from error
             if answer.get("ok") is not True:
-                raise from_json({"hint": "Restart the sandbox.", **answer})
+                raise from_json({"hint": RESTART, **answer})
             yield answer, reader, writer
         finally:
             self._open.discard(writer)
@@ -403,7 +404,7 @@ async def _connect(run_directory: Path) -> socket.socket:
         raise _gone() from error
     try:
         if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise ProtocolError("init.sock in the run directory is no socket", hint="Restart the sandbox.")
+            raise ProtocolError("init.sock in the run directory is no socket", hint=RESTART)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.setblocking(False)
@@ -421,13 +422,16 @@ async def _connect(run_directory: Path) -> socket.socket:
 async def _wait_for_socket(run_directory: Path) -> None:
     """Wait for the socket: init opens the FIFO `ready`, if there is one, after the socket is there."""
     fifo = run_directory / "ready"
-    with contextlib.suppress(FileExistsError):
-        os.mkfifo(fifo)
-    # The guest may run under another uid; the run directory itself is closed to everybody else.
-    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkfifo(fifo)
+        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ProtocolError(f"`ready` in the run directory cannot be used: {error.strerror}", hint=RESTART) from error
     try:
         if not stat.S_ISFIFO(os.fstat(reading).st_mode):
-            raise ProtocolError("`ready` in the run directory is no FIFO", hint="Restart the sandbox.")
+            raise ProtocolError("`ready` in the run directory is no FIFO", hint=RESTART)
+        # The guest may run under another uid; the run directory itself is closed to everybody else.
         os.fchmod(reading, 0o622)
         if not _is_socket(run_directory / "init.sock"):
             await _readable(reading)
@@ -457,16 +461,16 @@ def _object(line: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError("The guest answered something that is not JSON", hint="Restart the sandbox.") from error
+        raise ProtocolError("The guest answered something that is not JSON", hint=RESTART) from error
     if not isinstance(value, dict):
-        raise ProtocolError("The guest answered something that is no object", hint="Restart the sandbox.")
+        raise ProtocolError("The guest answered something that is no object", hint=RESTART)
     return value
 
 
 def _whole_number(answer: Mapping[str, Any], name: str) -> int:
     value = answer.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ProtocolError(f"The guest said {name} {value!r}", hint="Restart the sandbox.")
+        raise ProtocolError(f"The guest said {name} {value!r}", hint=RESTART)
     return value
 
 
@@ -480,7 +484,7 @@ def _is_event(line: Mapping[str, Any]) -> bool:
         return False
     _whole_number(fields, "pid")
     if fields.get("state") not in ("running", "exited"):
-        raise ProtocolError(f"The guest said that a kernel is {fields.get('state')!r}", hint="Restart the sandbox.")
+        raise ProtocolError(f"The guest said that a kernel is {fields.get('state')!r}", hint=RESTART)
     if fields["state"] == "exited":
         _whole_number(fields, "exit_code")
     return True

@@ -18,6 +18,12 @@ FRAME_MAX_BYTES = 2**20
 LEFTOVER_MAX_BYTES = 4 * 2**20
 """What an ended process may have left in its pipes; the kernel's own bound on a pipe is 1 MiB."""
 
+OUR_SIGNALS = (
+    *(_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP),
+    *(_signal.SIGPIPE, _signal.SIGXFSZ),  # Which every Python ignores.
+)
+"""Those that init handles or ignores."""
+
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """Exit codes of a command that cannot be started, as a shell has them."""
 
@@ -47,9 +53,12 @@ def spawn(
         keep: Descriptors that it inherits under the same number.
         terminal: `stdin` is a terminal and becomes its controlling one.
     """
+    # A signal to the child before it is itself would run our handlers, on our loop's pipe.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     pid = os.fork()
     if pid == 0:
         _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     return pid
 
 
@@ -63,6 +72,10 @@ def _become(
 ) -> NoReturn:
     """Turn this fresh child into `argv`."""
     try:
+        _signal.set_wakeup_fd(-1)
+        for number in OUR_SIGNALS:
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.setsid()
         die_with_parent()
         # Above the standard ones first: any of them may itself be 0, 1 or 2.
@@ -76,8 +89,6 @@ def _become(
             import termios
 
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT, _signal.SIGHUP):
-            _signal.signal(number, _signal.SIG_DFL)
         os.chdir(cwd)
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as error:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import warmcell.sandbox.guest
 from jupyter_client.asynchronous.client import AsyncKernelClient
+
+import warmcell.sandbox.guest
 from warmcell.sandbox.channel import GuestChannel, KernelStarted
 
 TREE = Path(warmcell.sandbox.guest.__file__).parent
@@ -127,9 +128,7 @@ class Guest:
         path.write_text(json.dumps({**content, "signature_scheme": "hmac-sha256"}))
         return str(path), content
 
-    async def kernel(
-        self, engine: str = "template", *, env: Mapping[str, str] | None = None, cwd: str = ""
-    ) -> Kernel:
+    async def kernel(self, engine: str = "template", *, env: Mapping[str, str] | None = None, cwd: str = "") -> Kernel:
         """Start a kernel and connect to it."""
         path, content = self.connection()
         started = await self.channel.start_kernel(path, env=env or {}, cwd=cwd, engine=engine)  # type: ignore[arg-type]
@@ -143,7 +142,9 @@ class Guest:
 
     def children(self) -> Sequence[int]:
         """Pids of init's children."""
-        return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
 
 
 async def connected(content: Mapping[str, Any]) -> AsyncKernelClient:

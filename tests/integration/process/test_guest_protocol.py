@@ -1,0 +1,432 @@
+"""The guest protocol, against a real init: requests, processes, streams and the end of it all."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.process.guest import TREE, Guest, gone, running_guest
+from tests.leaks import Places
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.errors import (
+    CapacityError,
+    InvalidRequestError,
+    NotFoundError,
+    OperationTimeoutError,
+    ProtocolError,
+    TransportError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+
+MIB = 2**20
+
+
+@pytest.fixture
+async def guest(places: Places) -> AsyncIterator[Guest]:
+    async with running_guest(places.root) as running:
+        yield running
+
+
+def raw(guest: Guest, data: bytes, *, end: bool = True) -> bytes:
+    """What comes back for these bytes on a connection of their own."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(guest.run / "init.sock"))
+        answer = b""
+        with contextlib.suppress(ConnectionError):  # It was answered before all was sent.
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                answer += piece
+        return answer
+
+
+async def test_hello_says_who_is_there(guest: Guest) -> None:
+    """`hello` answers with the pid and the Python of init."""
+    hello = await guest.channel.hello()
+    assert hello.pid == guest.process.pid
+    assert hello.python == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"hello\n",
+        b"[1, 2]\n",
+        b'{"op": "hello"\n',
+        b'{"op": "hello"} {}\n',
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"op": "exec", "argv": "ls"}\n',
+        b'{"op": "exec", "argv": []}\n',
+        b'{"op": "exec", "argv": ["a\\u0000b"]}\n',
+        b'{"op": "exec", "argv": ["true"], "env": {"A=B": "c"}}\n',
+        b'{"op": "exec", "argv": ["true"], "env": [1]}\n',
+        b'{"op": "exec", "argv": ["true"], "cwd": 7}\n',
+        b'{"op": "kernel"}\n',
+        b'{"op": "kernel", "connection": "x", "engine": "magic"}\n',
+        b'{"op": "prepare", "preload": [1]}\n',
+        b'{"op": "forward", "port": 70000}\n',
+        b'{"op": "forward", "port": true}\n',
+        b'{"op": "signal", "pid": 1.5, "signum": 9}\n',
+        b'{"op": "signal", "pid": 1, "signum": 99999999999}\n',
+        b'{"op": NaN}\n',
+    ],
+)
+async def test_a_malformed_request_is_refused(guest: Guest, line: bytes) -> None:
+    """Whatever the line is, the answer is an error of the protocol and init serves on."""
+    answer = json.loads(await asyncio.to_thread(raw, guest, line))
+    assert answer["ok"] is False
+    assert answer["code"] in ("invalid_request", "unsupported")
+    assert answer["message"]
+    await guest.channel.hello()
+
+
+async def test_an_endless_line_is_refused(guest: Guest) -> None:
+    """A request line has 1 MiB; more is refused, without waiting for its end."""
+    answer = json.loads(await asyncio.to_thread(raw, guest, b"x" * (MIB + 65536), end=False))
+    assert answer["code"] == "invalid_request"
+
+
+async def test_an_unknown_operation_is_named(guest: Guest) -> None:
+    """An operation of a later protocol is refused by its name."""
+    with pytest.raises(UnsupportedOperationError, match="fly"):
+        await guest.channel._ask({"op": "fly"}, timeout=5)
+
+
+async def test_a_connection_without_a_request_is_no_harm(guest: Guest) -> None:
+    """Somebody who connects and leaves, or sends half a line, changes nothing."""
+    assert await asyncio.to_thread(raw, guest, b"") == b""
+    assert await asyncio.to_thread(raw, guest, b'{"op": "he') == b""
+    await guest.channel.hello()
+
+
+async def test_exec_gives_output_and_exit_code(guest: Guest) -> None:
+    """A process's two streams come apart, with its exit code."""
+    result = await guest.channel.exec(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (result.stdout, result.stderr, result.exit_code) == ("out\n", "err\n", 3)
+
+
+async def test_exec_feeds_and_drains_megabytes(guest: Guest) -> None:
+    """5 MB go in and come out the same, though no pipe holds that much."""
+    text = "0123456789abcdef" * 330_000
+    result = await guest.channel.exec(["cat"], input=text.encode())
+    assert result.exit_code == 0
+    assert result.stdout == text
+
+
+async def test_a_death_by_signal_is_128_and_the_signal(guest: Guest) -> None:
+    """As in a shell: SIGKILL gives 137."""
+    assert (await guest.channel.exec(["sh", "-c", "kill -9 $$"])).exit_code == 137
+
+
+@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/etc/passwd", 126)])
+async def test_a_command_that_cannot_run_is_a_result(guest: Guest, command: str, code: int) -> None:
+    """What a shell says by 127 and 126 is said here too, with the reason on stderr."""
+    result = await guest.channel.exec([command])
+    assert result.exit_code == code
+    assert command in result.stderr
+
+
+async def test_a_missing_directory_is_an_error(guest: Guest) -> None:
+    """A directory that the sandbox does not have is named before anything starts."""
+    with pytest.raises(InvalidRequestError, match="/nowhere"):
+        await guest.channel.exec(["true"], cwd="/nowhere")
+
+
+async def test_the_environment_is_the_sandbox_s_with_changes(guest: Guest) -> None:
+    """Variables are added, replaced, and taken away by null; the directory is the home unless given."""
+    env = {"GIVEN": "é", "LANG": None}
+    result = await guest.channel.exec(["sh", "-c", 'echo "$GIVEN ${LANG-none}"; pwd'], env=env)  # type: ignore[arg-type]
+    assert result.stdout == f"é none\n{guest.run.parent / 'h'}\n"
+    assert (await guest.channel.exec(["pwd"], cwd="/usr")).stdout == "/usr\n"
+
+
+async def test_signals_are_as_in_a_fresh_process(guest: Guest) -> None:
+    """Init ignores some signals; what it starts ignores and blocks none."""
+    result = await guest.channel.exec(["cat", "/proc/self/status"])
+    masks = dict(line.split(":\t") for line in result.stdout.splitlines() if line.startswith("Sig"))
+    assert int(masks["SigIgn"], 16) == int(masks["SigBlk"], 16) == 0
+
+
+async def test_no_descriptor_of_init_reaches_a_process(guest: Guest) -> None:
+    """A process has its three streams and nothing of init's, in a session of its own."""
+    result = await guest.channel.exec(["sh", "-c", "ls /proc/$$/fd; ps -o pid=,sid= -p $$"])
+    lines = result.stdout.split()
+    assert lines[:-2] == ["0", "1", "2"]
+    assert lines[-1] == lines[-2]
+
+
+async def test_a_timeout_kills_the_whole_group(guest: Guest, places: Places) -> None:
+    """What the process has started dies with it, and the error says what and how long."""
+    note = places.root / "pid"
+    with pytest.raises(OperationTimeoutError, match=r"0\.5 s"):
+        await guest.channel.exec(["sh", "-c", f"sleep 1000 & echo $! > {note}; wait"], timeout=0.5)
+    assert gone(int(note.read_text()))
+
+
+async def test_too_much_output_is_cut_off(guest: Guest) -> None:
+    """A process that prints without end is killed at the cap instead of filling the keeper's memory."""
+    with pytest.raises(CapacityError, match="1000000"):
+        await guest.channel.exec(["yes"], output_max_bytes=1_000_000)
+
+
+async def test_who_does_not_read_stops_the_writer(guest: Guest) -> None:
+    """While nobody reads a process's output, init holds some hundred KiB of it and the process waits."""
+    async with guest.channel.exec_stream(["yes"]) as process:
+        await asyncio.sleep(0.3)
+        before = resident_bytes(guest.process.pid)
+        await asyncio.sleep(0.3)
+        assert resident_bytes(guest.process.pid) - before < MIB
+        assert before < 40 * MIB
+        taken = 0
+        async for _, content in process.output():
+            taken += len(content)
+            if taken > 20 * MIB:
+                break
+    assert (await guest.channel.exec(["echo", "on"])).stdout == "on\n"
+
+
+async def test_a_child_in_the_background_does_not_hold_the_answer(guest: Guest) -> None:
+    """A command that leaves a server behind ends when it ends; the server is not hurt by printing later."""
+    started = time.monotonic()
+    result = await guest.channel.exec(["sh", "-c", "(sleep 0.5; echo late; echo later; sleep 1000) & echo $!"])
+    assert time.monotonic() - started < 0.4
+    await asyncio.sleep(1.0)
+    assert Path(f"/proc/{int(result.stdout)}").exists()
+    await guest.channel.exec(["kill", "-9", result.stdout.strip()])
+
+
+async def test_output_just_before_the_exit_is_kept(guest: Guest) -> None:
+    """What lies in the pipes when the process ends is delivered, many times over."""
+    results = await asyncio.gather(
+        *(
+            guest.channel.exec(["sh", "-c", f"head -c {size} /dev/zero; echo end >&2"])
+            for size in range(0, 70_000, 7_000)
+        )
+    )
+    assert [len(result.stdout) for result in results] == list(range(0, 70_000, 7_000))
+    assert {result.stderr for result in results} == {"end\n"}
+
+
+async def test_a_terminal_can_be_asked_for(guest: Guest) -> None:
+    """With a pty the process has a controlling terminal, whose size can be changed and whose ^C works."""
+    async with guest.channel.exec_stream(
+        ["sh", "-c", "tty; stty size; read x; stty size; sleep 1000"], pty=True
+    ) as process:
+        output = process.output()
+        text = await read_until(output, b"\n", count=2)
+        assert b"/dev/pts/" in text
+        await process.resize(33, 77)
+        await process.write(b"go\n")
+        assert b"33 77" in await read_until(output, b"33 77")
+        await process.write(b"\x03")
+        async for _ in output:
+            pass
+    assert process.exit_code == 130
+
+
+async def test_signals_go_to_the_process_and_its_group(guest: Guest) -> None:
+    """A signal frame reaches the group; `signal` by pid does too, and only what init started can be signalled."""
+    async with guest.channel.exec_stream(
+        ["sh", "-c", "trap 'exit 7' USR1; echo up; while :; do sleep 0.01; done"]
+    ) as first:
+        await read_until(first.output(), b"up")
+        await first.send_signal(signal.SIGUSR1)
+        async for _ in first.output():
+            pass
+    assert first.exit_code == 7
+    async with guest.channel.exec_stream(["sleep", "1000"]) as second:
+        await guest.channel.signal(second.pid, signal.SIGTERM, group=True)
+        async for _ in second.output():
+            pass
+    assert second.exit_code == 143
+    for pid in (second.pid, os.getpid(), 1):
+        with pytest.raises(NotFoundError, match=str(pid)):
+            await guest.channel.signal(pid, 0)
+
+
+async def test_nonsense_on_a_stream_changes_nothing(guest: Guest) -> None:
+    """Control frames without sense are ignored; a frame beyond the limit ends the process."""
+    async with guest.channel.exec_stream(["cat"]) as process:
+        for content in (
+            b"",
+            b"[]",
+            b'{"signal": "x"}',
+            b'{"signal": 99999}',
+            b'{"resize": [1]}',
+            b'{"resize": [1, 2]}',
+        ):
+            await process._send(3, content)
+        await process._send(9, b"unknown")
+        await process.write(b"still here\n")
+        await process.close_stdin()
+        assert await read_until(process.output(), b"still here")
+    async with guest.channel.exec_stream(["sleep", "1000"]) as process:
+        process._writer.write(b"\0\xff\xff\xff\xff")
+        with pytest.raises(TransportError):
+            async for _ in process.output():
+                pass
+        assert gone(process.pid)
+
+
+async def test_orphans_are_reaped(guest: Guest) -> None:
+    """A process whose parent has gone ends as nobody's zombie."""
+    result = await guest.channel.exec(["sh", "-c", "(sleep 0.2 & echo $!)"])
+    pid = int(result.stdout)
+    assert gone(pid)
+    await guest.channel.hello()  # Init was told of the death before it was asked this.
+    assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_a_port_is_forwarded_both_ways(guest: Guest) -> None:
+    """Bytes pass in both directions at any size, and each direction ends by itself."""
+
+    async def reverse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.read())[::-1])
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(reverse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    data = os.urandom(3 * MIB)
+    async with server, asyncio.timeout(20), guest.channel.forward(port) as (reader, writer):
+        writer.write(data)
+        writer.write_eof()
+        assert await reader.read() == data[::-1]
+
+
+async def test_a_port_where_nobody_listens_is_said(guest: Guest) -> None:
+    """The error names the port and the cure."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        with pytest.raises(NotFoundError, match=str(port)) as caught:
+            async with guest.channel.forward(port):
+                pass
+    assert caught.value.hint
+
+
+async def test_opening_waits_for_a_guest_that_comes_late(places: Places) -> None:
+    """The host may wait first; it is told as soon as init listens."""
+    run = places.root / "g"
+    run.mkdir()
+    opening = asyncio.create_task(GuestChannel.open(run, timeout=20))
+    await asyncio.sleep(0.2)
+    assert not opening.done()
+    argv = ["-I", "-S", f"{TREE}/init.py", "--run", str(run), "--guest", str(TREE), "--python", sys.executable]
+    process = await asyncio.create_subprocess_exec(sys.executable, *argv)
+    try:
+        channel = await opening
+        assert (await channel.hello()).pid == process.pid
+        assert sorted(os.listdir(run)) == ["init.sock"]
+        assert (run / "init.sock").stat().st_mode & 0o777 == 0o600
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_opening_gives_up_in_time(places: Places) -> None:
+    """Where no guest comes, the error says for how long it was waited."""
+    run = places.root / "g"
+    run.mkdir()
+    with pytest.raises(OperationTimeoutError, match=r"0\.2 s"):
+        await GuestChannel.open(run, timeout=0.2)
+    assert os.listdir(run) == []
+
+
+async def test_a_link_instead_of_the_socket_is_refused(guest: Guest, places: Places) -> None:
+    """A guest that puts a link to somebody else's socket in its place does not get us to talk to that."""
+    other = places.root / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other))
+        listener.listen()
+        listener.setblocking(False)
+        run = places.root / "forged"
+        run.mkdir()
+        (run / "init.sock").symlink_to(other)
+        with pytest.raises(WarmcellError):
+            await GuestChannel(run).hello()
+        (run / "ready").symlink_to(places.root / "victim")
+        with pytest.raises(WarmcellError):
+            await GuestChannel.open(run, timeout=0.5)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    other.unlink()
+    assert not (places.root / "victim").exists()
+
+
+async def test_a_guest_that_talks_nonsense_is_an_error(places: Places) -> None:
+    """Answers that are no JSON, no object, endless or of another protocol raise ProtocolError or TransportError."""
+    run = places.root / "g"
+    run.mkdir()
+    answers = [b"hello\n", b"[]\n", b'{"ok": true, "protocol": 99}\n', b"x" * 5_000_000, b"", b'{"ok": false}\n']
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(answers[0])
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, str(run / "init.sock"))
+    async with server:
+        for expected in (ProtocolError, ProtocolError, ProtocolError, TransportError, TransportError, WarmcellError):
+            with pytest.raises(expected):
+                await GuestChannel(run).hello()
+            answers.pop(0)
+    (run / "init.sock").unlink(missing_ok=True)
+
+
+async def test_nothing_is_left_when_init_is_told_to_end(places: Places) -> None:
+    """On SIGTERM init takes along what it started and what those started."""
+    async with running_guest(places.root) as guest:
+        result = await guest.channel.exec(["sh", "-c", "setsid sh -c 'sleep 1000 & sleep 1000' >&- 2>&- & echo $!"])
+        kernel = await guest.kernel("cold")
+        guest.process.terminate()
+        assert await guest.process.wait() == 128 + signal.SIGTERM
+        assert gone(int(result.stdout))
+        assert gone(kernel.pid)
+
+
+async def test_init_ends_with_its_parent(places: Places) -> None:
+    """Under no pid namespace of its own, init notices that who started it is gone."""
+    run = places.root / "g"
+    run.mkdir()
+    code = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True); sys.stdin.read()"
+    argv = [sys.executable, "-I", "-S", f"{TREE}/init.py", "--run", str(run), "--guest", str(TREE)]
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, *argv, "--python", sys.executable),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    await GuestChannel.open(run, timeout=20)
+    parent.kill()
+    await parent.wait()
+    assert gone(pid)
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+async def read_until(output: AsyncIterator[tuple[str, bytes]], wanted: bytes, *, count: int = 1) -> bytes:
+    """The output up to the `count`-th time that `wanted` has come."""
+    text = b""
+    async with asyncio.timeout(20):
+        while text.count(wanted) < count:
+            _, content = await anext(output)
+            text += content
+    return text
