@@ -196,7 +196,7 @@ class LiveSandbox:
             try:
                 await self._channel.signal(kernel.pid, signum, group=True)
             except errors.WarmcellError:
-                if kernel.alive and self.info.state not in TERMINAL:
+                if not kernel.exited.is_set() and self.info.state not in TERMINAL:
                     raise
 
     async def end_kernel(self, *, grace: float) -> int | None:

@@ -294,7 +294,7 @@ class SandboxService:
         if spec.network not in backend.capabilities.networks:
             raise errors.UnsupportedOperationError(
                 f"The {name} backend has no network {spec.network!r}",
-                hint=f"It has {', '.join(backend.capabilities.networks)}.",
+                hint=f"Ask for {' or '.join(backend.capabilities.networks)} in the kernelspec or the Warmcell menu.",
             )
         return backend
 

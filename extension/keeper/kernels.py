@@ -1,11 +1,13 @@
 """The kernels of this keeper: each is a proxy that stays, and a sandbox behind it that may change."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from warmcell.extension.keeper.owners import OwnerWatch
@@ -15,6 +17,7 @@ from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.live import KernelProcess, LiveSandbox
 from warmcell.sandbox.models import GIB, ErrorInfo, SandboxId, SandboxInfo, SandboxSpec, Wire
+from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -73,10 +76,11 @@ class Kernel:
 class Kernels:
     """Starts, ends and removes them. Failures of a start stay visible as a failed sandbox."""
 
-    def __init__(self, service: SandboxService) -> None:
+    def __init__(self, service: SandboxService, paths: Paths) -> None:
         self.sandbox_in_use: Callable[[LiveSandbox], None] = lambda box: None
         """Told of a sandbox before a kernel starts in it."""
         self._service = service
+        self._paths = paths
         self._kernels: dict[str, Kernel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -153,9 +157,7 @@ class Kernels:
         if kernel is None:
             return
         kernel.ending = True
-        if kernel.owner is not None:
-            kernel.owner.close()
-        await kernel.proxy.close()
+        await self._disconnect_host(kernel)
         if kernel.sandbox_id is not None:
             await self._service.stop(kernel.sandbox_id)
 
@@ -174,16 +176,35 @@ class Kernels:
 
     async def _connect_host(self, kernel: Kernel, request: KernelRequest) -> None:
         """Have the host side bound. jupyter_client unlinks its socket files at every restart."""
+        directory = self._socket_directory(request)
+        if directory is not None:
+            directory.mkdir(mode=0o700, exist_ok=True)
         if kernel.process is None and kernel.sandbox_id is None:
             await kernel.proxy.start()
         else:
             await kernel.proxy.rebind(Connection.from_json(request.connection))
         kernel.request = request
 
+    async def _disconnect_host(self, kernel: Kernel) -> None:
+        """Nothing of it is left on the host: owner, sockets, and the directory they lay in."""
+        if kernel.owner is not None:
+            kernel.owner.close()
+        await kernel.proxy.close()
+        directory = self._socket_directory(kernel.request)
+        if directory is not None:
+            with contextlib.suppress(OSError):  # the client has removed it, or has put something of its own there
+                directory.rmdir()
+
+    def _socket_directory(self, request: KernelRequest) -> Path | None:
+        """Where the host side's sockets lie, if that is a directory for this kernel alone in a place of ours."""
+        directory = Path(str(request.connection.get("ip", ""))).parent
+        ours = request.connection.get("transport") == "ipc" and directory.parent == self._paths.kernels
+        return directory if ours else None
+
     async def _sandbox(self, kernel: Kernel, request: KernelRequest) -> SandboxId:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
-        spec = await self._service.check(request.spec)
         if kernel.sandbox_id is not None:
+            spec = await self._service.check(request.spec)
             box = self._service.live(kernel.sandbox_id)
             fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
             if fits and box.info.state not in TERMINAL:
@@ -236,9 +257,7 @@ class Kernels:
             if isinstance(error, errors.WarmcellError):
                 box.fail(error)
         self._kernels.pop(kernel.request.kernel_id, None)
-        if kernel.owner is not None:
-            kernel.owner.close()
-        await kernel.proxy.close()
+        await self._disconnect_host(kernel)
 
     async def _end(self, kernel: Kernel, *, grace: float) -> None:
         kernel.ending = True

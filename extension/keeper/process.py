@@ -51,7 +51,7 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     wiring = Wiring(settings, paths)
     await asyncio.to_thread(wiring.remove_leftovers)
     service = wiring.service()
-    kernels = Kernels(service)
+    kernels = Kernels(service, paths)
     runs = Runs(service)
     api = KeeperApi(service=service, kernels=kernels, runs=runs, wiring=wiring, started_at=time.time())
     sockets = GuestSockets(api.guest_application)

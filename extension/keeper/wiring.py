@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from warmcell.extension import doctor
 from warmcell.extension.config import Warmcell
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
@@ -56,4 +55,6 @@ class Wiring:
 
     async def doctor(self) -> dict[str, Any]:
         """What this machine can do, for `GET /doctor`."""
-        return await doctor.collect(self.backends, self.gpus, paths=self.paths)
+        from warmcell.extension import doctor
+
+        return await doctor.collect(self.backends, self.gpus, paths=self.paths, default=self.settings.backend)

@@ -8,14 +8,17 @@ from typing import Any, Self
 
 import httpx
 
-from warmcell.sandbox import errors
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client.start import ensure_keeper, is_listening
+from warmcell.sandbox.errors import OperationTimeoutError, TransportError
 from warmcell.sandbox.paths import Paths
 
 
-def _no_keeper() -> errors.TransportError:
-    return errors.TransportError(
+CONNECT_ATTEMPTS = 3
+
+
+def _no_keeper() -> TransportError:
+    return TransportError(
         "No keeper is running", hint="It starts with the first kernel, or with `warmcell doctor --start`."
     )
 
@@ -37,11 +40,21 @@ class KeeperClient:
             TransportError: It is not there and `start` is false, or it did not come up.
         """
         paths = paths or Paths.default()
-        if start:
-            await asyncio.to_thread(ensure_keeper, paths)
-        elif not await asyncio.to_thread(is_listening, paths):
+        if not start and not await asyncio.to_thread(is_listening, paths):
             raise _no_keeper()
-        return cls(paths)
+        for attempt in range(CONNECT_ATTEMPTS):
+            if start:
+                await asyncio.to_thread(ensure_keeper, paths)
+            client = cls(paths)
+            try:
+                await client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)
+            except TransportError:  # it was just going away
+                await client.close()
+                if attempt == CONNECT_ATTEMPTS - 1:
+                    raise
+            else:
+                return client
+        raise _no_keeper()
 
     async def get(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
         """GET; `timeout` in seconds, None for as long as it takes.
@@ -87,7 +100,7 @@ class KeeperClient:
         try:
             response = await self._http.request(method, path, json=body, timeout=_api.timeout(timeout))
         except httpx.TimeoutException as error:
-            raise errors.OperationTimeoutError(
+            raise OperationTimeoutError(
                 f"The keeper did not answer {method} {path} within {timeout} s", hint="`warmcell ps` says what it does."
             ) from error
         except httpx.TransportError as error:
@@ -116,11 +129,21 @@ class SyncKeeperClient:
     def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
         """Find the keeper, or start it; raises as `KeeperClient.connect`."""
         paths = paths or Paths.default()
-        if start:
-            ensure_keeper(paths)
-        elif not is_listening(paths):
+        if not start and not is_listening(paths):
             raise _no_keeper()
-        return cls(paths)
+        for attempt in range(CONNECT_ATTEMPTS):
+            if start:
+                ensure_keeper(paths)
+            client = cls(paths)
+            try:
+                client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)
+            except TransportError:  # it was just going away
+                client.close()
+                if attempt == CONNECT_ATTEMPTS - 1:
+                    raise
+            else:
+                return client
+        raise _no_keeper()
 
     def get(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
         """GET; raises as `KeeperClient.get`."""

@@ -47,27 +47,30 @@ def ensure_keeper(paths: Paths) -> None:
 def _start(paths: Paths) -> None:
     read, write = os.pipe()
     with open(paths.keeper_log, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", KEEPER_MODULE, "--ready-fd", str(write)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[write],
-            start_new_session=True,
-            cwd="/",
-        )
-    os.close(write)
-    try:
-        said = _read_until_closed(read, START_TIMEOUT_S)
-    finally:
-        os.close(read)
-    answer = json.loads(said) if said else {"message": f"it ended with exit code {process.wait(timeout=5)}"}
+        argv = [sys.executable, "-m", KEEPER_MODULE, "--detach", "--ready-fd", str(write)]
+        try:
+            subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[write], cwd="/", check=False
+            )
+            os.close(write)
+            said = _read_until_closed(read, START_TIMEOUT_S)
+        finally:
+            os.close(read)
+    answer = json.loads(said) if said else {"message": _last_words(paths)}
     if answer.get("ready"):
         return
     raise errors.TransportError(
         f"The keeper did not start: {answer.get('message')}",
         hint=answer.get("hint") or f"{paths.keeper_log} says more.",
     )
+
+
+def _last_words(paths: Paths) -> str:
+    """The last line of its log: a keeper that could not even say why."""
+    with open(paths.keeper_log, "rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it ended without a word"
 
 
 def _read_until_closed(fd: int, timeout: float) -> bytes:

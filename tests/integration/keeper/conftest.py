@@ -47,7 +47,7 @@ async def keeper(configure: Configure) -> AsyncIterator[KeeperClient]:
 @pytest.fixture
 def spec(tmp_path: Path) -> dict[str, Any]:
     """A plain sandbox with the test's folder as workspace and no template."""
-    return {"python": sys.executable, "workspace": {"path": str(tmp_path)}, "preload": []}
+    return {"python": sys.executable, "workspace": {"path": str(tmp_path)}, "preload": [], "network": "host"}
 
 
 @pytest.fixture
@@ -57,7 +57,6 @@ def kernel_body(spec: dict[str, Any], places: Places) -> KernelBody:
     def body(**changes: Any) -> dict[str, Any]:
         kernel_id = str(uuid.uuid4())
         directory = Paths.default().kernels / kernel_id[:8]
-        directory.mkdir(parents=True)
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
         connection = {"transport": "ipc", "ip": str(directory / "k"), "key": "secret", **ports}
         connection["signature_scheme"] = "hmac-sha256"

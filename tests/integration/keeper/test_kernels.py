@@ -56,10 +56,9 @@ async def test_a_restart_comes_from_the_template(keeper: KeeperClient, kernel_bo
 
 
 async def test_a_prepared_sandbox_serves_the_next_first_start(
-    configure: Configure, keeper: KeeperClient, kernel_body: KernelBody, spec: Any
+    configure: Configure, kernel_body: KernelBody, spec: Any
 ) -> None:
     """With a pool, the second kernel of the same shape starts from the template at once."""
-    await keeper.close()
     configure(backend="process", keeper_idle_s=0.2, prepared=1)
     async with await KeeperClient.connect() as client:
 
