@@ -5,6 +5,7 @@ it, and with CI=true they fail instead.
 """
 
 import importlib.util
+import importlib.util
 import os
 import pwd
 import shutil
@@ -119,8 +120,8 @@ def _ordinary_python() -> Absence | None:
 def _browser() -> Absence | None:
     if chromium() is None:
         return Absence("no Chromium", PACKAGES)
-    if not (TOP / "node_modules" / "playwright-core").is_dir():
-        return Absence("the Node packages are not installed", "make test")
+    if importlib.util.find_spec("playwright") is None:
+        return Absence("playwright is not installed", "make test")
     return None
 
 

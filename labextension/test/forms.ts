@@ -72,6 +72,7 @@ export function situation(change: Partial<ISituation> = {}): ISituation {
     hasKernel: true,
     status: 'idle',
     sandbox: sandbox(),
+    choice: {},
     connected: true,
     trouble: null,
     now: 2000,

@@ -193,3 +193,18 @@ test('while the stream is cut, what was known is still shown', () => {
 test('a kernel whose sandbox nobody knows is said to be gone', () => {
   assert.equal(glance(situation({ sandbox: null }), trans).kind, 'unknown');
 });
+
+test('a kernel that was first started with less than its notebook asks for is said, once restarted no more', () => {
+  const asked = (generation: number): ReturnType<typeof notices> =>
+    notices(
+      situation({
+        sandbox: sandbox({ generation }),
+        choice: { gpu: 'A100:2', network: 'host', template: 'default' }
+      }),
+      trans
+    );
+  const [notice] = asked(1);
+  assert.equal(notice?.text, 'This notebook asks for A100:2, an open network.');
+  assert.deepEqual(notice.actions, ['apply', 'choose']);
+  assert.deepEqual(asked(2), []);
+});

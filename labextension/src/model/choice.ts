@@ -175,17 +175,23 @@ export function shortage(
   return asked <= available ? null : { name: found.name, asked, available };
 }
 
-/** Whether a sandbox already is what a notebook asks for, as far as the page can tell. */
+/** What of a choice a sandbox does not have, as far as the page can tell; empty if it serves the choice. */
+export function missing(choice: IChoice, sandbox: ISandboxInfo): IChoice {
+  const { gpu, memory_bytes, network, template } = choice;
+  const has = sandbox.limits.memory?.value ?? null;
+  return {
+    ...(gpu === undefined || sameRequest(gpu, sandbox) ? {} : { gpu }),
+    ...(memory_bytes === undefined || memory_bytes === has ? {} : { memory_bytes }),
+    ...(network === undefined || network === sandbox.network ? {} : { network }),
+    ...(template === undefined || template === (sandbox.template?.name ?? template)
+      ? {}
+      : { template })
+  };
+}
+
+/** Whether a sandbox already is what a notebook asks for. */
 export function isServed(choice: IChoice, sandbox: ISandboxInfo): boolean {
-  const limit = sandbox.limits.memory?.value ?? null;
-  return (
-    (choice.gpu === undefined || sameRequest(choice.gpu, sandbox)) &&
-    (choice.memory_bytes === undefined || choice.memory_bytes === limit) &&
-    (choice.network === undefined || choice.network === sandbox.network) &&
-    (choice.template === undefined ||
-      sandbox.template === null ||
-      choice.template === sandbox.template.name)
-  );
+  return Object.keys(missing(choice, sandbox)).length === 0;
 }
 
 function sameRequest(asked: string | readonly string[] | null, sandbox: ISandboxInfo): boolean {

@@ -1,10 +1,12 @@
 import type { ISessionContext } from '@jupyterlab/apputils';
+import type { NotebookPanel } from '@jupyterlab/notebook';
 import type { KernelSpec } from '@jupyterlab/services';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import type { IDisposable } from '@lumino/disposable';
 import { type ISignal, Signal } from '@lumino/signaling';
 
 import type { IChoice, ISandboxInfo, ISandboxes } from '../tokens';
+import { METADATA_KEY, readChoice, writeChoice } from './choice';
 import { glance, type IGlance } from './glance';
 import { type INotice, notices } from './notices';
 import { isStartingStatus, isTicking, type ISituation } from './situation';
@@ -35,22 +37,24 @@ export function isOurs(spec: KernelSpec.ISpecModel | undefined): boolean {
 export class NotebookSandbox implements IDisposable {
   /** The one of this session: its toolbar item, its banner and its dialog share it. */
   static of(
-    context: ISessionContext,
+    panel: NotebookPanel,
     sandboxes: ISandboxes,
     trans: TranslationBundle
   ): NotebookSandbox {
-    const found = ofContext.get(context) ?? new NotebookSandbox(context, sandboxes, trans);
-    ofContext.set(context, found);
+    const found =
+      ofContext.get(panel.sessionContext) ?? new NotebookSandbox(panel, sandboxes, trans);
+    ofContext.set(panel.sessionContext, found);
     return found;
   }
 
   /**
-   * @param context - The notebook's session; whoever owns the notebook disposes it.
+   * @param panel - The notebook; this ends with its session.
    * @param sandboxes - What is known about sandboxes.
    * @param trans - The translation of this package.
    */
-  constructor(context: ISessionContext, sandboxes: ISandboxes, trans: TranslationBundle) {
-    this.context = context;
+  constructor(panel: NotebookPanel, sandboxes: ISandboxes, trans: TranslationBundle) {
+    const context = (this.context = panel.sessionContext);
+    this._panel = panel;
     this.sandboxes = sandboxes;
     this.trans = trans;
     this._startingSince = sandboxes.now();
@@ -61,6 +65,7 @@ export class NotebookSandbox implements IDisposable {
     context.connectionStatusChanged.connect(this._update, this);
     context.propertyChanged.connect(this._update, this);
     context.specsManager.specsChanged.connect(this._update, this);
+    panel.model?.metadataChanged.connect(this._update, this);
     context.disposed.connect(this.dispose, this);
     this._update();
   }
@@ -88,6 +93,7 @@ export class NotebookSandbox implements IDisposable {
       hasKernel: Boolean(context.session?.kernel),
       status: context.kernelDisplayStatus,
       sandbox: this.sandbox,
+      choice: this.choice,
       connected: sandboxes.connected,
       trouble: sandboxes.trouble,
       now: sandboxes.now(),
@@ -104,6 +110,11 @@ export class NotebookSandbox implements IDisposable {
     // A kernel has no id before it has started, and none after its first start failed.
     const asked = this.sandboxes.ofNotebook(this.context.path);
     return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
+  }
+
+  /** What the notebook remembers that it asks for. */
+  get choice(): IChoice {
+    return readChoice(this._panel.model?.getMetadata(METADATA_KEY));
   }
 
   get glance(): IGlance {
@@ -129,8 +140,13 @@ export class NotebookSandbox implements IDisposable {
     await this.context.changeKernel(name === null ? {} : { name });
   }
 
+  /** Have the notebook remember a choice. */
+  remember(choice: IChoice): void {
+    this._panel.model?.setMetadata(METADATA_KEY, writeChoice(choice));
+  }
+
   /**
-   * Restart the kernel with another choice.
+   * Restart the kernel with a choice.
    *
    * @throws ApiError if the server refuses; the kernel is as it was.
    */
@@ -199,6 +215,7 @@ export class NotebookSandbox implements IDisposable {
     }
   }
 
+  private readonly _panel: NotebookPanel;
   private readonly _changed = new Signal<this, void>(this);
   private _isDisposed = false;
   private _ticker = 0;

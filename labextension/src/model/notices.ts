@@ -4,6 +4,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IErrorInfo, ISandboxInfo, ITemplateStatus } from '../tokens';
+import { isServed, missing } from './choice';
 import { isBroken, isStarting, type ISituation, known, startWord } from './situation';
 import * as words from './words';
 
@@ -12,6 +13,8 @@ export const SLOW_START_S = 2;
 
 /** An import in the background that takes longer than this is explained. */
 export const SLOW_IMPORT_S = 5;
+
+export type NoticeAction = 'retry' | 'choose' | 'apply';
 
 /** An explanation below the toolbar. */
 export interface INotice {
@@ -22,7 +25,7 @@ export interface INotice {
   /** Seconds that the matter has lasted; null if it does not run. */
   readonly elapsed_s: number | null;
   readonly cure: string;
-  readonly actions: readonly ('retry' | 'choose')[];
+  readonly actions: readonly NoticeAction[];
 }
 
 /** What is to be explained in this situation, the most urgent first. */
@@ -53,7 +56,7 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
       }
     ];
   }
-  const found: INotice[] = [];
+  const found = unserved(situation, sandbox, trans);
   const died = sandbox.previous_error;
   if (died !== null) {
     found.push({
@@ -79,6 +82,33 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
     });
   }
   return found;
+}
+
+/**
+ * That a kernel was started with less than its notebook asks for.
+ *
+ * A notebook may come from anybody, so what it asks for beyond what the server grants by itself takes a click. After a
+ * restart the user has decided.
+ */
+function unserved(
+  { choice }: ISituation,
+  sandbox: ISandboxInfo,
+  trans: TranslationBundle
+): INotice[] {
+  if (sandbox.generation !== 1 || isServed(choice, sandbox)) {
+    return [];
+  }
+  const asked = words.choice(missing(choice, sandbox), trans);
+  return [
+    {
+      key: `${sandbox.id}/unserved`,
+      tone: 'info',
+      text: trans.__('This notebook asks for %1.', asked),
+      elapsed_s: null,
+      cure: trans.__('Its kernel was started without. A restart with it loses variables.'),
+      actions: ['apply', 'choose']
+    }
+  ];
 }
 
 function slowStart(

@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, ISandboxInfo } from '../tokens';
+import type { IChoice, IErrorInfo, ISandboxInfo } from '../tokens';
 import { isAlive } from './state';
 
 /** What is known about one notebook and its kernel. */
@@ -17,6 +17,8 @@ export interface ISituation {
   /** JupyterLab's word for what the kernel does: "idle", "restarting", "dead" and so on. */
   readonly status: string;
   readonly sandbox: ISandboxInfo | null;
+  /** What the notebook remembers that it asks for. */
+  readonly choice: IChoice;
   /** Whether the event stream is open; null while it is not yet known. */
   readonly connected: boolean | null;
   readonly trouble: IErrorInfo | null;

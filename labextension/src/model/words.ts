@@ -4,6 +4,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type {
+  IChoice,
   IErrorInfo,
   IGpuDevice,
   ILimitStatus,
@@ -157,6 +158,29 @@ export function facts(sandbox: ISandboxInfo, trans: TranslationBundle): string[]
         return status.enforced ? amount : trans.__('%1 (not enforced)', amount);
       })
   ];
+}
+
+/** What a notebook asks for: "A100:2, memory 8 GiB, open network". */
+export function choice(choice: IChoice, trans: TranslationBundle): string {
+  const { gpu, memory_bytes, network, template } = choice;
+  return [
+    gpu === undefined
+      ? ''
+      : gpu === null
+        ? trans.__('CPU')
+        : typeof gpu === 'string'
+          ? gpu
+          : gpu.join(trans.__(' or ')),
+    memory_bytes === undefined ? '' : trans.__('memory %1', bytes(memory_bytes)),
+    network === undefined
+      ? ''
+      : network === 'host'
+        ? trans.__('an open network')
+        : trans.__('no network'),
+    template === undefined ? '' : trans.__('template %1', template)
+  ]
+    .filter(Boolean)
+    .join(', ');
 }
 
 /** That too few devices are free, and what to do. */

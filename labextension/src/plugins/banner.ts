@@ -22,7 +22,7 @@ export const banner: JupyterFrontEndPlugin<void> = {
     app.docRegistry.addWidgetExtension('Notebook', {
       createNew: (panel: NotebookPanel): IDisposable => {
         const widget = new SandboxBanner({
-          notebook: NotebookSandbox.of(panel.sessionContext, sandboxes, trans),
+          notebook: NotebookSandbox.of(panel, sandboxes, trans),
           choose: () => {
             void app.commands.execute(CommandIDs.chooseHardware, { path: panel.context.path });
           },

@@ -35,8 +35,7 @@ export const notices: JupyterFrontEndPlugin<void> = {
         return;
       }
       const panel = tracker.find(
-        ({ sessionContext }) =>
-          NotebookSandbox.of(sessionContext, sandboxes, trans).sandbox?.id === sandbox.id
+        one => NotebookSandbox.of(one, sandboxes, trans).sandbox?.id === sandbox.id
       );
       if (panel === undefined || panel.isVisible) {
         return; // Not of this page, or its own banner says it.

@@ -1,13 +1,13 @@
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { ICommandPalette, showErrorMessage } from '@jupyterlab/apputils';
+import { ICommandPalette } from '@jupyterlab/apputils';
 import { PathExt } from '@jupyterlab/coreutils';
 import { INotebookTracker, type NotebookPanel } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
-import { METADATA_KEY, readChoice, writeChoice } from '../model/choice';
 import { NotebookSandbox } from '../model/notebook';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
+import { applyChoice } from '../widgets/apply';
 import { sandboxIcon } from '../widgets/icons';
 import { pick } from '../widgets/picker';
 
@@ -34,9 +34,7 @@ export const picker: JupyterFrontEndPlugin<void> = {
 
     const isOurs = (args: ReadonlyPartialJSONObject): boolean => {
       const panel = panelOf(args);
-      return (
-        panel !== null && NotebookSandbox.of(panel.sessionContext, sandboxes, trans).situation.ours
-      );
+      return panel !== null && NotebookSandbox.of(panel, sandboxes, trans).situation.ours;
     };
 
     app.commands.addCommand(CommandIDs.chooseHardware, {
@@ -68,10 +66,10 @@ export const picker: JupyterFrontEndPlugin<void> = {
     });
 
     const choose = async (panel: NotebookPanel): Promise<void> => {
-      const notebook = NotebookSandbox.of(panel.sessionContext, sandboxes, trans);
+      const notebook = NotebookSandbox.of(panel, sandboxes, trans);
       const choice = await pick({
         name: PathExt.basename(panel.context.path),
-        choice: readChoice(panel.model?.getMetadata(METADATA_KEY)),
+        choice: notebook.choice,
         sandbox: notebook.sandbox,
         glance: notebook.glance,
         sandboxes,
@@ -80,15 +78,8 @@ export const picker: JupyterFrontEndPlugin<void> = {
       if (choice === null || panel.isDisposed) {
         return;
       }
-      panel.model?.setMetadata(METADATA_KEY, writeChoice(choice));
-      try {
-        await notebook.apply(choice);
-      } catch (reason) {
-        await showErrorMessage(
-          trans.__('The choice could not be applied'),
-          reason instanceof Error ? reason : String(reason)
-        );
-      }
+      notebook.remember(choice);
+      await applyChoice(notebook, choice);
     };
   }
 };

@@ -31,7 +31,7 @@ export const toolbar: JupyterFrontEndPlugin<void> = {
     const trans = (translator ?? nullTranslator).load(DOMAIN);
     registry.addFactory<NotebookPanel>('Notebook', 'warmcell', panel => {
       return new SandboxItem({
-        notebook: NotebookSandbox.of(panel.sessionContext, sandboxes, trans),
+        notebook: NotebookSandbox.of(panel, sandboxes, trans),
         choose: () => {
           void app.commands.execute(CommandIDs.chooseHardware, { path: panel.context.path });
         },

@@ -5,6 +5,7 @@ import * as React from 'react';
 import type { NotebookSandbox } from '../model/notebook';
 import type { INotice } from '../model/notices';
 import * as words from '../model/words';
+import { applyChoice } from './apply';
 import { Prose } from './prose';
 
 export interface IBannerOptions {
@@ -95,6 +96,17 @@ export class SandboxBanner extends ReactWidget {
               }}
             >
               {trans.__('Try again')}
+            </button>
+          )}
+          {notice.actions.includes('apply') && (
+            <button
+              type="button"
+              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
+              onClick={() => {
+                void applyChoice(notebook, notebook.choice);
+              }}
+            >
+              {trans.__('Restart with it')}
             </button>
           )}
           {notice.actions.includes('choose') && (

@@ -1,0 +1,51 @@
+"""A Chromium with a profile of its own for each test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lanes import TOP, chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-sync",
+    "--no-first-run",
+)
+SIZE = {"width": 1280, "height": 720}
+IMAGES = TOP / "docs" / "images"
+OUTPUT = TOP / "tests" / "browser" / "output"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator["Page"]:
+    """An empty page; an error that its scripts do not catch fails the test."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=chromium(),
+            headless=True,
+            viewport=SIZE,  # type: ignore[arg-type]
+            args=ARGUMENTS,
+            device_scale_factor=2,
+        )
+        context.set_default_timeout(15_000)
+        yield context.pages[0]
+        context.close()
+
+
+@pytest.fixture
+def pictures() -> Path:
+    """Where screenshots go: WARMCELL_SCREENSHOTS=1 rewrites those of the docs."""
+    place = IMAGES if os.environ.get("WARMCELL_SCREENSHOTS") == "1" else OUTPUT
+    place.mkdir(parents=True, exist_ok=True)
+    return place

@@ -1,0 +1,147 @@
+"""A real JupyterLab with directories of its own, as `make lab` starts it."""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from benchmarks.server import end_keeper
+from tests.lanes import TOP
+from tests.leaks import Places
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
+
+BUILT = TOP / "src" / "warmcell" / "labextension"
+QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
+"""Settings of JupyterLab under which it looks for nothing on the internet."""
+
+
+@dataclass
+class Lab:
+    """JupyterLab with the labextension as it was last built; kernels and keeper end with it."""
+
+    places: Places
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """What `c.Warmcell` is set to."""
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        """Start it and wait until it listens."""
+        self.folder = self.places.root / "notebooks"
+        self.folder.mkdir()
+        self._configure()
+        self.token = secrets.token_hex(16)
+        self._said: deque[str] = deque(maxlen=60)
+        self._process = subprocess.Popen(
+            self._argv(),
+            env={**os.environ, **self.places.env, **self.env, "JUPYTER_TOKEN": self.token},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=self.folder,
+            text=True,
+            start_new_session=True,
+        )
+        self._listens = threading.Event()
+        self.url = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        if not self._listens.wait(START_TIMEOUT_S) or not self.url:
+            said = "\n".join(self._said)
+            self.__exit__()
+            raise RuntimeError(f"JupyterLab did not start:\n{said}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it, its kernels and its keeper."""
+        self._process.terminate()
+        try:
+            self._process.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+        end_keeper(self.places)
+
+    def page(self, path: str) -> str:
+        """The address at which JupyterLab opens a notebook, in a workspace of its own."""
+        return f"{self.url}/lab/tree/{path}?token={self.token}&reset"
+
+    def notebook(self, name: str, *cells: str, kernel: str = "warmcell", display_name: str = "") -> Path:
+        """Write a notebook of these cells."""
+        made = {
+            "cells": [
+                {"cell_type": "code", "id": f"c{n}", "metadata": {}, "execution_count": None, "outputs": [], "source": c}
+                for n, c in enumerate(cells)
+            ],
+            "metadata": {
+                "kernelspec": {
+                    "name": kernel,
+                    "display_name": display_name or "Python 3 (Warmcell)",
+                    "language": "python",
+                }
+            },
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        path = self.folder / name
+        path.write_text(json.dumps(made))
+        return path
+
+    def kernelspec(self, name: str, display_name: str, config: Mapping[str, object]) -> None:
+        """Install a kernelspec of ours with settings of its own."""
+        spec = json.loads((TOP / "kernel_provisioner" / "kernelspec" / "kernel.json").read_text())
+        spec["display_name"] = display_name
+        spec["metadata"]["kernel_provisioner"]["config"] = dict(config)
+        directory = Path(self.places.env["JUPYTER_DATA_DIR"]) / "kernels" / name
+        directory.mkdir(parents=True)
+        (directory / "kernel.json").write_text(json.dumps(spec))
+
+    def choose(self, plugin: str, settings: Mapping[str, object]) -> None:
+        """Set user settings of a JupyterLab plugin, such as `@jupyterlab/apputils-extension:themes`."""
+        config = Path(self.places.env["JUPYTER_CONFIG_DIR"])
+        path = config / "lab" / "user-settings" / f"{plugin.replace(':', '/')}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(dict(settings)))
+
+    def _configure(self) -> None:
+        config = Path(self.places.env["JUPYTER_CONFIG_DIR"])
+        config.mkdir(parents=True)
+        values = {"keeper_idle_s": 1.0, **self.settings}
+        lines = [f"c.Warmcell.{name} = {value!r}" for name, value in values.items()]
+        (config / "jupyter_warmcell_config.py").write_text("\n".join(lines) + "\n")
+        for plugin, settings in QUIET.items():
+            self.choose(plugin, settings)
+        # The build of this tree, whatever copy of it the environment has.
+        extensions = Path(self.places.env["JUPYTER_DATA_DIR"]) / "labextensions" / "@warmcell"
+        extensions.mkdir(parents=True)
+        (extensions / "labextension").symlink_to(BUILT)
+
+    def _argv(self) -> list[str]:
+        root = ["--allow-root"] if os.getuid() == 0 else []
+        return [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", *root),
+            *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={self.folder}"),
+        ]
+
+    def _read(self) -> None:
+        """Keep the server's last words; the first URL in them is where it listens."""
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._said.append(line.rstrip())
+            found = re.search(r"(http://127\.0\.0\.1:\d+)/", line)
+            if found and not self.url:
+                self.url = found[1]
+                self._listens.set()
+        self._listens.set()

@@ -1,0 +1,77 @@
+"""A notebook in a browser, in the words of who uses it."""
+
+import re
+from dataclasses import dataclass
+
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.lab import Lab
+
+OPEN_TIMEOUT_MS = 60_000
+START_TIMEOUT_MS = 30_000
+CELL_TIMEOUT_MS = 60_000
+
+
+@dataclass
+class Notebook:
+    """One open notebook of a page."""
+
+    page: Page
+
+    @classmethod
+    def open(cls, page: Page, lab: Lab, name: str) -> "Notebook":
+        """Open a notebook that lies in the server's folder."""
+        page.goto(lab.page(name), timeout=OPEN_TIMEOUT_MS)
+        page.get_by_role("tab", name=name).first.wait_for(timeout=OPEN_TIMEOUT_MS)
+        return cls(page)
+
+    @property
+    def item(self) -> Locator:
+        """What the toolbar says about the sandbox."""
+        return self.page.get_by_role("toolbar").get_by_role("button", name=re.compile("^Sandbox: "))
+
+    @property
+    def alert(self) -> Locator:
+        """The error that is explained below the toolbar."""
+        return self.page.locator(".wc-Banner").get_by_role("alert")
+
+    @property
+    def status(self) -> Locator:
+        """What is explained below the toolbar without being an error."""
+        return self.page.locator(".wc-Banner").get_by_role("status")
+
+    @property
+    def dialog(self) -> Locator:
+        """The picker, or whatever dialog is open."""
+        return self.page.get_by_role("dialog")
+
+    def wait_ready(self, label: str | re.Pattern[str] = re.compile(r"(template|cold start) · \d")) -> str:
+        """Wait until a kernel runs in its sandbox; how the toolbar says so."""
+        expect(self.item).to_contain_text(label, timeout=START_TIMEOUT_MS)
+        return self.item.inner_text()
+
+    def run(self, cell: int, *, expected: str) -> Locator:
+        """Run a cell with Shift+Enter and wait for its output."""
+        code = self.page.locator(".jp-Notebook .jp-Cell").nth(cell)
+        code.locator(".jp-InputArea-editor").click()
+        self.page.keyboard.press("Shift+Enter")
+        output = code.locator(".jp-OutputArea-output")
+        expect(output.first).to_contain_text(expected, timeout=CELL_TIMEOUT_MS)
+        return output
+
+    def restart(self) -> None:
+        """Restart with the toolbar's button and confirm."""
+        self.page.get_by_role("button", name="Restart the kernel").first.click()
+        self.dialog.get_by_role("button", name="Confirm Kernel Restart").click()
+
+    def pick(self) -> Locator:
+        """Open the picker from the toolbar."""
+        self.item.click()
+        picker = self.dialog
+        expect(picker.get_by_role("group", name="Runs on")).to_be_visible()
+        return picker
+
+    def apply(self) -> None:
+        """Apply what the picker shows."""
+        self.dialog.get_by_role("button", name="Apply this choice").click()
+        expect(self.dialog).to_have_count(0)

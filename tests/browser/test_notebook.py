@@ -1,0 +1,58 @@
+"""What a notebook user does, in a real browser on a real JupyterLab."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.lab import Lab
+from tests.browser.notebook import Notebook
+from tests.leaks import Places
+
+pytestmark = [pytest.mark.browser, pytest.mark.bubblewrap]
+
+SIMULATED = [{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]
+
+CELLS = (
+    "answer = 6 * 7\nprint('the answer is', answer)",
+    "import os\nprint('GPUs:', os.environ.get('CUDA_VISIBLE_DEVICES', 'none'))",
+    "%%remote send=answer get=double\ndouble = 2 * answer\nprint('elsewhere:', double)",
+    "print('brought back:', double)",
+)
+
+
+def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pictures: Path) -> None:
+    """From an open notebook to a cell on another sandbox, each step seen in the page."""
+    with Lab(places, settings={"simulated_gpus": SIMULATED}) as lab:
+        file = lab.notebook("demo.ipynb", *CELLS)
+        notebook = Notebook.open(page, lab, "demo.ipynb")
+        assert "CPU" in notebook.wait_ready()
+        notebook.run(0, expected="the answer is 42")
+        page.screenshot(path=pictures / "notebook.png")
+
+        notebook.restart()
+        notebook.wait_ready(re.compile(r"CPU · template · \d+ ms"))
+        page.screenshot(path=pictures / "restart.png")
+
+        picker = notebook.pick()
+        kind = picker.get_by_role("radio", name="A100-SXM4-80GB")
+        expect(kind).to_be_visible()
+        expect(picker.locator("label", has=kind)).to_contain_text("simulated")
+        expect(picker.locator("label", has=kind)).to_contain_text("2 of 2 free")
+        kind.check()
+        picker.get_by_role("spinbutton", name="How many").fill("2")
+        page.screenshot(path=pictures / "picker.png")
+        notebook.apply()
+        assert "simulated" in notebook.wait_ready(re.compile(r"2 × A100-80GB · (template|cold start) · \d"))
+        notebook.run(1, expected="GPUs: 0,1")
+
+        notebook.run(0, expected="the answer is 42")
+        notebook.run(2, expected="elsewhere: 84")
+        notebook.run(3, expected="brought back: 84")
+
+        page.get_by_role("button", name=re.compile("^Save")).first.click()
+        expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+        remembered = json.loads(file.read_text())["metadata"]["warmcell"]
+        assert remembered == {"gpu": "A100-SXM4-80GB:2", "network": "none", "template": "default"}
