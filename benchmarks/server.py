@@ -48,7 +48,7 @@ class JupyterServer:
     async def __aenter__(self) -> Self:
         """Start it and wait until it listens."""
         self.root = self.places.root / "notebooks"
-        self.root.mkdir()
+        self.root.mkdir(exist_ok=True)
         self._configure()
         token = secrets.token_hex(16)
         self._said: deque[str] = deque(maxlen=60)
@@ -79,6 +79,11 @@ class JupyterServer:
         """End it, its kernels and its keeper."""
         await self.http.aclose()
         await self._end()
+
+    async def kill(self) -> None:
+        """SIGKILL the server alone; its keeper and its kernels are not told."""
+        self._process.kill()
+        await self._process.wait()
 
     async def start_kernel(self, name: str) -> str:
         """`POST /api/kernels`: the id of a new kernel."""
@@ -124,7 +129,7 @@ class JupyterServer:
 
     def _configure(self) -> None:
         directory = Path(self.places.env["JUPYTER_CONFIG_DIR"])
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         lines = [f"c.Warmcell.{name} = {value!r}" for name, value in {"keeper_idle_s": 1.0, **self.settings}.items()]
         (directory / "jupyter_warmcell_config.py").write_text("\n".join(lines) + "\n")
 

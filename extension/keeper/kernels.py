@@ -267,7 +267,7 @@ class Kernels:
     async def _watch(self, kernel: Kernel, process: KernelProcess, sandbox_id: SandboxId, oom_before: int) -> None:
         """What clients wait for is no longer coming: let go of the guest, and say why it ended."""
         await process.exited.wait()
-        if kernel.process is not process:
+        if kernel.process is not process or self._kernels.get(kernel.request.kernel_id) is not kernel:
             return
         await kernel.proxy.drop_guest()
         try:
