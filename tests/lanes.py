@@ -5,7 +5,6 @@ it, and with CI=true they fail instead.
 """
 
 import importlib.util
-import importlib.util
 import os
 import pwd
 import shutil
