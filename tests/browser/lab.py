@@ -82,7 +82,14 @@ class Lab:
         """Write a notebook of these cells."""
         made = {
             "cells": [
-                {"cell_type": "code", "id": f"c{n}", "metadata": {}, "execution_count": None, "outputs": [], "source": c}
+                {
+                    "cell_type": "code",
+                    "id": f"c{n}",
+                    "metadata": {},
+                    "execution_count": None,
+                    "outputs": [],
+                    "source": c,
+                }
                 for n, c in enumerate(cells)
             ],
             "metadata": {
