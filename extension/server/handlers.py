@@ -10,6 +10,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from warmcell import __version__
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, TransportError, WarmcellError, http_status
 
@@ -138,12 +139,16 @@ class EventsHandler(WarmcellHandler):
         self._reader = asyncio.current_task()
         try:
             async for name, data in events:
+                if name == "hello":
+                    data["version"] = __version__  # so that a page of another version can say so
                 self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")
                 await self.flush()
         except (StreamClosedError, asyncio.CancelledError):  # the reader has gone
             return
-        except TransportError:  # the keeper has gone; the page asks again, which starts the next one
-            return
+        except TransportError:
+            if not self._headers_written:  # no keeper could be had: the page says why
+                raise
+            return  # the keeper has gone; the page asks again, which starts the next one
         finally:
             await events.aclose()
 
