@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import marshal
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ from typing import Any
 
 from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
 
-STAGE = Path(__file__).with_name("stage.py")
+START_STAGE = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import stage; stage.main(int(sys.argv[1]))"
+"""An import, since a script itself would be compiled anew at each start."""
 STAGE_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -108,7 +110,7 @@ class Child:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *prefix,
-                    *(sys.executable, "-I", "-S", str(STAGE), str(theirs.fileno())),
+                    *(sys.executable, "-I", "-S", "-c", START_STAGE, str(theirs.fileno())),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=writing,
@@ -122,8 +124,9 @@ class Child:
             undo.pop_all()
         ours.setblocking(False)
         child = cls(process, ours, tail)
+        data = marshal.dumps(dict(plan))
         try:
-            await asyncio.get_running_loop().sock_sendall(ours, json.dumps(plan).encode() + b"\n")
+            await asyncio.get_running_loop().sock_sendall(ours, len(data).to_bytes(8, "big") + data)
         except ConnectionError:
             pass  # It has ended; `line` tells why.
         except BaseException:

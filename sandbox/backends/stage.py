@@ -1,21 +1,26 @@
-"""Between the keeper and a sandbox: `PYTHON -I -S stage.py FD` makes what a sandbox needs, then becomes it.
+"""Between the keeper and a sandbox: a process that makes what a sandbox needs, then becomes it.
 
-Runs in a process of its own, since joining control groups and making private mounts concern a whole process. It reads a
-plan from the socket FD, one JSON line; answers with one JSON line (and, where it made mounts, a descriptor of the run
-directory); and replaces itself by the plan's `argv`. Its mounts live in a mount namespace that only it and its
-descendants are in, so nothing of them is ever seen on the host, and nothing is left when the sandbox ends.
+Joining control groups and making private mounts concern a whole process, hence one of its own. It reads a plan from a
+socket (its length in eight bytes, then marshalled); answers with one JSON line and, where it made mounts, a descriptor
+of the run directory; and replaces itself by the plan's `argv`. Its mounts live in a mount namespace that only it and
+its descendants are in, so nothing of them is ever seen on the host, and nothing is left when the sandbox ends.
 
-Standard library only, and as little of it as can be: this start is part of every sandbox's start.
+Standard library only, and as little of it as can be (no socket, no json): this start is part of every sandbox's start.
 """
 
+from __future__ import annotations
+
+import _socket
 import ctypes
 import fcntl
-import json
+import marshal
 import os
-import socket
 import sys
-from collections.abc import Mapping
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -55,10 +60,11 @@ def call(step: str, result: int) -> int:
 
 def main(fd: int) -> None:
     """Carry out the plan that comes on `fd`."""
-    control = socket.socket(fileno=fd)
+    control = _socket.socket(fileno=fd)
     step = "read the plan"
     try:
-        plan = json.loads(control.makefile("rb").readline())
+        size = int.from_bytes(receive(control, 8), "big")
+        plan = marshal.loads(receive(control, size))  # noqa: S302  # It comes from the keeper that started this.
         step = "join its control group"
         for file in plan["cgroups"]:
             with open(file, "w") as procs:
@@ -76,19 +82,41 @@ def main(fd: int) -> None:
             report, run = make_mounts(plan["mounts"])
         argv = [word for part in plan["argv"] for word in choose(part, report)]
         step = f"start {argv[0]}"
-        socket.send_fds(control, [json.dumps({"stage": report}).encode() + b"\n"], run)
+        answer(
+            control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run
+        )
         hand_on(control, plan["inherit"])
         os.execve(argv[0], argv, plan["env"])
     except Refused as error:
-        tell(control, error.step, error.errno)
+        answer(control, f'"failed": {quoted(error.step)}, "errno": {error.errno}')
     except OSError as error:
-        tell(control, step, error.errno or 0)
+        answer(control, f'"failed": {quoted(step)}, "errno": {error.errno or 0}')
     sys.exit(1)
 
 
-def tell(control: socket.socket, step: str, error: int) -> None:
-    """Say to the keeper what failed."""
-    control.sendall(json.dumps({"failed": step, "errno": error}).encode() + b"\n")
+def receive(control: _socket.socket, size: int) -> bytes:
+    """Exactly `size` bytes."""
+    data = bytearray()
+    while len(data) < size:
+        more = control.recv(size - len(data))
+        if not more:
+            sys.exit(1)  # The keeper is gone.
+        data += more
+    return bytes(data)
+
+
+def answer(control: _socket.socket, members: str, fds: list[int] = []) -> None:  # noqa: B006  # Never changed.
+    """Send a JSON object, and descriptors with it."""
+    rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if fds else []
+    control.sendmsg([f"{{{members}}}\n".encode()], ancillary)
+
+
+def quoted(text: str) -> str:
+    """A JSON string."""
+    return (
+        '"' + "".join(c if (c.isalnum() and c.isascii()) or c in " ./-_:()" else f"\\u{ord(c):04x}" for c in text) + '"'
+    )
 
 
 def choose(part: Any, report: Mapping[str, Any]) -> list[str]:
@@ -99,18 +127,18 @@ def choose(part: Any, report: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def hand_on(control: socket.socket, inherit: Mapping[str, Any]) -> None:
+def hand_on(control: _socket.socket, inherit: Mapping[str, Any]) -> None:
     """Let what is executed have the control socket, and files with the given content, under the numbers it expects.
 
     Whatever else is open closes at exec.
     """
-    kept = {int(number): fcntl.fcntl(control, fcntl.F_DUPFD_CLOEXEC, 64) for number in inherit["control"]}
+    kept = {int(number): fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, 64) for number in inherit["control"]}
     for number, content in inherit["files"].items():
         made = os.memfd_create("warmcell")
         os.write(made, bytes.fromhex(content))
         os.lseek(made, 0, os.SEEK_SET)
         kept[int(number)] = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)
-    control.set_inheritable(False)
+    os.set_inheritable(control.fileno(), False)
     for number, fd in kept.items():
         os.dup2(fd, number)
 
@@ -267,7 +295,3 @@ def write(path: str, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise Refused(f"write {path}", error.errno or 0) from None
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -1,0 +1,76 @@
+"""The contract as a command: `python -m warmcell.sandbox.testing.contract bubblewrap|process|MODULE:FACTORY`.
+
+Prints a JSON line per check, `{"check": …, "ok": …, "why": …, "seconds": …}`, and ends with 1 if one does not hold.
+"""
+
+import argparse
+import asyncio
+import importlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.testing.contract import CHECKS, Subject
+
+CHECK_TIMEOUT_S = 90.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check one backend; 0 if it keeps its promises."""
+    parser = argparse.ArgumentParser(prog="python -m warmcell.sandbox.testing.contract", description=__doc__)
+    parser.add_argument("backend", help="bubblewrap, process, or MODULE:FACTORY of a backend from elsewhere")
+    parser.add_argument("--python", default=sys.executable, help="interpreter whose environment sandboxes get")
+    parser.add_argument("--only", default="", help="part of the names of the checks to run")
+    parser.add_argument("--list", action="store_true", help="only print the names of the checks that apply")
+    chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="wc-") as directory:
+        subject = Subject(
+            backend=make(chosen.backend, Path(directory)), directory=Path(directory), python=chosen.python
+        )
+        names = [check for check in CHECKS if check.applies(subject) and chosen.only in check.name]
+        if chosen.list:
+            sys.stdout.writelines(f"{check}\n" for check in names)
+            return 0
+        return asyncio.run(_run(subject, chosen.only))
+
+
+def make(name: str, directory: Path) -> SandboxBackend:
+    """The backend of that name."""
+    if name == "bubblewrap":
+        from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+
+        paths = Paths(runtime=directory / "r", state=directory / "s", leases=directory / "l").make()
+        return BubblewrapBackend(paths=paths)
+    if name == "process":
+        from warmcell.sandbox.backends.process import ProcessBackend
+
+        return ProcessBackend()
+    module, _, factory = name.partition(":")
+    backend: SandboxBackend = getattr(importlib.import_module(module), factory)()
+    return backend
+
+
+async def _run(subject: Subject, only: str) -> int:
+    failed = 0
+    for check in CHECKS:
+        if not check.applies(subject) or only not in check.name:
+            continue
+        began, why = time.monotonic(), ""
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await check.run(subject)
+        except Exception as error:  # Whatever it is, it is this check's failure.
+            why = f"{type(error).__name__}: {error}"
+            failed += 1
+        result = {"check": check.name, "ok": not why, "why": why, "seconds": round(time.monotonic() - began, 3)}
+        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.flush()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

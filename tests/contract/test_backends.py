@@ -1,0 +1,75 @@
+"""The contract suite that is shipped, against every backend of ours, as whoever runs the tests."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.leaks import Places
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.process import ProcessBackend
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.testing.contract import CHECKS, Check, Subject
+from warmcell.sandbox.testing.fakes import FakeBackend
+
+
+def _paths(places: Places) -> Paths:
+    return Paths(runtime=places.runtime, state=places.state, leases=places.leases)
+
+
+def _fake(places: Places) -> SandboxBackend:
+    return FakeBackend()
+
+
+def _process(places: Places) -> SandboxBackend:
+    return ProcessBackend()
+
+
+def _bubblewrap(places: Places) -> SandboxBackend:
+    return BubblewrapBackend(paths=_paths(places))
+
+
+MAKERS: tuple[Callable[[Places], SandboxBackend], ...] = (_fake, _process, _bubblewrap)
+NOWHERE = Places(Path("/nowhere"))
+
+
+def _subject(make: Callable[[Places], SandboxBackend], places: Places) -> Subject:
+    directory = places.root / "c"
+    return Subject(backend=make(places), directory=directory, python=sys.executable, programs=make is not _fake)
+
+
+def _promises() -> list[object]:
+    """Each check with each backend that makes that promise."""
+    return [
+        pytest.param(make, check, id=f"{make.__name__.strip('_')}: {check}", marks=_lane(make))
+        for make in MAKERS
+        for check in CHECKS
+        if check.applies(_subject(make, NOWHERE))
+    ]
+
+
+def _lane(make: Callable[[Places], SandboxBackend]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.bubblewrap] if make is _bubblewrap else []
+
+
+@pytest.mark.parametrize(("make", "check"), _promises())
+async def test_promise(make: Callable[[Places], SandboxBackend], check: Check, places: Places) -> None:
+    """A backend keeps a promise, and leaves nothing behind."""
+    subject = _subject(make, places)
+    subject.directory.mkdir()
+    await check.run(subject)
+
+
+def test_the_suite_is_large_enough_to_prove_a_backend() -> None:
+    """Every backend is held to at least the number of checks that other engines' suites have."""
+    counts = {make.__name__: sum(check.applies(_subject(make, NOWHERE)) for check in CHECKS) for make in MAKERS}
+    assert counts["_bubblewrap"] >= 60
+    assert counts["_process"] >= 30
+    assert counts["_fake"] >= 25
+
+
+def test_no_two_checks_have_the_same_name() -> None:
+    """A name says which promise was broken."""
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
