@@ -208,3 +208,9 @@ test('a kernel that was first started with less than its notebook asks for is sa
   assert.deepEqual(notice.actions, ['apply', 'choose']);
   assert.deepEqual(asked(2), []);
 });
+
+test('until the server has answered, a kernel that runs is neither starting nor gone', () => {
+  const asking = situation({ sandbox: null, connected: null });
+  assert.equal(glance(asking, trans).kind, 'resting');
+  assert.ok(!isTicking(asking));
+});

@@ -70,8 +70,11 @@ export function glance(situation: ISituation, trans: TranslationBundle): IGlance
       title: both(error)
     };
   }
-  if (isStartingStatus(status) || !hasKernel || situation.connected !== true) {
+  if (isStartingStatus(status) || !hasKernel) {
     return waiting(situation, trans);
+  }
+  if (situation.connected !== true) {
+    return { ...HIDDEN, kind: 'resting', label: '…', title: trans.__('Asking about this kernel.') };
   }
   return {
     ...HIDDEN,

@@ -48,7 +48,10 @@ export class SandboxItem extends ReactWidget {
         type="button"
         className={`wc-Item-button wc-mod-${kind}`}
         title={`${title}\n${action}`}
-        aria-label={notebook.trans.__('Sandbox: %1', title)}
+        aria-label={notebook.trans.__(
+          'Sandbox: %1',
+          [label, ...badges.map(badge => badge.label)].join(', ')
+        )}
         aria-haspopup="dialog"
         onClick={isLocal ? selectKernel : choose}
       >
