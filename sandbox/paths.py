@@ -80,9 +80,15 @@ def private_directory(path: Path) -> Path:
     """Create `path` for its owner alone, or check that it is so.
 
     Raises:
-        BackendUnavailableError: It is a link, or belongs to another user.
+        BackendUnavailableError: It cannot be made, is a link, or belongs to another user.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"{path} cannot be made: {error.strerror}",
+            hint="Free the path, or set WARMCELL_RUNTIME_DIR and WARMCELL_STATE_DIR to places where you may write.",
+        ) from error
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise BackendUnavailableError(

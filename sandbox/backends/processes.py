@@ -26,9 +26,13 @@ def descendants(pid: int) -> tuple[int, ...]:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; with its pid it names one process. None: there is none."""
+    """When a process began, in clock ticks since boot; with its pid it names one process.
+
+    None: there is none, or it has ended and only waits to be reaped.
+    """
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
 
