@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from warmcell.extension import doctor
 from warmcell.extension.config import Warmcell
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
