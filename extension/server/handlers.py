@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
@@ -54,7 +54,7 @@ class WarmcellHandler(APIHandler):
             InvalidRequestError: It is none.
         """
         try:
-            body: object = self.get_json_body()  # type: ignore[no-untyped-call]
+            body: object = self.get_json_body()
         except web.HTTPError as error:
             raise InvalidRequestError("The request is not JSON", hint="Send one JSON object.") from error
         if body is None:
@@ -98,9 +98,9 @@ class SandboxHandler(WarmcellHandler):
             info = await self.link.get(f"/sandboxes/{sandbox_id}")
         except NotFoundError:
             info = {}
-        kernel_id = info.get("kernel_id")
-        if kernel_id is not None and kernel_id in self.kernel_manager:
-            await self.kernel_manager.shutdown_kernel(kernel_id, now=True)
+        kernel_id, kernels = info.get("kernel_id"), cast(Any, self.kernel_manager)
+        if kernel_id is not None and kernel_id in kernels:
+            await kernels.shutdown_kernel(kernel_id, now=True)
         await self.link.delete(f"/sandboxes/{sandbox_id}")
         self.set_status(204)
 
