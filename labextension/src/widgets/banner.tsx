@@ -77,6 +77,7 @@ export class SandboxBanner extends ReactWidget {
           {notice.elapsed_s !== null && (
             // A screen reader hears of the matter once, not each second.
             <span className="wc-Notice-time" role="timer" aria-live="off">
+              {' '}
               {words.seconds(notice.elapsed_s)}
             </span>
           )}

@@ -13,7 +13,7 @@ export const sandboxIcon = new LabIcon({
 export const noSandboxIcon = new LabIcon({
   name: 'warmcell:no-sandbox',
   svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
-  <path class="jp-icon3" fill="none" stroke="#616161" stroke-width="2" stroke-dasharray="3.2 2.4" d="M12 3l7.8 4.5v9L12 21l-7.8-4.5v-9L12 3z"/>
+  <g fill="none"><path class="jp-icon3" stroke="#616161" stroke-width="2" stroke-dasharray="3.2 2.4" d="M12 3l7.8 4.5v9L12 21l-7.8-4.5v-9L12 3z"/></g>
 </svg>`
 });
 
