@@ -77,7 +77,8 @@ def own_places(*, owner: int | None = None, grace_s: float = GRACE_S) -> Iterato
         if left:
             raise LeakError("files are left: " + ", ".join(left))
     finally:
-        shutil.rmtree(places.root, ignore_errors=True)
+        if not any(places.root.name in mount for mount in _mounts(places)):  # Else what is mounted would be emptied.
+            shutil.rmtree(places.root, ignore_errors=True)
 
 
 def traces(places: Places) -> frozenset[str]:
