@@ -1,0 +1,126 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { ServerConnection } from '@jupyterlab/services';
+
+import { Api, ApiError } from '../src/api';
+import type { ServerEvent } from '../src/tokens';
+import { GIB } from './forms';
+
+const BASE = 'http://localhost:1/base/';
+
+interface IAsked {
+  readonly method: string;
+  readonly path: string;
+  readonly body: unknown;
+}
+
+/** An API whose server answers everything in the same way, and what it was asked. */
+function answering(answer: () => Response | Promise<Response>): { api: Api; asked: IAsked[] } {
+  const asked: IAsked[] = [];
+  const settings = ServerConnection.makeSettings({
+    baseUrl: BASE,
+    token: 'secret',
+    fetch: async (input: RequestInfo | URL) => {
+      const request = input as Request;
+      const body = await request.text();
+      asked.push({
+        method: request.method,
+        path: new URL(request.url).pathname,
+        body: body === '' ? null : (JSON.parse(body) as unknown)
+      });
+      return answer();
+    }
+  });
+  return { api: new Api(settings), asked };
+}
+
+const json = (body: unknown, status = 200): Response =>
+  new Response(JSON.stringify(body), { status });
+
+test('a choice goes out as the partial spec that the server reads', async () => {
+  const { api, asked } = answering(() => json({}));
+  await api.check({ gpu: 'A100:2', memory_bytes: 8 * GIB, network: 'none', template: 'default' });
+  await api.configure('k/1', { gpu: null });
+  assert.deepEqual(asked, [
+    {
+      method: 'POST',
+      path: '/base/warmcell/api/v1/check',
+      body: {
+        spec: {
+          gpu: 'A100:2',
+          limits: { memory_bytes: 8 * GIB },
+          network: 'none',
+          template: 'default'
+        }
+      }
+    },
+    {
+      method: 'PUT',
+      path: '/base/warmcell/api/v1/kernels/k%2F1/settings',
+      body: { gpu: null }
+    }
+  ]);
+});
+
+test('GPUs come with who holds them', async () => {
+  const lease = { sandbox_id: 'abc', since: 5 };
+  const { api } = answering(() => json({ gpus: [{ uuid: 'u', name: 'L4', lease }] }));
+  const [gpu] = await api.gpus();
+  assert.deepEqual(gpu?.lease, lease);
+});
+
+test('an error of the server keeps its code and its cure', async () => {
+  const error = { code: 'unknown_gpu_kind', message: 'No H100', hint: 'It has A100.', details: {} };
+  const { api } = answering(() => json(error, 400));
+  await assert.rejects(api.check({ gpu: 'H100' }), (reason: unknown) => {
+    assert.ok(reason instanceof ApiError);
+    assert.equal(reason.code, 'unknown_gpu_kind');
+    assert.equal(reason.message, 'No H100');
+    assert.equal(reason.hint, 'It has A100.');
+    return true;
+  });
+});
+
+test('a server without the extension, and one that is gone, are told apart', async () => {
+  const { api: absent } = answering(() => new Response('<html>', { status: 404 }));
+  await assert.rejects(absent.gpus(), { code: 'absent' });
+  const { api: gone } = answering(() => Promise.reject(new TypeError('Failed to fetch')));
+  await assert.rejects(gone.gpus(), { code: 'unreachable' });
+});
+
+test('events arrive one by one, after the clocks have been compared', async () => {
+  const ahead = new Date(Date.now() + 60_000).toUTCString();
+  const { api } = answering(
+    () =>
+      new Response(
+        'event: hello\ndata: {"sandboxes": [], "templates": [], "version": "9"}\n\n: still here\n\n' +
+          'event: news\ndata: {}\n\nevent: sandbox\ndata: {"id": "a"}\n\n',
+        { headers: { Date: ahead } }
+      )
+  );
+  const told: string[] = [];
+  await api.events(
+    new AbortController().signal,
+    ({ skew_s }) => {
+      assert.ok(Math.abs(skew_s - 60) < 2, `${skew_s}`);
+      told.push('opened');
+    },
+    (event: ServerEvent) => {
+      told.push(event.kind);
+    }
+  );
+  assert.deepEqual(told, ['opened', 'hello', 'sandbox']);
+});
+
+test('a stream that is not of the protocol is an error, not silence', async () => {
+  const { api } = answering(() => new Response('event: sandbox\ndata: {}\n\n'));
+  await assert.rejects(
+    api.events(
+      new AbortController().signal,
+      () => undefined,
+      () => undefined
+    ),
+    /no id/
+  );
+});
