@@ -13,6 +13,8 @@ from typing import Any
 from . import stack
 from .report import Report
 
+CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+
 
 def prepare() -> None:
     """What a kernel's application does alike in every process: its class's set-up and its logger."""
@@ -27,14 +29,26 @@ def run(connection_file: str, report: Report) -> None:
     """Serve a kernel until it is told to shut down, saying on `report` when its sockets are bound."""
     os.environ.pop("JPY_PARENT_PID", None)
     try:
-        with open(connection_file, encoding="utf-8") as file:
-            json.load(file)
+        _check(connection_file)
         app = _initialized(connection_file)
     except BaseException as error:
         report.failed(error)
         raise
     report.ready()
     app.start()
+
+
+def _check(connection_file: str) -> None:
+    """A kernel would make itself a connection file where there is none, and bind elsewhere."""
+    with open(connection_file, encoding="utf-8") as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{connection_file} is not JSON: {error}") from None
+    kinds = {"transport": str, "ip": str, "key": str, **{f"{name}_port": int for name in CHANNELS}}
+    for name, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise ValueError(f"{connection_file} is no connection file: its {name!r} is no {kind.__name__}")
 
 
 def _initialized(connection_file: str) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
+from collections.abc import Mapping
 
 
 class Report:
@@ -31,9 +33,12 @@ class Report:
         """It cannot come up, because of `error`, whose last place is told too."""
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-        self._tell({"failed": f"{type(error).__name__}: {error}{where}"})
+        told = {"failed": f"{type(error).__name__}: {error}{where}"}
+        if isinstance(error, ModuleNotFoundError):
+            told["hint"] = f"In this notebook's environment, run: {sys.executable} -m pip install ipykernel"
+        self._tell(told)
 
-    def _tell(self, message: dict[str, object]) -> None:
+    def _tell(self, message: Mapping[str, object]) -> None:
         try:
             os.write(self._fd, b"\n" + json.dumps(message).encode() + b"\n")
             os.close(self._fd)

@@ -147,7 +147,7 @@ class Kernels:
         if "ready" in said:
             self._on_ready(kernel, int(said["ready"]))
         elif "failed" in said:
-            self._fail(kernel, str(said["failed"]))
+            self._fail(kernel, f"The kernel could not start: {said['failed']}", str(said.get("hint", "")))
 
     def _on_ready(self, kernel: Kernel, pid: int) -> None:
         if kernel.starting:
@@ -174,9 +174,10 @@ class Kernels:
         ended = "" if kernel.exit_code is None else f" with exit code {kernel.exit_code}"
         self._fail(kernel, f"The kernel ended{ended} before its sockets were bound. {words}".strip())
 
-    def _fail(self, kernel: Kernel, message: str) -> None:
+    def _fail(self, kernel: Kernel, message: str, hint: str = "") -> None:
         if kernel.starting:
-            kernel.answer({"ok": False, "code": "sandbox_start", "message": message})
+            told = {"ok": False, "code": "sandbox_start", "message": message}
+            kernel.answer({**told, "hint": hint} if hint else told)
             self._withdraw(kernel)
 
     def _withdraw(self, kernel: Kernel) -> None:

@@ -27,9 +27,10 @@ EVENTS_MAX_BYTES = 2**20
 class Refusal(Exception):
     """A request that gets `{"ok": false}`."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, hint: str = "Send a request of the guest protocol.") -> None:
         super().__init__(message)
         self.code = code
+        self.hint = hint
 
 
 class Server:
@@ -136,7 +137,7 @@ class Server:
             else:
                 os.kill(pid, signum)
         elif not self._kernels.signal(pid, signum, group=group):
-            raise Refusal("not_found", f"no process of ours has pid {pid}")
+            raise Refusal("not_found", f"no process of ours has pid {pid}", "It has ended; nothing needs to be done.")
         answer(ok=True)
 
     def _exec(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
@@ -192,7 +193,7 @@ class Request:
         try:
             self._server.handle(decode(line), self._connection, self._answer)
         except Refusal as error:
-            self._answer(ok=False, code=error.code, message=str(error))
+            self._answer(ok=False, code=error.code, message=str(error), hint=error.hint)
         except ValueError as error:
             self._answer(ok=False, code="invalid_request", message=str(error))
         except OSError as error:
@@ -250,7 +251,7 @@ def _directory(request: Mapping[str, Any], env: Mapping[str, str]) -> str:
     """The directory asked for; the home where none is."""
     cwd = _string(request, "cwd", "") or env.get("HOME", "/")
     if not os.path.isdir(cwd):
-        raise Refusal("invalid_request", f"no directory {cwd} in the sandbox")
+        raise Refusal("invalid_request", f"no directory {cwd} in the sandbox", "Choose one inside the workspace.")
     return cwd
 
 

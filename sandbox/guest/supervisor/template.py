@@ -142,7 +142,7 @@ class Template:
         reason = ": ".join([f"the process {how}", *words[-1:]])
         steady = self._state == "ready" and time.time() - self._since > STEADY_SECONDS
         self._state = "failed"
-        again = self._unfit or bool(culprit) or steady
+        again = self._unfit or culprit in self._preload or steady
         if self._unfit:
             self._unfit = False
         elif culprit:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,30 +94,30 @@ class Guest:
 
     async def event(self, **wanted: Any) -> Mapping[str, Any]:
         """The first event, past or to come, with these fields."""
-        return await self._event(lambda event: wanted.items() <= event.items())
+        return await self._event(0, lambda event: wanted.items() <= event.items())
 
-    async def _event(self, fits: Any) -> Mapping[str, Any]:
+    async def _event(self, start: int, fits: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         async with asyncio.timeout(TIMEOUT_S), self._changed:
             while True:
-                for event in self.events:
+                for event in self.events[start:]:
                     if fits(event):
                         return event
                 await self._changed.wait()
 
     async def prepared(self, *modules: str, env: Mapping[str, str] | None = None) -> Mapping[str, Any]:
-        """Prepare a template and wait until it is ready, or failed for good."""
-        self.events.clear()
+        """Prepare a template and wait until it is ready, or failed without being tried again."""
+        start = len(self.events)
         await self.channel.prepare(modules, name="test", env=env)
-        event = await self._event(lambda e: e["event"] == "template" and e["state"] in SETTLED)
-        while event["state"] == "failed":
-            self.events.clear()
+        while True:
+            settled = await self._event(start, lambda e: e["event"] == "template" and e["state"] in SETTLED)
+            if settled["state"] == "ready":
+                return settled
+            start = next(n for n, event in enumerate(self.events) if event is settled) + 1
             try:
                 async with asyncio.timeout(1.0):
-                    await self._event(lambda e: e["event"] == "template")
+                    await self._event(start, lambda e: e["event"] == "template")
             except TimeoutError:
-                return event
-            event = await self._event(lambda e: e["event"] == "template" and e["state"] in SETTLED)
-        return event
+                return settled
 
     def connection(self) -> tuple[str, dict[str, Any]]:
         """A new connection file: its path and its content."""

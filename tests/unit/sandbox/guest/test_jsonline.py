@@ -1,0 +1,50 @@
+"""JSON lines as the guest's init reads and writes them: the same as the standard library's."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from warmcell.sandbox.guest.supervisor.jsonline import decode, encode
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+OBJECTS = st.dictionaries(st.text(), VALUES, max_size=5)
+
+
+@given(OBJECTS)
+def test_what_is_written_is_json_on_one_line(value: dict[str, object]) -> None:
+    """The standard library reads back what was written, and there is one newline, at the end."""
+    line = encode(value)
+    assert json.loads(line) == value
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+
+
+@given(OBJECTS, st.booleans())
+def test_what_json_writes_is_read(value: dict[str, object], ascii_only: bool) -> None:
+    """Escaped or not, with the line's end or without."""
+    assert decode(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+@given(st.binary(max_size=60))
+def test_other_bytes_are_an_error_or_an_object(data: bytes) -> None:
+    """Nothing but ValueError comes of bytes that are no object."""
+    try:
+        value = decode(data)
+    except ValueError:
+        return
+    assert value == json.loads(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", '"x"', "{", '{"a"', '{"a": }', '{"a": 1} x', '{"a": NaN}', "[" * 10**6]
+)
+def test_what_is_no_object_is_refused(text: str) -> None:
+    """Other values, halves, leftovers, NaN and absurd depth raise ValueError."""
+    with pytest.raises(ValueError):
+        decode(text.encode())
