@@ -57,6 +57,8 @@ def discover(python: str) -> PythonEnvironment:
             raise InvalidRequestError(
                 f"{python} is a script that starts an interpreter, not the interpreter", hint=_HOW
             )
+    if not real.name.startswith("python"):
+        raise InvalidRequestError(f"{python} is not a CPython interpreter", hint=_HOW)
     venv, settings = _virtual_environment(path)
     base_start = Path(settings["home"]).resolve() if "home" in settings else real.parent
     base, version = _base(real, base_start)

@@ -104,17 +104,22 @@ class View:
 
     def words(self) -> list[Any]:
         """The composed root as words for bubblewrap, choices of the stage among them."""
+        whole = (*map(str, self.host_trees), *_RESERVED)
         for alias in self.aliases:
             for link, target in links_on(alias):
-                own = any(link.is_relative_to(tree) for tree in (*self.host_trees, *map(Path, _RESERVED)))
-                if not own:
+                if not _in_any(str(link), whole):
                     self.entries.setdefault(str(link), ["--symlink", target, str(link)])
-        for path in list(map(Path, self.entries)):
-            for parent in path.parents[:-1]:
-                if not any(parent.is_relative_to(tree) for tree in (*self.host_trees, *map(Path, _MADE_WHOLE))):
+        whole = (*map(str, self.host_trees), *_MADE_WHOLE)
+        for path in list(self.entries):
+            while (path := os.path.dirname(path)) != "/":
+                if not _in_any(path, whole):
                     # By itself bubblewrap makes them for root alone.
-                    self.entries.setdefault(str(parent), ["--perms", "0755", "--dir", str(parent)])
+                    self.entries.setdefault(path, ["--perms", "0755", "--dir", path])
         return [word for target in sorted(self.entries, key=_depth) for word in self.entries[target]]
+
+
+def _in_any(path: str, trees: Sequence[str]) -> bool:
+    return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
 
 def _depth(path: str) -> tuple[int, str]:
@@ -189,12 +194,16 @@ def configuration(view: View, spec: SandboxSpec, *, home: str) -> tuple[Mapping[
 
 
 def python(view: View, environment: PythonEnvironment, *, layer_bytes: int) -> None:
-    """The Python environment, what packages are installed into below a writable layer."""
+    """The Python environment, what packages are installed into below a writable layer.
+
+    Where the workspace or a mount is at the very place of a tree, that stays.
+    """
     for number, tree in enumerate(environment.trees):
-        view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
+        if tree not in view.host_trees:
+            view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
     view.aliases += environment.names
     layered = environment.layered
-    if layered is None:
+    if layered is None or layered in view.host_trees:
         return
     owner = (view.identity.uid, view.identity.gid) if view.as_root else None
     foreign = view.foreign_owner(layered)

@@ -1,0 +1,144 @@
+"""What a sandbox is planned to see."""
+
+from pathlib import Path
+
+import pytest
+
+from warmcell.sandbox.backends.bubblewrap import etc, rootfs
+from warmcell.sandbox.backends.bubblewrap.identity import Identity
+from warmcell.sandbox.backends.bubblewrap.rootfs import View, check_target, links_on
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import GpuDevice, Mount
+
+GUEST = Identity(uid=4321, gid=4321, name="guest")
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> View:
+    return View(base=tmp_path / "m", identity=GUEST, as_root=False)
+
+
+def targets(view: View) -> list[str]:
+    """Guest paths in the order in which they are made."""
+    return [word for word in map(str, view.words()) if word in view.entries]
+
+
+def test_parents_are_made_before_what_lies_in_them(view: View, tmp_path: Path) -> None:
+    """A mount in a mount would else be covered."""
+    for name in ("a/b/c", "a", "a/b"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        view.show(tmp_path / name)
+    made = [path for path in targets(view) if path.startswith(str(tmp_path / "a"))]
+    assert list(dict.fromkeys(made)) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/c")]
+
+
+def test_directories_on_the_way_can_be_entered(view: View) -> None:
+    """An interpreter below a closed home must be reached by a guest that is somebody else."""
+    view.show(Path("/usr"), Path("/root/.pyenv/versions/3.12"))
+    words = view.words()
+    for parent in ("/root", "/root/.pyenv", "/root/.pyenv/versions"):
+        at = words.index(parent)
+        assert words[at - 3 : at] == ["--perms", "0755", "--dir"]
+
+
+def test_links_on_the_way_are_made_as_they_are(view: View, tmp_path: Path) -> None:
+    """A path is good inside if it is good outside."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to(tmp_path / "real")
+    view.show(tmp_path / "real")
+    view.aliases.append(tmp_path / "one" / "below")
+    words = view.words()
+    assert words[words.index(str(tmp_path / "one")) - 1] == "two"
+    assert words[words.index(str(tmp_path / "two")) - 1] == str(tmp_path / "real")
+
+
+def test_a_link_that_a_tree_has_is_not_made_again(view: View, tmp_path: Path) -> None:
+    """bin/python in a virtual environment, say."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to("elsewhere")
+    view.show(tmp_path / "tree")
+    view.aliases.append(tmp_path / "tree" / "link")
+    assert str(tmp_path / "tree" / "link") not in view.words()
+
+
+def test_links_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
+    """As they do in the kernel."""
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert len(list(links_on(tmp_path / "a" / "x"))) <= 255
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/usr", "/run", "/etc", "/etc/ssl", "/proc/1", "/dev/shm", "/sys", "/warmcell/kernel"]
+)
+def test_a_place_that_every_sandbox_needs_is_refused(path: str) -> None:
+    """Or it could be covered, or given away."""
+    with pytest.raises(InvalidRequestError) as raised:
+        check_target(Path(path), what="mount")
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("path", ["/home/alice", "/srv/data", "/tmp/x", "/usr/share/notebooks", "/root", "/mnt"])
+def test_other_places_are_free(path: str) -> None:
+    """A workspace may lie anywhere else."""
+    check_target(Path(path), what="workspace")
+
+
+def test_a_mount_in_a_tree_that_has_no_such_place_is_refused(view: View, tmp_path: Path) -> None:
+    """It would have to be made on the host."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "data").mkdir()
+    view.show(tmp_path / "work", mode="rw")
+    mount = Mount(source=str(tmp_path / "data"), target=str(tmp_path / "work" / "data"))
+    with pytest.raises(InvalidRequestError, match="no such place"):
+        rootfs.extra_mount(view, mount, 0)
+    (tmp_path / "work" / "data").mkdir()
+    rootfs.extra_mount(view, mount, 0)
+    assert mount.target in view.entries
+
+
+def test_the_keepers_own_files_are_covered(view: View, tmp_path: Path) -> None:
+    """A workspace that is the whole home must not show the socket that commands the keeper."""
+    state = tmp_path / "home" / ".local" / "state" / "warmcell"
+    state.mkdir(parents=True)
+    view.show(tmp_path / "home", mode="rw")
+    rootfs.hide(view, [state, tmp_path / "not-there"])
+    assert view.entries[str(state)] == ["--ro-bind", str(view.base / "nothing"), str(state)]
+
+
+def test_a_mount_of_the_keepers_own_files_is_refused(view: View, tmp_path: Path) -> None:
+    """They belong to nobody's sandbox."""
+    (tmp_path / "state" / "homes").mkdir(parents=True)
+    view.show(tmp_path / "state" / "homes")
+    with pytest.raises(InvalidRequestError, match="Warmcell"):
+        rootfs.hide(view, [tmp_path / "state"])
+
+
+def test_only_leased_devices_are_there(view: View) -> None:
+    """Simulated ones have no nodes at all."""
+    real = GpuDevice(uuid="GPU-1", index=0, name="X", memory_total_bytes=1, device_nodes=("/dev/zero",))
+    rootfs.graphics(view, [GpuDevice(uuid="S", index=0, name="S", memory_total_bytes=1, simulated=True)])
+    assert not view.entries
+    rootfs.graphics(view, [real])
+    assert view.entries["/dev/zero"] == ["--dev-bind", "/dev/zero", "/dev/zero"]
+
+
+def test_the_etc_of_a_sandbox_knows_only_the_guest() -> None:
+    """And a name server only where there is a network."""
+    closed = etc.compose(GUEST, home="/home/guest", network="none")
+    users = [line.split(b":")[0] for line in closed.files["passwd"].splitlines()]
+    assert users == [b"root", b"guest", b"nobody"]
+    assert "resolv.conf" not in closed.files
+    assert b"retries = 0" in closed.files["pip.conf"]
+
+
+def test_private_files_of_etc_are_left_out(tmp_path: Path) -> None:
+    """What only its owner may read on the host is no part of a sandbox."""
+    for name, mode in (("services", 0o600), ("protocols", 0o644), ("resolv.conf", 0o644)):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(mode)
+    found = etc.compose(GUEST, home="/home/guest", network="host", host=tmp_path)
+    assert "services" not in found.files
+    assert found.files["protocols"] == b"protocols"
+    assert found.files["resolv.conf"] == b"resolv.conf"
