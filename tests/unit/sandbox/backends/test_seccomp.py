@@ -13,6 +13,11 @@ from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.errors import BackendUnavailableError
 
 MACHINES = tuple(seccomp.AUDIT_ARCH)
+SETTING_A_MODE = [
+    *(("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1)),
+    *(("mknod", 1), ("mknodat", 2), ("mkdir", 1), ("mkdirat", 2)),
+]
+"""Calls with a mode, and which argument it is."""
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
@@ -91,9 +96,9 @@ def test_only_known_socket_families_exist(machine: str) -> None:
     """A vsock reaches the host's hypervisor from any network namespace."""
     for family in (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK):
         assert outcome(machine, "socket", family) == 0
-    for family in (socket.AF_VSOCK, socket.AF_ALG, socket.AF_PACKET, 0, 45):
-        assert outcome(machine, "socket", family) == errno.EAFNOSUPPORT
-        assert outcome(machine, "socketpair", family) == errno.EAFNOSUPPORT
+    for other in map(int, (socket.AF_VSOCK, socket.AF_ALG, socket.AF_PACKET, 0, 45)):
+        assert outcome(machine, "socket", other) == errno.EAFNOSUPPORT
+        assert outcome(machine, "socketpair", other) == errno.EAFNOSUPPORT
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -105,8 +110,7 @@ def test_nobody_types_into_a_terminal_but_its_user(machine: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize(("name", "index"), [("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("fchmodat2", 2), ("creat", 1),
-                                             ("mknod", 1), ("mknodat", 2), ("mkdir", 1), ("mkdirat", 2)])  # fmt: skip
+@pytest.mark.parametrize(("name", "index"), SETTING_A_MODE)
 def test_set_user_id_bits_are_denied(machine: str, name: str, index: int) -> None:
     """A file in a workspace must not become a program that runs as its owner on the host."""
     before = [0] * index
