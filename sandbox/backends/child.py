@@ -8,10 +8,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
 
 START_STAGE = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import stage; stage.main(int(sys.argv[1]))"
@@ -83,24 +84,25 @@ class Tail:
 class Child:
     """A process that was started through the stage. Made by `start`; ends by itself or by `kill`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, control: socket.socket, tail: Tail) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, control: socket.socket, tail: Tail, cgroup: Cgroup | None
+    ) -> None:
         self._process = process
         self._control = control
         self._buffer = b""
         self._fds: list[int] = []
         self._tail = tail
+        self._cgroup = cgroup
 
     @classmethod
-    async def start(
-        cls, plan: Mapping[str, Any], *, prefix: Sequence[str] = (), env: Mapping[str, str] = STAGE_ENV
-    ) -> "Child":
+    async def start(cls, plan: Mapping[str, Any], *, cgroup: Cgroup | None = None) -> "Child":
         """Start the stage from this thread, whose end is the child's end, and give it its plan.
 
         Args:
             plan: What `stage.main` carries out.
-            prefix: Command that starts the stage, such as `systemd-run …`; it must become it, not fork.
-            env: Environment of that command; what the stage becomes has the plan's.
+            cgroup: The group that the plan names, or that a command has to start the stage in.
         """
+        prefix, env = (cgroup.prefix, {**STAGE_ENV, **cgroup.env}) if cgroup is not None else ((), STAGE_ENV)
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
@@ -123,7 +125,7 @@ class Child:
                 os.close(writing)
             undo.pop_all()
         ours.setblocking(False)
-        child = cls(process, ours, tail)
+        child = cls(process, ours, tail, cgroup)
         data = marshal.dumps(dict(plan))
         try:
             await asyncio.get_running_loop().sock_sendall(ours, len(data).to_bytes(8, "big") + data)
@@ -152,6 +154,8 @@ class Child:
             OperationTimeoutError: It said nothing for too long.
         """
         said = await self.line()
+        if self._cgroup is not None:
+            await asyncio.to_thread(self._cgroup.started, self.pid)
         fds, self._fds = self._fds, []
         if "failed" in said:
             raise StageFailedError(said["failed"], said["errno"], self.tail)

@@ -146,7 +146,8 @@ class ProcessBackend:
                     ],
                     "env": {**environment, MARK: mark},
                     "inherit": {"control": [], "files": {}},
-                }
+                },
+                cgroup=cgroup,
             )
             await child.stage_report()
             await child.executed()

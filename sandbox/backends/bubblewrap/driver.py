@@ -88,7 +88,7 @@ class BubblewrapBackend:
         directory = remains.directory
         await asyncio.to_thread((directory / rootfs.BASE).mkdir, 0o700)
         remains.cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
-        child = remains.child = await Child.start(_stage_plan(prepared, remains))
+        child = remains.child = await Child.start(_stage_plan(prepared, remains), cgroup=remains.cgroup)
         report, (remains.run_fd,) = await child.stage_report()
         pid = (await child.line())["child-pid"]
         try:

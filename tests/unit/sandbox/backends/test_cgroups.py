@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from warmcell.sandbox.backends import cgroups
-from warmcell.sandbox.backends.cgroups import Cgroup, survey
+from warmcell.sandbox.backends.cgroups import Cgroup
+from warmcell.sandbox.backends.cgroups.group import name_for, settings
+from warmcell.sandbox.backends.cgroups.scope import Scope
+from warmcell.sandbox.backends.cgroups.survey import Hierarchy, survey
+from warmcell.sandbox.models import SandboxId
 
 SECOND = "31 23 0:28 {root} {mount} rw,nosuid - cgroup2 cgroup2 rw\n"
 FIRST = "32 31 0:29 / {mount} rw,relatime - cgroup cgroup rw,{controllers}\n"
@@ -42,7 +46,7 @@ class Machine:
         self.mounts.write_text("".join(lines))
         self.own.write_text("4:memory:/\n3:pids:/\n2:cpu:/\n0::/\n")
 
-    def survey(self) -> tuple[dict[str, cgroups.Hierarchy], dict[str, str]]:
+    def survey(self) -> tuple[dict[str, Hierarchy], dict[str, str]]:
         return survey(mounts=self.mounts, own=self.own)
 
 
@@ -105,7 +109,7 @@ def test_a_mount_that_shows_only_a_part_is_read_right(machine: Machine) -> None:
 
 def test_groups_of_a_living_keeper_are_no_leftovers(tmp_path: Path) -> None:
     """Another keeper of this machine goes on undisturbed; groups of others are not looked at."""
-    mine = cgroups._name("abcdefghijkl")  # type: ignore[arg-type]
+    mine = name_for(SandboxId("abcdefghijkl"))
     for name in (mine, "warmcell-999999999.1-abcdefghijkl", "warmcell-odd", "system.slice"):
         (tmp_path / name).mkdir()
     found = cgroups.leftovers([tmp_path])
@@ -135,4 +139,23 @@ def test_values_are_written_in_the_kernels_units(
     controller: str, value: float, version: int, expected: dict[str, str]
 ) -> None:
     """Bytes, counts, and microseconds of a tenth of a second; the kernel takes no quota below a millisecond."""
-    assert cgroups._settings(controller, value, version) == expected
+    assert settings(controller, value, version) == expected
+
+
+def test_a_scope_is_asked_for_with_its_limits() -> None:
+    """By the service manager's own names for them."""
+    scope = Scope("warmcell-1.2-abcdefghijkl", {"memory": 2**30, "pids": 64, "cpu": 1.5})
+    assert scope.prefix[:3] == ("systemd-run", "--user", "--scope")
+    assert {
+        "--unit=warmcell-1.2-abcdefghijkl.scope",
+        "--property=MemoryMax=1073741824",
+        "--property=MemorySwapMax=0",
+        "--property=TasksMax=64",
+        "--property=CPUQuota=150%",
+    } <= set(scope.prefix)
+    assert not scope.entrances
+
+
+def test_a_scope_without_a_limit_sets_none() -> None:
+    """None means no cap of ours."""
+    assert not [word for word in Scope("x", {"memory": None}).prefix if word.startswith("--property")]
