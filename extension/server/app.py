@@ -39,23 +39,40 @@ class WarmcellApp(ExtensionApp):
         root_dir = str(self.serverapp.root_dir)
         WarmcellProvisioner.server = root_dir
         self.settings["warmcell_link"] = self.link
+        self._adopted = False
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # the usual way: the loop starts when all extensions are loaded
+            self.serverapp.io_loop.run_sync(self._adopt_kernels)
 
     def initialize_handlers(self) -> None:
         """Our REST."""
         self.handlers.extend(routes())
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
-        """Take over kernels whose server is gone, before anybody asks for the list."""
+        """In a loop that ran already when we were loaded, now is the first moment to adopt."""
+        await self._adopt_kernels()
+
+    async def _adopt_kernels(self) -> None:
+        """Take over kernels whose server is gone: before a page asks for the list and, not finding its own, starts
+        another."""
+        if self._adopted:
+            return
+        self._adopted = True
+        serverapp = self.serverapp
+        assert serverapp is not None
         try:
-            await self._adopt_kernels(serverapp)
+            kernels = await self.link.kernels()
         except WarmcellError as error:
             self.log.warning("Warmcell: kernels of an earlier server could not be looked up: %s", error)
-
-    async def _adopt_kernels(self, serverapp: ServerApp) -> None:
-        for kernel in await self.link.kernels():
-            if kernel["server"] != str(serverapp.root_dir) or kernel["server_alive"] or not kernel["alive"]:
+            return
+        for kernel in kernels:
+            if kernel["server"] != str(serverapp.root_dir) or kernel["server_alive"]:
                 continue
             try:
+                if not kernel["alive"]:  # it ended while no server looked; what is left of it is its sandbox
+                    await self.link.delete(f"/kernels/{kernel['kernel_id']}")
+                    continue
                 await adopt(serverapp.kernel_manager, kernel)
                 await self._recreate_notebook_session(serverapp, kernel)
                 self.log.info("Warmcell: kernel %s runs on", kernel["kernel_id"])
