@@ -1,0 +1,144 @@
+"""`warmcell doctor`: what this machine can do, what is missing, and the cure."""
+
+import argparse
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from warmcell.extension.cli.link import running_keeper
+from warmcell.extension.cli.output import WARNING, add_json, print_json, print_table, yes_no
+from warmcell.sandbox.models import GIB, BackendReport
+from warmcell.sandbox.paths import Paths
+
+EXIT_CODES = {"error": 1, "warning": WARNING}
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="say what this machine can do, what is missing, and the cure",
+        description="Try each backend for real and say what this machine can do, what is missing, and the cure. "
+        "Works without a GPU, without root, and without a running keeper. Exit code 0: all is well; 3: kernels "
+        "start, but something should be looked after; 1: kernels cannot start.",
+    )
+    parser.add_argument("--start", action="store_true", help="start the keeper first if none is running")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look, print, and give the exit code of the worst finding."""
+    told, keeper = _look(start=arguments.start)
+    told = {**told, "keeper": keeper}
+    if arguments.json:
+        print_json(told)
+    else:
+        _print(told)
+    severities = {finding["severity"] for finding in told["findings"]}
+    return next((code for severity, code in EXIT_CODES.items() if severity in severities), 0)
+
+
+def _look(*, start: bool) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The findings, from the keeper if one runs, and who that is."""
+    keeper = running_keeper(start=start)
+    if keeper is None:
+        return _look_ourselves(), None
+    with keeper:
+        return keeper.get("/doctor"), keeper.get("/status")
+
+
+def _look_ourselves() -> dict[str, Any]:
+    from warmcell.extension import config
+    from warmcell.extension.keeper.wiring import Wiring
+
+    wiring = Wiring(config.Warmcell(config=config.load()), Paths.default())
+    return asyncio.run(wiring.doctor())
+
+
+def _print(told: Mapping[str, Any]) -> None:
+    machine = told["machine"]
+    print(f"Warmcell {told['version']} for {machine['user']} on {machine['system']}, Python {machine['python']}")
+    print(f"Keeper: {_keeper(told['keeper'])}")
+    print(f"Control groups: {machine['cgroups']}")
+    print(f"User namespaces: {machine['user_namespaces']}")
+    print()
+    reports = [BackendReport.from_json(report) for report in told["backends"]]
+    print_table(
+        ("BACKEND", "READY", "ISOLATES", "GPUS", "LIMITS HELD"),
+        [_backend(report, told["limits"], told["default_backend"]) for report in reports],
+    )
+    for report in reports:
+        _print_backend(report, told["limits"])
+    print()
+    _print_gpus(told["gpus"])
+    for spec in told["kernelspecs"]:
+        print(f"Kernelspec {spec['name']}: {spec['display_name']}, {spec['python']}")
+    if not told["kernelspecs"]:
+        print("Kernelspecs: none. `warmcell kernelspec install` makes one.")
+    for version in told["versions"]:
+        if version["ok"]:
+            print(f"{version['name']} {version['found']} (at least {version['required']} is needed)")
+    print()
+    for finding in told["findings"]:
+        print(f"{finding['severity']}: {finding['message']}")
+        if finding["hint"]:
+            print(f"  cure: {finding['hint']}")
+    if not told["findings"]:
+        print("All is well.")
+
+
+def _keeper(status: Mapping[str, Any] | None) -> str:
+    if status is None:
+        return "not running (it starts with the first kernel)"
+    return f"running (process {status['pid']}, version {status['version']})"
+
+
+def _backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]], default: str) -> tuple[str, ...]:
+    held = [name for name, limit in limits.items() if limit["enforced"]] if report.capabilities.isolated else []
+    return (
+        f"{report.name} (default)" if report.name == default else report.name,
+        yes_no(report.ready),
+        yes_no(report.capabilities.isolated),
+        yes_no(report.capabilities.gpus),
+        ", ".join(held) or "none",
+    )
+
+
+def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Why it is not ready, with the cure, else what it found; limits are in the table."""
+    if not report.ready:
+        print(f"{report.name} is not ready: {report.why_not}")
+        print(f"  cure: {report.hint}")
+        return
+    details = [f"{name} {value}" for name, value in report.details.items() if name not in limits]
+    if details:
+        print(f"{report.name}: {', '.join(details)}")
+
+
+def _print_gpus(devices: list[dict[str, Any]]) -> None:
+    if not devices:
+        print("GPUs: none; kernels run on the CPU.")
+        return
+    print_table(
+        ("GPU", "KIND", "MEMORY", "DRIVER", "LEASED TO"),
+        [
+            (
+                str(device["index"]),
+                f"{device['name']}{' (simulated)' if device['simulated'] else ''}",
+                f"{device['memory_total_bytes'] / GIB:.0f} GiB",
+                device["driver_version"] or "-",
+                _lease(device["lease"]),
+            )
+            for device in devices
+        ],
+    )
+    print()
+
+
+def _lease(lease: Mapping[str, Any] | None) -> str:
+    if lease is None:
+        return "-"
+    if lease["mine"]:
+        return f"sandbox {lease['sandbox_id']}"
+    return f"user {lease['user'] or 'unknown'} (keeper {lease['pid']})"

@@ -1,0 +1,76 @@
+"""How one sandbox is told on a terminal."""
+
+import time
+from typing import Any
+
+from warmcell.extension.cli.ps import HEADINGS, notes, row
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.models import (
+    GIB,
+    ErrorInfo,
+    GpuDevice,
+    LimitStatus,
+    Phase,
+    SandboxId,
+    SandboxInfo,
+    TemplateStatus,
+)
+
+
+def info(**changes: Any) -> SandboxInfo:
+    known = {"id": SandboxId("abc"), "state": State.RUNNING, "backend": "bubblewrap", "isolated": True}
+    return SandboxInfo(**{**known, "owner": "notebook", "created_at": time.time(), **changes})
+
+
+def told(**changes: Any) -> dict[str, str]:
+    return dict(zip(HEADINGS, row(info(**changes)), strict=True))
+
+
+def test_a_plain_kernel() -> None:
+    """CPU, no network, and how it started in how many ms."""
+    columns = told(started_from="template", started_ms=61.6, notebook="a.ipynb")
+    assert columns["ISOLATION"] == "bubblewrap"
+    assert (columns["GPU"], columns["NETWORK"], columns["START"]) == ("CPU", "none", "template, 62 ms")
+    assert columns["NOTEBOOK"] == "a.ipynb"
+    assert list(notes(info())) == []
+
+
+def test_what_is_unsafe_or_pretended_says_so() -> None:
+    """No isolation, an open network and a simulated GPU stand out in their columns."""
+    gpu = GpuDevice(uuid="GPU-sim-1", index=3, name="A100", memory_total_bytes=GIB, simulated=True)
+    columns = told(backend="process", isolated=False, network="host", gpus=(gpu,))
+    assert columns["ISOLATION"] == "NONE (process)"
+    assert columns["NETWORK"] == "open"
+    assert columns["GPU"] == "3: A100 (simulated)"
+
+
+def test_a_start_that_takes_long_says_where_it_is() -> None:
+    """Phase and seconds in the row, detail and cure below."""
+    phase = Phase(name="template", since=time.time() - 20, detail="importing torch", hint="Preload less.")
+    starting = info(state=State.CREATING, phase=phase)
+    assert dict(zip(HEADINGS, row(starting), strict=True))["START"].startswith("template for 2")
+    assert list(notes(starting)) == ["abc: template: importing torch Preload less."]
+
+
+def test_a_failure_has_reason_and_cure_and_no_phase() -> None:
+    """Where it stopped is not shown as if it went on."""
+    phase = Phase(name="sandbox", since=time.time())
+    error = ErrorInfo(code="sandbox_start", message="bwrap failed", hint="Install it.")
+    failed = info(state=State.FAILED, phase=phase, error=error)
+    assert dict(zip(HEADINGS, row(failed), strict=True))["START"] == "-"
+    assert list(notes(failed)) == ["abc: bwrap failed", "  cure: Install it."]
+
+
+def test_what_is_less_than_asked_for_is_said() -> None:
+    """Modules that the template is without, a workspace that is not as asked for, limits that nothing holds."""
+    template = TemplateStatus(name="default", state="ready", failed={"torch": "ImportError: libcuda"})
+    limits = {
+        "memory": LimitStatus(value=1.0, enforced=False, why="log in again"),
+        "pids": LimitStatus(value=4096.0, enforced=True),
+        "cpu": LimitStatus(value=None, enforced=False, why="not asked for"),
+    }
+    assert list(notes(info(template=template, limits=limits, workspace_note="read-only: no idmap"))) == [
+        "abc: the template is without torch: ImportError: libcuda",
+        "abc: workspace: read-only: no idmap",
+        "abc: the memory limit is not enforced: log in again",
+    ]
