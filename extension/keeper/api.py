@@ -1,7 +1,6 @@
 """The keeper's REST, `/warmcell/api/v1` (docs/explanation/keeper-api.md). Handlers translate, no more."""
 
 import dataclasses
-import getpass
 import json
 import os
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from warmcell.extension import machine
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernels import KernelRequest, Kernels
 from warmcell.extension.keeper.owners import OwnerWatch
@@ -116,7 +116,7 @@ class StatusHandler(Handler):
             {
                 "pid": os.getpid(),
                 "version": __version__,
-                "user": getpass.getuser(),
+                "user": machine.user(),
                 "started_at": self.keeper.started_at,
                 "isolation": self.keeper.wiring.settings.backend,
             }
