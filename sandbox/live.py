@@ -239,9 +239,11 @@ class LiveSandbox:
         if self._instance is not None:
             await self._instance.stop()
         self._kernel_exited(137)
+        self.template_settled.set()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         if self.info.state is State.STOPPING:
             self.tell(state=transition(self.info.state, Event.STOP_DONE))
+        self.template_settled.set()
         self.ended.set()
 
     def fail(self, error: errors.WarmcellError) -> None:

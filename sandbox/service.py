@@ -358,11 +358,14 @@ class SandboxService:
 
     async def _keep_warm(self, box: LiveSandbox) -> None:
         """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
-        if box.info.template is None:
-            await box.prepare()
-        await box.template_settled.wait()
-        ready = box.info.template is not None and box.info.template.state == "ready"
-        if ready and not any(gpu.device_nodes for gpu in box.gpus):
+        try:
+            if box.info.template is None:
+                await box.prepare()
+            await box.template_settled.wait()
+        except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon
+            log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
+        failed = box.info.template is not None and box.info.template.state == "failed"
+        if not failed and not any(gpu.device_nodes for gpu in box.gpus):
             self._pool.want(dataclasses.replace(box.spec, gpu=None))
 
     async def _watch(self, box: LiveSandbox) -> None:

@@ -169,3 +169,19 @@ async def test_an_interpreter_without_a_kernel_is_named(
     )
     with pytest.raises((SandboxDiedError, Exception), match="ipykernel"):
         await keeper.post("/kernels", kernel_body(spec={**spec, "python": str(tmp_path / "bare/bin/python")}))
+
+
+async def test_a_kernel_that_was_short_lived_still_leaves_a_prepared_sandbox(
+    configure: Configure, kernel_body: KernelBody, spec: Any
+) -> None:
+    """Deleted before its template was imported, its shape is still one that is in use."""
+    configure(backend="process", keeper_idle_s=0.2, prepared=1)
+    async with await KeeperClient.connect() as client:
+        body = kernel_body(spec={**spec, "preload": ["colorsys"]})
+        await client.post("/kernels", body)
+        await client.delete(f"/kernels/{body['kernel_id']}")
+
+        async def prepared() -> bool:
+            return any(one["prepared"] for one in (await client.get("/templates"))["templates"])
+
+        await until(prepared)
