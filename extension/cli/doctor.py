@@ -78,7 +78,7 @@ def _print(told: Mapping[str, Any]) -> None:
         print("Kernelspecs: none. `warmcell kernelspec install` makes one.")
     for version in told["versions"]:
         if version["ok"]:
-            print(f"{version['name']} {version['found']} (at least {version['required']} is needed)")
+            print(f"{version['name']} {version['found']} (at least {version['required']})")
     print()
     for finding in told["findings"]:
         print(f"{finding['severity']}: {finding['message']}")
@@ -95,7 +95,7 @@ def _keeper(status: Mapping[str, Any] | None) -> str:
 
 
 def _backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]], default: str) -> tuple[str, ...]:
-    held = [name for name, limit in limits.items() if limit["enforced"]] if report.capabilities.isolated else []
+    held = [name for name in limits if report.details.get(name, "").startswith("enforced")]
     return (
         f"{report.name} (default)" if report.name == default else report.name,
         yes_no(report.ready),
