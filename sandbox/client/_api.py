@@ -1,5 +1,6 @@
 """What both clients share: addresses, and how an answer is read. No I/O here."""
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,11 @@ TIMEOUT = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=None)
 """A kept connection is how the keeper knows that somebody still needs it."""
+
+
+def no_certificates() -> ssl.SSLContext:
+    """An empty context: there is no TLS on a Unix socket, and httpx's own one reads all the machine's certificates."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def timeout(seconds: float | None) -> httpx.Timeout:

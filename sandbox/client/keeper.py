@@ -29,8 +29,12 @@ class KeeperClient:
     def __init__(self, paths: Paths) -> None:
         """Prefer `connect`, which makes sure that somebody answers."""
         self.paths = paths
-        transport = httpx.AsyncHTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS)
-        self._http = httpx.AsyncClient(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT)
+        transport = httpx.AsyncHTTPTransport(
+            uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates()
+        )
+        self._http = httpx.AsyncClient(
+            transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT, trust_env=False
+        )
 
     @classmethod
     async def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
@@ -122,8 +126,8 @@ class SyncKeeperClient:
     def __init__(self, paths: Paths) -> None:
         """Prefer `connect`, which makes sure that somebody answers."""
         self.paths = paths
-        transport = httpx.HTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS)
-        self._http = httpx.Client(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT)
+        transport = httpx.HTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates())
+        self._http = httpx.Client(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT, trust_env=False)
 
     @classmethod
     def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
