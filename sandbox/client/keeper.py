@@ -13,7 +13,6 @@ from warmcell.sandbox.client.start import ensure_keeper, is_listening
 from warmcell.sandbox.errors import OperationTimeoutError, TransportError
 from warmcell.sandbox.paths import Paths
 
-
 CONNECT_ATTEMPTS = 3
 
 
