@@ -50,7 +50,7 @@ class GuestScope:
         return dataclasses.replace(
             self.spec,
             gpu=wanted.gpu,
-            network=wanted.network,
+            network=wanted.network if "network" in asked else self.spec.network,
             limits=_least(self.spec.limits, wanted.limits),
             preload=wanted.preload if "preload" in asked else self.spec.preload,
             template=wanted.template if "template" in asked else self.spec.template,

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from . import stack
+from .. import magics
+from ..magics.api import Api
+from . import leaving, stack
 from .report import Report
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
@@ -36,6 +38,7 @@ def run(connection_file: str, report: Report) -> None:
         raise
     report.ready()
     app.start()
+    leaving.leave(app.shell)
 
 
 def _check(connection_file: str) -> None:
@@ -70,6 +73,7 @@ def _initialized(connection_file: str) -> Any:
             app.kernel.debugger.kernel_modules = stack.files
         app.shell._sys_modules_keys = stack.names
     del app.parse_command_line
+    magics.register(app.shell, lambda: Api(os.path.join(os.path.dirname(connection_file), "api.sock")))
     return app
 
 

@@ -25,7 +25,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from . import application, newborn, preload, stack, threads
+from . import application, leaving, newborn, preload, stack, threads
 from .report import Report
 
 UNFIT_EXIT_CODE = 3
@@ -72,6 +72,7 @@ class ForkServer:
             with preload.disguised():
                 self._import_all(modules)
         threads.remember()
+        leaving.disown_imports()
         gc.collect()
         gc.freeze()
         signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -147,10 +147,10 @@ class Guest:
         ]
 
 
-async def connected(content: Mapping[str, Any]) -> AsyncKernelClient:
+async def connected(content: Mapping[str, Any], *, key: str = "") -> AsyncKernelClient:
     """A client whose kernel has answered."""
     client = AsyncKernelClient()
-    client.load_connection_info({**content, "key": b""})
+    client.load_connection_info({**content, "key": key.encode()})
     client.start_channels(hb=False)
     async with asyncio.timeout(TIMEOUT_S):
         await client.wait_for_ready(timeout=TIMEOUT_S)

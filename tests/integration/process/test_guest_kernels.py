@@ -33,7 +33,7 @@ def _fingerprint():
         "executable": [sys.executable, sys.prefix, sys.base_prefix],
         "flags": str(sys.flags),
         "signals": {int(n): str(signal.getsignal(n)) for n in signal.valid_signals() if signal.getsignal(n)},
-        "masks": [line for line in status if line.startswith(("Sig", "Shd", "Umask"))],
+        "masks": [line for line in status if line.startswith(("SigB", "SigI", "SigC", "Umask"))],
         "session": [os.getpid() == os.getsid(0), os.getpid() == os.getpgid(0)],
         "threads": sorted(type(t).__name__ for t in threading.enumerate() if "ParentPoller" not in type(t).__name__),
         "main": [sorted(vars(main)), __name__, main.__spec__, main is shell.user_module],

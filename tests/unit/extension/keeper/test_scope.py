@@ -1,5 +1,7 @@
 """What code inside a sandbox may ask for."""
 
+import dataclasses
+
 import pytest
 
 from warmcell.extension.keeper.scope import GuestScope
@@ -35,6 +37,13 @@ def test_what_it_makes_is_like_itself_with_the_gpu_it_asks_for() -> None:
     """Environment, workspace and interpreter are inherited."""
     made = SCOPE.narrow({"gpu": "A100"})
     assert (made.gpu, made.python, made.workspace, made.env) == ("A100", OWN.python, OWN.workspace, OWN.env)
+
+
+def test_its_network_is_what_they_get_unless_less_is_asked() -> None:
+    """A notebook that has a network gives it to what it makes, and may withhold it."""
+    scope = GuestScope(SandboxId("own"), dataclasses.replace(OWN, network="host"))
+    assert scope.narrow({}).network == "host"
+    assert scope.narrow({"network": "none"}).network == "none"
 
 
 @pytest.mark.parametrize(

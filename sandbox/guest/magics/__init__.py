@@ -1,0 +1,37 @@
+"""`%%remote`: one cell of a notebook in another sandbox. The same code serves sandboxes and plain kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from .api import Api
+
+
+def register(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
+    """Add the magics to `shell`.
+
+    Args:
+        shell: Where they run.
+        connect: Finds whom to ask for sandboxes; called when that is first needed.
+    """
+    from .remote import Remote
+
+    remote = Remote(shell, connect)
+    shell.magics_manager.register_function(remote.magic, "cell", "remote")
+
+
+def registered(shell: InteractiveShell) -> bool:
+    """Whether `%%remote` is there."""
+    return "remote" in shell.magics_manager.magics["cell"]
+
+
+def unregister(shell: InteractiveShell) -> None:
+    """Take the magics out again and let go of their sandboxes."""
+    magic = shell.magics_manager.magics["cell"].pop("remote", None)
+    owner = getattr(magic, "__self__", None)
+    if owner is not None:
+        owner.close()
