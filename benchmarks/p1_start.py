@@ -23,9 +23,11 @@ async def measure(*, rounds: int = ROUNDS) -> list[Row]:
         places = [stack.enter_context(own_places()) for _ in range(2)]
         server = await stack.enter_async_context(JupyterServer(places[0]))
         empty = await stack.enter_async_context(JupyterServer(places[1], settings={"prepared": 0}))
-        await first_reply(server, PLAIN)  # Files are in the page cache from here on, and one template is in use.
-        await first_reply(server, OURS)
+        await first_reply(server, PLAIN)  # Files are in the page cache from here on.
         await first_reply(empty, OURS)
+        template_in_use = await server.start_kernel(OURS)
+        await server.warm()
+        await server.delete_kernel(template_in_use)
         for number in range(rounds):
             kinds = ("plain", "prepared", "empty") if number % 2 else ("empty", "prepared", "plain")
             for kind in kinds:
