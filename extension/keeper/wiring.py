@@ -56,6 +56,4 @@ class Wiring:
 
     async def doctor(self) -> dict[str, Any]:
         """What this machine can do, for `GET /doctor`."""
-        from warmcell.extension import doctor
-
         return await doctor.collect(self.backends, self.gpus, paths=self.paths, default=self.settings.backend)
