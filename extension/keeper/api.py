@@ -134,7 +134,10 @@ class GpusHandler(Handler):
     """The machine's GPUs."""
 
     async def get(self) -> None:
-        self.answer({"gpus": await self.keeper.service.gpus()})
+        gpus = await self.keeper.service.gpus()
+        if self.scope is not None:
+            gpus = [self.scope.of_gpu(gpu) for gpu in gpus]
+        self.answer({"gpus": gpus})
 
 
 class TemplatesHandler(Handler):

@@ -55,6 +55,13 @@ def failure(status: int, body: bytes) -> errors.WarmcellError:
     )
 
 
+def too_slow(method: str, path: str, seconds: float | None) -> errors.OperationTimeoutError:
+    """No answer in time as one of ours."""
+    return errors.OperationTimeoutError(
+        f"The keeper did not answer {method} {path} within {seconds} s", hint="`warmcell ps` says what it does."
+    )
+
+
 def unreachable(error: httpx.TransportError) -> errors.TransportError:
     """A failed connection as one of ours."""
     return errors.TransportError(

@@ -10,7 +10,7 @@ import httpx
 
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client.start import ensure_keeper, is_listening
-from warmcell.sandbox.errors import OperationTimeoutError, TransportError
+from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
 CONNECT_ATTEMPTS = 3
@@ -103,9 +103,7 @@ class KeeperClient:
         try:
             response = await self._http.request(method, path, json=body, timeout=_api.timeout(timeout))
         except httpx.TimeoutException as error:
-            raise OperationTimeoutError(
-                f"The keeper did not answer {method} {path} within {timeout} s", hint="`warmcell ps` says what it does."
-            ) from error
+            raise _api.too_slow(method, path, timeout) from error
         except httpx.TransportError as error:
             raise _api.unreachable(error) from error
         return _api.read(response)
@@ -167,6 +165,8 @@ class SyncKeeperClient:
     def _request(self, method: str, path: str, body: Any, timeout: float | None) -> Any:
         try:
             response = self._http.request(method, path, json=body, timeout=_api.timeout(timeout))
+        except httpx.TimeoutException as error:
+            raise _api.too_slow(method, path, timeout) from error
         except httpx.TransportError as error:
             raise _api.unreachable(error) from error
         return _api.read(response)

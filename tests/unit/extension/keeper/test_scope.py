@@ -69,3 +69,10 @@ def test_its_limits_are_the_ceiling() -> None:
     """Each limit is the smaller of its own and the asked one."""
     made = SCOPE.narrow({"limits": {"memory_bytes": 8 * GIB, "pids": 50}})
     assert made.limits == Limits(memory_bytes=2 * GIB, pids=50)
+
+
+def test_it_learns_that_a_gpu_is_held_but_not_by_whom() -> None:
+    """Users, processes and sandboxes of the host are none of a guest's business."""
+    held = {"uuid": "GPU-1", "lease": {"sandbox_id": "x", "user": "ann", "pid": 7, "since": 1.0}}
+    assert SCOPE.of_gpu(held) == {"uuid": "GPU-1", "lease": {"since": 1.0}}
+    assert SCOPE.of_gpu({"uuid": "GPU-2", "lease": None}) == {"uuid": "GPU-2", "lease": None}
