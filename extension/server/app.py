@@ -1,10 +1,11 @@
 """Where the extension is put together: configuration, routes, kernels that outlived another server."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
+from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.handlers import routes
@@ -73,7 +74,7 @@ class WarmcellApp(ExtensionApp):
                 if not kernel["alive"]:  # it ended while no server looked; what is left of it is its sandbox
                     await self.link.delete(f"/kernels/{kernel['kernel_id']}")
                     continue
-                await adopt(serverapp.kernel_manager, kernel)
+                await adopt(cast(AsyncMappingKernelManager, serverapp.kernel_manager), kernel)
                 await self._recreate_notebook_session(serverapp, kernel)
                 self.log.info("Warmcell: kernel %s runs on", kernel["kernel_id"])
             except Exception:
