@@ -157,6 +157,8 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     else:
         call("make a mount namespace", libc.unshare(CLONE_NEWNS))
     mount("none", "/", "", MS_REC | MS_PRIVATE)
+    # First of all, since a workspace may contain the very directory that the rest is mounted in.
+    clones = [(made, *open_clone(made)) for made in plan["clones"]]
     base = plan["base"]
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
@@ -174,54 +176,52 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
-    report = {made["name"]: make_clone(made) for made in plan["clones"]}
+    for made, tree, _ in clones:
+        attach(tree, made["path"])
+    report = {made["name"]: why for made, _, why in clones}
     report.update({made["name"]: make_overlay(made) for made in plan["overlays"]})
     run = os.open(plan["run"], os.O_PATH | os.O_DIRECTORY)
     os.chdir("/")
     return report, [run]
 
 
-def make_clone(plan: Mapping[str, Any]) -> str:
-    """Show the tree `source` at `path`, its owner's files as those of somebody else.
+def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
+    """The tree `source`, its owner's files as those of somebody else, as a descriptor of a mount that is nowhere yet.
 
-    Returns why its owner is as on the host instead, else nothing.
+    With it comes why its owner is as on the host instead, else nothing.
     """
-    place_for(plan["path"], plan["source"])
     recursive = AT_RECURSIVE if plan["recursive"] else 0
     tree = call(
         f"open {plan['source']}",
         libc.syscall(
-            SYS_OPEN_TREE,
-            AT_FDCWD,
-            os.fsencode(plan["source"]),
-            OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive,
+            SYS_OPEN_TREE, AT_FDCWD, os.fsencode(plan["source"]), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive
         ),
     )
-    why = ""
-    if plan["swap"] is not None:
-        try:
-            attributes = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, namespace_that_swaps(*plan["swap"]))
-            size = ctypes.sizeof(attributes)
-            call(
-                "idmapped mount",
-                libc.syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | recursive, ctypes.byref(attributes), size),
-            )
-        except Refused as error:
-            why = str(error)
-    call(
-        f"attach {plan['source']}",
-        libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(plan["path"]), MOVE_MOUNT_F_EMPTY_PATH),
-    )
-    os.close(tree)
-    return why
+    if plan["swap"] is None:
+        return tree, ""
+    try:
+        attributes = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, namespace_that_swaps(*plan["swap"]))
+        size = ctypes.sizeof(attributes)
+        call(
+            "idmapped mount",
+            libc.syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | recursive, ctypes.byref(attributes), size),
+        )
+    except Refused as error:
+        return tree, str(error)
+    return tree, ""
 
 
-def place_for(path: str, source: str) -> None:
-    """A mount point of the kind that `source` is."""
-    if os.path.isdir(source):
+def attach(tree: int, path: str) -> None:
+    """Put a tree at `path`, which is made as what it is: a directory or a file."""
+    if os.path.isdir(f"/proc/self/fd/{tree}"):
         os.mkdir(path)
     else:
         write(path, b"")
+    call(
+        f"attach {path}",
+        libc.syscall(SYS_MOVE_MOUNT, tree, b"", AT_FDCWD, os.fsencode(path), MOVE_MOUNT_F_EMPTY_PATH),
+    )
+    os.close(tree)
 
 
 def make_overlay(plan: Mapping[str, Any]) -> str:
