@@ -88,11 +88,11 @@ class JupyterServer:
     async def start_kernel(self, name: str) -> str:
         """`POST /api/kernels`: the id of a new kernel."""
         answer = await self.http.post("/api/kernels", json={"name": name})
-        return str(_checked(answer)["id"])
+        return str(self._checked(answer)["id"])
 
     async def restart_kernel(self, kernel_id: str) -> None:
         """`POST /api/kernels/{id}/restart`."""
-        _checked(await self.http.post(f"/api/kernels/{kernel_id}/restart"))
+        self._checked(await self.http.post(f"/api/kernels/{kernel_id}/restart"))
 
     async def delete_kernel(self, kernel_id: str) -> None:
         """`DELETE /api/kernels/{id}`."""
@@ -112,14 +112,14 @@ class JupyterServer:
 
     async def sandbox(self, kernel_id: str) -> dict[str, Any]:
         """What Warmcell tells of the sandbox of a kernel."""
-        found: list[dict[str, Any]] = _checked(await self.http.get(f"{WARMCELL}/sandboxes"))["sandboxes"]
+        found: list[dict[str, Any]] = self._checked(await self.http.get(f"{WARMCELL}/sandboxes"))["sandboxes"]
         return next(info for info in found if info["kernel_id"] == kernel_id)
 
     async def warm(self) -> None:
         """Wait until a sandbox is prepared and no template is being imported."""
         deadline = time.monotonic() + WARM_TIMEOUT_S
         while True:
-            templates: list[dict[str, Any]] = _checked(await self.http.get(f"{WARMCELL}/templates"))["templates"]
+            templates: list[dict[str, Any]] = self._checked(await self.http.get(f"{WARMCELL}/templates"))["templates"]
             settled = all(one["status"]["state"] in ("ready", "none") for one in templates)
             if settled and any(one["prepared"] for one in templates):
                 return
@@ -139,6 +139,14 @@ class JupyterServer:
             *(sys.executable, "-m", "jupyter_server", "--no-browser", *root),
             *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={self.root}"),
         ]
+
+    def _checked(self, answer: httpx.Response) -> dict[str, Any]:
+        if answer.is_error:
+            asked = f"{answer.request.method} {answer.request.url.path}"
+            words = "\n".join(self._said) if answer.is_server_error else ""
+            raise BenchmarkError(f"{asked}: {answer.status_code} {answer.text}\n{words}".rstrip())
+        content: dict[str, Any] = answer.json()
+        return content
 
     async def _read(self, url: asyncio.Future[str]) -> None:
         """Keep the server's last words; the first URL in them is where it listens."""
@@ -232,10 +240,3 @@ def end_keeper(places: Places) -> None:
         pass
     finally:
         os.close(handle)
-
-
-def _checked(answer: httpx.Response) -> dict[str, Any]:
-    if answer.is_error:
-        raise BenchmarkError(f"{answer.request.method} {answer.request.url.path}: {answer.status_code} {answer.text}")
-    content: dict[str, Any] = answer.json()
-    return content
