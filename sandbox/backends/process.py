@@ -12,12 +12,12 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import warmcell.sandbox
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
 from warmcell.sandbox.backends.processes import bearing, descendants, keeper_mark
 from warmcell.sandbox.errors import InvalidRequestError, OperationTimeoutError, SandboxStartError
+from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import (
     BackendReport,
     Capabilities,
@@ -27,7 +27,6 @@ from warmcell.sandbox.models import (
     SandboxSpec,
 )
 
-GUEST_TREE = Path(warmcell.sandbox.__file__).resolve().parent / "guest"
 MARK = "WARMCELL_PROCESS_SANDBOX"
 """In the environment of init and so of what it starts: by it a process is found that has left the group."""
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ")
@@ -125,6 +124,7 @@ class ProcessBackend:
         """Start init as a plain process; see the port."""
         await asyncio.to_thread(_check, spec)
         progress("starting a process")
+        tree = await asyncio.to_thread(guest_tree)
         run = directory / "run"
         mark = f"{keeper_mark()}-{sandbox_id}"
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -141,8 +141,8 @@ class ProcessBackend:
                     "session": True,
                     "mounts": None,
                     "argv": [
-                        *(spec.python, "-I", "-S", str(GUEST_TREE / "init.py")),
-                        *("--run", str(run), "--guest", str(GUEST_TREE), "--python", spec.python),
+                        *(spec.python, "-I", "-S", str(tree / "init.py")),
+                        *("--run", str(run), "--guest", str(tree), "--python", spec.python),
                     ],
                     "env": {**environment, MARK: mark},
                     "inherit": {"control": [], "files": {}},

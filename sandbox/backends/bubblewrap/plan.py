@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import warmcell.sandbox
 from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.bubblewrap import rootfs
 from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment, discover
@@ -15,11 +14,11 @@ from warmcell.sandbox.backends.bubblewrap.etc import HOSTNAME
 from warmcell.sandbox.backends.bubblewrap.identity import Identity, choose
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
+from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import GpuDevice, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
-GUEST_TREE = Path(warmcell.sandbox.__file__).resolve().parent / "guest"
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
@@ -66,16 +65,18 @@ def prepare(
     ):
         view.bind(target, view.tmpfs(name, size_bytes=size, mode=mode, owned=owned, follow=name != "run"), mode="rw")
     _home(view, spec, environment, home, paths)
+    tree = guest_tree(paths)
     view.clone(
         "guest",
-        GUEST_TREE,
+        tree,
         Path(rootfs.GUEST),
         mode="ro",
-        owner=view.foreign_owner(GUEST_TREE),
+        owner=view.foreign_owner(tree),
         recursive=False,
     )
     if workspace is not None and spec.workspace is not None:
         view.aliases.append(Path(spec.workspace.path))
+        view.asked.add(workspace)
         view.clone(
             "workspace",
             workspace,
@@ -133,7 +134,8 @@ def _namespaces(spec: SandboxSpec, identity: Identity, *, as_root: bool) -> list
         words.append("--unshare-net")
     if as_root:
         words += ["--cap-drop", "ALL"]
-        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
+        # CAP_KILL is for bubblewrap itself: without it, its death could not kill a guest that is somebody else.
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
             words += ["--cap-add", capability]
     else:
         words += [

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import _socket
 import os
-from collections.abc import Callable
 
 from .loop import CHUNK_BYTES, GONE, READ, WRITE, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HIGH_BYTES = 256 * 1024
 """Past this much unsent data, whoever produces it is no longer read."""

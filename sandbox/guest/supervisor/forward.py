@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import _socket
 import os
-from collections.abc import Callable
 
 from .endpoint import Endpoint
 from .loop import WRITE, Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Forward:

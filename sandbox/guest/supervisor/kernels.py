@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import _signal
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from .endpoint import Endpoint
 from .jsonline import decode
@@ -13,10 +11,15 @@ from .loop import Loop
 from .processes import kill_group, spawn
 from .template import Template
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    Report = Callable[[Mapping[str, Any]], None]
+
 LAST_WORDS_BYTES = 4096
 """How much of what a failing start has printed is kept."""
-
-Report = Callable[[Mapping[str, Any]], None]
 
 
 class Kernel:

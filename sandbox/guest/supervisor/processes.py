@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import _signal
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
 
 from .endpoint import Endpoint, ignore
 from .jsonline import decode, encode
 from .loop import Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, NoReturn
 
 STDIN, STDOUT, STDERR, CONTROL = range(4)
 """Channels of frames."""

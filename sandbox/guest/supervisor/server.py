@@ -6,8 +6,6 @@ import _signal
 import _socket
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
 
 from . import processes
 from .endpoint import Endpoint, ignore
@@ -17,6 +15,11 @@ from .kernels import Kernels
 from .loop import READ, Loop
 from .processes import Execution, kill_group
 from .template import Template
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, ClassVar
 
 PROTOCOL = 1
 LINE_MAX_BYTES = 2**20

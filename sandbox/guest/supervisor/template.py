@@ -5,15 +5,18 @@ from __future__ import annotations
 import _signal
 import _socket
 import os
+import sys
 import time
-from array import array
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from .endpoint import Endpoint
 from .jsonline import decode, encode
 from .loop import Loop
 from .processes import lifeline, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 LAST_WORDS_BYTES = 4096
 STEADY_SECONDS = 10.0
@@ -187,7 +190,7 @@ class _Server:
 
     def ask(self, line: bytes, fd: int) -> None:
         """Send a request together with a descriptor."""
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", [fd]))]
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))]
         try:
             sent = self._socket.sendmsg([line], rights)
         except OSError:

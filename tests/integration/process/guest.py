@@ -159,7 +159,7 @@ async def connected(content: Mapping[str, Any], *, key: str = "") -> AsyncKernel
 
 @contextlib.asynccontextmanager
 async def running_guest(
-    root: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None
+    root: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None, tree: Path = TREE
 ) -> AsyncIterator[Guest]:
     """Start init in a run directory below `root`; at the end nothing of it may be left."""
     run = root / "g"
@@ -167,13 +167,14 @@ async def running_guest(
     home = root / "h"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), **(env or {})}
-    argv = [python, "-I", "-S", f"{TREE}/init.py", "--run", str(run), "--guest", str(TREE), "--python", python]
+    argv = [python, "-I", "-S", f"{tree}/init.py", "--run", str(run), "--guest", str(tree), "--python", python]
     process = await asyncio.create_subprocess_exec(*argv, env=environment)
     guest = None
     watching = None
     try:
         guest = Guest(run, process, await GuestChannel.open(run))
         watching = asyncio.create_task(guest.watch())
+        await guest.event(event="template")
         yield guest
     finally:
         if guest is not None:
