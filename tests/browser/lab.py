@@ -11,18 +11,25 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
+
+import httpx
 
 from benchmarks.server import end_keeper
 from tests.lanes import TOP
 from tests.leaks import Places
 
 START_TIMEOUT_S = 60.0
+WARM_TIMEOUT_S = 90.0
+CONNECT_RETRIES = 6
+"""With pauses that double, half a second to begin with."""
 END_TIMEOUT_S = 30.0
 
 BUILT = TOP / "src" / "warmcell" / "labextension"
 QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
 """Settings of JupyterLab under which it looks for nothing on the internet."""
+FOREIGN = {"ipyparallel-labextension": True}
+"""Labextensions that only the tests' environment has."""
 
 
 @dataclass
@@ -59,10 +66,15 @@ class Lab:
             said = "\n".join(self._said)
             self.__exit__()
             raise RuntimeError(f"JupyterLab did not start:\n{said}")
+        # It says its address a moment before it listens there.
+        with httpx.Client(transport=httpx.HTTPTransport(retries=CONNECT_RETRIES)) as client:
+            client.get(f"{self.url}/api")
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End it, its kernels and its keeper."""
+    def __exit__(self, kind: object = None, *_: object) -> None:
+        """End it, its kernels and its keeper; after a failure its last words go into the test's report."""
+        if kind is not None:
+            sys.stderr.write("\n".join(["JupyterLab said:", *self._said, ""]))
         self._process.terminate()
         try:
             self._process.wait(END_TIMEOUT_S)
@@ -78,8 +90,15 @@ class Lab:
         """The address at which JupyterLab opens a notebook, in a workspace of its own."""
         return f"{self.url}/lab/tree/{path}?token={self.token}&reset"
 
-    def notebook(self, name: str, *cells: str, kernel: str = "warmcell", display_name: str = "") -> Path:
-        """Write a notebook of these cells."""
+    def notebook(
+        self,
+        name: str,
+        *cells: str,
+        kernel: str = "warmcell",
+        display_name: str = "Python 3 (Warmcell)",
+        choice: Mapping[str, object] | None = None,
+    ) -> Path:
+        """Write a notebook of these cells that remembers a choice."""
         made = {
             "cells": [
                 {
@@ -93,11 +112,8 @@ class Lab:
                 for n, c in enumerate(cells)
             ],
             "metadata": {
-                "kernelspec": {
-                    "name": kernel,
-                    "display_name": display_name or "Python 3 (Warmcell)",
-                    "language": "python",
-                }
+                "kernelspec": {"name": kernel, "display_name": display_name, "language": "python"},
+                **({} if choice is None else {"warmcell": dict(choice)}),
             },
             "nbformat": 4,
             "nbformat_minor": 5,
@@ -122,12 +138,25 @@ class Lab:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(dict(settings)))
 
+    def wait_warm(self) -> None:
+        """Wait until the template of some sandbox has imported all that it is to import."""
+        headers = {"Authorization": f"token {self.token}"}
+        with httpx.stream(
+            "GET", f"{self.url}/warmcell/api/v1/events", headers=headers, timeout=WARM_TIMEOUT_S
+        ) as events:
+            for line in events.iter_lines():
+                if line.startswith("data: ") and _is_warm(json.loads(line.removeprefix("data: "))):
+                    return
+        raise RuntimeError("the events ended before a template was ready")
+
     def _configure(self) -> None:
         config = Path(self.places.env["JUPYTER_CONFIG_DIR"])
         config.mkdir(parents=True)
         values = {"keeper_idle_s": 1.0, **self.settings}
         lines = [f"c.Warmcell.{name} = {value!r}" for name, value in values.items()]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines) + "\n")
+        (config / "labconfig").mkdir()
+        (config / "labconfig" / "page_config.json").write_text(json.dumps({"disabledExtensions": FOREIGN}))
         for plugin, settings in QUIET.items():
             self.choose(plugin, settings)
         # The build of this tree, whatever copy of it the environment has.
@@ -152,3 +181,8 @@ class Lab:
                 self.url = found[1]
                 self._listens.set()
         self._listens.set()
+
+
+def _is_warm(told: dict[str, Any]) -> bool:
+    """Whether an event tells of a sandbox whose template is ready."""
+    return any((box.get("template") or {}).get("state") == "ready" for box in told.get("sandboxes", [told]))

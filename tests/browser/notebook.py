@@ -50,6 +50,13 @@ class Notebook:
         expect(self.item).to_contain_text(label, timeout=START_TIMEOUT_MS)
         return self.item.inner_text()
 
+    def dismiss_start_error(self, message: str) -> None:
+        """Wait for JupyterLab's own dialog about a failed start, and decline to choose another kernel."""
+        told = self.dialog.filter(has_text="Error Starting Kernel")
+        expect(told).to_contain_text(message, timeout=START_TIMEOUT_MS)
+        told.get_by_role("button", name="Ok").click()
+        self.dialog.filter(has_text="Select Kernel").get_by_role("button", name="No Kernel").click()
+
     def run(self, cell: int, *, expected: str) -> Locator:
         """Run a cell with Shift+Enter and wait for its output."""
         code = self.page.locator(".jp-Notebook .jp-Cell").nth(cell)

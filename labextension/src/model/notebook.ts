@@ -1,6 +1,6 @@
 import type { ISessionContext } from '@jupyterlab/apputils';
 import type { NotebookPanel } from '@jupyterlab/notebook';
-import type { KernelSpec } from '@jupyterlab/services';
+import type { Kernel, KernelSpec } from '@jupyterlab/services';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import type { IDisposable } from '@lumino/disposable';
 import { type ISignal, Signal } from '@lumino/signaling';
@@ -112,6 +112,12 @@ export class NotebookSandbox implements IDisposable {
     return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
   }
 
+  /** The kernel that can be restarted, if there is one. */
+  get kernel(): Kernel.IKernelConnection | null {
+    const kernel = this.context.session?.kernel ?? null;
+    return kernel?.status === 'dead' ? null : kernel;
+  }
+
   /** What the notebook remembers that it asks for. */
   get choice(): IChoice {
     return readChoice(this._panel.model?.getMetadata(METADATA_KEY));
@@ -131,12 +137,11 @@ export class NotebookSandbox implements IDisposable {
    * @throws if no kernel could be started; JupyterLab has shown the reason.
    */
   async restart(): Promise<void> {
-    const kernel = this.context.session?.kernel;
-    if (kernel && kernel.status !== 'dead') {
+    if (this.kernel !== null) {
       await this.context.restartKernel();
       return;
     }
-    const name = kernel?.name ?? this._kernelName();
+    const name = this._kernelName();
     await this.context.changeKernel(name === null ? {} : { name });
   }
 
@@ -146,19 +151,18 @@ export class NotebookSandbox implements IDisposable {
   }
 
   /**
-   * Restart the kernel with a choice.
+   * Restart the kernel with a choice that the notebook remembers.
    *
    * @throws ApiError if the server refuses; the kernel is as it was.
    */
   async apply(choice: IChoice): Promise<void> {
-    if (!this.context.session?.kernel) {
-      await this.restart();
+    if (this.kernel !== null) {
+      await this.sandboxes.configure(this.kernel.id, choice);
+    } else {
+      // There is no kernel to be configured; a new one gets what its notebook remembers on disk.
+      await this._panel.context.save();
     }
-    const kernel = this.context.session?.kernel;
-    if (kernel) {
-      await this.sandboxes.configure(kernel.id, choice);
-      await this.restart();
-    }
+    await this.restart();
   }
 
   dispose(): void {

@@ -70,6 +70,7 @@ export const picker: JupyterFrontEndPlugin<void> = {
       const choice = await pick({
         name: PathExt.basename(panel.context.path),
         choice: notebook.choice,
+        hasKernel: notebook.kernel !== null,
         sandbox: notebook.sandbox,
         glance: notebook.glance,
         sandboxes,

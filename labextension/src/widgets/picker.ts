@@ -23,8 +23,10 @@ class PickerDialog extends Dialog<IChoice> {
     const buttons = [
       Dialog.cancelButton(),
       Dialog.okButton({
-        label: trans.__('Apply and Restart'),
-        ariaLabel: trans.__('Apply this choice and restart the kernel')
+        label: options.hasKernel ? trans.__('Apply and Restart') : trans.__('Apply and Start'),
+        ariaLabel: options.hasKernel
+          ? trans.__('Apply this choice and restart the kernel')
+          : trans.__('Apply this choice and start a kernel')
       })
     ];
     super({

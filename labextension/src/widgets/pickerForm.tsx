@@ -12,6 +12,7 @@ import {
   shownRequest
 } from '../model/choice';
 import type { IGlance } from '../model/glance';
+import { isAlive } from '../model/state';
 import * as words from '../model/words';
 import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISandboxes, Network } from '../tokens';
 import { Badges } from './badges';
@@ -25,6 +26,8 @@ export interface IPickerOptions {
   readonly name: string;
   /** What the notebook remembers. */
   readonly choice: IChoice;
+  /** Whether it has a kernel that can be restarted. */
+  readonly hasKernel: boolean;
   /** What its kernel has now. */
   readonly sandbox: ISandboxInfo | null;
   readonly glance: IGlance;
@@ -110,9 +113,11 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
         <p className="wc-Picker-note" role="status">
           {this._checking
             ? trans.__('Checking…')
-            : trans.__(
-                'The kernel restarts in place: variables are lost. The notebook remembers the choice.'
-              )}
+            : this._options.hasKernel
+              ? trans.__(
+                  'The kernel restarts in place: variables are lost. The notebook remembers the choice.'
+                )
+              : trans.__('The notebook remembers the choice and is saved, then a kernel starts.')}
         </p>
       </form>
     );
@@ -120,7 +125,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
 
   private _renderNow(): React.JSX.Element {
     const { glance, sandbox, trans } = this._options;
-    const facts = sandbox === null ? [] : words.facts(sandbox, trans);
+    const facts = sandbox !== null && isAlive(sandbox) ? words.facts(sandbox, trans) : [];
     return (
       <div className="wc-Picker-now">
         <p>
