@@ -11,6 +11,7 @@ from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
+from warmcell.extension.server.websocket import use_prompt_connections
 from warmcell.kernel_provisioner.adopt import adopt
 from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
 from warmcell.sandbox.errors import WarmcellError
@@ -40,6 +41,7 @@ class WarmcellApp(ExtensionApp):
         root_dir = str(self.serverapp.root_dir)
         WarmcellProvisioner.server = root_dir
         self.settings["warmcell_link"] = self.link
+        use_prompt_connections(self.settings)
         self._adopted = False
         try:
             asyncio.get_running_loop()
