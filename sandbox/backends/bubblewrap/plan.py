@@ -88,6 +88,7 @@ def prepare(
     for number, mount in enumerate(spec.mounts):
         rootfs.extra_mount(view, mount, number)
     rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes)
+    rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
     env = {
@@ -134,20 +135,15 @@ def _namespaces(spec: SandboxSpec, identity: Identity, *, as_root: bool) -> list
         words.append("--unshare-net")
     if as_root:
         words += ["--cap-drop", "ALL"]
-        # CAP_KILL is for bubblewrap itself: without it, its death could not kill a guest that is somebody else.
-        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
+        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"):
             words += ["--cap-add", capability]
     else:
-        words += [
-            "--unshare-user",
-            "--uid",
-            str(identity.uid),
-            "--gid",
-            str(identity.gid),
-            "--cap-add",
-            "CAP_SETPCAP",
-        ]
-    return [*words, "--hostname", HOSTNAME, "--die-with-parent", "--new-session", "--as-pid-1"]
+        words += ["--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid), "--cap-add", "CAP_SETPCAP"]
+        # Not as root: bubblewrap outside has no capabilities either, so when it is killed the kernel does not let its
+        # death signal reach a process of another uid. There a reaper of bubblewrap's, still of its uid, is the first
+        # process, and takes all others with it.
+        words.append("--as-pid-1")
+    return [*words, "--hostname", HOSTNAME, "--die-with-parent", "--new-session"]
 
 
 def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
@@ -157,8 +153,7 @@ def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
         raise BackendUnavailableError("setpriv was not found", hint="Install it: apt install util-linux.")
     user = ["--reuid", str(identity.uid), "--regid", str(identity.gid), "--clear-groups"] if as_root else []
     sets = ["--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"]
-    # A change of the uid makes the kernel forget that this process dies with its parent.
-    return [setpriv, *user, *sets, "--pdeathsig", "KILL", "--"]
+    return [setpriv, *user, *sets, "--"]
 
 
 def _workspace(spec: SandboxSpec) -> Path | None:

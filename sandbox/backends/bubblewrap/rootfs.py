@@ -45,6 +45,8 @@ class View:
     """Guest path → words for bubblewrap, or a choice that the stage makes."""
     host_trees: dict[Path, Path] = field(default_factory=dict)
     """Guest path → host path of what is shown of the host, for checks."""
+    asked: set[Path] = field(default_factory=set)
+    """Those guest paths of it that the spec asks for."""
     file_systems: list[Mapping[str, Any]] = field(default_factory=list)
     directories: list[Mapping[str, Any]] = field(default_factory=list)
     clones: list[Mapping[str, Any]] = field(default_factory=list)
@@ -268,18 +270,9 @@ def extra_mount(view: View, mount: Mount, number: int) -> None:
         view.aliases.append(source)
         target = real
         check_target(target, what="mount")
-    enclosing = max(
-        (tree for tree in view.host_trees if tree in target.parents),
-        key=lambda tree: len(tree.parts),
-        default=None,
-    )
-    if enclosing is not None and not (view.host_trees[enclosing] / target.relative_to(enclosing)).exists():
-        raise InvalidRequestError(
-            f"The mount {target} lies in {enclosing}, which has no such place",
-            hint=f"Create {target} on the host first, or choose another target.",
-        )
     owner = view.foreign_owner(real) if mount.mode == "rw" else None
     view.clone(f"mount{number}", real, target, mode=mount.mode, owner=owner, recursive=True)
+    view.asked.add(target)
 
 
 def check_target(path: Path, *, what: str) -> None:
@@ -294,6 +287,23 @@ def check_target(path: Path, *, what: str) -> None:
         raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
 
 
+def check_places(view: View) -> None:
+    """What lies in a tree of the host must have a place there already: none is made on the host.
+
+    Raises:
+        InvalidRequestError: Something has none.
+    """
+    for target in view.host_trees:
+        around = [tree for tree in view.host_trees if tree in target.parents]
+        if around:
+            nearest = max(around, key=lambda tree: len(tree.parts))
+            if not (view.host_trees[nearest] / target.relative_to(nearest)).exists():
+                raise InvalidRequestError(
+                    f"{target} lies in {nearest}, which has no such place",
+                    hint=f"Create {target.name} there first, or choose another target for the mount.",
+                )
+
+
 def hide(view: View, paths: Sequence[Path]) -> None:
     """Cover what is the keeper's own where it would show through a workspace or a mount.
 
@@ -303,7 +313,7 @@ def hide(view: View, paths: Sequence[Path]) -> None:
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
     for path in {path.resolve() for path in paths if path.is_dir()}:
         for target, source in list(view.host_trees.items()):
-            if path == source or path in source.parents:
+            if target in view.asked and (path == source or path in source.parents):
                 raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
             if source in path.parents:
                 view.bind(str(target / path.relative_to(source)), view.base / "nothing")

@@ -71,9 +71,11 @@ class Cgroup:
     def kill(self) -> None:
         """Kill all members, with version 2 those included that are being started meanwhile."""
         for directory in self.directories:
-            if (directory / "cgroup.kill").exists():
+            try:
                 write(directory / "cgroup.kill", "1")
                 continue
+            except OSError:  # An older kernel, version 1, or the group is gone.
+                pass
             for pid in members(directory):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
@@ -163,6 +165,13 @@ def counter(path: Path, name: str) -> int:
 
 
 def write(path: Path, content: str) -> None:
-    """Write a file of the kernel's."""
-    with path.open("w") as file:
-        file.write(content)
+    """Write a file of the kernel's, which is never made.
+
+    Raises:
+        OSError: There is none, or the kernel refuses it.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content.encode())
+    finally:
+        os.close(fd)

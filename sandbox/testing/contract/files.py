@@ -118,7 +118,7 @@ async def a_file_of_the_environment_can_be_replaced_in_the_layer(subject: Subjec
 async def a_private_home_is_empty_and_ends_with_its_sandbox(subject: Subject) -> None:
     for _ in range(2):
         async with subject.box() as box:
-            expect(await box.says("find ~ -type f") == "", "it is not empty")
+            expect(await box.says("find ~ -xdev -type f") == "", "it is not empty")
             await box.says("echo mine > ~/mine.txt")
 
 
@@ -142,6 +142,8 @@ async def a_home_is_the_guests_own(subject: Subject) -> None:
 async def a_workspace_at_the_place_of_the_home_is_not_the_home(subject: Subject) -> None:
     async with subject.box() as box:
         name = await box.says("id -un")
+    if Path(subject.python).is_relative_to(f"/home/{name}"):
+        return  # The environment is there, so nothing else can be.
     async with subject.box(
         mounts=(Mount(source=str(subject.folder("home")), target=f"/home/{name}", mode="rw"),)
     ) as box:

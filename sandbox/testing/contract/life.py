@@ -141,7 +141,7 @@ async def its_end_is_told_when_its_first_process_is_killed(subject: Subject) -> 
 @check(programs=True)
 async def its_last_words_are_told_with_its_end(subject: Subject) -> None:
     instance = await subject.create()
-    await asyncio.to_thread(Path(f"/proc/{instance.pid}/fd/2").write_text, "farewell")
+    await asyncio.to_thread(Path(f"/proc/{instance.processes()[-1]}/fd/2").write_text, "farewell")
     ended = await instance.stop()
     expect("farewell" in ended.message, f"its last words are {ended.message!r}")
 
@@ -149,7 +149,7 @@ async def its_last_words_are_told_with_its_end(subject: Subject) -> None:
 @check(programs=True)
 async def a_flood_of_last_words_is_cut(subject: Subject) -> None:
     instance = await subject.create()
-    await asyncio.to_thread(Path(f"/proc/{instance.pid}/fd/2").write_text, "x" * 300_000)
+    await asyncio.to_thread(Path(f"/proc/{instance.processes()[-1]}/fd/2").write_text, "x" * 300_000)
     ended = await instance.stop()
     expect(0 < len(ended.message) <= 4096, f"{len(ended.message)} characters were kept")
 

@@ -119,4 +119,4 @@ async def the_run_directory_is_capped(subject: Subject) -> None:
     async with subject.box() as box:
         filled = await box.shell(f"head -c {256 * MIB} /dev/zero > {box.instance.guest_run_directory}/full")
         expect(filled.exit_code != 0 and "space" in filled.stderr, f"filling it gave {filled}")
-        expect((await box.channel.hello()).pid == 1, "the guest does not answer afterwards")
+        expect((await box.channel.hello()).pid <= 2, "the guest does not answer afterwards")
