@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import magics
 from ..magics.api import Api
-from . import leaving, stack
+from . import leaving, offline, stack
 from .report import Report
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
@@ -74,6 +74,7 @@ def _initialized(connection_file: str) -> Any:
         app.shell._sys_modules_keys = stack.names
     del app.parse_command_line
     magics.register(app.shell, lambda: Api(os.path.join(os.path.dirname(connection_file), "api.sock")))
+    offline.install()
     return app
 
 
