@@ -251,7 +251,7 @@ class SandboxService:
             started_ms=round(started_ms, 1),
             phase=None,
             error=None,
-            previous_error=box.info.error or box.info.previous_error,
+            previous_error=box.info.error,
         )
         log.info("kernel of %s ready from %s in %.0f ms", sandbox_id, box.kernel.started_from, started_ms)
         self._spawn(self._keep_warm(box))

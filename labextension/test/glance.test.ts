@@ -98,7 +98,7 @@ test('after an automatic restart the page still says why the kernel before ended
   const [notice] = notices(again, trans);
   assert.equal(notice?.tone, 'warning');
   assert.match(notice.text, /killed for memory/);
-  assert.equal(notice.cure, 'Give more.');
+  assert.equal(notice.cure, 'Another was started, without its variables. Give more.');
 });
 
 test('a short start is not explained, a long one is, with phase, seconds and cure', () => {

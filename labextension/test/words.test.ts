@@ -63,3 +63,9 @@ test('a server without the extension is told with its cure', () => {
   assert.match(told.message, /does not run the Warmcell server extension/);
   assert.match(told.hint, /jupyter server extension enable warmcell/);
 });
+
+test('a shortage is told in numbers, none as none', () => {
+  const found = { name: 'A100', asked: 3, available: 2 };
+  assert.equal(words.shortage(found, trans).message, 'Only 2 × A100 can be had now, not 3');
+  assert.equal(words.shortage({ ...found, available: 0 }, trans).message, 'No A100 is free now');
+});

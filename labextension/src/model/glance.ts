@@ -5,6 +5,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IErrorInfo, ISandboxInfo } from '../tokens';
 import {
+  DIED,
   isBroken,
   isStarting,
   isStartingStatus,
@@ -30,9 +31,6 @@ export interface IGlance {
   readonly title: string;
   readonly badges: readonly IBadge[];
 }
-
-/** The error code of a kernel that ended by itself. */
-const DIED = 'sandbox_died';
 
 const HIDDEN: IGlance = { kind: 'hidden', label: '', title: '', badges: [] };
 

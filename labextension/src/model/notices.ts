@@ -5,7 +5,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IErrorInfo, ISandboxInfo, ITemplateStatus } from '../tokens';
 import { isServed, missing } from './choice';
-import { isBroken, isStarting, type ISituation, known, startWord } from './situation';
+import { DIED, isBroken, isStarting, type ISituation, known, startWord } from './situation';
 import * as words from './words';
 
 /** A start that takes longer than this is explained. */
@@ -58,13 +58,15 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
   }
   const found = unserved(situation, sandbox, trans);
   const died = sandbox.previous_error;
-  if (died !== null) {
+  if (died?.code === DIED) {
     found.push({
       key: `${sandbox.id}/died/${died.message}`,
       tone: 'warning',
-      text: trans.__('The kernel before this one ended: %1', words.sentence(died.message)),
+      text: words.sentence(died.message),
       elapsed_s: null,
-      cure: words.sentence(died.hint),
+      cure: [trans.__('Another was started, without its variables.'), words.sentence(died.hint)]
+        .join(' ')
+        .trim(),
       actions: ['choose']
     });
   }

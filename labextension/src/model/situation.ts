@@ -27,6 +27,9 @@ export interface ISituation {
   readonly startingSince: number;
 }
 
+/** The error code of a kernel that ended by itself. */
+export const DIED = 'sandbox_died';
+
 const STARTING: ReadonlySet<string> = new Set([
   'initializing',
   'starting',

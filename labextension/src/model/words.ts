@@ -187,12 +187,10 @@ export function choice(choice: IChoice, trans: TranslationBundle): string {
 export function shortage(found: IShortage, trans: TranslationBundle): IErrorInfo {
   return {
     code: 'no_gpu_available',
-    message: trans.__(
-      '%1 of %2 can be had now, %3 were asked for',
-      found.available,
-      found.name,
-      found.asked
-    ),
+    message:
+      found.available === 0
+        ? trans.__('No %1 is free now', found.name)
+        : trans.__('Only %1 × %2 can be had now, not %3', found.available, found.name, found.asked),
     hint: trans.__('Choose fewer or another kind, or shut down a notebook that holds one')
   };
 }
