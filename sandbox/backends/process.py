@@ -139,6 +139,7 @@ class ProcessBackend:
                     "cgroups": [] if cgroup is None else [str(file) for file in cgroup.entrances],
                     "keeper": os.getpid(),
                     "session": True,
+                    "most_processes": None,
                     "mounts": None,
                     "argv": [
                         *(spec.python, "-I", "-S", str(tree / "init.py")),

@@ -15,6 +15,7 @@ import ctypes
 import fcntl
 import marshal
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False
@@ -85,6 +86,8 @@ def main(fd: int) -> None:
         answer(
             control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run
         )
+        if plan["most_processes"] is not None:
+            resource.setrlimit(resource.RLIMIT_NPROC, (plan["most_processes"],) * 2)
         hand_on(control, plan["inherit"])
         os.execve(argv[0], argv, plan["env"])
     except Refused as error:

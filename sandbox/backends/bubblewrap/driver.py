@@ -88,7 +88,11 @@ class BubblewrapBackend:
         directory = remains.directory
         await asyncio.to_thread((directory / rootfs.BASE).mkdir, 0o700)
         remains.cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
-        child = remains.child = await Child.start(_stage_plan(prepared, remains), cgroup=remains.cgroup)
+        most = _most_processes(spec, limits["pids"])
+        if most is not None:
+            limits["pids"] = LimitStatus(value=most, enforced=True)
+        plan = _stage_plan(prepared, remains, most_processes=most)
+        child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
         report, (remains.run_fd,) = await child.stage_report()
         pid = (await child.line())["child-pid"]
         try:
@@ -110,11 +114,20 @@ class BubblewrapBackend:
         )
 
 
-def _stage_plan(prepared: Prepared, remains: Remains) -> Mapping[str, Any]:
+def _most_processes(spec: SandboxSpec, status: LimitStatus) -> int | None:
+    """RLIMIT_NPROC, where it has to stand in for a control group and can.
+
+    Since Linux 5.14 it counts per user namespace, of which a sandbox has its own unless root made it.
+    """
+    return spec.limits.pids if not status.enforced and os.getuid() != 0 else None
+
+
+def _stage_plan(prepared: Prepared, remains: Remains, *, most_processes: int | None) -> Mapping[str, Any]:
     return {
         "cgroups": [] if remains.cgroup is None else [str(file) for file in remains.cgroup.entrances],
         "keeper": os.getpid(),
         "session": False,
+        "most_processes": most_processes,
         "mounts": prepared.mounts,
         "argv": prepared.argv,
         "env": {},

@@ -14,7 +14,7 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.models import MIB, BackendReport, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
 
 TIMEOUT_S = 30.0
 
@@ -29,8 +29,11 @@ async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
         async with asyncio.timeout(TIMEOUT_S):
             found = await asyncio.to_thread(binary.find)
             details["bubblewrap"] = f"{found.version_text} ({found.path})"
-            details |= await asyncio.to_thread(cgroups.describe)
-            details |= await _try(backend)
+            by_groups = await asyncio.to_thread(cgroups.describe)
+            details |= {
+                **await _try(backend),
+                **{n: line for n, line in by_groups.items() if line.startswith("enforced")},
+            }
     except WarmcellError as error:
         return _not_ready(backend, str(error.message), error.hint, details)
     except Exception as error:  # A probe tells what is wrong; it must not fail itself.
@@ -41,14 +44,17 @@ async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
 async def _try(backend: SandboxBackend) -> Mapping[str, str]:
     sandbox_id = SandboxId(secrets.token_hex(6))
     directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warmcell-probe-"))
-    spec = SandboxSpec(python=sys.executable, limits=Limits(layer_bytes=64 * MIB, shm_bytes=16 * MIB))
+    limits = Limits(memory_bytes=GIB, pids=256, cpus=1.0, layer_bytes=64 * MIB, shm_bytes=16 * MIB)
+    spec = SandboxSpec(python=sys.executable, limits=limits)
     try:
         instance = await backend.create(spec, sandbox_id=sandbox_id, directory=directory)
-        layer = instance.limits["layer"]
         await instance.stop()
     finally:
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-    return {"layer": "enforced" if layer.enforced else f"not enforced: {layer.why}"}
+    return {
+        name: "enforced" if status.enforced else f"not enforced: {status.why}"
+        for name, status in instance.limits.items()
+    }
 
 
 def _not_ready(backend: SandboxBackend, why: str, hint: str, details: Mapping[str, str]) -> BackendReport:
