@@ -55,9 +55,8 @@ class Client(Peer):
 class Clients:
     """All clients of one kernel."""
 
-    def __init__(self, waiter: Waiter, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, waiter: Waiter) -> None:
         self._waiter = waiter
-        self._patience_s = patience_s
         self._all: dict[int, Client] = {}
         self._known: dict[tuple[Channel, bytes], Client] = {}
         self._slow: set[Client] = set()
@@ -129,7 +128,7 @@ class Clients:
         for client in self._slow:
             if client.losing or client.channel != "iopub" or client.unsent_bytes < times * UNSENT_MAX_BYTES:
                 continue
-            client.losing = now - client.moved_at >= self._patience_s
+            client.losing = now - client.moved_at >= PATIENCE_S
             found = found or not client.losing
         return found
 

@@ -40,7 +40,7 @@ class GuestChannel(Peer):
 class GuestLink:
     """Live once the kernel has answered `kernel_info` and was heard on iopub, which proves the subscription."""
 
-    def __init__(self, prefix: str, author: Author) -> None:
+    def __init__(self, prefix: str, author: Author, *, fresh: bool) -> None:
         # ipykernel asks for input() at the identity that the request on shell came from, so all share one.
         identity = b"warmcell-" + secrets.token_hex(8).encode()
         self.iopub = GuestChannel("iopub", prefix, identity)
@@ -51,6 +51,7 @@ class GuestLink:
         self.live = False
         self._of: dict[str, GuestChannel] = {each.name: each for each in self.channels}
         self._author = author
+        self._fresh = fresh
         self._heard = False
         self._info: dict[str, Any] | None = None
         self._probes: set[str] = set()
@@ -92,11 +93,13 @@ class GuestLink:
         for each in self.channels:
             if each.state == "connecting":
                 each.connect(each.path)
+                self.lost(each)
         # One question waits in the kernel until it can answer; it is repeated only for its output's sake,
         # which goes nowhere if it comes before the subscription.
         due = not self._probes or (self._info is not None and time.monotonic() >= self._probe_at)
-        if due and self.iopub.state == "open" and self.shell.state == "open":
-            self._probes.add(self.send_own("shell", "kernel_info_request"))
+        if due and all(each.state == "open" for each in self.channels):
+            # A kernel that goes on may be in the middle of a cell, where only its control channel answers.
+            self._probes.add(self.send_own("shell" if self._fresh else "control", "kernel_info_request"))
             self._probe_at = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, _PROBE_MAX_S)
 
@@ -104,7 +107,8 @@ class GuestLink:
 
     def takes(self, channel: RequestChannel) -> bool:
         """Whether a client's request may be sent now."""
-        return self.live and self._of[channel].unsent_bytes < UNSENT_MAX_BYTES
+        found = self._of[channel]
+        return self.live and found.state == "open" and found.unsent_bytes < UNSENT_MAX_BYTES
 
     def send(self, channel: RequestChannel, message: Message) -> None:
         """Send a client's request. Without a connection it is lost, as with a kernel that is not there."""
@@ -144,13 +148,12 @@ class GuestLink:
         parent = message.read_parent()[1]
         if parent and parent == self._mark:
             self._marked = message.read_content().get("execution_state") == "idle"
-        # The answer to a probe also tells clients that the new kernel is idle. To others it would be a lie in the
-        # middle of a cell.
-        return self._author.owns(parent) and parent not in self._probes
+        # The answer to a probe also tells clients that a new kernel is idle. In the middle of a cell it would be a lie.
+        return self._author.owns(parent) and not (self._fresh and parent in self._probes)
 
     def lost(self, channel: GuestChannel) -> None:
-        """A channel was closed by the other side, or for what it said."""
-        if channel in (self.iopub, self.shell):
+        """Called when a channel may have been closed by the other side, or for what it said."""
+        if channel.state == "closed" and channel in (self.iopub, self.shell):
             self._fail(TransportError("The kernel closed its sockets", hint="Restart the kernel."))
 
     def wait_ready(self) -> Future[dict[str, Any]]:

@@ -85,7 +85,7 @@ class Relay:
     def connect(self, prefix: str, *, fresh: bool) -> None:
         """Begin to speak with the kernel whose sockets have this prefix."""
         self.drop()
-        self._guest = GuestLink(prefix, self._author)
+        self._guest = GuestLink(prefix, self._author, fresh=fresh)
         if fresh:
             # A kernel says so itself, but before anybody listens.
             self._publish(self._author.make("status", {"execution_state": "starting"})[1])

@@ -9,7 +9,9 @@ takes nothing; and its own threads add two changes of thread to each message's w
 import collections
 import errno
 import mmap
+import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
@@ -70,11 +72,25 @@ class Peer:
         return self._state
 
     def connect(self, path: str) -> None:
-        """Try to connect to a Unix socket; it stays `connecting` while nobody listens there."""
-        problem = self._socket.connect_ex(path)
+        """Try to connect to a Unix socket; it stays `connecting` while nobody listens there.
+
+        Whoever made the socket may write to its directory, so what is there is looked at first: a link to some
+        other socket of this user is not followed.
+        """
+        try:
+            found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            if not stat.S_ISSOCK(os.fstat(found).st_mode):
+                self._state = "closed"
+                return
+            problem = self._socket.connect_ex(f"/proc/self/fd/{found}")
+        finally:
+            os.close(found)
         if not problem:
             self._greet()
-        elif problem not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
+        elif problem not in (errno.ECONNREFUSED, errno.EAGAIN):
             self._state = "closed"
 
     def close(self) -> None:

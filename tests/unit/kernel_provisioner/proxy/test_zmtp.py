@@ -1,0 +1,243 @@
+"""The wire protocol, against libzmq and against whoever would break it."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.leaks import Places
+from warmcell.kernel_provisioner.proxy import zmtp
+from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Part, Peer, ZmtpError, encode
+
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+GREETING = b"\xff" + 8 * b"\0" + b"\x7f\x03\x00NULL" + 16 * b"\0" + 32 * b"\0"
+MESSAGES = [
+    [b"one"],
+    [b"", b"two", b""],
+    [b"x" * 255, b"y" * 256],
+    [os.urandom(LARGE_BYTES), b"z"],
+    [os.urandom(3 << 20)],
+]
+
+
+MakeSocket = Callable[[int], "zmq.Socket[bytes]"]
+
+
+@pytest.fixture
+def libzmq() -> Iterator[MakeSocket]:
+    """Makes sockets of libzmq's."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made: list[zmq.Socket[bytes]] = []
+
+    def make(kind: int) -> zmq.Socket[bytes]:
+        made.append(context.socket(kind))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close(linger=0)
+    context.term()
+
+
+def pump(peer: Peer, until: Callable[[], bool]) -> list[list[bytes]]:
+    """Read and flush until something is so; what came, as bytes."""
+    found: list[list[bytes]] = []
+    deadline = time.monotonic() + 10
+    while not until() and time.monotonic() < deadline:
+        found += [[bytes(part) for part in frames] for frames in peer.read()]
+        peer.flush()
+    assert until(), f"state {peer.state} after 10 s"
+    return found
+
+
+def sized(found: list[list[bytes]], number: int) -> Callable[[], bool]:
+    return lambda: len(found) >= number
+
+
+@pytest.mark.parametrize("kind", [zmq.ROUTER, zmq.DEALER])
+def test_libzmq_takes_us_for_a_dealer(libzmq: MakeSocket, places: Places, kind: int) -> None:
+    """Small and large messages go both ways whole, with our identity in front at a ROUTER."""
+    path = str(places.root / "guest")
+    theirs = libzmq(kind)
+    theirs.bind(f"ipc://{path}")
+    ours = Peer(socket.socket(socket.AF_UNIX), b"DEALER", identity=b"me", connected=False)
+    ours.connect(path)
+    pump(ours, lambda: ours.state == "open")
+    for message in MESSAGES:
+        ours.write(encode(message))
+        pump(ours, lambda: not ours.unsent_bytes)
+        assert theirs.poll(10_000)
+        got = theirs.recv_multipart()
+        assert got == ([b"me", *message] if kind == zmq.ROUTER else message)
+        theirs.send_multipart(got)
+        found: list[list[bytes]] = []
+        while not found:
+            found += [[bytes(part) for part in frames] for frames in ours.read()]
+        assert found == [message]
+    ours.close()
+
+
+def test_we_hear_what_libzmq_publishes(libzmq: MakeSocket, places: Places) -> None:
+    """As a SUB we have subscribed to everything, and a publisher that goes leaves its last words."""
+    path = str(places.root / "guest")
+    theirs = libzmq(zmq.XPUB)
+    theirs.bind(f"ipc://{path}")
+    ours = Peer(socket.socket(socket.AF_UNIX), b"SUB", connected=False)
+    ours.connect(path)
+    pump(ours, lambda: ours.state == "open")
+    assert theirs.recv() == b"\x01"
+    for message in MESSAGES:
+        theirs.send_multipart(message)
+    theirs.close()
+    assert pump(ours, lambda: ours.state == "closed") == MESSAGES
+    ours.close()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(b"ROUTER", "SUB"), (b"XPUB", "DEALER"), (b"ROUTER", "PUB")])
+def test_sockets_that_do_not_belong_together_part(libzmq: MakeSocket, ours: zmtp.Kind, theirs: str) -> None:
+    """A client that connects to the wrong channel does not stay connected."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = libzmq(getattr(zmq, theirs))
+        client.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        peer = Peer(listener.accept()[0], ours)
+        with contextlib.suppress(ZmtpError):  # Who notices first is a race.
+            pump(peer, lambda: peer.state == "closed")
+        assert peer.state == "closed"
+        peer.close()
+
+
+def test_a_ping_is_answered(libzmq: MakeSocket) -> None:
+    """A client that wants heartbeats of the connection keeps it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = libzmq(zmq.DEALER)
+        client.heartbeat_ivl, client.heartbeat_timeout = 20, 60
+        client.connect(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        peer = Peer(listener.accept()[0], b"ROUTER")
+        until = time.monotonic() + 0.2
+        pump(peer, lambda: time.monotonic() > until)
+        assert peer.state == "open"
+        peer.close()
+
+
+def test_nobody_there_yet_is_no_error(places: Places) -> None:
+    """A socket that is not there, or at which nobody listens, may still come."""
+    path = str(places.root / "guest")
+    peer = Peer(socket.socket(socket.AF_UNIX), b"DEALER", connected=False)
+    peer.connect(path)
+    assert peer.state == "connecting"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    peer.connect(path)
+    assert peer.state == "connecting"
+    peer.close()
+
+
+@pytest.mark.parametrize("what", ["link", "file"])
+def test_a_guest_cannot_send_us_elsewhere(places: Places, what: str) -> None:
+    """A link to another socket of this user in the place of the guest's own is not followed."""
+    other, path = places.root / "other", places.root / "guest"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other))
+        listener.listen()
+        path.symlink_to(other) if what == "link" else path.write_text("")
+        peer = Peer(socket.socket(socket.AF_UNIX), b"DEALER", connected=False)
+        peer.connect(str(path))
+        assert peer.state == "closed"
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        peer.close()
+
+
+class Pair:
+    """A peer of ours and a raw socket at its other end."""
+
+    def __init__(self) -> None:
+        self.raw, ours = socket.socketpair()
+        self.peer = Peer(ours, b"ROUTER")
+
+    def __enter__(self) -> "Pair":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peer.close()
+        self.raw.close()
+
+    def say(self, data: bytes) -> list[list[Part]]:
+        """Send bytes and read what they make, portion by portion."""
+        found: list[list[Part]] = []
+        while data:
+            data = data[self.raw.send(data[:16384]) :]
+            found += self.peer.read()
+        return found
+
+
+def test_frames_may_come_in_any_pieces() -> None:
+    """A message is the same however the stream is cut."""
+    stream = GREETING + READY + b"".join(bytes(chunk) for message in MESSAGES[:4] for chunk in encode(message))
+    for size in (1, 7, 64, 8192):
+        with Pair() as pair:
+            found: list[list[bytes]] = []
+            for at in range(0, min(len(stream), 3000) if size == 1 else len(stream), size):
+                found += [[bytes(part) for part in frames] for frames in pair.say(stream[at : at + size])]
+            assert found == MESSAGES[: 3 if size == 1 else 4]
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=200, deadline=None)
+def test_noise_ends_a_connection_or_waits_for_more(noise: bytes) -> None:
+    """Whatever bytes come after a handshake, nothing but a ZmtpError is raised."""
+    with Pair() as pair:
+        pair.say(GREETING + READY)
+        assert pair.peer.state == "open"
+        try:
+            pair.say(noise)
+        except ZmtpError:
+            assert pair.peer.state == "closed"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        GREETING[:10] + b"\x01" + GREETING[11:],
+        GREETING.replace(b"NULL\0", b"PLAIN"),
+        GREETING + b"\x00\x01x",
+        GREETING + b"\x04\x06\x05ERROR",
+        GREETING + b"\x04\x08\x05READY\x05a",
+        GREETING + b"\x04\x06\x05READY",
+        GREETING + b"\x06" + (1 << 20).to_bytes(8),
+        GREETING + READY + b"\xff\x00",
+        GREETING + READY + b"\x02" + (1 << 40).to_bytes(8),
+        GREETING + READY + 5000 * b"\x01\x00",
+        GREETING + READY.replace(b"DEALER", b"XPUB.."),
+    ],
+)
+def test_what_breaks_the_protocol_is_cut_off(said: bytes) -> None:
+    """Other protocols, other versions, messages before the handshake, and what has no end."""
+    with Pair() as pair, pytest.raises(ZmtpError):
+        pair.say(said)
+
+
+def test_a_size_that_is_only_claimed_costs_no_memory() -> None:
+    """Nine bytes that announce a gigabyte do not make the keeper hold one."""
+    with Pair() as pair:
+        before = _resident()
+        pair.say(GREETING + READY + b"\x02" + (1 << 30).to_bytes(8) + b"x" * 100)
+        assert pair.peer.state == "open"
+        assert _resident() - before < 16 << 20
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
