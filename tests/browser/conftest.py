@@ -22,6 +22,8 @@ ARGUMENTS = (
 SIZE = {"width": 1280, "height": 720}
 IMAGES = TOP / "docs" / "images"
 OUTPUT = TOP / "tests" / "browser" / "output"
+REWRITE = os.environ.get("WARMCELL_SCREENSHOTS") == "1"
+"""Whether the pictures of the docs are taken anew; else they only go beside the tests."""
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def page(tmp_path: Path) -> Iterator["Page"]:
             headless=True,
             viewport=SIZE,  # type: ignore[arg-type]
             args=ARGUMENTS,
-            device_scale_factor=2,
+            device_scale_factor=2 if REWRITE else 1,
         )
         context.set_default_timeout(15_000)
         yield context.pages[0]
@@ -45,7 +47,7 @@ def page(tmp_path: Path) -> Iterator["Page"]:
 
 @pytest.fixture
 def pictures() -> Path:
-    """Where screenshots go: WARMCELL_SCREENSHOTS=1 rewrites those of the docs."""
-    place = IMAGES if os.environ.get("WARMCELL_SCREENSHOTS") == "1" else OUTPUT
+    """Where screenshots go."""
+    place = IMAGES if REWRITE else OUTPUT
     place.mkdir(parents=True, exist_ok=True)
     return place

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -139,15 +139,23 @@ class Lab:
         path.write_text(json.dumps(dict(settings)))
 
     def wait_warm(self) -> None:
-        """Wait until the template of some sandbox has imported all that it is to import."""
+        """Wait until the template of some kernel's sandbox has imported all that it is to import."""
+        self._wait(_is_warm)
+
+    def wait_prepared(self) -> None:
+        """Wait until a sandbox waits for the next kernel."""
+        self._wait(_is_prepared)
+
+    def _wait(self, enough: Callable[[dict[str, Any]], bool]) -> None:
+        """Read the events until one of them is enough."""
         headers = {"Authorization": f"token {self.token}"}
         with httpx.stream(
             "GET", f"{self.url}/warmcell/api/v1/events", headers=headers, timeout=WARM_TIMEOUT_S
         ) as events:
             for line in events.iter_lines():
-                if line.startswith("data: ") and _is_warm(json.loads(line.removeprefix("data: "))):
+                if line.startswith("data: ") and enough(json.loads(line.removeprefix("data: "))):
                     return
-        raise RuntimeError("the events ended before a template was ready")
+        raise RuntimeError("the events ended before that")
 
     def _configure(self) -> None:
         config = Path(self.places.env["JUPYTER_CONFIG_DIR"])
@@ -184,5 +192,10 @@ class Lab:
 
 
 def _is_warm(told: dict[str, Any]) -> bool:
-    """Whether an event tells of a sandbox whose template is ready."""
     return any((box.get("template") or {}).get("state") == "ready" for box in told.get("sandboxes", [told]))
+
+
+def _is_prepared(told: dict[str, Any]) -> bool:
+    """Changes of a template are told of sandboxes that wait; the hello counts those."""
+    waiting = any(template["prepared"] for template in told.get("templates", []))
+    return waiting or told.get("status", {}).get("state") == "ready"

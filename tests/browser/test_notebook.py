@@ -31,7 +31,6 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         notebook = Notebook.open(page, lab, "demo.ipynb")
         assert "CPU" in notebook.wait_ready()
         notebook.run(0, expected="the answer is 42")
-        page.screenshot(path=pictures / "notebook.png")
 
         lab.wait_warm()
         notebook.restart()
@@ -39,6 +38,7 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         notebook.run(1, expected="Wall time")
         page.screenshot(path=pictures / "restart.png")
 
+        lab.wait_prepared()
         picker = notebook.pick()
         kind = picker.locator("label").filter(has=page.get_by_role("radio", name="A100-SXM4-80GB"))
         expect(kind).to_contain_text("simulated")
@@ -47,12 +47,14 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         picker.get_by_role("spinbutton", name="How many").fill("2")
         page.screenshot(path=pictures / "picker.png")
         notebook.apply()
-        assert "simulated" in notebook.wait_ready(re.compile(r"2 × A100-80GB · (template|cold start) · \d"))
+        assert "simulated" in notebook.wait_ready(re.compile(r"2 × A100-80GB · template · \d"))
         notebook.run(2, expected="GPUs: A100-SXM4-80GB,A100-SXM4-80GB")
 
+        lab.wait_prepared()
         notebook.run(0, expected="the answer is 42")
         notebook.run(3, expected="elsewhere: 84")
         notebook.run(4, expected="brought back: 84")
+        page.screenshot(path=pictures / "notebook.png")
 
         page.get_by_role("button", name=re.compile("^Save")).first.click()
         expect(page.locator(".jp-mod-dirty")).to_have_count(0)
