@@ -58,7 +58,8 @@ class WarmcellApp(ExtensionApp):
 
     async def _adopt_kernels(self) -> None:
         """Take over kernels whose server is gone: before a page asks for the list and, not finding its own, starts
-        another."""
+        another.
+        """
         if self._adopted:
             return
         self._adopted = True
