@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 from uuid import uuid4
 
 import httpx
@@ -225,18 +226,26 @@ class Channels:
 def end_keeper(places: Places) -> None:
     """Have the keeper of these directories end, and wait for it."""
     try:
-        pid = int(json.loads((places.runtime / "keeper.lock").read_text())["pid"])
-        handle = os.pidfd_open(pid)
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+        with open(places.runtime / "keeper.lock", "rb") as lock:
+            if _is_free(lock):
+                return
+            handle = os.pidfd_open(int(json.load(lock)["pid"]))
+    except (FileNotFoundError, ProcessLookupError, ValueError):  # there is none, or it has just ended
         return
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-        if os.fsencode(places.runtime) not in environ:  # the pid is somebody else's by now
-            return
         signal.pidfd_send_signal(handle, signal.SIGTERM)
         if not select.select([handle], [], [], END_TIMEOUT_S)[0]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-    except (FileNotFoundError, ProcessLookupError):
+    except ProcessLookupError:
         pass
     finally:
         os.close(handle)
+
+
+def _is_free(lock: BinaryIO) -> bool:
+    """Whether no keeper holds its lock; the pid in it is then an old one."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
