@@ -167,7 +167,7 @@ test('a mark says its reason once', () => {
   });
   assert.equal(
     glance(situation({ sandbox: loose }), trans).badges[0]?.title,
-    'Not enforced on this machine: memory 1 GiB, processes 9. no writable cgroup.'
+    'Not enforced on this machine: memory 1 GiB, processes 9 (no writable cgroup).'
   );
 });
 
@@ -213,4 +213,17 @@ test('until the server has answered, a kernel that runs is neither starting nor 
   const asking = situation({ sandbox: null, connected: null });
   assert.equal(glance(asking, trans).kind, 'resting');
   assert.ok(!isTicking(asking));
+});
+
+test('an old error is no failure while the next kernel is being started', () => {
+  const again = situation({
+    status: 'autorestarting',
+    sandbox: sandbox({
+      generation: 2,
+      error: ERROR,
+      phase: { name: 'kernel', since: 1999, detail: '', hint: '' }
+    })
+  });
+  assert.equal(glance(again, trans).kind, 'starting');
+  assert.deepEqual(notices(again, trans), []);
 });

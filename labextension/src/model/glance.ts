@@ -116,18 +116,13 @@ export function badges(sandbox: ISandboxInfo, trans: TranslationBundle): IBadge[
     ([, { value, enforced }]) => value !== null && !enforced
   );
   if (loose.length > 0) {
-    const why = [...new Set(loose.map(([, { why }]) => words.sentence(why)))].join(' ');
     found.push({
       id: 'unlimited',
       tone: 'warning',
       label: trans.__('limits off'),
-      title: trans
-        .__(
-          'Not enforced on this machine: %1. %2',
-          loose.map(([name, status]) => words.limit(name, status, trans)).join(', '),
-          why
-        )
-        .trim()
+      title: words.sentence(
+        trans.__('Not enforced on this machine: %1', words.reasoned(loose, trans).join('; '))
+      )
     });
   }
   return found;
@@ -174,7 +169,9 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
     kind: 'running',
     label: [what, how].filter(Boolean).join(' · '),
     title: [
-      trans.__('This kernel runs in a sandbox on %1.', what),
+      sandbox.isolated
+        ? trans.__('This kernel runs in a sandbox on %1.', what)
+        : trans.__('This kernel runs on %1.', what),
       how ? trans.__('Started from: %1.', how) : '',
       ...marks.map(mark => mark.title)
     ]

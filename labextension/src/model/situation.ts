@@ -54,7 +54,10 @@ export function isStarting(sandbox: ISandboxInfo): boolean {
 
 /** Whether a sandbox has no kernel and is not about to get one: it failed, or the kernel in it ended by itself. */
 export function isBroken(sandbox: ISandboxInfo): boolean {
-  return sandbox.state === 'failed' || (sandbox.state === 'running' && sandbox.error !== null);
+  return (
+    sandbox.state === 'failed' ||
+    (sandbox.state === 'running' && sandbox.error !== null && !isStarting(sandbox))
+  );
 }
 
 /** Whether what is shown changes with every second. */

@@ -147,6 +147,21 @@ function limitName(name: string, trans: TranslationBundle): string {
   }
 }
 
+/** Limits that are not enforced, those with the same reason together: "memory 8 GiB, processes 9 (no cgroup)". */
+export function reasoned(
+  limits: readonly (readonly [string, ILimitStatus])[],
+  trans: TranslationBundle
+): string[] {
+  const byReason = new Map<string, string[]>();
+  for (const [name, status] of limits) {
+    const why = status.why.trim().replace(/\.$/, '');
+    byReason.set(why, [...(byReason.get(why) ?? []), limit(name, status, trans)]);
+  }
+  return [...byReason].map(([why, names]) =>
+    why === '' ? names.join(', ') : `${names.join(', ')} (${why})`
+  );
+}
+
 /** What a sandbox was given besides its hardware: "network none", "memory 8 GiB". */
 export function facts(sandbox: ISandboxInfo, trans: TranslationBundle): string[] {
   return [

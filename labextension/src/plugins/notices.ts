@@ -5,6 +5,7 @@ import { INotebookTracker } from '@jupyterlab/notebook';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { NotebookSandbox } from '../model/notebook';
+import { isBroken } from '../model/situation';
 import * as words from '../model/words';
 import { DOMAIN, type ISandboxInfo, ISandboxes } from '../tokens';
 import { VERSION } from '../version';
@@ -31,7 +32,7 @@ export const notices: JupyterFrontEndPlugin<void> = {
     sandboxes.told.connect((_, sandbox: ISandboxInfo) => {
       const { error } = sandbox;
       const key = `${sandbox.id}/${sandbox.generation}`;
-      if (error === null || told.has(key)) {
+      if (error === null || !isBroken(sandbox) || told.has(key)) {
         return;
       }
       const panel = tracker.find(
