@@ -20,7 +20,7 @@ from warmcell.sandbox.paths import Paths, private_directory
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
-ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; exec "$@" {UP_FD}>&-"""
+ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
 
 
