@@ -54,6 +54,11 @@ class Paths:
         return self.runtime / "s"
 
     @property
+    def layers(self) -> Path:
+        """Writable layers of sandboxes, where those cannot be in memory."""
+        return self.state / "layers"
+
+    @property
     def kernels(self) -> Path:
         """Sockets that Jupyter clients connect to, one directory per kernel."""
         return self.runtime / "k"

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import shutil
 import signal
-from pathlib import Path
 
 from warmcell.sandbox.backends import cgroups, processes
 from warmcell.sandbox.backends.cgroups import Cgroups
+from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.process import MARK
 from warmcell.sandbox.paths import Paths
 
@@ -32,9 +31,10 @@ def clean_leftovers(paths: Paths) -> list[str]:
     for group in cgroups.leftovers(Cgroups().parents()):
         if group.remove_within(GRACE_S):
             removed.append(f"control group {group.entrances[0].parent}")
-    for directory in sorted(paths.sandboxes.glob("*")):
-        _remove(directory)
-        removed.append(f"run directory {directory}")
+    for kind, parent in (("run directory", paths.sandboxes), ("layer", paths.layers)):
+        for directory in sorted(parent.glob("*")):
+            remove_tree(directory)
+            removed.append(f"{kind} {directory}")
     return removed
 
 
@@ -42,10 +42,3 @@ def _keeper_is_gone(mark: str) -> bool:
     """Whether the keeper that a mark (`PID.START-ID`) names has ended."""
     pid, _, began = mark.partition("-")[0].partition(".")
     return pid.isdigit() and began.isdigit() and processes.start_time(int(pid)) != int(began)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

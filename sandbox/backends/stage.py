@@ -170,6 +170,8 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         os.mkdir(made["path"], 0o755)
         links = 0 if made["follow"] else MS_NOSYMFOLLOW
         mount("tmpfs", made["path"], "tmpfs", MS_NOSUID | MS_NODEV | links, made["options"])
+    for made, tree, _ in clones:
+        attach(tree, made["path"])
     for made in plan["directories"]:
         os.mkdir(made["path"], made["mode"])
         if made["owner"] is not None:
@@ -179,8 +181,6 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
-    for made, tree, _ in clones:
-        attach(tree, made["path"])
     report = {made["name"]: why for made, _, why in clones}
     report.update({made["name"]: make_overlay(made) for made in plan["overlays"]})
     run = os.open(plan["run"], os.O_PATH | os.O_DIRECTORY)

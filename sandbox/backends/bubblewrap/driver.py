@@ -23,6 +23,7 @@ from warmcell.sandbox.models import (
 from warmcell.sandbox.paths import Paths
 
 STOP_TIMEOUT_S = 5.0
+_LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"
 _NO_LAYER = "packages cannot be installed: the environment is read-only, since this kernel refuses an overlay ({})"
 
 
@@ -66,13 +67,14 @@ class BubblewrapBackend:
         prepared = await asyncio.to_thread(
             prepare,
             spec,
+            sandbox_id=sandbox_id,
             directory=directory,
             gpus=gpus,
             paths=self._paths,
             hidden=self._hidden,
             bwrap=bwrap.path,
         )
-        remains = Remains(directory)
+        remains = Remains(directory, layer=prepared.disk)
         progress("starting bubblewrap")
         try:
             return await self._start(spec, sandbox_id, prepared, remains)
@@ -102,7 +104,7 @@ class BubblewrapBackend:
         await child.line()  # {"up": true}
         run = directory / "run"
         await asyncio.to_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
-        layer_why = report.get("layer", "") and _NO_LAYER.format(report["layer"])
+        layer_why = _why_no_layer(prepared, report)
         layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
         return BubblewrapInstance(
             remains,
@@ -136,6 +138,12 @@ def _stage_plan(prepared: Prepared, remains: Remains, *, most_processes: int | N
             "files": {str(number): content.hex() for number, content in prepared.files.items()},
         },
     }
+
+
+def _why_no_layer(prepared: Prepared, report: Mapping[str, str]) -> str:
+    if report.get("layer"):
+        return _NO_LAYER.format(report["layer"])
+    return _LAYER_ON_DISK if prepared.disk is not None else ""
 
 
 def _workspace_note(spec: SandboxSpec, report: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.bubblewrap.rootfs import RUN
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
+from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.errors import OperationTimeoutError
 from warmcell.sandbox.models import LimitStatus
@@ -19,8 +20,9 @@ from warmcell.sandbox.models import LimitStatus
 class Remains:
     """What a sandbox, or the start of one, has to give back: descriptors, files and its control group."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, layer: Path | None) -> None:
         self.directory = directory
+        self.layer = layer
         self.child: Child | None = None
         self.cgroup: Cgroup | None = None
         self.init_fd = -1
@@ -58,6 +60,8 @@ class Remains:
         return code
 
     def _remove_files(self) -> None:
+        if self.layer is not None:
+            remove_tree(self.layer)
         for path in sorted(self.directory.glob("*")):
             if path.is_dir() and not path.is_symlink():
                 path.rmdir()  # Mount points are empty on the host.

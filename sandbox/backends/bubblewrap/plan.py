@@ -1,6 +1,7 @@
 """From a spec to what is started: everything that is decided before anything is made."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from warmcell.sandbox.backends.bubblewrap.identity import Identity, choose
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.guest_tree import guest_tree
-from warmcell.sandbox.models import GpuDevice, SandboxSpec
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
@@ -31,11 +32,14 @@ class Prepared:
     mounts: Mapping[str, Any]
     argv: Sequence[Any]
     files: Mapping[int, bytes]
+    disk: Path | None
+    """Directory of the layer, where that is not in memory."""
 
 
 def prepare(
     spec: SandboxSpec,
     *,
+    sandbox_id: SandboxId,
     directory: Path,
     gpus: Sequence[GpuDevice],
     paths: Paths,
@@ -87,7 +91,8 @@ def prepare(
         )
     for number, mount in enumerate(spec.mounts):
         rootfs.extra_mount(view, mount, number)
-    rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes)
+    disk = _layer_on_disk(paths, sandbox_id) if environment.layered and needs_layer_on_disk() else None
+    rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes, disk=disk)
     rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
@@ -124,6 +129,7 @@ def prepare(
             *(str(environment.python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
             *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python)),
         ],
+        disk=disk,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )
 
@@ -186,6 +192,20 @@ def _home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) ->
         (path for path in candidates if not any(Path(path).is_relative_to(other) for other in taken)),
         candidates[-1],
     )
+
+
+def needs_layer_on_disk() -> bool:
+    """Whether a layer in memory would be of little use.
+
+    Without root an overlay marks what it has removed by user attributes, which memory file systems have since Linux
+    6.6. Without them no directory of the environment could be replaced, so no package upgraded.
+    """
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return os.getuid() != 0 and release is not None and tuple(map(int, release.groups())) < (6, 6)
+
+
+def _layer_on_disk(paths: Paths, sandbox_id: SandboxId) -> Path:
+    return private_directory(private_directory(paths.layers) / sandbox_id)
 
 
 def _home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:

@@ -195,10 +195,16 @@ def configuration(view: View, spec: SandboxSpec, *, home: str) -> tuple[Mapping[
     return files, {f"etc/{name}": target for name, target in made.links.items()}
 
 
-def python(view: View, environment: PythonEnvironment, *, layer_bytes: int) -> None:
+def python(view: View, environment: PythonEnvironment, *, layer_bytes: int, disk: Path | None) -> None:
     """The Python environment, what packages are installed into below a writable layer.
 
     Where the workspace or a mount is at the very place of a tree, that stays.
+
+    Args:
+        view: Where it is planned.
+        environment: What is shown.
+        layer_bytes: Cap of the layer, which is in memory.
+        disk: A directory for the layer instead, without a cap.
     """
     for number, tree in enumerate(environment.trees):
         if tree not in view.host_trees:
@@ -211,7 +217,10 @@ def python(view: View, environment: PythonEnvironment, *, layer_bytes: int) -> N
     foreign = view.foreign_owner(layered)
     swap = None if foreign is None else (foreign[0], view.identity.uid, foreign[1], view.identity.gid)
     view.clones.append({"name": "lower", "path": "lower", "source": str(layered), "swap": swap, "recursive": False})
-    view.tmpfs("layer", size_bytes=layer_bytes, mode="0755", owned=False)
+    if disk is None:
+        view.tmpfs("layer", size_bytes=layer_bytes, mode="0755", owned=False)
+    else:
+        view.clones.append({"name": "disk", "path": "layer", "source": str(disk), "swap": None, "recursive": False})
     view.directories += [{"path": f"layer/{name}", "mode": 0o755, "owner": owner} for name in ("upper", "work")]
     view.directories += [
         {"path": f"layer/upper/{name}", "mode": 0o755, "owner": owner} for name in _skeleton(view, environment, layered)
