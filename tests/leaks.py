@@ -6,6 +6,7 @@ belongs to the test can be told by that name: a process has it in its environmen
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -161,15 +162,25 @@ def _mounts(places: Places) -> Iterator[str]:
 
 
 def _cgroups(ours: set[int]) -> Iterator[str]:
-    """Control groups of ours that are empty or hold processes of this test; others' tests may run beside it."""
+    """Control groups of ours that hold processes of this test, or none and no living stranger made them.
+
+    Others' tests may run beside it. A group's name tells who made it: `warmcell-PID.STARTED-…`.
+    """
     for directory, names, _ in os.walk("/sys/fs/cgroup"):
         for name in names:
             if name.startswith("warmcell"):
                 path = Path(directory, name)
                 inside = {int(pid) for file in path.rglob("cgroup.procs") for pid in _read(str(file)).split()}
-                if not inside or inside & ours:
+                if inside & ours or not (inside or _made_by_stranger(name, ours)):
                     yield f"cgroup {path}"
         names[:] = [name for name in names if not name.startswith("warmcell")]
+
+
+def _made_by_stranger(name: str, ours: set[int]) -> bool:
+    maker = re.match(r"warmcell-(\d+)\.(\d+)-", name)
+    if maker is None or int(maker[1]) in ours or int(maker[1]) == os.getpid():
+        return False
+    return _read(f"/proc/{maker[1]}/stat").rpartition(b")")[2].split()[19:20] == [maker[2].encode()]
 
 
 def _held(path: Path) -> bool:
