@@ -15,6 +15,7 @@ from ..magics.api import Api
 from . import leaving, offline, stack
 from .report import Report
 
+CONTROL_END_S = 2.0
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 
 
@@ -38,7 +39,19 @@ def run(connection_file: str, report: Report) -> None:
         raise
     report.ready()
     app.start()
+    _let_control_finish(app)
     leaving.leave(app.shell)
+
+
+def _let_control_finish(app: Any) -> None:
+    """Let the control thread answer the request to shut down before its output thread is taken away.
+
+    The application closes that first, and a control thread in the middle of a flush then waits for ten seconds.
+    """
+    thread = getattr(app, "control_thread", None)
+    if thread is not None and thread.is_alive():
+        thread.stop()
+        thread.join(CONTROL_END_S)
 
 
 def _check(connection_file: str) -> None:
@@ -63,6 +76,7 @@ def _initialized(connection_file: str) -> Any:
     sys.argv = [launcher, "-f", connection_file]
     app: Any = IPKernelApp.instance()
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
+    app.log.disabled = True  # It goes to /dev/null, and there are many lines of it.
     if not stack.names:
         app.initialize(sys.argv[1:])
     else:
@@ -72,6 +86,7 @@ def _initialized(connection_file: str) -> Any:
         if getattr(app.kernel, "debugger", None) is not None:
             app.kernel.debugger.kernel_modules = stack.files
         app.shell._sys_modules_keys = stack.names
+    app.log.disabled = False
     del app.parse_command_line
     magics.register(app.shell, lambda: Api(os.path.join(os.path.dirname(connection_file), "api.sock")))
     offline.install()

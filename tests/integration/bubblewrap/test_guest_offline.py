@@ -65,7 +65,7 @@ async def test_pip_says_that_there_is_no_network_and_installs_what_is_here(place
 
 
 async def test_kernels_come_from_the_template_and_see_their_sandbox(places: Places, box: Box) -> None:
-    """The fork server works in a sandbox; only bubblewrap's own process comes before init, and the kernel is not root."""
+    """The fork server works in a sandbox; only bubblewrap itself comes before init; the kernel is not root."""
     await box.channel.prepare(["json"], name="test")
     async for event in box.channel.events():
         if event["event"] == "template" and event["state"] == "ready":
