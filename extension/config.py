@@ -4,14 +4,17 @@ The keeper and the server extension read the same file, so it holds for every se
 script of the user. Bounds are the keeper's: a kernelspec or a notebook asks within them.
 """
 
+import difflib
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from traitlets import Bool, CFloat, Dict, Float, Integer, List, Unicode
+from traitlets import Bool, CFloat, Dict, Float, Integer, List, TraitError, Unicode
 from traitlets.config import Configurable
 from traitlets.config.loader import Config
 
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GIB
 
 CONFIG_FILE = "jupyter_warmcell_config"
@@ -39,17 +42,17 @@ class Warmcell(Configurable):
     max_cpus = CFloat(
         None, allow_none=True, help="Most CPU cores of one sandbox, and its cap if it asks for none. None: no cap."
     ).tag(config=True)
-    max_sandboxes = Integer(64, help="Most sandboxes at a time.").tag(config=True)
-    prepared = Integer(1, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
+    max_sandboxes = Integer(64, min=1, help="Most sandboxes at a time.").tag(config=True)
+    prepared = Integer(1, min=0, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
     prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "
         '[{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]. Empty: the machine\'s own.',
     ).tag(config=True)
-    keeper_idle_s = Float(10.0, help="Seconds that the keeper stays when nothing runs and nobody is connected.").tag(
-        config=True
-    )
+    keeper_idle_s = Float(
+        10.0, min=0.0, help="Seconds that the keeper stays when nothing runs and nobody is connected."
+    ).tag(config=True)
     sandboxed_only = Bool(
         False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
     ).tag(config=True)
@@ -67,17 +70,64 @@ class Warmcell(Configurable):
         )
 
 
+SERVERS_OWN = ("sandboxed_only",)
+"""What only Jupyter servers read."""
+
+
 def load() -> Config:
-    """The configuration of all Jupyter config directories, the user's last and strongest."""
+    """The configuration of all Jupyter config directories, the user's last and strongest.
+
+    Raises:
+        InvalidRequestError: One of the files cannot be read.
+    """
     from jupyter_core.application import JupyterApp
 
     class Loader(JupyterApp):
         name = "jupyter-warmcell"
         config_file_name = CONFIG_FILE
+        raise_config_file_errors = True
 
     loader = Loader()
-    loader.load_config_file()
+    try:
+        loader.load_config_file()
+    except Exception as error:  # whatever a file that is a program may raise
+        raise InvalidRequestError(
+            f"{CONFIG_FILE}.py cannot be read: {type(error).__name__}: {error}",
+            hint=f"Mend it; it is in one of {', '.join(loader.config_file_paths)}.",
+        ) from error
     return loader.config
+
+
+def settings() -> Warmcell:
+    """The operator's settings, checked: bounds that are misspelt would be no bounds.
+
+    Raises:
+        InvalidRequestError: A file cannot be read, or names or values in it are not ours.
+    """
+    loaded = load()
+    known = Warmcell.class_trait_names(config=True)
+    for name in loaded.Warmcell:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise InvalidRequestError(
+                f"c.Warmcell.{name} is no setting",
+                hint=f"Did you mean c.Warmcell.{near[0]}?" if near else f"Settings are {', '.join(sorted(known))}.",
+            )
+    try:
+        return Warmcell(config=loaded)
+    except TraitError as error:
+        raise InvalidRequestError(f"The configuration is wrong: {error}", hint=f"Mend {CONFIG_FILE}.py.") from error
+
+
+def unseen(server: Warmcell) -> Sequence[str]:
+    """What a Jupyter server's own configuration says, and the keeper, which serves all of them, does not see.
+
+    Raises:
+        InvalidRequestError: The keeper's configuration cannot be read.
+    """
+    keepers = settings()
+    names = sorted(set(Warmcell.class_trait_names(config=True)) - set(SERVERS_OWN))
+    return [name for name in names if getattr(server, name) != getattr(keepers, name)]
 
 
 def environment_summary() -> dict[str, Any]:

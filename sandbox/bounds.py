@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, Limits, Network, SandboxSpec, WorkspaceMode
+from warmcell.sandbox.models import MIB, Limits, Mount, Network, SandboxSpec, WorkspaceMode
 
 Amount = TypeVar("Amount", int, float)
 
 LEAST_MEMORY_BYTES = 64 * MIB
 """Less than this and not even the kernel starts."""
+
+
+MOST = 2**60
+"""No limit of a machine is larger, and no file system or control group takes more."""
+
+TEXT_MAX = 4096
+"""Characters of a name, a path or a module."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +65,16 @@ class Bounds:
         Raises:
             InvalidRequestError: Something lies outside the bounds; the hint names what is allowed.
         """
-        _one_of("backend", spec.backend, ("auto", *self.backends), "c.Warmcell.backends")
+        _check_texts(spec)
+        _one_of("backend", spec.backend, ("auto", *self.backends), "c.Warmcell.backend")
         _one_of("network", spec.network, self.networks, "c.Warmcell.networks")
         _check_python(spec.python)
         if spec.workspace is not None:
             _one_of("workspace mode", spec.workspace.mode, self.workspace_modes, "c.Warmcell.workspace_modes")
-            _check_workspace(spec.workspace.path)
+            if spec.workspace.mode != "none":
+                _check_workspace(spec.workspace.path)
         for mount in spec.mounts:
-            self._check_mount(mount.source)
+            self._check_mount(mount)
         return dataclasses.replace(spec, limits=self._limits(spec.limits))
 
     def _limits(self, limits: Limits) -> Limits:
@@ -75,11 +84,24 @@ class Bounds:
                 f"{memory} bytes of memory are too few for a kernel",
                 hint=f"Ask for at least {LEAST_MEMORY_BYTES // MIB} MiB.",
             )
+        for what, value in (
+            ("pids", limits.pids),
+            ("layer_bytes", limits.layer_bytes),
+            ("shm_bytes", limits.shm_bytes),
+        ):
+            if value is not None and not 0 < value <= MOST:
+                raise InvalidRequestError(f"{what} cannot be {value}", hint="Give a number above 0, or leave it out.")
         return dataclasses.replace(
             limits, memory_bytes=memory, cpus=_capped("cpus", limits.cpus, self.max_cpus, "cores")
         )
 
-    def _check_mount(self, source: str) -> None:
+    def _check_mount(self, mount: Mount) -> None:
+        source = mount.source
+        if mount.target and not os.path.isabs(mount.target):
+            raise InvalidRequestError(
+                f"The mount target {mount.target} is not an absolute path",
+                hint="Begin it with a slash, or leave it out.",
+            )
         real = Path(os.path.realpath(source))
         if not real.exists():
             raise InvalidRequestError(f"The mount {source} does not exist", hint="Create it, or leave the mount out.")
@@ -90,6 +112,33 @@ class Bounds:
             )
 
 
+def _check_texts(spec: SandboxSpec) -> None:
+    """What the operating system would refuse later, and less clearly."""
+    named = [("python", spec.python), ("backend", spec.backend), ("template", spec.template)]
+    named += [("a module of preload", module) for module in spec.preload]
+    named += [("an environment variable", text) for pair in spec.env.items() for text in pair]
+    named += [("a mount", text) for mount in spec.mounts for text in (mount.source, mount.target)]
+    if spec.workspace is not None:
+        named.append(("the workspace", spec.workspace.path))
+    for what, text in named:
+        if "\0" in text or not _is_encodable(text) or (what != "an environment variable" and len(text) > TEXT_MAX):
+            raise InvalidRequestError(f"{what} cannot be {text[:50]!r}", hint="Give text without null bytes.")
+    for name in spec.env:
+        if not name or "=" in name:
+            raise InvalidRequestError(f"{name!r} is no name of an environment variable", hint="Leave out the `=`.")
+    for module in spec.preload:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise InvalidRequestError(f"{module!r} is no name of a module", hint="Write it as in `import`.")
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _one_of(what: str, value: str, allowed: Sequence[str], trait: str) -> None:
     if value not in allowed:
         raise InvalidRequestError(
@@ -98,8 +147,10 @@ def _one_of(what: str, value: str, allowed: Sequence[str], trait: str) -> None:
 
 
 def _capped(what: str, asked: Amount | None, most: Amount | None, unit: str) -> Amount | None:
-    if asked is not None and asked <= 0:
-        raise InvalidRequestError(f"{what} must be more than nothing, not {asked}", hint=f"Give a number of {unit}.")
+    if asked is not None and not 0 < asked <= MOST:
+        raise InvalidRequestError(
+            f"{what} must be more than nothing, and less than 2**60, not {asked}", hint=f"Give a number of {unit}."
+        )
     if most is None:
         return asked
     if asked is not None and asked > most:

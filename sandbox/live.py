@@ -1,10 +1,13 @@
 """One sandbox that is up or coming up: the backend's instance, the guest's channel, and what is told of it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shutil
+import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ from warmcell.sandbox.models import (
     StartedFrom,
     TemplateStatus,
 )
+from warmcell.sandbox.told import end_of, plausible
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,15 @@ GUEST_TIMEOUT_S = 15.0
 
 KERNEL_TIMEOUT_S = 60.0
 """Until a kernel has bound its sockets. A cold one on a busy machine takes seconds."""
+
+END_TIMEOUT_S = 2.0
+"""From the end of the guest's event stream until its sandbox has ended too."""
+
+EVENTS_AT_ONCE = 50
+EVENTS_PAUSE_S = 0.25
+"""After so many events of a guest, so that a flood of them costs little. A template's are two for each module."""
+
+EARLY_EXITS_MAX = 100
 
 Result = TypeVar("Result")
 
@@ -77,7 +90,10 @@ class LiveSandbox:
         self._channel: GuestChannel | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._early_exits: dict[int, int] = {}
+        """Kernels that ended while `start_kernel` still waits for the answer that names its own."""
         self._starting = False
+        self._attempts = 0
+        self._changed_at = time.monotonic()
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -99,7 +115,16 @@ class LiveSandbox:
 
     def tell(self, **changes: Any) -> None:
         """Change what is told about it, and tell it."""
+        before = self.info.state
         self.info = dataclasses.replace(self.info, **changes)
+        if self.info.state is not before:
+            now = time.monotonic()
+            log.info(
+                "sandbox %s (%s, %s) is %s after %.3f s %s",
+                *(self.info.id, self.info.backend, self.info.owner, self.info.state),
+                *(now - self._changed_at, before),
+            )
+            self._changed_at = now
         self._on_change(self)
 
     def phase(self, name: str, detail: str = "", hint: str = "") -> None:
@@ -144,50 +169,79 @@ class LiveSandbox:
             return
         self.template_settled.clear()
         self.tell(template=TemplateStatus(name=self.spec.template, state="importing", since=time.time()))
-        await self._guest().prepare(self.spec.preload, name=self.spec.template, env=self.spec.env)
+        try:
+            await self._guest().prepare(self.spec.preload, name=self.spec.template, env=self.spec.env)
+        except BaseException:
+            self.tell(template=TemplateStatus(name=self.spec.template, state="failed"))
+            self.template_settled.set()
+            raise
+
+    async def wait_template(self) -> None:
+        """Wait until its template is neither being started nor importing, or the sandbox has ended."""
+        while not self.template_settled.is_set():
+            await self.template_settled.wait()
 
     async def start_kernel(self, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
         """Start the next kernel, from the template where it is ready; returns once its sockets are bound.
 
         Raises:
             ConflictError: One runs already.
-            SandboxDiedError: It ended before it had bound its sockets.
+            SandboxStartError: The sandbox ended meanwhile, or the kernel before it had bound its sockets.
         """
         if self._starting or (self.kernel is not None and self.kernel.alive):
             raise errors.ConflictError(f"Sandbox {self.info.id} has a kernel", hint="End it first.")
         self._starting = True
+        self._early_exits.clear()
+        self._remove_kernel_files()
+        self._attempts += 1
+        template = self.info.template
+        if template is not None and template.state == "importing":
+            self.phase("kernel", f"importing {template.importing}")
+        else:
+            self.phase("kernel")
         try:
-            generation = self.info.generation + 1
-            prefix = f"k{generation}"
-            connection = {
-                "transport": "ipc",
-                "ip": f"{self.guest_run_directory}/{prefix}",
-                **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
-                "key": "",
-                "signature_scheme": "hmac-sha256",
-            }
-            with guest_files.create(self.run_directory / f"{prefix}.json") as file:
-                file.write(json.dumps(connection).encode())
-            started = await self._unless_dead(
-                self._guest().start_kernel(
-                    f"{self.guest_run_directory}/{prefix}.json", env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S
-                ),
-                "its sandbox ended while the kernel started",
-            )
-            kernel = KernelProcess(
-                pid=started.pid,
-                generation=generation,
-                socket_prefix=self.run_directory / prefix,
-                started_from=started.started_from,
-            )
-            self.kernel = kernel
-            self.tell(generation=generation, exit_code=None, started_from=None, started_ms=None)
-            early = self._early_exits.pop(kernel.pid, None)
-            if early is not None:
-                self._kernel_exited(early)
-            return kernel
+            return await self._start_kernel(f"k{self._attempts}", env=env, cwd=cwd)
+        except BaseException:
+            self.tell(phase=None)
+            raise
         finally:
             self._starting = False
+            self._early_exits.clear()
+
+    async def _start_kernel(self, prefix: str, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
+        guest = self._guest()
+        connection = {
+            "transport": "ipc",
+            "ip": f"{self.guest_run_directory}/{prefix}",
+            **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
+            "key": "",
+            "signature_scheme": "hmac-sha256",
+        }
+        with guest_files.create(self.run_directory / f"{prefix}.json") as file:
+            file.write(json.dumps(connection).encode())
+        started = await self._unless_dead(
+            guest.start_kernel(f"{self.guest_run_directory}/{prefix}.json", env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S),
+            "its sandbox ended while the kernel started",
+        )
+        self._guest()  # it may have been stopped in this very moment
+        kernel = KernelProcess(
+            pid=started.pid,
+            generation=self.info.generation + 1,
+            socket_prefix=self.run_directory / prefix,
+            started_from=started.started_from,
+        )
+        self.kernel = kernel
+        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None)
+        early = self._early_exits.get(kernel.pid)
+        if early is not None:
+            self._kernel_exited(early)
+        return kernel
+
+    def _remove_kernel_files(self) -> None:
+        """What the kernel before, or one that failed to start, has left; what else the guest puts there is its own."""
+        for name in (f"k{self._attempts}.json", *(f"k{self._attempts}-{n}" for n in range(1, 6))):
+            with contextlib.suppress(OSError):
+                os.unlink(self.run_directory / name)
 
     async def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel's process group; nothing happens when it is gone."""
@@ -195,8 +249,10 @@ class LiveSandbox:
         if kernel is not None and kernel.alive and self._channel is not None:
             try:
                 await self._channel.signal(kernel.pid, signum, group=True)
+            except errors.NotFoundError:
+                pass  # it has ended; the event that says so is on its way
             except errors.WarmcellError:
-                if not kernel.exited.is_set() and self.info.state not in TERMINAL:
+                if self.info.state is State.RUNNING and not kernel.exited.is_set():
                     raise
 
     async def end_kernel(self, *, grace: float) -> int | None:
@@ -207,7 +263,7 @@ class LiveSandbox:
         if kernel.alive and grace > 0:
             await _within(kernel.exited.wait(), grace)
         if kernel.alive:
-            await self.signal_kernel(9)
+            await self.signal_kernel(signal.SIGKILL)
             if not await _within(kernel.exited.wait(), GUEST_TIMEOUT_S):
                 raise errors.OperationTimeoutError(
                     f"The kernel of {self.info.id} did not end", hint=f"Stop it: DELETE /sandboxes/{self.info.id}."
@@ -238,8 +294,7 @@ class LiveSandbox:
             await self._channel.close()
         if self._instance is not None:
             await self._instance.stop()
-        self._kernel_exited(137)
-        self.template_settled.set()
+        self._kernel_exited(128 + signal.SIGKILL)
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         if self.info.state is State.STOPPING:
             self.tell(state=transition(self.info.state, Event.STOP_DONE))
@@ -260,43 +315,49 @@ class LiveSandbox:
             kernel.exited.set()
 
     async def _watch_guest(self) -> None:
+        """Follow what the guest tells. A sandbox of which nothing is heard any more cannot be watched, so it ends."""
         try:
             await self._follow_events()
-        except errors.ProtocolError as error:
-            log.warning("sandbox %s: %s", self.info.id, error)
-            await self._up().stop()  # a guest that breaks the protocol cannot be watched any more
+            why = "its first process said no more"
+        except errors.WarmcellError as error:
+            why = str(error)
+        instance = self._up()
+        if not await _within(instance.wait(), END_TIMEOUT_S):
+            log.warning("sandbox %s is stopped: %s", self.info.id, why)
+            await instance.stop()
 
     async def _follow_events(self) -> None:
+        count = 0
         async for event in self._guest().events():
+            count += 1
             if event["event"] == "template":
                 self._template_event(event)
             elif event["event"] == "kernel" and event["state"] == "exited":
                 if self.kernel is not None and self.kernel.pid == event["pid"]:
                     self._kernel_exited(event["exit_code"])
-                else:  # it ended while `start_kernel` still waits for the answer that names its pid
+                elif self._starting and len(self._early_exits) < EARLY_EXITS_MAX:
                     self._early_exits[event["pid"]] = event["exit_code"]
+            if count % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(EVENTS_PAUSE_S)
 
     def _template_event(self, event: Mapping[str, Any]) -> None:
-        status = TemplateStatus.from_json({key: value for key, value in event.items() if key != "event"})
+        said = TemplateStatus.from_json({key: value for key, value in event.items() if key != "event"})
+        status = plausible(said, self.spec.preload)
         if status.state in ("ready", "failed"):
             self.template_settled.set()
-        if status.state != "none" or self.info.template is not None:
+        if status.state == "importing":  # also again, without the module that has killed it
+            self.template_settled.clear()
+        if status.state == "none" and self.info.template is None:
+            return
+        if status != self.info.template:
             self.tell(template=status)
 
     async def _watch_instance(self) -> None:
         """Its end by itself becomes state `failed`."""
-        instance = self._up()
-        ended = await instance.wait()
+        ended = await self._up().wait()
         self._kernel_exited(ended.exit_code)
         self.template_settled.set()
-        why = "was killed for memory" if ended.oom_killed else f"ended with exit code {ended.exit_code}"
-        self.fail(
-            errors.SandboxDiedError(
-                f"Sandbox {self.info.id} {why}",
-                hint="Give it more memory." if ended.oom_killed else ended.message or "Start it again.",
-                details={"exit_code": ended.exit_code, "oom_killed": ended.oom_killed},
-            )
-        )
+        self.fail(end_of(errors.SandboxDiedError, f"Sandbox {self.info.id}", ended, hint="Restart the kernel."))
         self.ended.set()
 
     def oom_kills(self) -> int:
@@ -312,11 +373,11 @@ class LiveSandbox:
             await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
-            ended = death.result()
-            raise errors.SandboxStartError(
-                f"The sandbox could not start: {why} with exit code {ended.exit_code}",
-                hint=ended.message.strip() or "`warmcell doctor` says what this machine lacks.",
-                details={"exit_code": ended.exit_code, "oom_killed": ended.oom_killed},
+            raise end_of(
+                errors.SandboxStartError,
+                f"The sandbox could not start: {why}; it",
+                death.result(),
+                hint="`warmcell doctor` says what this machine lacks.",
             )
         finally:
             for task in (work, death):
@@ -330,7 +391,9 @@ class LiveSandbox:
         return self._instance
 
     def _guest(self) -> GuestChannel:
-        if self._channel is None or self.info.state in TERMINAL:
+        if self.info.state is State.FAILED and self.info.error is not None:
+            raise errors.from_json(self.info.error.to_json())
+        if self._channel is None or self.info.state is not State.RUNNING:
             raise errors.ConflictError(
                 f"Sandbox {self.info.id} is {self.info.state}", hint="Only a running sandbox can do that."
             )

@@ -10,12 +10,13 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import KernelProcess, LiveSandbox
 from warmcell.sandbox.models import (
@@ -35,46 +36,13 @@ log = logging.getLogger(__name__)
 FAILED_KEPT_S = 600.0
 """How long a sandbox that failed stays listed, so that a page can say why."""
 
+FAILED_KEPT = 50
+"""Most of them; the oldest goes first."""
+
 TEMPLATE_TIMEOUT_S = 600.0
 """A prepared sandbox whose imports take longer is given up."""
 
-SUBSCRIBER_BACKLOG = 1000
-"""Changes that a slow subscriber may be behind before it is dropped."""
-
-Change = SandboxInfo | TemplateInfo
-
-
-class Subscription:
-    """The changes that one reader has not seen yet. One that falls too far behind is ended, not waited for."""
-
-    def __init__(self, forget: Callable[["Subscription"], None]) -> None:
-        self._queue: asyncio.Queue[Change | None] = asyncio.Queue()
-        self._forget = forget
-        self.ended = False
-
-    async def next(self, *, timeout: float | None = None) -> Change | None:
-        """The next change, or None after `timeout` seconds without one or at the end; see `ended`."""
-        if self.ended and self._queue.empty():
-            return None
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._queue.get()
-        except TimeoutError:
-            return None
-
-    def put(self, change: Change) -> None:
-        """Hand it a change."""
-        if self._queue.qsize() >= SUBSCRIBER_BACKLOG:
-            self.close()
-        elif not self.ended:
-            self._queue.put_nowait(change)
-
-    def close(self) -> None:
-        """Take no more changes and wake the reader. Idempotent."""
-        if not self.ended:
-            self.ended = True
-            self._queue.put_nowait(None)
-            self._forget(self)
+SEE_LOG = "keeper.log in the state directory says more."
 
 
 class GpuLeases(Protocol):
@@ -106,9 +74,13 @@ class SandboxService:
         self._gpus = gpus
         self._paths = paths
         self._boxes: dict[SandboxId, LiveSandbox] = {}
-        self._pool = WarmPool(self._prepare, per_template=prepared_per_template, cap_bytes=prepared_bytes)
-        self._subscribers: set[Subscription] = set()
+        self._pool = WarmPool(
+            self._prepare, per_template=prepared_per_template, cap_bytes=prepared_bytes, changed=self._publish
+        )
+        self._creating: dict[SandboxId, asyncio.Task[LiveSandbox]] = {}
+        self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     # What there is ---------------------------------------------------------------------------------------------
 
@@ -144,31 +116,24 @@ class SandboxService:
 
     async def templates(self) -> list[TemplateInfo]:
         """The templates in use, by name and interpreter."""
-        return await asyncio.to_thread(self._templates)
-
-    def _templates(self) -> list[TemplateInfo]:
         prepared = self._pool.prepared()
         found: dict[tuple[object, ...], TemplateInfo] = {}
         for box in [*self._boxes.values(), *prepared]:
-            if box.info.template is None or box.info.state in TERMINAL:
-                continue
-            key = (box.spec.template, box.spec.python, box.spec.preload)
-            waiting = [one for one in prepared if (one.spec.template, one.spec.python, one.spec.preload) == key]
-            found[key] = TemplateInfo(
-                name=box.spec.template,
-                python=box.spec.python,
-                preload=box.spec.preload,
-                status=box.info.template,
-                prepared=len(waiting),
-                prepared_bytes=sum(memory_bytes(one.processes) for one in waiting),
-            )
+            if box.info.template is not None and box.info.state not in TERMINAL:
+                found[_template(box.spec)] = self._template_info(box)
+        used = await asyncio.to_thread(lambda: [memory_bytes(box.processes) for box in prepared])
+        for box, size in zip(prepared, used, strict=True):
+            if (info := found.get(_template(box.spec))) is not None:
+                found[_template(box.spec)] = dataclasses.replace(info, prepared_bytes=info.prepared_bytes + size)
         return list(found.values())
 
-    def subscribe(self) -> Subscription:
-        """Every change from now on; close it when done."""
-        subscription = Subscription(self._subscribers.discard)
-        self._subscribers.add(subscription)
-        return subscription
+    def subscribe(self, *, backlog: int | None = BACKLOG) -> Subscription:
+        """Every change from now on; close it when done.
+
+        Args:
+            backlog: Changes that the reader may be behind before it is dropped; None for one of our own.
+        """
+        return self._changes.subscribe(backlog=backlog)
 
     async def probe(self) -> Sequence[BackendReport]:
         """What each backend can do here, tried for real."""
@@ -204,16 +169,116 @@ class SandboxService:
         Raises:
             WarmcellError: The spec is out of bounds, no GPU is free, or the backend failed.
         """
+        if self._closed or (parent is not None and not self._lives(parent)):
+            raise errors.ConflictError("Whoever asks for this sandbox is going away", hint="Start it again later.")
         box = self._new(spec, owner=owner, parent=parent, kernel_id=kernel_id, notebook=notebook)
-        self._boxes[box.info.id] = box
+        sandbox_id = box.info.id
+        self._boxes[sandbox_id] = box
         self._publish(box)
+        work = self._creating[sandbox_id] = asyncio.create_task(self._create(box))
         try:
-            spec = box.spec = await self.check(spec)
-            live = sum(other.info.state not in TERMINAL for other in self._boxes.values())
-            if live > self.bounds.max_sandboxes:
-                raise errors.CapacityError(
-                    f"There are {live - 1} sandboxes already", hint="Stop one, or raise c.Warmcell.max_sandboxes."
-                )
+            return (await work).info
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is None or not current.cancelling():  # `stop` was faster
+                raise errors.ConflictError(
+                    f"Sandbox {sandbox_id} was stopped while it came up", hint="Start it again if that was a mistake."
+                ) from None
+            await self.stop(sandbox_id)  # it may have come up in the moment in which nobody wanted it any more
+            raise
+        finally:
+            self._creating.pop(sandbox_id, None)
+
+    async def refuse(
+        self, spec: SandboxSpec, error: errors.WarmcellError, *, owner: str, kernel_id: str, notebook: str | None
+    ) -> None:
+        """List a sandbox that failed before it was made, so that a page can say why."""
+        box = self._new(spec, owner=owner, kernel_id=kernel_id, notebook=notebook)
+        self._boxes[box.info.id] = box
+        await self._discard(box, error)
+
+    async def fail(self, sandbox_id: SandboxId, error: errors.WarmcellError) -> None:
+        """Give up a sandbox that is of no use, as if it had failed to come up."""
+        box = self.live(sandbox_id)
+        await self._stop_children(sandbox_id)
+        await self._discard(box, error)
+
+    async def start_kernel(self, sandbox_id: SandboxId, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
+        """Start the next kernel in it.
+
+        Raises:
+            WarmcellError: As `LiveSandbox.start_kernel`.
+        """
+        return await self.live(sandbox_id).start_kernel(env=env, cwd=cwd)
+
+    def kernel_ready(self, sandbox_id: SandboxId, *, started_ms: float) -> SandboxInfo:
+        """Told by whoever connected to the kernel once it has answered, `started_ms` after it was asked for.
+
+        From now on its template is seen to, and that a prepared sandbox of its shape is there.
+
+        Raises:
+            WarmcellError: The sandbox has ended meanwhile.
+        """
+        box = self.live(sandbox_id)
+        kernel = box.kernel
+        if kernel is None or box.info.state in TERMINAL:
+            raise errors.SandboxDiedError(f"Sandbox {sandbox_id} ended as its kernel started", hint="Start it again.")
+        box.tell(
+            started_from=kernel.started_from,
+            started_ms=round(started_ms, 1),
+            phase=None,
+            error=None,
+            previous_error=box.info.error,
+        )
+        log.info(
+            "sandbox %s (%s): kernel %d is ready from %s after %.3f s",
+            *(sandbox_id, box.info.backend, kernel.generation, kernel.started_from, started_ms / 1000),
+        )
+        self._spawn(self._keep_warm(box))
+        return box.info
+
+    async def exec(
+        self, sandbox_id: SandboxId, argv: Sequence[str], *, env: Mapping[str, str], timeout: float = 60.0
+    ) -> ExecResult:
+        """Run a process in it to its end."""
+        return await self.live(sandbox_id).exec(argv, env=env, timeout=timeout)
+
+    async def stop(self, sandbox_id: SandboxId) -> None:
+        """Stop it, and what was made from inside it, also while it comes up. Idempotent: an unknown id is gone.
+
+        Raises:
+            OperationTimeoutError: Processes of it do not end. It stays listed, and keeps its GPUs.
+        """
+        work = self._creating.get(sandbox_id)
+        if work is not None:
+            if not work.cancelling():
+                work.cancel()
+            await asyncio.wait({work})
+        await self._stop_children(sandbox_id)
+        box = self._boxes.get(sandbox_id)
+        if box is not None:
+            await self._remove(box)
+
+    async def close(self) -> None:
+        """Stop everything. The service is of no use afterwards."""
+        self._closed = True
+        ends = await asyncio.gather(*(self.stop(one) for one in list(self._boxes)), return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._pool.close()
+        self._changes.close()
+        for end in ends:
+            if isinstance(end, BaseException):
+                log.error("a sandbox was not stopped: %s", end)
+
+    # Behind it -------------------------------------------------------------------------------------------------
+
+    async def _create(self, box: LiveSandbox) -> LiveSandbox:
+        """What `create` does, as a task that `stop` can cancel."""
+        try:
+            spec = box.spec = await self.check(box.spec)
+            self._check_room()
             devices: tuple[GpuDevice, ...] = ()
             if spec.gpu is not None:
                 box.phase("lease")
@@ -228,61 +293,22 @@ class SandboxService:
             await self._discard(box, error)
             raise
         self._spawn(self._watch(box))
-        return box.info
+        return box
 
-    async def start_kernel(self, sandbox_id: SandboxId, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
-        """Start the next kernel in it; afterwards see that its template, and a prepared sandbox, are there.
+    def _check_room(self) -> None:
+        live = sum(box.info.state not in TERMINAL for box in self._boxes.values()) - 1
+        if live >= self.bounds.max_sandboxes:
+            raise errors.CapacityError(
+                f"There are {live} sandboxes already", hint="Stop one, or raise c.Warmcell.max_sandboxes."
+            )
 
-        Raises:
-            WarmcellError: As `LiveSandbox.start_kernel`.
-        """
-        box = self.live(sandbox_id)
-        template = box.info.template
-        detail = f"importing {template.importing}" if template is not None and template.state == "importing" else ""
-        box.phase("kernel", detail)
-        return await box.start_kernel(env=env, cwd=cwd)
-
-    def kernel_ready(self, sandbox_id: SandboxId, *, started_ms: float) -> SandboxInfo:
-        """Told by whoever connected to the kernel once it has answered, `started_ms` after it was asked for."""
-        box = self.live(sandbox_id)
-        assert box.kernel is not None
-        box.tell(
-            started_from=box.kernel.started_from,
-            started_ms=round(started_ms, 1),
-            phase=None,
-            error=None,
-            previous_error=box.info.error,
-        )
-        log.info("kernel of %s ready from %s in %.0f ms", sandbox_id, box.kernel.started_from, started_ms)
-        self._spawn(self._keep_warm(box))
-        return box.info
-
-    async def exec(
-        self, sandbox_id: SandboxId, argv: Sequence[str], *, env: Mapping[str, str], timeout: float = 60.0
-    ) -> ExecResult:
-        """Run a process in it to its end."""
-        return await self.live(sandbox_id).exec(argv, env=env, timeout=timeout)
-
-    async def stop(self, sandbox_id: SandboxId) -> None:
-        """Stop it, and what was made from inside it. Idempotent: an unknown id is one that is gone."""
+    def _lives(self, sandbox_id: SandboxId) -> bool:
         box = self._boxes.get(sandbox_id)
-        if box is None:
-            return
+        return box is not None and box.info.state is State.RUNNING
+
+    async def _stop_children(self, sandbox_id: SandboxId) -> None:
         children = [info.id for info in self.infos() if info.parent == sandbox_id]
         await asyncio.gather(*(self.stop(child) for child in children))
-        await self._remove(box)
-
-    async def close(self) -> None:
-        """Stop everything. The service is of no use afterwards."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._pool.close()
-        await asyncio.gather(*(self._remove(box) for box in list(self._boxes.values())), return_exceptions=True)
-        for subscription in list(self._subscribers):
-            subscription.close()
-
-    # Behind it -------------------------------------------------------------------------------------------------
 
     def _backend(self, spec: SandboxSpec) -> SandboxBackend:
         name = self._default_backend if spec.backend == "auto" else spec.backend
@@ -333,7 +359,20 @@ class SandboxService:
             await box.bring_up(self._backend(spec), ())
             await box.prepare()
             async with asyncio.timeout(TEMPLATE_TIMEOUT_S):
-                await box.template_settled.wait()
+                await box.wait_template()
+        except TimeoutError as error:
+            await box.stop()
+            raise errors.OperationTimeoutError(
+                f"Template {spec.template} was not imported within {TEMPLATE_TIMEOUT_S:.0f} s",
+                hint="Take the module that hangs out of the kernelspec's preload list.",
+                details={"operation": "prepare", "timeout": TEMPLATE_TIMEOUT_S},
+            ) from error
+        except Exception as error:
+            await box.stop()
+            if isinstance(error, errors.WarmcellError):
+                raise
+            log.exception("preparing sandbox %s failed", box.info.id)
+            raise errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG) from error
         except BaseException:
             await box.stop()
             raise
@@ -361,7 +400,7 @@ class SandboxService:
         try:
             if box.info.template is None:
                 await box.prepare()
-            await box.template_settled.wait()
+            await box.wait_template()
         except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon
             log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
         failed = box.info.template is not None and box.info.template.state == "failed"
@@ -369,10 +408,11 @@ class SandboxService:
             self._pool.want(dataclasses.replace(box.spec, gpu=None))
 
     async def _watch(self, box: LiveSandbox) -> None:
-        """Release what a sandbox held when it ends by itself."""
+        """Release what a sandbox held, and what was made from inside it, when it ends by itself."""
         await box.ended.wait()
-        if box.info.state is State.FAILED:
+        if box.info.state is State.FAILED and self._boxes.get(box.info.id) is box:
             log.warning("sandbox %s failed: %s", box.info.id, box.info.error and box.info.error.message)
+            await self._stop_children(box.info.id)
             await self._discard(box, None)
 
     async def _discard(self, box: LiveSandbox, error: BaseException | None) -> None:
@@ -380,41 +420,65 @@ class SandboxService:
         if isinstance(error, errors.WarmcellError):
             box.fail(error)
         elif isinstance(error, Exception):
-            log.exception("creating sandbox %s failed", box.info.id, exc_info=error)
-            box.fail(errors.SandboxStartError(f"{type(error).__name__}: {error}", hint="keeper.log says more."))
-        await box.stop()
+            log.error("creating sandbox %s failed", box.info.id, exc_info=error)
+            box.fail(errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG))
+        try:
+            await box.stop()
+        except errors.WarmcellError:  # it may still use its GPUs; `stop` tries again
+            log.exception("sandbox %s could not be removed", box.info.id)
+            return
         self._gpus.release(box.info.id)
-        if box.info.state is State.FAILED:
-            loop = asyncio.get_running_loop()
-            loop.call_later(FAILED_KEPT_S, self._boxes.pop, box.info.id, None)
-        else:
+        if box.info.state is not State.FAILED:
             self._boxes.pop(box.info.id, None)
+            return
+        asyncio.get_running_loop().call_later(FAILED_KEPT_S, self._forget_failed, box)
+        failed = [one for one in self._boxes.values() if one.info.state is State.FAILED]
+        for oldest in sorted(failed, key=lambda one: one.info.created_at)[:-FAILED_KEPT]:
+            self._forget_failed(oldest)
+
+    def _forget_failed(self, box: LiveSandbox) -> None:
+        if self._boxes.get(box.info.id) is box:
+            del self._boxes[box.info.id]
 
     async def _remove(self, box: LiveSandbox) -> None:
         await box.stop()
         self._gpus.release(box.info.id)
-        self._boxes.pop(box.info.id, None)
+        if self._boxes.get(box.info.id) is box:
+            del self._boxes[box.info.id]
 
-    def _spawn(self, what: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(what)
+    def _spawn(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the service failed", exc_info=error)
 
     def _publish(self, box: LiveSandbox) -> None:
-        change: Change = box.info
-        if box.info.owner == "pool":
-            if box.info.template is None:
-                return
-            change = TemplateInfo(
-                name=box.spec.template,
-                python=box.spec.python,
-                preload=box.spec.preload,
-                status=box.info.template,
-                prepared=0,
-                prepared_bytes=0,
-            )
-        for subscription in list(self._subscribers):
-            subscription.put(change)
+        if box.info.owner != "pool":
+            self._changes.publish(box.info)
+        elif box.info.template is not None:
+            self._changes.publish(self._template_info(box))
+
+    def _template_info(self, box: LiveSandbox) -> TemplateInfo:
+        """What is told of the template of this sandbox, the memory of prepared ones apart."""
+        assert box.info.template is not None
+        key = _template(box.spec)
+        return TemplateInfo(
+            name=box.spec.template,
+            python=box.spec.python,
+            preload=box.spec.preload,
+            status=box.info.template,
+            prepared=sum(_template(one.spec) == key for one in self._pool.prepared()),
+            prepared_bytes=0,
+        )
+
+
+def _template(spec: SandboxSpec) -> tuple[object, ...]:
+    """What makes two templates the same."""
+    return (spec.template, spec.python, spec.preload)
 
 
 def _new_id() -> SandboxId:

@@ -52,7 +52,7 @@ def _look_ourselves() -> dict[str, Any]:
     from warmcell.extension import config
     from warmcell.extension.keeper.wiring import Wiring
 
-    wiring = Wiring(config.Warmcell(config=config.load()), Paths.default())
+    wiring = Wiring(config.settings(), Paths.default())
     return asyncio.run(wiring.doctor())
 
 

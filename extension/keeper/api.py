@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import math
 import os
+import sys
 from typing import Any
 
 from tornado import web
@@ -16,12 +18,18 @@ from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.scope import GuestScope
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.changes import Subscription
+from warmcell.sandbox.errors import CapacityError, InvalidRequestError
+from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec
 from warmcell.sandbox.service import SandboxService
 
 PREFIX = "/warmcell/api/v1"
 LONGEST_WAIT_S = 300.0
+MAX_CHILDREN = 16
+"""Sandboxes that one sandbox may have made at a time."""
+
+SIGNAL_MAX = 64
 EVENT_KEEPALIVE_S = 15.0
 """A comment this often shows both sides of an event stream that the other is there."""
 
@@ -76,13 +84,16 @@ class KeeperApi:
         )
 
     async def stop(self, sandbox_id: SandboxId) -> None:
-        """Stop a sandbox with whatever hangs on it here."""
+        """Stop a sandbox, with the kernel that is in it."""
+        await self.kernels.forget_sandbox(sandbox_id)
+        await self.service.stop(sandbox_id)
+
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """Let go of what hangs on a sandbox that has ended, however that came. Idempotent."""
         owner = self.owners.pop(sandbox_id, None)
         if owner is not None:
             owner.close()
         await self.runs.forget(sandbox_id)
-        await self.kernels.forget_sandbox(sandbox_id)
-        await self.service.stop(sandbox_id)
 
 
 class Handler(JsonHandler):
@@ -127,7 +138,7 @@ class DoctorHandler(Handler):
     """What this machine can do."""
 
     async def get(self) -> None:
-        self.answer(await self.keeper.wiring.doctor())
+        self.answer(await self.unless_gone(self.keeper.wiring.doctor()))
 
 
 class GpusHandler(Handler):
@@ -148,10 +159,10 @@ class TemplatesHandler(Handler):
 
 
 class CheckHandler(Handler):
-    """Would this start? Nothing is made."""
+    """Would this start? Nothing is made. The interpreter, if none is named, is ours: a kernelspec's default."""
 
     async def post(self) -> None:
-        spec = SandboxSpec.from_json({"python": "/usr/bin/env", **_object(self.body(), "spec")})
+        spec = SandboxSpec.from_json({"python": sys.executable, **_object(self.body(), "spec")})
         self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
 
 
@@ -167,16 +178,25 @@ class SandboxesHandler(Handler):
     async def post(self) -> None:
         asked = _object(self.body(), "spec")
         if self.scope is not None:
+            self._check_children(self.scope)
             spec = self.scope.narrow(asked)
-            info = await self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
+            create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
+            info = await self.unless_gone(create)
         else:
-            spec = SandboxSpec.from_json(asked)
-            info = await self.keeper.service.create(spec, owner="client")
-            self._end_with_caller(info.id)
+            pid = self.peer()[0]
+            info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
+            self._end_with_caller(info.id, pid)
         self.answer(info.to_json(), 201)
 
-    def _end_with_caller(self, sandbox_id: SandboxId) -> None:
-        keeper, pid = self.keeper, self.peer()[0]
+    def _check_children(self, scope: GuestScope) -> None:
+        living = [one for one in scope.visible(self.keeper.service.infos()) if one.state not in TERMINAL]
+        if len(living) >= MAX_CHILDREN:
+            raise CapacityError(
+                f"This sandbox has made {len(living)} others, which run", hint="Stop one, or wait until it has ended."
+            )
+
+    def _end_with_caller(self, sandbox_id: SandboxId, pid: int) -> None:
+        keeper = self.keeper
         keeper.owners[sandbox_id] = OwnerWatch(pid, lambda: keeper.kernels.spawn(keeper.stop(sandbox_id)))
 
 
@@ -211,7 +231,7 @@ class KernelsHandler(Handler):
 
     async def post(self) -> None:
         request = KernelRequest.from_json(self.body())
-        info = await self.keeper.kernels.start(request, owner_pid=self.peer()[0])
+        info = await self.unless_gone(self.keeper.kernels.start(request, owner_pid=self.peer()[0]))
         self.answer(info.to_json(), 201)
 
 
@@ -222,7 +242,8 @@ class KernelHandler(Handler):
         kernels = self.keeper.kernels
         wait = self.get_query_argument("wait", None)
         if wait is not None:
-            await kernels.wait(kernel_id, timeout=min(_number(wait, "wait"), LONGEST_WAIT_S))
+            timeout = _number(_parsed(wait), "wait", most=LONGEST_WAIT_S)
+            await self.unless_gone(kernels.wait(kernel_id, timeout=timeout))
         self.answer(kernels.get(kernel_id).describe())
 
     async def delete(self, kernel_id: str) -> None:
@@ -236,11 +257,13 @@ class KernelVerbHandler(Handler):
     async def post(self, kernel_id: str, verb: str) -> None:
         kernels, body = self.keeper.kernels, self.body()
         if verb == "signal":
-            await kernels.signal(kernel_id, int(_number(body.get("signum"), "signum")))
+            await kernels.signal(kernel_id, int(_number(body.get("signum"), "signum", least=1, most=SIGNAL_MAX)))
         elif verb == "end":
-            await kernels.end(kernel_id, grace=_number(body.get("grace_s", 0), "grace_s"))
+            await kernels.end(kernel_id, grace=_number(body.get("grace_s", 0), "grace_s", most=LONGEST_WAIT_S))
         else:
-            kernels.adopt(kernel_id, server=str(body.get("server", "")), owner_pid=self.peer()[0])
+            server = body.get("server")
+            server = None if server is None else _text(server, "server")
+            kernels.adopt(kernel_id, server=server, owner_pid=self.peer()[0])
         self.answer(kernels.get(kernel_id).describe())
 
 
@@ -253,25 +276,25 @@ class EventsHandler(Handler):
         service = self.keeper.service
         changes = service.subscribe()
         try:
-            present = {
-                "sandboxes": [info.to_json() for info in service.infos()],
-                "templates": [one.to_json() for one in await service.templates()],
-            }
-            await self._send("hello", present)
-            while not changes.ended:
-                change = await changes.next(timeout=EVENT_KEEPALIVE_S)
-                if change is None:
-                    self.write(": still here\n\n")
-                    await self.flush()
-                else:
-                    await self._send("sandbox" if isinstance(change, SandboxInfo) else "template", change.to_json())
+            await self.unless_gone(self._tell(service, changes))
         except StreamClosedError:  # the reader has gone
             return
         finally:
             changes.close()
 
-    def on_connection_close(self) -> None:
-        """The reader has gone; the next write notices."""
+    async def _tell(self, service: SandboxService, changes: Subscription) -> None:
+        present = {
+            "sandboxes": [info.to_json() for info in service.infos()],
+            "templates": [one.to_json() for one in await service.templates()],
+        }
+        await self._send("hello", present)
+        while not changes.ended:
+            change = await changes.next(timeout=EVENT_KEEPALIVE_S)
+            if change is not None:
+                await self._send("sandbox" if isinstance(change, SandboxInfo) else "template", change.to_json())
+            elif not changes.ended:
+                self.write(": still here\n\n")
+                await self.flush()
 
     async def _send(self, name: str, data: Any) -> None:
         self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")
@@ -292,8 +315,22 @@ def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
     return value
 
 
-def _number(value: Any, name: str) -> float:
+def _parsed(text: str) -> float | str:
     try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidRequestError(f"{name} must be a number, not {value!r}", hint=f"Give {name}.") from None
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _number(value: Any, name: str, *, least: float = 0.0, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InvalidRequestError(f"{name} must be a number, not {value!r}", hint=f"Give {name}.")
+    if not least <= value <= most:
+        raise InvalidRequestError(f"{name} is {value:g}", hint=f"Give a number from {least:g} to {most:g}.")
+    return float(value)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError(f"{name} must be text, not {value!r}", hint=f"Give {name}.")
+    return value

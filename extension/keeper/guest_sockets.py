@@ -8,36 +8,49 @@ from tornado import web
 
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.scope import GuestScope
-from warmcell.sandbox.lifecycle import TERMINAL
+from warmcell.sandbox.errors import ProtocolError
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxInfo
+from warmcell.sandbox.models import SandboxId
 
 NAME = "api.sock"
+MAX_CONNECTIONS = 64
+"""Of one sandbox. Each costs the keeper a descriptor, and a guest may open as many as it likes."""
 
 
 class GuestSockets:
-    """Opens one per sandbox and closes it when the sandbox ends."""
+    """Opens one per sandbox and closes it when the sandbox ends. Their files go with the run directories."""
 
     def __init__(self, application: Callable[[GuestScope], web.Application]) -> None:
         self._application = application
-        self._servers: dict[SandboxId, UnixServer] = {}
+        self._open: dict[SandboxId, tuple[web.Application, UnixServer]] = {}
 
     def open(self, box: LiveSandbox) -> None:
-        """Listen for the code in this sandbox. Idempotent."""
-        if box.info.id in self._servers:
-            return
-        path = box.run_directory / NAME
-        server = UnixServer(self._application(GuestScope(box.info.id, box.spec)), path)
-        server.listen_unix(owner=os.stat(box.run_directory).st_uid)
-        self._servers[box.info.id] = server
+        """Listen for the code in this sandbox, within what it was given last.
 
-    async def on_change(self, info: SandboxInfo) -> None:
-        """Close the socket of a sandbox that has ended."""
-        if info.state in TERMINAL and (server := self._servers.pop(info.id, None)) is not None:
-            await server.close()
+        Raises:
+            ProtocolError: The guest has put something in the way.
+        """
+        scope = GuestScope(box.info.id, box.spec)
+        known = self._open.get(box.info.id)
+        if known is not None:
+            known[0].settings["scope"] = scope
+            return
+        application = self._application(scope)
+        server = UnixServer(application, box.run_directory / NAME, max_connections=MAX_CONNECTIONS)
+        try:
+            server.listen_unix(owner=os.stat(box.run_directory).st_uid)
+        except OSError as error:
+            raise ProtocolError(
+                f"{NAME} cannot be made in the run directory: {error.strerror}", hint="Restart the sandbox."
+            ) from error
+        self._open[box.info.id] = (application, server)
+
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """Close the socket of a sandbox that has ended. Idempotent."""
+        known = self._open.pop(sandbox_id, None)
+        if known is not None:
+            await known[1].close()
 
     async def close(self) -> None:
         """Close all."""
-        servers = list(self._servers.values())
-        self._servers.clear()
-        await asyncio.gather(*(server.close() for server in servers))
+        await asyncio.gather(*(self.forget(sandbox_id) for sandbox_id in list(self._open)))

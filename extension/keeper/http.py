@@ -1,35 +1,46 @@
 """HTTP on a Unix socket: the listening end, who is connected, and how errors are answered."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import struct
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tornado import httputil, web
+from tornado import httputil, iostream, web
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_unix_socket
 
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError, http_status
 
 log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 16 * 2**20
-MAX_BODY_BYTES = 64 * 2**30
-"""Values sent to a remote cell are streamed to a file, so this only says that there is an end."""
+BACKLOG = 128
+CLOSE_TIMEOUT_S = 5.0
+
+Result = TypeVar("Result")
 
 
 class UnixServer(HTTPServer):
     """Serves one application on one socket path, mode 0600, and knows how many are connected."""
 
-    def initialize(self, application: web.Application, path: Path, changed: asyncio.Event | None = None) -> None:  # type: ignore[override]
-        """`changed` is set whenever a connection comes or goes."""
-        super().initialize(application, max_body_size=MAX_BODY_BYTES)
+    def initialize(  # type: ignore[override]
+        self,
+        application: web.Application,
+        path: Path,
+        changed: asyncio.Event | None = None,
+        max_connections: int | None = None,
+    ) -> None:
+        """`changed` is set whenever a connection comes or goes; beyond `max_connections` none is taken."""
+        super().initialize(application, max_body_size=MAX_JSON_BYTES)
         self.path = path
         self.changed = changed or asyncio.Event()
+        self._max_connections = max_connections
         self._connected: set[object] = set()
 
     @property
@@ -38,12 +49,34 @@ class UnixServer(HTTPServer):
         return len(self._connected)
 
     def listen_unix(self, *, owner: int | None = None) -> None:
-        """Bind the socket, given to user `owner` if that is another than ours."""
-        self.path.unlink(missing_ok=True)
-        listener = bind_unix_socket(str(self.path), mode=0o600)
-        if owner is not None and owner != os.getuid():
-            os.chown(self.path, owner, -1, follow_symlinks=False)
+        """Bind the socket, given to user `owner` if that is another than ours.
+
+        Somebody else may write in its directory, so nothing is done that would follow a link.
+
+        Raises:
+            OSError: Something that is not a file of ours is in the way.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            os.fchmod(listener.fileno(), 0o600)  # the file that `bind` makes takes its mode from here
+            listener.bind(str(self.path))
+            if owner is not None and owner != os.getuid():
+                os.chown(self.path, owner, -1, follow_symlinks=False)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
         self.add_socket(listener)
+
+    def handle_stream(self, stream: iostream.IOStream, address: Any) -> None:
+        """Somebody connects (tornado's hook)."""
+        if self._max_connections is not None and len(self._connections) >= self._max_connections:
+            stream.close()
+            return
+        super().handle_stream(stream, address)
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """A request arrives on a connection (tornado's hook)."""
@@ -58,14 +91,17 @@ class UnixServer(HTTPServer):
         self.changed.set()
 
     async def close(self) -> None:
-        """Stop listening, drop every connection, remove the socket. Idempotent."""
+        """Stop listening and drop every connection. The socket's file stays. Idempotent."""
         self.stop()
-        self.path.unlink(missing_ok=True)
-        await self.close_all_connections()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.close_all_connections()
 
 
 class JsonHandler(web.RequestHandler):
     """JSON in, JSON out, and every `WarmcellError` as its status and wire form."""
+
+    _work: "asyncio.Task[Any] | None" = None
 
     def prepare(self) -> None:
         """Only this user's processes, by what the kernel says of the peer."""
@@ -75,9 +111,34 @@ class JsonHandler(web.RequestHandler):
     def peer(self) -> tuple[int, int]:
         """Process id and user id of whoever is connected."""
         connection: Any = self.request.connection
-        raw = connection.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", raw)
+        peer: socket.socket | None = connection.stream.socket
+        if peer is None:  # it has gone already
+            raise web.Finish
+        pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         return pid, uid
+
+    async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Await `work`, which is cancelled if the caller goes away: nobody would learn what became of it."""
+        task: asyncio.Task[Result] = asyncio.create_task(work)
+        self._work = task
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self.gone:
+                raise web.Finish from None
+            raise
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has closed the connection."""
+        connection: Any = self.request.connection
+        closed: bool = connection.stream.closed()
+        return closed
+
+    def on_connection_close(self) -> None:
+        """The caller has gone (tornado's hook)."""
+        if self._work is not None:
+            self._work.cancel()
 
     def body(self) -> dict[str, Any]:
         """The request's JSON object.
@@ -100,7 +161,8 @@ class JsonHandler(web.RequestHandler):
             self.answer(error.to_json(), http_status(error))
             return
         message = error.log_message if isinstance(error, web.HTTPError) and error.log_message else self._reason
-        self.answer({"code": "error", "message": message, "hint": "", "details": {}}, status_code)
+        hint = "keeper.log in the state directory says more." if status_code >= 500 else "See the keeper's API."
+        self.answer({"code": "error", "message": message, "hint": hint, "details": {}}, status_code)
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """Ours are answers, not accidents: one line in the log."""
@@ -119,9 +181,17 @@ def json_object(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_JSON_BYTES:
         raise InvalidRequestError("The request is too large", hint=f"At most {MAX_JSON_BYTES} bytes of JSON.")
     try:
-        data = json.loads(body or b"{}")
-    except ValueError as error:
+        data = json.loads(body or b"{}", parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The request is not JSON: {error}", hint="Send one JSON object.") from error
     if not isinstance(data, dict):
         raise InvalidRequestError("The request is not a JSON object", hint="Send one JSON object.")
     return data
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python's own reader also takes what no other one writes."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number

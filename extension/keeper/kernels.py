@@ -2,21 +2,23 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
-from warmcell.sandbox.lifecycle import TERMINAL
+from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import KernelProcess, LiveSandbox
-from warmcell.sandbox.models import GIB, ErrorInfo, SandboxId, SandboxInfo, SandboxSpec, Wire
+from warmcell.sandbox.models import ErrorInfo, SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -50,9 +52,14 @@ class Kernel:
     sandbox_id: SandboxId | None = None
     process: KernelProcess | None = None
     owner: OwnerWatch | None = None
+    listens: bool = False
+    """Whether its proxy's host side was bound."""
+    started: bool = False
+    """Whether a process of it has ever answered."""
     ending: bool = False
     """Its process was told to end, so its end is no failure."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by a start and by its removal."""
 
     @property
     def alive(self) -> bool:
@@ -82,7 +89,9 @@ class Kernels:
         self._service = service
         self._paths = paths
         self._kernels: dict[str, Kernel] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starts: dict[str, set[asyncio.Task[SandboxInfo]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def all(self) -> list[Kernel]:
         """All of them."""
@@ -106,21 +115,24 @@ class Kernels:
             WarmcellError: What stood in the way. Of a first start nothing is left then; a kernel that
                 had a sandbox keeps it where its shape did not change.
         """
-        began = time.perf_counter()
-        kernel = self._kernels.get(request.kernel_id)
-        if kernel is None:
-            kernel = self._kernels[request.kernel_id] = Kernel(request, _proxy(request))
-        async with kernel.lock:
-            try:
-                if kernel.alive:
-                    await self._end(kernel, grace=0.0)
-                await self._connect_host(kernel, request)
-                self._own(kernel, owner_pid)
-                sandbox_id = await self._sandbox(kernel, request)
-                return await self._start_process(kernel, sandbox_id, began)
-            except BaseException as error:
-                await self._start_failed(kernel, error)
+        if self._closed:
+            raise errors.ConflictError("The keeper is going away", hint="Start the kernel again in a moment.")
+        starts = self._starts.setdefault(request.kernel_id, set())
+        task = asyncio.create_task(self._start(request, owner_pid))
+        starts.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
                 raise
+            raise errors.ConflictError(
+                f"Kernel {request.kernel_id} was removed while it started", hint="Start it again if that was a mistake."
+            ) from None
+        finally:
+            starts.discard(task)
+            if not starts:
+                self._starts.pop(request.kernel_id, None)
 
     async def end(self, kernel_id: str, *, grace: float) -> None:
         """End its process, by force after `grace` seconds; proxy and sandbox stay for the next generation."""
@@ -129,9 +141,10 @@ class Kernels:
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to its process group."""
         kernel = self.get(kernel_id)
-        if kernel.sandbox_id is not None and kernel.alive:
+        box = self._find(kernel)
+        if box is not None and kernel.alive:
             kernel.ending = kernel.ending or signum in (signal.SIGKILL, signal.SIGTERM)
-            await self._service.live(kernel.sandbox_id).signal_kernel(signum)
+            await box.signal_kernel(signum)
 
     async def wait(self, kernel_id: str, *, timeout: float) -> Kernel:
         """Wait until its process is dead, at most `timeout` seconds."""
@@ -144,22 +157,38 @@ class Kernels:
                 pass
         return kernel
 
-    def adopt(self, kernel_id: str, *, server: str, owner_pid: int) -> Kernel:
-        """Another server process owns it from now on."""
+    def adopt(self, kernel_id: str, *, server: str | None, owner_pid: int) -> Kernel:
+        """Another server process owns it from now on.
+
+        Raises:
+            ConflictError: The one that owns it lives.
+        """
         kernel = self.get(kernel_id)
+        if kernel.owner is not None and kernel.owner.alive and kernel.owner.pid != owner_pid:
+            raise errors.ConflictError(
+                f"Kernel {kernel_id} belongs to process {kernel.owner.pid}, which runs",
+                hint="Use it there, or end that Jupyter server first.",
+                details={"pid": kernel.owner.pid},
+            )
+        kernel.request = dataclasses.replace(kernel.request, server=server)
         self._own(kernel, owner_pid)
         log.info("kernel %s adopted by process %d for %s", kernel_id, owner_pid, server)
         return kernel
 
     async def remove(self, kernel_id: str) -> None:
-        """Its sandbox, proxy and sockets go. Idempotent."""
-        kernel = self._kernels.pop(kernel_id, None)
+        """Its sandbox, proxy and sockets go; a start that is under way ends. Idempotent."""
+        starts = self._starts.get(kernel_id, set())
+        for task in starts:
+            if not task.cancelling():
+                task.cancel()
+        if starts:
+            await asyncio.wait(set(starts))
+        kernel = self._kernels.get(kernel_id)
         if kernel is None:
             return
-        kernel.ending = True
-        await self._disconnect_host(kernel)
-        if kernel.sandbox_id is not None:
-            await self._service.stop(kernel.sandbox_id)
+        async with kernel.lock:
+            if self._kernels.get(kernel_id) is kernel:
+                await self._remove(kernel)
 
     async def forget_sandbox(self, sandbox_id: SandboxId) -> None:
         """Remove the kernel whose sandbox this is, if there is one."""
@@ -168,25 +197,67 @@ class Kernels:
                 await self.remove(kernel.request.kernel_id)
 
     async def close(self) -> None:
-        """Remove all."""
-        await asyncio.gather(*(self.remove(kernel_id) for kernel_id in list(self._kernels)), return_exceptions=True)
+        """Remove all, and start no more."""
+        self._closed = True
+        everything = {*self._kernels, *self._starts}
+        await asyncio.gather(*(self.remove(kernel_id) for kernel_id in everything), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _start(self, request: KernelRequest, owner_pid: int) -> SandboxInfo:
+        """What `start` does, as a task that `remove` can cancel. One at a time for each kernel."""
+        began = time.perf_counter()
+        while True:
+            kernel = self._kernels.get(request.kernel_id)
+            if kernel is None:
+                kernel = self._kernels[request.kernel_id] = Kernel(request, await self._proxy(request))
+            async with kernel.lock:
+                if self._kernels.get(request.kernel_id) is not kernel:
+                    continue  # it was removed while we waited for it
+                try:
+                    if kernel.alive:
+                        await self._end(kernel, grace=0.0)
+                    await self._connect_host(kernel, request)
+                    self._own(kernel, owner_pid)
+                    sandbox_id = await self._sandbox(kernel, request)
+                    return await self._start_process(kernel, sandbox_id, began)
+                except BaseException as error:
+                    await self._start_failed(kernel, error)
+                    raise
+
+    async def _proxy(self, request: KernelRequest) -> KernelProxy:
+        try:
+            return KernelProxy(Connection.from_json(request.connection), name=request.kernel_id)
+        except errors.WarmcellError as error:
+            await self._refuse(request, error)
+            raise
+
+    async def _refuse(self, request: KernelRequest, error: errors.WarmcellError) -> None:
+        """Let a page see why, although there was never a sandbox."""
+        await self._service.refuse(
+            request.spec, error, owner="notebook", kernel_id=request.kernel_id, notebook=request.notebook
+        )
+
     async def _connect_host(self, kernel: Kernel, request: KernelRequest) -> None:
         """Have the host side bound. jupyter_client unlinks its socket files at every restart."""
-        directory = self._socket_directory(request)
-        if directory is not None:
-            directory.mkdir(mode=0o700, exist_ok=True)
-        if kernel.process is None and kernel.sandbox_id is None:
-            await kernel.proxy.start()
-        else:
-            await kernel.proxy.rebind(Connection.from_json(request.connection))
+        try:
+            _make_directory(self._socket_directory(request))
+            if kernel.listens:
+                await kernel.proxy.rebind(Connection.from_json(request.connection))
+            else:
+                await kernel.proxy.start()
+                kernel.listens = True
+        except errors.WarmcellError as error:
+            if kernel.sandbox_id is None:
+                await self._refuse(request, error)
+            raise
         kernel.request = request
 
-    async def _disconnect_host(self, kernel: Kernel) -> None:
-        """Nothing of it is left on the host: owner, sockets, and the directory they lay in."""
+    async def _remove(self, kernel: Kernel) -> None:
+        """Nothing of it is left: not in the list, no owner, sockets or directory on the host, no sandbox."""
+        del self._kernels[kernel.request.kernel_id]
+        kernel.ending = True
         if kernel.owner is not None:
             kernel.owner.close()
         await kernel.proxy.close()
@@ -194,6 +265,8 @@ class Kernels:
         if directory is not None:
             with contextlib.suppress(OSError):  # the client has removed it, or has put something of its own there
                 directory.rmdir()
+        if kernel.sandbox_id is not None:
+            await self._service.stop(kernel.sandbox_id)
 
     def _socket_directory(self, request: KernelRequest) -> Path | None:
         """Where the host side's sockets lie, if that is a directory for this kernel alone in a place of ours."""
@@ -203,13 +276,16 @@ class Kernels:
 
     async def _sandbox(self, kernel: Kernel, request: KernelRequest) -> SandboxId:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
+        died: ErrorInfo | None = None
         if kernel.sandbox_id is not None:
             spec = await self._service.check(request.spec)
-            box = self._service.live(kernel.sandbox_id)
-            fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
-            if fits and box.info.state not in TERMINAL:
-                box.spec = spec
-                return kernel.sandbox_id
+            box = self._find(kernel)
+            if box is not None:
+                fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
+                if fits and box.info.state is State.RUNNING:
+                    box.spec = spec
+                    return box.info.id
+                died = box.info.error
             await kernel.proxy.drop_guest()
             await self._service.stop(kernel.sandbox_id)
             kernel.sandbox_id = None
@@ -217,68 +293,99 @@ class Kernels:
             request.spec, owner="notebook", kernel_id=request.kernel_id, notebook=request.notebook
         )
         kernel.sandbox_id = info.id
+        if died is not None:  # the new one says it when its kernel has answered
+            self._service.live(info.id).tell(error=died)
         return info.id
 
     async def _start_process(self, kernel: Kernel, sandbox_id: SandboxId, began: float) -> SandboxInfo:
+        """A process in this sandbox, from asking for it to its first answer."""
         box = self._service.live(sandbox_id)
         self.sandbox_in_use(box)
         await kernel.proxy.drop_guest()
         kernel.ending = False
         env = {**kernel.request.env, **box.spec.env, **gpu_environment(box.gpus)}
-        kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
-        self.spawn(self._watch(kernel, kernel.process, sandbox_id, self._service.live(sandbox_id).oom_kills()))
-        await kernel.proxy.connect_guest(str(kernel.process.socket_prefix))
+        oom_before = box.oom_kills()
+        process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
+        self.spawn(self._watch(kernel, process, box, oom_before))
+        await kernel.proxy.connect_guest(str(process.socket_prefix))
+        await self._answer(kernel, process, box, oom_before)
+        info = self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
+        kernel.started = True
+        return info
+
+    async def _answer(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox, oom_before: int) -> None:
+        """Wait until it has answered, but no longer than it lives."""
         ready = asyncio.create_task(kernel.proxy.wait_ready(timeout=READY_TIMEOUT_S))
-        exited = asyncio.create_task(kernel.process.exited.wait())
+        exited = asyncio.create_task(process.exited.wait())
         try:
             await asyncio.wait({ready, exited}, return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                raise errors.SandboxDiedError(
-                    f"The kernel ended while it started, with exit code {kernel.process.exit_code}",
-                    hint="Give it more memory, or look at what its preload and start-up files do.",
-                    details={"exit_code": kernel.process.exit_code},
-                )
-            ready.result()
+            if not ready.done() or ready.exception() is not None:
+                if not process.alive:
+                    raise death(
+                        process.exit_code or 0,
+                        oom_killed=box.oom_kills() > oom_before,
+                        spec=box.spec,
+                        when="while it started",
+                    )
+                ready.result()
         finally:
             for task in (ready, exited):
                 task.cancel()
             await asyncio.gather(ready, exited, return_exceptions=True)
-        return self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
 
     async def _start_failed(self, kernel: Kernel, error: BaseException) -> None:
         """A first start leaves nothing but the failed sandbox's info; a restart leaves the kernel as it was: dead."""
-        if kernel.sandbox_id is not None:
-            box = self._service.live(kernel.sandbox_id)
-            if isinstance(error, errors.WarmcellError) and box.info.state not in TERMINAL:
-                box.tell(error=ErrorInfo.from_json(error.to_json()), phase=None)
-            if box.info.generation > 1:
-                await self._end(kernel, grace=0.0)
+        try:
+            if kernel.started:
+                await self._restart_failed(kernel, error)
                 return
-            if isinstance(error, errors.WarmcellError):
-                box.fail(error)
-        self._kernels.pop(kernel.request.kernel_id, None)
-        await self._disconnect_host(kernel)
+            if kernel.sandbox_id is not None and isinstance(error, errors.WarmcellError):
+                sandbox_id, kernel.sandbox_id = kernel.sandbox_id, None
+                await self._service.fail(sandbox_id, error)
+            await self._remove(kernel)
+        except errors.WarmcellError:  # what went wrong first is what the caller is told
+            log.exception("kernel %s: what was left of its start could not be removed", kernel.request.kernel_id)
+
+    async def _restart_failed(self, kernel: Kernel, error: BaseException) -> None:
+        box = self._find(kernel)
+        if box is None or box.info.state is not State.RUNNING:
+            return
+        if kernel.alive:
+            await self._end(kernel, grace=0.0)
+        await kernel.proxy.drop_guest()
+        why = ErrorInfo.from_json(error.to_json()) if isinstance(error, errors.WarmcellError) else box.info.error
+        box.tell(error=why, phase=None)
+
+    def _find(self, kernel: Kernel) -> LiveSandbox | None:
+        """Its sandbox; None if it has none, or one that failed so long ago that nobody knows it any more."""
+        if kernel.sandbox_id is None:
+            return None
+        try:
+            return self._service.live(kernel.sandbox_id)
+        except errors.SandboxNotFoundError:
+            return None
 
     async def _end(self, kernel: Kernel, *, grace: float) -> None:
         kernel.ending = True
-        if kernel.sandbox_id is not None:
-            await self._service.live(kernel.sandbox_id).end_kernel(grace=grace)
+        box = self._find(kernel)
+        if box is not None:
+            await box.end_kernel(grace=grace)
 
-    async def _watch(self, kernel: Kernel, process: KernelProcess, sandbox_id: SandboxId, oom_before: int) -> None:
+    async def _watch(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox, oom_before: int) -> None:
         """What clients wait for is no longer coming: let go of the guest, and say why it ended."""
         await process.exited.wait()
+        expected = kernel.ending
         if kernel.process is not process or self._kernels.get(kernel.request.kernel_id) is not kernel:
             return
         await kernel.proxy.drop_guest()
-        try:
-            box = self._service.live(sandbox_id)
-        except errors.SandboxNotFoundError:
+        if box.info.state in TERMINAL or kernel.process is not process:
             return
-        error = None
-        if not kernel.ending and process.exit_code:
-            error = ErrorInfo.from_json(_death(process.exit_code, box.oom_kills() > oom_before, box.spec).to_json())
-            log.warning("kernel %s: %s", kernel.request.kernel_id, error.message)
-        box.tell(exit_code=process.exit_code, error=error or box.info.error)
+        error = box.info.error
+        if not expected and process.exit_code:
+            why = death(process.exit_code, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
+            error = ErrorInfo.from_json(why.to_json())
+            log.warning("kernel %s: %s", kernel.request.kernel_id, why)
+        box.tell(exit_code=process.exit_code, error=error)
 
     def _own(self, kernel: Kernel, pid: int) -> None:
         if kernel.owner is not None:
@@ -290,30 +397,24 @@ class Kernels:
             log.info("kernel %s goes: the process that asked for it has ended", kernel.request.kernel_id)
             self.spawn(self.remove(kernel.request.kernel_id))
 
-    def spawn(self, what: Any) -> None:
+    def spawn(self, what: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end beside everything else; cancelled when the keeper goes."""
         task = asyncio.create_task(what)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the keeper failed", exc_info=error)
 
 
-def _proxy(request: KernelRequest) -> KernelProxy:
-    return KernelProxy(Connection.from_json(request.connection), name=request.kernel_id)
-
-
-def _death(exit_code: int, oom_killed: bool, spec: SandboxSpec) -> errors.SandboxDiedError:
-    details = {"exit_code": exit_code, "oom_killed": oom_killed}
-    if oom_killed:
-        cap = spec.limits.memory_bytes
-        of = f" (its cap is {cap / GIB:.1f} GiB)" if cap else ""
-        return errors.SandboxDiedError(
-            f"The kernel was killed for memory{of}",
-            hint="Give the notebook more memory in the Warmcell menu and restart, or load less at a time.",
-            details=details,
-        )
-    name = signal.Signals(exit_code - 128).name if 128 < exit_code < 193 else ""
-    return errors.SandboxDiedError(
-        f"The kernel ended by itself with exit code {exit_code}" + (f" ({name})" if name else ""),
-        hint="Restart it; if it happens again, the last cell's native code is the first suspect.",
-        details=details,
-    )
+def _make_directory(directory: Path | None) -> None:
+    if directory is None:
+        return
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise errors.InvalidRequestError(
+            f"{directory} cannot be made: {error.strerror}", hint="Remove what is there, or use another kernel id."
+        ) from error

@@ -6,12 +6,15 @@ import fcntl
 import json
 import logging
 import os
+import resource
+import select
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
+from pathlib import Path
 
 from warmcell.extension import config
+from warmcell.extension.keeper import logs
 from warmcell.extension.keeper.api import KeeperApi
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
@@ -19,11 +22,20 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
+from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger("warmcell.keeper")
+
+PREDECESSOR_TIMEOUT_S = 15.0
+"""A keeper that listens no more is stopping its sandboxes; the next one waits for that."""
+
+DESCRIPTORS = 16384
+
+CLOSE_TIMEOUT_S = 15.0
+"""For each part of the keeper to end."""
 
 
 async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int:
@@ -34,10 +46,11 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
     """
     paths = paths or Paths.default()
     os.umask(0o077)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _allow_descriptors()
     try:
         paths.make()
-        with _alone(paths):
+        logs.begin(paths.keeper_log if ready_fd is not None else None)
+        with _alone(paths.keeper_lock):
             await _serve(paths, ready_fd)
     except WarmcellError as error:
         _tell(ready_fd, error.to_json())
@@ -47,7 +60,7 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
 
 
 async def _serve(paths: Paths, ready_fd: int | None) -> None:
-    settings = config.Warmcell(config=config.load())
+    settings = config.settings()
     wiring = Wiring(settings, paths)
     await asyncio.to_thread(wiring.remove_leftovers)
     service = wiring.service()
@@ -61,29 +74,58 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    server.listen_unix()
+    _listen(server)
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
-    watch = asyncio.create_task(_watch_changes(service, sockets, activity))
+    watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
-        await server.close()
-        await runs.close()
-        await kernels.close()
-        await service.close()
-        await sockets.close()
-        await watch
+        paths.keeper_socket.unlink(missing_ok=True)
+        for part in (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close()):
+            await _end(part)
         log.info("gone")
 
 
-async def _watch_changes(service: SandboxService, sockets: GuestSockets, activity: asyncio.Event) -> None:
-    changes = service.subscribe()
+def _allow_descriptors() -> None:
+    """Each kernel takes some thirty, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _listen(server: UnixServer) -> None:
+    try:
+        server.listen_unix()
+    except OSError as error:
+        raise BackendUnavailableError(
+            f"The keeper cannot listen on {server.path}: {error.strerror}", hint=f"Remove {server.path}."
+        ) from error
+
+
+async def _end(part: Awaitable[None]) -> None:
+    """Whatever happens there, the other parts are ended too."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await part
+    except Exception:
+        log.exception("a part of the keeper did not end well")
+
+
+async def _watch_changes(
+    service: SandboxService, sockets: GuestSockets, api: KeeperApi, activity: asyncio.Event
+) -> None:
+    """Until the service is closed: what hangs on a sandbox goes with it, and idleness is looked at again."""
+    changes = service.subscribe(backlog=None)
     while not changes.ended:
         change = await changes.next()
-        if isinstance(change, SandboxInfo):
-            activity.set()
-            await sockets.on_change(change)
+        if not isinstance(change, SandboxInfo):
+            continue
+        activity.set()
+        if change.state in TERMINAL:
+            await _end(sockets.forget(change.id))
+            await _end(api.forget(change.id))
 
 
 async def _until_idle(
@@ -108,19 +150,45 @@ async def _until_idle(
 
 
 @contextlib.contextmanager
-def _alone(paths: Paths) -> Iterator[None]:
-    """Held for the keeper's life; the operating system releases it with the process."""
-    with open(paths.keeper_lock, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BackendUnavailableError(
-                "A keeper of this user runs already, but does not listen", hint="End it with `warmcell clean`."
-            ) from error
+def _alone(path: Path) -> Iterator[None]:
+    """Held for the keeper's life; the operating system releases it with the process.
+
+    Raises:
+        BackendUnavailableError: Another keeper holds it, and does not end.
+    """
+    deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
+    with open(path, "a+") as lock:
+        while not _locked(lock.fileno()):
+            if not _predecessor_ends(path, deadline - time.monotonic()):
+                raise BackendUnavailableError(
+                    "A keeper of this user runs already, but does not listen", hint="End it with `warmcell clean`."
+                )
         lock.truncate(0)
         lock.write(json.dumps({"pid": os.getpid()}))
         lock.flush()
         yield
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _predecessor_ends(path: Path, timeout: float) -> bool:
+    """Wait for the process that the lock file names; False if that is no use, or takes too long."""
+    try:
+        process = os.pidfd_open(int(json.loads(path.read_text())["pid"]))
+    except ProcessLookupError:  # it ended in this moment
+        return timeout > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    try:
+        return bool(select.select([process], [], [], max(timeout, 0.0))[0])
+    finally:
+        os.close(process)
 
 
 def _tell(ready_fd: int | None, what: dict[str, object]) -> None:

@@ -1,106 +1,240 @@
 """`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes."""
 
 import asyncio
+import contextlib
 import json
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object
+from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object, log
 from warmcell.sandbox import guest_files
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.errors import (
+    CapacityError,
+    InvalidRequestError,
+    OperationTimeoutError,
+    ProtocolError,
+    WarmcellError,
+)
 from warmcell.sandbox.models import SandboxId
 
 PIECE_BYTES = 2**20
+MAX_BODY_BYTES = 64 * 2**30
+"""Values are streamed to a file in the sandbox, whose size is the real limit."""
+
+FORM = 'Send a line of JSON, {"code": "…", "send": 0, "get": ["x"], "timeout_s": 60}, then `send` bytes.'
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is asked for, checked."""
+
+    code: str
+    send_bytes: int
+    get: tuple[str, ...]
+    timeout_s: float | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Cell":
+        """Read the first line of a request.
+
+        Raises:
+            InvalidRequestError: Something in it is not of its form.
+        """
+        code, send, get = data.get("code"), data.get("send") or 0, data.get("get") or []
+        timeout = data.get("timeout_s")
+        if not isinstance(code, str):
+            raise InvalidRequestError("A run needs `code`", hint=FORM)
+        if isinstance(send, bool) or not isinstance(send, int) or send < 0:
+            raise InvalidRequestError(f"`send` is a number of bytes, not {send!r}", hint=FORM)
+        if not isinstance(get, list) or not all(isinstance(name, str) and name.isidentifier() for name in get):
+            raise InvalidRequestError("`get` is a list of names of variables", hint=FORM)
+        if timeout is not None and not _is_time(timeout):
+            raise InvalidRequestError(f"`timeout_s` is a number of seconds, not {timeout!r}", hint=FORM)
+        return cls(code, send, tuple(get), timeout)
 
 
 @web.stream_request_body
 class RunHandler(JsonHandler):
     """The body is a line of JSON and then the raw values, which go to a file as they arrive."""
 
-    def prepare(self) -> None:
-        super().prepare()
+    def initialize(self) -> None:
+        """Nothing has come yet (tornado's hook)."""
         self._head = bytearray()
-        self._request: dict[str, Any] | None = None
+        self._cell: Cell | None = None
+        self._refused: WarmcellError | None = None
         self._send: Path | None = None
+        self._file: BinaryIO | None = None
+        self._received = 0
+        self._gone = asyncio.Event()
+
+    def prepare(self) -> None:
+        """Before the body is read."""
+        super().prepare()
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BODY_BYTES)
         self._sandbox_id = SandboxId(self.path_args[0])
         info = self.settings["keeper"].service.info(self._sandbox_id)
         scope = self.settings["scope"]
         if scope is not None:
             scope.check_visible(info)
-        self._gone = asyncio.Event()
 
     async def data_received(self, chunk: bytes) -> None:
-        """Bytes of the request (tornado's hook); reading waits until they are on disk."""
-        if self._request is None:
-            self._head += chunk
-            end = self._head.find(b"\n")
-            if end < 0:
-                if len(self._head) > MAX_JSON_BYTES:
-                    raise InvalidRequestError("The request has no first line", hint="Start it with a line of JSON.")
-                return
-            self._request = json_object(bytes(self._head[:end]))
-            chunk = bytes(self._head[end + 1 :])
-            if self._request.get("send"):
-                self._send = self.settings["keeper"].runs.new_file(self._sandbox_id, "send")
-                self._send_file = await asyncio.to_thread(guest_files.create, self._send)
-        if chunk and self._send is not None:
-            await asyncio.to_thread(self._send_file.write, chunk)
+        """Bytes of the request (tornado's hook); reading waits until they are on disk.
+
+        What is wrong with them is answered once all have been read: an answer in between would not be heard.
+        """
+        if self._refused is not None:
+            return
+        try:
+            await self._take(chunk)
+        except WarmcellError as error:
+            self._refused = error
+        except OSError as error:
+            self._refused = CapacityError(
+                f"The values do not fit into the sandbox: {error.strerror}", hint="Send less, or through a shared file."
+            )
 
     async def post(self, sandbox_id: str) -> None:
         """Run it, and stream what comes of it."""
-        request = self._request if self._request is not None else json_object(bytes(self._head))
-        code, get = request.get("code"), request.get("get") or []
-        if not isinstance(code, str) or not all(isinstance(name, str) and name.isidentifier() for name in get):
-            raise InvalidRequestError(
-                "A run needs `code` and, in `get`, names of variables", hint='Send {"code": "…", "get": ["x"]}.'
-            )
-        if self._send is not None:
-            self._send_file.close()
-        runs = self.settings["keeper"].runs
-        values: Path = runs.new_file(self._sandbox_id, "get")
-        self.set_header("Content-Type", "application/x-ndjson")
-        work = asyncio.create_task(self._stream(runs, code, get, values))
-        gone = asyncio.create_task(self._gone.wait())
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await runs.interrupt(self._sandbox_id)
-            await work
+            cell = await self._all_received()
+            self.set_header("Content-Type", "application/x-ndjson")
+            await self._run(cell)
         except StreamClosedError:  # the caller has gone; the cell was interrupted
             pass
         finally:
-            gone.cancel()
-            for file in (self._send, values):
-                if file is not None:
-                    file.unlink(missing_ok=True)
+            self._clean()
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
         self._gone.set()
+        self._clean()
 
-    async def _stream(self, runs: Any, code: str, get: list[str], values: Path) -> None:
-        result: BinaryIO | None = None
+    async def _take(self, chunk: bytes) -> None:
+        if self._cell is None:
+            self._head += chunk
+            end = self._head.find(b"\n")
+            if end < 0 and len(self._head) <= MAX_JSON_BYTES:
+                return
+            if end < 0:
+                raise InvalidRequestError("The request has no first line", hint=FORM)
+            chunk = bytes(self._head[end + 1 :])
+            self._cell = Cell.from_json(json_object(bytes(self._head[:end])))
+            if self._cell.send_bytes:
+                self._send = self.settings["keeper"].runs.new_file(self._sandbox_id, "send")
+                self._file = guest_files.create(self._send)
+        self._received += len(chunk)
+        if self._received > self._cell.send_bytes:
+            raise InvalidRequestError("There are more bytes than `send` says", hint=FORM)
+        if chunk and self._file is not None:
+            with contextlib.suppress(ValueError):  # closed meanwhile: the caller has gone
+                await asyncio.to_thread(self._file.write, chunk)
+
+    async def _all_received(self) -> Cell:
+        if self._refused is None and self._cell is None:
+            self._cell = Cell.from_json(json_object(bytes(self._head)))
+        if self._refused is not None:
+            raise self._refused
+        assert self._cell is not None
+        if self._received < self._cell.send_bytes:
+            raise InvalidRequestError("There are fewer bytes than `send` says", hint=FORM)
+        if self._file is not None:
+            try:
+                await asyncio.to_thread(self._file.close)
+            except OSError as error:
+                raise CapacityError(
+                    f"The values do not fit into the sandbox: {error.strerror}", hint="Send less at a time."
+                ) from error
+        return self._cell
+
+    async def _run(self, cell: Cell) -> None:
+        """Stream the cell's output; nobody to read it ends it."""
+        values: Path = self.settings["keeper"].runs.new_file(self._sandbox_id, "get")
+        work = asyncio.create_task(self._stream(cell, values))
+        gone = asyncio.create_task(self._gone.wait())
         try:
-            async for message in runs.run(self._sandbox_id, code, send=self._send, get=get, values=values):
-                if message.get("done"):
-                    result = guest_files.open_existing(values)
-                    message["get"] = os.fstat(result.fileno()).st_size if result is not None else 0
-                self._line(message)
-                if not self._gone.is_set():
-                    await self.flush()
-        except WarmcellError as error:
-            self._line({"done": True, "status": "failed", "failure": error.to_json(), "get": 0})
-            return
-        if result is not None:
-            with result:
-                while piece := await asyncio.to_thread(result.read, PIECE_BYTES):
-                    self.write(piece)
-                    await self.flush()
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+            _unlink(values)
 
-    def _line(self, message: dict[str, Any]) -> None:
-        if not self._gone.is_set():
-            self.write(json.dumps(message, default=str) + "\n")
+    async def _stream(self, cell: Cell, values: Path) -> None:
+        runs = self.settings["keeper"].runs
+        try:
+            async with asyncio.timeout(cell.timeout_s):
+                messages = runs.run(self._sandbox_id, cell.code, send=self._send, get=cell.get, values=values)
+                async with contextlib.aclosing(messages):
+                    async for message in messages:
+                        if message.get("done"):
+                            await self._finish_with(message, values)
+                        else:
+                            await self._line(message)
+        except StreamClosedError:
+            raise
+        except Exception as error:
+            await self._line({"done": True, "status": "failed", "failure": _failure(error, cell).to_json(), "get": 0})
+
+    async def _finish_with(self, done: dict[str, Any], values: Path) -> None:
+        """The last line, and the values behind it."""
+        result = guest_files.open_existing(values)
+        if result is None:
+            await self._line({**done, "get": 0})
+            return
+        with result:
+            left = os.fstat(result.fileno()).st_size
+            await self._line({**done, "get": left})
+            while left:
+                piece = await asyncio.to_thread(result.read, min(PIECE_BYTES, left))
+                if not piece:  # the guest has cut it short, so what was promised cannot be kept
+                    connection: Any = self.request.connection
+                    connection.stream.close()
+                    raise StreamClosedError
+                left -= len(piece)
+                self.write(piece)
+                await self.flush()
+
+    async def _line(self, message: dict[str, Any]) -> None:
+        self.write(json.dumps(message, default=str) + "\n")
+        await self.flush()
+
+    def _clean(self) -> None:
+        """The file of values that came is gone. Idempotent."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what it still held does not fit
+                self._file.close()
+        if self._send is not None:
+            _unlink(self._send)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _failure(error: Exception, cell: Cell) -> WarmcellError:
+    if isinstance(error, WarmcellError):
+        return error
+    if isinstance(error, TimeoutError):
+        return OperationTimeoutError(
+            f"The remote cell did not end within {cell.timeout_s:g} s and was interrupted",
+            hint="Give it a longer `timeout_s`, or less to do.",
+            details={"operation": "run", "timeout": cell.timeout_s},
+        )
+    log.info("a remote kernel broke the protocol", exc_info=error)
+    return ProtocolError(
+        f"The remote kernel said something that is no message ({type(error).__name__})", hint="Run the cell again."
+    )
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # whatever the guest has put there stays in its sandbox
+        path.unlink()

@@ -1,6 +1,7 @@
 """Where drivers are chosen and put together; the only place outside `sandbox/` that imports one."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
 from warmcell.sandbox.backends.leftovers import clean_leftovers
 from warmcell.sandbox.backends.process import ProcessBackend
+from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.gpus.base import GpuInventory
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.nvml import NvmlInventory
@@ -32,6 +34,11 @@ class Wiring:
             "bubblewrap": BubblewrapBackend(paths=paths),
             "process": ProcessBackend(),
         }
+        if settings.backend not in self.backends:
+            raise InvalidRequestError(
+                f"c.Warmcell.backend is {settings.backend!r}, which is no backend",
+                hint=f"Use one of {', '.join(sorted(self.backends))}.",
+            )
         inventory: GpuInventory = (
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
         )
@@ -51,7 +58,11 @@ class Wiring:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed keeper left: everything below our directories is without an owner now."""
-        for what in clean_leftovers(self.paths):
+        removed = clean_leftovers(self.paths)
+        for directory in sorted(self.paths.kernels.glob("*")):
+            shutil.rmtree(directory, ignore_errors=True)
+            removed.append(f"kernel sockets {directory}")
+        for what in removed:
             log.warning("removed a leftover: %s", what)
 
     async def doctor(self) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Why a kernel ended by itself, in words."""
+
+import signal
+
+from warmcell.sandbox.errors import SandboxDiedError
+from warmcell.sandbox.models import GIB, SandboxSpec
+from warmcell.sandbox.told import MORE_MEMORY
+
+KILLED = 128 + signal.SIGKILL
+
+
+def death(
+    exit_code: int, *, oom_killed: bool, spec: SandboxSpec, who: str = "The kernel", when: str = "by itself"
+) -> SandboxDiedError:
+    """The error for a kernel with this exit code.
+
+    Args:
+        exit_code: As a shell says it: 128 + n for death by signal n.
+        oom_killed: Whether anything in its sandbox was killed for memory while it ran.
+        spec: What its sandbox was given.
+        who: Begins the sentence.
+        when: Says when it ended.
+    """
+    killed_for_memory = oom_killed and exit_code == KILLED
+    details = {"exit_code": exit_code, "oom_killed": killed_for_memory}
+    if killed_for_memory:
+        cap = spec.limits.memory_bytes
+        of = f" (its cap is {cap / GIB:.1f} GiB)" if cap else ""
+        return SandboxDiedError(f"{who} was killed for memory{of}", hint=MORE_MEMORY, details=details)
+    name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
+    return SandboxDiedError(
+        f"{who} ended {when} with exit code {exit_code}{name}",
+        hint="Restart it; if it happens again, the last cell's native code is the first suspect.",
+        details=details,
+    )
