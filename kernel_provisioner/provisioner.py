@@ -214,21 +214,26 @@ class WarmcellProvisioner(KernelProvisionerBase):
         Raises:
             WarmcellError: What stood in the way, with its cure.
         """
-        environ: Mapping[str, str] = kwargs.get("env") or os.environ
         self._folder = _folder(kwargs.get("cwd"))
-        body = await self._request(environ)
+        try:
+            body = await self._request(kwargs.get("env") or os.environ)
+            self.sandbox = SandboxInfo.from_json(await self._start(body))
+        except BaseException:
+            await self._keeper.close()  # Jupyter drops a provisioner that did not start, without another word.
+            raise
+        self._begin()
+        return self.connection_info
+
+    async def _start(self, body: dict[str, Any]) -> Any:
         for attempt in range(TCP_ATTEMPTS):
             body["connection"] = self._wire_connection()
             try:
-                info = await self._keeper.ask(lambda it: it.post("/kernels", body, timeout=START_TIMEOUT_S), start=True)
-                break
+                return await self._keeper.ask(lambda it: it.post("/kernels", body, timeout=START_TIMEOUT_S), start=True)
             except ConflictError:
                 # Somebody took a port between Jupyter's choice and our binding it.
                 if attempt == TCP_ATTEMPTS - 1 or not self._choose_other_ports():
                     raise
-        self.sandbox = SandboxInfo.from_json(info)
-        self._begin()
-        return self.connection_info
+        raise AssertionError("the last attempt returns or raises")
 
     async def attach(self, kernel: Mapping[str, Any]) -> None:
         """Take over a kernel that the keeper has: one of `GET /kernels`.
