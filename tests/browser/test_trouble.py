@@ -30,12 +30,13 @@ def test_slow_template(places: Places, page: Page) -> None:
         expect(notebook.status).to_contain_text("Template slow is importing slowmod", timeout=SLOW_S * 1000)
         expect(notebook.status).to_contain_text("remove it from the preload list")
         seconds = notebook.status.get_by_role("timer")
-        before = int(seconds.inner_text().split()[0])
-        expect(seconds).to_have_text(f"{before + 2} s")
+        before = seconds.inner_text()
+        expect(seconds).not_to_have_text(before)
+        assert int(seconds.inner_text().split()[0]) > int(before.split()[0])
         expect(notebook.status).to_have_count(0, timeout=SLOW_S * 1000)
 
         notebook.restart()
-        notebook.wait_ready(re.compile(r"template · \d+ ms"))
+        notebook.wait_ready(re.compile(r"template · \d"))
 
 
 def test_missing_bwrap(places: Places, page: Page) -> None:
