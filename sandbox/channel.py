@@ -360,7 +360,8 @@ class GuestChannel:
                 f"A request of {len(line)} bytes is more than a sandbox takes",
                 hint="Make the environment or the command shorter.",
             )
-        connection = await asyncio.wait_for(_connect(self._run_directory), ANSWER_TIMEOUT_S)
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for may lose a cancellation
+            connection = await _connect(self._run_directory)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
         self._open.add(writer)
         try:

@@ -28,12 +28,16 @@ class Paths:
 
     @classmethod
     def default(cls) -> "Paths":
-        """From WARMCELL_RUNTIME_DIR, WARMCELL_STATE_DIR, WARMCELL_LEASE_DIR, else the XDG places."""
+        """From WARMCELL_RUNTIME_DIR, WARMCELL_STATE_DIR, WARMCELL_LEASE_DIR, else the XDG places.
+
+        Raises:
+            BackendUnavailableError: One of them is not absolute, so that each program would take it for another.
+        """
         uid = os.getuid()
         return cls(
-            runtime=Path(os.environ.get("WARMCELL_RUNTIME_DIR") or _runtime_base(uid)),
-            state=Path(os.environ.get("WARMCELL_STATE_DIR") or _state_base()),
-            leases=Path(os.environ.get("WARMCELL_LEASE_DIR") or "/run/lock/warmcell"),
+            runtime=_given("WARMCELL_RUNTIME_DIR") or _runtime_base(uid),
+            state=_given("WARMCELL_STATE_DIR") or _state_base(),
+            leases=_given("WARMCELL_LEASE_DIR") or Path("/run/lock/warmcell"),
         )
 
     @property
@@ -102,6 +106,17 @@ def private_directory(path: Path) -> Path:
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
     return path
+
+
+def _given(variable: str) -> Path | None:
+    given = os.environ.get(variable)
+    if not given:
+        return None
+    if not os.path.isabs(given):
+        raise BackendUnavailableError(
+            f"{variable} is {given!r}, which is not an absolute path", hint=f"Begin {variable} with a slash."
+        )
+    return Path(given)
 
 
 def _runtime_base(uid: int) -> Path:

@@ -7,7 +7,7 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
-from warmcell.extension.config import CONFIG_FILE, Warmcell
+from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
@@ -29,10 +29,26 @@ class WarmcellApp(ExtensionApp):
         """Before the server makes its managers: the last moment at which theirs can be chosen."""
         super()._link_jupyter_server_extension(serverapp)
         self.warmcell = Warmcell(parent=self)
+        self._warn_of_unseen_settings()
         if self.warmcell.sandboxed_only:
             serverapp.kernel_spec_manager_class = SandboxedKernelSpecManager
             serverapp.terminals_enabled = False
             self.log.info("Warmcell: only sandboxed kernels, and no terminals (c.Warmcell.sandboxed_only)")
+
+    def _warn_of_unseen_settings(self) -> None:
+        """The keeper serves all servers and scripts of the user, so it reads the one file that they share."""
+        try:
+            names = unseen(self.warmcell)
+        except WarmcellError as error:
+            self.log.error("Warmcell: kernels cannot start: %s", error)
+            return
+        if names:
+            self.log.warning(
+                "Warmcell: %s of this server's configuration has no effect: the keeper, which all your servers share, "
+                "reads %s.py alone. Move it there (for example into ~/.jupyter), then run `warmcell clean`.",
+                ", ".join(f"c.Warmcell.{name}" for name in names),
+                CONFIG_FILE,
+            )
 
     def initialize_settings(self) -> None:
         """Make what handlers use."""

@@ -12,6 +12,7 @@ from tornado.iostream import StreamClosedError
 
 from warmcell import __version__
 from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.kernel_provisioner.wishes import Wishes
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, TransportError, WarmcellError, http_status
 
 AUTH_RESOURCE = "warmcell"
@@ -55,7 +56,7 @@ class WarmcellHandler(APIHandler):
         """
         try:
             body: object = self.get_json_body()
-        except web.HTTPError as error:
+        except (web.HTTPError, RecursionError) as error:
             raise InvalidRequestError("The request is not JSON", hint="Send one JSON object.") from error
         if body is None:
             return {}
@@ -115,6 +116,7 @@ class SettingsHandler(WarmcellHandler):
         for name in settings:
             if name not in SETTINGS:
                 raise InvalidRequestError(f"{name!r} is no setting", hint=f"Settings are {', '.join(SETTINGS)}.")
+        Wishes().chosen(settings, source="The notebook's choice")
         if kernel_id not in self.kernel_manager:
             raise NotFoundError(f"There is no kernel {kernel_id}", hint="Start the notebook's kernel first.")
         provisioner: Any = self.kernel_manager.get_kernel(kernel_id).provisioner

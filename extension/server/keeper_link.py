@@ -1,11 +1,15 @@
 """A server's connection to the keeper: made when first needed, made again when the keeper was replaced."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import TransportError
+
+LOOK_TIMEOUT_S = 10.0
+"""A server does not wait longer for a keeper that hangs before it begins to serve."""
 
 
 class KeeperLink:
@@ -28,10 +32,19 @@ class KeeperLink:
         return await self._ask("delete", path)
 
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """The keeper's events until it ends."""
+        """The keeper's events until it ends.
+
+        Raises:
+            TransportError: It has gone; the next call finds or starts another.
+        """
         client = await self._connected()
-        async for event in client.events():
-            yield event
+        try:
+            async with contextlib.aclosing(client.events()) as events:
+                async for event in events:
+                    yield event
+        except TransportError:
+            await self._drop(client)
+            raise
 
     async def kernels(self) -> list[dict[str, Any]]:
         """Kernels of a keeper that runs already; none where no keeper runs."""
@@ -40,23 +53,28 @@ class KeeperLink:
         except TransportError:
             return []
         async with client:
-            found: list[dict[str, Any]] = (await client.get("/kernels"))["kernels"]
+            found: list[dict[str, Any]] = (await client.get("/kernels", timeout=LOOK_TIMEOUT_S))["kernels"]
             return found
 
     async def close(self) -> None:
         """Let go of the keeper, which ends if nobody else needs it."""
         if self._client is not None:
-            await self._client.close()
-            self._client = None
+            await self._drop(self._client)
 
     async def _ask(self, verb: str, path: str, *body: Any) -> Any:
         client = await self._connected()
         try:
             return await getattr(client, verb)(path, *body)
         except TransportError:
-            await self.close()
+            await self._drop(client)
             client = await self._connected()
             return await getattr(client, verb)(path, *body)
+
+    async def _drop(self, client: KeeperClient) -> None:
+        """Let go of this connection, but not of one that somebody has made anew meanwhile."""
+        if self._client is client:
+            self._client = None
+        await client.close()
 
     async def _connected(self) -> KeeperClient:
         async with self._connecting:

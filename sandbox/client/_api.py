@@ -37,7 +37,12 @@ def read(response: httpx.Response) -> Any:
         ProtocolError: The answer is not of the keeper's form.
     """
     if response.is_success:
-        return response.json() if response.content else None
+        try:
+            return response.json() if response.content else None
+        except ValueError as error:
+            raise errors.ProtocolError(
+                "The keeper answered something that is not JSON", hint="`warmcell clean` ends it; it starts on demand."
+            ) from error
     raise failure(response.status_code, response.content)
 
 

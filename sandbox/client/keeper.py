@@ -9,6 +9,7 @@ from typing import Any, Self
 import httpx
 
 from warmcell.sandbox.client import _api
+from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper, is_listening
 from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
@@ -51,9 +52,10 @@ class KeeperClient:
             client = cls(paths)
             try:
                 await client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)
-            except TransportError:  # it was just going away
+            except BaseException as error:
                 await client.close()
-                if attempt == CONNECT_ATTEMPTS - 1:
+                going = isinstance(error, TransportError)  # it was just going away
+                if not going or attempt == CONNECT_ATTEMPTS - 1:
                     raise
             else:
                 return client
@@ -123,7 +125,7 @@ class SyncKeeperClient:
     def __init__(self, paths: Paths) -> None:
         """Prefer `connect`, which makes sure that somebody answers."""
         self.paths = paths
-        transport = httpx.HTTPTransport(uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates())
+        transport = UnixTransport(str(paths.keeper_socket))
         self._http = httpx.Client(transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT, trust_env=False)
 
     @classmethod
@@ -138,9 +140,10 @@ class SyncKeeperClient:
             client = cls(paths)
             try:
                 client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)
-            except TransportError:  # it was just going away
+            except BaseException as error:
                 client.close()
-                if attempt == CONNECT_ATTEMPTS - 1:
+                going = isinstance(error, TransportError)  # it was just going away
+                if not going or attempt == CONNECT_ATTEMPTS - 1:
                     raise
             else:
                 return client

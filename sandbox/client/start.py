@@ -46,16 +46,22 @@ def ensure_keeper(paths: Paths) -> None:
 
 def _start(paths: Paths) -> None:
     read, write = os.pipe()
-    with open(paths.keeper_log, "ab") as log:
-        argv = [sys.executable, "-m", KEEPER_MODULE, "--detach", "--ready-fd", str(write)]
+    try:
         try:
-            subprocess.run(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[write], cwd="/", check=False
-            )
-            os.close(write)
-            said = _read_until_closed(read, START_TIMEOUT_S)
+            with open(paths.keeper_log, "ab") as log:
+                argv = [sys.executable, "-m", KEEPER_MODULE, "--detach", "--ready-fd", str(write)]
+                subprocess.run(
+                    argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[write], cwd="/", check=False
+                )
+        except OSError as error:
+            raise errors.TransportError(
+                f"The keeper cannot be started: {error}", hint=f"See that {paths.state} is writable and has room."
+            ) from error
         finally:
-            os.close(read)
+            os.close(write)
+        said = _read_until_closed(read, START_TIMEOUT_S)
+    finally:
+        os.close(read)
     answer = json.loads(said) if said else {"message": _last_words(paths)}
     if answer.get("ready"):
         return
