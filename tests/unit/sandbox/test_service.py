@@ -1,0 +1,240 @@
+"""The service and its pool above a backend in memory: who owns what, and what is left."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tests.leaks import Places
+from warmcell.sandbox import errors
+from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SandboxSpec, TemplateStatus
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.pool import WarmPool
+from warmcell.sandbox.service import FAILED_KEPT, SandboxService
+from warmcell.sandbox.testing.fakes import FakeBackend
+from warmcell.sandbox.told import plausible
+
+DEVICE = GpuDevice(uuid="GPU-1", index=0, name="A100", memory_total_bytes=1, simulated=True)
+
+
+class OneGpu:
+    """A machine with one GPU."""
+
+    def __init__(self) -> None:
+        self.holder: SandboxId | None = None
+
+    async def lease(self, request: str | tuple[str, ...], *, holder: SandboxId) -> tuple[GpuDevice, ...]:
+        if self.holder is not None:
+            raise errors.NoGpuAvailableError("The GPU is taken", hint="Wait.")
+        self.holder = holder
+        return (DEVICE,)
+
+    async def check(self, request: str | tuple[str, ...]) -> None:
+        """Anything will do."""
+
+    def release(self, holder: SandboxId) -> None:
+        if self.holder == holder:
+            self.holder = None
+
+    async def status(self) -> list[dict[str, Any]]:
+        return []
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def gpus() -> OneGpu:
+    return OneGpu()
+
+
+@pytest.fixture
+async def service(backend: FakeBackend, gpus: OneGpu, places: Places) -> AsyncIterator[SandboxService]:
+    made = SandboxService(
+        backends={"fake": backend},
+        default_backend="fake",
+        gpus=gpus,
+        paths=Paths(places.runtime, places.state, places.leases).make(),
+        bounds=Bounds(),
+        prepared_per_template=0,
+    )
+    yield made
+    await made.close()
+    assert not list((places.runtime / "s").iterdir())
+
+
+def spec(**fields: Any) -> SandboxSpec:
+    return SandboxSpec(python=sys.executable, **{"network": "host", "preload": (), "gpu": "A100", **fields})
+
+
+async def until_creating(service: SandboxService) -> SandboxId:
+    """The id of a sandbox that comes up."""
+    changes = service.subscribe()
+    while True:
+        change = await changes.next(timeout=10)
+        assert isinstance(change, SandboxInfo)
+        if change.phase is not None and change.phase.name == "sandbox":
+            changes.close()
+            return change.id
+
+
+async def test_deleted_while_it_comes_up_it_stays_deleted(
+    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+) -> None:
+    """`create` says so, and neither sandbox nor lease is left."""
+    backend.delay_s = 60
+    creating = asyncio.create_task(service.create(spec(), owner="client"))
+    await service.stop(await until_creating(service))
+    with pytest.raises(errors.ConflictError, match="was stopped while it came up"):
+        await creating
+    assert (service.infos(), gpus.holder) == ([], None)
+
+
+async def test_when_its_caller_gives_up_nothing_is_left(
+    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+) -> None:
+    """A cancelled `create` leaves neither sandbox nor lease."""
+    backend.delay_s = 60
+    creating = asyncio.create_task(service.create(spec(), owner="client"))
+    await until_creating(service)
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert (service.infos(), gpus.holder) == ([], None)
+
+
+async def test_closing_ends_what_comes_up(service: SandboxService, backend: FakeBackend) -> None:
+    """Nothing is made after the end, and who asks then is told so."""
+    backend.delay_s = 60
+    creating = asyncio.create_task(service.create(spec(), owner="client"))
+    await until_creating(service)
+    await service.close()
+    for late in (creating, asyncio.create_task(service.create(spec(), owner="client"))):
+        with pytest.raises(errors.ConflictError):
+            await late
+    assert backend.instances == []
+
+
+async def test_what_was_made_from_inside_goes_with_a_sandbox_that_dies(
+    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+) -> None:
+    """Children and leases go; the sandbox that died stays listed with the reason, and makes no more."""
+    parent = await service.create(spec(), owner="notebook")
+    await service.create(spec(gpu=None), owner="remote", parent=parent.id)
+    backend.instances[0].die(oom_killed=True)
+    await until(lambda: len(service.infos()) == 1 and gpus.holder is None)
+    (left,) = service.infos()
+    assert left.state is State.FAILED
+    assert left.error is not None
+    assert "killed for memory" in left.error.message
+    assert "more memory" in left.error.hint
+    with pytest.raises(errors.ConflictError):
+        await service.create(spec(gpu=None), owner="remote", parent=parent.id)
+
+
+async def test_a_sandbox_that_is_given_up_gives_its_gpu_back(service: SandboxService, gpus: OneGpu) -> None:
+    """As where its first kernel did not start."""
+    info = await service.create(spec(), owner="notebook")
+    await service.fail(info.id, errors.SandboxStartError("It did not start", hint="Try again."))
+    assert gpus.holder is None
+    assert [one.state for one in service.infos()] == [State.FAILED]
+
+
+async def test_failures_are_kept_but_not_without_end(service: SandboxService, backend: FakeBackend) -> None:
+    """A page can read the latest ones; a flood of failures costs no memory."""
+    backend.fails_with = errors.BackendUnavailableError("No bwrap", hint="Install it.")
+    for _ in range(FAILED_KEPT + 5):
+        with pytest.raises(errors.BackendUnavailableError):
+            await service.create(spec(gpu=None), owner="client")
+    assert len(service.infos()) == FAILED_KEPT
+
+
+async def test_a_start_that_failed_can_be_tried_again(service: SandboxService, backend: FakeBackend) -> None:
+    """In the same sandbox: names in the run directory are not used twice, and no phase is left."""
+    info = await service.create(spec(), owner="notebook")
+    box = service.live(info.id)
+    starting = asyncio.create_task(service.start_kernel(info.id, env={}, cwd=""))
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert box.info.phase is None
+    kernel = await service.start_kernel(info.id, env={}, cwd="")
+    assert (kernel.generation, kernel.alive) == (1, True)
+    with pytest.raises(errors.ConflictError, match="has a kernel"):
+        await service.start_kernel(info.id, env={}, cwd="")
+    assert box.info.phase is not None  # of the one that has not answered yet
+    backend.instances[0].end_kernel(3)
+    await kernel.exited.wait()
+    await box.signal_kernel(2)
+    assert kernel.exit_code == 3
+
+
+def test_what_a_guest_tells_of_its_template_is_cut_down() -> None:
+    """No page gets a number that is none, a module that nobody asked for, or a megabyte of text."""
+    said = TemplateStatus(
+        name="x" * 9999,
+        state="importing",
+        since=float("nan"),
+        seconds=float("inf"),
+        imported=("numpy", "evil"),
+        failed={f"m{n}": "y" * 9999 for n in range(99)},
+    )
+    told = plausible(said, ("numpy",))
+    assert (told.since, told.seconds, told.imported) == (0.0, 0.0, ("numpy",))
+    assert len(told.failed) == 2
+    assert max(map(len, [told.name, *told.failed.values()])) == 500
+
+
+async def test_the_cap_evicts_what_was_wanted_least_recently(service: SandboxService) -> None:
+    """Three shapes of one byte under a cap of two: the first one goes, unless it was asked for again."""
+    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 1)
+    first, second, third = (spec(gpu=None, preload=("m",), template=name) for name in "abc")
+    for asked in (first, second):
+        await filled(pool, asked)
+    pool.want(first)
+    await filled(pool, third)
+    assert {box.spec.template for box in pool.prepared()} == {"a", "c"}
+    await pool.close()
+    assert pool.prepared() == []
+
+
+async def test_what_never_fits_is_not_made_again_and_again(service: SandboxService, backend: FakeBackend) -> None:
+    """One that alone exceeds the cap is stopped and its shape left alone."""
+    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 3)
+    big = spec(gpu=None, preload=("m",))
+    await filled(pool, big)
+    await filled(pool, big)
+    assert pool.prepared() == []
+    assert len(backend.instances) == 1
+    await pool.close()
+
+
+async def test_a_prepared_sandbox_that_dies_is_nobodys_any_more(
+    service: SandboxService, backend: FakeBackend, places: Places
+) -> None:
+    """It does not wait in the pool to be found dead, and its directory is gone."""
+    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 1)
+    await filled(pool, spec(gpu=None, preload=("m",)))
+    backend.instances[0].die()
+    await until(lambda: not pool.prepared() and not list((places.runtime / "s").iterdir()))
+    await pool.close()
+
+
+async def until(what: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(5):
+        while not what():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def filled(pool: WarmPool, asked: SandboxSpec) -> None:
+    """Want it, and wait until the pool has done what it does about it."""
+    pool.want(asked)
+    await asyncio.gather(*pool._filling.values())
