@@ -227,6 +227,7 @@ async def test_a_kernel_that_dies_is_restarted(folder: str) -> None:
         await asyncio.wait_for(restarted.wait(), TIMEOUT_S)
         assert await said(client, "print('back')") == "back"
         await until(lambda: _is(provisioner_of(manager).sandbox is not box))
+        await manager.ready
         assert box is not None
         now = provisioner_of(manager).sandbox
         assert now is not None
@@ -435,6 +436,7 @@ async def test_a_kernel_ends_with_the_process_that_asked_for_it(folder: str, pla
         script.kill()
         await script.wait()
         await until(lambda: _is_empty(client))
+        await until(lambda: _is(not any((places.runtime / "k").iterdir())))
 
 
 async def _is(answer: bool) -> bool:
