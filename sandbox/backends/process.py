@@ -10,12 +10,15 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
 from warmcell.sandbox.backends.processes import bearing, descendants, keeper_mark
+from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import InvalidRequestError, OperationTimeoutError, SandboxStartError
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import (
@@ -34,26 +37,28 @@ NO_LAYER = "the process backend has no layer: packages are installed into the en
 STOP_TIMEOUT_S = 5.0
 
 
+@dataclass(slots=True)
+class Remains:
+    """What a sandbox, or the start of one, has to give back."""
+
+    run: Path
+    mark: str
+    child: Child | None = None
+    cgroup: Cgroup | None = None
+
+
 class ProcessInstance:
     """Implements `SandboxInstance`."""
 
     workspace_note = ""
 
-    def __init__(
-        self,
-        child: Child,
-        cgroup: Cgroup | None,
-        *,
-        mark: str,
-        run_directory: Path,
-        limits: Mapping[str, LimitStatus],
-    ) -> None:
+    def __init__(self, remains: Remains, child: Child, limits: Mapping[str, LimitStatus]) -> None:
+        self._remains = remains
         self._child = child
-        self._cgroup = cgroup
-        self._mark = mark
+        self._cgroup = remains.cgroup
         self.pid = child.pid
-        self.run_directory = run_directory
-        self.guest_run_directory = str(run_directory)
+        self.run_directory = remains.run
+        self.guest_run_directory = str(remains.run)
         self.limits = limits
         self._oom_kills = 0
         self._stopping: asyncio.Task[None] | None = None
@@ -79,9 +84,7 @@ class ProcessInstance:
     async def stop(self, *, timeout: float = STOP_TIMEOUT_S) -> ExitInfo:
         """End it and all that it has started."""
         if self._stopping is None or (self._stopping.done() and self._stopping.exception() is not None):
-            self._stopping = asyncio.create_task(
-                _release(self._child, self._cgroup, self._mark, self.run_directory, timeout=timeout)
-            )
+            self._stopping = asyncio.create_task(_release(self._remains, timeout=timeout))
         await asyncio.shield(self._stopping)
         return await self.wait()
 
@@ -122,51 +125,45 @@ class ProcessBackend:
         progress: Callable[[str], None] = lambda detail: None,
     ) -> ProcessInstance:
         """Start init as a plain process; see the port."""
-        await asyncio.to_thread(_check, spec)
+        await in_thread(_check, spec)
         progress("starting a process")
-        tree = await asyncio.to_thread(guest_tree)
-        run = directory / "run"
-        mark = f"{keeper_mark()}-{sandbox_id}"
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment["PATH"] = f"{Path(spec.python).parent}:{environment.get('PATH', os.defpath)}"
-        cgroup: Cgroup | None = None
-        child: Child | None = None
+        remains = Remains(run=directory / "run", mark=f"{keeper_mark()}-{sandbox_id}")
         try:
-            await asyncio.to_thread(run.mkdir, 0o700)
-            cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
-            child = await Child.start(
-                {
-                    "cgroups": [] if cgroup is None else [str(file) for file in cgroup.entrances],
-                    "keeper": os.getpid(),
-                    "session": True,
-                    "most_processes": None,
-                    "mounts": None,
-                    "argv": [
-                        *(spec.python, "-I", "-S", str(tree / "init.py")),
-                        *("--run", str(run), "--guest", str(tree), "--python", spec.python),
-                    ],
-                    "env": {**environment, MARK: mark},
-                    "inherit": {"control": [], "files": {}},
-                },
-                cgroup=cgroup,
-            )
+            plan, limits = await in_thread(self._make_room, spec, sandbox_id, remains)
+            child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
             await child.stage_report()
             await child.executed()
         except BaseException as error:
-            await asyncio.shield(asyncio.create_task(_release(child, cgroup, mark, run, timeout=STOP_TIMEOUT_S)))
+            await asyncio.shield(asyncio.create_task(_release(remains, timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
                 raise SandboxStartError(
                     f"The process could not start: {error.stderr or error}", hint="Check the interpreter."
                 ) from error
             raise
-        layer = LimitStatus(value=spec.limits.layer_bytes, enforced=False, why=NO_LAYER)
-        return ProcessInstance(
-            child,
-            cgroup,
-            mark=mark,
-            run_directory=run,
-            limits={**limits, "layer": layer},
-        )
+        return ProcessInstance(remains, child, limits)
+
+    def _make_room(
+        self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains
+    ) -> tuple[Mapping[str, Any], Mapping[str, LimitStatus]]:
+        """Make what is needed; what the stage is to do and which limits hold. Blocks."""
+        tree = guest_tree()
+        remains.run.mkdir(0o700)
+        remains.cgroup, limits = self._cgroups.make(sandbox_id, spec.limits)
+        limits["layer"] = LimitStatus(value=spec.limits.layer_bytes, enforced=False, why=NO_LAYER)
+        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        environment["PATH"] = f"{Path(spec.python).parent}:{environment.get('PATH', os.defpath)}"
+        init = [spec.python, "-I", "-S", str(tree / "init.py")]
+        plan = {
+            "cgroups": [] if remains.cgroup is None else [str(file) for file in remains.cgroup.entrances],
+            "keeper": os.getpid(),
+            "session": True,
+            "most_processes": None,
+            "mounts": None,
+            "argv": [*init, "--run", str(remains.run), "--guest", str(tree), "--python", spec.python],
+            "env": {**environment, MARK: remains.mark},
+            "inherit": {"control": [], "files": {}},
+        }
+        return plan, limits
 
 
 def _check(spec: SandboxSpec) -> None:
@@ -182,18 +179,23 @@ def _check(spec: SandboxSpec) -> None:
         )
 
 
-async def _release(child: Child | None, cgroup: Cgroup | None, mark: str, run: Path, *, timeout: float) -> None:
-    """Kill init and everything that came from it, wherever it went, and remove the group and the run directory."""
+async def _release(remains: Remains, *, timeout: float) -> None:
+    """Kill init and everything that came from it, wherever it went, and remove the group and the run directory.
+
+    Raises:
+        OperationTimeoutError: Processes are left.
+    """
+    child = remains.child
     try:
         async with asyncio.timeout(timeout):
             if child is not None:
                 # What it started first: orphans come back to init, whose end would set them free.
-                await _kill_around(child.pid, mark)
+                await _kill_around(child.pid, remains.mark)
                 await child.kill()
-                await _kill_around(child.pid, mark)
-            if cgroup is not None:
-                await cgroup.remove()
-            await asyncio.to_thread(shutil.rmtree, run, ignore_errors=True)
+                await _kill_around(child.pid, remains.mark)
+            if remains.cgroup is not None:
+                await remains.cgroup.remove()
+            await asyncio.to_thread(shutil.rmtree, remains.run, ignore_errors=True)
     except TimeoutError:
         raise OperationTimeoutError(
             f"Processes of a sandbox did not end within {timeout:.0f} s",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import (
     BackendReport,
@@ -66,7 +67,7 @@ class FakeInstance:
 
     async def start(self) -> None:
         """Let its guest listen."""
-        await asyncio.to_thread(self.run_directory.mkdir, 0o700)
+        await in_thread(self.run_directory.mkdir, 0o700)
         self._server = await asyncio.start_unix_server(self._serve, self.run_directory / "init.sock")
 
     def processes(self) -> Sequence[int]:

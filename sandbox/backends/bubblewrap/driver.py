@@ -12,6 +12,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
+from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.models import (
     BackendReport,
     Capabilities,
@@ -20,7 +21,7 @@ from warmcell.sandbox.models import (
     SandboxId,
     SandboxSpec,
 )
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.paths import Paths, private_directory
 
 STOP_TIMEOUT_S = 5.0
 _LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"
@@ -63,8 +64,9 @@ class BubblewrapBackend:
     ) -> BubblewrapInstance:
         """Bring up a sandbox; see the port."""
         progress("looking at the Python environment")
-        bwrap = await asyncio.to_thread(binary.find)
-        prepared = await asyncio.to_thread(
+        remains = Remains(directory)
+        bwrap = await in_thread(binary.find)
+        prepared = await in_thread(
             prepare,
             spec,
             sandbox_id=sandbox_id,
@@ -74,7 +76,7 @@ class BubblewrapBackend:
             hidden=self._hidden,
             bwrap=bwrap.path,
         )
-        remains = Remains(directory, layer=prepared.disk)
+        remains.layer = prepared.disk
         progress("starting bubblewrap")
         try:
             return await self._start(spec, sandbox_id, prepared, remains)
@@ -84,12 +86,18 @@ class BubblewrapBackend:
                 raise diagnose.explain(error, as_root=os.getuid() == 0) from error
             raise
 
+    def _make_room(self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains) -> dict[str, LimitStatus]:
+        (remains.directory / rootfs.BASE).mkdir(0o700)
+        if remains.layer is not None:
+            private_directory(private_directory(self._paths.layers) / sandbox_id)
+        remains.cgroup, limits = self._cgroups.make(sandbox_id, spec.limits)
+        return limits
+
     async def _start(
         self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains
     ) -> BubblewrapInstance:
         directory = remains.directory
-        await asyncio.to_thread((directory / rootfs.BASE).mkdir, 0o700)
-        remains.cgroup, limits = await self._cgroups.create(sandbox_id, spec.limits)
+        limits = await in_thread(self._make_room, spec, sandbox_id, remains)
         most = _most_processes(spec, limits["pids"])
         if most is not None:
             limits["pids"] = LimitStatus(value=most, enforced=True)
@@ -103,7 +111,7 @@ class BubblewrapBackend:
             raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
         await child.line()  # {"up": true}
         run = directory / "run"
-        await asyncio.to_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+        await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
         layer_why = _why_no_layer(prepared, report)
         layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
         return BubblewrapInstance(

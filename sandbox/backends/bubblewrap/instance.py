@@ -20,9 +20,9 @@ from warmcell.sandbox.models import LimitStatus
 class Remains:
     """What a sandbox, or the start of one, has to give back: descriptors, files and its control group."""
 
-    def __init__(self, directory: Path, *, layer: Path | None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.layer = layer
+        self.layer: Path | None = None
         self.child: Child | None = None
         self.cgroup: Cgroup | None = None
         self.init_fd = -1

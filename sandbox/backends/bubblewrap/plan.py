@@ -91,7 +91,7 @@ def prepare(
         )
     for number, mount in enumerate(spec.mounts):
         rootfs.extra_mount(view, mount, number)
-    disk = _layer_on_disk(paths, sandbox_id) if environment.layered and needs_layer_on_disk() else None
+    disk = paths.layers / sandbox_id if environment.layered and needs_layer_on_disk() else None
     rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes, disk=disk)
     rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
@@ -202,10 +202,6 @@ def needs_layer_on_disk() -> bool:
     """
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return os.getuid() != 0 and release is not None and tuple(map(int, release.groups())) < (6, 6)
-
-
-def _layer_on_disk(paths: Paths, sandbox_id: SandboxId) -> Path:
-    return private_directory(private_directory(paths.layers) / sandbox_id)
 
 
 def _home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:

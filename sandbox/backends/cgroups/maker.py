@@ -1,6 +1,5 @@
 """Making a sandbox's control group with the limits that it is to hold."""
 
-import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,6 @@ from warmcell.sandbox.models import Limits, LimitStatus, SandboxId
 
 class Cgroups:
     """What this machine lets us cap, found out once."""
-
-    async def create(self, sandbox_id: SandboxId, limits: Limits) -> tuple[Cgroup | None, dict[str, LimitStatus]]:
-        """A group with these limits, and which of them it holds. None: no group can be made here."""
-        return await asyncio.to_thread(self._create, sandbox_id, limits)
 
     def statuses(self, limits: Limits) -> dict[str, LimitStatus]:
         """What of `limits` a group would hold. Blocks."""
@@ -39,7 +34,8 @@ class Cgroups:
         """Directories in which groups of ours may lie. Blocks."""
         return list(dict.fromkeys(hierarchy.parent for hierarchy in self._hierarchies.values()))
 
-    def _create(self, sandbox_id: SandboxId, limits: Limits) -> tuple[Cgroup | None, dict[str, LimitStatus]]:
+    def make(self, sandbox_id: SandboxId, limits: Limits) -> tuple[Cgroup | None, dict[str, LimitStatus]]:
+        """A group with these limits, and which of them it holds. None: no group can be made here. Blocks."""
         statuses = self.statuses(limits)
         values = {name: status.value for name, status in statuses.items() if status.enforced}
         if not values:

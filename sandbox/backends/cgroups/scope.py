@@ -5,8 +5,11 @@ puts what `systemd-run --scope` starts into a group of the user's own.
 """
 
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from warmcell.sandbox.backends.cgroups.group import Cgroup, words
@@ -19,6 +22,8 @@ class Scope(Cgroup):
         super().__init__({}, 2)
         self._controllers = tuple(limits)
         set_to = [word for limit, value in limits.items() if value is not None for word in _properties(limit, value)]
+        if version() >= 253:  # By default the manager would end the whole scope when one process is short of memory.
+            set_to.append("--property=OOMPolicy=continue")
         self.prefix = (
             *("systemd-run", "--user", "--scope", "--quiet", "--collect", "--no-ask-password"),
             *(f"--unit={name}.scope", *set_to, "--"),
@@ -47,6 +52,17 @@ def available(uid: int) -> tuple[Path | None, list[str]]:
         return None, []
     manager = mount_point() / f"user.slice/user-{uid}.slice/user@{uid}.service"
     return manager / "app.slice", words(manager / "cgroup.controllers")
+
+
+@cache
+def version() -> int:
+    """The version of systemd, 0 where it cannot be told. Blocks once."""
+    try:
+        said = subprocess.run(["systemd-run", "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    match = re.match(r"systemd (\d+)", said.stdout)
+    return int(match[1]) if match else 0
 
 
 def environment() -> Mapping[str, str]:
