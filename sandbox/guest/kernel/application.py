@@ -8,15 +8,16 @@ import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import magics
 from ..magics.api import Api
-from . import leaving, offline, stack
+from . import leaving, newborn, offline, stack
 from .report import Report
 
 CONTROL_END_S = 2.0
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
+"""In the order of the numbers that their Unix sockets have."""
 
 
 def prepare() -> None:
@@ -28,19 +29,44 @@ def prepare() -> None:
     app.init_pdb()  # type: ignore[no-untyped-call]
 
 
-def run(connection_file: str, report: Report) -> None:
-    """Serve a kernel until it is told to shut down, saying on `report` when its sockets are bound."""
-    os.environ.pop("JPY_PARENT_PID", None)
-    try:
-        _check(connection_file)
-        app = _initialized(connection_file)
-    except BaseException as error:
-        report.failed(error)
-        raise
+def run(file: str, report: Report) -> None:
+    """Serve a kernel on that connection file until it is told to shut down; `report` is told when it is up."""
+    with newborn.reporting(report):
+        check(file)
+        app = initialized(file)
+    serve(app, report)
+
+
+def serve(app: Any, report: Report) -> NoReturn:
+    """Say that the sockets are bound, and serve until it is told to shut down."""
     report.ready()
     app.start()
     _let_control_finish(app)
     leaving.leave(app.shell)
+
+
+def connection(prefix: str) -> dict[str, Any]:
+    """The content of a connection file for Unix sockets at `prefix`, without a key."""
+    ports = {f"{name}_port": number for number, name in enumerate(CHANNELS, 1)}
+    return {"transport": "ipc", "ip": prefix, "key": "", "signature_scheme": "hmac-sha256", **ports}
+
+
+def check(file: str) -> dict[str, Any]:
+    """The content of a connection file. A kernel would make itself one where there is none, and bind elsewhere.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no connection file.
+    """
+    with open(file, encoding="utf-8") as opened:
+        try:
+            content = json.load(opened)
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from None
+    for name, value in connection("").items():
+        if name != "signature_scheme" and (not isinstance(content, dict) or type(content.get(name)) is not type(value)):
+            raise ValueError(f"{file} is no connection file: its {name!r} is no {type(value).__name__}")
+    return dict(content)
 
 
 def _let_control_finish(app: Any) -> None:
@@ -54,24 +80,13 @@ def _let_control_finish(app: Any) -> None:
         thread.join(CONTROL_END_S)
 
 
-def _check(connection_file: str) -> None:
-    """A kernel would make itself a connection file where there is none, and bind elsewhere."""
-    with open(connection_file, encoding="utf-8") as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{connection_file} is not JSON: {error}") from None
-    kinds = {"transport": str, "ip": str, "key": str, **{f"{name}_port": int for name in CHANNELS}}
-    for name, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
-            raise ValueError(f"{connection_file} is no connection file: its {name!r} is no {kind.__name__}")
-
-
-def _initialized(connection_file: str) -> Any:
+def initialized(connection_file: str) -> Any:
+    """The application with its sockets bound and its shell made."""
     from ipykernel import ipkernel
     from ipykernel.kernelapp import IPKernelApp
     from IPython.core import shellapp
 
+    os.environ.pop("JPY_PARENT_PID", None)
     launcher = os.path.dirname(sys.modules["ipykernel"].__path__[0]) + "/ipykernel_launcher.py"
     sys.argv = [launcher, "-f", connection_file]
     app: Any = IPKernelApp.instance()

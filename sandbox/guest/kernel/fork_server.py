@@ -1,7 +1,7 @@
 """The template process: imports once, then forks a kernel per request.
 
-`enter.py kernel.fork_server FD LIFELINE MODULE...`; FD is a socket to init, LIFELINE a pipe that ends with init, or -1
-where the system ends all with init anyway. What goes over the socket are JSON lines:
+`enter.py kernel.fork_server FD LIFELINE RUN MODULE...`; FD is a socket to init, LIFELINE a pipe that ends with init
+(-1 where the system ends all with init anyway), RUN the run directory. What goes over the socket are JSON lines:
 
     to init     {"importing": m} {"imported": m} {"failed": m, "error": e} {"unfit": m, "error": e} {"ready": true}
                 {"forked": number, "pid": p} {"exited": p, "code": c}
@@ -22,48 +22,47 @@ import socket
 import time
 import traceback
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import application, leaving, newborn, preload, stack, threads
+from . import spare as spares
 from .report import Report
+from .spare import Spare
 
 UNFIT_EXIT_CODE = 3
 THREADS_END_SECONDS = 0.5
 """How long the threads of an import may take to end after it."""
 
 
-class Birth:
-    """What a fresh child is to become."""
-
-    def __init__(self, request: dict[str, Any], report: Report) -> None:
-        self.connection = str(request["connection"])
-        self.env: dict[str, str] = request["env"]
-        self.cwd = str(request["cwd"])
-        self.report = report
+Becoming = Callable[[], None]
+"""What a fresh child does, and does not return from."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Import, serve, and in each child become a kernel; so this returns in children only."""
-    birth = ForkServer(socket.socket(fileno=int(arguments[0]))).serve(arguments[2:])
-    with newborn.reporting(birth.report):
-        newborn.die_with(int(arguments[1]))
-        newborn.settle(env=birth.env, cwd=birth.cwd)
-    application.run(birth.connection, birth.report)
+    control, lifeline, run, *modules = arguments
+    become = ForkServer(socket.socket(fileno=int(control)), int(lifeline), run).serve(modules)
+    become()
 
 
 class ForkServer:
     """Imports and forks at the word of init; ends when init does."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, lifeline: int, run: str) -> None:
         control.set_inheritable(False)
         self._control = control
+        self._lifeline = lifeline
+        self._run = run
+        self._kernels: set[int] = set()
+        self._spare: Spare | None = None
+        self._spares_die = False
         self._incoming = bytearray()
         self._rights: list[int] = []
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def serve(self, modules: Sequence[str]) -> Birth:
+    def serve(self, modules: Sequence[str]) -> Becoming:
         """Import `modules`, then fork for each request. Returns in every child, and never here."""
         with preload.noting_environment(), threads.held():
             self._tell({"importing": "ipykernel"})
@@ -82,15 +81,21 @@ class ForkServer:
         for fd in (self._control.fileno(), self._wake):
             poll.register(fd, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            become = self._make_spare()
+            for fd, _ in poll.poll() if become is None else ():
                 if fd == self._wake:
                     os.read(self._wake, 4096)
                     self._reap()
                     continue
-                for request, pipe in self._requests():
-                    birth = self._fork(request, pipe)
-                    if birth is not None:
-                        return birth
+                requests = self._requests()
+                while requests and become is None:
+                    become = self._start(*requests.pop(0))
+                if become is not None:
+                    for _, pipe in requests:  # Those are the parent's to serve.
+                        os.close(pipe)
+                    return become
+            if become is not None:
+                return become
 
     def _import_all(self, modules: Sequence[str]) -> None:
         shell = preload.ShellWatch()
@@ -126,22 +131,60 @@ class ForkServer:
         self._incoming = bytearray(rest)
         return [(json.loads(line), self._rights.pop(0)) for line in lines]
 
-    def _fork(self, request: dict[str, Any], pipe: int) -> Birth | None:
-        report = Report(pipe)
-        try:
-            pid = os.fork()
-        except OSError as error:
-            report.failed(error)
+    def _start(self, request: dict[str, Any], pipe: int) -> Becoming | None:
+        """Start the kernel of a request; in the child, what it is to do."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spares.suits(request) and spare.give(request, pipe):
+            pid = spare.pid
+        else:
+            if spare is not None:
+                spare.forget()
+            try:
+                pid = self._fork()
+            except OSError as error:
+                Report(pipe).failed(error)
+                return None
+            if pid == 0:
+                return lambda: self._become(request, Report(pipe))
+        os.close(pipe)
+        self._kernels.add(pid)
+        self._tell({"forked": request["kernel"], "pid": pid})
+        return None
+
+    def _make_spare(self) -> Becoming | None:
+        """Where no kernel lives, let the next one come up already; in the child, what it is to do."""
+        if self._kernels or self._spare is not None or self._spares_die or not spares.nothing_of_the_user_runs():
             return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid = self._fork()
+        except OSError:
+            self._spares_die = True
+            return None
+        if pid == 0:
+            ours.close()
+            newborn.settle(self._lifeline)
+            return lambda: spares.live(theirs, self._run)
+        theirs.close()
+        self._spare = Spare(pid, ours)
+        return None
+
+    def _become(self, request: dict[str, Any], report: Report) -> None:
+        with newborn.reporting(report):
+            newborn.settle(self._lifeline)
+            newborn.move(env=preload.environment(request["env"]), cwd=request["cwd"])
+        application.run(request["connection"], report)
+
+    def _fork(self) -> int:
+        pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             self._control.close()
             os.close(self._wake)
             os.close(self._woken)
-            return Birth(request, report)
-        os.close(pipe)
-        self._tell({"forked": request["kernel"], "pid": pid})
-        return None
+            if self._spare is not None:
+                self._spare.forget()
+        return pid
 
     def _reap(self) -> None:
         while True:
@@ -151,6 +194,12 @@ class ForkServer:
                 return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.forget()
+                self._spare = None
+                self._spares_die = True  # Whatever it died of, the next one might too.
+                continue
+            self._kernels.discard(pid)
             code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             self._tell({"exited": pid, "code": code})
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 
-from . import preload, threads
+from . import threads
 from .report import Report
 
 
@@ -39,23 +39,28 @@ def die_with(lifeline: int) -> None:
         os.close(lifeline)
 
 
-def settle(*, env: Mapping[str, str], cwd: str) -> None:
-    """Take session, streams, signals, environment, directory, randomness and threads of one's own.
+def settle(lifeline: int) -> None:
+    """Take session, streams, signals, randomness and threads of one's own."""
+    os.setsid()
+    die_with(lifeline)
+    Report.silence()
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    reseed()
+    threads.restore()
+
+
+def move(*, env: Mapping[str, str], cwd: str) -> None:
+    """Take over an environment and a directory.
 
     Raises:
         OSError: The directory cannot be entered.
     """
-    os.setsid()
-    Report.silence()
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN if number == signal.SIGPIPE else signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(preload.environment(env))
+    os.environ.update(env)
     os.chdir(cwd)
-    reseed()
     forget_places()
-    threads.restore()
 
 
 def reseed() -> None:

@@ -172,7 +172,15 @@ class _Server:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        argv = [python, f"{guest}/enter.py", "kernel.fork_server", str(theirs.fileno()), str(lifeline()), *modules]
+        argv = [
+            python,
+            f"{guest}/enter.py",
+            "kernel.fork_server",
+            str(theirs.fileno()),
+            str(lifeline()),
+            os.getcwd(),
+            *modules,
+        ]
         keep = [fd for fd in (theirs.fileno(), lifeline()) if fd >= 0]
         self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=keep)
         os.close(nothing)
