@@ -1,35 +1,26 @@
-"""The host's half of the guest protocol: talk with a sandbox's init over a socket in its run directory.
-
-The guest can write the run directory, so nothing in it is trusted: the socket is opened without
-following links and what comes from it is checked before it is used.
-"""
+"""The host's half of the guest protocol: talk with a sandbox's init over a socket in its run directory."""
 
 import asyncio
 import contextlib
 import json
-import os
-import socket
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from warmcell.sandbox.errors import (
     CapacityError,
     OperationTimeoutError,
     ProtocolError,
-    TransportError,
     from_json,
 )
-from warmcell.sandbox.models import MIB, ExecResult, StartedFrom, TemplateStatus
+from warmcell.sandbox.guest_process import GuestProcess
+from warmcell.sandbox.guest_wire import RESTART, connect, gone, is_event, read_object, wait_for_socket, whole_number
+from warmcell.sandbox.models import MIB, ExecResult, StartedFrom
 
 PROTOCOL = 1
-STDIN, STDOUT, STDERR, CONTROL = range(4)
-FRAME_MAX_BYTES = 1 * MIB
 LINE_MAX_BYTES = 4 * MIB
 REQUEST_MAX_BYTES = 1 * MIB
-RESTART = "Restart the sandbox."
 ANSWER_TIMEOUT_S = 10.0
 """For what init answers by itself at once."""
 
@@ -39,7 +30,7 @@ class Hello:
     """Who answers in a sandbox."""
 
     pid: int
-    """As the guest sees it: 1, except under the `process` backend."""
+    """As the guest sees it."""
     python: str
     """Version of the interpreter that init runs on."""
 
@@ -53,64 +44,6 @@ class KernelStarted:
     started_from: StartedFrom
     why: str = ""
     """Why it is `cold` although the template was asked for."""
-
-
-class GuestProcess:
-    """A process in a sandbox whose streams are ours; leaving its context kills it if it still runs."""
-
-    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.pid = pid
-        self.exit_code: int | None = None
-        """Known once `output` has ended."""
-        self._reader = reader
-        self._writer = writer
-
-    async def output(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
-        """What it writes, as it comes; ends when the process has.
-
-        Raises:
-            TransportError: The sandbox is gone.
-        """
-        while True:
-            channel, content = await self._frame()
-            if channel == CONTROL:
-                self.exit_code = _whole_number(_object(content), "exit_code")
-                return
-            if channel not in (STDOUT, STDERR):
-                raise ProtocolError(f"The guest sent a frame on channel {channel}", hint=RESTART)
-            yield ("stdout" if channel == STDOUT else "stderr"), content
-
-    async def write(self, data: bytes) -> None:
-        """Give it input, at the pace at which it reads. Ignored when it has ended."""
-        for start in range(0, len(data), FRAME_MAX_BYTES):
-            await self._send(STDIN, data[start : start + FRAME_MAX_BYTES])
-
-    async def close_stdin(self) -> None:
-        """End its input."""
-        await self._send(STDIN, b"")
-
-    async def resize(self, rows: int, columns: int) -> None:
-        """Tell it the size of its terminal, in characters."""
-        await self._send(CONTROL, json.dumps({"resize": [rows, columns]}).encode())
-
-    async def send_signal(self, signum: int) -> None:
-        """Signal it and its process group. Ignored when it has ended."""
-        await self._send(CONTROL, json.dumps({"signal": signum}).encode())
-
-    async def _send(self, channel: int, content: bytes) -> None:
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(bytes((channel,)) + len(content).to_bytes(4, "big") + content)
-            await self._writer.drain()
-
-    async def _frame(self) -> tuple[int, bytes]:
-        try:
-            head = await self._reader.readexactly(5)
-            size = int.from_bytes(head[1:], "big")
-            if size > FRAME_MAX_BYTES:
-                raise ProtocolError(f"The guest sent a frame of {size} bytes", hint=RESTART)
-            return head[0], await self._reader.readexactly(size)
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise _gone() from error
 
 
 class GuestChannel:
@@ -135,7 +68,7 @@ class GuestChannel:
         channel = cls(run_directory)
         try:
             async with asyncio.timeout(timeout):
-                await _wait_for_socket(run_directory)
+                await wait_for_socket(run_directory)
                 await channel.hello()
         except TimeoutError as error:
             raise OperationTimeoutError(
@@ -158,7 +91,7 @@ class GuestChannel:
                 f"The guest speaks protocol {answer.get('protocol')!r}, not {PROTOCOL}",
                 hint="Restart the sandbox: it was started by another version of Warmcell.",
             )
-        return Hello(pid=_whole_number(answer, "pid"), python=str(answer.get("python", "")))
+        return Hello(pid=whole_number(answer, "pid"), python=str(answer.get("python", "")))
 
     async def prepare(self, preload: Sequence[str], *, name: str, env: Mapping[str, str] | None = None) -> None:
         """Start the fork server; its progress comes as events. An earlier one is replaced.
@@ -204,9 +137,7 @@ class GuestChannel:
         started_from = answer.get("started_from")
         if started_from not in ("template", "cold"):
             raise ProtocolError(f"The guest said started_from {started_from!r}", hint=RESTART)
-        return KernelStarted(
-            pid=_whole_number(answer, "pid"), started_from=started_from, why=str(answer.get("why", ""))
-        )
+        return KernelStarted(pid=whole_number(answer, "pid"), started_from=started_from, why=str(answer.get("why", "")))
 
     async def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
         """Signal a kernel or a process of `exec`.
@@ -256,7 +187,7 @@ class GuestChannel:
                 self.exec_stream(argv, env=env, cwd=cwd) as process,
                 asyncio.TaskGroup() as group,
             ):
-                feeding = group.create_task(_feed(process, input))
+                feeding = group.create_task(process.feed(input))
                 async for name, content in process.output():
                     size += len(content)
                     if size > output_max_bytes:
@@ -304,7 +235,7 @@ class GuestChannel:
         """
         request = {"op": "exec", "argv": list(argv), "env": _env(env), "cwd": cwd or "", "pty": pty}
         async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (answer, reader, writer):
-            yield GuestProcess(_whole_number(answer, "pid"), reader, writer)
+            yield GuestProcess(whole_number(answer, "pid"), reader, writer)
 
     @contextlib.asynccontextmanager
     async def forward(self, port: int) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -336,8 +267,8 @@ class GuestChannel:
                     return
                 except asyncio.LimitOverrunError as error:
                     raise ProtocolError("The guest sent an endless line", hint=RESTART) from error
-                event = _object(line)
-                if _is_event(event):
+                event = read_object(line)
+                if is_event(event):
                     yield event
 
     async def close(self) -> None:
@@ -361,14 +292,14 @@ class GuestChannel:
                 hint="Make the environment or the command shorter.",
             )
         async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for may lose a cancellation
-            connection = await _connect(self._run_directory)
+            connection = await connect(self._run_directory)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
         self._open.add(writer)
         try:
             try:
                 async with asyncio.timeout(timeout):
                     writer.write(line)
-                    answer = _object(await reader.readuntil(b"\n"))
+                    answer = read_object(await reader.readuntil(b"\n"))
             except TimeoutError as error:
                 raise OperationTimeoutError(
                     f"The guest did not answer {request['op']!r} within {timeout:g} s",
@@ -376,7 +307,7 @@ class GuestChannel:
                     details={"operation": request["op"], "timeout": timeout},
                 ) from error
             except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
-                raise _gone() from error
+                raise gone() from error
             if answer.get("ok") is not True:
                 raise from_json({"hint": RESTART, **answer})
             yield answer, reader, writer
@@ -387,113 +318,5 @@ class GuestChannel:
                 await writer.wait_closed()
 
 
-async def _feed(process: GuestProcess, data: bytes) -> None:
-    if data:
-        await process.write(data)
-    await process.close_stdin()
-
-
-async def _connect(run_directory: Path) -> socket.socket:
-    """Connect to `init.sock` itself: a link that the guest has put there is refused.
-
-    Raises:
-        TransportError: Nothing listens there.
-    """
-    try:
-        found = os.open(run_directory / "init.sock", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise _gone() from error
-    try:
-        if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise ProtocolError("init.sock in the run directory is no socket", hint=RESTART)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(connection, f"/proc/self/fd/{found}")
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, OSError):
-                raise _gone() from error
-            raise
-    finally:
-        os.close(found)
-    return connection
-
-
-async def _wait_for_socket(run_directory: Path) -> None:
-    """Wait for the socket: init opens the FIFO `ready`, if there is one, after the socket is there."""
-    fifo = run_directory / "ready"
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.mkfifo(fifo)
-        reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise ProtocolError(f"`ready` in the run directory cannot be used: {error.strerror}", hint=RESTART) from error
-    try:
-        if not stat.S_ISFIFO(os.fstat(reading).st_mode):
-            raise ProtocolError("`ready` in the run directory is no FIFO", hint=RESTART)
-        # The guest may run under another uid; the run directory itself is closed to everybody else.
-        os.fchmod(reading, 0o622)
-        if not _is_socket(run_directory / "init.sock"):
-            await _readable(reading)
-    finally:
-        os.close(reading)
-        fifo.unlink(missing_ok=True)
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
-
-
-def _object(line: bytes) -> Mapping[str, Any]:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("The guest answered something that is not JSON", hint=RESTART) from error
-    if not isinstance(value, dict):
-        raise ProtocolError("The guest answered something that is no object", hint=RESTART)
-    return value
-
-
-def _whole_number(answer: Mapping[str, Any], name: str) -> int:
-    value = answer.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ProtocolError(f"The guest said {name} {value!r}", hint=RESTART)
-    return value
-
-
-def _is_event(line: Mapping[str, Any]) -> bool:
-    """Whether it is an event of a kind that this version knows, and then a sound one."""
-    fields = {key: value for key, value in line.items() if key != "event"}
-    if line.get("event") == "template":
-        TemplateStatus.from_json(fields)
-        return True
-    if line.get("event") != "kernel":
-        return False
-    _whole_number(fields, "pid")
-    if fields.get("state") not in ("running", "exited"):
-        raise ProtocolError(f"The guest said that a kernel is {fields.get('state')!r}", hint=RESTART)
-    if fields["state"] == "exited":
-        _whole_number(fields, "exit_code")
-    return True
-
-
 def _env(env: Mapping[str, str] | None) -> dict[str, str] | None:
     return None if env is None else dict(env)
-
-
-def _gone() -> TransportError:
-    return TransportError("The sandbox does not answer", hint="It has ended or is ending; start it again.")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 LINE_MAX_BYTES = 2**20
-EVENTS_MAX_BYTES = 2**20
-"""A listener that lets this much pile up is dropped."""
 
 
 class Refusal(Exception):

@@ -388,6 +388,32 @@ async def test_a_guest_that_talks_nonsense_is_an_error(places: Places) -> None:
     (run / "init.sock").unlink(missing_ok=True)
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"event": "template", "state": "magic", "name": "x"},
+        {"event": "template", "nonsense": 1},
+        {"event": "kernel", "pid": "x", "state": "running"},
+        {"event": "kernel", "pid": 5, "state": "flying"},
+        {"event": "kernel", "pid": 5, "state": "exited"},
+    ],
+)
+async def test_an_event_that_is_none_is_an_error(places: Places, event: dict[str, object]) -> None:
+    """What a guest tells is checked before anybody acts on it; events of other kinds are passed over."""
+    run = places.root / "g"
+    run.mkdir()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b'{"ok": true}\n{"event": "later version"}\n' + json.dumps(event).encode() + b"\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, str(run / "init.sock")):
+        with pytest.raises(ProtocolError):
+            async for told in GuestChannel(run).events():
+                pytest.fail(f"{told} was taken for an event")
+
+
 async def test_nothing_is_left_when_init_is_told_to_end(places: Places) -> None:
     """On SIGTERM init takes along what it started and what those started."""
     async with running_guest(places.root) as guest:
