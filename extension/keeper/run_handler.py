@@ -79,10 +79,13 @@ class RunHandler(JsonHandler):
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
         self._sandbox_id = SandboxId(self.path_args[0])
-        info = self.settings["keeper"].service.info(self._sandbox_id)
         scope = self.settings["scope"]
-        if scope is not None:
-            scope.check_visible(info)
+        try:
+            info = self.settings["keeper"].service.info(self._sandbox_id)
+            if scope is not None:
+                scope.check_visible(info)
+        except WarmcellError as error:
+            self._refused = error
 
     async def data_received(self, chunk: bytes) -> None:
         """Bytes of the request (tornado's hook); reading waits until they are on disk.
