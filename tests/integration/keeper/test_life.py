@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.keeper.conftest import Configure, KernelBody, kill, until
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.client.start import is_listening
 from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
@@ -78,6 +79,42 @@ async def test_killed_it_takes_its_sandboxes_along_and_the_next_one_cleans_up(
         assert (await again.get("/status"))["pid"] != keeper_pid
         assert (await again.get("/sandboxes"))["sandboxes"] == []
         assert not directory.exists()
+
+
+WATCHED = """
+import sys
+from blockbuster import BlockBuster
+detector = BlockBuster("warmcell")
+for name in [name for name in detector.functions if name.startswith(("os.", "io."))]:
+    del detector.functions[name]  # a look at a local file is no wait
+detector.activate()
+from warmcell.extension.keeper.__main__ import main
+sys.exit(main())
+"""
+
+
+async def test_its_loop_never_waits(configure: Configure, kernel_body: KernelBody, tmp_path: Path) -> None:
+    """A keeper in which every blocking call is an error does all of its work without one."""
+    log = tmp_path / "log"
+    with log.open("wb") as said:
+        process = subprocess.Popen([sys.executable, "-X", "dev", "-c", WATCHED], stdout=said, stderr=said)
+    try:
+        await until(lambda: asyncio.to_thread(is_listening, Paths.default()))
+        async with await KeeperClient.connect(start=False) as client:
+            body = kernel_body()
+            for _ in range(2):
+                info = await client.post("/kernels", body)
+            for noun in ("gpus", "templates", "sandboxes", "doctor", f"kernels/{body['kernel_id']}"):
+                await client.get(f"/{noun}")
+            await client.post("/check", {"spec": body["spec"]})
+            await client.post(f"/sandboxes/{info['id']}/interrupt")
+            await client.delete(f"/kernels/{body['kernel_id']}")
+        assert await asyncio.to_thread(process.wait, 20) == 0
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+    for word in ("Traceback", "BlockingError", "ResourceWarning", "never retrieved", "never awaited"):
+        assert word not in log.read_text(), log.read_text()
 
 
 async def test_a_broken_configuration_is_told_to_whoever_starts_it(configure: Configure) -> None:
