@@ -24,6 +24,8 @@ class Guest:
         self.prefix = prefix
         self.name = name
         self.requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.mute = False
+        """It answers, and publishes nothing."""
         self.reading = asyncio.Event()
         """It reads no requests while this is not set."""
         self.reading.set()
@@ -60,6 +62,8 @@ class Guest:
 
     def publish(self, kind: str, content: dict[str, Any], parent: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Say something on iopub."""
+        if self.mute:
+            return
         self._session.send(self.sockets["iopub"], kind, content, parent=parent, ident=kind.encode(), **kwargs)
 
     def reply(self, request: dict[str, Any], content: dict[str, Any]) -> None:

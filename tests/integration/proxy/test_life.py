@@ -60,6 +60,20 @@ async def test_a_guest_that_does_not_answer_is_not_ready(rig: Rig) -> None:
     assert (await rig.proxy.wait_ready(timeout=TIMEOUT_S))["implementation"] == guest.name
 
 
+async def test_a_guest_that_is_not_heard_is_not_ready(rig: Rig) -> None:
+    """A reply alone proves no subscription; it is asked again until its output comes through, and requests wait."""
+    guest = await rig.guest(connect=False)
+    guest.mute = True
+    await rig.proxy.connect_guest(guest.prefix)
+    rig.client().execute("waits")
+    with pytest.raises(OperationTimeoutError):
+        await rig.proxy.wait_ready(timeout=0.3)
+    assert guest.requests.empty()
+    guest.mute = False
+    await rig.proxy.wait_ready(timeout=TIMEOUT_S)
+    assert (await guest.asked())["content"]["code"] == "waits"
+
+
 async def test_a_guest_that_dies_at_once_is_told(rig: Rig) -> None:
     """Who waits for it does not wait for the deadline."""
     guest = await rig.guest(connect=False)
@@ -114,13 +128,19 @@ async def test_a_client_stays_over_a_restart_and_hears_both_kernels(rig: Rig) ->
 
 
 async def test_the_last_words_of_a_living_guest_are_taken_along(rig: Rig) -> None:
-    """What it said before it was dropped arrives; its side is closed afterwards, completely."""
+    """What it said before it was dropped arrives, read or not; its side is closed afterwards, completely."""
     guest = await rig.guest()
     client = await rig.subscribed()
-    for number in range(2000):
+    held = threading.Event()
+    assert rig.proxy._relay is not None
+    rig.proxy._relay.submit(lambda: held.wait(TIMEOUT_S))
+    for number in range(500):
         guest.publish("stream", {"name": "stdout", "text": f"{number}"})
-    await rig.proxy.drop_guest()
-    assert await heard(client, "1999") == 2000
+    dropping = asyncio.create_task(rig.proxy.drop_guest())
+    await asyncio.sleep(0.05)
+    held.set()
+    await dropping
+    assert await heard(client, "499") == 500
     assert not _connections_to(guest)
 
 

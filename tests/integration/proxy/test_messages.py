@@ -219,7 +219,9 @@ async def test_busy_and_idle_are_known(rig: Rig) -> None:
     assert (rig.proxy.busy, rig.proxy.open_requests) == (True, 1)
     assert rig.proxy.last_activity > before
     guest.finish(request)
-    while (await output(client, "status"))["content"]["execution_state"] != "idle":
+    while (said := await output(client, "status"))["content"]["execution_state"] != "idle" or (
+        said["parent_header"]["msg_id"] != request["header"]["msg_id"]
+    ):
         pass
     await client.get_shell_msg(timeout=TIMEOUT_S)  # Reply and status come on sockets of their own, in either order.
     assert (rig.proxy.busy, rig.proxy.open_requests) == (False, 0)
