@@ -121,7 +121,10 @@ def notebook_of(environ: Mapping[str, str]) -> str | None:
 
 
 def read_choice(notebook: str) -> Mapping[str, Any]:
-    """`metadata.warmcell` of a notebook file; empty where that cannot be read. Blocks."""
+    """`metadata.warmcell` of a notebook file, less what a file may not ask for; empty where it cannot be read. Blocks.
+
+    A notebook that came from elsewhere must not open a network for itself: the page offers that, and somebody clicks.
+    """
     try:
         path = Path(notebook)
         if path.stat().st_size > NOTEBOOK_MAX_BYTES:
@@ -129,7 +132,9 @@ def read_choice(notebook: str) -> Mapping[str, Any]:
         choice = json.loads(path.read_bytes())["metadata"]["warmcell"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return choice if isinstance(choice, dict) else {}
+    if not isinstance(choice, dict):
+        return {}
+    return {name: value for name, value in choice.items() if name != "network" or value == "none"}
 
 
 def _mount(wish: str | Mapping[str, Any]) -> Mount:

@@ -125,6 +125,14 @@ def test_a_notebooks_choice_goes_over_the_kernelspec() -> None:
     assert (found.gpu, found.mounts, dict(found.env), found.backend) == (None, (), {}, "auto")
 
 
+@pytest.mark.parametrize(("network", "left"), [("host", {}), ("none", {"network": "none"}), (["host"], {})])
+def test_a_file_cannot_open_its_own_network(tmp_path: Path, network: object, left: dict[str, str]) -> None:
+    """A downloaded notebook may ask for less network, never for more; that takes a click."""
+    notebook = tmp_path / "downloaded.ipynb"
+    notebook.write_text(json.dumps({"metadata": {"warmcell": {"network": network, "gpu": "A100"}}}))
+    assert read_choice(str(notebook)) == {"gpu": "A100", **left}
+
+
 def test_a_choice_may_say_memory_as_the_page_does() -> None:
     """The picker sends limits in bytes."""
     assert Wishes().chosen({"limits": {"memory_bytes": GIB}}, source="").memory == GIB
