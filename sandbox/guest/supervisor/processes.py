@@ -254,9 +254,10 @@ class Execution:
 
 
 def kill_group(pid: int, signum: int) -> None:
-    """Signal a process and its group, which a very young child has not made yet."""
-    for send in (os.kill, os.killpg):
+    """Signal a process group, once; the process alone where it is so young that it has made none."""
+    for send in (os.killpg, os.kill):
         try:
             send(pid, signum)
         except ProcessLookupError:
             continue
+        return

@@ -258,6 +258,22 @@ async def test_signals_go_to_the_process_and_its_group(guest: Guest) -> None:
             await guest.channel.signal(pid, 0)
 
 
+async def test_a_signal_to_the_group_comes_once(guest: Guest) -> None:
+    """A second SIGINT would hit a kernel while it handles the first, and its cell would never be answered."""
+    # Signals of this kind queue, and each that is delivered writes one byte.
+    code = (
+        "import os, signal, sys; r, w = os.pipe(); os.set_blocking(w, False); signal.set_wakeup_fd(w);"
+        "signal.signal(signal.SIGRTMIN, lambda *_: None); print('up!', flush=True); sys.stdin.readline();"
+        "print(len(os.read(r, 100)), 'seen.', flush=True)"
+    )
+    async with guest.channel.exec_stream([sys.executable, "-c", code]) as process:
+        output = process.output()
+        await read_until(output, b"!")
+        await guest.channel.signal(process.pid, signal.SIGRTMIN, group=True)
+        await process.write(b"\n")
+        assert b"1 seen." in await read_until(output, b"seen.")
+
+
 async def test_nonsense_on_a_stream_changes_nothing(guest: Guest) -> None:
     """Control frames without sense are ignored; a frame beyond the limit ends the process."""
     async with guest.channel.exec_stream(["cat"]) as process:
