@@ -20,7 +20,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     isolated: true,
     owner: 'notebook',
     kernel_id: 'k1',
-    notebook: '/home/ada/work/demo.ipynb',
+    notebook: '/home/ada/notes/demo.ipynb',
     workspace_note: '',
     network: 'none',
     gpu: null,

@@ -77,12 +77,12 @@ test('of two equally old sandboxes of a kernel the living one counts', () => {
 
 test('a notebook is found by its path below the root, and only below this root', () => {
   const state = after(
-    sandbox({ id: 'ours', notebook: '/home/ada/work/a/demo.ipynb', created_at: 1 }),
+    sandbox({ id: 'ours', notebook: '/home/ada/notes/a/demo.ipynb', created_at: 1 }),
     sandbox({ id: 'theirs', notebook: '/srv/a/demo.ipynb', created_at: 2 })
   );
-  assert.equal(ofNotebook(state, 'a/demo.ipynb', '/home/ada/work')?.id, 'ours');
+  assert.equal(ofNotebook(state, 'a/demo.ipynb', '/home/ada/notes')?.id, 'ours');
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '~/work')?.id, 'ours');
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '/srv/')?.id, 'theirs');
-  assert.equal(ofNotebook(state, 'demo.ipynb', '/home/ada/work'), null);
+  assert.equal(ofNotebook(state, 'demo.ipynb', '/home/ada/notes'), null);
   assert.equal(ofNotebook(state, '', '/srv'), null);
 });
