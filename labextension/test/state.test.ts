@@ -81,7 +81,7 @@ test('a notebook is found by its path below the root, and only below this root',
     sandbox({ id: 'theirs', notebook: '/srv/a/demo.ipynb', created_at: 2 })
   );
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '/home/ada/notes')?.id, 'ours');
-  assert.equal(ofNotebook(state, 'a/demo.ipynb', '~/work')?.id, 'ours');
+  assert.equal(ofNotebook(state, 'a/demo.ipynb', '~/notes')?.id, 'ours');
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '/srv/')?.id, 'theirs');
   assert.equal(ofNotebook(state, 'demo.ipynb', '/home/ada/notes'), null);
   assert.equal(ofNotebook(state, '', '/srv'), null);
