@@ -25,6 +25,7 @@ from tests.leaks import Places
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 90.0
 WARM_TIMEOUT_S = 180.0
 LOOK_AGAIN_S = 0.1
@@ -110,6 +111,10 @@ class JupyterServer:
             yield Channels(connection)
         finally:
             connection.close()
+            with contextlib.suppress(TimeoutError):  # a server that was killed says nothing more
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    while await connection.read_message() is not None:
+                        pass
 
     async def sandbox(self, kernel_id: str) -> dict[str, Any]:
         """What Warmcell tells of the sandbox of a kernel."""

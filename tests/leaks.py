@@ -170,7 +170,10 @@ def _cgroups(ours: set[int]) -> Iterator[str]:
         for name in names:
             if name.startswith("warmcell"):
                 path = Path(directory, name)
-                inside = {int(pid) for file in path.rglob("cgroup.procs") for pid in _read(str(file)).split()}
+                try:
+                    inside = {int(pid) for file in path.rglob("cgroup.procs") for pid in _read(str(file)).split()}
+                except OSError:
+                    continue  # It went while we looked.
                 if inside & ours or not (inside or _made_by_stranger(name, ours)):
                     yield f"cgroup {path}"
         names[:] = [name for name in names if not name.startswith("warmcell")]

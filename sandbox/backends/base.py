@@ -36,7 +36,7 @@ class SandboxInstance(Protocol):
 
     @property
     def pid(self) -> int:
-        """Host pid of the guest's PID 1."""
+        """Host pid of the first process of its pid namespace."""
 
     @property
     def run_directory(self) -> Path:

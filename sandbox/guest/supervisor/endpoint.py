@@ -110,6 +110,17 @@ class Endpoint:
         else:
             self._update()
 
+    def finish_politely(self) -> None:
+        """Of a socket: close once everything is written and the other side has closed too; nothing is told any more.
+
+        Closing while it still sends would cost it what it has not read yet.
+        """
+        self.on_end = self.on_room = ignore
+        self.on_data = ignore
+        self.become_half_duplex()
+        self.resume()
+        self.finish_writing()
+
     def become_half_duplex(self) -> None:
         """From now on a socket's two directions end one by one; it is closed when both have."""
         self._halves = True

@@ -245,7 +245,7 @@ class Execution:
         self._stdin.close()
         if not self._connection.closed:
             self._send(CONTROL, encode({"exit_code": code}))
-            self._connection.finish()
+            self._connection.finish_politely()
         self.on_exit()
 
     def _on_gone(self) -> None:
