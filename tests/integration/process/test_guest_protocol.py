@@ -479,8 +479,7 @@ async def test_the_last_words_of_a_hasty_process_arrive(guest: Guest) -> None:
     """A process that ends before its input is closed: init waits for the host, and nothing of its output is lost."""
     for number in range(50):
         async with guest.channel.exec_stream(["sh", "-c", f"echo {number}"]) as process:
-            while not gone(process.pid):
-                await asyncio.sleep(0)
+            assert gone(process.pid)
             for _ in range(20):
                 await process.write(b"x")
                 await asyncio.sleep(0)
