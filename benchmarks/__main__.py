@@ -68,16 +68,16 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _measure(options: argparse.Namespace) -> Result:
     user: results.User = "root" if os.getuid() == 0 else "ordinary"
-    at, load = results.now(), machine.load()
-    if machine.is_busy():
-        _say(f"the load is {load}: something else runs here, so these numbers are not worth keeping")
+    at, load, busy = results.now(), machine.load(), machine.busy_pct()
+    if busy > machine.BUSY_PCT:
+        _say(f"others use {busy} % of the processors: these numbers are not worth keeping")
     rows: list[Row] = []
     for name in options.only:
         _say(f"{name} as {user} …")
         for row in await PROMISES[name](options.rounds):
             _say(f"  {row.what}: {row.ratio:.3f}×")
             rows.append(row)
-    return Result(user=user, at=at, machine=machine.describe(), load_before=load, rows=rows)
+    return Result(user=user, at=at, machine=machine.describe(), load_before=load, busy_pct=busy, rows=rows)
 
 
 def _measure_as_user(options: argparse.Namespace) -> Result:

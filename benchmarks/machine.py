@@ -4,13 +4,16 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("ipykernel", "jupyter_client", "jupyter_server", "numpy", "pandas", "pyzmq", "torch")
 
-BUSY_LOAD_PER_CORE = 0.5
+BUSY_PCT = 10.0
 """Above it something else is running, and numbers are not worth keeping."""
+
+LOOK_S = 3.0
 
 
 def describe() -> dict[str, Any]:
@@ -43,9 +46,15 @@ def load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def is_busy() -> bool:
-    """Whether something else is running."""
-    return load() > BUSY_LOAD_PER_CORE * len(os.sched_getaffinity(0))
+def busy_pct() -> float:
+    """How much of all processors others use, in percent: looked at for three seconds in which nothing of ours runs.
+
+    The load average would still tell of ourselves a minute after a measurement.
+    """
+    before = _processor_ticks()
+    time.sleep(LOOK_S)
+    total, idle = (now - then for now, then in zip(_processor_ticks(), before, strict=True))
+    return round(100 * (1 - idle / total), 1)
 
 
 def sentence(machine: dict[str, Any]) -> str:
@@ -55,6 +64,12 @@ def sentence(machine: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:.0f} GiB, Linux {machine['linux']}, "
         f"Python {machine['python']}, ipykernel {packages['ipykernel']}, torch {packages['torch']}"
     )
+
+
+def _processor_ticks() -> tuple[int, int]:
+    """All ticks of the processors so far, and those in which there was nothing to do."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(ticks), ticks[3] + ticks[4]
 
 
 def _field(path: str, name: str) -> str:

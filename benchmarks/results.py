@@ -28,6 +28,8 @@ class Result:
     machine: Mapping[str, Any]
     load_before: float
     rows: Sequence[Row]
+    busy_pct: float | None = None
+    """How much of the processors others used just before; the load tells of an earlier measurement of ours as well."""
 
     @property
     def date(self) -> str:
@@ -40,6 +42,7 @@ class Result:
             "at": self.at,
             "machine": dict(self.machine),
             "load_before": self.load_before,
+            "busy_pct": self.busy_pct,
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -52,6 +55,7 @@ class Result:
             at=data["at"],
             machine=data["machine"],
             load_before=data["load_before"],
+            busy_pct=data.get("busy_pct"),
             rows=tuple(Row.from_json(row) for row in data["rows"]),
         )
 

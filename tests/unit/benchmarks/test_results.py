@@ -25,7 +25,7 @@ def row(ours: tuple[float, ...] = (0.1, 0.2, 0.3), limit: float | None = 0.35) -
 def result(user: User, at: str, *rows: Row) -> Result:
     machine = {"cpu": "C", "cores": 2, "memory_gib": 4.0, "linux": "6", "python": "3", "packages": {}}
     machine["packages"] = {"ipykernel": "7", "torch": "2"}
-    return Result(user=user, at=at, machine=machine, load_before=0.1, rows=rows)
+    return Result(user=user, at=at, machine=machine, load_before=0.1, busy_pct=2.5, rows=rows)
 
 
 def test_the_ratio_is_that_of_the_medians() -> None:
