@@ -53,10 +53,11 @@ class Remains:
                 hint="They wait for a device or a network file system; they end when it answers.",
                 details={"operation": "stop", "timeout": timeout},
             ) from None
+        # `run` leads to a descriptor by its number: it goes before the number can be another sandbox's.
+        await asyncio.to_thread(self._remove_files)
         for fd in {self.init_fd, self.run_fd} - {-1}:
             os.close(fd)
         self.init_fd = self.run_fd = -1
-        await asyncio.to_thread(self._remove_files)
         return code
 
     def _remove_files(self) -> None:
