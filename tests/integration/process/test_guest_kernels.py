@@ -298,7 +298,10 @@ async def test_an_interrupt_stops_a_cell(kernel: Kernel) -> None:
     """By message on the control channel, and by a signal from init."""
     client = kernel.client
     for interrupt in ("message", "signal"):
-        client.execute("print('started', flush=True)\nimport time; time.sleep(1000)")
+        # Said from beside the cell, so that the interrupt finds it asleep and not on its way out of `print`.
+        client.execute(
+            "import threading, time; threading.Timer(0.2, print, ['started'], {'flush': True}).start(); time.sleep(1000)"
+        )
         await output_of(kernel, "started")
         if interrupt == "message":
             client.control_channel.send(client.session.msg("interrupt_request"))
