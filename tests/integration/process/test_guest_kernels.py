@@ -300,7 +300,9 @@ async def test_an_interrupt_stops_a_cell(kernel: Kernel) -> None:
     for interrupt in ("message", "signal"):
         # Said from beside the cell, so that the interrupt finds it asleep and not on its way out of `print`.
         client.execute(
-            "import threading, time; threading.Timer(0.2, print, ['started'], {'flush': True}).start(); time.sleep(1000)"
+            "import threading, time\n"
+            "threading.Timer(0.2, print, ['started'], {'flush': True}).start()\n"
+            "time.sleep(1000)"
         )
         await output_of(kernel, "started")
         if interrupt == "message":
