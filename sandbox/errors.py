@@ -5,7 +5,8 @@
     │ └ UnknownGpuKindError
     ├ UnsupportedOperationError
     ├ NotFoundError (LookupError)
-    │ └ SandboxNotFoundError
+    │ ├ SandboxNotFoundError
+    │ └ SnapshotNotFoundError
     ├ ConflictError
     │ └ InvalidTransitionError
     ├ CapacityError
@@ -14,7 +15,10 @@
     ├ BackendError
     │ ├ SandboxStartError
     │ ├ SandboxDiedError               exit_code, oom_killed
-    │ └ TemplateError
+    │ ├ TemplateError
+    │ └ SnapshotError
+    │   ├ SnapshotIncompatibleError     expected, found
+    │   └ SnapshotCorruptError
     ├ OperationTimeoutError (TimeoutError)
     └ TransportError                   the keeper or a guest cannot be reached
       └ ProtocolError
@@ -79,6 +83,12 @@ class SandboxNotFoundError(NotFoundError):
     code = "sandbox_not_found"
 
 
+class SnapshotNotFoundError(NotFoundError):
+    """No snapshot has that name or id."""
+
+    code = "snapshot_not_found"
+
+
 class ConflictError(WarmcellError):
     """The thing exists, but not in a state in which this can be done."""
 
@@ -131,6 +141,24 @@ class TemplateError(BackendError):
     """The fork server of a template crashed; kernels start without it."""
 
     code = "template_failed"
+
+
+class SnapshotError(BackendError):
+    """A snapshot could not be made or restored; the last state is as before."""
+
+    code = "snapshot_failed"
+
+
+class SnapshotIncompatibleError(SnapshotError):
+    """It does not fit this machine, or a file that it had open; `details` has expected and found."""
+
+    code = "snapshot_incompatible"
+
+
+class SnapshotCorruptError(SnapshotError):
+    """Its files are not those that were written."""
+
+    code = "snapshot_corrupt"
 
 
 class OperationTimeoutError(WarmcellError, TimeoutError):

@@ -18,10 +18,13 @@ from warmcell.sandbox.lifecycle import State
 SandboxId = NewType("SandboxId", str)
 """Twelve lower-case letters and digits; unique on the machine."""
 
+SnapshotId = NewType("SnapshotId", str)
+"""Twelve lower-case letters and digits; names the manifest, the writable layer and the engine's image."""
+
 Network = Literal["none", "host"]
 WorkspaceMode = Literal["rw", "ro", "none"]
 HomeMode = Literal["private", "persistent"]
-StartedFrom = Literal["template", "cold"]
+StartedFrom = Literal["template", "cold", "snapshot"]
 
 MIB = 2**20
 GIB = 2**30
@@ -219,6 +222,45 @@ class SandboxInfo(Wire):
     previous_error: ErrorInfo | None = None
     """Why the kernel before this one ended by itself (killed for memory, for example)."""
     exit_code: int | None = None
+    snapshot: SnapshotId | None = None
+    """What it was last restored from, or is suspended as."""
+    resumed_ms: float | None = None
+    """From the request that woke it to its first answer."""
+    phases_ms: Mapping[str, float] = field(default_factory=dict)
+    """What the last start, restore or resume spent its time on: queue, create, restore, ready."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotInfo(Wire):
+    """What is told about a snapshot, the same in Python, REST and the page."""
+
+    id: SnapshotId
+    name: str = ""
+    """As its user calls it; unique for its sandbox. Empty: nobody named it."""
+    kind: Literal["named", "suspended", "template"] = "named"
+    engine: str = "criu"
+    sandbox_id: SandboxId | None = None
+    kernel_id: str | None = None
+    notebook: str | None = None
+    parent: SnapshotId | None = None
+    created_at: float = 0.0
+    expires_at: float | None = None
+    last_used_at: float = 0.0
+    image_bytes: int = 0
+    layer_bytes: int = 0
+    memory_bytes: int = 0
+    compressed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport(Wire):
+    """A row of `warmcell doctor`: whether a snapshot engine works on this machine."""
+
+    name: str
+    ready: bool
+    why_not: str = ""
+    hint: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

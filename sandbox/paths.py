@@ -63,6 +63,21 @@ class Paths:
         return self.state / "layers"
 
     @property
+    def snapshots(self) -> Path:
+        """Manifests and writable layers, one directory per snapshot."""
+        return self.state / "snapshots"
+
+    @property
+    def images(self) -> Path:
+        """Memory images of root's own keeper; those of ordinary users are the helper's."""
+        return self.state / "images"
+
+    @property
+    def helper_socket(self) -> Path:
+        """Root's own helper, as long as its keeper runs."""
+        return self.runtime / "helper.sock"
+
+    @property
     def kernels(self) -> Path:
         """Sockets that Jupyter clients connect to, one directory per kernel."""
         return self.runtime / "k"

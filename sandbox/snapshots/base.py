@@ -1,0 +1,104 @@
+"""What saves and restores the memory of a sandbox: the port that every snapshot engine implements.
+
+An engine handles memory only. The writable layer, the manifest and all policy (names, quota, age) are the store's and
+the service's; an engine's image has the id of the snapshot that it belongs to.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from warmcell.sandbox.models import EngineReport, SnapshotId
+
+Then = Literal["stop", "go_on"]
+"""What becomes of the kernel once its memory is saved."""
+
+
+class Place(Protocol):
+    """A sandbox that is up; every `SandboxInstance` is one."""
+
+    @property
+    def pid(self) -> int:
+        """Host pid of the first process of its pid namespace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dumped:
+    """A kernel whose memory is saved."""
+
+    image_bytes: int
+    """What the image takes on disk by itself; what it shares with other images does not count."""
+    memory_bytes: int
+    """What a restore of it makes: the sum over its processes of what was resident."""
+    pids: tuple[int, ...]
+    """Its processes as the guest sees them, the kernel first."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What a restore needs to be equal: engine, its version, Linux release, processor flags."""
+    ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """A kernel that goes on."""
+
+    pid: int
+    """As the guest sees it; the same as when it was dumped."""
+    ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """An image that an engine holds."""
+
+    id: SnapshotId
+    image_bytes: int
+    created_at: float
+
+
+class SnapshotEngine(Protocol):
+    """One way to save a kernel's memory. All methods raise `WarmcellError` and nothing else."""
+
+    name: str
+
+    async def probe(self) -> EngineReport:
+        """Try it for real, once for each boot and version, with a small dump and restore. Never raises."""
+
+    async def enroll(self, place: Place) -> None:
+        """Make a fresh sandbox one whose kernels can be dumped. Called before the first kernel starts in it.
+
+        Not for a sandbox that a kernel is restored into: `restore` does what it needs.
+        """
+
+    async def dump(
+        self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
+    ) -> Dumped:
+        """Save the kernel `pid` (as the guest sees it) and all processes below it.
+
+        Nothing outside the sandbox may be connected to it. While nothing of it runs `while_frozen` is awaited, which
+        saves the writable layer. If that or anything else fails, the kernel runs on and there is no image.
+
+        Raises:
+            UnsupportedOperationError: It holds what cannot be saved; the message names it.
+            CapacityError: The disk is full.
+            SnapshotError: Anything else; the kernel runs on.
+        """
+
+    async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
+        """Bring a kernel back in a sandbox that is fresh: nothing was started in it but its init.
+
+        If it fails the sandbox is of no use any more, and the image is as before.
+
+        Raises:
+            SnapshotNotFoundError: There is no such image.
+            SnapshotIncompatibleError: This machine, or a file that it had open, is not as it was.
+            SnapshotCorruptError: The image is not what was written.
+        """
+
+    async def images(self) -> list[ImageInfo]:
+        """What it holds for this user."""
+
+    async def drop(self, image: SnapshotId) -> None:
+        """Remove an image; restored kernels that share its memory live on. Idempotent."""
+
+    async def close(self) -> None:
+        """End what it started for itself."""
