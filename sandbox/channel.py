@@ -15,7 +15,16 @@ from warmcell.sandbox.errors import (
     from_json,
 )
 from warmcell.sandbox.guest_process import GuestProcess
-from warmcell.sandbox.guest_wire import RESTART, connect, gone, is_event, read_object, wait_for_socket, whole_number
+from warmcell.sandbox.guest_wire import (
+    RESTART,
+    connect,
+    gone,
+    is_event,
+    read_object,
+    socket_name,
+    wait_for_socket,
+    whole_number,
+)
 from warmcell.sandbox.models import MIB, ExecResult, StartedFrom
 
 PROTOCOL = 1
@@ -42,6 +51,8 @@ class KernelStarted:
     pid: int
     """As the guest sees it."""
     started_from: StartedFrom
+    sockets: str
+    """How the names of its sockets in the run directory begin; `-1` to `-5` follows."""
     why: str = ""
     """Why it is `cold` although the template was asked for."""
 
@@ -137,7 +148,26 @@ class GuestChannel:
         started_from = answer.get("started_from")
         if started_from not in ("template", "cold"):
             raise ProtocolError(f"The guest said started_from {started_from!r}", hint=RESTART)
-        return KernelStarted(pid=whole_number(answer, "pid"), started_from=started_from, why=str(answer.get("why", "")))
+        return KernelStarted(
+            pid=whole_number(answer, "pid"),
+            started_from=started_from,
+            sockets=socket_name(answer),
+            why=str(answer.get("why", "")),
+        )
+
+    async def adopt(self, pid: int) -> None:
+        """Let init look after a kernel that was restored in its sandbox, as after one that it has started.
+
+        Its end comes as an event, with exit code -1 where the system does not tell it.
+
+        Args:
+            pid: As the guest sees it.
+
+        Raises:
+            NotFoundError: There is no such process.
+            TransportError: The guest is gone.
+        """
+        await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
 
     async def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
         """Signal a kernel or a process of `exec`.

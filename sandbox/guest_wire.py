@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from warmcell.sandbox.errors import InvalidRequestError, ProtocolError, Transpor
 from warmcell.sandbox.models import TemplateStatus
 
 RESTART = "Restart the sandbox."
+SOCKET_NAME = re.compile(r"[.]?[a-z0-9]+")
+SOCKET_NAME_MAX = 32
 
 
 async def connect(run_directory: Path) -> socket.socket:
@@ -110,6 +113,18 @@ def whole_number(answer: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ProtocolError(f"The guest said {name} {value!r}", hint=RESTART)
     return value
+
+
+def socket_name(answer: Mapping[str, Any]) -> str:
+    """How the names of a kernel's sockets begin, according to a guest: no path, so that nothing else is meant.
+
+    Raises:
+        ProtocolError: It is nothing of the kind.
+    """
+    name = answer.get("sockets")
+    if not isinstance(name, str) or len(name) > SOCKET_NAME_MAX or not SOCKET_NAME.fullmatch(name):
+        raise ProtocolError(f"The guest said sockets {str(name)[:SOCKET_NAME_MAX]!r}", hint=RESTART)
+    return name
 
 
 def is_event(line: Mapping[str, Any]) -> bool:

@@ -227,7 +227,7 @@ class LiveSandbox:
         kernel = KernelProcess(
             pid=started.pid,
             generation=self.info.generation + 1,
-            socket_prefix=self.run_directory / prefix,
+            socket_prefix=self.run_directory / started.sockets,
             started_from=started.started_from,
         )
         self.kernel = kernel
@@ -239,9 +239,11 @@ class LiveSandbox:
 
     def _remove_kernel_files(self) -> None:
         """What the kernel before, or one that failed to start, has left; what else the guest puts there is its own."""
-        for name in (f"k{self._attempts}.json", *(f"k{self._attempts}-{n}" for n in range(1, 6))):
+        asked = self.run_directory / f"k{self._attempts}"
+        prefixes = {asked, asked if self.kernel is None else self.kernel.socket_prefix}
+        for name in (f"{asked}.json", *(f"{prefix}-{n}" for prefix in prefixes for n in range(1, 7))):
             with contextlib.suppress(OSError):
-                os.unlink(self.run_directory / name)
+                os.unlink(name)
 
     async def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel's process group; nothing happens when it is gone."""

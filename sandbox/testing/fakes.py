@@ -151,7 +151,8 @@ class FakeInstance:
                 kernel = FakeKernel(pid=100 + len(self.kernels))
                 self.kernels.append(kernel)
                 warm = request["engine"] == "template" and self._template["state"] == "ready"
-                writer.write(_line({"ok": True, "pid": kernel.pid, "started_from": "template" if warm else "cold"}))
+                started = {"pid": kernel.pid, "started_from": "template" if warm else "cold"}
+                writer.write(_line({"ok": True, **started, "sockets": Path(request["connection"]).stem}))
                 self._announce({"event": "kernel", "pid": kernel.pid, "state": "running"})
             case "signal":
                 living = [kernel for kernel in self.kernels if kernel.exit_code is None]

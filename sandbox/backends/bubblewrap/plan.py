@@ -127,7 +127,7 @@ def prepare(
             *_without_privileges(identity, as_root=as_root),
             *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
             *(str(environment.python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
-            *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python)),
+            *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python), "--namespace", "own"),
         ],
         disk=disk,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},

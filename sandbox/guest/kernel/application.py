@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .. import magics
 from ..magics.api import Api
-from . import leaving, newborn, offline, stack
+from . import children, leaving, newborn, offline, stack
 from .report import Report
 
 CONTROL_END_S = 2.0
@@ -32,14 +32,13 @@ def prepare() -> None:
 def run(file: str, report: Report) -> None:
     """Serve a kernel on that connection file until it is told to shut down; `report` is told when it is up."""
     with newborn.reporting(report):
-        check(file)
         app = initialized(file)
     serve(app, report)
 
 
 def serve(app: Any, report: Report) -> NoReturn:
     """Say that the sockets are bound, and serve until it is told to shut down."""
-    report.ready()
+    report.ready(os.path.basename(app.ip))
     app.start()
     _let_control_finish(app)
     leaving.leave(app.shell)
@@ -86,11 +85,14 @@ def initialized(connection_file: str) -> Any:
     from ipykernel.kernelapp import IPKernelApp
     from IPython.core import shellapp
 
+    content = check(connection_file)
     os.environ.pop("JPY_PARENT_PID", None)
     launcher = os.path.dirname(sys.modules["ipykernel"].__path__[0]) + "/ipykernel_launcher.py"
     sys.argv = [launcher, "-f", connection_file]
     app: Any = IPKernelApp.instance()
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
+    if content["transport"] == "ipc":
+        children.print_at(content["ip"])
     app.log.disabled = True  # It goes to /dev/null, and there are many lines of it.
     if not stack.names:
         app.initialize(sys.argv[1:])
@@ -105,6 +107,8 @@ def initialized(connection_file: str) -> Any:
     del app.parse_command_line
     magics.register(app.shell, lambda: Api(os.path.join(os.path.dirname(connection_file), "api.sock")))
     offline.install()
+    if content["transport"] == "ipc":
+        children.let_go_at_fork(content["ip"])
     return app
 
 

@@ -25,9 +25,9 @@ class Report:
         if nothing > 2:
             os.close(nothing)
 
-    def ready(self) -> None:
-        """The sockets are bound."""
-        self._tell({"ready": os.getpid()})
+    def ready(self, sockets: str) -> None:
+        """The sockets are bound, in the run directory and with names that begin so."""
+        self._tell({"ready": os.getpid(), "sockets": sockets})
 
     def failed(self, error: BaseException) -> None:
         """It cannot come up, because of `error`, whose last place is told too."""

@@ -1,7 +1,7 @@
 """A kernel that is up before anybody asks for it: forked as soon as none lives, finished in the moment of the request.
 
 All that a kernel does on its way up is done in advance, its sockets bound under a name of their own. What is left is
-its environment, its directory, and the names of the sockets. It is made only where nothing of the user's would run too
+its environment, its directory, and its connection file. It is made only where nothing of the user's would run too
 early, and handed out only where the request changes nothing that was decided.
 """
 
@@ -81,10 +81,15 @@ def suits(request: Mapping[str, Any]) -> bool:
         return False  # Another way up says what is wrong with it.
 
 
+def prefix_of(pid: int, run: str) -> str:
+    """How the names of its sockets begin, in the run directory."""
+    return os.path.join(run, f".e{pid}")
+
+
 def live(waiting: socket.socket, run: str) -> None:
     """Come up, wait for the request, and be the kernel that it asks for."""
     before = dict(os.environ)
-    prefix = os.path.join(run, f".e{os.getpid()}")
+    prefix = prefix_of(os.getpid(), run)
     try:
         with open(f"{prefix}.json", "w", encoding="utf-8") as file:
             json.dump(application.connection(prefix), file)
@@ -97,36 +102,33 @@ def live(waiting: socket.socket, run: str) -> None:
     data, ancillary, _, _ = waiting.recvmsg(REQUEST_MAX_BYTES, socket.CMSG_SPACE(array("i").itemsize))
     waiting.close()
     if not data:
-        _remove(prefix)
+        remove(prefix)
         os._exit(0)
     report = Report(array("i", ancillary[0][2])[0])
     with newborn.reporting(report):
         request = json.loads(data)
         newborn.move(env={**preload.environment(request["env"]), **changed}, cwd=request["cwd"])
-        _rename(app, prefix, request["connection"])
+        _name(app, prefix, request["connection"])
         _resettle(app.shell)
     application.serve(app, report)
 
 
-def _rename(app: Any, prefix: str, file: str) -> None:
-    """Give the bound sockets, and all that knows their names, those of the connection file."""
-    content = application.check(file)
-    for number, channel in enumerate(application.CHANNELS, 1):
-        os.rename(f"{prefix}-{number}", f"{content['ip']}-{content[f'{channel}_port']}")
+def _name(app: Any, prefix: str, file: str) -> None:
+    """Let the connection file say where the sockets are, and all that knows its name know the new one.
+
+    The sockets keep their names: one that was renamed cannot be saved with the kernel.
+    """
+    application.check(file)
+    written = f"{prefix}.json"
+    with open(written, "w", encoding="utf-8") as opened:
+        json.dump(application.connection(prefix), opened)
+    os.rename(written, file)
     sys.argv[2] = file
     app.argv = sys.argv[1:]
-    app.ip, app.connection_file = content["ip"], file
-    ports = {f"{channel}_port": content[f"{channel}_port"] for channel in application.CHANNELS}
-    for name, port in ports.items():
-        setattr(app, name, port)
-    app._ports = {name[: -len("_port")]: port for name, port in ports.items()}
-    app.kernel.record_ports(ports)
+    app.connection_file = file
     for holder in (app, app.kernel, app.shell):
         holder.config.IPKernelApp.connection_file = file
     app.cli_config.IPKernelApp.connection_file = file
-    if getattr(app, "debug_shell_socket", None) is not None:
-        app.debug_shell_socket.disconnect(f"ipc://{prefix}-1")
-        app.debug_shell_socket.connect(f"ipc://{content['ip']}-{ports['shell_port']}")
 
 
 def _resettle(shell: Any) -> None:
@@ -138,7 +140,8 @@ def _resettle(shell: Any) -> None:
         shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = name
 
 
-def _remove(prefix: str) -> None:
-    for number in range(1, len(application.CHANNELS) + 1):
+def remove(prefix: str) -> None:
+    """Remove the sockets of one that is not needed."""
+    for number in range(1, len(application.CHANNELS) + 2):  # The last is that of the kernel's children.
         with contextlib.suppress(OSError):
             os.unlink(f"{prefix}-{number}")

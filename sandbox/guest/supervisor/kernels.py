@@ -5,9 +5,10 @@ from __future__ import annotations
 import _signal
 import os
 
+from .adopted import exit_code_of, signal_adopted
 from .endpoint import Endpoint
 from .jsonline import decode
-from .loop import Loop
+from .loop import READ, Loop
 from .processes import kill_group, spawn
 from .template import Template
 
@@ -32,6 +33,7 @@ class Kernel:
         self.env = env
         self.cwd = cwd
         self.started_from = "cold"
+        self.sockets = ""
         self.why = ""
         self.pid = 0
         self.exit_code: int | None = None
@@ -52,6 +54,7 @@ class Kernels:
         self._announce = announce
         self._count = 0
         self._asked: dict[int, Kernel] = {}
+        self._adopted: dict[int, int] = {}
         self._alive: dict[int, Kernel] = {}
         template.on_forked = self._on_forked
         template.on_exited = self._on_exited
@@ -83,11 +86,35 @@ class Kernels:
                 return
         self._spawn(kernel)
 
+    def adopt(self, pid: int) -> None:
+        """Take on a kernel that was restored here, which may be nobody's child of ours. Idempotent.
+
+        Raises:
+            ProcessLookupError: There is no such process.
+        """
+        if pid in self._alive:
+            return
+        kernel = Kernel(0, lambda told: None, file="", env={}, cwd="")
+        kernel.starting, kernel.running, kernel.pid = False, True, pid
+        ending = os.pidfd_open(pid)
+        self._alive[pid] = kernel
+        self._adopted[pid] = ending
+        self._loop.watch(ending, READ, lambda events: self._on_adopted_end(pid))
+        self._loop.adopt(pid, lambda code: self._on_exited(pid, code))  # Where this is process 1, it is its child.
+        self._announce(_running(pid))
+
+    def _on_adopted_end(self, pid: int) -> None:
+        self._loop.reap()
+        if pid in self._adopted:
+            self._on_exited(pid, exit_code_of(self._adopted[pid], pid))
+
     def signal(self, pid: int, signum: int, *, group: bool) -> bool:
         """Signal a kernel (and its process group); whether there is one of that pid."""
         if pid not in self._alive:
             return False
-        if group:
+        if pid in self._adopted:
+            signal_adopted(self._adopted[pid], pid, signum, group=group)
+        elif group:
             kill_group(pid, signum)
         else:
             os.kill(pid, signum)
@@ -148,11 +175,11 @@ class Kernels:
             del kernel.words[:-LAST_WORDS_BYTES]
             return
         if "ready" in said:
-            self._on_ready(kernel, int(said["ready"]))
+            self._on_ready(kernel, int(said["ready"]), str(said.get("sockets", "")))
         elif "failed" in said:
             self._fail(kernel, f"The kernel could not start: {said['failed']}", str(said.get("hint", "")))
 
-    def _on_ready(self, kernel: Kernel, pid: int) -> None:
+    def _on_ready(self, kernel: Kernel, pid: int, sockets: str) -> None:
         if kernel.starting:
             if pid not in self._alive:
                 # Quicker than the fork server's report, which may never come.
@@ -160,9 +187,10 @@ class Kernels:
                 self._born(kernel, pid)
             kernel.starting = False
             kernel.running = True
+            kernel.sockets = sockets
             self._hang_up(kernel)
             told = {"ok": True, "pid": pid, "started_from": kernel.started_from, "why": kernel.why}
-            kernel.answer(told)
+            kernel.answer({**told, "sockets": sockets})
             self._announce(_running(pid))
 
     def _on_silence(self, kernel: Kernel) -> None:
@@ -197,11 +225,25 @@ class Kernels:
 
     def _on_exited(self, pid: int, code: int) -> None:
         self._loop.disown(pid)
+        ending = self._adopted.pop(pid, None)
+        if ending is not None:
+            self._loop.close(ending)
         kernel = self._alive.pop(pid, None)
         if kernel is not None:
             kernel.exit_code = code
+            _remove_sockets(kernel.sockets or f".e{pid}")
             if kernel.running:
                 self._announce({"event": "kernel", "pid": pid, "state": "exited", "exit_code": code})
+
+
+def _remove_sockets(name: str) -> None:
+    """Remove what a kernel has bound; one that was killed leaves it in the run directory, where init is."""
+    for path in [] if "/" in name else os.listdir("."):
+        if path.startswith(f"{name}-"):
+            try:
+                os.unlink(path)
+            except OSError:
+                continue
 
 
 def _running(pid: int) -> dict[str, Any]:

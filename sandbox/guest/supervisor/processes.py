@@ -114,15 +114,22 @@ _prctl: Any = None
 _lifeline = -1
 
 
-def be_first() -> None:
-    """Where this is not a pid namespace's first process: adopt orphans, and end when the parent ends."""
+def be_first(*, own_namespace: bool) -> None:
+    """Where this is not a pid namespace's first process: adopt orphans, and end when the parent ends.
+
+    Args:
+        own_namespace: The first one is a mere reaper for this one and ends with it. The system ends all the rest then,
+            so nothing needs a death signal, which would kill a restored kernel: its parent then is another.
+    """
     global _prctl, _lifeline
     import ctypes
 
-    _lifeline, _ = os.pipe2(os.O_CLOEXEC)
-    _prctl = ctypes.CDLL(None).prctl
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _prctl(_PR_SET_PDEATHSIG, int(_signal.SIGTERM), 0, 0, 0)
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if not own_namespace:
+        _lifeline, _ = os.pipe2(os.O_CLOEXEC)
+        _prctl = prctl
+        _prctl(_PR_SET_PDEATHSIG, int(_signal.SIGTERM), 0, 0, 0)
 
 
 def lifeline() -> int:

@@ -141,6 +141,16 @@ class Server:
             raise Refusal("not_found", f"no process of ours has pid {pid}", "It has ended; nothing needs to be done.")
         answer(ok=True)
 
+    def _adopt(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        pid = _integer(request, "pid")
+        if pid <= 1 or pid == os.getpid():
+            raise Refusal("invalid_request", f"process {pid} is no kernel")
+        try:
+            self._kernels.adopt(pid)
+        except (ProcessLookupError, OverflowError):
+            raise Refusal("not_found", f"there is no process {pid}", "The restored kernel has ended.") from None
+        answer(ok=True)
+
     def _exec(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
         argv = _strings(request, "argv")
         if not argv:
@@ -169,6 +179,7 @@ class Server:
         "events": _events,
         "prepare": _prepare,
         "kernel": _kernel,
+        "adopt": _adopt,
         "signal": _signal,
         "exec": _exec,
         "forward": _forward,
@@ -271,12 +282,12 @@ def _end_all() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM, then end everything."""
     options = dict(zip(arguments[::2], arguments[1::2]))
-    if set(options) != {"--run", "--guest", "--python"}:
-        os.write(2, b"usage: init.py --run DIR --guest DIR --python PYTHON\n")
+    if not {"--run", "--guest", "--python"} <= options.keys() <= {"--run", "--guest", "--python", "--namespace"}:
+        os.write(2, b"usage: init.py --run DIR --guest DIR --python PYTHON [--namespace own|shared]\n")
         return 2
     first = os.getpid() == 1
     if not first:
-        processes.be_first()
+        processes.be_first(own_namespace=options.get("--namespace") == "own")
     Server(options["--run"], options["--guest"], options["--python"]).run()
     if not first:
         _end_all()

@@ -45,7 +45,7 @@ async def kernel_in(box: Box, cwd: str, engine: str) -> Kernel:
     started = await box.channel.start_kernel(
         f"{guest}/{engine}.json", env={}, cwd=cwd, engine="template" if engine == "template" else "cold"
     )
-    content = {"transport": "ipc", "ip": f"{box.instance.run_directory}/{engine}", "key": "", **ports}
+    content = {"transport": "ipc", "ip": f"{box.instance.run_directory}/{started.sockets}", "key": "", **ports}
     return Kernel(started, await connected(content))
 
 

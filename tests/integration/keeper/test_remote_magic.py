@@ -22,7 +22,7 @@ async def warmcell_kernel(keeper: KeeperClient, body: dict[str, Any]) -> AsyncIt
     """A notebook's kernel as the provisioner starts it."""
     await keeper.post("/kernels", body)
     client = await connected(body["connection"], key=body["connection"]["key"])
-    yield Kernel(KernelStarted(pid=0, started_from="cold"), client)
+    yield Kernel(KernelStarted(pid=0, started_from="cold", sockets=""), client)
     client.stop_channels()
     await keeper.delete(f"/kernels/{body['kernel_id']}")
 

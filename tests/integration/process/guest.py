@@ -132,7 +132,7 @@ class Guest:
         """Start a kernel and connect to it."""
         path, content = self.connection()
         started = await self.channel.start_kernel(path, env=env or {}, cwd=cwd, engine=engine)  # type: ignore[arg-type]
-        kernel = Kernel(started, await connected(content))
+        kernel = Kernel(started, await connected({**content, "ip": f"{self.run}/{started.sockets}"}))
         self._kernels.append(kernel)
         return kernel
 
