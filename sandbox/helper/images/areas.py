@@ -1,0 +1,143 @@
+"""Which parts of an address space may become private mappings of a file without the program being able to tell.
+
+A private mapping of a file is not in all things like anonymous memory, so only areas whose every property is known stay
+in the choice, and of those only pages that were dumped:
+
+- Stacks that grow, vdso, AIO rings, shadow stacks, huge pages, shared memory and anything unknown stay as they are, and
+  so do locked areas, areas without access, executable ones, and those with madvise(2) flags that a file cannot have.
+- Areas with MAP_NORESERVE stay: allocators which give memory back with MADV_DONTNEED and then count on zeros reserve
+  theirs so (jemalloc does). On a private mapping of a file the old bytes would come back.
+- The last page of an area stays. mremap(2) then cannot make the file's part longer: it fails across the border, and
+  the C library copies instead.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from warmcell.sandbox.helper.images import criu, pagemap
+from warmcell.sandbox.helper.images.criu import PAGE_BYTES, Area
+from warmcell.sandbox.helper.images.pagemap import PageMap, Run
+
+# RANDOM, SEQUENTIAL, DONTFORK, MERGEABLE, HUGEPAGE, NOHUGEPAGE, DONTDUMP. Not WIPEONFORK: it is refused for files.
+_MADVICE = sum(1 << advice for advice in (1, 2, 10, 12, 14, 15, 16))
+# The kernel's usual vm.max_map_count is 65530.
+_MOST_AREAS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A part of area number `area` that becomes a mapping; addresses and the offset in the page file in bytes."""
+
+    area: int
+    run: Run
+
+
+def may_be_mapped(area: Area) -> bool:
+    """True where pages of this area may come from a file."""
+    return (
+        area.status & ~criu.HEAP == criu.REGULAR | criu.ANON_PRIVATE
+        and area.flags == criu.MAP_PRIVATE | criu.MAP_ANONYMOUS
+        and area.prot in (criu.PROT_READ, criu.PROT_READ | criu.PROT_WRITE)
+        and not area.madv & ~_MADVICE
+        and area.shmid == 0
+    )
+
+
+def choose(areas: Sequence[Area], found: PageMap, *, least_pages: int, most: int) -> list[Mapped]:
+    """The runs worth mapping, by address.
+
+    Args:
+        areas: As `criu.areas` gives them.
+        least_pages: A run that is shorter is cheaper to copy.
+        most: How many at most; the longest are taken.
+    """
+    runs = pagemap.runs(found)
+    least = least_pages * PAGE_BYTES
+    chosen: list[Mapped] = []
+    at = 0
+    for number, area in enumerate(areas):
+        if not may_be_mapped(area):
+            continue
+        limit = area.end - PAGE_BYTES
+        while at < len(runs) and runs[at].end <= area.start:
+            at += 1
+        index = at
+        while index < len(runs) and runs[index].start < limit:
+            run = runs[index]
+            start, end = max(run.start, area.start), min(run.end, limit)
+            if end - start >= least:
+                chosen.append(Mapped(number, Run(start, end, run.offset_bytes + start - run.start)))
+            index += 1
+        at = max(at, index - 1)
+    room = max(0, min(most, (_MOST_AREAS - len(areas)) // 2))
+    if len(chosen) > room:
+        longest = sorted(chosen, key=lambda mapped: mapped.run.start - mapped.run.end)[:room]
+        chosen = sorted(longest, key=lambda mapped: mapped.run.start)
+    return chosen
+
+
+def split(areas: Sequence[Area], chosen: Sequence[Mapped], *, file_id: int) -> list[bytes]:
+    """The messages of all areas, with `chosen` as mappings of file `file_id`."""
+    new: list[bytes] = []
+    at = 0
+    for number, area in enumerate(areas):
+        first = at
+        while at < len(chosen) and chosen[at].area == number:
+            at += 1
+        if first == at:
+            new.append(area.raw)
+            continue
+        start = area.start
+        for mapped in chosen[first:at]:
+            run = mapped.run
+            if start < run.start:
+                new.append(area.part(start, run.start))
+            new.append(area.mapped(run.start, run.end, file_id=file_id, offset_bytes=run.offset_bytes))
+            start = run.end
+        if start < area.end:
+            new.append(area.part(start, area.end))
+    return new
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What stays in the page map, and the ranges (offset, length in bytes) of the page file that hold it."""
+
+    entries: list[bytes]
+    ranges: list[tuple[int, int]]
+
+    @property
+    def total_bytes(self) -> int:
+        """How much is copied on each restore."""
+        return sum(length for _, length in self.ranges)
+
+
+def keep(found: PageMap, chosen: Sequence[Mapped]) -> Kept:
+    """All pages but those of `chosen`."""
+    ends = found.ends
+    entries: list[bytes] = []
+    ranges: list[tuple[int, int]] = []
+    low, offset = 0, 0
+    for start, end, begin in [
+        *((mapped.run.start, mapped.run.end, mapped.run.offset_bytes) for mapped in chosen),
+        (1 << 64, 1 << 64, found.bytes_in_file),
+    ]:
+        if begin > offset:
+            ranges.append((offset, begin - offset))
+        entries += _between(found, ends, low, start)
+        low, offset = end, begin + end - start
+    return Kept(entries, ranges)
+
+
+def _between(found: PageMap, ends: list[int], low: int, high: int) -> list[bytes]:
+    """The entries of the addresses low ≤ address < high, those at the borders cut."""
+    first, last = bisect_right(ends, low), bisect_left(found.starts, high)
+    if first >= last:
+        return []
+    entries = found.raw[first:last]
+    for index in {first, last - 1}:
+        start, end = max(found.starts[index], low), min(ends[index], high)
+        if (start, end) != (found.starts[index], ends[index]):
+            entries[index - first] = pagemap.entry(start, (end - start) // PAGE_BYTES, found.flags[index])
+    return entries

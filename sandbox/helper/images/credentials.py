@@ -1,0 +1,94 @@
+"""Which rights the tasks of an image would have. A restore runs as root and gives each what the image says.
+
+    check(image, uid=100000, gid=100000, groups=(100000,))
+
+For the helper: before every restore of an image, whoever wrote it.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from warmcell.sandbox.helper.images import criu
+from warmcell.sandbox.helper.images.errors import ImageError, corrupt
+from warmcell.sandbox.helper.images.protobuf import inner, numbers, repeated
+
+_TASK, _THREAD = 3, 5
+_CREDS, _SECCOMP_MODE, _SECCOMP_FILTER = 10, 11, 12
+_UIDS = {1: "uid", 3: "euid", 5: "suid", 7: "fsuid"}
+_GIDS = {2: "gid", 4: "egid", 6: "sgid", 8: "fsgid"}
+_CAPABILITIES = {9: "inheritable", 10: "permitted", 11: "effective", 12: "bounding", 19: "ambient"}
+_SECBITS, _GROUPS, _NO_NEW_PRIVS = 13, 14, 18
+_MODE_FILTER = 2
+_DEAD, _ZOMBIE = 2, 6
+
+
+def check(
+    image: Path, *, uid: int, gid: int, groups: Collection[int], no_new_privs: bool = True, seccomp: bool = True
+) -> None:
+    """Refuse an image in which any task or thread has rights of its own.
+
+    Args:
+        image: The image's directory.
+        uid: What all of a task's user ids must be, as the host sees them.
+        gid: What all of its group ids must be.
+        groups: The supplementary groups it may have; it need not have them.
+        no_new_privs: Ask that it can gain no rights by running programs.
+        seccomp: Ask for a seccomp filter.
+
+    Raises:
+        ImageError: `snapshot_corrupt`; the message names the task and what it has.
+    """
+    filters = _filters(image) if seccomp else 0
+    for pid, thread, core in _threads(image):
+        who = f"task {pid}" if pid == thread else f"thread {thread} of task {pid}"
+        rights = inner(core, _THREAD) or b""
+        creds = inner(rights, _CREDS)
+        if creds is None:
+            raise corrupt(f"{who} of the image has no credentials")
+        found = numbers(creds)
+        for names, expected in ((_UIDS, uid), (_GIDS, gid)):
+            for number, name in names.items():
+                if found.get(number) != expected:
+                    raise _refused(who, f"{name} {found.get(number)} where {expected} belongs")
+        foreign = set(repeated(creds, _GROUPS)) - {gid, *groups}
+        if foreign:
+            raise _refused(who, f"the groups {sorted(foreign)}")
+        for number, name in _CAPABILITIES.items():
+            words = repeated(creds, number)
+            if any(words):
+                raise _refused(who, f"{name} capabilities {', '.join(f'{word:#x}' for word in words)}")
+        if no_new_privs and found.get(_NO_NEW_PRIVS) != 1:
+            raise _refused(who, "no no_new_privs")
+        state = numbers(rights)
+        if seccomp and (state.get(_SECCOMP_MODE) != _MODE_FILTER or state.get(_SECCOMP_FILTER, filters) >= filters):
+            raise _refused(who, "no seccomp filter in force")
+
+
+def _refused(who: str, has: str) -> ImageError:
+    return corrupt(f"{who} of the image has {has}")
+
+
+def _filters(image: Path) -> int:
+    """How many seccomp filters the image holds."""
+    path = image / "seccomp.img"
+    if not path.exists():
+        return 0
+    return sum(1 for field in _entries(criu.only(path)) if field)
+
+
+def _entries(message: bytes) -> Iterator[bytes]:
+    from warmcell.sandbox.helper.images.protobuf import fields
+
+    for field in fields(message):
+        if field.number == 1 and isinstance(field.value, bytes):
+            yield field.value
+
+
+def _threads(image: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Process id, thread id and core of all that a restore would start."""
+    for task in criu.tasks(image):
+        for thread in {task.pid, *task.threads}:
+            core = criu.only(image / f"core-{thread}.img")
+            if thread == task.pid and numbers(inner(core, _TASK) or b"").get(1) in (_DEAD, _ZOMBIE):
+                continue
+            yield task.pid, thread, core

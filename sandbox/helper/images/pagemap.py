@@ -1,0 +1,170 @@
+"""`pagemap-*.img`: which pages of an address space lie in the page file, in the order in which they lie there.
+
+A large kernel has a hundred thousand of these entries, so they are read with one regular expression where they have
+CRIU's usual form, and kept as parallel lists. Entries that need no change are written as the bytes that they were.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from warmcell.sandbox.helper.images.criu import PAGE_BYTES, framed, header, messages
+from warmcell.sandbox.helper.images.errors import corrupt
+from warmcell.sandbox.helper.images.protobuf import message, numbers, read_varint
+
+PARENT, LAZY, PRESENT = 1, 2, 4
+_VADDR, _COMPAT_PAGES, _IN_PARENT, _FLAGS, _PAGES = 1, 2, 3, 4, 5
+_VARINT = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+_USUAL = re.compile(
+    rb"((....)\x08([\x80-\xff]{3})(%b)\x10(?:%b)\x20(%b)\x28(%b))" % (_VARINT, _VARINT, _VARINT, _VARINT), re.DOTALL
+)
+_LOW_BITS = 21
+
+
+class _Numbers(dict[bytes, int]):
+    """Decoded varints; there are few different ones, and a look-up costs less than decoding."""
+
+    def __missing__(self, raw: bytes) -> int:
+        value = self[raw] = read_varint(raw, 0)[0]
+        return value
+
+
+class _LowBits(dict[bytes, int]):
+    """The first three bytes of longer varints: the low 21 bits of an address."""
+
+    def __missing__(self, raw: bytes) -> int:
+        value = self[raw] = raw[0] & 0x7F | (raw[1] & 0x7F) << 7 | (raw[2] & 0x7F) << 14
+        return value
+
+
+class _Sizes(dict[bytes, int]):
+    def __missing__(self, raw: bytes) -> int:
+        value = self[raw] = int.from_bytes(raw, "little")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class PageMap:
+    """The entries as parallel lists: addresses in bytes, `counts` and `offsets` in pages, `raw` with the length."""
+
+    pages_id: int
+    head: bytes
+    starts: list[int]
+    counts: list[int]
+    flags: list[int]
+    offsets: list[int]
+    raw: list[bytes]
+
+    @property
+    def ends(self) -> list[int]:
+        """The address after each entry."""
+        return [start + count * PAGE_BYTES for start, count in zip(self.starts, self.counts, strict=True)]
+
+    @property
+    def bytes_in_file(self) -> int:
+        """How long the page file is."""
+        return self.offsets[-1] * PAGE_BYTES
+
+
+def read(path: Path) -> PageMap:
+    """Read a page map.
+
+    Raises:
+        ImageError: It is damaged, out of order, or overlapping.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise corrupt(f"{path.name} cannot be read ({error.strerror})") from error
+    return parse(data, name=path.name)
+
+
+def parse(data: bytes, *, name: str) -> PageMap:
+    """`read`, from bytes."""
+    top = header("pagemap")
+    first = len(top) + 4 + int.from_bytes(data[len(top) : len(top) + 4], "little")
+    head = messages(data[:first], "pagemap", name=name)
+    if not head or 1 not in numbers(head[0]):
+        raise corrupt(f"{name} does not name its page file")
+    lists = _usual(data, first) or _any(data, name)
+    starts, counts, flags, raw = lists
+    offsets = [0, *accumulate(count if flag & PRESENT else 0 for count, flag in zip(counts, flags, strict=True))]
+    found = PageMap(numbers(head[0])[1], head[0], starts, counts, flags, offsets, raw)
+    ends = found.ends
+    if any(end > start for end, start in zip(ends, starts[1:], strict=False)) or any(
+        start % PAGE_BYTES for start in starts
+    ):
+        raise corrupt(f"the entries of {name} are out of order")
+    if not all(counts) or (ends and ends[-1] >= 1 << 64):
+        raise corrupt(f"{name} holds an entry of no possible size")
+    return found
+
+
+_Lists = tuple[list[int], list[int], list[int], list[bytes]]
+
+
+def _usual(data: bytes, first: int) -> _Lists | None:
+    found = _USUAL.findall(data, first)
+    if not found:
+        return None
+    raw, sizes, low, high, flags, counts = map(list, zip(*found, strict=True))
+    lengths = list(map(len, raw))
+    if sum(lengths) != len(data) - first:
+        return None
+    size = _Sizes()
+    if any(size[stated] + 4 != length for stated, length in zip(sizes, lengths, strict=True)):
+        return None
+    lows, highs, number = _LowBits(), _Numbers(), _Numbers()
+    starts = [(highs[a] << _LOW_BITS) + lows[b] for a, b in zip(high, low, strict=True)]
+    return starts, [number[count] for count in counts], [number[flag] for flag in flags], raw
+
+
+def _any(data: bytes, name: str) -> _Lists:
+    starts, counts, flags, raw = [], [], [], []
+    for entry in messages(data, "pagemap", name=name)[1:]:
+        found = numbers(entry)
+        if _VADDR not in found:
+            raise corrupt(f"an entry of {name} has no address")
+        starts.append(found[_VADDR])
+        counts.append(found.get(_PAGES, found.get(_COMPAT_PAGES, 0)))
+        # What CRIU assumes of entries that older versions wrote.
+        flags.append(found.get(_FLAGS, PARENT if found.get(_IN_PARENT) else PRESENT))
+        raw.append(framed(entry))
+    return starts, counts, flags, raw
+
+
+def entry(start: int, count: int, flags: int) -> bytes:
+    """An entry in CRIU's usual form, with its length in front."""
+    return framed(message({_VADDR: start, _COMPAT_PAGES: 0, _FLAGS: flags, _PAGES: count}))
+
+
+def joined(head: bytes, raw: list[bytes]) -> bytes:
+    """The bytes of a page map."""
+    return header("pagemap") + framed(head) + b"".join(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Pages that lie side by side in memory and in the page file: addresses and offset in bytes."""
+
+    start: int
+    end: int
+    offset_bytes: int
+
+
+def runs(pagemap: PageMap) -> list[Run]:
+    """The entries joined to runs as long as can be; pages that are not in the page file are left out."""
+    ends = pagemap.ends
+    present = [bool(flag & PRESENT) for flag in pagemap.flags]
+    breaks = [
+        index + 1
+        for index, (before, after) in enumerate(pairwise(range(len(ends))))
+        if ends[before] != pagemap.starts[after] or not (present[before] and present[after])
+    ]
+    edges = [0, *breaks, len(ends)] if ends else []
+    return [
+        Run(pagemap.starts[first], ends[last - 1], pagemap.offsets[first] * PAGE_BYTES)
+        for first, last in pairwise(edges)
+        if present[first]
+    ]

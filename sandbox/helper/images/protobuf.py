@@ -1,0 +1,147 @@
+"""Just enough of protobuf's wire format to read some fields of a message and to change them.
+
+Messages stay bytes. What is not asked for is never decoded, and is kept byte for byte when a field is replaced.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from warmcell.sandbox.helper.images.errors import corrupt
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+_LONGEST_VARINT = 10
+_FIXED = {FIXED64: 8, FIXED32: 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field where it stands: `message[start:end]` is its tag and its value."""
+
+    number: int
+    wire: int
+    value: int | bytes
+    start: int
+    end: int
+
+
+def varint(value: int) -> bytes:
+    """Encode `value`, 0 ≤ value < 2**64."""
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{value} is no unsigned 64-bit number")
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and where the next thing begins.
+
+    Raises:
+        ImageError: It does not end, or is too large.
+    """
+    value = shift = 0
+    for place in range(at, min(at + _LONGEST_VARINT, len(data))):
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & (1 << 64) - 1, place + 1
+        shift += 7
+    raise corrupt("a number in an image file has no end")
+
+
+def fields(message: bytes) -> Iterator[Field]:
+    """The fields of `message` in their order.
+
+    Raises:
+        ImageError: The bytes are no message.
+    """
+    at, length = 0, len(message)
+    while at < length:
+        start = at
+        tag, at = read_varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        value: int | bytes
+        if wire == VARINT:
+            value, at = read_varint(message, at)
+        elif wire == BYTES:
+            size, at = read_varint(message, at)
+            value, at = message[at : at + size], at + size
+        elif wire in _FIXED:
+            size = _FIXED[wire]
+            value, at = int.from_bytes(message[at : at + size], "little"), at + size
+        else:
+            raise corrupt(f"an image file holds a field of unknown kind {wire}")
+        if number == 0 or at > length:
+            raise corrupt("a message in an image file is cut short")
+        yield Field(number, wire, value, start, at)
+
+
+def numbers(message: bytes) -> dict[int, int]:
+    """The plain numbers of `message` by field; the last one wins, as protobuf says."""
+    return {field.number: field.value for field in fields(message) if isinstance(field.value, int)}
+
+
+def repeated(message: bytes, number: int) -> list[int]:
+    """The numbers of a repeated field, packed or not.
+
+    Raises:
+        ImageError: The bytes are no message.
+    """
+    found: list[int] = []
+    for field in fields(message):
+        if field.number != number:
+            continue
+        if isinstance(field.value, int):
+            found.append(field.value)
+            continue
+        at = 0
+        while at < len(field.value):
+            value, at = read_varint(field.value, at)
+            found.append(value)
+    return found
+
+
+def inner(message: bytes, number: int) -> bytes | None:
+    """The message, string or bytes in field `number` (the last one), None where there is none."""
+    found = None
+    for field in fields(message):
+        if field.number == number and isinstance(field.value, bytes):
+            found = field.value
+    return found
+
+
+def encoded(number: int, value: int | bytes) -> bytes:
+    """One field: a number as varint, bytes with their length."""
+    if isinstance(value, int):
+        return varint(number << 3 | VARINT) + varint(value)
+    return varint(number << 3 | BYTES) + varint(len(value)) + value
+
+
+def message(values: Mapping[int, int | bytes]) -> bytes:
+    """A message of these fields, in the order given."""
+    return b"".join(encoded(number, value) for number, value in values.items())
+
+
+def replaced(data: bytes, values: Mapping[int, int | bytes | None]) -> bytes:
+    """`data` with the fields of `values` set (or dropped where None); everything else is kept byte for byte.
+
+    A field stays where it was; one that was not there comes at the end.
+
+    Raises:
+        ImageError: The bytes are no message.
+    """
+    parts: list[bytes] = []
+    written: set[int] = set()
+    for field in fields(data):
+        if field.number not in values:
+            parts.append(data[field.start : field.end])
+            continue
+        value = values[field.number]
+        if value is not None and field.number not in written:
+            parts.append(encoded(field.number, value))
+        written.add(field.number)
+    parts += [encoded(number, value) for number, value in values.items() if value is not None and number not in written]
+    return b"".join(parts)
