@@ -18,7 +18,7 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -257,7 +257,42 @@ class SnapshotStore:
         await self._change(entry, dataclasses.replace(entry.manifest, info=wanted))
         return self._info(entry)
 
+    async def amend(
+        self,
+        snapshot_id: SnapshotId,
+        *,
+        kind: Kind | None = None,
+        image_bytes: int | None = None,
+        memory_bytes: int | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Manifest:
+        """Change what its manifest says, where something is given.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            CapacityError: The disk is full; it is as it was.
+        """
+        entry = self._entries[self._find_id(snapshot_id)]
+        info = entry.manifest.info
+        changed = dataclasses.replace(
+            info,
+            kind=info.kind if kind is None else kind,
+            image_bytes=info.image_bytes if image_bytes is None else image_bytes,
+            memory_bytes=info.memory_bytes if memory_bytes is None else memory_bytes,
+        )
+        manifest = dataclasses.replace(
+            entry.manifest, info=changed, versions=entry.manifest.versions if versions is None else versions
+        )
+        await self._change(entry, manifest)
+        return self._told(entry)
+
     # Removing
+
+    async def discard(self, snapshot_id: SnapshotId) -> None:
+        """Remove it as soon as nobody uses it; nobody finds it from now on. One that is gone is no error."""
+        entry = self._entries.get(snapshot_id)
+        if entry is not None and not entry.doomed:
+            await finish(self._doom(snapshot_id))
 
     async def remove(self, snapshot_id: SnapshotId) -> None:
         """Remove it with its layer and its image; one that cannot be read as well.
