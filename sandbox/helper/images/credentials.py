@@ -2,7 +2,8 @@
 
     check(image, uid=100000, gid=100000, groups=(100000,))
 
-For the helper: before every restore of an image, whoever wrote it.
+For the helper: before every restore of an image, whoever wrote it. CRIU leaves a task whose group list is empty with
+the groups that criu itself has, so criu must be started with none (`setgroups([])`).
 """
 
 from collections.abc import Collection, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from warmcell.sandbox.helper.images import criu
 from warmcell.sandbox.helper.images.errors import ImageError, corrupt
-from warmcell.sandbox.helper.images.protobuf import inner, numbers, repeated
+from warmcell.sandbox.helper.images.protobuf import fields, inner, numbers, repeated
 
 _TASK, _THREAD = 3, 5
 _CREDS, _SECCOMP_MODE, _SECCOMP_FILTER = 10, 11, 12
@@ -19,6 +20,7 @@ _GIDS = {2: "gid", 4: "egid", 6: "sgid", 8: "fsgid"}
 _CAPABILITIES = {9: "inheritable", 10: "permitted", 11: "effective", 12: "bounding", 19: "ambient"}
 _SECBITS, _GROUPS, _NO_NEW_PRIVS = 13, 14, 18
 _MODE_FILTER = 2
+_FILTERS, _FILTER_FLAGS, _TSYNC = 1, 3, 1
 _DEAD, _ZOMBIE = 2, 6
 
 
@@ -38,7 +40,9 @@ def check(
     Raises:
         ImageError: `snapshot_corrupt`; the message names the task and what it has.
     """
-    filters = _filters(image) if seccomp else 0
+    criu.check_inventory(image)
+    synchronised = _filters(image) if seccomp else []
+    covered: set[int] = set()  # processes whose first thread brings its filter to the others
     for pid, thread, core in _threads(image):
         who = f"task {pid}" if pid == thread else f"thread {thread} of task {pid}"
         rights = inner(core, _THREAD) or b""
@@ -59,8 +63,14 @@ def check(
                 raise _refused(who, f"{name} capabilities {', '.join(f'{word:#x}' for word in words)}")
         if no_new_privs and found.get(_NO_NEW_PRIVS) != 1:
             raise _refused(who, "no no_new_privs")
+        if not seccomp:
+            continue
         state = numbers(rights)
-        if seccomp and (state.get(_SECCOMP_MODE) != _MODE_FILTER or state.get(_SECCOMP_FILTER, filters) >= filters):
+        number = state.get(_SECCOMP_FILTER, len(synchronised))
+        if state.get(_SECCOMP_MODE) == _MODE_FILTER and number < len(synchronised):
+            if thread == pid and synchronised[number]:
+                covered.add(pid)
+        elif state.get(_SECCOMP_MODE) or pid not in covered:
             raise _refused(who, "no seccomp filter in force")
 
 
@@ -68,26 +78,22 @@ def _refused(who: str, has: str) -> ImageError:
     return corrupt(f"{who} of the image has {has}")
 
 
-def _filters(image: Path) -> int:
-    """How many seccomp filters the image holds."""
+def _filters(image: Path) -> list[bool]:
+    """The image's seccomp filters: for each, whether all threads of a process get it with the first one."""
     path = image / "seccomp.img"
-    if not path.exists():
-        return 0
-    return sum(1 for field in _entries(criu.only(path)) if field)
-
-
-def _entries(message: bytes) -> Iterator[bytes]:
-    from warmcell.sandbox.helper.images.protobuf import fields
-
-    for field in fields(message):
-        if field.number == 1 and isinstance(field.value, bytes):
-            yield field.value
+    entries = criu.read(path) if path.exists() else []
+    return [
+        bool(numbers(field.value).get(_FILTER_FLAGS, 0) & _TSYNC)
+        for entry in entries[:1]
+        for field in fields(entry)
+        if field.number == _FILTERS and isinstance(field.value, bytes)
+    ]
 
 
 def _threads(image: Path) -> Iterator[tuple[int, int, bytes]]:
     """Process id, thread id and core of all that a restore would start."""
     for task in criu.tasks(image):
-        for thread in {task.pid, *task.threads}:
+        for thread in dict.fromkeys((task.pid, *task.threads)):  # the first thread is first
             core = criu.only(image / f"core-{thread}.img")
             if thread == task.pid and numbers(inner(core, _TASK) or b"").get(1) in (_DEAD, _ZOMBIE):
                 continue

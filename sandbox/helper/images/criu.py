@@ -31,7 +31,8 @@ _LARGEST_FILE_BYTES = 1 << 30
 _U32 = struct.Struct("<I")
 
 # Status bits of an area.
-REGULAR, HEAP, FILE_PRIVATE, FILE_SHARED, ANON_PRIVATE, GUARD = 1 << 0, 1 << 5, 1 << 6, 1 << 7, 1 << 9, 1 << 16
+REGULAR, HEAP, FILE_PRIVATE, FILE_SHARED, ANON_PRIVATE = 1 << 0, 1 << 5, 1 << 6, 1 << 7, 1 << 9
+MEMFD, GUARD = 1 << 14, 1 << 16
 # mmap(2) flags of an area.
 MAP_PRIVATE, MAP_ANONYMOUS = 0x02, 0x20
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4

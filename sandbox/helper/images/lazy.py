@@ -22,6 +22,7 @@ from warmcell.sandbox.helper.images import criu, exchange, pagemap
 from warmcell.sandbox.helper.images.areas import Kept, Mapped
 from warmcell.sandbox.helper.images.criu import Area, RegularFile
 from warmcell.sandbox.helper.images.errors import ImageError, corrupt
+from warmcell.sandbox.helper.images.pagemap import PageMap
 
 PREFIX = "/.warmcell"
 MEMORY = "memory"
@@ -166,20 +167,30 @@ def _with_memory(image: Path) -> list[int]:
 def _plan(image: Path, pid: int, least_pages: int, most: int) -> _Process:
     mm = criu.only(image / f"mm-{pid}.img")
     areas = criu.areas(mm)
-    found = pagemap.read(image / f"pagemap-{pid}.img")
+    found = read_pagemap(image, pid)
     seen = set(found.flags)
     if any(flag & pagemap.PARENT for flag in seen):
         raise _StaysPlainError("it is a part of a series of dumps")
     if any(flag & ~(pagemap.LAZY | pagemap.PRESENT) for flag in seen):
         raise _StaysPlainError("its page map has marks that this version does not know")
-    size_bytes = _size(image / f"pages-{found.pages_id}.img")
-    if size_bytes < found.bytes_in_file:  # it may be longer: an edit that did not come to its end left it so
-        raise corrupt(f"pages-{found.pages_id}.img has {size_bytes} bytes where {found.bytes_in_file} belong")
     chosen = areas_of.choose(areas, found, least_pages=least_pages, most=most)
     kept = areas_of.keep(found, chosen)
     if not kept.entries and chosen:  # CRIU expects one entry at least
         chosen, kept = [], areas_of.keep(found, [])
     return _Process(pid, mm, areas, chosen, kept, found.pages_id, found.bytes_in_file, found.head)
+
+
+def read_pagemap(image: Path, pid: int) -> PageMap:
+    """The page map of one process.
+
+    Raises:
+        ImageError: It is damaged, or its page file is shorter than it says.
+    """
+    found = pagemap.read(image / f"pagemap-{pid}.img")
+    size_bytes = _size(image / f"pages-{found.pages_id}.img") if found.bytes_in_file else 0
+    if size_bytes < found.bytes_in_file:  # it may be longer: an edit that did not come to its end left it so
+        raise corrupt(f"pages-{found.pages_id}.img has {size_bytes} bytes where {found.bytes_in_file} belong")
+    return found
 
 
 def _size(path: Path) -> int:
