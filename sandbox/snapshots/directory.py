@@ -12,7 +12,7 @@ from pathlib import Path
 from warmcell.sandbox.errors import SnapshotIncompatibleError, WarmcellError
 from warmcell.sandbox.models import ErrorInfo, SnapshotId
 from warmcell.sandbox.paths import private_directory
-from warmcell.sandbox.snapshots import disk
+from warmcell.sandbox.snapshots import cold, contents, disk
 from warmcell.sandbox.snapshots import manifest as manifests
 from warmcell.sandbox.snapshots.manifest import Manifest
 
@@ -48,6 +48,11 @@ def rewrite(directory: Path, manifest: Manifest, used_at: float) -> None:
     set_used(directory, used_at)
 
 
+def has_sums(directory: Path) -> bool:
+    """Whether the contents of its layer have been summed up."""
+    return (directory / contents.SUMS).exists()
+
+
 def load(root: Path) -> tuple[list[tuple[Manifest, float]], list[Unreadable]]:
     """Tidy up, and read what is there."""
     private_directory(root)
@@ -62,6 +67,7 @@ def load(root: Path) -> tuple[list[tuple[Manifest, float]], list[Unreadable]]:
         elif ID.fullmatch(name):
             try:
                 manifest = manifests.read(path)
+                cold.tidy(path, manifest)
                 found.append((manifest, (path / manifests.MANIFEST).stat().st_mtime))
             except WarmcellError as error:
                 unreadable.append(Unreadable(id=SnapshotId(name), error=ErrorInfo.from_json(error.to_json())))

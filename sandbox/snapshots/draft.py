@@ -31,7 +31,7 @@ class Shelf(Protocol):
     def claim(self, draft: "Draft", manifest: Manifest) -> None:
         """It wants to be committed so; raises where its name is bad or taken, else keeps the name for it."""
 
-    async def committed(self, draft: "Draft", manifest: Manifest) -> None:
+    async def committed(self, draft: "Draft", manifest: Manifest, *, durable: bool) -> None:
         """It is a snapshot now."""
 
     def ended(self, draft: "Draft") -> None:
@@ -74,8 +74,9 @@ class Draft:
         """Make it a snapshot: from here on the store has it, and before not, whenever anything is killed.
 
         Args:
-            durable: Wait until all of it is on the disk, so that it outlives a loss of power too. Otherwise such a
-                loss may leave a snapshot that is found to be broken; for one that will not be kept.
+            durable: Wait until all of it is on the disk, so that it outlives a loss of power too. Otherwise it is put
+                there in the background (that of a fork is not), and a loss of power before leaves a snapshot that
+                is found to be broken.
 
         Returns:
             The manifest with owner, layer and sizes filled in.
@@ -99,7 +100,7 @@ class Draft:
             if isinstance(error, OSError):
                 raise disk.failure(error, "write the snapshot") from error
             raise
-        await self._shelf.committed(self, written)
+        await self._shelf.committed(self, written, durable=durable)
         return written
 
     async def abandon(self) -> None:

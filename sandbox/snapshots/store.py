@@ -3,7 +3,9 @@
     root/store.json         the store's format
     root/ID/manifest.json   the point of truth; its modification time is when the snapshot was last used
     root/ID/layer/          the writable layer as it was at the freeze
-    root/ID/layer.list      what is in it
+    root/ID/layer.list      what is in it, and how large and old each file is
+    root/ID/layer.sums      sums of its contents, made in the background
+    root/ID/layer.tar.zst   instead of `layer/` where it is compressed
     root/.ID/               a draft; removed when the store is opened
     root/.ID.gone/          a snapshot that is being removed; as above
 
@@ -18,7 +20,7 @@ import logging
 import secrets
 import string
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,11 +32,12 @@ from warmcell.sandbox.errors import (
     from_json,
 )
 from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo
-from warmcell.sandbox.snapshots import checks, directory, disk, lookup
+from warmcell.sandbox.snapshots import checks, cold, contents, directory, disk, lookup
 from warmcell.sandbox.snapshots.directory import Unreadable
 from warmcell.sandbox.snapshots.draft import LAYER, Draft, finish
 from warmcell.sandbox.snapshots.lookup import Kind
 from warmcell.sandbox.snapshots.manifest import Manifest
+from warmcell.sandbox.snapshots.summing import Summing
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +97,7 @@ class SnapshotStore:
         self._unreadable: dict[SnapshotId, Unreadable] = {}
         self._drafts: dict[SnapshotId, Draft] = {}
         self._claims: dict[SnapshotId, tuple[str, str]] = {}
+        self._summing = Summing(root, self._keep_sums)
 
     async def open(self) -> None:
         """Make the directory, remove what a killed keeper left of drafts and removals, and read all manifests.
@@ -111,9 +115,17 @@ class SnapshotStore:
         self._unreadable = {one.id: one for one in unreadable}
         for one in unreadable:
             log.warning("Snapshot %s cannot be used: %s", one.id, one.error.message)
+        for manifest, _ in found:
+            if not manifest.info.compressed and not directory.has_sums(self.root / manifest.info.id):
+                self._summing.add(manifest.info.id)
 
     async def close(self) -> None:
         """End what runs in the background. Snapshots stay. Idempotent."""
+        await self._summing.close()
+
+    async def idle(self) -> None:
+        """Wait until nothing runs in the background."""
+        await self._summing.idle()
 
     # What is there
 
@@ -190,11 +202,13 @@ class SnapshotStore:
             raise _taken(info.name)
         self._claims[draft.id] = claim
 
-    async def committed(self, draft: Draft, manifest: Manifest) -> None:
+    async def committed(self, draft: Draft, manifest: Manifest, *, durable: bool) -> None:
         """A draft has become a snapshot (called by `Draft`)."""
         older = self._namesakes(manifest.info)
         self._entries[draft.id] = _Entry(manifest, self._clock())
         self.ended(draft)
+        if manifest.info.kind != "fork":
+            self._summing.add(draft.id, sync=not durable)
         for one in older:
             await self._doom(one)
 
@@ -211,7 +225,7 @@ class SnapshotStore:
         """Hold a snapshot while a restore of it runs; whoever would remove it meanwhile gets a `ConflictError`.
 
         Its manifest is read again from the disk and its layer is compared with its listing, so that nothing is
-        restored of what is not as it was written.
+        restored of what is not as it was written. A compressed layer is made a directory again, and stays one.
 
         Raises:
             SnapshotNotFoundError: And the others of `get`.
@@ -223,6 +237,7 @@ class SnapshotStore:
         try:
             async with entry.lock:
                 await asyncio.to_thread(checks.quick, self.root / snapshot_id, entry.manifest)
+            await self._form(entry, compressed=False)
             await self.touch(snapshot_id)
             yield Held(manifest=self._told(entry), layer=self.layer(snapshot_id))
         finally:
@@ -286,6 +301,33 @@ class SnapshotStore:
         await self._change(entry, manifest)
         return self._told(entry)
 
+    async def verify(self, snapshot_id: SnapshotId) -> bool:
+        """Read all files of its layer; False where the sums to compare them with are not there (yet).
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            SnapshotCorruptError: Something is not what was written.
+        """
+        entry = self._entries[self._find(snapshot_id)]
+        with self._pinned(entry):
+            async with entry.lock:
+                return await asyncio.to_thread(checks.full, self.root / snapshot_id, entry.manifest)
+
+    async def compress(self, snapshot_id: SnapshotId) -> SnapshotInfo:
+        """Put its layer into one compressed file, until it is used again. No effect if it is so already.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            ConflictError: It is in use.
+            SnapshotCorruptError: The layer is not what was written; it is left alone.
+            CapacityError: The disk is full; as before.
+        """
+        entry = self._entries[self._find(snapshot_id)]
+        _refuse_used(entry, "compress")
+        with self._pinned(entry):
+            await self._form(entry, compressed=True)
+        return self._info(entry)
+
     # Removing
 
     async def discard(self, snapshot_id: SnapshotId) -> None:
@@ -306,10 +348,7 @@ class SnapshotStore:
             await finish(self._discard(snapshot_id))
             return
         entry = self._entries[self._find_id(snapshot_id)]
-        if entry.pins:
-            raise ConflictError(
-                f"Snapshot {snapshot_id} is being restored", hint="Remove it when the restore has ended."
-            )
+        _refuse_used(entry, "remove")
         await finish(self._remove(snapshot_id, entry))
 
     async def expire(self) -> list[SnapshotId]:
@@ -392,7 +431,39 @@ class SnapshotStore:
 
         await finish(change())
 
-    def _find(self, ref: str, *, sandbox_id: SandboxId | None, kernel_id: str | None) -> SnapshotId:
+    async def _form(self, entry: _Entry, *, compressed: bool) -> None:
+        """Make the layer one file or a directory, if it is not."""
+
+        async def change() -> None:
+            async with entry.lock:
+                if entry.manifest.info.compressed == compressed:
+                    return
+                work = cold.compress if compressed else cold.expand
+                snapshot_id = entry.manifest.info.id
+                try:
+                    entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
+                    await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
+                except OSError as error:
+                    raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
+
+        await finish(change())
+
+    @contextlib.contextmanager
+    def _pinned(self, entry: _Entry) -> Iterator[None]:
+        entry.pins += 1
+        try:
+            yield
+        finally:
+            entry.pins -= 1
+
+    async def _keep_sums(self, snapshot_id: SnapshotId, sums: dict[str, str]) -> None:
+        entry = self._entries.get(snapshot_id)
+        if entry is not None:
+            async with entry.lock:
+                if not entry.manifest.info.compressed and self._entries.get(snapshot_id) is entry:
+                    await asyncio.to_thread(contents.save, self.root / snapshot_id, sums)
+
+    def _find(self, ref: str, *, sandbox_id: SandboxId | None = None, kernel_id: str | None = None) -> SnapshotId:
         try:
             return lookup.find(self.infos(), ref, sandbox_id=sandbox_id, kernel_id=kernel_id)
         except SnapshotNotFoundError:
@@ -423,6 +494,14 @@ class SnapshotStore:
 
     def _told(self, entry: _Entry) -> Manifest:
         return dataclasses.replace(entry.manifest, info=self._info(entry))
+
+
+def _refuse_used(entry: _Entry, verb: str) -> None:
+    if entry.pins:
+        raise ConflictError(
+            f"Snapshot {entry.manifest.info.id} is in use",
+            hint=f"A restore of it is going on; {verb} it when that has ended.",
+        )
 
 
 def _taken(name: str) -> ConflictError:
