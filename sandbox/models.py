@@ -22,9 +22,12 @@ SnapshotId = NewType("SnapshotId", str)
 """Twelve lower-case letters and digits; names the manifest, the writable layer and the engine's image."""
 
 Network = Literal["none", "host"]
-WorkspaceMode = Literal["rw", "ro", "none"]
+WorkspaceMode = Literal["rw", "ro", "cow", "none"]
+"""cow: what the sandbox changes is its own, goes into snapshots and ends with it; the folder stays as it is."""
 HomeMode = Literal["private", "persistent"]
 StartedFrom = Literal["template", "cold", "snapshot"]
+SnapshotKind = Literal["named", "suspended", "outlived", "template", "fork"]
+"""outlived: a suspended kernel went on from it, so it is what the kernel was before."""
 
 MIB = 2**20
 GIB = 2**30
@@ -237,7 +240,7 @@ class SnapshotInfo(Wire):
     id: SnapshotId
     name: str = ""
     """As its user calls it; unique for its sandbox. Empty: nobody named it."""
-    kind: Literal["named", "suspended", "template"] = "named"
+    kind: SnapshotKind = "named"
     engine: str = "criu"
     sandbox_id: SandboxId | None = None
     kernel_id: str | None = None

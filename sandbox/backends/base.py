@@ -60,6 +60,21 @@ class SandboxInstance(Protocol):
     def oom_kills(self) -> int:
         """How many processes of it the kernel has killed for memory; 0 where that cannot be known."""
 
+    async def save_layer(self, target: Path) -> None:
+        """Copy the sandbox's private files out: packages, /tmp, the private home, shared memory.
+
+        They are as of one moment if nothing in the sandbox runs meanwhile; whatever runs can spoil its own files
+        only. Sockets in the run directory and a persistent home are not among them. It does not fsync.
+
+        Args:
+            target: An existing, empty, 0700 directory on disk, which `SandboxBackend.create` takes as `layer`.
+
+        Raises:
+            UnsupportedOperationError: This backend has no layers, or there is a file that cannot be copied.
+            CapacityError: The disk is full, or the files exceed the sandbox's limits; `target` is removed.
+            SnapshotError: Anything else; `target` is removed.
+        """
+
     async def wait(self) -> ExitInfo:
         """Wait until it has ended, however that came. Any number may wait."""
 
@@ -92,6 +107,7 @@ class SandboxBackend(Protocol):
         sandbox_id: SandboxId,
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> SandboxInstance:
         """Bring up a sandbox with our init as its first process.
@@ -104,10 +120,15 @@ class SandboxBackend(Protocol):
             directory: An existing, empty, 0700 directory for this sandbox alone; `run/` in it becomes
                 the run directory. The service removes it after `stop`.
             gpus: Devices that are leased for it.
+            layer: What `save_layer` has saved from a sandbox of an equal spec: this one has the same files. It is
+                never changed, may serve any number of sandboxes, and must stay there until the last of them ends.
             progress: Told what is being done, in a few words.
 
         Raises:
             BackendUnavailableError: A tool or permission is missing.
             InvalidRequestError: The spec asks for what cannot be (a workspace that does not exist).
+            UnsupportedOperationError: This backend has no layers; nothing was made.
+            SnapshotIncompatibleError: The layer is of another spec, or does not fit its limits; nothing was made.
+            SnapshotCorruptError: The layer is not what was saved; nothing was made.
             SandboxStartError: It was tried and failed.
         """

@@ -238,7 +238,7 @@ class Child:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                data, fds, _, _ = socket.recv_fds(self._control, READ_BYTES, 4)
+                data, fds, _, _ = socket.recv_fds(self._control, READ_BYTES, 8)
             except BlockingIOError:
                 readable = loop.create_future()
                 loop.add_reader(self._control, _wake, readable)

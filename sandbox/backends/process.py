@@ -19,7 +19,12 @@ from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
 from warmcell.sandbox.backends.processes import bearing, descendants, keeper_mark
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import InvalidRequestError, OperationTimeoutError, SandboxStartError
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    OperationTimeoutError,
+    SandboxStartError,
+    UnsupportedOperationError,
+)
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import (
     BackendReport,
@@ -77,6 +82,10 @@ class ProcessInstance:
             self._oom_kills = max(self._oom_kills, self._cgroup.oom_kills())
         return self._oom_kills
 
+    async def save_layer(self, target: Path) -> None:
+        """Never: its files are the host's own."""
+        raise _no_layers()
+
     async def wait(self) -> ExitInfo:
         """Wait for its end."""
         return await asyncio.shield(self._ended)
@@ -104,7 +113,7 @@ class ProcessBackend:
     @property
     def capabilities(self) -> Capabilities:
         """No isolation: the host's network, files and devices."""
-        return Capabilities(isolated=False, gpus=True, networks=("host",))
+        return Capabilities(isolated=False, gpus=True, networks=("host",), snapshot_engines=("template",))
 
     async def probe(self) -> BackendReport:
         """It needs nothing."""
@@ -122,9 +131,12 @@ class ProcessBackend:
         sandbox_id: SandboxId,
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> ProcessInstance:
         """Start init as a plain process; see the port."""
+        if layer is not None:
+            raise _no_layers()
         await in_thread(_check, spec)
         progress("starting a process")
         remains = Remains(run=directory / "run", mark=f"{keeper_mark()}-{sandbox_id}")
@@ -166,6 +178,13 @@ class ProcessBackend:
         return plan, limits
 
 
+def _no_layers() -> UnsupportedOperationError:
+    return UnsupportedOperationError(
+        "Files of a sandbox without isolation cannot be saved: they are the host's own",
+        hint="Use the bubblewrap backend.",
+    )
+
+
 def _check(spec: SandboxSpec) -> None:
     if not os.access(spec.python, os.X_OK) or not os.path.isabs(spec.python):
         raise InvalidRequestError(
@@ -173,6 +192,10 @@ def _check(spec: SandboxSpec) -> None:
             hint="Give the path that `python -c 'import sys; print(sys.executable)'` prints.",
         )
     workspace = spec.workspace
+    if workspace is not None and workspace.mode == "cow":
+        raise UnsupportedOperationError(
+            "Without isolation a folder cannot be given copy-on-write", hint="Use the bubblewrap backend, or mode rw."
+        )
     if workspace is not None and workspace.mode != "none" and not os.path.isdir(workspace.path):
         raise InvalidRequestError(
             f"The workspace {workspace.path} is not a directory", hint="Create it, or choose another one."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import ctypes
+import errno
 import fcntl
 import marshal
 import os
@@ -20,7 +21,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 CLONE_NEWNS = 0x00020000
@@ -181,11 +182,32 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
+    if plan["fills"]:
+        fill(plan["fills"], owners=not plan["user_namespace"])
     report = {made["name"]: why for made, _, why in clones}
     report.update({made["name"]: make_overlay(made) for made in plan["overlays"]})
-    run = os.open(plan["run"], os.O_PATH | os.O_DIRECTORY)
+    handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
-    return report, [run]
+    return report, handles
+
+
+def fill(plan: Sequence[Mapping[str, Any]], *, owners: bool) -> None:
+    """Copy what a saved layer has into the file systems of this sandbox, or only what a directory of it itself is."""
+    trees = __import__("trees")  # It lies beside this file; most sandboxes have no use for it.
+    for made in plan:
+        source = os.open(made["source"], trees.DIRECTORY)
+        target = os.open(made["path"], trees.DIRECTORY)
+        copy = trees.Copy(
+            source, target, most_bytes=made["most_bytes"], most_entries=made["most_entries"], owners=owners
+        )
+        try:
+            copy.top() if made["only_top"] else copy.run()
+        except trees.Refused:
+            raise Refused(f"copy saved files to {made['path']}", errno.EFBIG) from None
+        except OSError as error:
+            raise Refused(f"copy saved files to {made['path']}", error.errno or 0) from None
+        os.close(source)
+        os.close(target)
 
 
 def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:

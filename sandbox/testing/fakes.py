@@ -50,8 +50,12 @@ class FakeInstance:
 
     workspace_note = ""
 
-    def __init__(self, pid: int, directory: Path, limits: Mapping[str, LimitStatus]) -> None:
+    def __init__(
+        self, pid: int, directory: Path, limits: Mapping[str, LimitStatus], *, layer: Path | None = None
+    ) -> None:
         self.pid = pid
+        self.layer = layer
+        """What it began with."""
         self.run_directory = directory / "run"
         self.guest_run_directory = str(self.run_directory)
         self.limits = limits
@@ -88,6 +92,10 @@ class FakeInstance:
             self._ended.set_result(ExitInfo(exit_code=exit_code, oom_killed=oom_killed, message=message))
         for writer in list(self._open):
             writer.close()
+
+    async def save_layer(self, target: Path) -> None:
+        """It has no files; a note stands for them."""
+        await in_thread((target / "layer.json").write_text, json.dumps({"pid": self.pid}))
 
     async def stop(self, *, timeout: float = 5.0) -> ExitInfo:
         """End it and remove its files."""
@@ -211,15 +219,16 @@ class FakeBackend:
         sandbox_id: SandboxId,
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> FakeInstance:
-        """A sandbox in memory; see the port."""
+        """A sandbox in memory; see the port. Of a layer it only takes note."""
         _check(spec)
         progress("pretending")
         if self.fails_with is not None:
             raise self.fails_with
         await asyncio.sleep(self.delay_s)
-        instance = FakeInstance(next(self._pids), directory, _limits(spec))
+        instance = FakeInstance(next(self._pids), directory, _limits(spec), layer=layer)
         try:
             await instance.start()
         except BaseException:

@@ -47,7 +47,7 @@ class BubblewrapBackend:
     @property
     def capabilities(self) -> Capabilities:
         """The same everywhere where it is ready."""
-        return Capabilities(isolated=True, gpus=True, networks=("none", "host"))
+        return Capabilities(isolated=True, gpus=True, networks=("none", "host"), snapshot_engines=("template", "criu"))
 
     async def probe(self) -> BackendReport:
         """Bring up a small sandbox and take it down again."""
@@ -60,6 +60,7 @@ class BubblewrapBackend:
         sandbox_id: SandboxId,
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> BubblewrapInstance:
         """Bring up a sandbox; see the port."""
@@ -75,6 +76,7 @@ class BubblewrapBackend:
             paths=self._paths,
             hidden=self._hidden,
             bwrap=bwrap.path,
+            layer=layer,
         )
         remains.layer = prepared.disk
         progress("starting bubblewrap")
@@ -103,7 +105,7 @@ class BubblewrapBackend:
             limits["pids"] = LimitStatus(value=most, enforced=True)
         plan = _stage_plan(prepared, remains, most_processes=most)
         child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
-        report, (remains.run_fd,) = await child.stage_report()
+        report, (remains.run_fd, remains.base_fd) = await child.stage_report()
         pid = (await child.line())["child-pid"]
         try:
             remains.init_fd = os.pidfd_open(pid)
@@ -121,6 +123,7 @@ class BubblewrapBackend:
             run_directory=run,
             limits={**limits, "layer": layer},
             workspace_note=_workspace_note(spec, report),
+            parts=prepared.parts,
         )
 
 
@@ -155,8 +158,10 @@ def _why_no_layer(prepared: Prepared, report: Mapping[str, str]) -> str:
 
 
 def _workspace_note(spec: SandboxSpec, report: Mapping[str, str]) -> str:
+    if report.get("changes"):
+        return f"read-only, since this kernel refuses an overlay on it ({report['changes']}). Choose mode rw or ro."
     why = report.get("workspace", "")
-    if not why or spec.workspace is None or spec.workspace.mode != "rw":
+    if not why or spec.workspace is None or spec.workspace.mode not in ("rw", "cow"):
         return ""
     return (
         f"read-only, since its files belong to root, who is not let into a sandbox, and cannot be shown as the guest's"

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmcell.sandbox.backends.bubblewrap.identity import Identity
-from warmcell.sandbox.models import Network
-
-HOSTNAME = "warmcell"
+from warmcell.sandbox.models import Network, SandboxId
 
 _SHOWN = (
     "alternatives",
@@ -45,14 +43,19 @@ class Etc:
     """Directories to bind from the host, read-only."""
 
 
-def compose(identity: Identity, *, home: str, network: Network, host: Path = Path("/etc")) -> Etc:
+def hostname(sandbox_id: SandboxId) -> str:
+    """What a sandbox calls itself: its clones have other names."""
+    return f"warmcell-{sandbox_id[:6]}"
+
+
+def compose(identity: Identity, *, home: str, name: str, network: Network, host: Path = Path("/etc")) -> Etc:
     """The /etc for a guest. Blocks."""
-    files = {**_own(identity, home=home, network=network)}
-    for name in (*_COPIED, *(_COPIED_WITH_NETWORK if network == "host" else ())):
-        content = _content(host / name)
+    files = {**_own(identity, home=home, name=name, network=network)}
+    for file in (*_COPIED, *(_COPIED_WITH_NETWORK if network == "host" else ())):
+        content = _content(host / file)
         if content is not None:
-            files[name] = content
-    shown = {name: path.resolve() for name in _SHOWN if (path := host / name).is_dir()}
+            files[file] = content
+    shown = {each: path.resolve() for each in _SHOWN if (path := host / each).is_dir()}
     shown.update({path.name: path.resolve() for path in sorted(host.glob("python3*")) if path.is_dir()})
     links = {"mtab": "../proc/self/mounts"}
     zone = (host / "localtime").resolve()
@@ -63,7 +66,7 @@ def compose(identity: Identity, *, home: str, network: Network, host: Path = Pat
     return Etc(files=files, links=links, shown=shown)
 
 
-def _own(identity: Identity, *, home: str, network: Network) -> Mapping[str, bytes]:
+def _own(identity: Identity, *, home: str, name: str, network: Network) -> Mapping[str, bytes]:
     user, uid, gid = identity.name, identity.uid, identity.gid
     pip = ["[global]", "disable-pip-version-check = true", "no-input = true", "break-system-packages = true"]
     if network == "none":
@@ -72,8 +75,8 @@ def _own(identity: Identity, *, home: str, network: Network) -> Mapping[str, byt
         "passwd": f"root:x:0:0:root:/nonexistent:/usr/sbin/nologin\n{user}:x:{uid}:{gid}:{user}:{home}:/bin/bash\n"
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         "group": f"root:x:0:\ntty:x:5:\n{user}:x:{gid}:\nnogroup:x:65534:\n",
-        "hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost ip6-localhost ip6-loopback\n",
-        "hostname": f"{HOSTNAME}\n",
+        "hosts": f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n",
+        "hostname": f"{name}\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\nprotocols: files\n",
         "host.conf": "multi on\n",
         "shells": "/bin/sh\n/bin/bash\n",

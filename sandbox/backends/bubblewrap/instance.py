@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends.bubblewrap import layer
+from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import RUN
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.processes import descendants
-from warmcell.sandbox.errors import OperationTimeoutError
+from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.errors import ConflictError, OperationTimeoutError
 from warmcell.sandbox.models import LimitStatus
 
 
@@ -27,6 +30,7 @@ class Remains:
         self.cgroup: Cgroup | None = None
         self.init_fd = -1
         self.run_fd = -1
+        self.base_fd = -1
 
     async def release(self, *, timeout: float) -> int:
         """Kill what lives and remove what is there; the exit code. Idempotent.
@@ -55,9 +59,9 @@ class Remains:
             ) from None
         # `run` leads to a descriptor by its number: it goes before the number can be another sandbox's.
         await asyncio.to_thread(self._remove_files)
-        for fd in {self.init_fd, self.run_fd} - {-1}:
+        for fd in {self.init_fd, self.run_fd, self.base_fd} - {-1}:
             os.close(fd)
-        self.init_fd = self.run_fd = -1
+        self.init_fd = self.run_fd = self.base_fd = -1
         return code
 
     def _remove_files(self) -> None:
@@ -82,6 +86,7 @@ class BubblewrapInstance:
         run_directory: Path,
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
+        parts: Parts,
     ) -> None:
         self._remains = remains
         self._child = child
@@ -90,6 +95,7 @@ class BubblewrapInstance:
         self.guest_run_directory = RUN
         self.limits = limits
         self.workspace_note = workspace_note
+        self._parts = parts
         self._stopping: asyncio.Task[int] | None = None
         self._oom_kills = 0
         self._ended = asyncio.create_task(self._watch())
@@ -105,6 +111,16 @@ class BubblewrapInstance:
         if self._remains.cgroup is not None:
             self._oom_kills = max(self._oom_kills, self._remains.cgroup.oom_kills())
         return self._oom_kills
+
+    async def save_layer(self, target: Path) -> None:
+        """Copy its private files out; see the port."""
+        if self._stopping is not None or self._remains.base_fd < 0:
+            raise ConflictError("The sandbox is going away", hint="There is nothing to save any more.")
+        base = os.dup(self._remains.base_fd)
+        try:
+            await in_thread(layer.save, base, self._parts, target)
+        finally:
+            os.close(base)
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

@@ -1,7 +1,6 @@
 """From a spec to what is started: everything that is decided before anything is made."""
 
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends import seccomp
-from warmcell.sandbox.backends.bubblewrap import rootfs
+from warmcell.sandbox.backends.bubblewrap import layer as saved_layers
+from warmcell.sandbox.backends.bubblewrap import overlays, rootfs
 from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment, discover
-from warmcell.sandbox.backends.bubblewrap.etc import HOSTNAME
+from warmcell.sandbox.backends.bubblewrap.etc import hostname
 from warmcell.sandbox.backends.bubblewrap.identity import Identity, choose
+from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.guest_tree import guest_tree
@@ -34,6 +35,8 @@ class Prepared:
     files: Mapping[int, bytes]
     disk: Path | None
     """Directory of the layer, where that is not in memory."""
+    parts: Parts
+    """What `save_layer` saves."""
 
 
 def prepare(
@@ -45,11 +48,13 @@ def prepare(
     paths: Paths,
     hidden: Sequence[Path],
     bwrap: Path,
+    layer: Path | None = None,
 ) -> Prepared:
     """Decide everything about a sandbox, and make its persistent home. Blocks.
 
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
+        SnapshotError: The layer is of another spec, does not fit its limits, or is not whole.
         BackendUnavailableError: A tool is missing, or no filter is known for this machine.
     """
     as_root = os.getuid() == 0
@@ -58,16 +63,28 @@ def prepare(
     identity = choose(workspace)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     home = _home_path(spec, workspace, identity)
+    cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"
+    fits = {
+        "uid": str(identity.uid),
+        "gid": str(identity.gid),
+        "environment": str(environment.layered or environment.python),
+        "home": home,
+        "workspace": str(workspace) if cow else "",
+        "marks": overlays.marks(view),
+    }
+    if layer is not None:
+        view.saved = saved_layers.look_at(layer, fits=fits)
 
     rootfs.system(view)
     rootfs.graphics(view, gpus)
-    files, links = rootfs.configuration(view, spec, home=home)
-    for name, target, size, mode, owned in (
-        ("tmp", "/tmp", spec.limits.layer_bytes, "1777", False),
-        ("shm", "/dev/shm", spec.limits.shm_bytes, "1777", False),
-        ("run", rootfs.RUN, rootfs.RUN_BYTES, "0700", True),
+    files, links = rootfs.configuration(view, spec, home=home, name=hostname(sandbox_id))
+    for name, target, size in (
+        ("tmp", "/tmp", spec.limits.layer_bytes),
+        ("shm", "/dev/shm", spec.limits.shm_bytes),
     ):
-        view.bind(target, view.tmpfs(name, size_bytes=size, mode=mode, owned=owned, follow=name != "run"), mode="rw")
+        view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
+    run = view.tmpfs("run", size_bytes=rootfs.RUN_BYTES, mode="0700", owned=True, follow=False)
+    view.bind(rootfs.RUN, run, mode="rw")
     _home(view, spec, environment, home, paths)
     tree = guest_tree(paths)
     view.clone(
@@ -87,12 +104,16 @@ def prepare(
             workspace,
             mode=spec.workspace.mode,
             owner=view.foreign_owner(workspace),
-            recursive=True,
+            recursive=not cow,
         )
+        if cow:
+            overlays.workspace(view, workspace, layer_bytes=spec.limits.layer_bytes)
     for number, mount in enumerate(spec.mounts):
         rootfs.extra_mount(view, mount, number)
     disk = paths.layers / sandbox_id if environment.layered and needs_layer_on_disk() else None
-    rootfs.python(view, environment, layer_bytes=spec.limits.layer_bytes, disk=disk)
+    overlays.python(view, environment, layer_bytes=spec.limits.layer_bytes, disk=disk)
+    if view.saved is not None:
+        view.saved.check(view.parts)
     rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
@@ -114,12 +135,13 @@ def prepare(
             "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
             "links": [{"path": name, "target": target} for name, target in links.items()],
             "clones": view.clones,
+            "fills": view.fills,
             "overlays": view.overlays,
             "run": "run",
         },
         argv=[
             str(bwrap),
-            *_namespaces(spec, identity, as_root=as_root),
+            *_namespaces(spec, identity, sandbox_id, as_root=as_root),
             *view.words(),
             *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
             *(word for name, value in env.items() for word in ("--setenv", name, value)),
@@ -130,11 +152,12 @@ def prepare(
             *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python), "--namespace", "own"),
         ],
         disk=disk,
+        parts=Parts(parts=view.parts, marks=fits["marks"], fits=fits),
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )
 
 
-def _namespaces(spec: SandboxSpec, identity: Identity, *, as_root: bool) -> list[str]:
+def _namespaces(spec: SandboxSpec, identity: Identity, sandbox_id: SandboxId, *, as_root: bool) -> list[str]:
     """One by one: `--unshare-all` would silently make a user namespace for root, in which no other uid exists."""
     words = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     if spec.network == "none":
@@ -149,7 +172,7 @@ def _namespaces(spec: SandboxSpec, identity: Identity, *, as_root: bool) -> list
         # death signal reach a process of another uid. There a reaper of bubblewrap's, still of its uid, is the first
         # process, and takes all others with it.
         words.append("--as-pid-1")
-    return [*words, "--hostname", HOSTNAME, "--die-with-parent", "--new-session"]
+    return [*words, "--hostname", hostname(sandbox_id), "--die-with-parent", "--new-session"]
 
 
 def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
@@ -200,16 +223,15 @@ def needs_layer_on_disk() -> bool:
     Without root an overlay marks what it has removed by user attributes, which memory file systems have since Linux
     6.6. Without them no directory of the environment could be replaced, so no package upgraded.
     """
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return os.getuid() != 0 and release is not None and tuple(map(int, release.groups())) < (6, 6)
+    return os.getuid() != 0 and overlays.memory_lacks_attributes()
 
 
 def _home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
-        path = view.tmpfs("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
+        path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
         view.bind(home, path, mode="rw")
-        if environment.layered is None:
+        if environment.layered is None and view.saved is None:
             # pip installs here; Python looks here only if it is there at its start.
             owner = (view.identity.uid, view.identity.gid) if view.as_root else None
             name = "home"

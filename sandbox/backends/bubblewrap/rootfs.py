@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.bubblewrap import etc
-from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment
 from warmcell.sandbox.backends.bubblewrap.identity import Identity
+from warmcell.sandbox.backends.bubblewrap.layer import Part, Saved
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import MIB, GpuDevice, Mount, SandboxSpec
 
@@ -21,10 +21,11 @@ BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
 RUN = "/run/warmcell"
 GUEST = "/warmcell"
+IMAGES = "/.warmcell"
 RUN_BYTES = 64 * MIB
 PAGE_BYTES = 4096
 
-_RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, RUN)
+_RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN)
 _ESSENTIAL = ("/usr", "/run", *_RESERVED)
 _MADE_WHOLE = ("/etc", "/proc", "/dev")
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -50,8 +51,14 @@ class View:
     file_systems: list[Mapping[str, Any]] = field(default_factory=list)
     directories: list[Mapping[str, Any]] = field(default_factory=list)
     clones: list[Mapping[str, Any]] = field(default_factory=list)
+    fills: list[Mapping[str, Any]] = field(default_factory=list)
+    """What is copied from a saved layer."""
     overlays: list[Mapping[str, Any]] = field(default_factory=list)
     aliases: list[Path] = field(default_factory=list)
+    saved: Saved | None = None
+    """The layer that it begins with."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """What `save_layer` saves of it."""
 
     def tmpfs(self, name: str, *, size_bytes: int, mode: str, owned: bool, follow: bool = True) -> Path:
         """A file system in memory of at most `size_bytes`; its path on the stage's side.
@@ -60,10 +67,23 @@ class View:
             follow: Whether symbolic links on it work. Where the host opens what a guest made, they must not.
         """
         owner = f",uid={self.identity.uid},gid={self.identity.gid}" if owned and self.as_root else ""
-        inodes = max(1024, size_bytes // PAGE_BYTES)
-        options = f"mode={mode},size={size_bytes},nr_inodes={inodes}{owner}"
+        options = f"mode={mode},size={size_bytes},nr_inodes={most_entries(size_bytes)}{owner}"
         self.file_systems.append({"path": name, "options": options, "follow": follow})
         return self.base / name
+
+    def private(self, name: str, *, size_bytes: int, mode: str, owned: bool) -> Path:
+        """A file system in memory whose files are saved, and here again where a saved layer has them."""
+        most = most_entries(size_bytes)
+        self.parts[name] = Part(place=name, most_bytes=size_bytes, most_entries=most)
+        source = self.saved.part(name) if self.saved is not None else None
+        if source is not None:
+            self.fill(source, name, most_bytes=size_bytes, most_entries=most)
+        return self.tmpfs(name, size_bytes=size_bytes, mode=mode, owned=owned)
+
+    def fill(self, source: Path, path: str, *, most_bytes: int, most_entries: int, only_top: bool = False) -> None:
+        """Copy a tree of the saved layer to `path` on the stage's side, or only what its top directory itself is."""
+        caps = {"most_bytes": most_bytes, "most_entries": most_entries}
+        self.fills.append({"source": str(source), "path": path, "only_top": only_top, **caps})
 
     def bind(self, target: str, source: Path, *, mode: str = "ro") -> None:
         """Show what the stage has made at `source`."""
@@ -120,6 +140,11 @@ class View:
         return [word for target in sorted(self.entries, key=_depth) for word in self.entries[target]]
 
 
+def most_entries(size_bytes: int) -> int:
+    """How many files, links and directories a file system of that size may hold."""
+    return max(1024, size_bytes // PAGE_BYTES)
+
+
 def _in_any(path: str, trees: Sequence[str]) -> bool:
     return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
@@ -162,6 +187,8 @@ def system(view: View) -> None:
     for path in map(Path, _SYS):
         if path.exists():
             view.show(path)
+    # The helper mounts memory images on it, which nobody else may enter.
+    view.entries[IMAGES] = ["--perms", "0700", "--dir", IMAGES]
     view.entries["/var/tmp"] = ["--symlink", "/tmp", "/var/tmp"]
     view.entries["/var/run"] = ["--symlink", "/run", "/var/run"]
 
@@ -179,9 +206,11 @@ def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
             view.show(path)
 
 
-def configuration(view: View, spec: SandboxSpec, *, home: str) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
+def configuration(
+    view: View, spec: SandboxSpec, *, home: str, name: str
+) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
     """/etc. Returns the files and links that the stage writes, by their paths below its base."""
-    made = etc.compose(view.identity, home=home, network=spec.network)
+    made = etc.compose(view.identity, home=home, name=name, network=spec.network)
     names = {"etc"}
     for name in (*made.files, *made.links):
         names.update(f"etc/{parent}" for parent in Path(name).parents if str(parent) != ".")
@@ -193,73 +222,6 @@ def configuration(view: View, spec: SandboxSpec, *, home: str) -> tuple[Mapping[
         view.bind(f"/etc/{name}", source)
     files = {f"etc/{name}": content for name, content in made.files.items()}
     return files, {f"etc/{name}": target for name, target in made.links.items()}
-
-
-def python(view: View, environment: PythonEnvironment, *, layer_bytes: int, disk: Path | None) -> None:
-    """The Python environment, what packages are installed into below a writable layer.
-
-    Where the workspace or a mount is at the very place of a tree, that stays.
-
-    Args:
-        view: Where it is planned.
-        environment: What is shown.
-        layer_bytes: Cap of the layer, which is in memory.
-        disk: A directory for the layer instead, without a cap.
-    """
-    for number, tree in enumerate(environment.trees):
-        if tree not in view.host_trees:
-            view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
-    view.aliases += environment.names
-    layered = environment.layered
-    if layered is None or layered in view.host_trees:
-        return
-    owner = (view.identity.uid, view.identity.gid) if view.as_root else None
-    foreign = view.foreign_owner(layered)
-    swap = None if foreign is None else (foreign[0], view.identity.uid, foreign[1], view.identity.gid)
-    view.clones.append({"name": "lower", "path": "lower", "source": str(layered), "swap": swap, "recursive": False})
-    if disk is None:
-        view.tmpfs("layer", size_bytes=layer_bytes, mode="0755", owned=False)
-    else:
-        view.clones.append({"name": "disk", "path": "layer", "source": str(disk), "swap": None, "recursive": False})
-    view.directories += [{"path": f"layer/{name}", "mode": 0o755, "owner": owner} for name in ("upper", "work")]
-    view.directories += [
-        {"path": f"layer/upper/{name}", "mode": 0o755, "owner": owner} for name in _skeleton(view, environment, layered)
-    ]
-    view.overlays.append(
-        {
-            "name": "layer",
-            "path": "environment",
-            "lower": "lower",
-            "upper": "layer/upper",
-            "work": "layer/work",
-            "options": "" if view.as_root else ",userxattr",
-        }
-    )
-    target = str(layered)
-    view.entries[target] = [
-        {
-            "tree": "layer",
-            "ok": ["--bind", str(view.base / "environment"), target],
-            "else": ["--ro-bind", str(view.base / "lower"), target],
-        }
-    ]
-    view.host_trees[layered] = layered
-
-
-def _skeleton(view: View, environment: PythonEnvironment, layered: Path) -> list[str]:
-    """Directories that pip creates files in, to be made in the layer as the guest's own.
-
-    Where somebody else owns the environment and its owner cannot be mapped, a directory of the layer that
-    covers one of the environment still lets new packages be installed beside those that are there.
-    """
-    if layered.stat().st_uid == view.identity.uid:
-        return []
-    site = environment.site_packages
-    wanted = {"bin", "share", "etc", "include"}
-    if site is not None:
-        below = site.relative_to(layered)
-        wanted.update(str(path) for path in (below, *below.parents) if str(path) != ".")
-    return sorted(name for name in wanted if (layered / name).is_dir() and not (layered / name).is_symlink())
 
 
 def extra_mount(view: View, mount: Mount, number: int) -> None:

@@ -128,7 +128,7 @@ def test_only_leased_devices_are_there(view: View) -> None:
 
 def test_the_etc_of_a_sandbox_knows_only_the_guest() -> None:
     """And a name server only where there is a network."""
-    closed = etc.compose(GUEST, home="/home/guest", network="none")
+    closed = etc.compose(GUEST, home="/home/guest", name="box", network="none")
     users = [line.split(b":")[0] for line in closed.files["passwd"].splitlines()]
     assert users == [b"root", b"guest", b"nobody"]
     assert "resolv.conf" not in closed.files
@@ -140,7 +140,7 @@ def test_private_files_of_etc_are_left_out(tmp_path: Path) -> None:
     for name, mode in (("services", 0o600), ("protocols", 0o644), ("resolv.conf", 0o644)):
         (tmp_path / name).write_text(name)
         (tmp_path / name).chmod(mode)
-    found = etc.compose(GUEST, home="/home/guest", network="host", host=tmp_path)
+    found = etc.compose(GUEST, home="/home/guest", name="box", network="host", host=tmp_path)
     assert "services" not in found.files
     assert found.files["protocols"] == b"protocols"
     assert found.files["resolv.conf"] == b"resolv.conf"

@@ -1,0 +1,180 @@
+"""A sandbox's private files on disk: what of it is saved, how, and whether a saved layer fits a spec."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from warmcell.sandbox.backends import trees
+from warmcell.sandbox.backends.files import remove_tree
+from warmcell.sandbox.errors import (
+    CapacityError,
+    SnapshotCorruptError,
+    SnapshotError,
+    SnapshotIncompatibleError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+
+ABOUT = "layer.json"
+VERSION = 1
+OVERLAY_PARTS = ("environment", "workspace")
+PLAIN_PARTS = ("tmp", "home", "shm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One private tree of a sandbox."""
+
+    place: str
+    """Below the stage's base."""
+    most_bytes: int
+    most_entries: int
+    base: Path | None = None
+    """The saved layer that lies below it, as of an overlay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All private trees of a sandbox, and what a saved layer says of where it came from."""
+
+    parts: Mapping[str, Part]
+    marks: str
+    """What overlays keep their marks in: "user" or "trusted" attributes."""
+    fits: Mapping[str, str]
+    """What must be equal for a sandbox that begins with the saved layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A saved layer, looked at."""
+
+    path: Path
+    bytes: Mapping[str, int]
+
+    def part(self, name: str) -> Path | None:
+        """Where a tree of it is, None where it has none."""
+        return self.path / name if name in self.bytes else None
+
+    def check(self, parts: Mapping[str, Part]) -> None:
+        """See that it is what a sandbox with these parts can begin with.
+
+        Raises:
+            SnapshotIncompatibleError: It has other parts, or is larger than the limits allow.
+        """
+        _compare({"parts": sorted(self.bytes)}, {"parts": sorted(parts)})
+        for name, size in self.bytes.items():
+            most = parts[name].most_bytes
+            if size > most:
+                raise SnapshotIncompatibleError(
+                    f"The saved files ({name}) take {size:,} bytes, and this sandbox may have {most:,}",
+                    hint="Raise the limit to what it was: layer_bytes, or shm_bytes for shared memory.",
+                    details={"expected": {name: size}, "found": {name: most}},
+                )
+
+
+def save(base: int, parts: Parts, target: Path) -> None:
+    """Copy a sandbox's private trees into `target`, an empty directory. Blocks.
+
+    Args:
+        base: A descriptor of the stage's base.
+        parts: What there is.
+        target: It is removed if this fails.
+
+    Raises:
+        UnsupportedOperationError: There is a file that cannot be copied.
+        CapacityError: The disk is full, or the files exceed the sandbox's limits.
+        SnapshotError: Anything else.
+    """
+    try:
+        saved = {name: _save_part(base, name, part, parts.marks, target) for name, part in parts.parts.items()}
+        about = {"version": VERSION, "fits": dict(parts.fits), "bytes": saved}
+        with open(os.open(target / ABOUT, trees.CREATE, 0o600), "w") as file:
+            json.dump(about, file)
+    except BaseException as error:
+        remove_tree(target)
+        if isinstance(error, (OSError, trees.Refused)):
+            raise _explain(error) from error
+        raise
+
+
+def _save_part(base: int, name: str, part: Part, marks: str, target: Path) -> int:
+    (target / name).mkdir(mode=0o700)
+    opened: list[int] = []
+    try:
+        source = os.open(part.place, trees.DIRECTORY, dir_fd=base)
+        opened.append(source)
+        opened.append(made := os.open(target / name, trees.DIRECTORY))
+        below = -1
+        if part.base is not None:
+            opened.append(below := os.open(part.base, trees.DIRECTORY))
+        copy = trees.Copy(
+            source,
+            made,
+            most_bytes=part.most_bytes,
+            most_entries=part.most_entries,
+            owners=os.geteuid() == 0,
+            overlay=marks if name in OVERLAY_PARTS else "",
+            base=below,
+        )
+        return copy.run()
+    finally:
+        for handle in opened:
+            os.close(handle)
+
+
+def look_at(path: Path, *, fits: Mapping[str, str]) -> Saved:
+    """A saved layer, if it is of a sandbox that was planned alike. Blocks.
+
+    Raises:
+        SnapshotCorruptError: It is not what `save` wrote.
+        SnapshotIncompatibleError: It is of another spec.
+    """
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        version, there = about["version"], dict(about["fits"])
+        sizes = {str(name): int(size) for name, size in about["bytes"].items()} if version == VERSION else {}
+        whole = all(stat.S_ISDIR((path / name).lstat().st_mode) for name in sizes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise _corrupt(path) from None
+    if not whole or not set(sizes) <= {*OVERLAY_PARTS, *PLAIN_PARTS}:
+        raise _corrupt(path)
+    _compare({"version": version, **there}, {"version": VERSION, **fits})
+    return Saved(path=path, bytes=sizes)
+
+
+def _compare(expected: Mapping[str, object], found: Mapping[str, object]) -> None:
+    for name in sorted({*expected, *found}):
+        was, now = expected.get(name), found.get(name)
+        if was != now:
+            raise SnapshotIncompatibleError(
+                f"The saved files are of another sandbox: {name} was {was!r} and is {now!r} now",
+                hint="Restore it as it was saved, or start anew.",
+                details={"expected": {name: was}, "found": {name: now}},
+            )
+
+
+def _corrupt(path: Path) -> SnapshotCorruptError:
+    return SnapshotCorruptError(
+        f"The saved files in {path} are not whole", hint="Remove this snapshot, and start the kernel anew."
+    )
+
+
+def _explain(error: OSError | trees.Refused) -> WarmcellError:
+    if isinstance(error, trees.Refused):
+        if error.full:
+            return CapacityError(str(error), hint="Remove files from the sandbox, or give it a larger layer_bytes.")
+        return UnsupportedOperationError(
+            f"The sandbox's files cannot be saved: {error}", hint="Remove what is named, then try again."
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CapacityError(
+            "The sandbox's files cannot be saved: the disk is full", hint="Free space where Warmcell keeps its state."
+        )
+    return SnapshotError(
+        f"The sandbox's files cannot be saved: {error.strerror or error}",
+        hint="The state directory must be on a disk that has links and extended attributes, such as ext4 or XFS.",
+    )
