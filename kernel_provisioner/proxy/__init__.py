@@ -2,10 +2,13 @@
 
 - `connection`: where clients connect, and the key they sign with
 - `kernel_proxy`: one kernel's proxy, the asyncio face that the keeper uses
-- `relay`: its thread, which reads, checks, signs and forwards messages
-- `host`, `outbox`: the sockets that clients connect to, and output on its way to them
-- `link`, `guest`: one kernel, and the four channels to it
-- `wire`: Jupyter's message framing and signatures
+- `relay`: its thread
+- `traffic`: what the thread does with each message: reads, checks, signs, forwards
+- `pauses`: a kernel that is left alone and goes on: snapshots, suspension, undo
+- `stand_in`, `unwanted`: who answers for a suspended kernel; what an undone one says in vain
+- `host`, `clients`: where clients connect, and output on its way to them
+- `link`: one kernel, and the four channels to it
+- `wire`, `zmtp`: Jupyter's message framing and signatures, and ZeroMQ's protocol below
 - `requests`, `activity`: what waits for a kernel, and whether it is busy
 """
 

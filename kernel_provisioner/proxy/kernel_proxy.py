@@ -1,15 +1,18 @@
 """The proxy of one kernel, as the keeper uses it."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import Any, Final
 
 from warmcell.kernel_provisioner.proxy.connection import Connection
+from warmcell.kernel_provisioner.proxy.link import Answer, Word, refusal
 from warmcell.kernel_provisioner.proxy.relay import Relay
-from warmcell.sandbox.errors import ConflictError, OperationTimeoutError
+from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError, WarmcellError
 
 _COMMAND_S: Final = 10.0
 """How long the relay's thread may take for a command before that is an error."""
+_SILENCE_S: Final = 0.02
 
 
 class KernelProxy:
@@ -80,16 +83,9 @@ class KernelProxy:
             TransportError: The kernel went away before it was ready.
             OperationTimeoutError: `timeout` seconds have passed.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                info: dict[str, Any] = await asyncio.wrap_future(await self._do(Relay.wait_ready))
-                return info
-        except TimeoutError:
-            raise OperationTimeoutError(
-                f"The kernel did not answer within {timeout:g} s",
-                hint="Restart it; the keeper's log and the sandbox's state say what it does.",
-                details={"operation": "wait_ready", "timeout": timeout},
-            ) from None
+        async with _deadline(timeout, "wait_ready"):
+            info: dict[str, Any] = await asyncio.wrap_future(await self._do(Relay.wait_ready))
+            return info
 
     async def interrupt(self) -> None:
         """Ask the kernel to interrupt what it runs; returns when it is asked.
@@ -98,6 +94,150 @@ class KernelProxy:
             ConflictError: No kernel is connected.
         """
         await self._do(Relay.interrupt)
+
+    # Kernels that are left alone and go on.
+
+    async def pause(self, *, token: str, timeout: float) -> tuple[str, ...]:
+        """Let the kernel's own hooks prepare it, carry over all it has said, and close its side completely.
+
+        Clients stay and their requests wait. What the kernel is in the middle of stays open: it goes on, in
+        this process or in one that is restored from it.
+
+        Args:
+            token: What a kernel that is restored from this state has to show.
+
+        Returns:
+            The msg_ids of the requests that it has and has not finished; `go_on` takes them as `inherited`.
+
+        Raises:
+            ConflictError: No kernel is connected that answers.
+            SnapshotError: A hook of the kernel's refuses, in its words; the kernel runs on.
+            UnsupportedOperationError: The kernel holds what cannot be saved; the kernel runs on.
+            OperationTimeoutError: It did not answer in time; the kernel runs on.
+            TransportError: It died meanwhile.
+        """
+        comms, leave, marked = await self._do(lambda relay: relay.pauses.ask_leave(token))
+        try:
+            async with _deadline(timeout, "pause"):
+                said = await asyncio.wrap_future(leave)
+                if said.get("status") != "ok":
+                    raise refusal(said)
+                await self._heard_all(marked)
+            left: tuple[str, ...] = await self._do(lambda relay: relay.pauses.leave(comms))
+            return left
+        except BaseException:
+            await self._undo(lambda relay: relay.pauses.stay())
+            raise
+
+    async def go_on(
+        self,
+        prefix: str,
+        *,
+        token: str,
+        restored: bool,
+        clone: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        inherited: Collection[str] = (),
+        timeout: float,
+    ) -> None:
+        """Connect to a kernel that was paused, once its output is known to come through, and let requests in.
+
+        Args:
+            restored: It was restored from a snapshot and has to show `token` and freshen itself before anything else
+                reaches it; False: it is the same process.
+            clone: It is one of several that were restored from the same snapshot.
+            env: Variables that a restored kernel is to have.
+            cwd: Where a restored kernel is to be; empty: where it was.
+            inherited: What `pause` gave when the snapshot was taken. Of these, requests that a client of this proxy
+                still awaits are answered as ever. What is said about the others is dropped, or, of a clone,
+                published; either way the kernel is busy until they are finished.
+
+        Raises:
+            ConflictError: A kernel is connected.
+            SnapshotError: The kernel refuses; its side is closed again and requests go on waiting.
+            OperationTimeoutError: It did not answer in time; as above.
+            TransportError: It is gone; as above.
+        """
+        if restored:
+            word = Word(
+                "warmcell_after_restore_request", {"token": token, "clone": clone, "env": dict(env or {}), "cwd": cwd}
+            )
+        else:
+            word = Word("warmcell_go_on_request", {})
+        names = tuple(inherited)
+        answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, clone=clone, inherited=names))
+        try:
+            async with _deadline(timeout, "go_on"):
+                said = await asyncio.wrap_future(answer)
+            if restored and said.get("token") != token:
+                raise SnapshotError(
+                    "The restored kernel is not the one that was saved",
+                    hint="The snapshot cannot be trusted; remove it and restart the kernel.",
+                )
+            await self._do(lambda relay: relay.pauses.let_in())
+        except BaseException:
+            await self._undo(lambda relay: relay.pauses.give_up())
+            raise
+
+    async def suspended(
+        self,
+        *,
+        on_wake: Callable[[], None],
+        on_shutdown: Callable[[bool], None] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The kernel that was paused is away for long: answer for it what a page asks by itself.
+
+        That ends with `go_on`, `awake` or another kernel. `kernel_info`, `comm_info` and `history` requests,
+        `debugInfo` and interrupts are answered here. A shutdown is acknowledged. Everything else waits for the kernel.
+
+        Args:
+            on_wake: Called once, in this event loop, when something waits that only the kernel can do; at once if
+                something does already.
+            on_shutdown: Called in this event loop when a client shuts the kernel down, with its wish to restart.
+            info: The content of the kernel's kernel_info reply, for a proxy that has never spoken with it.
+
+        Raises:
+            ConflictError: A kernel is connected.
+        """
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # The loop is closed.
+                loop.call_soon_threadsafe(on_wake)
+
+        def shut_down(restart: bool) -> None:
+            if on_shutdown is not None:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(on_shutdown, restart)
+
+        await self._do(lambda relay: relay.pauses.suspended(info=info, on_wake=wake, on_shutdown=shut_down))
+
+    async def refuse(self, error: WarmcellError) -> None:
+        """Answer what waits for a kernel that could not be woken with this error; the next request wakes it again."""
+        await self._do(lambda relay: relay.pauses.refuse(error))
+
+    async def awake(self) -> None:
+        """Answer for the kernel no more; requests wait for it. Idempotent."""
+        await self._do(lambda relay: relay.pauses.awake())
+
+    async def end_open_requests(self, *, asked_by: str = "") -> None:
+        """Give up the kernel's present state for an earlier one, which is to come with `go_on`.
+
+        What it has said is carried over and its side is closed. The cell that asked for it is answered with ok, what
+        it had begun or was asked before that is answered as aborted. Requests that came after wait for the
+        restored kernel, before those that wait already.
+
+        Args:
+            asked_by: msg_id of the cell that asked for it; empty: nobody did in a cell.
+        """
+        await self._do(lambda relay: relay.pauses.end_open_requests(asked_by))
+
+    async def kernel_info(self) -> Mapping[str, Any] | None:
+        """The content of the kernel's last kernel_info reply, for `suspended` of another proxy."""
+        found: Mapping[str, Any] | None = await self._do(Relay.info)
+        return found
 
     async def close(self) -> None:
         """End the proxy; its socket files are gone afterwards. Idempotent."""
@@ -121,9 +261,45 @@ class KernelProxy:
         """Requests of clients that are not finished, those that wait for a kernel included."""
         return self._relay.activity.open_requests if self._relay else 0
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request was finished and the last output came; 0 while a request is open.
+
+        What a page asks by itself counts for neither.
+        """
+        return self._relay.activity.idle_s if self._relay else 0.0
+
+    async def _heard_all(self, marked: Answer) -> None:
+        """Wait until the mark has come. A kernel that keeps it with its other output is silent instead."""
+        heard = asyncio.ensure_future(asyncio.wrap_future(marked))
+        while not (await asyncio.wait({heard}, timeout=_SILENCE_S))[0]:
+            if await self._do(lambda relay: relay.pauses.silent()):
+                return
+        heard.result()
+
+    async def _undo(self, command: Callable[[Relay], None]) -> None:
+        """Run a command to its end even if the caller is cancelled, and whatever has become of the proxy."""
+        with contextlib.suppress(WarmcellError):
+            await asyncio.shield(self._do(command))
+
     async def _do(self, command: Callable[[Relay], Any]) -> Any:
         relay = self._relay
         if relay is None:
             raise ConflictError("The kernel's proxy is not running", hint="Start the kernel again.")
         async with asyncio.timeout(_COMMAND_S):
             return await asyncio.wrap_future(relay.submit(lambda: command(relay)))
+
+
+@contextlib.asynccontextmanager
+async def _deadline(timeout: float, operation: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except OperationTimeoutError:
+        raise
+    except TimeoutError:
+        raise OperationTimeoutError(
+            f"The kernel did not answer within {timeout:g} s",
+            hint="Restart it; the keeper's log and the sandbox's state say what it does.",
+            details={"operation": operation, "timeout": timeout},
+        ) from None

@@ -1,6 +1,7 @@
 """Requests that wait for a kernel, bounded in number and bytes."""
 
 import collections
+from collections.abc import Callable
 from typing import Final, Literal
 
 from warmcell.kernel_provisioner.proxy.wire import Message
@@ -32,13 +33,28 @@ class Requests:
         self._queues[channel].append((name, message))
         self._bytes += message.size_bytes
 
-    def take(self, channel: RequestChannel) -> Message | None:
-        """The oldest request of a channel."""
+    def put_back(self, channel: RequestChannel, name: str, message: Message) -> None:
+        """Keep a request that comes before all others of its channel."""
+        self._queues[channel].appendleft((name, message))
+        self._bytes += message.size_bytes
+
+    def take(self, channel: RequestChannel) -> tuple[str, Message] | None:
+        """The oldest request of a channel, and its msg_id."""
         if not self._queues[channel]:
             return None
-        _, message = self._queues[channel].popleft()
-        self._bytes -= message.size_bytes
-        return message
+        found = self._queues[channel].popleft()
+        self._bytes -= found[1].size_bytes
+        return found
+
+    def sift(self, keep: Callable[[RequestChannel, str, Message], bool]) -> None:
+        """Let go of what is not to be kept, by channel, msg_id and message."""
+        for channel, queue in self._queues.items():
+            for _ in range(len(queue)):
+                name, message = queue.popleft()
+                if keep(channel, name, message):
+                    queue.append((name, message))
+                else:
+                    self._bytes -= message.size_bytes
 
     def names(self) -> frozenset[str]:
         """The msg_ids of all that waits."""

@@ -8,7 +8,7 @@ import datetime
 import hmac
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,7 +116,7 @@ class Author:
         self._session = secrets.token_hex(16)
         self._count = 0
 
-    def make(self, kind: str, content: dict[str, Any], *, route: list[bytes] | None = None) -> tuple[str, Message]:
+    def make(self, kind: str, content: Mapping[str, Any], *, route: list[bytes] | None = None) -> tuple[str, Message]:
         """A message and its id."""
         self._count += 1
         name = f"{self._session}_{self._count}"
@@ -128,12 +128,18 @@ class Author:
             "date": datetime.datetime.now(datetime.UTC).isoformat(),
             "version": _PROTOCOL,
         }
-        head, body = json.dumps(header).encode(), json.dumps(content).encode()
+        head, body = json.dumps(header).encode(), json.dumps(dict(content)).encode()
         return name, Message(route or [], b"", head, b"{}", b"{}", body, [])
 
-    def request(self, kind: str) -> tuple[str, Message]:
+    def request(self, kind: str, content: Mapping[str, Any] | None = None) -> tuple[str, Message]:
         """A request of our own and its id; the answer comes back with our route."""
-        return self.make(kind, {}, route=[self.route])
+        return self.make(kind, content or {}, route=[self.route])
+
+    def answer(self, kind: str, content: Mapping[str, Any], request: Message, *, to_asker: bool) -> Message:
+        """A message in a kernel's place: to who asked, or to everybody."""
+        _, made = self.make(kind, content, route=request.route if to_asker else None)
+        made.parent = request.header
+        return made
 
     def owns(self, name: str) -> bool:
         """Whether a message id is of one of ours."""

@@ -7,6 +7,7 @@ takes nothing; and its own threads add two changes of thread to each message's w
 """
 
 import collections
+import contextlib
 import errno
 import mmap
 import os
@@ -92,6 +93,11 @@ class Peer:
             self._greet()
         elif problem not in (errno.ECONNREFUSED, errno.EAGAIN):
             self._state = "closed"
+
+    def end(self) -> None:
+        """Say no more, and go on reading until the other side closes."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close at once; what was not sent is gone. Idempotent."""

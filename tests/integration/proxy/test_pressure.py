@@ -110,7 +110,7 @@ async def test_a_client_that_reads_nothing_holds_the_guest_back(rig: Rig) -> Non
     guest = await rig.guest(queue=2)
     client = Stalled(rig.connection)
     await client.subscribe()
-    await until(lambda: any(each.topics for each in rig.proxy._relay._clients))  # type: ignore[union-attr]
+    await until(lambda: any(each.topics for each in rig.proxy._relay._traffic.clients))  # type: ignore[union-attr]
     flood = Flood(guest, 200, MIB)
     said = await flood.settled()
     assert clients.UNSENT_MAX_BYTES // MIB <= said < clients.UNSENT_MAX_BYTES // MIB + 10
@@ -126,7 +126,7 @@ async def test_a_stalled_client_does_not_stop_the_others_for_ever(rig: Rig, monk
     stalled, reader = Stalled(rig.connection), Stalled(rig.connection)
     for each in (stalled, reader):
         await each.subscribe()
-    await until(lambda: sum(1 for each in rig.proxy._relay._clients if each.topics) == 2)  # type: ignore[union-attr]
+    await until(lambda: sum(1 for each in rig.proxy._relay._traffic.clients if each.topics) == 2)  # type: ignore[union-attr]
     flood = Flood(guest, 150, MIB)
     assert numbers(await reader.read(150)) == list(range(150))
     await flood.task

@@ -38,6 +38,7 @@ def test_what_a_dead_kernel_was_asked_is_forgotten() -> None:
     activity = Activity()
     activity.asked("execute_request", "lost")
     activity.asked("execute_request", "waits")
+    activity.sent("lost")
     activity.status("busy", "execute_request", "lost")
     activity.forgotten(waiting=frozenset({"waits"}))
     assert (activity.busy, activity.open_requests) == (True, 1)
@@ -54,7 +55,7 @@ def test_waiting_requests_are_bounded_in_number_and_bytes() -> None:
         requests.put("shell", str(number), small)
     assert not requests.room("shell")
     assert requests.room("control")
-    assert requests.take("shell") is small
+    assert requests.take("shell") == ("0", small)
     assert requests.room("shell")
     assert requests.names() == {str(number) for number in range(1, WAITING_MAX_MESSAGES)}
 
@@ -62,6 +63,6 @@ def test_waiting_requests_are_bounded_in_number_and_bytes() -> None:
     large.buffers.append(bytes(WAITING_MAX_BYTES))
     requests.put("control", "large", large)
     assert not requests.room("shell")
-    assert requests.take("control") is large
+    assert requests.take("control") == ("large", large)
     assert requests.room("shell")
     assert requests.take("control") is None
