@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
@@ -67,6 +67,42 @@ class KernelProcess:
         return not self.exited.is_set()
 
 
+class Frontend(Protocol):
+    """Whoever speaks with a sandbox's kernel for its clients, who notice nothing of what happens behind it."""
+
+    def record(self) -> Mapping[str, Any]:
+        """What `go_on` needs to know of a kernel that was paused, also in another keeper; JSON-ready."""
+
+    async def pause(self, *, token: str) -> None:
+        """Have the kernel get ready for a snapshot and leave it completely; requests wait from now on.
+
+        Raises:
+            UnsupportedOperationError: A hook of its user's is against it; the kernel is as before.
+        """
+
+    async def go_on(
+        self, kernel: "KernelProcess", record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+    ) -> None:
+        """Speak with this kernel from now on, once it has proved to be the one that was left.
+
+        Args:
+            kernel: Where its sockets are.
+            record: Of when it was paused.
+            token: What `pause` was given before its memory was saved.
+            restored: It was brought back, so it takes entropy and environment anew.
+            clone: It is a copy: the one that was saved may live on.
+
+        Raises:
+            SnapshotError: It is not, or could not make itself ready.
+        """
+
+    async def undone(self) -> None:
+        """The kernel goes back to an earlier moment: requests that it still works on are answered here."""
+
+    async def sleep(self, record: Mapping[str, Any]) -> None:
+        """There is no kernel for now: answer what needs none, and have it woken for the rest."""
+
+
 class LiveSandbox:
     """A sandbox and the tasks that watch it. `SandboxService` owns it; nobody else changes it."""
 
@@ -82,6 +118,12 @@ class LiveSandbox:
         self.directory = directory
         self.gpus: tuple[GpuDevice, ...] = ()
         self.kernel: KernelProcess | None = None
+        self.frontend: Frontend | None = None
+        """None where no client is connected through one."""
+        self.layer: contextlib.AsyncExitStack | None = None
+        """Holds the snapshot whose files it has."""
+        self.lock = asyncio.Lock()
+        """Held while its memory is saved or brought back, and by a start of a kernel."""
         self.template_settled = asyncio.Event()
         """Set while the fork server is neither starting nor importing."""
         self.ended = asyncio.Event()
@@ -140,12 +182,27 @@ class LiveSandbox:
             WarmcellError: What the backend raises, or `SandboxStartError` where the guest does not answer.
         """
         self.gpus = tuple(gpus)
+        await self.rise(backend)
+        self.tell(state=transition(self.info.state, Event.CREATED), phase=None)
+        self.watch()
+
+    async def rise(self, backend: SandboxBackend, *, layer: Path | None = None) -> None:
+        """Have a backend's sandbox behind it whose guest answers, with `gpus`. Its state is the caller's to tell.
+
+        Args:
+            backend: Makes it.
+            layer: Of a snapshot; the sandbox has these files. They must stay as long as it does.
+
+        Raises:
+            WarmcellError: As `bring_up`.
+        """
         self.phase("sandbox")
         instance = await backend.create(
             self.spec,
             sandbox_id=self.info.id,
             directory=self.directory,
             gpus=self.gpus,
+            layer=layer,
             progress=lambda detail: self.phase("sandbox", detail),
         )
         self._instance = instance
@@ -153,14 +210,63 @@ class LiveSandbox:
         self._channel = await self._unless_dead(
             GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
         )
+        self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note, gpus=self.gpus)
+
+    def watch(self) -> None:
+        """Follow what happens in it from now on."""
         self._watchers = [asyncio.create_task(self._watch_guest()), asyncio.create_task(self._watch_instance())]
-        self.tell(
-            state=transition(self.info.state, Event.CREATED),
-            limits=dict(instance.limits),
-            workspace_note=instance.workspace_note,
-            gpus=self.gpus,
-            phase=None,
-        )
+
+    async def become(self, other: "LiveSandbox") -> "LiveSandbox":
+        """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched."""
+        for box in (self, other):
+            await box._unwatch()
+        for name in ("_instance", "_channel", "directory", "layer", "kernel"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, mine)
+        if self._instance is not None:
+            instance = self._instance
+            self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note)
+            self.watch()
+        return other
+
+    async def discard(self) -> None:
+        """Remove a twin, or what was exchanged for it, without a word. Idempotent."""
+        await self.fall()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        await self.let_go_of_layer()
+
+    async def let_go_of_layer(self) -> None:
+        """It needs the files of the snapshot it came from no more. Idempotent."""
+        layer, self.layer = self.layer, None
+        if layer is not None:
+            await layer.aclose()
+
+    async def _unwatch(self) -> None:
+        for task in self._watchers:
+            task.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._watchers = []
+
+    async def fall(self) -> None:
+        """Remove the backend's sandbox behind it, whatever runs there. Its kernel counts as alive. Idempotent."""
+        await self._unwatch()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+        instance = self._instance
+        if instance is not None:
+            await instance.stop()
+        self._instance = None
+
+    async def take_on(self, kernel: KernelProcess) -> None:
+        """A kernel was restored in it: follow it as one that was started here.
+
+        Raises:
+            TransportError: The guest is gone.
+        """
+        await self._reached().adopt(kernel.pid)
+        self.kernel = kernel
 
     async def prepare(self) -> None:
         """Start the fork server and its imports; `template_settled` and the template's status tell the rest."""
@@ -262,6 +368,8 @@ class LiveSandbox:
         kernel = self.kernel
         if kernel is None:
             return None
+        if self._channel is None:  # It is suspended: there is nobody who could leave.
+            self._kernel_exited(128 + signal.SIGKILL)
         if kernel.alive and grace > 0:
             await _within(kernel.exited.wait(), grace)
         if kernel.alive:
@@ -288,16 +396,8 @@ class LiveSandbox:
         """End it and remove all of it, its directory included. Idempotent."""
         if self.info.state not in (*TERMINAL, State.STOPPING):
             self.tell(state=transition(self.info.state, Event.STOP), phase=None)
-        for task in self._watchers:
-            task.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
-        self._watchers = []
-        if self._channel is not None:
-            await self._channel.close()
-        if self._instance is not None:
-            await self._instance.stop()
+        await self.discard()
         self._kernel_exited(128 + signal.SIGKILL)
-        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         if self.info.state is State.STOPPING:
             self.tell(state=transition(self.info.state, Event.STOP_DONE))
         self.template_settled.set()
@@ -330,7 +430,7 @@ class LiveSandbox:
 
     async def _follow_events(self) -> None:
         count = 0
-        async for event in self._guest().events():
+        async for event in self._reached().events():
             count += 1
             if event["event"] == "template":
                 self._template_event(event)
@@ -391,6 +491,21 @@ class LiveSandbox:
         if self._instance is None:
             raise errors.ConflictError(f"Sandbox {self.info.id} is not up", hint="Wait until it is running.")
         return self._instance
+
+    @property
+    def instance(self) -> SandboxInstance:
+        """The backend's sandbox.
+
+        Raises:
+            ConflictError: There is none now.
+        """
+        return self._up()
+
+    def _reached(self) -> GuestChannel:
+        """The channel, also before its state says running."""
+        if self._channel is None:
+            raise errors.ConflictError(f"Sandbox {self.info.id} is not up", hint="Wait until it is running.")
+        return self._channel
 
     def _guest(self) -> GuestChannel:
         if self.info.state is State.FAILED and self.info.error is not None:

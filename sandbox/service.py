@@ -7,18 +7,18 @@ thread that lives as long as its sandboxes (see `SandboxBackend.create`).
 import asyncio
 import dataclasses
 import logging
-import secrets
-import string
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
+from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.memory import Memory
 from warmcell.sandbox.models import (
     BackendReport,
     ExecResult,
@@ -26,10 +26,16 @@ from warmcell.sandbox.models import (
     SandboxId,
     SandboxInfo,
     SandboxSpec,
+    SnapshotId,
+    SnapshotInfo,
+    SnapshotKind,
     TemplateInfo,
 )
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.pool import WarmPool, memory_bytes
+from warmcell.sandbox.snapshots.base import SnapshotEngine
+from warmcell.sandbox.snapshots.manifest import Manifest
+from warmcell.sandbox.snapshots.store import SnapshotStore
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ FAILED_KEPT = 50
 
 TEMPLATE_TIMEOUT_S = 600.0
 """A prepared sandbox whose imports take longer is given up."""
+
+Result = TypeVar("Result")
 
 SEE_LOG = "keeper.log in the state directory says more."
 
@@ -65,6 +73,8 @@ class SandboxService:
         gpus: GpuLeases,
         paths: Paths,
         bounds: Bounds,
+        engine: SnapshotEngine | None = None,
+        store: SnapshotStore | None = None,
         prepared_per_template: int = 1,
         prepared_bytes: int = 2 * 2**30,
     ) -> None:
@@ -77,7 +87,11 @@ class SandboxService:
         self._pool = WarmPool(
             self._prepare, per_template=prepared_per_template, cap_bytes=prepared_bytes, changed=self._publish
         )
-        self._creating: dict[SandboxId, asyncio.Task[LiveSandbox]] = {}
+        self._working: dict[SandboxId, asyncio.Task[Any]] = {}
+        """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
+        self.memory = Memory(
+            engine=engine, store=store or SnapshotStore(paths.snapshots), backend_of=self._backend, paths=paths
+        )
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -107,8 +121,8 @@ class SandboxService:
 
     @property
     def busy(self) -> bool:
-        """Whether any sandbox is alive that somebody asked for."""
-        return any(info.state not in TERMINAL for info in self.infos())
+        """Whether any sandbox runs that somebody asked for."""
+        return any(info.state not in (*TERMINAL, State.SUSPENDED) for info in self.infos())
 
     async def gpus(self) -> list[dict[str, Any]]:
         """The GPUs of the machine with who holds each."""
@@ -161,10 +175,21 @@ class SandboxService:
         parent: SandboxId | None = None,
         kernel_id: str | None = None,
         notebook: str | None = None,
+        snapshot: SnapshotId | None = None,
+        frontend: Callable[[LiveSandbox], Frontend] | None = None,
     ) -> SandboxInfo:
         """Bring up a sandbox, a prepared one where one of that shape waits.
 
         A failure stays listed for ten minutes as a sandbox in state `failed`; nothing else of it is left.
+
+        Args:
+            spec: What it is to be.
+            owner: Who asks for it, as in `SandboxInfo`.
+            parent: The sandbox from which it is asked for.
+            kernel_id: The kernel that it is for.
+            notebook: The notebook that it is for.
+            snapshot: It comes with a kernel that goes on from there.
+            frontend: Who speaks with that kernel.
 
         Raises:
             WarmcellError: The spec is out of bounds, no GPU is free, or the backend failed.
@@ -172,10 +197,12 @@ class SandboxService:
         if self._closed or (parent is not None and not self._lives(parent)):
             raise errors.ConflictError("Whoever asks for this sandbox is going away", hint="Start it again later.")
         box = self._new(spec, owner=owner, parent=parent, kernel_id=kernel_id, notebook=notebook)
+        box.frontend = frontend(box) if frontend is not None else None
         sandbox_id = box.info.id
         self._boxes[sandbox_id] = box
         self._publish(box)
-        work = self._creating[sandbox_id] = asyncio.create_task(self._create(box))
+        work = asyncio.create_task(self._create(box, snapshot))
+        self._working[sandbox_id] = work
         try:
             return (await work).info
         except asyncio.CancelledError:
@@ -187,7 +214,7 @@ class SandboxService:
             await self.stop(sandbox_id)  # it may have come up in the moment in which nobody wanted it any more
             raise
         finally:
-            self._creating.pop(sandbox_id, None)
+            self._working.pop(sandbox_id, None)
 
     async def refuse(
         self, spec: SandboxSpec, error: errors.WarmcellError, *, owner: str, kernel_id: str, notebook: str | None
@@ -243,13 +270,133 @@ class SandboxService:
         """Run a process in it to its end."""
         return await self.live(sandbox_id).exec(argv, env=env, timeout=timeout)
 
+    # What is done with its memory --------------------------------------------------------------------------------
+
+    async def snapshot(self, sandbox_id: SandboxId, *, name: str = "", kind: SnapshotKind = "named") -> SnapshotInfo:
+        """Save its memory and its files; its kernel goes on after a pause.
+
+        Raises:
+            UnsupportedOperationError: That cannot be done here; nothing was touched.
+            WarmcellError: Nothing was saved, and the kernel goes on as before.
+        """
+        box = self.live(sandbox_id)
+        await self.memory.check(box.spec)
+        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name))
+
+    async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Save it, end its processes and give its GPUs back; it is listed as before, under its id.
+
+        Raises:
+            UnsupportedOperationError: That cannot be done here; nothing was touched.
+            WarmcellError: It runs on as before.
+        """
+        box = self.live(sandbox_id)
+        await self.memory.check(box.spec)
+        await self._exclusively(box, self.memory.suspend(box))
+        self._gpus.release(sandbox_id)
+        return box.info
+
+    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have a suspended sandbox go on where it was. One that runs is as it is.
+
+        Raises:
+            WarmcellError: It stays suspended, with its snapshot as it was.
+        """
+        box = self.live(sandbox_id)
+        return await self._exclusively(box, self._resume(box))
+
+    async def reopen(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have a suspended sandbox up again with its files, without the kernel that it had. One that runs is as it is.
+
+        Raises:
+            WarmcellError: It stays suspended.
+        """
+        box = self.live(sandbox_id)
+        return await self._exclusively(box, self._resume(box, with_kernel=False))
+
+    async def restore(self, sandbox_id: SandboxId, ref: str) -> SandboxInfo:
+        """Put its kernel back to one of its snapshots, by name or id.
+
+        Raises:
+            SnapshotNotFoundError: It has none of that name.
+            WarmcellError: Its kernel runs on as it was.
+        """
+        box = self.live(sandbox_id)
+        snapshot = self.memory.store.get(ref, kernel_id=box.info.kernel_id).info
+        await self.memory.check(box.spec)
+        await self._exclusively(box, self.memory.undo(box, snapshot.id))
+        return box.info
+
+    def revive(self, manifest: Manifest, frontend: Callable[[LiveSandbox], Frontend]) -> LiveSandbox:
+        """A sandbox that was suspended when another keeper went is suspended here."""
+        saved = manifest.info
+        assert saved.sandbox_id is not None
+        box = self._new(manifest.spec, owner="notebook", kernel_id=saved.kernel_id, notebook=saved.notebook)
+        box.info = dataclasses.replace(
+            box.info,
+            id=saved.sandbox_id,
+            state=State.SUSPENDED,
+            snapshot=saved.id,
+            created_at=saved.created_at,
+            generation=manifest.guest.generation,
+        )
+        box.kernel = KernelProcess(
+            pid=manifest.guest.pid,
+            generation=manifest.guest.generation,
+            socket_prefix=box.directory / "run" / manifest.guest.socket_prefix,
+            started_from="snapshot",
+        )
+        box.frontend = frontend(box)
+        self._boxes[box.info.id] = box
+        self._publish(box)
+        self._spawn(self._watch(box))
+        return box
+
+    async def _resume(self, box: LiveSandbox, *, with_kernel: bool = True) -> SandboxInfo:
+        began = time.perf_counter()
+        if box.info.state is not State.SUSPENDED:
+            return box.info
+        devices: tuple[GpuDevice, ...] = ()
+        if box.spec.gpu is not None:
+            box.phase("lease")
+            devices = await self._gpus.lease(box.spec.gpu, holder=box.info.id)
+        try:
+            await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            raise
+        return box.info
+
+    async def _exclusively(self, box: LiveSandbox, what: Coroutine[Any, Any, Result]) -> Result:
+        """Do something with a sandbox's memory while nothing else is done with it; `stop` cuts it short."""
+        async with box.lock:
+            if box.info.state in TERMINAL or box.info.id not in self._boxes:
+                what.close()
+                raise errors.ConflictError(f"Sandbox {box.info.id} has ended", hint="`warmcell ps` lists what runs.")
+            work = asyncio.create_task(what)
+            self._working[box.info.id] = work
+            try:
+                return await work
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is None or not current.cancelling():
+                    raise errors.ConflictError(
+                        f"Sandbox {box.info.id} was stopped meanwhile", hint="Start it again if that was a mistake."
+                    ) from None
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                raise
+            finally:
+                if self._working.get(box.info.id) is work:
+                    del self._working[box.info.id]
+
     async def stop(self, sandbox_id: SandboxId) -> None:
         """Stop it, and what was made from inside it, also while it comes up. Idempotent: an unknown id is gone.
 
         Raises:
             OperationTimeoutError: Processes of it do not end. It stays listed, and keeps its GPUs.
         """
-        work = self._creating.get(sandbox_id)
+        work = self._working.get(sandbox_id)
         if work is not None:
             if not work.cancelling():
                 work.cancel()
@@ -260,13 +407,16 @@ class SandboxService:
             await self._remove(box)
 
     async def close(self) -> None:
-        """Stop everything. The service is of no use afterwards."""
+        """Stop everything; what is suspended stays on disk. The service is of no use afterwards."""
         self._closed = True
+        for box in [box for box in self._boxes.values() if box.info.state is State.SUSPENDED]:
+            del self._boxes[box.info.id]
         ends = await asyncio.gather(*(self.stop(one) for one in list(self._boxes)), return_exceptions=True)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
+        await self.memory.close()
         self._changes.close()
         for end in ends:
             if isinstance(end, BaseException):
@@ -274,7 +424,7 @@ class SandboxService:
 
     # Behind it -------------------------------------------------------------------------------------------------
 
-    async def _create(self, box: LiveSandbox) -> LiveSandbox:
+    async def _create(self, box: LiveSandbox, snapshot: SnapshotId | None) -> LiveSandbox:
         """What `create` does, as a task that `stop` can cancel."""
         try:
             spec = box.spec = await self.check(box.spec)
@@ -283,17 +433,24 @@ class SandboxService:
             if spec.gpu is not None:
                 box.phase("lease")
                 devices = await self._gpus.lease(spec.gpu, holder=box.info.id)
-            prepared = self._pool.take(spec.shape(devices))
-            if prepared is not None:
+            prepared = self._pool.take(spec.shape(devices)) if snapshot is None else None
+            if snapshot is not None:
+                await self.memory.clone(box, snapshot, devices)
+            elif prepared is not None:
                 box = self._adopt(prepared, box, devices)
             else:
-                box.directory.mkdir(mode=0o700)
-                await box.bring_up(self._backend(spec), devices)
+                await self._bring_up(box, devices)
         except BaseException as error:
             await self._discard(box, error)
             raise
         self._spawn(self._watch(box))
         return box
+
+    async def _bring_up(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+        """From nothing, such that its kernels can be saved where this machine can do that."""
+        box.directory.mkdir(mode=0o700)
+        await box.bring_up(self._backend(box.spec), devices)
+        await self.memory.enroll(box)
 
     def _check_room(self) -> None:
         live = sum(box.info.state not in TERMINAL for box in self._boxes.values()) - 1
@@ -335,7 +492,7 @@ class SandboxService:
     ) -> LiveSandbox:
         backend = self._backends.get(self._default_backend if spec.backend == "auto" else spec.backend)
         info = SandboxInfo(
-            id=_new_id(),
+            id=new_sandbox_id(),
             state=State.CREATING,
             backend=backend.name if backend is not None else spec.backend,
             isolated=backend.capabilities.isolated if backend is not None else True,
@@ -354,9 +511,8 @@ class SandboxService:
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
         """A sandbox for the pool: up, and its template settled."""
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
-        box.directory.mkdir(mode=0o700)
         try:
-            await box.bring_up(self._backend(spec), ())
+            await self._bring_up(box, ())
             await box.prepare()
             async with asyncio.timeout(TEMPLATE_TIMEOUT_S):
                 await box.wait_template()
@@ -442,6 +598,7 @@ class SandboxService:
 
     async def _remove(self, box: LiveSandbox) -> None:
         await box.stop()
+        await self.memory.forget_suspended(box.info.snapshot)
         self._gpus.release(box.info.id)
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
@@ -479,8 +636,3 @@ class SandboxService:
 def _template(spec: SandboxSpec) -> tuple[object, ...]:
     """What makes two templates the same."""
     return (spec.template, spec.python, spec.preload)
-
-
-def _new_id() -> SandboxId:
-    alphabet = string.ascii_lowercase + string.digits
-    return SandboxId("".join(secrets.choice(alphabet) for _ in range(12)))

@@ -2,12 +2,11 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 from warmcell.sandbox.errors import CapacityError, ConflictError, InvalidRequestError, SnapshotNotFoundError
-from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo
+from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo, SnapshotKind
 
-Kind = Literal["named", "suspended", "template"]
+Kind = SnapshotKind
 
 NAME_MAX = 200
 """Characters of a snapshot's name."""
