@@ -1,1 +1,1 @@
-"""The root process that dumps and restores kernels, and makes the sandboxes of ordinary users. Standard library only."""
+"""The root process that dumps and restores kernels, and makes ordinary users' sandboxes. Standard library only."""

@@ -1,0 +1,265 @@
+"""Saving a kernel: its tree is stopped, written by criu, and goes on or ends when the caller has the layer as well."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+from warmcell.sandbox.helper import criu, enter, held, linux, program, view
+from warmcell.sandbox.helper.enter import Cancelled
+from warmcell.sandbox.helper.places import guest_pid_of, status
+from warmcell.sandbox.helper.problems import HelperError
+from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from warmcell.sandbox.helper.places import Place
+    from warmcell.sandbox.helper.program import Program
+    from warmcell.sandbox.helper.shelf import Draft, Shelf
+
+FIRST_PID = 1000
+"""Kernels have numbers from here on, since what restores them has small ones."""
+LAST_PID = "/proc/sys/kernel/ns_last_pid"
+
+
+def enroll(place: Place, cache: bytes) -> None:
+    """Make the sandbox one whose kernels can be saved."""
+    enter.do(place, lambda: view.make_room(cache))
+    raise_pids(place, FIRST_PID)
+
+
+def raise_pids(place: Place, least: int) -> None:
+    """The next process of the sandbox gets a number above `least`."""
+    fd = os.open(LAST_PID, os.O_RDWR | os.O_CLOEXEC)
+
+    def work() -> None:
+        # The number belongs to the pid namespace of whoever reads and writes, not to the /proc that it was opened in.
+        if int(os.pread(fd, 32, 0)) < least:
+            os.pwrite(fd, str(least).encode(), 0)
+
+    try:
+        enter.do(place, work, namespaces=("pid",))
+    finally:
+        os.close(fd)
+
+
+class Tree:
+    """The processes of a kernel, to be set going again or ended."""
+
+    def __init__(self, place: Place, pid: int) -> None:
+        self._place, self.pid = place, pid
+        self._stopped_before = {one for one in place.processes(pid) if _is_stopped(one)}
+
+    def pids(self) -> list[int]:
+        """Of the host, the kernel first."""
+        return list(self._place.processes(self.pid))
+
+    def thaw(self) -> None:
+        """Go on, except what its own user had stopped."""
+        for pid in reversed(self.pids()):
+            if pid not in self._stopped_before:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        """Kill all of it."""
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class Guardian:
+    """A process that sets a tree going again should this one be killed before it has."""
+
+    def __init__(self, tree: Tree) -> None:
+        reading, self.held = os.pipe2(os.O_CLOEXEC)
+        self._child = os.fork()
+        if self._child == 0:
+            try:
+                linux.close_but([2, reading])
+                linux.name_process("warmcell-thaw")
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                if not os.read(reading, 1):
+                    tree.thaw()
+            finally:
+                os._exit(0)
+        os.close(reading)
+
+    def dismiss(self) -> None:
+        """The tree goes on, or is dead."""
+        os.write(self.held, b".")
+        os.close(self.held)
+        os.waitpid(self._child, 0)
+
+
+def dump(
+    program_: Program,
+    shelf: Shelf,
+    place: Place,
+    *,
+    image: str,
+    guest_pid: int,
+    then: str,
+    nothing: int,
+    cache: bytes,
+    caller: int,
+    frozen: Callable[[], None],
+) -> tuple[Draft, dict[str, Any]]:
+    """Save the kernel; returns the image, which has its name, and what is said to the caller.
+
+    Args:
+        program_: Which criu.
+        shelf: Where the image goes.
+        place: The kernel's sandbox.
+        image: Id of the image.
+        guest_pid: The kernel, as the guest numbers it.
+        then: "go_on" or "stop".
+        nothing: An empty directory.
+        cache: What criu knows of this kernel of the machine.
+        caller: Its socket.
+        frozen: Tells the caller that the tree is stopped, and returns when the caller has its layer.
+
+    Raises:
+        HelperError: It cannot be saved; the kernel runs on and there is no image.
+        Cancelled: The caller has gone; likewise.
+    """
+    kernel = place.find(guest_pid)
+    who = _user(kernel)
+    enter.do(place, lambda: view.make_room(cache))
+    tree = Tree(place, kernel)
+    try:
+        draft = shelf.draft(image)
+    except OSError as error:
+        raise full(error, "the image directory") or error from error
+    keep = False
+    guardian = Guardian(tree)
+    try:
+        began = time.perf_counter()
+        code = criu.run(
+            program_,
+            place,
+            "dump",
+            ["-t", str(guest_pid), "--leave-stopped"],
+            images=draft.fd,
+            work=draft.fd,
+            nothing=nothing,
+            timeout_s=criu.DUMP_TIMEOUT_S,
+            user=criu.dump_user(*who),
+            caller=caller,
+            held=[guardian.held],
+        )
+        dumped_ms = 1e3 * (time.perf_counter() - began)
+        if code != 0:
+            raise criu.explain(draft.fd, "dump", code)
+        pids = tree.pids()
+        found = held.collect(pids)
+        for name, way in found.pages.items():
+            _keep_pages(shelf, draft, name, way)
+        about = {
+            "created_at": time.time(),
+            "engine": "criu",
+            "criu": program_.version,
+            "linux": program.release(),
+            "cpu": program.flags(),
+            "pid": guest_pid,
+            "pids": [guest_pid_of(pid) for pid in pids],
+            "last_pid": max(_last_number(pid) for pid in pids),
+            "user": list(who),
+            "memory_bytes": sum(_resident_bytes(pid) for pid in pids),
+            "open": found.open,
+        }
+        frozen()
+        if then == "stop":
+            tree.end()
+        else:
+            tree.thaw()
+        thawed_ms = 1e3 * (time.perf_counter() - began)
+        if then != "stop":
+            folders = sorted({"/dev/shm", *found.folders})
+            enter.do(place, lambda: view.sweep(folders))
+        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}")
+        _remove_logs(draft)
+        draft.commit(about)
+        keep = True
+    except OSError as error:
+        raise full(error, "the image directory") or error from error
+    finally:
+        if not keep:
+            tree.thaw()
+        guardian.dismiss()
+        if not keep:
+            draft.close(keep=False)
+    ms = {"dump": round(dumped_ms, 1), "frozen": round(thawed_ms, 1)}
+    return draft, {"memory_bytes": about["memory_bytes"], "pids": about["pids"], "ms": ms}
+
+
+def wait_for_thaw(caller: int, read: Callable[[], bool], *, timeout_s: float) -> None:
+    """Wait for the caller's word.
+
+    Raises:
+        Cancelled: The caller has gone.
+        HelperError: It takes too long.
+    """
+    waiting = select.poll()
+    waiting.register(caller, select.POLLIN | select.POLLRDHUP)
+    if not waiting.poll(1e3 * timeout_s):
+        raise HelperError("timeout", "The writable layer was not saved in time", details={"timeout": timeout_s})
+    if not read():
+        raise Cancelled
+
+
+def _keep_pages(shelf: Shelf, draft: Draft, name: str, way: str) -> None:
+    """Link a page file that the kernel maps, which another image of the same user holds, into this one."""
+    wanted = os.stat(way)
+    for image in os.listdir(shelf.path):
+        source = f"{shelf.path}/{image}/{MEMORY}/{name}"
+        with contextlib.suppress(OSError):
+            if os.stat(source).st_ino == wanted.st_ino:
+                shelf.link_pages(source, f"{draft.path}/{MEMORY}/{name}", name)
+                return
+    raise HelperError(
+        "snapshot_failed",
+        "The memory that this kernel was restored from is no longer there by name",
+        hint="Keep the snapshot that a kernel was restored from while that kernel is to be saved again.",
+        details={"pages": name},
+    )
+
+
+def _user(pid: int) -> tuple[int, int]:
+    found = status(pid)
+    if not found:
+        raise HelperError("conflict", "The kernel has ended", hint="Start it anew.")
+    return int(found["Uid"].split()[0]), int(found["Gid"].split()[0])
+
+
+def _is_stopped(pid: int) -> bool:
+    return status(pid).get("State", "").startswith("T")
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(status(pid).get("VmRSS", "0").split()[0]) * 1024
+
+
+def _last_number(pid: int) -> int:
+    """The highest number of its threads, as the guest counts."""
+    threads: Sequence[str] = ()
+    with contextlib.suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    return max((guest_pid_of_thread(pid, thread) for thread in threads), default=0)
+
+
+def guest_pid_of_thread(pid: int, thread: str) -> int:
+    """A thread's number in its innermost pid namespace."""
+    return int(status(f"{pid}/task/{thread}").get("NSpid", "0").split()[-1])
+
+
+def _remove_logs(draft: Draft) -> None:
+    for name in ("dump.log", "stats-dump"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=draft.fd)

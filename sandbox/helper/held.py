@@ -1,0 +1,124 @@
+"""What a stopped kernel has of files outside its image: libraries that it maps, files that it holds open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+
+from warmcell.sandbox.helper.criu import DOOR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TMPFS_MAGIC, OVERLAYFS_MAGIC = 0x01021994, 0x794C7630
+COPY_MAX_BYTES = 256 << 20
+"""Largest mapped file that is copied where it cannot be linked; a larger one is only compared."""
+_LINE = re.compile(r"([0-9a-f]+-[0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) +(/.*)")
+
+
+class Held:
+    """Collected while the kernel is stopped."""
+
+    def __init__(self) -> None:
+        self.mapped: dict[str, list[int]] = {}
+        """By path in the sandbox: inode, size, time of change."""
+        self.open: dict[str, list[int]] = {}
+        """By path in the sandbox: size, time of change. Files of the host only, such as the workspace's."""
+        self.pages: dict[str, str] = {}
+        """Page files that it maps, by name: a way to open each."""
+        self.folders: set[str] = set()
+        """Where criu may have put second names of deleted files."""
+
+
+def collect(pids: Iterable[int]) -> Held:
+    """Look at all of a tree."""
+    held = Held()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            _look_at_maps(pid, held)
+            _look_at_descriptors(pid, held)
+    return held
+
+
+def _look_at_maps(pid: int, held: Held) -> None:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            continue
+        area, access, _, path = match.groups()
+        path = path.replace("\\012", "\n")
+        if path.endswith(" (deleted)"):
+            held.folders.add(os.path.dirname(path))
+        elif path.startswith(f"{DOOR}/"):
+            held.pages.setdefault(path[len(DOOR) + 1 :], f"/proc/{pid}/map_files/{area}")
+        elif path not in held.mapped and access[3] == "p" and path.startswith("/"):
+            with contextlib.suppress(OSError):
+                found = os.stat(f"/proc/{pid}/map_files/{area}")
+                if stat.S_ISREG(found.st_mode):
+                    held.mapped[path] = [found.st_ino, found.st_size, found.st_mtime_ns]
+
+
+def _look_at_descriptors(pid: int, held: Held) -> None:
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        way = f"/proc/{pid}/fd/{fd}"
+        with contextlib.suppress(OSError):
+            path = os.readlink(way)
+            if not path.startswith("/"):
+                continue
+            found = os.stat(way)
+            if not stat.S_ISREG(found.st_mode):
+                continue
+            if path.endswith(" (deleted)"):
+                held.folders.add(os.path.dirname(path))
+            elif not _in_layer(way):
+                held.open[path] = [found.st_size, found.st_mtime_ns]
+
+
+def _in_layer(way: str) -> bool:
+    """Whether a file travels with the snapshot: it is in memory or in the writable layer."""
+    import ctypes
+
+    class StatFs(ctypes.Structure):
+        _fields_ = [("kind", ctypes.c_long), ("rest", ctypes.c_long * 31)]
+
+    found = StatFs()
+    if ctypes.CDLL(None).statfs(os.fsencode(way), ctypes.byref(found)) != 0:
+        return False
+    return found.kind in (TMPFS_MAGIC, OVERLAYFS_MAGIC)
+
+
+def pin(mapped: dict[str, list[int]], into: str) -> dict[str, list[object]]:
+    """Keep mapped files of the host against upgrades: a hard link each, or a copy where that cannot be.
+
+    Returns, by path: inode, size and time of change as the sandbox sees it; the name in `into`, empty if the file is
+    of the sandbox's own layer or cannot be kept, and then is only compared.
+    """
+    pinned: dict[str, list[object]] = {}
+    for number, (path, seen) in enumerate(sorted(mapped.items())):
+        name = ""
+        with contextlib.suppress(OSError):
+            found = os.lstat(path)
+            if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
+                name = _kept(path, f"{into}/{number}", found)
+        pinned[path] = [*seen, os.path.basename(name)]
+    return pinned
+
+
+def _kept(path: str, target: str, found: os.stat_result) -> str:
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except OSError:
+        if found.st_size > COPY_MAX_BYTES:
+            return ""
+        shutil.copy2(path, target)
+    now = os.lstat(target)
+    if [now.st_size, now.st_mtime_ns] != [found.st_size, found.st_mtime_ns]:
+        os.unlink(target)
+        return ""
+    return target

@@ -1,0 +1,144 @@
+"""Bringing a kernel back in a fresh sandbox."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import time
+
+from warmcell.sandbox.helper import criu, dump, enter, linux, program, view
+from warmcell.sandbox.helper.places import guest_pid_of
+from warmcell.sandbox.helper.problems import incompatible
+from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full, locked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from warmcell.sandbox.helper.places import Place
+    from warmcell.sandbox.helper.program import Program
+    from warmcell.sandbox.helper.shelf import Image, Shelf
+
+
+def restore(
+    program_: Program, shelf: Shelf, place: Place, *, image: str, nothing: int, cache: bytes, caller: int
+) -> dict[str, Any]:
+    """Restore an image; returns what is said to the caller.
+
+    Raises:
+        HelperError: It does not fit or is damaged, and nothing was started; or criu failed, and nothing is left of it.
+        Cancelled: The caller has gone; likewise.
+    """
+    began = time.perf_counter()
+    found = shelf.open(image)
+    try:
+        about = found.about
+        check_machine(about, program_.version)
+        verified = time.perf_counter()
+        try:
+            _show(found, place, cache)
+        except OSError as error:
+            raise full(error, "the sandbox's own room") or error from error
+        mounted = time.perf_counter()
+        _run(program_, shelf, place, found, nothing=nothing, caller=caller)
+        restored = time.perf_counter()
+        dump.raise_pids(place, max(dump.FIRST_PID, int(about["last_pid"])))
+    finally:
+        found.close()
+    steps = {"verify": verified - began, "mount": mounted - verified, "restore": restored - mounted}
+    return {"pid": about["pid"], "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()}}
+
+
+def check_machine(about: Mapping[str, Any], version: str) -> None:
+    """That this machine can go on where the one that wrote the image stopped.
+
+    Raises:
+        HelperError: It cannot.
+    """
+    if about["criu"].split(".")[:2] != version.split(".")[:2]:
+        raise incompatible("CRIU", about["criu"], version, hint="Install the version that it was made with.")
+    if about["linux"].split(".")[:2] != program.release().split(".")[:2]:
+        raise incompatible("Linux", about["linux"], program.release(), hint="Boot the version that it was made with.")
+    lacking = sorted(set(about["cpu"]) - set(program.flags()))
+    if lacking:
+        raise incompatible(
+            "the processor", "one with " + ", ".join(lacking), "without", hint="Restore it on the machine that made it."
+        )
+
+
+def _show(image: Image, place: Place, cache: bytes) -> None:
+    """Put into the sandbox what the image maps."""
+    pages: dict[str, int] = {}
+    for name in image.about["memory"]:
+        pages[name] = linux.clone_mount(f"{image.path}/{MEMORY}/{name}")
+        flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+        linux.change_mount(pages[name], add=flags)
+    pins: list[tuple[str, list[int], int]] = []
+    for path, (inode, size, changed_ns, name) in image.about["pinned"].items():
+        tree = -1
+        if name and not _is_on_host(path, inode, size, changed_ns):
+            kept = f"{image.path}/{PINNED}/{name}"
+            now = os.stat(kept)
+            if [now.st_size, now.st_mtime_ns] == [size, changed_ns]:
+                tree = linux.clone_mount(kept)
+                linux.change_mount(tree, add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID)
+        pins.append((path, [inode, size, changed_ns], tree))
+
+    def work() -> None:
+        view.make_room(cache)
+        view.show_pages(pages)
+        view.cover(pins)
+        view.check_open(image.about["open"])
+
+    try:
+        enter.do(place, work)
+    finally:
+        for tree in [*pages.values(), *(tree for _, _, tree in pins if tree >= 0)]:
+            os.close(tree)
+
+
+def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
+    """Whether the file that was mapped is still at its place; then the sandbox most likely sees it as well."""
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return [found.st_ino, found.st_size, found.st_mtime_ns] == [inode, size, changed_ns]
+    return False
+
+
+def _run(program_: Program, shelf: Shelf, place: Place, image: Image, *, nothing: int, caller: int) -> None:
+    path = f"{shelf.path}/.work-{secrets.token_hex(6)}"
+    os.mkdir(path, 0o700)
+    try:
+        with locked(path, exclusive=False) as work:
+            code = -1
+            try:
+                code = criu.run(
+                    program_,
+                    place,
+                    "restore",
+                    ["--restore-detached"],
+                    images=image.fd,
+                    work=work,
+                    nothing=nothing,
+                    timeout_s=criu.RESTORE_TIMEOUT_S,
+                    caller=caller,
+                )
+            finally:
+                if code != 0:
+                    _end_half_restored(place, set(image.about["pids"]))
+            if code != 0:
+                raise criu.explain(work, "restore", code)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _end_half_restored(place: Place, guest_pids: set[int]) -> None:
+    """Kill what a criu that failed, or was killed, has left of the tree."""
+    for pid in place.processes():
+        if guest_pid_of(pid) in guest_pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

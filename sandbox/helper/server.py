@@ -1,0 +1,294 @@
+"""The helper's main loop and its operations. Each request is served by a process of its own, which ends with it.
+
+A request cannot harm another: what a process of the helper joins, opens or crashes on is its own. The loop itself
+touches nothing that a caller sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from warmcell.sandbox.helper import dump, linux, places, probe, program, restore
+from warmcell.sandbox.helper.enter import Cancelled
+from warmcell.sandbox.helper.problems import HelperError
+from warmcell.sandbox.helper.shelf import Shelf, full
+from warmcell.sandbox.helper.wire import Conversation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+VERSION = "1"
+"""Of the protocol."""
+WORKERS_MAX = 64
+THAW_TIMEOUT_S = 600.0
+DRAIN_S = 120.0
+BACKGROUND_NICE = 10
+
+
+class Helper:
+    """What all operations share: which criu, where images are, what criu knows of this machine."""
+
+    def __init__(self, base: str, environment: Mapping[str, str], *, only: int | None = None) -> None:
+        """Configure it.
+
+        Args:
+            base: Directory of all images.
+            environment: Where WARMCELL_CRIU and PATH are looked up.
+            only: The one uid that it serves, besides root; everybody if None.
+        """
+        self.base = base
+        self.only = only
+        self._environment = environment
+        self._program: program.Program | None = None
+        self._operations: Mapping[str, Callable[[Conversation], None]] = {
+            "hello": self._hello,
+            "enroll": self._enroll,
+            "dump": self._dump,
+            "restore": self._restore,
+            "images": self._images,
+            "drop": self._drop,
+        }
+
+    def program(self) -> program.Program:
+        """The criu that is used. Looked for once it is needed, and again until there is one.
+
+        Raises:
+            HelperError: There is none.
+        """
+        if self._program is None:
+            if os.getuid() != 0:
+                raise HelperError(
+                    "backend_unavailable",
+                    "Memory snapshots need root",
+                    hint="As root: `warmcell helper install`; it serves all users of the machine.",
+                )
+            self._program = program.find(self._environment)
+            self._program.command()
+        return self._program
+
+    def prepare(self) -> None:
+        """What is done once, before the first request, so that each worker has it. Nothing that fails is fatal."""
+        with contextlib.suppress(HelperError):
+            self.program()
+
+    def serve(self, conversation: Conversation) -> None:
+        """Carry out one request, in a process of its own."""
+        operation = conversation.text("op", choices=tuple(self._operations))
+        if self.only is not None and conversation.uid not in (0, self.only):
+            raise HelperError("sandbox_not_found", "This helper serves another user")
+        self._operations[operation](conversation)
+
+    def _shelf(self, conversation: Conversation) -> Shelf:
+        return Shelf(self.base, conversation.uid)
+
+    def _hello(self, conversation: Conversation) -> None:
+        why_not, hint, version = "", "", ""
+        try:
+            found = self.program()
+            version = found.version
+            probe.check(found, self.base)
+        except HelperError as error:
+            why_not, hint = error.message, error.hint
+        conversation.say(
+            {
+                "ok": True,
+                "version": VERSION,
+                "criu": version,
+                "ready": not why_not,
+                "why_not": why_not,
+                "hint": hint,
+                "kernel": program.release(),
+                "cpu": program.flags(),
+            }
+        )
+
+    def _enroll(self, conversation: Conversation) -> None:
+        place = places.identify(conversation.pidfd(), conversation.uid)
+        dump.enroll(place, probe.cache(self.program(), self.base))
+        conversation.say({"ok": True})
+
+    def _dump(self, conversation: Conversation) -> None:
+        place = places.identify(conversation.pidfd(), conversation.uid)
+        then = conversation.text("then", choices=("stop", "go_on"))
+
+        def frozen() -> None:
+            conversation.say({"ok": True, "frozen": True})
+            dump.wait_for_thaw(
+                conversation.fileno(),
+                lambda: (conversation.hear() or {}).get("thaw") is True,
+                timeout_s=THAW_TIMEOUT_S,
+            )
+
+        draft, answer = dump.dump(
+            self.program(),
+            self._shelf(conversation),
+            place,
+            image=conversation.text("image"),
+            guest_pid=conversation.number("pid"),
+            then=then,
+            nothing=probe.nothing(self.base),
+            cache=probe.cache(self.program(), self.base),
+            caller=conversation.fileno(),
+            frozen=frozen,
+        )
+        conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer, "versions": draft.versions()})
+        conversation.close()
+        # The image can be used already; the rest takes time and nobody waits for it.
+        os.nice(BACKGROUND_NICE)
+        with contextlib.suppress(FileNotFoundError):
+            draft.finish()
+        draft.close(keep=True)
+
+    def _restore(self, conversation: Conversation) -> None:
+        place = places.identify(conversation.pidfd(), conversation.uid)
+        answer = restore.restore(
+            self.program(),
+            self._shelf(conversation),
+            place,
+            image=conversation.text("image"),
+            nothing=probe.nothing(self.base),
+            cache=probe.cache(self.program(), self.base),
+            caller=conversation.fileno(),
+        )
+        conversation.say({"ok": True, **answer})
+
+    def _images(self, conversation: Conversation) -> None:
+        conversation.say({"ok": True, "images": self._shelf(conversation).images()})
+
+    def _drop(self, conversation: Conversation) -> None:
+        self._shelf(conversation).drop(conversation.text("image"))
+        conversation.say({"ok": True})
+
+
+def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = None) -> None:
+    """Serve requests until the lifeline closes or SIGTERM comes, then let running ones finish.
+
+    Args:
+        listening: A listening Unix stream socket.
+        helper: What serves.
+        lifeline: A descriptor whose other end closes when nobody needs the helper any more.
+    """
+    stop_reading, stop_writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(stop_writing, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    helper.prepare()
+    waiting = select.poll()
+    waiting.register(listening, select.POLLIN)
+    waiting.register(stop_reading, select.POLLIN)
+    if lifeline is not None:
+        waiting.register(lifeline, select.POLLIN | select.POLLHUP)
+    workers: set[int] = set()
+    while True:
+        ready = dict(waiting.poll())
+        if stop_reading in ready:
+            received = os.read(stop_reading, 4096)
+            _reap(workers)
+            if signal.SIGTERM in received:
+                break
+        if lifeline is not None and lifeline in ready:
+            break
+        if listening.fileno() in ready:
+            while len(workers) >= WORKERS_MAX:
+                _reap(workers, wait=True)
+            with contextlib.suppress(OSError):
+                connection, _ = listening.accept()
+                workers.add(_worker(helper, connection, listening, [stop_reading, stop_writing]))
+                connection.close()
+    listening.close()
+    deadline = time.monotonic() + DRAIN_S
+    while workers and time.monotonic() < deadline:
+        waiting = select.poll()
+        waiting.register(stop_reading, select.POLLIN)
+        _reap(workers)
+        if workers:
+            waiting.poll(1000)
+            with contextlib.suppress(BlockingIOError):
+                os.read(stop_reading, 4096)
+
+
+def _reap(workers: set[int], *, wait: bool = False) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, _ = os.waitpid(-1, 0 if wait else os.WNOHANG)
+            if pid == 0:
+                return
+            workers.discard(pid)
+            wait = False
+
+
+def _worker(helper: Helper, connection: socket.socket, listening: socket.socket, own: list[int]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        listening.close()
+        for fd in own:
+            os.close(fd)
+        linux.name_process("warmcell-work")
+        _converse(helper, connection)
+        code = 0
+    except BaseException as error:
+        audit(f"worker failed: {type(error).__name__}: {error}")
+    finally:
+        os._exit(code)
+
+
+def _converse(helper: Helper, connection: socket.socket) -> None:
+    began = time.perf_counter()
+    try:
+        conversation = Conversation(connection)
+    except (EOFError, OSError):
+        return
+    except HelperError as error:
+        with contextlib.suppress(OSError):
+            import json
+
+            connection.sendall(json.dumps({"ok": False, **error.to_json()}).encode() + b"\n")
+        return
+    outcome = "ok"
+    try:
+        helper.serve(conversation)
+    except Cancelled:
+        outcome = "the caller has gone"
+    except HelperError as error:
+        outcome = f"{error.code}: {error.message}"
+        conversation.fail(error)
+    except OSError as error:
+        problem = full(error, helper.base) or HelperError(
+            "snapshot_failed", f"The helper failed: {error}", hint="Its log says more."
+        )
+        outcome = f"{problem.code}: {problem.message}"
+        conversation.fail(problem)
+    request = conversation.request
+    named = " ".join(f"{name}={request[name]!r}" for name in ("op", "image", "pid", "then") if name in request)
+    audit(f"uid={conversation.uid} {named} ms={1e3 * (time.perf_counter() - began):.0f} {outcome}")
+
+
+def audit(line: str) -> None:
+    """One line for each operation, on stderr: who asked for what and what came of it."""
+    clean = "".join(character if character.isprintable() else "?" for character in line)
+    with contextlib.suppress(OSError):
+        os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} warmcell-helper {clean[:2000]}\n".encode())
+
+
+def main(arguments: list[str]) -> None:
+    """Root's private helper: `server.main([LISTENING_FD, LIFELINE_FD, BASE])`, started by a keeper."""
+    listening, lifeline, base = int(arguments[0]), int(arguments[1]), arguments[2]
+    linux.name_process("warmcell-helper")
+    linux.die_with_parent(signal.SIGTERM)
+    os.umask(0o077)
+    with socket.socket(fileno=listening) as opened:
+        serve(opened, Helper(base, os.environ, only=os.getuid()), lifeline=lifeline)
+    sys.exit(0)

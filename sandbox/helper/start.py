@@ -1,0 +1,22 @@
+"""How a keeper of root's starts a helper of its own."""
+
+from __future__ import annotations
+
+import os
+
+import warmcell
+
+START = "import sys; sys.path.append({folder!r}); from warmcell.sandbox.helper import server; server.main(sys.argv[1:])"
+
+
+def command(python: str, *, listening: int, lifeline: int, base: str) -> list[str]:
+    """The command line; the two descriptors have to be passed on.
+
+    Args:
+        python: An interpreter of root's.
+        listening: A listening Unix stream socket.
+        lifeline: The reading end of a pipe, which the keeper keeps the other end of.
+        base: Directory of the images.
+    """
+    folder = os.path.dirname(os.path.dirname(warmcell.__file__))
+    return [python, "-I", "-S", "-c", START.format(folder=folder), str(listening), str(lifeline), base]

@@ -1,0 +1,129 @@
+"""One request and its answers: JSON lines over a Unix stream socket, descriptors on the first byte."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+import struct
+
+from warmcell.sandbox.helper.problems import HelperError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+LINE_MAX_BYTES = 1 << 16
+REQUEST_TIMEOUT_S = 10.0
+FDS_MAX = 4
+
+
+class Conversation:
+    """A connection on which one request has been read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._rest = b""
+        _, self.uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.fds: list[int] = []
+        connection.settimeout(REQUEST_TIMEOUT_S)
+        self.request = self._read_request()
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def say(self, answer: Mapping[str, Any]) -> None:
+        """Answer; a caller that has gone misses it."""
+        with contextlib.suppress(OSError):
+            self._connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    def fail(self, error: HelperError) -> None:
+        """Answer with an error."""
+        self.say({"ok": False, **error.to_json()})
+
+    def hear(self) -> dict[str, Any] | None:
+        """The caller's next line; None if it has gone."""
+        try:
+            return _parsed(self._line())
+        except (OSError, EOFError):
+            return None
+
+    def text(self, name: str, *, choices: tuple[str, ...] = ()) -> str:
+        """A member of the request that is text.
+
+        Raises:
+            HelperError: It is not, or not one of the choices.
+        """
+        value = self.request.get(name)
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise _bad(f"{name!r} is missing or not as it should be")
+        return value
+
+    def number(self, name: str) -> int:
+        """A member of the request that is a process's number.
+
+        Raises:
+            HelperError: It is not.
+        """
+        value = self.request.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 22:
+            raise _bad(f"{name!r} is missing or not as it should be")
+        return value
+
+    def pidfd(self) -> int:
+        """The descriptor that names the sandbox.
+
+        Raises:
+            HelperError: There is none, or there are several.
+        """
+        if len(self.fds) != 1:
+            raise _bad("A descriptor of the sandbox's first process has to come with the request")
+        return self.fds[0]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+        for fd in self.fds:
+            os.close(fd)
+
+    def _read_request(self) -> dict[str, Any]:
+        fds = array.array("i")
+        data, ancillary, _, _ = self._connection.recvmsg(
+            LINE_MAX_BYTES, socket.CMSG_SPACE(FDS_MAX * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        self.fds = list(fds)
+        self._rest = data
+        if not data:
+            raise EOFError
+        return _parsed(self._line())
+
+    def _line(self) -> bytes:
+        while b"\n" not in self._rest:
+            if len(self._rest) > LINE_MAX_BYTES:
+                raise _bad("The request is too long")
+            data = self._connection.recv(LINE_MAX_BYTES)
+            if not data:
+                raise EOFError
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise _bad("That is no JSON object")
+    return said
+
+
+def _bad(message: str) -> HelperError:
+    return HelperError("protocol", message, hint="Use the same version of Warmcell on both sides.")

@@ -1,0 +1,296 @@
+"""The `criu` engine as the keeper has it: requests to the helper, which alone has the privileges.
+
+A keeper of root's starts a helper of its own when it first needs one. Ordinary users' keepers talk with the system's.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    OperationTimeoutError,
+    ProtocolError,
+    SandboxNotFoundError,
+    SnapshotError,
+    TransportError,
+    WarmcellError,
+    from_json,
+)
+from warmcell.sandbox.helper.start import command
+from warmcell.sandbox.models import EngineReport, SnapshotId
+from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
+
+SYSTEM_SOCKET = Path("/run/warmcell-helper/helper.sock")
+SOCKET_VARIABLE = "WARMCELL_HELPER_SOCKET"
+QUICK_TIMEOUT_S, DUMP_TIMEOUT_S, RESTORE_TIMEOUT_S = 60.0, 900.0, 330.0
+CLOSE_TIMEOUT_S = 150.0
+LINE_MAX_BYTES = 1 << 20
+INSTALL = "Let root run `warmcell helper install`, once for the machine."
+
+
+class Helper(Protocol):
+    """Where requests go."""
+
+    async def connect(self) -> socket.socket:
+        """A connection to a helper that runs, not blocking.
+
+        Raises:
+            BackendUnavailableError: There is none and none can be started.
+        """
+
+    async def close(self) -> None:
+        """End it, if it is ours."""
+
+
+class SystemHelper:
+    """The one of the machine."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or Path(os.environ.get(SOCKET_VARIABLE) or SYSTEM_SOCKET)
+
+    async def connect(self) -> socket.socket:
+        """See `Helper`."""
+        try:
+            return await _connected(self._path)
+        except OSError as error:
+            raise BackendUnavailableError(
+                f"Memory snapshots of ordinary users need the helper, which does not answer ({error.strerror})",
+                hint=INSTALL,
+            ) from error
+
+    async def close(self) -> None:
+        """It is not ours."""
+
+
+class OwnHelper:
+    """A helper of this keeper's, which ends with it. For root only."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._process: asyncio.subprocess.Process | None = None
+        self._lifeline = -1
+        self._starting = asyncio.Lock()
+
+    async def connect(self) -> socket.socket:
+        """See `Helper`."""
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                await self._start()
+        try:
+            return await _connected(self._paths.helper_socket)
+        except OSError as error:
+            raise TransportError(f"The helper does not answer: {error}", hint="Try again.") from error
+
+    async def close(self) -> None:
+        """Let it finish what it does, and wait for its end."""
+        process, self._process = self._process, None
+        self._cut()
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        self._paths.helper_socket.unlink(missing_ok=True)
+
+    async def _start(self) -> None:
+        self._cut()
+        path = self._paths.helper_socket
+        private_directory(self._paths.images)
+        with contextlib.ExitStack() as undo:
+            listening = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            path.unlink(missing_ok=True)
+            listening.bind(str(path))
+            path.chmod(0o600)
+            listening.listen(128)
+            reading, self._lifeline = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, reading)
+            argv = command(sys.executable, listening=listening.fileno(), lifeline=reading, base=str(self._paths.images))
+            kept = {name: os.environ[name] for name in ("PATH", "WARMCELL_CRIU") if name in os.environ}
+            self._process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=None,
+                pass_fds=[listening.fileno(), reading],
+                env=kept,
+                start_new_session=True,
+            )
+
+    def _cut(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Talk:
+    """A request under way."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def answer(self) -> Mapping[str, Any]:
+        """The next answer.
+
+        Raises:
+            WarmcellError: It is an error.
+        """
+        try:
+            line = await self.reader.readline()
+            said = json.loads(line) if line else None
+        except (OSError, ValueError) as error:
+            raise ProtocolError(f"The helper answered what cannot be read: {error}") from error
+        if said is None:
+            raise SnapshotError("The helper ended in the middle of its work", hint="Try again; its log says more.")
+        if not isinstance(said, dict):
+            raise ProtocolError("The helper answered what is no object")
+        if said.get("ok") is not True:
+            raise from_json(said)
+        return said
+
+
+class CriuEngine:
+    """Implements `SnapshotEngine`."""
+
+    name = "criu"
+
+    def __init__(self, *, paths: Paths, helper: Helper | None = None) -> None:
+        """Configure it; nothing is started yet.
+
+        Args:
+            paths: The keeper's directories.
+            helper: Where requests go; as root a helper of its own, else the system's, if None.
+        """
+        self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
+
+    async def probe(self) -> EngineReport:
+        """Ask the helper, which tries once for each boot and version."""
+        try:
+            said = await self._ask({"op": "hello"})
+        except WarmcellError as error:
+            return EngineReport(name=self.name, ready=False, why_not=error.message, hint=error.hint)
+        details = {"criu": str(said["criu"]), "linux": str(said["kernel"]), "helper": str(said["version"])}
+        return EngineReport(
+            name=self.name,
+            ready=bool(said["ready"]),
+            why_not=str(said["why_not"]),
+            hint=str(said["hint"]),
+            details=details,
+        )
+
+    async def enroll(self, place: Place) -> None:
+        """See the port."""
+        await self._ask({"op": "enroll"}, place=place)
+
+    async def dump(
+        self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
+    ) -> Dumped:
+        """See the port."""
+        request = {"op": "dump", "image": image, "pid": pid, "then": then}
+        async with _deadline("dump", DUMP_TIMEOUT_S), self._talk(request, place=place) as talk:
+            await talk.answer()
+            await while_frozen()
+            talk.writer.write(b'{"thaw": true}\n')
+            said = await talk.answer()
+        return Dumped(
+            image_bytes=said["image_bytes"],
+            memory_bytes=said["memory_bytes"],
+            pids=tuple(said["pids"]),
+            versions=said.get("versions", {}),
+            ms=said["ms"],
+        )
+
+    async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
+        """See the port."""
+        said = await self._ask({"op": "restore", "image": image}, place=place, timeout_s=RESTORE_TIMEOUT_S)
+        return Restored(pid=said["pid"], ms=said["ms"])
+
+    async def images(self) -> list[ImageInfo]:
+        """See the port."""
+        said = await self._ask({"op": "images"})
+        return [
+            ImageInfo(id=SnapshotId(one["id"]), image_bytes=one["bytes"], created_at=one["created_at"])
+            for one in said["images"]
+        ]
+
+    async def drop(self, image: SnapshotId) -> None:
+        """See the port."""
+        await self._ask({"op": "drop", "image": image})
+
+    async def close(self) -> None:
+        """See the port."""
+        await self._helper.close()
+
+    async def _ask(
+        self, request: Mapping[str, Any], *, place: Place | None = None, timeout_s: float = QUICK_TIMEOUT_S
+    ) -> Mapping[str, Any]:
+        async with _deadline(request["op"], timeout_s), self._talk(request, place=place) as talk:
+            return await talk.answer()
+
+    @contextlib.asynccontextmanager
+    async def _talk(self, request: Mapping[str, Any], *, place: Place | None) -> AsyncIterator[_Talk]:
+        fds: list[int] = []
+        connection: socket.socket | None = None
+        writer: asyncio.StreamWriter | None = None
+        try:
+            if place is not None:
+                fds.append(_pidfd(place.pid))
+            connection = await self._helper.connect()
+            try:
+                socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
+            except OSError as error:
+                raise TransportError(f"The helper does not listen: {error}", hint="Try again.") from error
+            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
+            yield _Talk(reader, writer)
+        finally:
+            for fd in fds:
+                os.close(fd)
+            if writer is not None:
+                writer.close()
+            elif connection is not None:
+                connection.close()
+
+
+async def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, str(path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise SandboxNotFoundError("The sandbox has ended", hint="Start the kernel anew.") from error
+
+
+@contextlib.asynccontextmanager
+async def _deadline(operation: str, timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        if isinstance(error, WarmcellError):
+            raise
+        raise OperationTimeoutError(
+            f"The snapshot helper did not finish {operation} in {timeout_s:.0f} s",
+            hint="Its log says what it waits for.",
+            details={"operation": operation, "timeout": timeout_s},
+        ) from error
