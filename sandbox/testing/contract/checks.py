@@ -1,11 +1,12 @@
 """All checks, in the order in which they run."""
 
-from warmcell.sandbox.testing.contract import files, isolation, life, limits, requests
+from warmcell.sandbox.testing.contract import files, isolation, layers, life, limits, requests
 
 CHECKS = (
     *requests.check.checks,
     *life.check.checks,
     *limits.check.checks,
     *files.check.checks,
+    *layers.check.checks,
     *isolation.check.checks,
 )

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
+from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.models import ExecResult, Limits, SandboxId, SandboxSpec, Workspace
@@ -107,13 +107,18 @@ class Subject:
     async def create(self, *, place: tuple[SandboxId, Path] | None = None, **changes: Any) -> SandboxInstance:
         """A sandbox that the check stops itself."""
         sandbox_id, directory = place or self.place()
-        return await self.backend.create(self.spec(**changes), sandbox_id=sandbox_id, directory=directory)
+        layer = changes.pop("layer", None)
+        return await self.backend.create(self.spec(**changes), sandbox_id=sandbox_id, directory=directory, layer=layer)
 
     @contextlib.asynccontextmanager
     async def box(self, **changes: Any) -> AsyncIterator[Box]:
         """A sandbox with its guest answering; stopped afterwards, and nothing of it may be left."""
         sandbox_id, directory = self.place()
-        instance = await self.create(place=(sandbox_id, directory), **changes)
+        try:
+            instance = await self.create(place=(sandbox_id, directory), **changes)
+        except BaseException:
+            self.nothing_is_left(sandbox_id, directory)
+            raise
         try:
             channel = await GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S)
             try:
@@ -146,7 +151,7 @@ class Subject:
                     await asyncio.sleep(0.01)
         left = self._traces() - self._before
         expect(not left, f"left behind: {sorted(left)}")
-        shutil.rmtree(self.directory / "w", ignore_errors=True)
+        remove_tree(self.directory / "w")
 
     def _traces(self) -> frozenset[str]:
         children = {f"process {pid}" for pid in descendants(os.getpid())}
