@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -160,6 +160,26 @@ class SyncKeeperClient:
     def delete(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
         """DELETE."""
         return self._request("DELETE", path, None, timeout)
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """GET what is not JSON, piece by piece, each within the usual time; raises as `get`."""
+        try:
+            with self._http.stream("GET", path) as response:
+                if not response.is_success:
+                    raise _api.failure(response.status_code, response.read())
+                yield from response.iter_raw()
+        except httpx.TimeoutException as error:
+            raise _api.too_slow("GET", path, _api.READ_TIMEOUT_S) from error
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+
+    def upload(self, path: str, pieces: Iterable[bytes]) -> Any:
+        """POST what is not JSON, and wait for the answer as long as it takes; raises as `get`."""
+        try:
+            response = self._http.post(path, content=pieces, timeout=_api.timeout(None))
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+        return _api.read(response)
 
     def close(self) -> None:
         """Drop the connections."""

@@ -9,11 +9,11 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from warmcell.sandbox.errors import SnapshotIncompatibleError, UnsupportedOperationError
+from warmcell.sandbox.errors import SnapshotIncompatibleError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.models import SnapshotId, SnapshotInfo
 from warmcell.sandbox.snapshots import disk, streams
 from warmcell.sandbox.snapshots import manifest as manifests
@@ -49,7 +49,7 @@ class ImagePort(Protocol):
         """
 
 
-async def export_snapshot(store: SnapshotStore, ref: str, *, images: ImagePort | None) -> AsyncIterator[bytes]:
+async def export_snapshot(store: SnapshotStore, ref: str, *, images: ImagePort | None) -> AsyncGenerator[bytes, None]:
     """The archive of a snapshot, piece by piece; the snapshot is in use meanwhile.
 
     Args:
@@ -131,7 +131,7 @@ async def import_snapshot(
             except BaseException as error:
                 if reader.had_image and store.on_removed is not None:
                     await store.on_removed(snapshot_id)
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not isinstance(error, WarmcellError):
                     raise disk.failure(error, "import the snapshot") from error
                 raise
         return written.info

@@ -1,0 +1,188 @@
+"""`warmcell snapshots`: saved kernels: list, remove, take out, bring in."""
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from warmcell.extension.cli.link import running_keeper
+from warmcell.extension.cli.output import add_json, duration, print_json, print_table
+from warmcell.extension.cli.progress import Progress, size
+from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.models import ErrorInfo, SnapshotInfo
+
+if TYPE_CHECKING:
+    from warmcell.sandbox.client.keeper import SyncKeeperClient
+
+HEADINGS = ("SNAPSHOT", "NAME", "KIND", "DISK", "MEMORY", "AGE", "LAST USED", "NOTEBOOK")
+PIECE = 2**20
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register the commands."""
+    parser = commands.add_parser("snapshots", help="list, remove, export and import snapshots of kernels")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    ls = verbs.add_parser(
+        "ls",
+        help="list snapshots",
+        description="List your snapshots, the newest first, with what each takes on the disk and how much memory "
+        "its restore makes. Those that cannot be used are listed with the reason and the cure.",
+    )
+    ls.set_defaults(run=run_ls)
+
+    rm = verbs.add_parser("rm", help="remove snapshots", description="Remove snapshots with their memory and files.")
+    rm.add_argument("snapshot", nargs="+", metavar="SNAPSHOT", help="id or name")
+    rm.add_argument("--force", "-f", action="store_true", help="even if it is all there is of a suspended kernel")
+    rm.set_defaults(run=run_rm)
+
+    out = verbs.add_parser(
+        "export",
+        help="write a snapshot to a file",
+        description="Write a snapshot to one compressed file. It holds all that was in the kernel's memory, keys and "
+        "passwords included: only you may read it, and you should keep it so.",
+    )
+    out.add_argument("snapshot", metavar="SNAPSHOT", help="id or name")
+    out.add_argument("file", metavar="FILE", type=Path, help="file to write")
+    out.add_argument("--files-only", action="store_true", help="leave the memory out")
+    out.set_defaults(run=run_export)
+
+    into = verbs.add_parser(
+        "import",
+        help="make a snapshot of a file",
+        description="Make a snapshot of a file that `export` wrote. A snapshot decides what runs when it is restored, "
+        "so this is refused unless c.Warmcell.import_snapshots is True.",
+    )
+    into.add_argument("file", metavar="FILE", type=Path, help="file to read")
+    into.add_argument("--name", default="", help="name for the snapshot (default: the one it had)")
+    into.set_defaults(run=run_import)
+
+    for verb in (ls, rm, out, into):
+        add_json(verb)
+
+
+def run_ls(arguments: argparse.Namespace) -> int:
+    """Print the list."""
+    with _keeper() as keeper:
+        answer = keeper.get("/snapshots")
+    if arguments.json:
+        print_json(answer)
+        return 0
+    infos = [SnapshotInfo.from_json(one) for one in answer["snapshots"]]
+    if infos:
+        print_table(HEADINGS, [row(info) for info in infos])
+    else:
+        print("No snapshots.")
+    quota = answer["quota_bytes"]
+    if infos or answer["unreadable"]:
+        print(f"{size(answer['used_bytes'])} in use{f' of {size(quota)}' if quota is not None else ''}.")
+    for one in answer["unreadable"]:
+        error = ErrorInfo.from_json(one["error"])
+        print(f"{one['id']} cannot be used: {error.message}")
+        print(f"  cure: {error.hint}")
+    return 0
+
+
+def row(info: SnapshotInfo) -> tuple[str, ...]:
+    """A snapshot under the headings."""
+    now = time.time()
+    return (
+        info.id,
+        info.name or "-",
+        info.kind,
+        size(info.image_bytes + info.layer_bytes),
+        size(info.memory_bytes),
+        duration(now - info.created_at),
+        f"{duration(now - info.last_used_at)} ago",
+        info.notebook or "-",
+    )
+
+
+def run_rm(arguments: argparse.Namespace) -> int:
+    """Remove one after the other."""
+    removed = []
+    with _keeper() as keeper:
+        for ref in arguments.snapshot:
+            keeper.delete(f"/snapshots/{quote(ref, safe='')}?{urlencode({'force': int(arguments.force)})}")
+            removed.append(ref)
+            if not arguments.json:
+                print(f"Removed {ref}")
+    if arguments.json:
+        print_json({"removed": removed})
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Write the file, whole or not at all."""
+    target: Path = arguments.file
+    part = target.with_name(f".{target.name}.part")
+    path = (
+        f"/snapshots/{quote(arguments.snapshot, safe='')}/export?{urlencode({'files_only': int(arguments.files_only)})}"
+    )
+    try:
+        with _keeper() as keeper, _create(part) as file, Progress("Exported") as progress:
+            for piece in keeper.download(path):
+                file.write(piece)
+                progress.add(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except WarmcellError:
+        raise  # A timeout is an OSError too.
+    except OSError as error:
+        raise _file_error(target, error, "written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    if arguments.json:
+        print_json({"file": str(target), "bytes": progress.done})
+    else:
+        print(f"Wrote {size(progress.done)} to {target}")
+    return 0
+
+
+def run_import(arguments: argparse.Namespace) -> int:
+    """Read the file."""
+    try:
+        with (
+            open(arguments.file, "rb") as file,
+            _keeper() as keeper,
+            Progress("Imported", total=os.fstat(file.fileno()).st_size) as progress,
+        ):
+            path = f"/snapshots/import?{urlencode({'name': arguments.name})}"
+            answer = keeper.upload(path, _pieces(file, progress))
+    except WarmcellError:
+        raise  # A timeout is an OSError too.
+    except OSError as error:
+        raise _file_error(arguments.file, error, "read") from error
+    if arguments.json:
+        print_json(answer)
+    else:
+        info = SnapshotInfo.from_json(answer)
+        print(f"Imported {info.id}{f' ({info.name})' if info.name else ''}")
+    return 0
+
+
+def _keeper() -> "SyncKeeperClient":
+    """The keeper; it is started if need be, for snapshots outlive it."""
+    keeper = running_keeper(start=True)
+    assert keeper is not None
+    return keeper
+
+
+def _create(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb")
+
+
+def _pieces(file: IO[bytes], progress: Progress) -> Iterator[bytes]:
+    while piece := file.read(PIECE):
+        yield piece
+        progress.add(len(piece))
+
+
+def _file_error(path: Path, error: OSError, done: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{path} cannot be {done}: {error.strerror or error}", hint="Name another file.")
