@@ -31,7 +31,7 @@ class Warmcell(Configurable):
         Unicode(), ["none", "host"], help="Networks that may be asked for: `none`, `host` (the machine's own)."
     ).tag(config=True)
     workspace_modes = List(
-        Unicode(), ["rw", "ro", "none"], help="How the notebook's folder may be given to a sandbox."
+        Unicode(), ["rw", "ro", "cow", "none"], help="How the notebook's folder may be given to a sandbox."
     ).tag(config=True)
     mounts = List(
         Unicode(), help="Host folders below which kernelspecs and notebooks may mount. Empty: no extra mounts."
@@ -45,6 +45,17 @@ class Warmcell(Configurable):
     max_sandboxes = Integer(64, min=1, help="Most sandboxes at a time.").tag(config=True)
     prepared = Integer(1, min=0, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
     prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
+    suspend_after = Float(
+        3600.0,
+        min=0.0,
+        help="Seconds of idleness after which a kernel is suspended: memory on disk, GPU given back. 0: never.",
+    ).tag(config=True)
+    snapshot_quota = Float(
+        None, allow_none=True, help="Most disk space of all snapshots together, in GiB. None: no cap."
+    ).tag(config=True)
+    snapshot_ttl = Float(
+        None, allow_none=True, help="Days after its last use at which a snapshot goes. None: never by age."
+    ).tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "

@@ -30,7 +30,7 @@ class Bounds:
     networks: tuple[Network, ...] = ("none", "host")
     backends: tuple[str, ...] = ("bubblewrap",)
     """Those that may be asked for; `process` only where it is named here."""
-    workspace_modes: tuple[WorkspaceMode, ...] = ("rw", "ro", "none")
+    workspace_modes: tuple[WorkspaceMode, ...] = ("rw", "ro", "cow", "none")
     mounts: tuple[str, ...] = ()
     """Host folders below which extra mounts may lie. Empty: no extra mounts."""
     max_memory_bytes: int | None = None

@@ -23,6 +23,7 @@ from warmcell.sandbox.models import (
     ExecResult,
     GpuDevice,
     Phase,
+    SandboxId,
     SandboxInfo,
     SandboxSpec,
     StartedFrom,
@@ -199,7 +200,7 @@ class LiveSandbox:
         self.phase("sandbox")
         instance = await backend.create(
             self.spec,
-            sandbox_id=self.info.id,
+            sandbox_id=SandboxId(self.directory.name),  # A twin is there at the same time.
             directory=self.directory,
             gpus=self.gpus,
             layer=layer,
@@ -219,7 +220,7 @@ class LiveSandbox:
     async def become(self, other: "LiveSandbox") -> "LiveSandbox":
         """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched."""
         for box in (self, other):
-            await box._unwatch()
+            await box.unwatch()
         for name in ("_instance", "_channel", "directory", "layer", "kernel"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
@@ -242,7 +243,8 @@ class LiveSandbox:
         if layer is not None:
             await layer.aclose()
 
-    async def _unwatch(self) -> None:
+    async def unwatch(self) -> None:
+        """Follow it no more: what happens in it now is no news. Idempotent."""
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
@@ -250,7 +252,7 @@ class LiveSandbox:
 
     async def fall(self) -> None:
         """Remove the backend's sandbox behind it, whatever runs there. Its kernel counts as alive. Idempotent."""
-        await self._unwatch()
+        await self.unwatch()
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()

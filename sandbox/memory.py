@@ -182,6 +182,8 @@ class Memory:
             async def while_frozen() -> None:
                 await box.instance.save_layer(draft.layer)
                 await draft.commit(manifest, durable=False)
+                if then == "stop":
+                    await box.unwatch()
                 frozen.set()
 
             dump = asyncio.ensure_future(
@@ -198,6 +200,8 @@ class Memory:
                 await asyncio.gather(dump, return_exceptions=True)
                 if frozen.is_set():
                     await self.store.discard(snapshot)
+                    if then == "stop":
+                        box.watch()
                     if then == "stop" and frontend is not None:
                         await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
                 raise

@@ -12,6 +12,7 @@ from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
 from warmcell.extension.keeper.http import JsonHandler
+from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import KernelRequest, Kernels
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.run_handler import RunHandler
@@ -40,6 +41,7 @@ class KeeperApi:
 
     service: SandboxService
     kernels: Kernels
+    memory: KernelMemory
     runs: Runs
     wiring: Wiring
     started_at: float
@@ -72,6 +74,7 @@ class KeeperApi:
             (r"/sandboxes", SandboxesHandler),
             (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
             (r"/sandboxes/([a-z0-9]+)/interrupt", InterruptHandler),
+            (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
             (r"/sandboxes/([a-z0-9]+)/run", RunHandler),
         ]
         return web.Application(
@@ -221,6 +224,26 @@ class InterruptHandler(Handler):
     async def post(self, sandbox_id: str) -> None:
         await self.keeper.runs.interrupt(self.visible(sandbox_id).id)
         self.answer({})
+
+
+class MemoryHandler(Handler):
+    """What can be done with the memory of a sandbox."""
+
+    async def post(self, sandbox_id: str, verb: str) -> None:
+        memory, body, box = self.keeper.memory, self.body(), self.visible(sandbox_id).id
+        if verb == "suspend":
+            info = await memory.suspend(box, even_busy=body.get("busy") is True)
+            self.answer(info.to_json())
+        elif verb == "resume":
+            self.answer((await memory.resume(box)).to_json())
+        elif verb == "snapshot":
+            name = body.get("name", "")
+            self.answer((await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201)
+        elif verb == "restore":
+            self.answer((await memory.restore(box, _text(body.get("snapshot"), "snapshot"))).to_json())
+        else:
+            count = _number(body.get("n", 1), "n", least=1, most=CLONES_MAX)
+            self.answer({"sandboxes": [info.to_json() for info in await memory.fork(box, int(count))]}, 201)
 
 
 class KernelsHandler(Handler):

@@ -45,6 +45,11 @@ class GuestSockets:
             ) from error
         self._open[box.info.id] = (application, server)
 
+    async def open_again(self, box: LiveSandbox) -> None:
+        """The sandbox has a run directory of its own again, so it listens there; raises as `open`."""
+        await self.forget(box.info.id)
+        self.open(box)
+
     async def forget(self, sandbox_id: SandboxId) -> None:
         """Close the socket of a sandbox that has ended. Idempotent."""
         known = self._open.pop(sandbox_id, None)

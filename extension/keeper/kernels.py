@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
@@ -58,6 +58,8 @@ class Kernel:
     """Whether a process of it has ever answered."""
     ending: bool = False
     """Its process was told to end, so its end is no failure."""
+    restore_asked_by: str = ""
+    """msg_id of the cell that asks to be undone, for as long as that is done."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a start and by its removal."""
 
@@ -86,6 +88,10 @@ class Kernels:
     def __init__(self, service: SandboxService, paths: Paths) -> None:
         self.sandbox_in_use: Callable[[LiveSandbox], None] = lambda box: None
         """Told of a sandbox before a kernel starts in it."""
+        self.sandbox_renewed: Callable[[LiveSandbox], Awaitable[None]] = _nothing
+        """Told of a sandbox that a kernel goes on in, before it does."""
+        self.front_of: Callable[[Kernel, LiveSandbox], Frontend | None] = lambda kernel, box: None
+        """Makes who speaks with a kernel when its memory is saved or brought back."""
         self._service = service
         self._paths = paths
         self._kernels: dict[str, Kernel] = {}
@@ -133,6 +139,27 @@ class Kernels:
             starts.discard(task)
             if not starts:
                 self._starts.pop(request.kernel_id, None)
+
+    async def add(self, request: KernelRequest) -> Kernel:
+        """A kernel whose clients can connect, and whose process is somebody else's to bring up.
+
+        Raises:
+            WarmcellError: Its clients cannot connect; nothing is left of it.
+        """
+        kernel = self._kernels[request.kernel_id] = Kernel(request, await self._proxy(request))
+        try:
+            await self._connect_host(kernel, request)
+        except BaseException:
+            await self._remove(kernel)
+            raise
+        return kernel
+
+    def follow(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox) -> None:
+        """From now on this is the kernel's process; the one before, if it is another, is none any more."""
+        before, kernel.process = kernel.process, process
+        self.spawn(self._watch(kernel, process, box, box.oom_kills()))
+        if before is not None and before is not process:
+            before.exited.set()
 
     async def end(self, kernel_id: str, *, grace: float) -> None:
         """End its process, by force after `grace` seconds; proxy and sandbox stay for the next generation."""
@@ -265,8 +292,9 @@ class Kernels:
         if directory is not None:
             with contextlib.suppress(OSError):  # the client has removed it, or has put something of its own there
                 directory.rmdir()
-        if kernel.sandbox_id is not None:
-            await self._service.stop(kernel.sandbox_id)
+        box = self._find(kernel)
+        if box is not None and not (self._closed and box.info.state is State.SUSPENDED):
+            await self._service.stop(box.info.id)
 
     def _socket_directory(self, request: KernelRequest) -> Path | None:
         """Where the host side's sockets lie, if that is a directory for this kernel alone in a place of ours."""
@@ -282,8 +310,9 @@ class Kernels:
             box = self._find(kernel)
             if box is not None:
                 fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
-                if fits and box.info.state is State.RUNNING:
+                if fits and box.info.state in (State.RUNNING, State.SUSPENDED):
                     box.spec = spec
+                    await self._service.reopen(box.info.id)
                     return box.info.id
                 died = box.info.error
             await kernel.proxy.drop_guest()
@@ -306,6 +335,7 @@ class Kernels:
         env = {**kernel.request.env, **box.spec.env, **gpu_environment(box.gpus)}
         oom_before = box.oom_kills()
         process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
+        box.frontend = self.front_of(kernel, box)
         self.spawn(self._watch(kernel, process, box, oom_before))
         await kernel.proxy.connect_guest(str(process.socket_prefix))
         await self._answer(kernel, process, box, oom_before)
@@ -418,3 +448,7 @@ def _make_directory(directory: Path | None) -> None:
         raise errors.InvalidRequestError(
             f"{directory} cannot be made: {error.strerror}", hint="Remove what is there, or use another kernel id."
         ) from error
+
+
+async def _nothing(box: LiveSandbox) -> None:
+    """Nobody wants to know."""

@@ -18,6 +18,7 @@ from warmcell.extension.keeper import logs
 from warmcell.extension.keeper.api import KeeperApi
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
+from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.wiring import Wiring
@@ -66,9 +67,13 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     service = wiring.service()
     kernels = Kernels(service, paths)
     runs = Runs(service)
-    api = KeeperApi(service=service, kernels=kernels, runs=runs, wiring=wiring, started_at=time.time())
+    memory = KernelMemory(service, kernels, paths)
+    api = KeeperApi(service=service, kernels=kernels, memory=memory, runs=runs, wiring=wiring, started_at=time.time())
     sockets = GuestSockets(api.guest_application)
     kernels.sandbox_in_use = sockets.open
+    kernels.sandbox_renewed = sockets.open_again
+    await service.memory.open()
+    await memory.revive()
     activity = asyncio.Event()
     server = UnixServer(api.application(), paths.keeper_socket, activity)
     stop = asyncio.Event()
@@ -78,10 +83,13 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
     watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
+    idle = asyncio.create_task(memory.suspend_idle(settings.suspend_after))
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
         paths.keeper_socket.unlink(missing_ok=True)
+        idle.cancel()
+        await memory.suspend_all()
         for part in (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close()):
             await _end(part)
         log.info("gone")

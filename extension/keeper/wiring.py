@@ -20,8 +20,13 @@ from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.models import GIB
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots.base import SnapshotEngine
+from warmcell.sandbox.snapshots.criu import CriuEngine
+from warmcell.sandbox.snapshots.store import SnapshotStore
 
 log = logging.getLogger(__name__)
+
+DAY_S = 86400.0
 
 
 class Wiring:
@@ -42,6 +47,7 @@ class Wiring:
         inventory: GpuInventory = (
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
         )
+        self.engine: SnapshotEngine = CriuEngine(paths=paths)
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
 
     def service(self) -> SandboxService:
@@ -52,6 +58,12 @@ class Wiring:
             gpus=self.gpus,
             paths=self.paths,
             bounds=self.settings.bounds(),
+            engine=self.engine,
+            store=SnapshotStore(
+                self.paths.snapshots,
+                quota_bytes=None if self.settings.snapshot_quota is None else int(self.settings.snapshot_quota * GIB),
+                ttl_s=None if self.settings.snapshot_ttl is None else self.settings.snapshot_ttl * DAY_S,
+            ),
             prepared_per_template=self.settings.prepared,
             prepared_bytes=int(self.settings.prepared_memory * GIB),
         )

@@ -1,0 +1,80 @@
+"""A kernel's proxy as the engine uses it when it saves the kernel's memory or brings it back."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from warmcell.extension.keeper.kernels import Kernel
+from warmcell.sandbox.gpus.environment import environment as gpu_environment
+from warmcell.sandbox.live import KernelProcess, LiveSandbox
+
+PAUSE_TIMEOUT_S = 30.0
+"""For the user's hooks before a snapshot, and what the kernel still has to say."""
+
+GO_ON_TIMEOUT_S = 60.0
+"""For the user's hooks after a restore."""
+
+
+class Front:
+    """Implements `Frontend` for a kernel of the keeper's."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        box: LiveSandbox,
+        *,
+        before: Callable[[LiveSandbox], Awaitable[None]],
+        followed: Callable[[Kernel, KernelProcess, LiveSandbox], None],
+        wake: Callable[[Kernel], None],
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            kernel: Whose proxy it is.
+            box: The sandbox that its process is in.
+            before: Makes what the guest needs in a run directory that may be new.
+            followed: Told of the process that the kernel has from now on.
+            wake: Told that a client wants something of a kernel that sleeps.
+        """
+        self._kernel = kernel
+        self._box = box
+        self._before = before
+        self._followed = followed
+        self._wake = wake
+        self._inherited: tuple[str, ...] = ()
+        self._info: Mapping[str, Any] = {}
+
+    def record(self) -> Mapping[str, Any]:
+        """The request that the kernel was started with, and what it was in the middle of."""
+        return {"request": self._kernel.request.to_json(), "inherited": list(self._inherited), "info": self._info}
+
+    async def pause(self, *, token: str) -> None:
+        """Leave the kernel; see the port."""
+        proxy = self._kernel.proxy
+        self._inherited = await proxy.pause(token=token, timeout=PAUSE_TIMEOUT_S)
+        self._info = dict(await proxy.kernel_info() or {})
+
+    async def go_on(
+        self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+    ) -> None:
+        """Speak with the kernel again; see the port."""
+        if restored:
+            await self._before(self._box)
+        await self._kernel.proxy.go_on(
+            str(kernel.socket_prefix),
+            token=token,
+            restored=restored,
+            clone=clone,
+            env={**self._kernel.request.env, **self._box.spec.env, **gpu_environment(self._box.gpus)},
+            inherited=record.get("inherited", ()),
+            timeout=GO_ON_TIMEOUT_S,
+        )
+        if self._kernel.process is not kernel:
+            self._followed(self._kernel, kernel, self._box)
+
+    async def undone(self) -> None:
+        """Answer what the kernel of until now will not answer any more."""
+        await self._kernel.proxy.end_open_requests(asked_by=self._kernel.restore_asked_by)
+
+    async def sleep(self, record: Mapping[str, Any]) -> None:
+        """Answer for a kernel that is not there, and have it woken for the rest."""
+        await self._kernel.proxy.suspended(info=record.get("info"), on_wake=lambda: self._wake(self._kernel))

@@ -1,0 +1,210 @@
+"""Suspend, resume, snapshot, restore and fork of the keeper's kernels, while their clients stay connected."""
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import secrets
+import time
+import uuid
+from typing import Any
+
+from warmcell.extension.keeper.front import Front
+from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
+from warmcell.kernel_provisioner.transport import socket_prefix
+from warmcell.sandbox import errors
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.live import Frontend, LiveSandbox
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.service import SandboxService
+
+log = logging.getLogger(__name__)
+
+CLONES_MAX = 64
+IDLE_LOOK_S = 5.0
+"""How often to look for kernels that have been idle for long enough."""
+
+
+class KernelMemory:
+    """What can be done with the memory of kernels; of a sandbox without one the service does it alone."""
+
+    def __init__(self, service: SandboxService, kernels: Kernels, paths: Paths) -> None:
+        self._service = service
+        self._kernels = kernels
+        self._paths = paths
+        kernels.front_of = self.front
+
+    def front(self, kernel: Kernel, box: LiveSandbox) -> Frontend:
+        """Who speaks with the kernel's process in this sandbox."""
+        return Front(
+            kernel, box, before=self._kernels.sandbox_renewed, followed=self._kernels.follow, wake=self._on_wake
+        )
+
+    async def suspend(self, sandbox_id: SandboxId, *, even_busy: bool = False) -> SandboxInfo:
+        """Save it and end its processes; the first cell wakes it.
+
+        Raises:
+            ConflictError: It is busy, and that was not asked for.
+            WarmcellError: As `SandboxService.suspend`.
+        """
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            return await self._service.suspend(sandbox_id)
+        async with kernel.lock:
+            if kernel.proxy.busy and not even_busy:
+                raise errors.ConflictError(
+                    "The kernel is busy", hint="Wait until its cell has ended, or suspend it with busy=true."
+                )
+            return await self._service.suspend(sandbox_id)
+
+    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have it go on; raises as `SandboxService.resume`."""
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            return await self._service.resume(sandbox_id)
+        async with kernel.lock:
+            return await self._service.resume(sandbox_id)
+
+    async def snapshot(self, sandbox_id: SandboxId, *, name: str) -> SnapshotInfo:
+        """Save it, when its clients' open cell has ended; raises as `SandboxService.snapshot`."""
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            return await self._service.snapshot(sandbox_id, name=name)
+        async with kernel.lock:
+            return await self._service.snapshot(sandbox_id, name=name)
+
+    async def restore(self, sandbox_id: SandboxId, ref: str) -> SandboxInfo:
+        """Put it back to a snapshot of it; raises as `SandboxService.restore`."""
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            return await self._service.restore(sandbox_id, ref)
+        async with kernel.lock:
+            await self._service.resume(sandbox_id)
+            return await self._service.restore(sandbox_id, ref)
+
+    async def fork(self, sandbox_id: SandboxId, count: int) -> list[SandboxInfo]:
+        """Clone it into `count` new sandboxes, each with a kernel of its own; the source goes on.
+
+        Raises:
+            InvalidRequestError: That is no number of clones.
+            WarmcellError: There is no clone; the source goes on in any case.
+        """
+        if not 1 <= count <= CLONES_MAX:
+            raise errors.InvalidRequestError(f"{count} clones", hint=f"Ask for 1 to {CLONES_MAX}.")
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            raise errors.UnsupportedOperationError("It has no kernel", hint="Fork a notebook's sandbox.")
+        async with kernel.lock:
+            await self._service.resume(sandbox_id)
+            saved = await self._service.snapshot(sandbox_id, kind="fork")
+        try:
+            work = [asyncio.create_task(self._clone(kernel, saved.id)) for _ in range(count)]
+            done = await asyncio.gather(*work, return_exceptions=True)
+            failed = [each for each in done if isinstance(each, BaseException)]
+            if failed:
+                clones = [each.kernel_id for each in done if isinstance(each, SandboxInfo)]
+                await asyncio.gather(*(self._kernels.remove(one) for one in clones if one is not None))
+                raise failed[0]
+            return [each for each in done if isinstance(each, SandboxInfo)]
+        finally:
+            await self._service.memory.store.discard(saved.id)
+
+    async def revive(self) -> None:
+        """Take up the kernels that were suspended when another keeper went. What is too broken for it is logged."""
+        store = self._service.memory.store
+        for info in store.infos(kind="suspended"):
+            try:
+                manifest = store.get(info.id)
+                request = KernelRequest.from_json(manifest.kernel["request"])
+                kernel = await self._kernels.add(request)
+                box = self._service.revive(manifest, functools.partial(self.front, kernel))
+                kernel.sandbox_id, kernel.process, kernel.started = box.info.id, box.kernel, True
+                assert box.kernel is not None
+                self._kernels.follow(kernel, box.kernel, box)
+                assert box.frontend is not None
+                await box.frontend.sleep(manifest.kernel)
+                log.info("kernel %s is suspended and can go on", request.kernel_id)
+            except (errors.WarmcellError, KeyError) as error:
+                log.error("suspended kernel %s cannot be taken up: %s", info.kernel_id, error)
+
+    async def suspend_all(self) -> None:
+        """Save what a server would find again; what cannot be saved is left to be ended."""
+        for kernel in self._kernels.all():
+            if not kernel.request.persistent or not kernel.alive or kernel.sandbox_id is None:
+                continue
+            try:
+                if self._service.info(kernel.sandbox_id).state is State.RUNNING:
+                    await self.suspend(kernel.sandbox_id, even_busy=True)
+            except errors.WarmcellError as error:
+                log.error("kernel %s is lost: it could not be saved: %s", kernel.request.kernel_id, error)
+
+    async def suspend_idle(self, idle_s: float) -> None:
+        """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
+        while idle_s > 0:
+            await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
+            for kernel in self._kernels.all():
+                if kernel.sandbox_id is None or not kernel.started or kernel.proxy.idle_s < idle_s:
+                    continue
+                box = self._service.live(kernel.sandbox_id)
+                if box.info.state is State.RUNNING and kernel.alive:
+                    try:
+                        await self.suspend(kernel.sandbox_id)
+                    except errors.WarmcellError as error:
+                        log.warning("idle kernel %s was not suspended: %s", kernel.request.kernel_id, error)
+
+    async def _clone(self, source: Kernel, snapshot: SnapshotId) -> SandboxInfo:
+        kernel_id = str(uuid.uuid4())
+        request = dataclasses.replace(
+            source.request,
+            kernel_id=kernel_id,
+            connection={
+                "transport": "ipc",
+                "ip": socket_prefix(kernel_id, self._paths),
+                **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
+                "key": secrets.token_hex(32),
+                "signature_scheme": "hmac-sha256",
+            },
+            spec=_forked(source.request),
+            notebook=None,
+        )
+        kernel = await self._kernels.add(request)
+        try:
+            info = await self._service.create(
+                request.spec,
+                owner="fork",
+                parent=source.sandbox_id,
+                kernel_id=kernel_id,
+                snapshot=snapshot,
+                frontend=lambda box: self.front(kernel, box),
+            )
+        except BaseException:
+            await self._kernels.remove(kernel_id)
+            raise
+        kernel.sandbox_id, kernel.started = info.id, True
+        return info
+
+    def _on_wake(self, kernel: Kernel) -> None:
+        self._kernels.spawn(self._wake(kernel))
+
+    async def _wake(self, kernel: Kernel) -> None:
+        if kernel.sandbox_id is None:
+            return
+        began = time.perf_counter()
+        try:
+            await self.resume(kernel.sandbox_id)
+            log.info("kernel %s goes on after %.3f s", kernel.request.kernel_id, time.perf_counter() - began)
+        except errors.WarmcellError as error:
+            log.error("kernel %s could not go on: %s", kernel.request.kernel_id, error)
+            await kernel.proxy.refuse(error)
+
+    def _of(self, sandbox_id: SandboxId) -> Kernel | None:
+        return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
+
+
+def _forked(request: KernelRequest) -> Any:
+    """The folder stays the source's own: a clone sees it, and what it changes there is its own."""
+    spec = request.spec
+    if spec.workspace is None or spec.workspace.mode != "rw":
+        return spec
+    return dataclasses.replace(spec, workspace=dataclasses.replace(spec.workspace, mode="cow"))
