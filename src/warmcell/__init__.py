@@ -5,17 +5,35 @@ nor torch nor a container library is loaded before something needs it.
 """
 
 from importlib import import_module
+from sys import modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from warmcell.sandbox.errors import WarmcellError
+    from warmcell.sandbox.guest.kernel.hooks import after_restore, before_snapshot, fork
 
-_EXPORTS = {"WarmcellError": "warmcell.sandbox.errors"}
+_IN_KERNELS = "warmcell_guest.kernel.hooks"
+"""What a kernel of ours has for its notebook. It is not part of this package's own copy of the guest's tree."""
+
+_EXPORTS = {
+    "WarmcellError": "warmcell.sandbox.errors",
+    "after_restore": _IN_KERNELS,
+    "before_snapshot": _IN_KERNELS,
+    "fork": _IN_KERNELS,
+}
 """Public name to the module that defines it."""
 
-__all__ = ["WarmcellError", "__version__", "load_ipython_extension", "unload_ipython_extension"]
+__all__ = [
+    "WarmcellError",
+    "__version__",
+    "after_restore",
+    "before_snapshot",
+    "fork",
+    "load_ipython_extension",
+    "unload_ipython_extension",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -26,6 +44,9 @@ def __getattr__(name: str) -> object:
     module = _EXPORTS.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if module == _IN_KERNELS and "warmcell_guest" not in modules:
+        # Elsewhere they can be called too, so that a notebook runs: hooks are never run, and a fork says why not.
+        module = "warmcell.sandbox.guest.kernel.hooks"
     return getattr(import_module(module), name)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .. import magics
 from ..magics.api import Api
-from . import children, leaving, newborn, offline, stack
+from . import children, forking, leaving, newborn, offline, stack
 from .report import Report
 
 CONTROL_END_S = 2.0
@@ -91,8 +91,11 @@ def initialized(connection_file: str) -> Any:
     sys.argv = [launcher, "-f", connection_file]
     app: Any = IPKernelApp.instance()
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
-    if content["transport"] == "ipc":
-        children.print_at(content["ip"])
+    from tornado.ioloop import IOLoop
+
+    from . import iopub, module, saving
+
+    iopub.install(content["ip"])
     app.log.disabled = True  # It goes to /dev/null, and there are many lines of it.
     if not stack.names:
         app.initialize(sys.argv[1:])
@@ -105,10 +108,15 @@ def initialized(connection_file: str) -> Any:
         app.shell._sys_modules_keys = stack.names
     app.log.disabled = False
     del app.parse_command_line
-    magics.register(app.shell, lambda: Api(os.path.join(os.path.dirname(connection_file), "api.sock")))
+    api = os.path.join(os.path.dirname(connection_file), "api.sock")
+    magics.register(app.shell, lambda: Api(api))
+    magics.register_snapshots(app.shell, lambda: Api(api))
     offline.install()
-    if content["transport"] == "ipc":
-        children.let_go_at_fork(content["ip"])
+    IOLoop.current()  # The kernel's own; made here so that its poll is known.
+    children.let_go_at_fork(content["ip"])
+    saving.Saving(app).install()
+    forking.settle(os.path.dirname(connection_file))
+    module.offer()
     return app
 
 

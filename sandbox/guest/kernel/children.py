@@ -1,4 +1,4 @@
-"""What the kernel's forked children inherit of it: no connection of the kernel's, and a way to print.
+"""What the kernel's forked children inherit of it: no connection of the kernel's.
 
 A child that kept the kernel's accepted connections would hold them half closed when the clients have gone, and then
 neither it nor the kernel could be saved.
@@ -9,51 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
-from typing import Any
-
-LINGER_MS = 3000
-"""How long a child tries to hand over what it has printed."""
 
 _prefix = ""
 _polls: set[int] = set()
-
-
-def print_at(prefix: str) -> None:
-    """Let children of this kernel print through a Unix socket at `prefix` instead of a TCP port.
-
-    A port that is taken would keep a saved kernel from coming back where the network is shared.
-    """
-    import zmq
-    from ipykernel.iostream import IOPubThread
-
-    place = f"ipc://{prefix}-6"
-
-    def receive(thread: Any) -> None:
-        context = thread.socket.context
-        thread._pipe_uuid = os.urandom(16)
-        incoming = context.socket(zmq.PULL)
-        incoming.linger = 0
-        incoming.bind(place)
-        thread._pipe_in = _stream(incoming, thread.io_loop, thread._handle_pipe_msg)
-
-    def send(thread: Any) -> tuple[Any, Any]:
-        context: Any = zmq.Context()
-        outgoing = context.socket(zmq.PUSH)
-        outgoing.linger = LINGER_MS
-        outgoing.connect(place)
-        return context, outgoing
-
-    IOPubThread._setup_pipe_in = receive  # type: ignore[method-assign]
-    IOPubThread._setup_pipe_out = send  # type: ignore[method-assign]
-
-
-def _stream(incoming: Any, loop: Any, handler: Callable[[Any], None]) -> Any:
-    from zmq.eventloop.zmqstream import ZMQStream
-
-    stream = ZMQStream(incoming, loop)
-    stream.on_recv(handler)
-    return stream
 
 
 def let_go_at_fork(prefix: str) -> None:

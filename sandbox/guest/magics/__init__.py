@@ -1,4 +1,4 @@
-"""`%%remote`: one cell of a notebook in another sandbox. The same code serves sandboxes and plain kernels."""
+"""`%%remote`, `%snapshot` and `%restore`. The first serves plain kernels too."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def register(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
 
     remote = Remote(shell, connect)
     shell.magics_manager.register_function(remote.magic, "cell", "remote")
+
+
+def register_snapshots(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
+    """Add the magics for this very kernel's snapshots to `shell`, where that is in a sandbox."""
+    from .snapshots import Snapshots
+
+    snapshots = Snapshots(shell, connect)
+    shell.magics_manager.register_function(snapshots.snapshot, "line", "snapshot")
+    shell.magics_manager.register_function(snapshots.restore, "line", "restore")
 
 
 def registered(shell: InteractiveShell) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..values import dumps, loads
+from . import doors
 
 BASE = "/warmcell/api/v1"
 ANSWER_TIMEOUT_S = 30.0
@@ -57,6 +58,27 @@ class Api:
         """Stop and remove one; none of that name is no error."""
         self._json("DELETE", f"/sandboxes/{sandbox_id}", timeout=timeout)
 
+    def result(self, sandbox_id: str) -> bytes | None:
+        """What a clone has handed over; None while it has not.
+
+        Raises:
+            KeeperError: It ended without that, or nobody answers.
+        """
+        return self._answer("GET", f"/sandboxes/{sandbox_id}/result") or None
+
+    def snapshot(self, name: str) -> dict[str, Any]:
+        """Ask for a snapshot of this sandbox, which is taken when the cell has ended."""
+        return self._json("POST", "/sandboxes/self/snapshot", {"name": name})
+
+    def restore(self, name: str) -> dict[str, Any]:
+        """Ask for this sandbox to be as it was in a snapshot. The cell that asks is ended by that."""
+        return self._json("POST", "/sandboxes/self/restore", {"name": name})
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The snapshots that this sandbox may be restored from."""
+        found = json.loads(self._answer("GET", "/snapshots") or b"[]")
+        return list(found["snapshots"] if isinstance(found, dict) else found)
+
     def interrupt(self, sandbox_id: str) -> None:
         """Interrupt the cell that runs in one."""
         self._json("POST", f"/sandboxes/{sandbox_id}/interrupt", {})
@@ -74,19 +96,23 @@ class Api:
     def _json(
         self, method: str, path: str, body: object = None, *, timeout: float | None = ANSWER_TIMEOUT_S
     ) -> dict[str, Any]:
-        connection = self._connection(timeout)
+        answer = self._answer(method, path, body, timeout=timeout)
+        return dict(json.loads(answer)) if answer else {}
+
+    def _answer(
+        self, method: str, path: str, body: object = None, *, timeout: float | None = ANSWER_TIMEOUT_S
+    ) -> bytes:
         try:
-            content = None if body is None else json.dumps(body).encode()
-            connection.request(method, BASE + path, content, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            answer = response.read()
+            with doors.passing(timeout), contextlib.closing(self._connection(timeout)) as connection:
+                content = None if body is None else json.dumps(body).encode()
+                connection.request(method, BASE + path, content, {"Content-Type": "application/json"})
+                with contextlib.closing(connection.getresponse()) as response:
+                    answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise _unreachable(error) from error
-        finally:
-            connection.close()
         if response.status >= 400:
             raise _failure(answer)
-        return dict(json.loads(answer)) if answer else {}
+        return answer
 
     def _connection(self, timeout: float | None) -> _UnixConnection:
         return _UnixConnection(self._path, timeout)
@@ -140,7 +166,7 @@ class Run:
                 self._messages.get_nowait()
 
     def _talk(self, path: str, head: bytes, data: bytes) -> None:
-        with contextlib.closing(self._connection):
+        with doors.passing(None), contextlib.closing(self._connection):
             try:
                 self._exchange(path, head, data)
                 self._messages.put(None)

@@ -63,7 +63,7 @@ def _fingerprint():
 import json
 print(json.dumps(_fingerprint(), default=str))
 """
-OURS = ("remote",)
+OURS = ("remote", "restore", "snapshot")
 """Magics that a kernel of ours has besides."""
 
 

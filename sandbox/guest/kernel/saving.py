@@ -1,0 +1,140 @@
+"""What a kernel does before it is saved and after it has come back, asked for on its control channel.
+
+It is done in the control thread, so also while a cell runs; the messages and their order are those of
+docs/explanation/guest-protocol.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..magics import doors
+from . import hooks, iopub, newborn
+
+OUTPUT_TIMEOUT_S = 10.0
+CONNECTIONS_TIMEOUT_S = 2.0
+"""How long requests to the keeper that are under way have to end before a snapshot is refused."""
+
+TOKEN_MAX = 200
+
+
+class RefusedError(Exception):
+    """Why there will be no snapshot, or why a restored kernel is not what it should be."""
+
+
+class UnsupportedOperationError(RefusedError):
+    """It holds what cannot be saved. The host knows this name."""
+
+
+class Saving:
+    """The three requests, for one kernel."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._token = ""
+
+    def install(self) -> None:
+        """Take the requests from now on."""
+        for name, handler in (
+            ("before_snapshot", self._before_snapshot),
+            ("after_restore", self._after_restore),
+            ("go_on", self._go_on),
+        ):
+            self._app.kernel.control_handlers[f"warmcell_{name}_request"] = self._answering(name, handler)
+
+    def _answering(
+        self, name: str, handler: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> Callable[[Any, Any, Any], None]:
+        def handle(stream: Any, identities: Any, request: Any) -> None:
+            try:
+                content = {"status": "ok", **handler(request["content"])}
+            except Exception as error:
+                words = str(error) or type(error).__name__
+                content = {"status": "error", "ename": type(error).__name__, "evalue": words, "traceback": []}
+            session = self._app.kernel.session
+            session.send(stream, f"warmcell_{name}_reply", content, request, ident=identities)
+
+        return handle
+
+    def _before_snapshot(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        token = content.get("token")
+        if not isinstance(token, str) or not 0 < len(token) <= TOKEN_MAX:
+            raise RefusedError("A snapshot needs a token")
+        hooks.run(hooks.before, when="before a snapshot")
+        if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):
+            raise UnsupportedOperationError(
+                "A cell is waiting for another sandbox, as with %%remote, and is connected to it"
+            )
+        try:
+            gc.collect()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._in_order(self._hold)
+        except BaseException:
+            doors.reopen()
+            raise
+        self._token = token
+        return {}
+
+    def _after_restore(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        token = content.get("token")
+        if not self._token or token != self._token:
+            raise RefusedError("This kernel is not the one that was saved: it does not know the snapshot's token")
+        reseed()
+        changes = content.get("env") or {}
+        if not isinstance(changes, Mapping) or not all(_is_change(*pair) for pair in changes.items()):
+            raise RefusedError("env must have names with strings or null")
+        for name, value in changes.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        time.tzset()
+        cwd = content.get("cwd")
+        if cwd:
+            os.chdir(str(cwd))
+        hooks.run(hooks.after, when="after a restore")
+        self._token = ""
+        doors.reopen()
+        self._in_order(self._let_go)
+        return {"token": token}
+
+    def _go_on(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        self._token = ""
+        doors.reopen()
+        self._in_order(self._let_go)
+        return {}
+
+    def _hold(self) -> None:
+        self._app.iopub_thread.hold()
+
+    def _let_go(self) -> None:
+        self._app.iopub_thread.let_go()
+
+    def _in_order(self, what: Callable[[], None]) -> None:
+        if not iopub.in_order(self._app.iopub_thread, what, timeout=OUTPUT_TIMEOUT_S):
+            raise RefusedError(f"The kernel's output did not come to rest within {OUTPUT_TIMEOUT_S:g} s")
+
+
+def reseed() -> None:
+    """Give this process randomness that no other one of the same memory has."""
+    newborn.reseed()
+    torch = sys.modules.get("torch")
+    if torch is not None and newborn.cuda_initialized():
+        torch.cuda.seed_all()
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None  # type: ignore[attr-defined]
+    if "_ssl" in sys.modules:
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+
+
+def _is_change(name: object, value: object) -> bool:
+    if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+        return False
+    return value is None or (isinstance(value, str) and "\0" not in value)

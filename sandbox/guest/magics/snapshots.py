@@ -1,0 +1,112 @@
+"""`%snapshot` and `%restore`: this notebook's memory under a name, and back."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .api import Api
+from .arguments import ArgumentError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
+RESTORED_TIMEOUT_S = 600.0
+"""How long a cell with `%restore` waits for its own end."""
+
+
+class Snapshots:
+    """The magics of one shell."""
+
+    def __init__(self, shell: InteractiveShell, connect: Callable[[], Api]) -> None:
+        self._shell = shell
+        self._connect = connect
+
+    def snapshot(self, line: str) -> None:
+        """Save this notebook's memory and files under a name; without one, list what there is.
+
+            %snapshot NAME
+            %snapshot
+
+        It is taken when this cell has ended. %restore NAME brings it back.
+        """
+        name = self._name("snapshot", line)
+        if not name:
+            self._list()
+            return
+        self._connect().snapshot(name)
+        _say(f"Snapshot {name!r} is taken when this cell has ended.")
+
+    def restore(self, line: str) -> None:
+        """Bring back memory and files of a snapshot; what came after it is lost, this cell included.
+
+        %restore NAME
+        """
+        name = self._name("restore", line)
+        if not name:
+            from IPython.core.error import UsageError
+
+            raise UsageError("%restore needs the name of a snapshot; %snapshot lists them")
+        self._connect().restore(name)
+        # The keeper answers this cell's request in the kernel's place; nothing here runs on after that.
+        time.sleep(RESTORED_TIMEOUT_S)
+        raise TimeoutError(f"The snapshot {name!r} was not restored within {RESTORED_TIMEOUT_S:.0f} s")
+
+    def _name(self, magic: str, line: str) -> str:
+        from IPython.core.error import UsageError
+
+        try:
+            return parse(magic, line)
+        except ArgumentError as error:
+            raise UsageError(f"%{magic}: {error}") from None
+
+    def _list(self) -> None:
+        found = self._connect().snapshots()
+        if not found:
+            _say("There are no snapshots. %snapshot NAME takes one.")
+        for each in found:
+            _say(_words(each))
+
+
+def parse(magic: str, line: str) -> str:
+    """The name in the line, which may be quoted; empty if there is none.
+
+    Raises:
+        ArgumentError: It is malformed.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ArgumentError(f"{error}: {line.strip()}") from None
+    if len(words) > 1:
+        raise ArgumentError(
+            f"one name is needed, not {len(words)}; quote one with spaces: %{magic} {' '.join(words)!r}"
+        )
+    name = words[0] if words else ""
+    if "=" in name:
+        raise ArgumentError(f"{name!r} is no name. Write just that, as in %{magic} before-training")
+    if name and not NAME.fullmatch(name):
+        raise ArgumentError(
+            f"{name!r} is no name for a snapshot: letters, digits, spaces, dots, dashes and underscores, at most 64"
+        )
+    return name
+
+
+def _words(info: Mapping[str, Any]) -> str:
+    """One snapshot on a line."""
+    when = info.get("created_at")
+    parts = [str(info.get("name") or info.get("id"))]
+    if isinstance(when, (int, float)):
+        parts.append(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)))
+    size = info.get("memory_bytes")
+    if isinstance(size, int):
+        parts.append(f"{size / 2**20:.0f} MiB")
+    return "  ".join(parts)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - it is the cell's output.
