@@ -73,14 +73,18 @@ clean:
 # The Python half and the Node half wait for the network more than for the processor, so they run side by side.
 setup-lab:
 	@scripts/packages
-	@$(MAKE) -j2 $(DONE)/editable $(DONE)/notebooks
+	@$(MAKE) -j2 $(DONE)/editable $(DONE)/notebooks $(DONE)/criu
 setup-dev:
 	@scripts/packages
-	@$(MAKE) -j2 $(DONE)/editable $(DONE)/dev
+	@$(MAKE) -j2 $(DONE)/editable $(DONE)/dev $(DONE)/criu
 
 $(DONE)/venv: scripts/find-python scripts/make-venv
 	scripts/make-venv
 	@mkdir -p $(DONE) && touch $@
+
+# Without it kernels start from templates, and the tests of snapshots say what is missing.
+$(DONE)/criu: scripts/criu $(DONE)/venv
+	@scripts/criu .venv/criu && touch $@ || true
 
 $(DONE)/notebooks: $(DONE)/venv pyproject.toml
 	scripts/pip-install notebooks

@@ -10,6 +10,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -98,6 +99,21 @@ def _root() -> Absence | None:
     return None if os.getuid() == 0 else Absence("not root", AS_ROOT)
 
 
+def _criu() -> Absence | None:
+    if os.getuid() != 0:
+        return Absence("memory snapshots need root", AS_ROOT)
+    from warmcell.sandbox.helper import probe, program
+    from warmcell.sandbox.helper.problems import HelperError
+    from warmcell.sandbox.snapshots.criu import helper_environment
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="wc-") as base:
+            probe.check(program.find(helper_environment()), base)
+    except HelperError as error:
+        return Absence(error.message, AS_ROOT)
+    return _bubblewrap()
+
+
 def _ordinary_python() -> Absence | None:
     """An ordinary user can run this environment's Python."""
     tried = subprocess.run(
@@ -128,5 +144,6 @@ LANES: Mapping[str, Lane] = {
     "bubblewrap": Lane("sandboxes made by bubblewrap, as whoever runs the tests", _bubblewrap),
     "user": Lane("an ordinary user's sandboxes; root becomes one for it", _user),
     "root": Lane("what only root can do", _root),
+    "criu": Lane("memory snapshots of bubblewrap sandboxes", _criu),
     "browser": Lane("a real Chromium on a real JupyterLab", _browser),
 }

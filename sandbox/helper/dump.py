@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import time
+from pathlib import Path
 
 from warmcell.sandbox.helper import criu, enter, held, linux, program, view
 from warmcell.sandbox.helper.enter import Cancelled
+from warmcell.sandbox.helper.images import lazy
+from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.program import Program
     from warmcell.sandbox.helper.shelf import Draft, Shelf
 
+PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
+"""If set, images stay as criu wrote them; for measurements."""
+ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
@@ -159,8 +166,8 @@ def dump(
             raise criu.explain(draft.fd, "dump", code)
         pids = tree.pids()
         found = held.collect(pids)
-        for name, way in found.pages.items():
-            _keep_pages(shelf, draft, name, way)
+        for name, inode in found.pages.items():
+            shelf.pages.require(name, inode)
         about = {
             "created_at": time.time(),
             "engine": "criu",
@@ -183,9 +190,14 @@ def dump(
         if then != "stop":
             folders = sorted({"/dev/shm", *found.folders})
             enter.do(place, lambda: view.sweep(folders))
-        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}")
         _remove_logs(draft)
-        draft.commit(about)
+        edited_at = time.perf_counter()
+        about["lazy"] = _edit(draft)
+        edited_ms = 1e3 * (time.perf_counter() - edited_at)
+        for name in (MEMORY, PINNED):
+            os.makedirs(f"{draft.path}/{name}", 0o700, exist_ok=True)
+        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}")
+        draft.commit(about, old_pages=found.pages)
         keep = True
     except OSError as error:
         raise full(error, "the image directory") or error from error
@@ -195,8 +207,14 @@ def dump(
         guardian.dismiss()
         if not keep:
             draft.close(keep=False)
-    ms = {"dump": round(dumped_ms, 1), "frozen": round(thawed_ms, 1)}
-    return draft, {"memory_bytes": about["memory_bytes"], "pids": about["pids"], "ms": ms}
+    ms = {"dump": dumped_ms, "frozen": thawed_ms, "edit": edited_ms, "all": 1e3 * (time.perf_counter() - began)}
+    versions = {"engine": "criu", "criu": program_.version, "linux": program.release(), "cpu": " ".join(program.flags())}
+    return draft, {
+        "memory_bytes": about["memory_bytes"],
+        "pids": about["pids"],
+        "versions": versions,
+        "ms": {name: round(value, 1) for name, value in ms.items()},
+    }
 
 
 def wait_for_thaw(caller: int, read: Callable[[], bool], *, timeout_s: float) -> None:
@@ -212,23 +230,6 @@ def wait_for_thaw(caller: int, read: Callable[[], bool], *, timeout_s: float) ->
         raise HelperError("timeout", "The writable layer was not saved in time", details={"timeout": timeout_s})
     if not read():
         raise Cancelled
-
-
-def _keep_pages(shelf: Shelf, draft: Draft, name: str, way: str) -> None:
-    """Link a page file that the kernel maps, which another image of the same user holds, into this one."""
-    wanted = os.stat(way)
-    for image in os.listdir(shelf.path):
-        source = f"{shelf.path}/{image}/{MEMORY}/{name}"
-        with contextlib.suppress(OSError):
-            if os.stat(source).st_ino == wanted.st_ino:
-                shelf.link_pages(source, f"{draft.path}/{MEMORY}/{name}", name)
-                return
-    raise HelperError(
-        "snapshot_failed",
-        "The memory that this kernel was restored from is no longer there by name",
-        hint="Keep the snapshot that a kernel was restored from while that kernel is to be saved again.",
-        details={"pages": name},
-    )
 
 
 def _user(pid: int) -> tuple[int, int]:
@@ -257,6 +258,19 @@ def _last_number(pid: int) -> int:
 def guest_pid_of_thread(pid: int, thread: str) -> int:
     """A thread's number in its innermost pid namespace."""
     return int(status(f"{pid}/task/{thread}").get("NSpid", "0").split()[-1])
+
+
+def _edit(draft: Draft) -> bool:
+    """Let restores map the memory instead of copying it, where that can be."""
+    if os.environ.get(PLAIN_VARIABLE):
+        return False
+    name = "".join(secrets.choice(ALPHABET) for _ in range(12))
+    try:
+        edited = lazy.edit(Path(draft.path), page_file=name, durable=False)
+    except ImageError as error:
+        raise HelperError(error.code, error.message, hint=error.hint) from error
+    draft.reopen()
+    return edited.lazy
 
 
 def _remove_logs(draft: Draft) -> None:

@@ -191,6 +191,8 @@ def _enter(
                 os.set_inheritable(fd, True)
             linux.close_but([*fds, executable])
             _check_proc()
+            # A task whose list of groups is empty would get those of criu.
+            os.setgroups([])
             if user is not None:
                 linux.become_with_capabilities(*user)
             linux.die_with_parent()

@@ -28,8 +28,8 @@ class Held:
         """By path in the sandbox: inode, size, time of change."""
         self.open: dict[str, list[int]] = {}
         """By path in the sandbox: size, time of change. Files of the host only, such as the workspace's."""
-        self.pages: dict[str, str] = {}
-        """Page files that it maps, by name: a way to open each."""
+        self.pages: dict[str, int] = {}
+        """Page files that it maps: inodes by name."""
         self.folders: set[str] = set()
         """Where criu may have put second names of deleted files."""
 
@@ -56,7 +56,7 @@ def _look_at_maps(pid: int, held: Held) -> None:
         if path.endswith(" (deleted)"):
             held.folders.add(os.path.dirname(path))
         elif path.startswith(f"{DOOR}/"):
-            held.pages.setdefault(path[len(DOOR) + 1 :], f"/proc/{pid}/map_files/{area}")
+            held.pages[path[len(DOOR) + 1 :]] = int(match.group(3))
         elif path not in held.mapped and access[3] == "p" and path.startswith("/"):
             with contextlib.suppress(OSError):
                 found = os.stat(f"/proc/{pid}/map_files/{area}")

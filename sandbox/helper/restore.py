@@ -8,10 +8,13 @@ import secrets
 import shutil
 import signal
 import time
+from pathlib import Path
 
 from warmcell.sandbox.helper import criu, dump, enter, linux, program, view
-from warmcell.sandbox.helper.places import guest_pid_of
-from warmcell.sandbox.helper.problems import incompatible
+from warmcell.sandbox.helper.images import credentials
+from warmcell.sandbox.helper.images.errors import ImageError
+from warmcell.sandbox.helper.places import children, guest_pid_of, status
+from warmcell.sandbox.helper.problems import HelperError, incompatible
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full, locked
 
 TYPE_CHECKING = False
@@ -38,6 +41,7 @@ def restore(
     try:
         about = found.about
         check_machine(about, program_.version)
+        _check_rights(found, place)
         verified = time.perf_counter()
         try:
             _show(found, place, cache)
@@ -68,6 +72,29 @@ def check_machine(about: Mapping[str, Any], version: str) -> None:
         raise incompatible(
             "the processor", "one with " + ", ".join(lacking), "without", hint="Restore it on the machine that made it."
         )
+
+
+def _check_rights(image: Image, place: Place) -> None:
+    """That a restore gives nobody more than the sandbox's own guest has."""
+    rights = guest_rights(place)
+    try:
+        credentials.check(Path(image.path), **rights)
+    except ImageError as error:
+        raise HelperError(error.code, error.message, hint=error.hint) from error
+
+
+def guest_rights(place: Place) -> dict[str, Any]:
+    """What the sandbox's guest has: the user of the process that its first one has started for it."""
+    for pid in (*children(place.pid), place.pid):
+        found = status(pid)
+        if (found and guest_pid_of(pid) != 1) or not children(place.pid):
+            uid, gid = int(found["Uid"].split()[0]), int(found["Gid"].split()[0])
+            if uid == 0:
+                break
+            groups = tuple(map(int, found.get("Groups", "").split()))
+            sealed = {"no_new_privs": found.get("NoNewPrivs") == "1", "seccomp": found.get("Seccomp") == "2"}
+            return {"uid": uid, "gid": gid, "groups": groups, **sealed}
+    raise HelperError("conflict", "The sandbox has no guest to restore for", hint="Create another one.")
 
 
 def _show(image: Image, place: Place, cache: bytes) -> None:

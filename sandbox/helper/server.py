@@ -138,7 +138,7 @@ class Helper:
             caller=conversation.fileno(),
             frozen=frozen,
         )
-        conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer, "versions": draft.versions()})
+        conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer})
         conversation.close()
         # The image can be used already; the rest takes time and nobody waits for it.
         os.nice(BACKGROUND_NICE)
@@ -163,8 +163,12 @@ class Helper:
         conversation.say({"ok": True, "images": self._shelf(conversation).images()})
 
     def _drop(self, conversation: Conversation) -> None:
-        self._shelf(conversation).drop(conversation.text("image"))
+        shelf = self._shelf(conversation)
+        shelf.drop(conversation.text("image"))
         conversation.say({"ok": True})
+        conversation.close()
+        os.nice(BACKGROUND_NICE)
+        shelf.clean()
 
 
 def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = None) -> None:

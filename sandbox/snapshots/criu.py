@@ -24,6 +24,7 @@ from warmcell.sandbox.errors import (
     WarmcellError,
     from_json,
 )
+from warmcell.sandbox.helper.program import VARIABLE
 from warmcell.sandbox.helper.start import command
 from warmcell.sandbox.models import EngineReport, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
@@ -117,14 +118,13 @@ class OwnHelper:
             reading, self._lifeline = os.pipe2(os.O_CLOEXEC)
             undo.callback(os.close, reading)
             argv = command(sys.executable, listening=listening.fileno(), lifeline=reading, base=str(self._paths.images))
-            kept = {name: os.environ[name] for name in ("PATH", "WARMCELL_CRIU") if name in os.environ}
             self._process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=None,
                 pass_fds=[listening.fileno(), reading],
-                env=kept,
+                env=helper_environment(),
                 start_new_session=True,
             )
 
@@ -261,6 +261,15 @@ class CriuEngine:
                 writer.close()
             elif connection is not None:
                 connection.close()
+
+
+def helper_environment() -> dict[str, str]:
+    """What a helper of ours is given: where to look for CRIU. One in this virtual environment comes first."""
+    kept = {name: os.environ[name] for name in ("PATH", VARIABLE) if os.environ.get(name)}
+    carried = Path(sys.prefix) / "criu"
+    if (carried / "sbin" / "criu").is_file():
+        kept.setdefault(VARIABLE, str(carried))
+    return kept
 
 
 async def _connected(path: Path) -> socket.socket:

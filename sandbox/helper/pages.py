@@ -1,0 +1,167 @@
+"""Page files of one user: memory that is mapped, not copied, by any number of images and of running kernels.
+
+    .pages/NAME         a link of its own, for CRIU cannot save a kernel again whose page file has no name any more
+    .pages/NAME.json    its checksum, sealed; computed once, however many images share the file
+
+A page file never changes. It goes when no image links it and no sandbox has it mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from warmcell.sandbox.helper.criu import DOOR
+from warmcell.sandbox.helper.images.lazy import TAIL_BYTES
+from warmcell.sandbox.helper.problems import HelperError, corrupt
+from warmcell.sandbox.helper.program import boot_id
+from warmcell.sandbox.helper.seals import checksum, identity, synced
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from warmcell.sandbox.helper.seals import Seals
+
+LINKS_OF_ONE_IMAGE = 2
+"""Its own, and the one that is kept here."""
+
+
+class Pages:
+    """The page files below one directory."""
+
+    def __init__(self, path: str, seals: Seals) -> None:
+        self._path, self._seals = path, seals
+
+    def adopt(self, path: str, name: str) -> None:
+        """Keep a file that an image has brought."""
+        with self._record(name):
+            os.link(path, f"{self._path}/{name}", follow_symlinks=False)
+
+    def require(self, name: str, inode: int) -> None:
+        """That the file which a kernel maps is here.
+
+        Raises:
+            HelperError: It is not.
+        """
+        with contextlib.suppress(OSError):
+            if os.stat(f"{self._path}/{name}").st_ino == inode:
+                return
+        raise HelperError(
+            "snapshot_failed",
+            "The memory that this kernel was restored from is no longer kept",
+            hint="Start the kernel anew; then it can be saved again.",
+            details={"pages": name},
+        )
+
+    def give(self, name: str, target: str) -> None:
+        """Link a file into an image."""
+        with self._record(name) as record:
+            self._relink(name, record, lambda: os.link(f"{self._path}/{name}", target, follow_symlinks=False))
+
+    def take(self, path: str, name: str) -> None:
+        """One link of an image less."""
+        with self._record(name) as record:
+            self._relink(name, record, lambda: os.unlink(path))
+
+    def verify(self, path: str, name: str, *, written: str) -> None:
+        """That an image's link is of the file as it was written. Reads it only where its inode has changed since.
+
+        Args:
+            path: The image's link.
+            name: Of the file.
+            written: The boot in which the image was made.
+
+        Raises:
+            HelperError: It is not; or the machine stopped before its checksum was computed, so nobody can know.
+        """
+        with self._record(name) as record:
+            found = os.stat(path)
+            own = f"{self._path}/{name}"
+            if not os.path.exists(own):
+                os.link(path, own)
+                found = os.stat(path)
+            elif not os.path.samestat(found, os.stat(own)):
+                raise corrupt(f"{name} is another file than was written")
+            if record is None:
+                if written != boot_id():
+                    raise corrupt("the machine stopped before all of it was on disk")
+            elif record["stat"] != identity(found):
+                if record["sha256"] != _checksum(path):
+                    raise corrupt(f"the memory in {name} is not what was written")
+                self._write(name, {**record, "stat": identity(found)})
+
+    def learn(self, name: str) -> None:
+        """Put a file on disk and compute its checksum, once."""
+        path = f"{self._path}/{name}"
+        with self._record(name) as record:
+            if record is not None:
+                return
+        before = identity(os.stat(path))[:3]
+        synced(path)
+        found = _checksum(path)
+        with self._record(name) as record:
+            now = identity(os.stat(path))
+            if record is None and now[:3] == before:
+                self._write(name, {"name": name, "sha256": found, "stat": now})
+
+    def collect(self) -> None:
+        """Remove what no image links and no sandbox has mounted."""
+        names = [name for name in os.listdir(self._path) if not name.endswith(".json")]
+        idle = [name for name in names if os.stat(f"{self._path}/{name}").st_nlink == 1]
+        mounted = _mounted() if idle else set()
+        for name in idle:
+            with self._record(name), contextlib.suppress(FileNotFoundError):
+                if name not in mounted and os.stat(f"{self._path}/{name}").st_nlink == 1:
+                    os.unlink(f"{self._path}/{name}")
+                    os.unlink(f"{self._path}/{name}.json")
+
+    def _relink(self, name: str, record: dict[str, Any] | None, change: Callable[[], None]) -> None:
+        """Change how many links there are, which changes the inode, and write that down if it was known before."""
+        own = f"{self._path}/{name}"
+        known = record is not None and record["stat"] == identity(os.stat(own))
+        change()
+        if record is not None and known:
+            self._write(name, {**record, "stat": identity(os.stat(own))})
+
+    @contextlib.contextmanager
+    def _record(self, name: str) -> Iterator[dict[str, Any] | None]:
+        """What is known of a file, locked."""
+        lock = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            record = None
+            with contextlib.suppress(FileNotFoundError):
+                record = self._seals.read(f"{self._path}/{name}.json")
+            if record is not None and record["name"] != name:
+                raise corrupt(f"the record of {name} is that of another")
+            yield record
+        finally:
+            os.close(lock)
+
+    def _write(self, name: str, record: Mapping[str, Any]) -> None:
+        self._seals.write(f"{self._path}/{name}.json", record, durable=False)
+
+
+def _checksum(path: str) -> str:
+    """Of what was dumped; behind it the file is only long, so that a mapping may grow."""
+    size = os.stat(path).st_size
+    return f"{size} {checksum(path, length_bytes=size - TAIL_BYTES if size > TAIL_BYTES else size)}"
+
+
+def _mounted() -> set[str]:
+    """Names of the page files that are mounted in any sandbox of this machine."""
+    seen: set[str] = set()
+    names: set[str] = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            with open(f"/proc/{pid}/mountinfo") as file:
+                places = [line.split(maxsplit=5)[4] for line in file]
+            seen.add(namespace)
+            names.update(place[len(DOOR) + 1 :] for place in places if place.startswith(f"{DOOR}/"))
+    return names
