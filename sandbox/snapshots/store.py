@@ -207,6 +207,7 @@ class SnapshotStore:
         older = self._namesakes(manifest.info)
         self._entries[draft.id] = _Entry(manifest, self._clock())
         self.ended(draft)
+        await self.touch(draft.id)
         if manifest.info.kind != "fork":
             self._summing.add(draft.id, sync=not durable)
         for one in older:
