@@ -18,6 +18,7 @@ from typing import Any
 
 from ..magics.api import Api
 from ..values import CannotTravelError, dumps, loads
+from . import newborn
 
 LOOK_S = 0.001
 LOOK_MAX_S = 0.01
@@ -213,9 +214,7 @@ def fork(n: int = 1) -> Fork:
     if rank is None:
         api = Api(f"{_run}/api.sock")
         return Fork(None, [Clone(api, str(each), number) for number, each in enumerate(answer.get("clones") or ())])
-    from .saving import reseed
-
-    reseed()
+    newborn.reseed()
     report = Report(f"{_run}/result-{token}")
     from IPython.core.getipython import get_ipython
 

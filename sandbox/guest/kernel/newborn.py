@@ -64,7 +64,7 @@ def move(*, env: Mapping[str, str], cwd: str) -> None:
 
 
 def reseed() -> None:
-    """Give this process randomness that neither the template nor another kernel has."""
+    """Give this process randomness that nobody else with the same memory has, template, kernel or clone."""
     random.seed()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
@@ -72,9 +72,16 @@ def reseed() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.default_generator.seed()
+        if cuda_initialized():
+            torch.cuda.seed_all()
     uuid = sys.modules.get("uuid")
     if uuid is not None:
         uuid._node = uuid._last_timestamp = None  # type: ignore[attr-defined]
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None  # type: ignore[attr-defined]
+    if "_ssl" in sys.modules:
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
     multiprocessing = sys.modules.get("multiprocessing.process")
     if multiprocessing is not None:
         multiprocessing.current_process().authkey = os.urandom(32)

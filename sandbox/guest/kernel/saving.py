@@ -85,7 +85,7 @@ class Saving:
         token = content.get("token")
         if not self._token or token != self._token:
             raise RefusedError("This kernel is not the one that was saved: it does not know the snapshot's token")
-        reseed()
+        newborn.reseed()
         changes = content.get("env") or {}
         if not isinstance(changes, Mapping) or not all(_is_change(*pair) for pair in changes.items()):
             raise RefusedError("env must have names with strings or null")
@@ -119,19 +119,6 @@ class Saving:
     def _in_order(self, what: Callable[[], None]) -> None:
         if not iopub.in_order(self._app.iopub_thread, what, timeout=OUTPUT_TIMEOUT_S):
             raise RefusedError(f"The kernel's output did not come to rest within {OUTPUT_TIMEOUT_S:g} s")
-
-
-def reseed() -> None:
-    """Give this process randomness that no other one of the same memory has."""
-    newborn.reseed()
-    torch = sys.modules.get("torch")
-    if torch is not None and newborn.cuda_initialized():
-        torch.cuda.seed_all()
-    tempfile = sys.modules.get("tempfile")
-    if tempfile is not None:
-        tempfile._name_sequence = None  # type: ignore[attr-defined]
-    if "_ssl" in sys.modules:
-        sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
 
 
 def _is_change(name: object, value: object) -> bool:
