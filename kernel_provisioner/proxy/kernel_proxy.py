@@ -12,7 +12,7 @@ from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, Snapsh
 
 _COMMAND_S: Final = 10.0
 """How long the relay's thread may take for a command before that is an error."""
-_SILENCE_S: Final = 0.02
+_SILENCE_S: Final = 0.1
 
 
 class KernelProxy:

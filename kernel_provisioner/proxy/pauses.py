@@ -13,7 +13,7 @@ from warmcell.sandbox.errors import ConflictError, WarmcellError
 
 _HANG_UP_S: Final = 0.25
 _DRAIN_S: Final = 0.25
-_SILENCE_S: Final = 0.02
+_SILENCE_S: Final = 0.1
 
 
 class Pauses:

@@ -160,10 +160,10 @@ class Relay:
                 traffic.from_client(client, events)
             else:
                 traffic.host.accept(fd)
-        for channel in REQUEST_CHANNELS:
-            traffic.forward(channel)
         if woken:
             self._run_commands()
+        for channel in REQUEST_CHANNELS:
+            traffic.forward(channel)
 
     def _run_commands(self) -> None:
         os.eventfd_read(self._wake)
