@@ -12,7 +12,7 @@ in the choice, and of those only pages that were dumped:
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from warmcell.sandbox.helper.images import criu, pagemap
@@ -52,29 +52,37 @@ def choose(areas: Sequence[Area], found: PageMap, *, least_pages: int, most: int
         least_pages: A run that is shorter is cheaper to copy.
         most: How many at most; the longest are taken.
     """
-    runs = pagemap.runs(found)
     least = least_pages * PAGE_BYTES
-    chosen: list[Mapped] = []
-    at = 0
-    for number, area in enumerate(areas):
-        if not may_be_mapped(area):
-            continue
-        limit = area.end - PAGE_BYTES
-        while at < len(runs) and runs[at].end <= area.start:
-            at += 1
-        index = at
-        while index < len(runs) and runs[index].start < limit:
-            run = runs[index]
-            start, end = max(run.start, area.start), min(run.end, limit)
-            if end - start >= least:
-                chosen.append(Mapped(number, Run(start, end, run.offset_bytes + start - run.start)))
-            index += 1
-        at = max(at, index - 1)
+    chosen = [
+        mapped
+        for mapped in within(
+            areas, pagemap.runs(found), lambda area: area.end - PAGE_BYTES if may_be_mapped(area) else area.start
+        )
+        if mapped.run.end - mapped.run.start >= least
+    ]
     room = max(0, min(most, (_MOST_AREAS - len(areas)) // 2))
     if len(chosen) > room:
         longest = sorted(chosen, key=lambda mapped: mapped.run.start - mapped.run.end)[:room]
         chosen = sorted(longest, key=lambda mapped: mapped.run.start)
     return chosen
+
+
+def within(areas: Sequence[Area], runs: Sequence[Run], limit: Callable[[Area], int]) -> Iterator[Mapped]:
+    """The parts of `runs` that lie in an area, below the address that `limit` says for it."""
+    at = 0
+    for number, area in enumerate(areas):
+        end_of_area = limit(area)
+        if end_of_area <= area.start or area.status & criu.GUARD:
+            continue
+        while at < len(runs) and runs[at].end <= area.start:
+            at += 1
+        index = at
+        while index < len(runs) and runs[index].start < end_of_area:
+            run = runs[index]
+            start, end = max(run.start, area.start), min(run.end, end_of_area)
+            yield Mapped(number, Run(start, end, run.offset_bytes + start - run.start))
+            index += 1
+        at = max(at, index - 1)
 
 
 def split(areas: Sequence[Area], chosen: Sequence[Mapped], *, file_id: int) -> list[bytes]:

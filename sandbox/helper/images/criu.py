@@ -181,6 +181,10 @@ class Area:
         }
         return replaced(self.raw, values)
 
+    def moved(self, start: int, end: int, *, file_id: int, offset_bytes: int) -> bytes:
+        """The message for a mapping of a file that is now of another file."""
+        return replaced(self.raw, {_START: start, _END: end, _PGOFF: offset_bytes, _SHMID: file_id})
+
 
 def areas(mm: bytes) -> list[Area]:
     """The areas of an `mm` message, in their order: by address, then those that only say where guard pages are.

@@ -6,14 +6,16 @@ For the helper: call it after the dump, when the tree runs again or is dead. Bef
 `Edited.page_files` must be visible at `/.warmcell/ID`, read-only, as the file `image/memory/ID` itself (bind mount; not
 with `noexec`, for programs make memory executable). Page files are sparse and *look* larger than a terabyte: count
 `st_blocks`, never read one to its end. They must not change, and must keep at least one name (link) as long as a
-process maps them: CRIU cannot dump a process again whose page file is unlinked. `edit` replaces the directory: open it
-anew afterwards. What an image needs later: `page_files(image)`.
+process maps them: CRIU cannot dump a process again whose page file is unlinked. Page files of earlier restores are the
+caller's to link into `image/memory/`. `edit` replaces the directory: open it anew afterwards. What an image needs later:
+`page_files(image)`.
 """
 
 import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,16 +74,13 @@ class _Process:
         return sum(mapped.run.end - mapped.run.start for mapped in self.chosen)
 
 
-class _StaysPlainError(Exception):
-    """The image is sound, but of a kind that is not edited."""
-
-
 def edit(
     image: Path,
     *,
     page_file: str,
     prefix: str = PREFIX,
     least_pages: int = 16,
+    least_bytes: int = 1 << 20,
     most_mappings: int = 4096,
     durable: bool = True,
 ) -> Edited:
@@ -92,6 +91,7 @@ def edit(
         page_file: Id of the first process's page file, twelve letters and digits; others get ids made from it.
         prefix: Where page files are in the mount namespace of a restore.
         least_pages: Shorter runs are copied on each restore, as before.
+        least_bytes: So are processes that would gain less than this; a page file of their own is not worth it.
         most_mappings: Per process, so that it stays below `vm.max_map_count`.
         durable: Flush what is written, but for the dumped pages themselves.
 
@@ -107,13 +107,15 @@ def edit(
     if any((image / MEMORY / name).exists() for name in derived(page_file, len(criu.tasks(image)))):
         raise ValueError(f"the image has a page file {page_file} already")
     try:
-        found = [_plan(image, pid, least_pages, most_mappings) for pid in _with_memory(image)]
-    except _StaysPlainError as reason:
-        return Edited(False, str(reason), old, (), 0, 0)
+        found = [_plan(image, pid, least_pages, least_bytes, most_mappings) for pid in processes(image)]
+    except ImageError as reason:
+        if reason.code != "snapshot_incompatible":
+            raise
+        return Edited(False, reason.message, old, (), 0, 0)
     copied = sum(process.kept.total_bytes for process in found)
     edited = [process for process in found if process.chosen]
     if not edited:
-        return Edited(False, "no run of memory is long enough", old, (), 0, copied)
+        return Edited(False, "too little of it could be mapped", old, (), 0, copied)
     if len({process.pages_id for process in found}) < len(found):
         return Edited(False, "two processes share a page file", old, (), 0, copied)
 
@@ -126,7 +128,7 @@ def edit(
         for name, process in zip(names, edited, strict=True):
             file_id += 1
             file = _move_pages(new, process, name, durable=durable)
-            entries.append(criu.new_regular_file(_regular(file, file_id, f"{prefix}/{name}")))
+            entries.append(criu.new_regular_file(regular(file, file_id, f"{prefix}/{name}")))
             mm = criu.with_areas(process.mm, areas_of.split(process.areas, process.chosen, file_id=file_id))
             exchange.write(new / f"mm-{process.pid}.img", criu.joined("mm", [mm]), durable=durable)
             kept = pagemap.joined(process.head, process.kept.entries)
@@ -141,13 +143,18 @@ def page_files(image: Path, *, prefix: str = PREFIX) -> tuple[str, ...]:
     Raises:
         ImageError: The image is damaged.
     """
+    entries = page_file_entries(criu.file_entries(image), prefix)
+    return tuple(dict.fromkeys(file.path.rpartition("/")[2] for file in entries))
+
+
+def page_file_entries(entries: Iterable[bytes], prefix: str) -> list[RegularFile]:
+    """Those of the messages of `files.img` that are page files."""
     found = []
-    for entry in criu.file_entries(image):
-        file = criu.regular_file(entry)
-        directory, _, name = file.path.rpartition("/") if file else ("", "", "")
-        if directory == prefix and _ID.fullmatch(name) and name not in found:
-            found.append(name)
-    return tuple(found)
+    for file in filter(None, map(criu.regular_file, entries)):
+        directory, _, name = file.path.rpartition("/")
+        if directory == prefix and _ID.fullmatch(name):
+            found.append(file)
+    return found
 
 
 def derived(page_file: str, count: int) -> list[str]:
@@ -159,25 +166,35 @@ def derived(page_file: str, count: int) -> list[str]:
     return names[:count]
 
 
-def _with_memory(image: Path) -> list[int]:
+def processes(image: Path) -> list[int]:
     """The processes that have an address space (those that have ended have none), root first."""
     return [task.pid for task in criu.tasks(image) if (image / f"mm-{task.pid}.img").exists()]
 
 
-def _plan(image: Path, pid: int, least_pages: int, most: int) -> _Process:
+def _plan(image: Path, pid: int, least_pages: int, least_bytes: int, most: int) -> _Process:
     mm = criu.only(image / f"mm-{pid}.img")
     areas = criu.areas(mm)
     found = read_pagemap(image, pid)
-    seen = set(found.flags)
-    if any(flag & pagemap.PARENT for flag in seen):
-        raise _StaysPlainError("it is a part of a series of dumps")
-    if any(flag & ~(pagemap.LAZY | pagemap.PRESENT) for flag in seen):
-        raise _StaysPlainError("its page map has marks that this version does not know")
+    check_flags(found)
     chosen = areas_of.choose(areas, found, least_pages=least_pages, most=most)
     kept = areas_of.keep(found, chosen)
-    if not kept.entries and chosen:  # CRIU expects one entry at least
+    gained = found.bytes_in_file - kept.total_bytes
+    if gained < least_bytes or not kept.entries:  # CRIU expects one entry at least
         chosen, kept = [], areas_of.keep(found, [])
     return _Process(pid, mm, areas, chosen, kept, found.pages_id, found.bytes_in_file, found.head)
+
+
+def check_flags(found: PageMap) -> None:
+    """Refuse a page map of which not all can be understood.
+
+    Raises:
+        ImageError: `snapshot_incompatible`.
+    """
+    seen = set(found.flags)
+    if any(flag & pagemap.PARENT for flag in seen):
+        raise ImageError("snapshot_incompatible", "the image is a part of a series of dumps")
+    if any(flag & ~(pagemap.LAZY | pagemap.PRESENT) for flag in seen):
+        raise ImageError("snapshot_incompatible", "the page map has marks that this version does not know")
 
 
 def read_pagemap(image: Path, pid: int) -> PageMap:
@@ -234,6 +251,7 @@ def seal(page_file: int, *, length_bytes: int) -> None:
         os.fchown(page_file, os.geteuid(), os.getegid())
 
 
-def _regular(file: Path, file_id: int, path: str) -> RegularFile:
+def regular(file: Path, file_id: int, path: str) -> RegularFile:
+    """The file entry for a page file that is at `path` when the image is restored."""
     status = file.stat()
     return RegularFile(file_id, path, os.O_RDONLY | _O_LARGEFILE, status.st_size, status.st_mode)
