@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from traitlets import Bool, CFloat, Dict, Float, Integer, List, TraitError, Unicode
+from traitlets import Bool, CFloat, Dict, Enum, Float, Integer, List, TraitError, Unicode
 from traitlets.config import Configurable
 from traitlets.config.loader import Config
 
@@ -45,6 +45,11 @@ class Warmcell(Configurable):
     max_sandboxes = Integer(64, min=1, help="Most sandboxes at a time.").tag(config=True)
     prepared = Integer(1, min=0, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
     prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
+    snapshots = Enum(
+        ["auto", "none"],
+        "auto",
+        help="Whether kernels' memory is saved where this machine can. `none`: never, as if it could not.",
+    ).tag(config=True)
     suspend_after = Float(
         3600.0,
         min=0.0,

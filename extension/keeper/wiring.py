@@ -47,7 +47,7 @@ class Wiring:
         inventory: GpuInventory = (
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
         )
-        self.engine: SnapshotEngine = CriuEngine(paths=paths)
+        self.engine: SnapshotEngine | None = CriuEngine(paths=paths) if settings.snapshots == "auto" else None
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
 
     def service(self) -> SandboxService:
