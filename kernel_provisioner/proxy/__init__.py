@@ -5,6 +5,7 @@
 - `relay`: its thread
 - `traffic`: what the thread does with each message: reads, checks, signs, forwards
 - `pauses`: a kernel that is left alone and goes on: snapshots, suspension, undo
+- `crossings`: what a kernel has answered while it was paused
 - `stand_in`, `unwanted`: who answers for a suspended kernel; what an undone one says in vain
 - `host`, `clients`: where clients connect, and output on its way to them
 - `link`: one kernel, and the four channels to it

@@ -123,6 +123,10 @@ class Activity:
         """The msg_ids of what the kernel has and has not finished, the oldest first."""
         return (*self._inherited, *(name for name, each in self._open.items() if each.sent))
 
+    def unanswered(self) -> dict[str, Asked]:
+        """What the kernel has and has not answered."""
+        return {name: each for name, each in self._open.items() if each.sent and not each.answered}
+
     def give_up(self) -> list[tuple[str, Asked]]:
         """The kernel's present state is given up: what it has and has not finished, the oldest first."""
         found = [(name, each) for name, each in self._open.items() if each.sent]

@@ -103,6 +103,7 @@ class Pauses:
         guest = GuestLink(prefix, traffic.author, identity=traffic.identity, fresh=False, word=word)
         guest.held = True
         traffic.guest = guest
+        traffic.crossings.add(traffic.activity.unanswered(), last_input=traffic.last_input)
         guest.care()
         return guest.wait_ready()
 
@@ -185,6 +186,7 @@ class Pauses:
             guest.close(traffic.waiter)
             traffic.guest = None
         traffic.paused = True
+        traffic.crossings.clear()
         traffic.requests.sift(lambda channel, _name, _message: channel != "stdin")
         count = self._count(asked_by)
         found = traffic.activity.give_up()

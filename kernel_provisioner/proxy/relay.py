@@ -147,12 +147,14 @@ class Relay:
         full = clients.full()
         if guest is not None:
             guest.watch(self._waiter, output=not full)
-        ready = self._waiter.wait(_IMPATIENCE_S if full else guest.timeout_s() if guest is not None else None)
+        ready = self._waiter.wait(_IMPATIENCE_S if full else self._timeout_s())
         if guest is not None:
             for each in guest.channels:
                 if each.fd in ready:
                     traffic.from_guest(guest, each, ready.pop(each.fd))
             guest.care()
+        if traffic.crossings:
+            traffic.crossings.care()
         woken = ready.pop(self._wake, 0)
         for fd, events in ready.items():
             client = clients.get(fd)
@@ -164,6 +166,14 @@ class Relay:
             self._run_commands()
         for channel in REQUEST_CHANNELS:
             traffic.forward(channel)
+
+    def _timeout_s(self) -> float | None:
+        guest, crossings = self._traffic.guest, self._traffic.crossings
+        timeout = guest.timeout_s() if guest is not None else None
+        if not crossings:
+            return timeout
+        other = crossings.timeout_s()
+        return min((each for each in (timeout, other) if each is not None), default=None)
 
     def _run_commands(self) -> None:
         os.eventfd_read(self._wake)

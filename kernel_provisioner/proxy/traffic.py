@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from warmcell.kernel_provisioner.proxy.activity import Activity
+from warmcell.kernel_provisioner.proxy.activity import Activity, Asked
 from warmcell.kernel_provisioner.proxy.clients import Client
 from warmcell.kernel_provisioner.proxy.connection import Connection
+from warmcell.kernel_provisioner.proxy.crossings import Crossings
 from warmcell.kernel_provisioner.proxy.host import Host
 from warmcell.kernel_provisioner.proxy.link import GuestChannel, GuestLink
 from warmcell.kernel_provisioner.proxy.requests import RequestChannel, Requests
@@ -39,6 +40,7 @@ class Traffic:
         self.guest: GuestLink | None = None
         self.stand_in = StandIn(self.author, self.reply, self.publish)
         self.unwanted = Unwanted()
+        self.crossings = Crossings(self._reply_lost)
         self.identity = b"warmcell-" + secrets.token_hex(8).encode()
         """Under which every kernel knows the proxy, so that one that goes on can answer what it was asked before."""
         self.paused = False
@@ -58,6 +60,7 @@ class Traffic:
         self.paused = False
         self.stand_in.end()
         self.unwanted.clear()
+        self.crossings.clear()
         self.requests.sift(_for_the_next)
         self.activity.forgotten(waiting=self.requests.names())
 
@@ -160,6 +163,8 @@ class Traffic:
     def _take_from_guest(self, guest: GuestLink, channel: GuestChannel, message: Message) -> None:
         if guest.hears(channel, message):
             return
+        if self.crossings:
+            self.crossings.saw(channel.name, message)
         wanted = not self.unwanted or not self.unwanted.includes(channel.name, message)
         if channel.name == "iopub":
             if message.mentions("status"):
@@ -177,6 +182,18 @@ class Traffic:
             self.activity.answered(message.read_parent()[1])
         if message.route:
             self.clients.send(channel.name, message.frames(self._signer.sign(message.signed)))
+
+    def _reply_lost(self, name: str, asked: Asked, said: Mapping[str, object]) -> None:
+        """A kernel has answered while it was paused. A cell's reply is made from its output, the rest asked again."""
+        request = asked.message
+        if request is None:
+            return
+        if asked.kind == "execute_request":
+            content = {"status": "ok", "execution_count": 0, "user_expressions": {}, "payload": [], **said}
+            self.answer(asked.channel, "execute_reply", content, request)
+        elif asked.kind.endswith("_request") and asked.whole:
+            self.requests.put(asked.channel, name, request)
+            self.activity.asked(asked.kind, name, asked.channel, request)
 
     def read_guest(self, guest: GuestLink, *, deadline: float, until_closed: bool = False) -> None:
         """Carry over what the guest says, up to its mark or until it has closed its side, at most up to `deadline`."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from jupyter_client.asynchronous import AsyncKernelClient
 
-from tests.integration.proxy.conftest import TIMEOUT_S, MakeRig, Rig, ipc
+from tests.integration.proxy.conftest import TIMEOUT_S, MakeRig, Rig, ipc, until
 from tests.leaks import Places
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError
 
@@ -155,6 +155,14 @@ thread.start()
 """
 
 
+HOOK = """
+from warmcell.sandbox.guest.kernel import hooks
+@hooks.before_snapshot
+def veto():
+    raise RuntimeError("a file is half written")
+"""
+
+
 def _connections_to(prefix: str) -> list[str]:
     lines = Path("/proc/net/unix").read_text().splitlines()
     return [line for line in lines if prefix in line and line.split()[5] == "03"]
@@ -191,6 +199,31 @@ async def test_a_cell_goes_on_through_pauses(kernel: Kernel) -> None:
     assert [each for each in states if each] == ["busy", "idle"]
 
 
+@pytest.mark.parametrize(("last", "status"), [("print('end')", "ok"), ("1 / 0", "error")])
+async def test_a_cell_that_ends_while_the_kernel_is_away_is_answered(
+    kernel: Kernel, places: Places, last: str, status: str
+) -> None:
+    """Its reply went to nobody; it is made up from what was kept, and comes once. Other requests are asked again."""
+    ended = places.root / "ended"
+    name = kernel.client.execute(
+        f"import time\nprint('begun', flush=True)\ntime.sleep(0.3)\nopen({str(ended)!r}, 'w').close()\n{last}"
+    )
+    completion = kernel.ask("complete_request", {"code": "pri", "cursor_pos": 3})
+    await kernel.until(lambda: "begun" in kernel.text(name))
+    assert await kernel.pause() == (name, completion)
+    await until(ended.exists)
+    await asyncio.sleep(0.2)
+    await kernel.go_on()
+    await kernel.finished(name, completion)
+    assert (kernel.reply(name)["status"], kernel.reply(name)["execution_count"]) == (status, 1)
+    assert kernel.reply(name).get("ename", "") == ("ZeroDivisionError" if status == "error" else "")
+    assert kernel.text(name) == ("begun\nend\n" if status == "ok" else "begun\n")
+    if status == "ok":
+        assert "print" in kernel.reply(completion)["matches"]
+    assert await kernel.run("print('next')") == "next\n"
+    assert not kernel.proxy.busy
+
+
 async def test_requests_wait_in_order_while_a_kernel_is_away(kernel: Kernel) -> None:
     """What comes between pause and go_on is done afterwards; an interrupt of that time too."""
     await kernel.run("said = []")
@@ -201,14 +234,13 @@ async def test_requests_wait_in_order_while_a_kernel_is_away(kernel: Kernel) -> 
     assert await kernel.run("print(said)") == f"{list(range(50))}\n"
 
 
-async def test_a_restored_kernel_answers_first(kernel: Kernel) -> None:
-    """Token, env, cwd and whether it is a clone reach it before any client's request does."""
+async def test_a_restored_kernel_freshens_itself_first(kernel: Kernel) -> None:
+    """Token, env and cwd reach it before any client's request does."""
     await kernel.pause("token")
-    name = kernel.client.execute("print(restored)")
-    await kernel.go_on(token="token", restored=True, clone=True, env={"A": "b"}, cwd="/tmp")
+    name = kernel.client.execute("import os; print(os.environ['WISHED'], os.getcwd())")
+    await kernel.go_on(token="token", restored=True, clone=True, env={"WISHED": "b"}, cwd="/usr")
     await kernel.finished(name)
-    expected = {"token": "token", "clone": True, "env": {"A": "b"}, "cwd": "/tmp"}
-    assert kernel.text(name) == f"{expected}\n"
+    assert kernel.text(name) == "b /usr\n"
 
 
 async def test_a_kernel_that_refuses_gets_no_request(kernel: Kernel) -> None:
@@ -225,10 +257,10 @@ async def test_a_kernel_that_refuses_gets_no_request(kernel: Kernel) -> None:
 
 async def test_a_hook_that_refuses_leaves_all_as_it_was(kernel: Kernel) -> None:
     """Its words come back, and the kernel runs on with what came meanwhile."""
-    await kernel.run("vetoes = ['a file is half written']")
+    await kernel.run(HOOK)
     with pytest.raises(SnapshotError, match="a file is half written"):
         await kernel.pause()
-    assert await kernel.run("vetoes.clear(); print('still here')") == "still here\n"
+    assert await kernel.run("hooks.before.clear(); print('still here')") == "still here\n"
     await kernel.pause()
     with pytest.raises(ConflictError, match="could be paused"):
         await kernel.pause()
