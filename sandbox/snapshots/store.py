@@ -444,6 +444,8 @@ class SnapshotStore:
                 try:
                     entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
                     await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
+                    if not compressed and not directory.has_sums(self.root / snapshot_id):
+                        self._summing.add(snapshot_id)
                 except OSError as error:
                     raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
 

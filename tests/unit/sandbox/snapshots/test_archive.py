@@ -1,0 +1,252 @@
+"""A snapshot goes into one file and comes out of it as it was, or not at all."""
+
+import dataclasses
+import json
+import os
+import random
+import tarfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from tests.unit.sandbox.snapshots.making import add, hostile, manifest
+from warmcell.sandbox.errors import (
+    CapacityError,
+    ConflictError,
+    SnapshotCorruptError,
+    SnapshotIncompatibleError,
+    SnapshotNotFoundError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots import listing, tarball
+from warmcell.sandbox.snapshots import manifest as manifests
+from warmcell.sandbox.snapshots.archive import NO_MEMORY, export_snapshot, import_snapshot
+from warmcell.sandbox.snapshots.store import SnapshotStore, new_id
+from warmcell.sandbox.snapshots.streams import compressed
+
+MEMORY = os.urandom(300_000) + bytes(9 * 2**20)
+
+
+class Images:
+    """An engine's images as plain bytes."""
+
+    def __init__(self, **known: bytes) -> None:
+        self.known = dict(known)
+
+    async def export_image(self, image: SnapshotId) -> AsyncIterator[bytes]:
+        for at in range(0, len(self.known[image]), 2**20):
+            yield self.known[image][at : at + 2**20]
+
+    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> None:
+        self.known[image] = b"".join([piece async for piece in data])
+
+
+async def exported(store: SnapshotStore, ref: str, path: Path, images: Images | None) -> Path:
+    with path.open("wb") as file:
+        async for piece in export_snapshot(store, ref, images=images):
+            file.write(piece)
+    return path
+
+
+@pytest.fixture
+async def snapshot_id(store: SnapshotStore) -> SnapshotId:
+    async with store.draft(new_id()) as draft:
+        hostile(draft.layer)
+        if os.getuid() == 0:
+            os.mknod(draft.layer / "removed", 0o20000, 0)
+        await draft.commit(manifest("one", kind="suspended", image_bytes=len(MEMORY)))
+    return draft.id
+
+
+@pytest.fixture
+async def elsewhere(tmp_path: Path) -> SnapshotStore:
+    made = SnapshotStore(tmp_path / "elsewhere")
+    await made.open()
+    return made
+
+
+async def test_it_comes_out_as_it_was(
+    store: SnapshotStore, snapshot_id: SnapshotId, elsewhere: SnapshotStore, tmp_path: Path
+) -> None:
+    """Memory, every entry of the layer and the manifest; it is of no kernel there, and is checked like any other."""
+    path = await exported(store, "one", tmp_path / "file", Images(**{snapshot_id: MEMORY}))
+    assert path.stat().st_size < 2 * 2**20
+    images = Images()
+    info = await import_snapshot(elsewhere, path, images=images)
+    assert images.known == {info.id: MEMORY}
+    assert listing.scan(elsewhere.layer(info.id)).lines == listing.scan(store.layer(snapshot_id)).lines
+    assert (info.id, info.name, info.kind, info.kernel_id) == (snapshot_id, "one", "named", None)
+    assert elsewhere.get("one").kernel == {"key": "secret"}
+    async with elsewhere.use("one"):
+        pass
+    await elsewhere.idle()
+    assert await elsewhere.verify(info.id) is True
+    with pytest.raises(ConflictError):
+        await import_snapshot(elsewhere, path, images=images)
+    again = await import_snapshot(elsewhere, path, images=images, name="two")
+    assert again.id != snapshot_id
+
+
+async def test_files_alone(
+    store: SnapshotStore, snapshot_id: SnapshotId, elsewhere: SnapshotStore, tmp_path: Path
+) -> None:
+    """An archive without memory gives a snapshot that says so."""
+    path = await exported(store, "one", tmp_path / "file", None)
+    info = await import_snapshot(elsewhere, path, images=None)
+    assert (info.engine, info.image_bytes, info.memory_bytes) == (NO_MEMORY, 0, 0)
+    with pytest.raises(SnapshotNotFoundError):
+        await exported(store, "nothing", tmp_path / "other", None)
+
+
+async def test_memory_needs_an_engine_that_takes_it(
+    store: SnapshotStore, snapshot_id: SnapshotId, elsewhere: SnapshotStore, tmp_path: Path
+) -> None:
+    """Without one nothing is left of the attempt."""
+    path = await exported(store, "one", tmp_path / "file", Images(**{snapshot_id: MEMORY}))
+    with pytest.raises(UnsupportedOperationError):
+        await import_snapshot(elsewhere, path, images=None)
+    assert os.listdir(elsewhere.root) == ["store.json"]
+
+
+async def test_it_must_fit(
+    store: SnapshotStore, snapshot_id: SnapshotId, elsewhere: SnapshotStore, tmp_path: Path
+) -> None:
+    """Into the quota, before anything is written."""
+    path = await exported(store, "one", tmp_path / "file", Images(**{snapshot_id: MEMORY}))
+    elsewhere.quota_bytes = len(MEMORY)
+    with pytest.raises(CapacityError):
+        await import_snapshot(elsewhere, path, images=Images())
+
+
+async def test_a_damaged_archive_leaves_nothing(store: SnapshotStore, elsewhere: SnapshotStore, tmp_path: Path) -> None:
+    """Wherever it is cut off and whatever bit flips: a typed error, no snapshot, no image."""
+    snapshot_id = await add(store, "one", content=os.urandom(50_000))
+    path = await exported(store, "one", tmp_path / "file", Images(**{snapshot_id: os.urandom(50_000)}))
+    good = path.read_bytes()
+    images = Images()
+
+    async def drop(image: SnapshotId) -> None:
+        images.known.pop(image, None)
+
+    elsewhere.on_removed = drop
+    rng = random.Random(3)
+    for trial in range(60):
+        data = bytearray(good)
+        if trial % 2:
+            del data[rng.randrange(len(data)) if trial > 4 else len(data) - trial :]
+        else:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        with pytest.raises((SnapshotCorruptError, SnapshotIncompatibleError)) as raised:
+            await import_snapshot(elsewhere, path, images=images)
+        assert raised.value.hint
+        assert os.listdir(elsewhere.root) == ["store.json"]
+        assert images.known == {}
+    path.write_bytes(good)
+    assert await import_snapshot(elsewhere, path, images=images)
+
+
+def entry(name: str, mode: int, content: bytes = b"", **changes: object) -> bytes:
+    """A member as an archive of ours has it."""
+    segments = ((0, len(content)),) if content else ()
+    known = {"mode": mode, "uid": os.getuid(), "gid": os.getgid(), "mtime_ns": 0, "size": len(content)}
+    told = {**known, "segments": segments, "attributes": {}, **changes}
+    made = tarball.Entry.from_json(told)
+    return tarball.header(name, len(content), made) + content + tarball.padding(len(content))
+
+
+def link_and_file_through_it() -> bytes:
+    return entry("layer/a", 0o120777, target="/tmp") + entry("layer/a/planted", 0o100644, b"x")
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "above": lambda: entry("layer/../planted", 0o100644, b"x"),
+    "absolute": lambda: entry("layer//tmp/planted", 0o100644, b"x"),
+    "parent that is not there": lambda: entry("layer/a/planted", 0o100644, b"x"),
+    "through a link": link_and_file_through_it,
+    "over a link": lambda: entry("layer/a", 0o120777, target="/tmp/planted") + entry("layer/a", 0o100644, b"x"),
+    "a disk": lambda: entry("layer/sda", 0o60666, device=os.makedev(8, 0)),
+    "memory": lambda: entry("layer/mem", 0o20666, device=os.makedev(1, 1)),
+    "more than there is": lambda: entry("layer/a", 0o100644, b"x", segments=((0, 5),), size=5),
+    "backwards": lambda: entry("layer/a", 0o100644, b"xy", segments=((1, 2), (0, 1))),
+    "no time": lambda: entry("layer/a", 0o100644, mtime_ns=2**100),
+    "no size": lambda: entry("layer/a", 0o100644, size=-1),
+    "no attribute": lambda: entry("layer/a", 0o100644, attributes={"user.a": "zz"}),
+    "a null": lambda: entry("layer/a", 0o120777, target="a\0b"),
+    "not ours": lambda: tarball.header("layer/a", 0),
+    "another member": lambda: entry("planted", 0o100644, b"x"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_an_archive_writes_nowhere_else(
+    store: SnapshotStore, elsewhere: SnapshotStore, tmp_path: Path, what: str
+) -> None:
+    """An entry that no layer has is refused; nothing is left, here or outside."""
+    await add(store, "one")
+    head = json.dumps({"archive": 1}).encode()
+    whole = dataclasses.replace(store.get("one"), layer=manifests.LayerSummary())
+    data = b""
+    for name, content in (("warmcell.json", head), ("manifest.json", manifests.encode(whole))):
+        data += tarball.header(name, len(content)) + content + tarball.padding(len(content))
+    data += HOSTILE[what]()
+    last = json.dumps({"image_pieces": 0}).encode()
+    data += tarball.header("end.json", len(last)) + last + tarball.padding(len(last)) + tarball.END
+    path = tmp_path / "file"
+    path.write_bytes(b"".join(compressed([data])))
+    with pytest.raises(WarmcellError):
+        await import_snapshot(elsewhere, path, images=None)
+    assert os.listdir(elsewhere.root) == ["store.json"]
+    assert not Path("/tmp/planted").exists()
+    assert not (tmp_path / "planted").exists()
+
+
+async def test_a_capability_of_a_file_is_not_taken(
+    store: SnapshotStore, elsewhere: SnapshotStore, tmp_path: Path
+) -> None:
+    """Attributes that give rights on the host stay out; a guest's own come in."""
+    await add(store, "one")
+    if os.getuid() == 0:
+        granted = bytes.fromhex("0100000202000000000000000000000000000000")
+        os.setxattr(store.layer(store.get("one").info.id) / "file", "security.capability", granted)
+    os.setxattr(store.layer(store.get("one").info.id) / "file", "user.note", b"n")
+    layer = store.layer(store.get("one").info.id)
+    data = b"".join(tarball.pack(layer, "")) + tarball.END
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    unpacker = tarball.Unpacker(unpacked, ours=False)
+    (tmp_path / "tar").write_bytes(data)
+    with tarfile.open(tmp_path / "tar") as archive:
+        for member in archive:
+            unpacker.put(member.name, member, archive.extractfile(member))
+    unpacker.finish()
+    assert os.listxattr(unpacked / "file") == ["user.note"]
+
+
+async def test_any_tar_can_list_it(store: SnapshotStore, tmp_path: Path) -> None:
+    """Without Warmcell the files can still be taken out."""
+    await add(store, "one", content=b"precious")
+    path = await exported(store, "one", tmp_path / "file", None)
+    with (
+        path.open("rb") as file,
+        zstandard.ZstdDecompressor().stream_reader(file) as plain,
+        tarfile.open(fileobj=plain, mode="r|") as archive,
+    ):
+        found = {member.name: content.read() for member in archive if (content := archive.extractfile(member))}
+    assert found["layer/file"] == b"precious"
+    assert sorted(found) == ["end.json", "layer/file", "manifest.json", "warmcell.json"]
+
+
+async def test_a_newer_archive_is_refused(elsewhere: SnapshotStore, tmp_path: Path) -> None:
+    """With both versions in the details."""
+    head = json.dumps({"archive": 2}).encode()
+    path = tmp_path / "file"
+    data = tarball.header("warmcell.json", len(head)) + head + tarball.padding(len(head)) + tarball.END
+    path.write_bytes(b"".join(compressed([data])))
+    with pytest.raises(SnapshotIncompatibleError) as raised:
+        await import_snapshot(elsewhere, path, images=None)
+    assert (raised.value.details["expected"], raised.value.details["found"]) == (1, 2)
