@@ -233,11 +233,14 @@ def _ask(token: str, question: Mapping[str, Any]) -> dict[str, Any]:
         while True:
             try:
                 with open(answered, "rb") as file:
-                    answer = json.loads(file.read())
-                break
+                    said = file.read()
             except FileNotFoundError:
-                time.sleep(pause)
-                pause = min(LOOK_MAX_S, 1.05 * pause)
+                said = b""
+            if said.endswith(b"\n"):
+                answer = json.loads(said)
+                break
+            time.sleep(pause)
+            pause = min(LOOK_MAX_S, 1.05 * pause)
     finally:
         for path in (asked, answered):
             with contextlib.suppress(OSError):
