@@ -146,14 +146,14 @@ class Child:
         """The last words on its stderr, at most 4 KiB."""
         return self._tail.text
 
-    async def stage_report(self) -> tuple[dict[str, str], list[int]]:
+    async def stage_report(self, *, timeout_s: float = START_TIMEOUT_S) -> tuple[dict[str, str], list[int]]:
         """What the stage reports, and the descriptors that it sent; the caller closes them.
 
         Raises:
             StageFailedError: It could not do what it was told.
             OperationTimeoutError: It said nothing for too long.
         """
-        said = await self.line()
+        said = await self.line(timeout_s=timeout_s)
         if self._cgroup is not None:
             await asyncio.to_thread(self._cgroup.started, self.pid)
         fds, self._fds = self._fds, []
@@ -161,14 +161,14 @@ class Child:
             raise StageFailedError(said["failed"], said["errno"], self.tail)
         return said["stage"], fds
 
-    async def line(self) -> dict[str, Any]:
+    async def line(self, *, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
         """The next JSON line on its control socket.
 
         Raises:
             StageFailedError: It ended instead.
             OperationTimeoutError: It said nothing for too long.
         """
-        said = await self._line()
+        said = await self._line(timeout_s)
         if said is None:
             code = await self.wait()
             raise StageFailedError(f"it ended with exit code {code}", 0, self.tail)
@@ -211,18 +211,18 @@ class Child:
             os.close(fd)
         self._fds = []
 
-    async def _line(self) -> dict[str, Any] | None:
+    async def _line(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any] | None:
         """The next JSON line, None at the end of what is said."""
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while b"\n" not in self._buffer:
                     if len(self._buffer) > LINE_MAX_BYTES or not await self._receive():
                         return None
         except TimeoutError:
             raise OperationTimeoutError(
-                f"A sandbox did not start within {START_TIMEOUT_S:.0f} s",
+                f"A sandbox did not start within {timeout_s:.0f} s",
                 hint="The machine may be overloaded; try again.",
-                details={"operation": "create", "timeout": START_TIMEOUT_S},
+                details={"operation": "create", "timeout": timeout_s},
             ) from None
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:

@@ -65,6 +65,7 @@ class Copy:
         owners: bool,
         overlay: str = "",
         base: int = -1,
+        lowest: int = -1,
     ) -> None:
         """Prepare it.
 
@@ -77,8 +78,11 @@ class Copy:
             overlay: "user" or "trusted" where `source` is an overlay's upper layer that keeps its marks in such
                 attributes.
             base: A saved layer below it, else -1.
+            lowest: What lies below all layers, else -1. A mark that something was removed is left out where that is
+                not there: a later overlay would list it in directories that only one of its layers has.
         """
-        self._source, self._target, self._base = source, target, base
+        self._source, self._target, self._base, self._lowest = source, target, base, lowest
+        self._hidden: tuple[str, frozenset[str]] = ("", frozenset())
         self._bytes_left, self._entries_left = most_bytes, most_entries
         self._owners = owners
         self._marks = f"{overlay}.overlay." if overlay else ""
@@ -214,8 +218,8 @@ class Copy:
     ) -> None:
         """Copy one entry of `source`, above an entry `below` of the earlier layer."""
         if self._marks and is_whiteout(found):
-            if opaque:
-                return  # Nothing is below that it could hide.
+            if opaque or not self._hides(path, name):
+                return
             self._count(0)
             os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=target)
         elif stat.S_ISDIR(found.st_mode):
@@ -235,6 +239,8 @@ class Copy:
             os.mkdir(name, 0o700, dir_fd=target)
             self._waiting.append((joined(path, name), False, True, False))
             return
+        if is_whiteout(found) and not self._hides(path, name):
+            return
         self._count(found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0)
         try:
             os.link(name, name, src_dir_fd=base, dst_dir_fd=target, follow_symlinks=False)
@@ -248,6 +254,24 @@ class Copy:
                 self._file(path, name, base, target, counted=True)
             else:
                 self._special(path, name, found, base, target, counted=True)
+
+    def _hides(self, path: str, name: str) -> bool:
+        """Whether there is something below all layers that a mark at `path` hides."""
+        if self._lowest < 0:
+            return True
+        if self._hidden[0] != path:
+            self._hidden = (path, frozenset(self._names_below(path)))
+        return name in self._hidden[1]
+
+    def _names_below(self, path: str) -> list[str]:
+        try:
+            handle = beneath(self._lowest, path)
+        except OSError:
+            return []
+        try:
+            return os.listdir(handle)
+        finally:
+            os.close(handle)
 
     def _file(self, path: str, name: str, source: int, target: int, *, counted: bool = False) -> None:
         handle = self._open(source, name)

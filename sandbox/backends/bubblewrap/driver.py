@@ -11,9 +11,10 @@ from warmcell.sandbox.backends.bubblewrap.instance import BubblewrapInstance, Re
 from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared, prepare
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
-from warmcell.sandbox.backends.child import Child, StageFailedError
+from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.models import (
+    MIB,
     BackendReport,
     Capabilities,
     GpuDevice,
@@ -24,6 +25,8 @@ from warmcell.sandbox.models import (
 from warmcell.sandbox.paths import Paths, private_directory
 
 STOP_TIMEOUT_S = 5.0
+SLOWEST_BYTES_S = 20 * MIB
+"""Saved files are copied at least that fast, or a start is given up."""
 _LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"
 _NO_LAYER = "packages cannot be installed: the environment is read-only, since this kernel refuses an overlay ({})"
 
@@ -81,6 +84,8 @@ class BubblewrapBackend:
         remains.layer = prepared.disk
         progress("starting bubblewrap")
         try:
+            if layer is not None:
+                remains.layer_fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             return await self._start(spec, sandbox_id, prepared, remains)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
@@ -105,7 +110,9 @@ class BubblewrapBackend:
             limits["pids"] = LimitStatus(value=most, enforced=True)
         plan = _stage_plan(prepared, remains, most_processes=most)
         child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
-        report, (remains.run_fd, remains.base_fd) = await child.stage_report()
+        report, (remains.run_fd, remains.base_fd) = await child.stage_report(
+            timeout_s=START_TIMEOUT_S + prepared.filled_bytes / SLOWEST_BYTES_S
+        )
         pid = (await child.line())["child-pid"]
         try:
             remains.init_fd = os.pidfd_open(pid)

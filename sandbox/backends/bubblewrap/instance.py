@@ -31,6 +31,8 @@ class Remains:
         self.init_fd = -1
         self.run_fd = -1
         self.base_fd = -1
+        self.layer_fd = -1
+        """Of the layer that it began with."""
 
     async def release(self, *, timeout: float) -> int:
         """Kill what lives and remove what is there; the exit code. Idempotent.
@@ -59,9 +61,9 @@ class Remains:
             ) from None
         # `run` leads to a descriptor by its number: it goes before the number can be another sandbox's.
         await asyncio.to_thread(self._remove_files)
-        for fd in {self.init_fd, self.run_fd, self.base_fd} - {-1}:
+        for fd in {self.init_fd, self.run_fd, self.base_fd, self.layer_fd} - {-1}:
             os.close(fd)
-        self.init_fd = self.run_fd = self.base_fd = -1
+        self.init_fd = self.run_fd = self.base_fd = self.layer_fd = -1
         return code
 
     def _remove_files(self) -> None:
@@ -116,11 +118,12 @@ class BubblewrapInstance:
         """Copy its private files out; see the port."""
         if self._stopping is not None or self._remains.base_fd < 0:
             raise ConflictError("The sandbox is going away", hint="There is nothing to save any more.")
-        base = os.dup(self._remains.base_fd)
+        handles = [os.dup(fd) for fd in (self._remains.base_fd, self._remains.layer_fd) if fd >= 0]
         try:
-            await in_thread(layer.save, base, self._parts, target)
+            await in_thread(layer.save, handles[0], self._parts, target, began_with=(*handles, -1)[1])
         finally:
-            os.close(base)
+            for handle in handles:
+                os.close(handle)
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

@@ -33,8 +33,10 @@ class Part:
     """Below the stage's base."""
     most_bytes: int
     most_entries: int
-    base: Path | None = None
-    """The saved layer that lies below it, as of an overlay."""
+    lowest: str = ""
+    """What lies below an overlay's layers, likewise."""
+    base: bool = False
+    """Whether that part of the layer that the sandbox began with lies below it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,11 @@ class Saved:
         """Where a tree of it is, None where it has none."""
         return self.path / name if name in self.bytes else None
 
+    @property
+    def copied_bytes(self) -> int:
+        """What a sandbox that begins with it gets copies of; the rest is shared."""
+        return sum(size for name, size in self.bytes.items() if name in PLAIN_PARTS)
+
     def check(self, parts: Mapping[str, Part]) -> None:
         """See that it is what a sandbox with these parts can begin with.
 
@@ -78,13 +85,14 @@ class Saved:
                 )
 
 
-def save(base: int, parts: Parts, target: Path) -> None:
+def save(base: int, parts: Parts, target: Path, *, began_with: int) -> None:
     """Copy a sandbox's private trees into `target`, an empty directory. Blocks.
 
     Args:
         base: A descriptor of the stage's base.
         parts: What there is.
         target: It is removed if this fails.
+        began_with: A descriptor of the layer that the sandbox began with, -1 where there is none.
 
     Raises:
         UnsupportedOperationError: There is a file that cannot be copied.
@@ -92,7 +100,9 @@ def save(base: int, parts: Parts, target: Path) -> None:
         SnapshotError: Anything else.
     """
     try:
-        saved = {name: _save_part(base, name, part, parts.marks, target) for name, part in parts.parts.items()}
+        saved = {
+            name: _save_part(base, name, part, parts.marks, target, began_with) for name, part in parts.parts.items()
+        }
         about = {"version": VERSION, "fits": dict(parts.fits), "bytes": saved}
         with open(os.open(target / ABOUT, trees.CREATE, 0o600), "w") as file:
             json.dump(about, file)
@@ -103,16 +113,18 @@ def save(base: int, parts: Parts, target: Path) -> None:
         raise
 
 
-def _save_part(base: int, name: str, part: Part, marks: str, target: Path) -> int:
+def _save_part(base: int, name: str, part: Part, marks: str, target: Path, began_with: int) -> int:
     (target / name).mkdir(mode=0o700)
     opened: list[int] = []
     try:
         source = os.open(part.place, trees.DIRECTORY, dir_fd=base)
         opened.append(source)
         opened.append(made := os.open(target / name, trees.DIRECTORY))
-        below = -1
-        if part.base is not None:
-            opened.append(below := os.open(part.base, trees.DIRECTORY))
+        below = lowest = -1
+        if part.lowest:
+            opened.append(lowest := os.open(part.lowest, trees.DIRECTORY, dir_fd=base))
+        if part.base:
+            opened.append(below := os.open(name, trees.DIRECTORY, dir_fd=began_with))
         copy = trees.Copy(
             source,
             made,
@@ -121,6 +133,7 @@ def _save_part(base: int, name: str, part: Part, marks: str, target: Path) -> in
             owners=os.geteuid() == 0,
             overlay=marks if name in OVERLAY_PARTS else "",
             base=below,
+            lowest=lowest,
         )
         return copy.run()
     finally:

@@ -101,7 +101,13 @@ def _overlay(
     view.directories.append({"path": f"{name}/work", "mode": 0o755, "owner": owner})
     if saved is not None:
         view.fill(saved, f"{name}/upper", most_bytes=0, most_entries=0, only_top=True)
-    view.parts[part] = Part(place=f"{name}/upper", most_bytes=most, most_entries=2 * most_entries(most), base=saved)
+    view.parts[part] = Part(
+        place=f"{name}/upper",
+        most_bytes=most,
+        most_entries=2 * most_entries(most),
+        lowest=lower,
+        base=saved is not None,
+    )
     made = {"layer": "environment", "changes": "changed"}[name]
     options = marks_option(view)
     view.overlays.append(

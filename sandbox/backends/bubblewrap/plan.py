@@ -37,6 +37,8 @@ class Prepared:
     """Directory of the layer, where that is not in memory."""
     parts: Parts
     """What `save_layer` saves."""
+    filled_bytes: int
+    """What is copied from a saved layer."""
 
 
 def prepare(
@@ -153,6 +155,7 @@ def prepare(
         ],
         disk=disk,
         parts=Parts(parts=view.parts, marks=fits["marks"], fits=fits),
+        filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )
 

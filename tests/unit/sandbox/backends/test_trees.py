@@ -68,13 +68,18 @@ def _read(top: Path) -> dict[str, Any]:
 
 
 def copy(
-    source: Path, target: Path, *, base: Path | None = None, overlay: str = "", most: int = 2**30, entries: int = 10**6
+    source: Path,
+    target: Path,
+    *,
+    base: Path | None = None,
+    overlay: str = "",
+    lowest: Path | None = None,
+    most: int = 2**30,
+    entries: int = 10**6,
 ) -> int:
     """Copy `source` to `target`, which is made; the bytes that were counted."""
     target.mkdir()
-    handles = [os.open(path, trees.DIRECTORY) for path in (source, target)]
-    if base is not None:
-        handles.append(os.open(base, trees.DIRECTORY))
+    handles = [os.open(path, trees.DIRECTORY) if path is not None else -1 for path in (source, target, base, lowest)]
     try:
         return trees.Copy(
             handles[0],
@@ -83,10 +88,11 @@ def copy(
             most_entries=entries,
             owners=os.getuid() == 0,
             overlay=overlay,
-            base=handles[2] if base is not None else -1,
+            base=handles[2],
+            lowest=handles[3],
         ).run()
     finally:
-        for handle in handles:
+        for handle in set(handles) - {-1}:
             os.close(handle)
 
 
@@ -142,6 +148,15 @@ def _without_inner_marks(tree: dict[str, Any], *, below: bool = True) -> dict[st
         for name, value in tree.items()
         if name != "!" or below
     }
+
+
+def test_marks_are_left_out_where_nothing_is_below(make: Callable[[str, Tree], Path], tmp_path: Path) -> None:
+    """An overlay lists them in a directory that only one of its layers has, as files that cannot be opened."""
+    lowest = make("lowest", {"d": {"x": "0"}, "f": "0"})
+    base = make("base", {"d": {"x": WHITEOUT, "z": WHITEOUT}, "new": {"x": "1", "y": "1"}, "f": {"x": "1"}})
+    upper = make("upper", {"d": {"y": WHITEOUT}, "new": {"x": WHITEOUT}, "f": {"x": WHITEOUT}})
+    copy(upper, tmp_path / "copy", base=base, overlay="user", lowest=lowest)
+    assert _read(tmp_path / "copy") == {"d": {"x": WHITEOUT}, "new": {"y": "1"}, "f": {}}
 
 
 def test_unchanged_files_are_not_copied_again(make: Callable[[str, Tree], Path], tmp_path: Path) -> None:
