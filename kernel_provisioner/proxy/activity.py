@@ -111,6 +111,10 @@ class Activity:
         """Something else came on iopub."""
         self._moved()
 
+    def went_on(self) -> None:
+        """The kernel is back; its idleness begins anew."""
+        self._moved_at = time.monotonic()
+
     def inherited(self, names: Collection[str]) -> None:
         """The kernel that comes is in the middle of these requests, which nobody here has asked for."""
         self._inherited = set(names) - self._open.keys()

@@ -121,6 +121,7 @@ class Pauses:
             raise ConflictError("The kernel went away", hint="Start or restart the kernel.")
         guest.held = False
         self._traffic.paused = False
+        self._traffic.activity.went_on()
         self._traffic.stand_in.end()
 
     def give_up(self) -> None:
@@ -145,7 +146,7 @@ class Pauses:
             raise ConflictError("A kernel is connected", hint="Pause it first.")
         traffic.paused = True
         stand_in = traffic.stand_in
-        if info is not None:
+        if info:
             stand_in.info = dict(info)
         stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown)
         traffic.answer_waiting(stand_in.answers)

@@ -450,6 +450,17 @@ async def test_a_clone_in_the_middle_of_a_cell(kernel: Kernel, make_rig: MakeRig
         await asyncio.gather(listening, return_exceptions=True)
 
 
+async def test_a_question_is_answered_after_a_pause(kernel: Kernel) -> None:
+    """A cell that waits in input() is asked for by the page while its kernel is away, and gets the answer later."""
+    name = kernel.client.execute("print('<' + input('? ') + '>')", allow_stdin=True)
+    assert (await kernel.client.get_stdin_msg(timeout=TIMEOUT_S))["content"]["prompt"] == "? "
+    await kernel.pause()
+    kernel.client.input("answer")
+    await kernel.go_on(restored=True)
+    await kernel.finished(name)
+    assert kernel.text(name) == "<answer>\n"
+
+
 async def test_idleness_begins_with_the_last_output(kernel: Kernel) -> None:
     """Zero while a cell runs, then growing; what a page asks by itself does not matter."""
     name = kernel.client.execute("print(1, flush=True); import time; time.sleep(0.2)")
@@ -459,6 +470,10 @@ async def test_idleness_begins_with_the_last_output(kernel: Kernel) -> None:
     began = time.monotonic()
     await kernel.finished(kernel.ask("kernel_info_request"), kernel.ask("comm_info_request"))
     assert kernel.proxy.idle_s >= time.monotonic() - began
+    await kernel.pause()
+    before = kernel.proxy.idle_s
+    await kernel.go_on()
+    assert kernel.proxy.idle_s < before
 
 
 async def test_a_restart_of_a_paused_kernel_begins_anew(kernel: Kernel) -> None:

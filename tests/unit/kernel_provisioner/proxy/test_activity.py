@@ -1,6 +1,6 @@
 """Busy, idle, and what waits."""
 
-from warmcell.kernel_provisioner.proxy.activity import Activity
+from warmcell.kernel_provisioner.proxy.activity import KEPT_MAX_BYTES, Activity
 from warmcell.kernel_provisioner.proxy.requests import WAITING_MAX_BYTES, WAITING_MAX_MESSAGES, Requests
 from warmcell.kernel_provisioner.proxy.wire import Author
 
@@ -66,3 +66,50 @@ def test_waiting_requests_are_bounded_in_number_and_bytes() -> None:
     assert requests.take("control") == ("large", large)
     assert requests.room("shell")
     assert requests.take("control") is None
+
+
+def test_what_the_kernel_has_is_known_in_order_and_given_up() -> None:
+    """Requests that it was given and has not finished; those put to it again come before those that wait."""
+    activity = Activity()
+    for name in ("first", "second", "waits"):
+        activity.asked("execute_request", name, "shell", Author().make("execute_request", {})[1])
+    activity.sent("first")
+    activity.sent("second")
+    activity.status("busy", "execute_request", "first")
+    assert activity.in_kernel() == ("first", "second")
+    (first, running), (second, queued) = activity.give_up()
+    assert (first, running.begun, second, queued.begun) == ("first", True, "second", False)
+    assert activity.in_kernel() == ()
+    activity.asked_again(second, queued)
+    assert activity.open_requests == 2
+    activity.sent("waits")
+    activity.sent("second")
+    assert activity.in_kernel() == ("second", "waits")
+
+
+def test_what_is_kept_of_requests_is_bounded() -> None:
+    """Of a request that is too large only what is needed for an answer stays, until others are finished."""
+    activity = Activity()
+    for name in ("a", "b", "c"):
+        message = Author().make("execute_request", {})[1]
+        message.buffers.append(bytes(KEPT_MAX_BYTES // 2 - 1000))
+        activity.asked("execute_request", name, "shell", message)
+        activity.sent(name)
+    assert [each.whole for each in activity.unanswered().values()] == [True, True, False]
+    assert all(each.message is not None for each in activity.unanswered().values())
+    activity.status("idle", "execute_request", "a")
+    activity.asked("execute_request", "d", "shell", message)
+    activity.sent("d")
+    assert activity.unanswered()["d"].whole
+
+
+def test_inherited_requests_keep_a_kernel_busy_until_they_are_idle() -> None:
+    """A clone in the middle of a cell is not idle, though nobody here has asked for that cell."""
+    activity = Activity()
+    activity.asked("execute_request", "own")
+    activity.inherited(["own", "other"])
+    activity.status("idle", "execute_request", "own")
+    assert (activity.busy, activity.idle_s) == (True, 0.0)
+    activity.status("idle", "execute_request", "other")
+    assert not activity.busy
+    assert activity.idle_s >= 0.0
