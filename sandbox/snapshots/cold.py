@@ -76,7 +76,9 @@ def expand(directory: Path, manifest: Manifest) -> Manifest:
 def tidy(directory: Path, manifest: Manifest) -> None:
     """Remove the form that does not count, and what is half written."""
     counts, other = (PACKED, LAYER) if manifest.info.compressed else (LAYER, PACKED)
-    leftovers = [f".{PACKED}", f".{LAYER}", *([other] if os.path.lexists(directory / counts) else [])]
+    leftovers = [name for name in os.listdir(directory) if name.startswith(".")]
+    if os.path.lexists(directory / counts):
+        leftovers.append(other)
     for name in leftovers:
         disk.remove(directory / name)
 

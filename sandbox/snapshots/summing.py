@@ -46,9 +46,7 @@ class Summing:
             await asyncio.wait([self._task])
 
     async def close(self) -> None:
-        """Stop, in the middle of a layer if it must be. What is not on the disk yet is put there. Idempotent."""
-        with contextlib.suppress(OSError):
-            await self._sync()
+        """Stop, in the middle of a layer if it must be; the machine puts on the disk what is not there. Idempotent."""
         self._waiting.clear()
         self._stop.set()
         await self.idle()
