@@ -33,6 +33,8 @@ OPTIONS = (
 )
 GHOST_LIMIT_BYTES = 1 << 30
 """Largest file that is deleted but still open, and so goes into the image."""
+ROOM_LEFT_BYTES = 1 << 20
+"""A disk that has less left is full."""
 DUMP_TIMEOUT_S, RESTORE_TIMEOUT_S = 600.0, 300.0
 
 _NAMED = (
@@ -112,6 +114,8 @@ def explain(work: int, verb: str, code: int) -> HelperError:
     errors = [line for line in log.splitlines() if "Error" in line]
     details: dict[str, object] = {"criu": errors[-6:], "exit_code": code}
     text = "\n".join(errors)
+    if not errors and _is_full(work):
+        return no_room("its disk")  # The log did not find room either.
     if not errors and code > 128:
         return HelperError(
             "snapshot_failed", f"CRIU was killed by signal {code - 128}", hint="Try again.", details=details
@@ -162,6 +166,11 @@ def read_log(work: int, verb: str) -> str:
         with os.fdopen(fd, errors="replace") as file:
             return file.read(1 << 20)
     return ""
+
+
+def _is_full(folder: int) -> bool:
+    found = os.fstatvfs(folder)
+    return found.f_bavail * found.f_frsize < ROOM_LEFT_BYTES or (found.f_files > 0 and found.f_favail == 0)
 
 
 def _absolute(path: str) -> str:

@@ -208,7 +208,8 @@ def dump(
         if not keep:
             draft.close(keep=False)
     ms = {"dump": dumped_ms, "frozen": thawed_ms, "edit": edited_ms, "all": 1e3 * (time.perf_counter() - began)}
-    versions = {"engine": "criu", "criu": program_.version, "linux": program.release(), "cpu": " ".join(program.flags())}
+    versions = {"engine": "criu", "criu": program_.version, "linux": program.release()}
+    versions["cpu"] = " ".join(program.flags())
     return draft, {
         "memory_bytes": about["memory_bytes"],
         "pids": about["pids"],

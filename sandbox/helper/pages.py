@@ -35,6 +35,10 @@ class Pages:
     def __init__(self, path: str, seals: Seals) -> None:
         self._path, self._seals = path, seals
 
+    def place(self, name: str) -> str:
+        """Where a file is, as long as anybody needs it."""
+        return f"{self._path}/{name}"
+
     def adopt(self, path: str, name: str) -> None:
         """Keep a file that an image has brought."""
         with self._record(name):

@@ -15,7 +15,7 @@ from warmcell.sandbox.helper.images import credentials
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import children, guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError, incompatible
-from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full, locked
+from warmcell.sandbox.helper.shelf import PINNED, full, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def restore(
         _check_rights(found, place)
         verified = time.perf_counter()
         try:
-            _show(found, place, cache)
+            _show(shelf, found, place, cache)
         except OSError as error:
             raise full(error, "the sandbox's own room") or error from error
         mounted = time.perf_counter()
@@ -97,11 +97,12 @@ def guest_rights(place: Place) -> dict[str, Any]:
     raise HelperError("conflict", "The sandbox has no guest to restore for", hint="Create another one.")
 
 
-def _show(image: Image, place: Place, cache: bytes) -> None:
+def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> None:
     """Put into the sandbox what the image maps."""
     pages: dict[str, int] = {}
     for name in image.about["memory"]:
-        pages[name] = linux.clone_mount(f"{image.path}/{MEMORY}/{name}")
+        # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
+        pages[name] = linux.clone_mount(shelf.pages.place(name))
         flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
         linux.change_mount(pages[name], add=flags)
     pins: list[tuple[str, list[int], int]] = []

@@ -288,11 +288,11 @@ def audit(line: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Root's private helper: `server.main([LISTENING_FD, LIFELINE_FD, BASE])`, started by a keeper."""
+    """A helper that ends with who started it: `server.main([LISTENING_FD, LIFELINE_FD, BASE, FOR_ALL])`."""
     listening, lifeline, base = int(arguments[0]), int(arguments[1]), arguments[2]
     linux.name_process("warmcell-helper")
     linux.die_with_parent(signal.SIGTERM)
     os.umask(0o077)
     with socket.socket(fileno=listening) as opened:
-        serve(opened, Helper(base, os.environ, only=os.getuid()), lifeline=lifeline)
+        serve(opened, Helper(base, os.environ, only=None if arguments[3] == "1" else os.getuid()), lifeline=lifeline)
     sys.exit(0)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-import warmcell
+from pathlib import Path
 
 START = "import sys; sys.path.append({folder!r}); from warmcell.sandbox.helper import server; server.main(sys.argv[1:])"
 
 
-def command(python: str, *, listening: int, lifeline: int, base: str) -> list[str]:
+def command(python: str, *, listening: int, lifeline: int, base: str, for_all: bool = False) -> list[str]:
     """The command line; the two descriptors have to be passed on.
 
     Args:
@@ -17,6 +15,17 @@ def command(python: str, *, listening: int, lifeline: int, base: str) -> list[st
         listening: A listening Unix stream socket.
         lifeline: The reading end of a pipe, which the keeper keeps the other end of.
         base: Directory of the images.
+        for_all: Serve every user, each their own images and sandboxes; else only who starts it.
     """
-    folder = os.path.dirname(os.path.dirname(warmcell.__file__))
-    return [python, "-I", "-S", "-c", START.format(folder=folder), str(listening), str(lifeline), base]
+    folder = str(Path(__file__).parents[3])  # Not resolved: links make the packages.
+    return [
+        python,
+        "-I",
+        "-S",
+        "-c",
+        START.format(folder=folder),
+        str(listening),
+        str(lifeline),
+        base,
+        str(int(for_all)),
+    ]

@@ -32,10 +32,13 @@ def make_room(cache: bytes) -> None:
 
 
 def show_pages(pages: Mapping[str, int]) -> None:
-    """Attach page files, mounts that are nowhere yet, where the image looks for them."""
+    """Attach page files, mounts that are nowhere yet, where the image looks for them. What is there already stays."""
     for name, tree in pages.items():
         place = f"{DOOR}/{name}"
-        _write(place, b"")
+        try:
+            _write(place, b"")
+        except FileExistsError:  # An earlier kernel of this sandbox came from the same image.
+            continue
         target = linux.open_plain(place)
         linux.attach_mount(tree, target)
         os.close(target)

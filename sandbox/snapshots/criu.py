@@ -147,10 +147,12 @@ class _Talk:
         Raises:
             WarmcellError: It is an error.
         """
+        line = b""
         try:
-            line = await self.reader.readline()
+            with contextlib.suppress(ConnectionError):
+                line = await self.reader.readline()
             said = json.loads(line) if line else None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ProtocolError(f"The helper answered what cannot be read: {error}") from error
         if said is None:
             raise SnapshotError("The helper ended in the middle of its work", hint="Try again; its log says more.")

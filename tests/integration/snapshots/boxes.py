@@ -1,0 +1,149 @@
+"""Sandboxes with a small program in each, which counts, and an engine that saves and restores them."""
+
+import asyncio
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from tests.leaks import Places
+from warmcell.sandbox.backends.base import SandboxInstance
+from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.models import MIB, Limits, SandboxId, SandboxSpec, SnapshotId, Workspace
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.snapshots.base import Dumped
+from warmcell.sandbox.snapshots.criu import CriuEngine
+
+PROGRAM = """
+import os, sys, time
+{before}
+data = bytearray(os.urandom(1 << 20) * {mib})
+first, count = hash(bytes(data)), 0
+while True:
+    count += 1
+    {each}
+    with open("/tmp/.count", "w") as file:
+        file.write(f"{{count}} {{os.getpid()}} {{hash(bytes(data[:4096])) and len(data)}}")
+    os.rename("/tmp/.count", "/tmp/count")
+    time.sleep(0.01)
+"""
+
+
+@dataclass
+class Box:
+    """A sandbox, and what runs in it."""
+
+    instance: SandboxInstance
+    channel: GuestChannel
+    kernel: int = 0
+
+    @property
+    def pid(self) -> int:
+        return self.instance.pid
+
+    async def sh(self, script: str) -> str:
+        """What a shell script says."""
+        done = await self.channel.exec(["sh", "-c", script])
+        return done.stdout.strip()
+
+    async def start(self, *, before: str = "pass", each: str = "pass", mib: int = 4) -> int:
+        """Start the program; its number."""
+        program = PROGRAM.format(before=before, each=each, mib=mib)
+        await self.channel.exec(
+            ["sh", "-c", 'cd / && setsid "$0" -c "$1" </dev/null >/dev/null 2>&1 &', sys.executable, program]
+        )
+        await self.goes_on()
+        self.kernel = int((await self.sh("cat /tmp/count")).split()[1])
+        return self.kernel
+
+    async def count(self) -> int:
+        """How far it has counted; 0 if it has not begun."""
+        return int((await self.sh("cat /tmp/count 2>/dev/null") or "0").split()[0])
+
+    async def goes_on(self, *, past: int = 0) -> int:
+        """Wait until it has counted beyond `past`, and a bit more; how far."""
+        deadline = time.monotonic() + 20
+        while (count := await self.count()) <= past:
+            assert time.monotonic() < deadline, f"it stands at {count}: {await self.sh('ps ax')}"
+            await asyncio.sleep(0.02)
+        return count
+
+    async def numbers(self) -> list[int]:
+        """Of all processes in it."""
+        return sorted(int(word) for word in (await self.sh("cd /proc; echo [0-9]*")).split())
+
+
+@dataclass
+class Boxes:
+    """Makes sandboxes of one test."""
+
+    paths: Paths
+    engine: CriuEngine
+    stack: AsyncExitStack
+    backend: BubblewrapBackend = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backend = BubblewrapBackend(paths=self.paths)
+
+    async def fresh(self, *, enrolled: bool = False, workspace: str | None = None) -> Box:
+        """A sandbox in which nothing was started."""
+        sandbox_id = SandboxId(secrets.token_hex(6))
+        directory = self.paths.sandboxes / sandbox_id
+        directory.mkdir(mode=0o700)
+        self.stack.callback(shutil.rmtree, directory)
+        spec = SandboxSpec(
+            python=sys.executable,
+            limits=Limits(memory_bytes=1024 * MIB, layer_bytes=64 * MIB),
+            workspace=Workspace(path=workspace) if workspace else None,
+        )
+        instance = await self.backend.create(spec, sandbox_id=sandbox_id, directory=directory)
+        self.stack.push_async_callback(instance.stop)
+        channel = await GuestChannel.open(instance.run_directory)
+        self.stack.push_async_callback(channel.close)
+        box = Box(instance, channel)
+        if enrolled:
+            await self.engine.enroll(box)
+        return box
+
+    async def running(self, *, before: str = "pass", each: str = "pass", mib: int = 4, workspace: str = "") -> Box:
+        """A sandbox in which the program counts."""
+        box = await self.fresh(enrolled=True, workspace=workspace or None)
+        await box.start(before=before, each=each, mib=mib)
+        return box
+
+    async def dump(self, box: Box, image: str, *, then: str = "go_on", frozen: "Frozen | None" = None) -> Dumped:
+        """Save what runs in a sandbox."""
+        return await self.engine.dump(
+            box,
+            pid=box.kernel,
+            image=SnapshotId(image),
+            then="stop" if then == "stop" else "go_on",
+            while_frozen=frozen or nothing,
+        )
+
+    async def restored(self, image: str, *, workspace: str = "") -> Box:
+        """A fresh sandbox in which an image was restored."""
+        box = await self.fresh(workspace=workspace or None)
+        box.kernel = (await self.engine.restore(box, image=SnapshotId(image))).pid
+        return box
+
+
+Frozen = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """No layer to save."""
+
+
+@asynccontextmanager
+async def boxes_of(places: Places) -> AsyncIterator[Boxes]:
+    """Sandboxes and an engine below the directories of a test; all ended when the block ends."""
+    paths = Paths(runtime=places.runtime, state=places.state, leases=places.leases).make()
+    engine = CriuEngine(paths=paths)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
+        yield Boxes(paths, engine, stack)

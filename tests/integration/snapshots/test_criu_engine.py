@@ -1,0 +1,439 @@
+"""The criu engine on real sandboxes: what is saved goes on elsewhere, and what fails changes nothing."""
+
+import asyncio
+import contextlib
+import ctypes.util
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.snapshots.boxes import Boxes, boxes_of
+from tests.leaks import Places
+from warmcell.sandbox.errors import (
+    CapacityError,
+    ConflictError,
+    SnapshotCorruptError,
+    SnapshotError,
+    SnapshotIncompatibleError,
+    SnapshotNotFoundError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+from warmcell.sandbox.helper import places as guest_places
+from warmcell.sandbox.helper.seals import Seals
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.snapshots.criu import CriuEngine
+
+pytestmark = pytest.mark.criu
+
+FIRST, SECOND, THIRD = "a" * 12, "b" * 12, "c" * 12
+
+
+@pytest.fixture
+async def boxes(places: Places) -> AsyncIterator[Boxes]:
+    async with boxes_of(places) as made:
+        yield made
+
+
+def images_of(boxes: Boxes) -> Path:
+    return boxes.paths.images / "0"
+
+
+def leftovers(boxes: Boxes) -> list[str]:
+    """What operations that failed have left among the images."""
+    return [path.name for path in images_of(boxes).iterdir() if path.name != ".pages"]
+
+
+async def until_finished(boxes: Boxes, image: str) -> None:
+    """Wait until the checksums of an image's memory are known."""
+    deadline = time.monotonic() + 30
+    while '"finished": null' in (images_of(boxes) / image / "image.json").read_text():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def flip(path: Path, *, at: int) -> None:
+    """Change one byte, as a bad disk does: size as before."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+async def test_it_says_that_it_is_ready(boxes: Boxes) -> None:
+    """A real small dump and restore, once; asked again it knows."""
+    report = await boxes.engine.probe()
+    assert report.ready, report
+    assert report.details["criu"] >= "4.2"
+    began = time.monotonic()
+    assert await boxes.engine.probe() == report
+    assert time.monotonic() - began < 0.1
+
+
+async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: Boxes) -> None:
+    """One image, three sandboxes, one process number in all; nothing moves while the layer is saved."""
+    source = await boxes.running()
+    seen: list[int] = []
+
+    async def frozen() -> None:
+        seen.append(await source.count())
+        await asyncio.sleep(0.1)
+        seen.append(await source.count())
+
+    dumped = await boxes.dump(source, FIRST, frozen=frozen)
+    assert seen[0] == seen[1] > 0
+    assert dumped.pids == (source.kernel,)
+    assert source.kernel >= 1000
+    assert dumped.memory_bytes > 4 << 20
+    assert dumped.image_bytes > 1 << 20
+    assert dumped.versions["engine"] == "criu"
+    await source.goes_on(past=seen[1] + 5)
+    for clone in [await boxes.restored(FIRST) for _ in range(3)]:
+        assert clone.kernel == source.kernel
+        assert await clone.goes_on() <= seen[1] + 200
+        assert await clone.goes_on(past=seen[1] + 5) > seen[1]
+        assert int(await clone.sh("sleep 0 & echo $!")) > clone.kernel
+    assert [(one.id, one.image_bytes) for one in await boxes.engine.images()] == [(FIRST, dumped.image_bytes)]
+
+
+async def test_stop_ends_the_kernel_when_its_layer_is_saved(boxes: Boxes) -> None:
+    """Not before: should saving the layer fail it goes on."""
+    source = await boxes.running()
+
+    async def fails() -> None:
+        raise CapacityError("no room for the layer")
+
+    with pytest.raises(CapacityError, match="no room for the layer"):
+        await boxes.dump(source, FIRST, then="stop", frozen=fails)
+    await source.goes_on(past=await source.count() + 3)
+    assert await boxes.engine.images() == []
+    await boxes.dump(source, FIRST, then="stop")
+    assert source.kernel not in await source.numbers()
+    clone = await boxes.restored(FIRST)
+    await clone.goes_on(past=await clone.goes_on())
+    assert leftovers(boxes) == [FIRST]
+
+
+async def test_a_restore_of_a_restore_of_a_restore(boxes: Boxes) -> None:
+    """Memory that did not change is shared by the chain, and outlives the images that brought it."""
+    source = await boxes.running(mib=24)
+    first = await boxes.dump(source, FIRST, then="stop")
+    second_box = await boxes.restored(FIRST)
+    reached = await second_box.goes_on()
+    second = await boxes.dump(second_box, SECOND, then="stop")
+    assert second.image_bytes < first.image_bytes / 2
+    third_box = await boxes.restored(SECOND)
+    await boxes.engine.drop(SnapshotId(FIRST))
+    await third_box.goes_on(past=reached)
+    await boxes.dump(third_box, THIRD, then="stop")
+    await boxes.engine.drop(SnapshotId(SECOND))
+    clone = await boxes.restored(THIRD)
+    await clone.goes_on(past=await clone.goes_on())
+    assert (await clone.sh("cat /tmp/count")).split()[2] == str(24 << 20)
+    await boxes.engine.drop(SnapshotId(THIRD))
+    await boxes.dump(clone, FIRST, then="stop")  # Its memory has no image any more, but is still kept.
+    again = await boxes.restored(FIRST)
+    await again.goes_on()
+
+
+async def test_memory_that_nobody_needs_goes(boxes: Boxes) -> None:
+    """With the last image of a page file and the last sandbox that has it mounted, at the next drop."""
+    source = await boxes.running(mib=8)
+    await boxes.dump(source, FIRST, then="stop")
+    clone = await boxes.restored(FIRST)
+    await until_finished(boxes, FIRST)
+    await boxes.engine.drop(SnapshotId(FIRST))
+    assert list((images_of(boxes) / ".pages").glob("????????????"))
+    await clone.channel.close()
+    await clone.instance.stop()
+    other = await boxes.running()
+    await boxes.dump(other, SECOND)
+    await boxes.engine.drop(SnapshotId(SECOND))
+    await boxes.engine.close()
+    assert list((images_of(boxes) / ".pages").iterdir()) == []
+
+
+async def test_children_come_along(boxes: Boxes) -> None:
+    """A pipe between the kernel and a child of it still works, on both sides, and so does what is held open."""
+    before = (
+        "import subprocess; child = subprocess.Popen(['cat'], stdin=-1, stdout=-1);"
+        " log = open('/dev/shm/log', 'w+'); os.unlink('/dev/shm/log'); log.write('kept'); log.flush()"
+    )
+    each = "child.stdin.write(b'x'); child.stdin.flush(); assert child.stdout.read(1) == b'x'; log.seek(0);"
+    source = await boxes.running(before=before, each=each + " assert log.read() == 'kept'")
+    names: list[str] = []
+
+    async def frozen() -> None:
+        names.append(await source.sh("ls /dev/shm"))
+
+    dumped = await boxes.dump(source, FIRST, frozen=frozen)
+    assert len(dumped.pids) == 2
+    await source.goes_on(past=await source.count() + 3)
+    assert await source.sh("ls /dev/shm") == ""  # Nothing of criu's making is left.
+    clone = await boxes.restored(FIRST)
+    await clone.goes_on(past=await clone.goes_on() + 3)
+    assert set(dumped.pids) <= set(await clone.numbers())
+
+
+async def test_a_stopped_child_stays_stopped(boxes: Boxes) -> None:
+    """What the user had stopped does not run because a snapshot was taken."""
+    before = "import subprocess, signal; child = subprocess.Popen(['sleep', '600']); child.send_signal(signal.SIGSTOP)"
+    source = await boxes.running(before=before)
+    dumped = await boxes.dump(source, FIRST)
+    await source.goes_on(past=await source.count() + 3)
+    assert await source.sh(f"cut -d' ' -f3 /proc/{dumped.pids[1]}/stat") == "T"
+
+
+async def test_an_open_file_that_has_changed_is_named(boxes: Boxes, places: Places) -> None:
+    """The kernel would read on in another file; so it does not start."""
+    workspace = places.root / "w"
+    workspace.mkdir()
+    (workspace / "data.csv").write_text("a,b\n1,2\n")
+    source = await boxes.running(before=f"held = open('{workspace}/data.csv')", workspace=str(workspace))
+    await boxes.dump(source, FIRST, then="stop")
+    clone = await boxes.restored(FIRST, workspace=str(workspace))
+    await clone.goes_on(past=await clone.goes_on())
+    (workspace / "data.csv").write_text("c,d\n3,4\n")
+    box = await boxes.fresh(workspace=str(workspace))
+    with pytest.raises(SnapshotIncompatibleError, match=r"data\.csv") as raised:
+        await boxes.engine.restore(box, image=SnapshotId(FIRST))
+    assert raised.value.details["what"] == f"{workspace}/data.csv"
+    assert raised.value.details["found"]
+    assert FIRST in leftovers(boxes)
+    assert max(await box.numbers()) < 1000
+
+
+async def test_a_library_that_was_upgraded_is_still_there_for_the_kernel(boxes: Boxes, places: Places) -> None:
+    """The one that it had mapped is kept, and shown to it in the place of the new one."""
+    workspace = places.root / "w"
+    workspace.mkdir()
+    library = workspace / "libz.so"
+    found = ctypes.util.find_library("z")
+    original = next(Path(line.split()[-1]) for line in maps_with(found or "libz.so.1"))
+    shutil.copy(original, library)
+    source = await boxes.running(
+        before=f"import ctypes; z = ctypes.CDLL('{library}'); z.zlibVersion.restype = ctypes.c_char_p",
+        each="assert z.crc32(0, b'abc', 3) == 891568578",
+        workspace=str(workspace),
+    )
+    await boxes.dump(source, FIRST, then="stop")
+    library.unlink()
+    library.write_bytes(b"another version")
+    clone = await boxes.restored(FIRST, workspace=str(workspace))
+    await clone.goes_on(past=await clone.goes_on() + 3)
+    assert library.read_bytes() == b"another version"
+
+
+def maps_with(name: str) -> list[str]:
+    """Mappings of this process whose file has this name."""
+    ctypes.CDLL(name)
+    stem = name.partition(".so")[0]
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if stem in line.rpartition("/")[2]]
+
+
+async def test_a_disk_that_is_full(boxes: Boxes) -> None:
+    """A typed error with its cure; the kernel runs on, nothing is left, and with room it works."""
+    images = boxes.paths.images
+    images.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "warmcell-test", images], check=True)
+    try:
+        source = await boxes.running(mib=32)
+        with pytest.raises(CapacityError) as raised:
+            await boxes.dump(source, FIRST)
+        assert raised.value.hint
+        await source.goes_on(past=await source.count() + 3)
+        assert leftovers(boxes) == []
+        subprocess.run(["mount", "-o", "remount,size=200m", images], check=True)
+        await boxes.dump(source, FIRST)
+        clone = await boxes.restored(FIRST)
+        await clone.goes_on()
+        await clone.channel.close()
+        await clone.instance.stop()
+        await boxes.engine.close()
+    finally:
+        subprocess.run(["umount", "-l", images], check=True)
+
+
+@pytest.mark.parametrize("what", ["inventory.img", "image.json", "memory"])
+async def test_a_flipped_byte_is_found(boxes: Boxes, what: str) -> None:
+    """In small files, in what the helper wrote, and in memory; nothing is started then."""
+    source = await boxes.running(mib=8)
+    await boxes.dump(source, FIRST, then="stop")
+    await until_finished(boxes, FIRST)
+    path = images_of(boxes) / FIRST / what
+    flip(next(path.iterdir()) if path.is_dir() else path, at=40)
+    box = await boxes.fresh()
+    with pytest.raises(SnapshotCorruptError) as raised:
+        await boxes.engine.restore(box, image=SnapshotId(FIRST))
+    assert raised.value.hint
+    assert max(await box.numbers()) < 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"), [("criu", "3.17", "CRIU"), ("linux", "5.4.0", "Linux"), ("cpu", ["amx9"], "processor")]
+)
+async def test_a_machine_that_is_not_as_it_was(boxes: Boxes, field: str, value: object, what: str) -> None:
+    """Said with what was expected and what was found."""
+    source = await boxes.running()
+    await boxes.dump(source, FIRST, then="stop")
+    await until_finished(boxes, FIRST)
+    seals, path = Seals(str(boxes.paths.images / "key")), str(images_of(boxes) / FIRST / "image.json")
+    seals.write(path, {**seals.read(path), field: value})
+    with pytest.raises(SnapshotIncompatibleError, match=what) as raised:
+        await boxes.restored(FIRST)
+    assert {"expected", "found"} <= set(raised.value.details)
+
+
+async def test_what_is_not_there_and_what_is_there_twice(boxes: Boxes) -> None:
+    """Unknown images, ids in use, processes that have ended, dropping twice."""
+    source = await boxes.running()
+    with pytest.raises(SnapshotNotFoundError):
+        await boxes.restored(FIRST)
+    await boxes.dump(source, FIRST)
+    with pytest.raises(ConflictError):
+        await boxes.dump(source, FIRST)
+    await source.goes_on(past=await source.count() + 3)
+    with pytest.raises(ConflictError):
+        await boxes.engine.restore(source, image=SnapshotId(FIRST))
+    with pytest.raises(WarmcellError, match="9999"):
+        await boxes.engine.dump(
+            source, pid=9999, image=SnapshotId(SECOND), then="go_on", while_frozen=lambda: asyncio.sleep(0)
+        )
+    await boxes.engine.drop(SnapshotId(FIRST))
+    await boxes.engine.drop(SnapshotId(FIRST))
+    assert await boxes.engine.images() == []
+
+
+async def test_what_cannot_be_saved_is_named(boxes: Boxes) -> None:
+    """A socket whose other end is not of the kernel; it runs on."""
+    before = (
+        "import socket, subprocess; a, b = socket.socketpair();"
+        " subprocess.Popen(['setsid', '-f', 'sleep', '600'], stdin=b); b.close(); time.sleep(0.3)"
+    )
+    source = await boxes.running(before=before)
+    with pytest.raises(UnsupportedOperationError, match="socket") as raised:
+        await boxes.dump(source, FIRST)
+    assert raised.value.details["criu"]
+    await source.goes_on(past=await source.count() + 3)
+    assert leftovers(boxes) == []
+
+
+def processes_named(name: str) -> list[int]:
+    """Host pids of the processes below this one that are called so, or were started under this name."""
+    found: list[int] = []
+    for pid in guest_places.Place(os.getpid(), -1, {}).processes():
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if guest_places.status(pid).get("Name") == name or command.startswith(f"{name}\0".encode()):
+                found.append(pid)
+    return found
+
+
+async def kill_when_there(name: str, *, after_s: float = 0.0) -> None:
+    """Kill the first process of this name as soon as there is one."""
+    deadline = time.monotonic() + 10
+    while not (found := processes_named(name)):
+        assert time.monotonic() < deadline, f"no process {name}"
+        await asyncio.sleep(0.0005)
+    await asyncio.sleep(after_s)
+    for pid in found[:1]:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05])
+async def test_criu_killed_in_the_middle_of_a_dump(boxes: Boxes, after_s: float) -> None:
+    """The kernel runs on, nothing is left, and the next dump works."""
+    source = await boxes.running(mib=64)
+    dumping = asyncio.create_task(boxes.dump(source, FIRST))
+    await kill_when_there("criu", after_s=after_s)
+    try:
+        await dumping
+    except SnapshotError:
+        assert leftovers(boxes) == []
+    await source.goes_on(past=await source.count() + 3)
+    await boxes.dump(source, SECOND)
+    clone = await boxes.restored(SECOND)
+    await clone.goes_on()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02])
+async def test_criu_killed_in_the_middle_of_a_restore(boxes: Boxes, after_s: float) -> None:
+    """Nothing of the kernel is left in the sandbox, and the image is as before."""
+    source = await boxes.running(mib=16)
+    await boxes.dump(source, FIRST, then="stop")
+    box = await boxes.fresh()
+    restoring = asyncio.create_task(boxes.engine.restore(box, image=SnapshotId(FIRST)))
+    await kill_when_there("criu", after_s=after_s)
+    try:
+        await restoring
+    except SnapshotError:
+        deadline = time.monotonic() + 5
+        while source.kernel in await box.numbers():
+            assert time.monotonic() < deadline
+    clone = await boxes.restored(FIRST)
+    await clone.goes_on()
+
+
+async def test_the_helper_killed_while_a_kernel_is_frozen(boxes: Boxes) -> None:
+    """Whoever is left sets the kernel going again, and the next request gets a new helper."""
+    source = await boxes.running()
+
+    async def frozen() -> None:
+        for name in ("warmcell-work", "warmcell-helper"):
+            for pid in processes_named(name):
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(SnapshotError):
+        await boxes.dump(source, FIRST, frozen=frozen)
+    await source.goes_on(past=await source.count() + 3)
+    await boxes.dump(source, SECOND)
+    await boxes.engine.drop(SnapshotId(SECOND))
+    await boxes.engine.close()
+    assert leftovers(boxes) == []
+
+
+async def test_dropped_while_it_is_restored(boxes: Boxes) -> None:
+    """Each restore either comes up whole or says that there is no such snapshot."""
+    source = await boxes.running(mib=8)
+    await boxes.dump(source, FIRST, then="stop")
+    fresh = [await boxes.fresh() for _ in range(4)]
+    restores = [asyncio.create_task(boxes.engine.restore(box, image=SnapshotId(FIRST))) for box in fresh]
+    await asyncio.sleep(0.03)
+    await boxes.engine.drop(SnapshotId(FIRST))
+    for box, ended in zip(fresh, await asyncio.gather(*restores, return_exceptions=True), strict=True):
+        if isinstance(ended, BaseException):
+            assert isinstance(ended, SnapshotNotFoundError), ended
+            assert max(await box.numbers()) < 1000
+        else:
+            await box.goes_on()
+    assert await boxes.engine.images() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "not there"), ("#!/bin/sh\necho Version: 3.17.1\n", "too old"), ("#!/bin/sh\n", "code 0")],
+)
+async def test_a_criu_that_cannot_be_used(
+    places: Places, monkeypatch: pytest.MonkeyPatch, content: str | None, why: str
+) -> None:
+    """The report says why and what to do; nothing else is tried."""
+    named = places.root / "criu"
+    if content is not None:
+        named.write_text(content)
+        named.chmod(0o755)
+    monkeypatch.setenv("WARMCELL_CRIU", str(named))
+    engine = CriuEngine(paths=Paths(runtime=places.runtime, state=places.state, leases=places.leases).make())
+    report = await engine.probe()
+    await engine.close()
+    assert not report.ready
+    assert why in report.why_not
+    assert "scripts/criu" in report.hint
