@@ -7,8 +7,8 @@ For the helper: call it after the dump, when the tree runs again or is dead. Bef
 with `noexec`, for programs make memory executable). Page files are sparse and *look* larger than a terabyte: count
 `st_blocks`, never read one to its end. They must not change, and must keep at least one name (link) as long as a
 process maps them: CRIU cannot dump a process again whose page file is unlinked. Page files of earlier restores are the
-caller's to link into `image/memory/`. `edit` replaces the directory: open it anew afterwards. What an image needs later:
-`page_files(image)`.
+caller's to link into `image/memory/`. `edit` replaces the directory: open it anew afterwards. Later, `page_files(image)`
+says what an image needs.
 """
 
 import hashlib
@@ -123,17 +123,23 @@ def edit(
     file_id = max(map(criu.entry_id, entries), default=0)
     if file_id + len(edited) >= 1 << 31:
         raise corrupt("files.img uses ids that CRIU does not give")
-    with exchange.rewriting(image, durable=durable) as new:
-        (new / MEMORY).mkdir(mode=0o700, exist_ok=True)
-        for name, process in zip(names, edited, strict=True):
-            file_id += 1
-            file = _move_pages(new, process, name, durable=durable)
-            entries.append(criu.new_regular_file(regular(file, file_id, f"{prefix}/{name}")))
-            mm = criu.with_areas(process.mm, areas_of.split(process.areas, process.chosen, file_id=file_id))
-            exchange.write(new / f"mm-{process.pid}.img", criu.joined("mm", [mm]), durable=durable)
-            kept = pagemap.joined(process.head, process.kept.entries)
-            exchange.write(new / f"pagemap-{process.pid}.img", kept, durable=durable)
-        exchange.write(new / "files.img", criu.joined("files", entries), durable=durable)
+    before = [(path, path.stat()) for path in (image / f"pages-{process.pages_id}.img" for process in edited)]
+    try:
+        with exchange.rewriting(image, durable=durable) as new:
+            (new / MEMORY).mkdir(mode=0o700, exist_ok=True)
+            for name, process in zip(names, edited, strict=True):
+                file_id += 1
+                file = _move_pages(new, process, name, durable=durable)
+                entries.append(criu.new_regular_file(regular(file, file_id, f"{prefix}/{name}")))
+                mm = criu.with_areas(process.mm, areas_of.split(process.areas, process.chosen, file_id=file_id))
+                exchange.write(new / f"mm-{process.pid}.img", criu.joined("mm", [mm]), durable=durable)
+                kept = pagemap.joined(process.head, process.kept.entries)
+                exchange.write(new / f"pagemap-{process.pid}.img", kept, durable=durable)
+            exchange.write(new / "files.img", criu.joined("files", entries), durable=durable)
+    except BaseException:
+        for path, status in before:
+            _unseal(path, status)
+        raise
     return Edited(True, "", (*old, *names), tuple(names), sum(process.mapped_bytes for process in edited), copied)
 
 
@@ -249,6 +255,15 @@ def seal(page_file: int, *, length_bytes: int) -> None:
     os.fchmod(page_file, 0o400)
     if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
         os.fchown(page_file, os.geteuid(), os.getegid())
+
+
+def _unseal(pages: Path, status: os.stat_result) -> None:
+    """Take back what `seal` did to a file that is still the old image's, too."""
+    if pages.stat().st_size != status.st_size:
+        os.truncate(pages, status.st_size)
+    os.chmod(pages, stat.S_IMODE(status.st_mode))
+    if os.geteuid() == 0:
+        os.chown(pages, status.st_uid, status.st_gid)
 
 
 def regular(file: Path, file_id: int, path: str) -> RegularFile:
