@@ -60,6 +60,8 @@ class KernelProcess:
     socket_prefix: Path
     """Host path; its sockets are `{prefix}-1` (shell) to `{prefix}-5` (heartbeat)."""
     started_from: StartedFrom
+    token: str = ""
+    """It was restored from a template and waits for `warmcell_after_restore_request` with this; empty: it is ready."""
     exit_code: int | None = None
     exited: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -142,6 +144,14 @@ class LiveSandbox:
     def shape(self) -> tuple[object, ...]:
         """Equal for sandboxes that can stand in for each other."""
         return self.spec.shape(self.gpus)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the next kernel in it is there in an instant."""
+        if self.info.state is not State.RUNNING:
+            return False
+        waiting = self.kernel is not None and self.kernel.alive and bool(self.kernel.token)
+        return waiting or (self.info.template is not None and self.info.template.state == "ready")
 
     @property
     def run_directory(self) -> Path:
@@ -352,6 +362,12 @@ class LiveSandbox:
         for name in (f"{asked}.json", *(f"{prefix}-{n}" for prefix in prefixes for n in range(1, 7))):
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+    def remove_sockets(self, prefix: str) -> None:
+        """Make way for a kernel that binds these names."""
+        for n in range(1, 6):
+            with contextlib.suppress(OSError):
+                os.unlink(self.run_directory / f"{prefix}-{n}")
 
     async def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel's process group; nothing happens when it is gone."""

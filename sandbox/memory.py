@@ -7,10 +7,12 @@ sandbox; the twin takes its place when the kernel in it has answered, so whateve
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from warmcell.sandbox import errors
@@ -129,13 +131,21 @@ class Memory:
 
     # Saving ----------------------------------------------------------------------------------------------------
 
-    async def save(self, box: LiveSandbox, *, kind: SnapshotKind, name: str = "") -> SnapshotInfo:
+    async def save(
+        self, box: LiveSandbox, *, kind: SnapshotKind, name: str = "", environment: Mapping[str, str] | None = None
+    ) -> SnapshotInfo:
         """Save a running kernel, which goes on after a pause.
+
+        Args:
+            box: Where it is.
+            kind: What the snapshot is for.
+            name: As its user calls it.
+            environment: Identity of what it was made from.
 
         Raises:
             WarmcellError: Nothing was saved; the kernel goes on as before.
         """
-        return (await self._save(box, kind=kind, name=name, then="go_on")).info
+        return (await self._save(box, kind=kind, name=name, then="go_on", environment=environment or {})).info
 
     async def suspend(self, box: LiveSandbox) -> SnapshotInfo:
         """Save a running kernel and end its sandbox; `box` is suspended afterwards, and its GPUs are the caller's.
@@ -164,7 +174,15 @@ class Memory:
         await self.forget_suspended(before)
         return manifest.info
 
-    async def _save(self, box: LiveSandbox, *, kind: SnapshotKind, then: Then, name: str = "") -> Manifest:
+    async def _save(
+        self,
+        box: LiveSandbox,
+        *,
+        kind: SnapshotKind,
+        then: Then,
+        name: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Manifest:
         engine = await self.check(box.spec)
         kernel, frontend = box.kernel, box.frontend
         if kernel is None or not kernel.alive:
@@ -177,7 +195,10 @@ class Memory:
             if frontend is not None:
                 await frontend.pause(token=token)
             record = frontend.record() if frontend is not None else {}
-            manifest = self._manifest(box, kernel, snapshot, record, kind=kind, name=name, token=token)
+            manifest = dataclasses.replace(
+                self._manifest(box, kernel, snapshot, record, kind=kind, name=name, token=token),
+                environment=environment,
+            )
 
             async def while_frozen() -> None:
                 await box.instance.save_layer(draft.layer)
@@ -332,19 +353,45 @@ class Memory:
         began = time.perf_counter()
         box.gpus = gpus
         saved, phases = await self._rise(box, snapshot)
-        if box.frontend is not None:
-            assert box.kernel is not None
-            box.tell(state=transition(box.info.state, Event.CREATED))
+        assert box.kernel is not None
+        box.tell(state=transition(box.info.state, Event.CREATED))
+        box.watch()
+        if box.frontend is None:
+            box.kernel.token = saved.guest.token
+        else:
             at = time.perf_counter()
             await box.frontend.go_on(box.kernel, saved.kernel, token=saved.guest.token, restored=True, clone=True)
             phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
         box.tell(
-            started_from="snapshot",
+            generation=box.kernel.generation,
+            started_from=box.kernel.started_from,
             started_ms=round(1000 * (time.perf_counter() - began), 1),
             snapshot=snapshot,
             phases_ms=phases,
             phase=None,
         )
+
+    async def restore_into(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess:
+        """A kernel from a template in a sandbox that has had others; it waits to be spoken with.
+
+        Raises:
+            WarmcellError: It is as it was, without a kernel.
+        """
+        engine = await self.check(box.spec)
+        async with self.store.use(template) as held:
+            _check_fits(held.manifest, box.spec)
+            box.remove_sockets(held.manifest.guest.socket_prefix)
+            restored = await engine.restore(box.instance, image=template)
+        kernel = KernelProcess(
+            pid=restored.pid,
+            generation=box.info.generation + 1,
+            socket_prefix=box.run_directory / held.manifest.guest.socket_prefix,
+            started_from="template",
+            token=held.manifest.guest.token,
+        )
+        await box.take_on(kernel)
+        box.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None)
+        return kernel
 
     async def _bring_back(
         self, box: LiveSandbox, snapshot: SnapshotId, *, with_kernel: bool = True
@@ -383,7 +430,7 @@ class Memory:
         held = await use.enter_async_context(self.store.use(snapshot))
         guest = held.manifest.guest
         try:
-            _check_fits(held.manifest.spec, box.spec)
+            _check_fits(held.manifest, box.spec)
             tell.phase("sandbox")
             began = time.perf_counter()
             await asyncio.to_thread(box.directory.mkdir, 0o700)
@@ -397,7 +444,7 @@ class Memory:
                         pid=restored.pid,
                         generation=guest.generation,
                         socket_prefix=box.run_directory / guest.socket_prefix,
-                        started_from="snapshot",
+                        started_from="template" if held.manifest.info.kind == "template" else "snapshot",
                     )
                 )
             else:
@@ -413,14 +460,14 @@ class Memory:
         }
 
 
-def _check_fits(saved: SandboxSpec, wanted: SandboxSpec) -> None:
+def _check_fits(saved: Manifest, wanted: SandboxSpec) -> None:
     """The interpreter and the folders are part of the kernel's memory.
 
     Raises:
         SnapshotIncompatibleError: They are others.
     """
-    then, now = _places(saved), _places(wanted)
-    for name in then:
+    then, now = _places(saved.spec), _places(wanted)
+    for name in ("interpreter", "home") if saved.info.kind == "template" else then:
         if then[name] != now[name]:
             raise errors.SnapshotIncompatibleError(
                 f"The snapshot was made with another {name}",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxSpec
 
@@ -63,8 +62,7 @@ class WarmPool:
     def take(self, shape: Shape) -> LiveSandbox | None:
         """A prepared sandbox of that shape, no longer the pool's; None if there is none."""
         while (box := self._leave(shape)) is not None:
-            template = box.info.template
-            if box.info.state is State.RUNNING and template is not None and template.state == "ready":
+            if box.prepared:
                 return box
             log.warning("prepared sandbox %s was no longer good: %s", box.info.id, box.info.state)
             self._spawn(box.stop())
@@ -98,7 +96,7 @@ class WarmPool:
             except WarmcellError as error:
                 log.warning("no sandbox could be prepared for template %s: %s", spec.template, error)
                 return
-            if box.info.template is None or box.info.template.state != "ready":
+            if not box.prepared:
                 log.warning("template %s did not become ready; nothing is kept prepared for it", spec.template)
                 await box.stop()
                 return

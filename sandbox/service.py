@@ -15,6 +15,7 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
+from warmcell.sandbox.guest.supervisor.template import read_at_start
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
@@ -36,6 +37,7 @@ from warmcell.sandbox.pool import WarmPool, memory_bytes
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.templates import Templates
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,9 @@ class SandboxService:
         self.memory = Memory(
             engine=engine, store=store or SnapshotStore(paths.snapshots), backend_of=self._backend, paths=paths
         )
+        self._templates = Templates(self.memory, self._make_template)
+        self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
+        """Makes who has a template settle before it is saved."""
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -236,7 +241,16 @@ class SandboxService:
         Raises:
             WarmcellError: As `LiveSandbox.start_kernel`.
         """
-        return await self.live(sandbox_id).start_kernel(env=env, cwd=cwd)
+        box = self.live(sandbox_id)
+        if box.kernel is not None and box.kernel.alive and box.kernel.token:
+            return box.kernel
+        template = await self._templates.find(box.spec)
+        if template is not None and (box.kernel is None or not box.kernel.alive):
+            try:
+                return await self._exclusively(box, self.memory.restore_into(box, template))
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s: no kernel from the template's snapshot: %s", sandbox_id, error)
+        return await box.start_kernel(env=env, cwd=cwd)
 
     def kernel_ready(self, sandbox_id: SandboxId, *, started_ms: float) -> SandboxInfo:
         """Told by whoever connected to the kernel once it has answered, `started_ms` after it was asked for.
@@ -438,7 +452,7 @@ class SandboxService:
                 await self.memory.clone(box, snapshot, devices)
             elif prepared is not None:
                 box = self._adopt(prepared, box, devices)
-            else:
+            elif not await self._from_template(box, devices):
                 await self._bring_up(box, devices)
         except BaseException as error:
             await self._discard(box, error)
@@ -511,6 +525,38 @@ class SandboxService:
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
         """A sandbox for the pool: up, and its template settled."""
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        if not await self._from_template(box, ()):
+            await self._bring_up_prepared(box)
+        return box
+
+    async def _from_template(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
+        """Bring it up with a kernel from its template's snapshot; whether that could be done."""
+        template = await self._templates.find(box.spec)
+        if template is None:
+            return False
+        try:
+            await self.memory.clone(box, template, devices)
+        except errors.WarmcellError as error:
+            log.warning("sandbox %s does not come from its template's snapshot: %s", box.info.id, error)
+            await box.discard()
+            box.kernel = None
+            return False
+        box.tell(template=self._templates.status(template))
+        return True
+
+    async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
+        """A kernel that has imported what it is to import, saved before anybody uses it."""
+        box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        await self._bring_up_prepared(box)
+        try:
+            await box.start_kernel(env=read_at_start(spec.env), cwd="")
+            box.frontend = self.template_front(box)
+            return (await self.memory.save(box, kind="template", environment=identity)).id
+        finally:
+            await box.stop()
+
+    async def _bring_up_prepared(self, box: LiveSandbox) -> None:
+        """With a fork server that has imported what it is to import."""
         try:
             await self._bring_up(box, ())
             await box.prepare()
@@ -519,7 +565,7 @@ class SandboxService:
         except TimeoutError as error:
             await box.stop()
             raise errors.OperationTimeoutError(
-                f"Template {spec.template} was not imported within {TEMPLATE_TIMEOUT_S:.0f} s",
+                f"Template {box.spec.template} was not imported within {TEMPLATE_TIMEOUT_S:.0f} s",
                 hint="Take the module that hangs out of the kernelspec's preload list.",
                 details={"operation": "prepare", "timeout": TEMPLATE_TIMEOUT_S},
             ) from error
@@ -532,7 +578,6 @@ class SandboxService:
         except BaseException:
             await box.stop()
             raise
-        return box
 
     def _adopt(self, prepared: LiveSandbox, asked: LiveSandbox, devices: tuple[GpuDevice, ...]) -> LiveSandbox:
         """The prepared sandbox becomes the one that was asked for, under the id that is already known."""
@@ -554,7 +599,10 @@ class SandboxService:
     async def _keep_warm(self, box: LiveSandbox) -> None:
         """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
         try:
-            if box.info.template is None:
+            template = await self._templates.ensure(box.spec)
+            if template is not None:
+                box.tell(template=self._templates.status(template))
+            elif box.info.template is None:
                 await box.prepare()
             await box.wait_template()
         except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon

@@ -14,6 +14,7 @@ from warmcell.extension import machine
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import KernelRequest, Kernels
+from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
@@ -22,7 +23,7 @@ from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.lifecycle import TERMINAL
-from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.service import SandboxService
 
 PREFIX = "/warmcell/api/v1"
@@ -58,7 +59,7 @@ class KeeperApi:
                 (r"/check", CheckHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
-                (r"/kernels/([^/]+)/(signal|end|adopt)", KernelVerbHandler),
+                (r"/kernels/([^/]+)/(signal|end|adopt|sessions)", KernelVerbHandler),
             ],
             scope=None,
         )
@@ -250,7 +251,13 @@ class KernelsHandler(Handler):
     """Kernels with their keys; on the keeper's own socket only."""
 
     def get(self) -> None:
-        self.answer({"kernels": [kernel.describe() for kernel in self.keeper.kernels.all()]})
+        kernels = self.keeper.kernels
+        self.answer(
+            {
+                "kernels": [kernel.describe() for kernel in kernels.all()],
+                "lost": [note.to_json() for note in kernels.ledger.lost()],
+            }
+        )
 
     async def post(self) -> None:
         request = KernelRequest.from_json(self.body())
@@ -274,8 +281,17 @@ class KernelHandler(Handler):
         self.set_status(204)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSessions(Wire):
+    """Body of `POST /kernels/{id}/sessions`."""
+
+    sessions: tuple[SessionNote, ...]
+    notebook: str | None = None
+    session_name: str | None = None
+
+
 class KernelVerbHandler(Handler):
-    """Signal a kernel, end its process, or own it."""
+    """Signal a kernel, end its process, own it, or say what is open on it."""
 
     async def post(self, kernel_id: str, verb: str) -> None:
         kernels, body = self.keeper.kernels, self.body()
@@ -283,6 +299,9 @@ class KernelVerbHandler(Handler):
             await kernels.signal(kernel_id, int(_number(body.get("signum"), "signum", least=1, most=SIGNAL_MAX)))
         elif verb == "end":
             await kernels.end(kernel_id, grace=_number(body.get("grace_s", 0), "grace_s", most=LONGEST_WAIT_S))
+        elif verb == "sessions":
+            said = OpenSessions.from_json(body)
+            kernels.set_sessions(kernel_id, said.sessions, notebook=said.notebook, session_name=said.session_name)
         else:
             server = body.get("server")
             server = None if server is None else _text(server, "server")

@@ -11,6 +11,7 @@ from typing import Any
 
 from warmcell.extension.keeper.front import Front
 from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
+from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import State
@@ -22,6 +23,9 @@ from warmcell.sandbox.service import SandboxService
 log = logging.getLogger(__name__)
 
 CLONES_MAX = 64
+SUSPENDED_AT_ONCE = 4
+"""When the keeper goes: more would only wait for the disk and for each other."""
+
 IDLE_LOOK_S = 5.0
 """How often to look for kernels that have been idle for long enough."""
 
@@ -34,6 +38,7 @@ class KernelMemory:
         self._kernels = kernels
         self._paths = paths
         kernels.front_of = self.front
+        service.template_front = TemplateFront
 
     def front(self, kernel: Kernel, box: LiveSandbox) -> Frontend:
         """Who speaks with the kernel's process in this sandbox."""
@@ -56,6 +61,8 @@ class KernelMemory:
                 raise errors.ConflictError(
                     "The kernel is busy", hint="Wait until its cell has ended, or suspend it with busy=true."
                 )
+            if self._service.info(sandbox_id).state is State.SUSPENDED:  # somebody else was faster
+                return self._service.info(sandbox_id)
             return await self._service.suspend(sandbox_id)
 
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
@@ -124,20 +131,27 @@ class KernelMemory:
                 self._kernels.follow(kernel, box.kernel, box)
                 assert box.frontend is not None
                 await box.frontend.sleep(manifest.kernel)
+                self._kernels.take_up(kernel)
                 log.info("kernel %s is suspended and can go on", request.kernel_id)
             except (errors.WarmcellError, KeyError) as error:
                 log.error("suspended kernel %s cannot be taken up: %s", info.kernel_id, error)
+                self._kernels.ledger.lose(info.kernel_id or "", str(error))
 
     async def suspend_all(self) -> None:
         """Save what a server would find again; what cannot be saved is left to be ended."""
-        for kernel in self._kernels.all():
-            if not kernel.request.persistent or not kernel.alive or kernel.sandbox_id is None:
-                continue
-            try:
-                if self._service.info(kernel.sandbox_id).state is State.RUNNING:
-                    await self.suspend(kernel.sandbox_id, even_busy=True)
-            except errors.WarmcellError as error:
-                log.error("kernel %s is lost: it could not be saved: %s", kernel.request.kernel_id, error)
+        at_once = asyncio.Semaphore(SUSPENDED_AT_ONCE)
+
+        async def save(kernel: Kernel, sandbox_id: SandboxId) -> None:
+            async with at_once:
+                try:
+                    if self._service.info(sandbox_id).state is State.RUNNING:
+                        await self.suspend(sandbox_id, even_busy=True)
+                except errors.WarmcellError as error:
+                    log.error("kernel %s is lost: it could not be saved: %s", kernel.request.kernel_id, error)
+                    self._kernels.ledger.lose(kernel.request.kernel_id, error.message)
+
+        kept = [kernel for kernel in self._kernels.all() if kernel.request.persistent and kernel.alive]
+        await asyncio.gather(*(save(one, one.sandbox_id) for one in kept if one.sandbox_id is not None))
 
     async def suspend_idle(self, idle_s: float) -> None:
         """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
@@ -167,6 +181,7 @@ class KernelMemory:
             },
             spec=_forked(source.request),
             notebook=None,
+            persistent=False,
         )
         kernel = await self._kernels.add(request)
         try:
@@ -182,6 +197,7 @@ class KernelMemory:
             await self._kernels.remove(kernel_id)
             raise
         kernel.sandbox_id, kernel.started = info.id, True
+        self._kernels.note(kernel)
         return info
 
     def _on_wake(self, kernel: Kernel) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.extension.keeper.death import death
+from warmcell.extension.keeper.ledger import KernelNote, Ledger, SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 from warmcell.sandbox import errors
@@ -60,6 +61,8 @@ class Kernel:
     """Its process was told to end, so its end is no failure."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
+    sessions: tuple[SessionNote, ...] = ()
+    """What its Jupyter server has open on it."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by a start and by its removal."""
 
@@ -79,7 +82,29 @@ class Kernel:
             "kernel_name": self.request.kernel_name,
             "server": self.request.server,
             "server_alive": self.owner is not None and self.owner.alive,
+            "busy": self.proxy.busy,
+            "cwd": self.request.cwd,
+            "session_name": self.request.env.get("JPY_SESSION_NAME"),
+            "sessions": [session.to_json() for session in self.sessions],
         }
+
+    def note(self) -> KernelNote:
+        """What a keeper that comes later has to know."""
+        return KernelNote(
+            kernel_id=self.request.kernel_id,
+            server=self.request.server,
+            notebook=self.request.notebook,
+            session_name=self.request.env.get("JPY_SESSION_NAME"),
+            kernel_name=self.request.kernel_name,
+            sessions=self.sessions,
+        )
+
+    def call(self, *, notebook: str | None, session_name: str | None) -> None:
+        """Its notebook has this path now, and its code sees that from its next start or resume on."""
+        env = dict(self.request.env)
+        if session_name is not None:
+            env["JPY_SESSION_NAME"] = session_name
+        self.request = dataclasses.replace(self.request, notebook=notebook, env=env)
 
 
 class Kernels:
@@ -92,6 +117,7 @@ class Kernels:
         """Told of a sandbox that a kernel goes on in, before it does."""
         self.front_of: Callable[[Kernel, LiveSandbox], Frontend | None] = lambda kernel, box: None
         """Makes who speaks with a kernel when its memory is saved or brought back."""
+        self.ledger = Ledger(paths.ledger)
         self._service = service
         self._paths = paths
         self._kernels: dict[str, Kernel] = {}
@@ -154,6 +180,17 @@ class Kernels:
             raise
         return kernel
 
+    def take_up(self, kernel: Kernel) -> None:
+        """A kernel that the keeper before had is here; it keeps its sessions and the name of its notebook."""
+        note = self.ledger.take_up(kernel.request.kernel_id)
+        if note is not None:
+            kernel.sessions = note.sessions
+            kernel.call(notebook=note.notebook, session_name=note.session_name)
+            box = self._find(kernel)
+            if box is not None:
+                box.tell(notebook=note.notebook)
+        self.note(kernel)
+
     def follow(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox) -> None:
         """From now on this is the kernel's process; the one before, if it is another, is none any more."""
         before, kernel.process = kernel.process, process
@@ -199,8 +236,31 @@ class Kernels:
             )
         kernel.request = dataclasses.replace(kernel.request, server=server)
         self._own(kernel, owner_pid)
+        self.note(kernel)
         log.info("kernel %s adopted by process %d for %s", kernel_id, owner_pid, server)
         return kernel
+
+    def set_sessions(
+        self, kernel_id: str, sessions: tuple[SessionNote, ...], *, notebook: str | None, session_name: str | None
+    ) -> Kernel:
+        """What its Jupyter server has open on it from now on, and under which path.
+
+        Raises:
+            NotFoundError: There is no such kernel.
+        """
+        kernel = self.get(kernel_id)
+        kernel.sessions = sessions
+        kernel.call(notebook=notebook, session_name=session_name)
+        box = self._find(kernel)
+        if box is not None and box.info.notebook != notebook:
+            box.tell(notebook=notebook)
+        self.note(kernel)
+        return kernel
+
+    def note(self, kernel: Kernel) -> None:
+        """Have a keeper that comes after this one know of it, if it is to outlive whoever asked for it."""
+        if kernel.request.persistent:
+            self.ledger.put(kernel.note())
 
     async def remove(self, kernel_id: str) -> None:
         """Its sandbox, proxy and sockets go; a start that is under way ends. Idempotent."""
@@ -212,6 +272,7 @@ class Kernels:
             await asyncio.wait(set(starts))
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
+            self.ledger.drop(kernel_id)
             return
         async with kernel.lock:
             if self._kernels.get(kernel_id) is kernel:
@@ -284,6 +345,8 @@ class Kernels:
     async def _remove(self, kernel: Kernel) -> None:
         """Nothing of it is left: not in the list, no owner, sockets or directory on the host, no sandbox."""
         del self._kernels[kernel.request.kernel_id]
+        if not self._closed:
+            self.ledger.drop(kernel.request.kernel_id)
         kernel.ending = True
         if kernel.owner is not None:
             kernel.owner.close()
@@ -304,7 +367,7 @@ class Kernels:
 
     async def _sandbox(self, kernel: Kernel, request: KernelRequest) -> SandboxId:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
-        died: ErrorInfo | None = None
+        died = self.ledger.loss(request.kernel_id, request.server, request.notebook)
         if kernel.sandbox_id is not None:
             spec = await self._service.check(request.spec)
             box = self._find(kernel)
@@ -337,10 +400,25 @@ class Kernels:
         process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
         box.frontend = self.front_of(kernel, box)
         self.spawn(self._watch(kernel, process, box, oom_before))
-        await kernel.proxy.connect_guest(str(process.socket_prefix))
-        await self._answer(kernel, process, box, oom_before)
+        if process.token:  # It has been up for a while, and waits for somebody to become.
+            prefix, token = str(process.socket_prefix), process.token
+            await kernel.proxy.go_on(
+                prefix,
+                token=token,
+                restored=True,
+                clone=True,
+                env=env,
+                cwd=kernel.request.cwd,
+                timeout=READY_TIMEOUT_S,
+            )
+            process.token = ""
+        else:
+            await kernel.proxy.connect_guest(str(process.socket_prefix))
+            await self._answer(kernel, process, box, oom_before)
         info = self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
         kernel.started = True
+        kernel.sessions = kernel.sessions or self.ledger.sessions(kernel.request.kernel_id)
+        self.note(kernel)
         return info
 
     async def _answer(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox, oom_before: int) -> None:

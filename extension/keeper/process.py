@@ -10,7 +10,7 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 from warmcell.extension import config
@@ -31,7 +31,13 @@ from warmcell.sandbox.service import SandboxService
 log = logging.getLogger("warmcell.keeper")
 
 PREDECESSOR_TIMEOUT_S = 15.0
-"""A keeper that listens no more is stopping its sandboxes; the next one waits for that."""
+"""A keeper that listens no more is about to end; the next one waits for that."""
+
+SAVING_TIMEOUT_S = 300.0
+"""As above, of one that says that it is saving kernels: as many GB as they have must reach the disk."""
+
+SAID_BYTES = 64
+"""Of the lock file, which names the keeper."""
 
 DESCRIPTORS = 16384
 
@@ -51,8 +57,8 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
     try:
         paths.make()
         logs.begin(paths.keeper_log if ready_fd is not None else None)
-        with _alone(paths.keeper_lock):
-            await _serve(paths, ready_fd)
+        with _alone(paths.keeper_lock) as say:
+            await _serve(paths, ready_fd, say)
     except WarmcellError as error:
         _tell(ready_fd, error.to_json())
         log.error("%s", error)
@@ -60,7 +66,7 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
     return 0
 
 
-async def _serve(paths: Paths, ready_fd: int | None) -> None:
+async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str, object]], None]) -> None:
     settings = config.settings()
     wiring = Wiring(settings, paths)
     await asyncio.to_thread(wiring.remove_leftovers)
@@ -73,7 +79,9 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     kernels.sandbox_in_use = sockets.open
     kernels.sandbox_renewed = sockets.open_again
     await service.memory.open()
+    kernels.ledger.open()
     await memory.revive()
+    kernels.ledger.lose_rest()
     activity = asyncio.Event()
     server = UnixServer(api.application(), paths.keeper_socket, activity)
     stop = asyncio.Event()
@@ -87,6 +95,7 @@ async def _serve(paths: Paths, ready_fd: int | None) -> None:
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
+        say({"saving": True})
         paths.keeper_socket.unlink(missing_ok=True)
         idle.cancel()
         await memory.suspend_all()
@@ -158,23 +167,31 @@ async def _until_idle(
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Held for the keeper's life; the operating system releases it with the process.
+
+    Yields:
+        Says more about this keeper to those who find the lock held.
 
     Raises:
         BackendUnavailableError: Another keeper holds it, and does not end.
     """
-    deadline = time.monotonic() + PREDECESSOR_TIMEOUT_S
+    began = time.monotonic()
     with open(path, "a+") as lock:
         while not _locked(lock.fileno()):
-            if not _predecessor_ends(path, deadline - time.monotonic()):
+            if not _predecessor_ends(path, began):
                 raise BackendUnavailableError(
                     "A keeper of this user runs already, but does not listen", hint="End it with `warmcell clean`."
                 )
+
         lock.truncate(0)
-        lock.write(json.dumps({"pid": os.getpid()}))
-        lock.flush()
-        yield
+        with open(path, "r+b", buffering=0) as place:  # to be written over at once: somebody may be reading
+
+            def say(what: Mapping[str, object]) -> None:
+                os.pwrite(place.fileno(), json.dumps({"pid": os.getpid(), **what}).ljust(SAID_BYTES).encode(), 0)
+
+            say({})
+            yield say
 
 
 def _locked(fd: int) -> bool:
@@ -185,16 +202,19 @@ def _locked(fd: int) -> bool:
     return True
 
 
-def _predecessor_ends(path: Path, timeout: float) -> bool:
-    """Wait for the process that the lock file names; False if that is no use, or takes too long."""
+def _predecessor_ends(path: Path, began: float) -> bool:
+    """Wait for the process that the lock file names; False if that is no use, or takes too long since `began`."""
     try:
-        process = os.pidfd_open(int(json.loads(path.read_text())["pid"]))
+        said = json.loads(path.read_text())
+        timeout = SAVING_TIMEOUT_S if said.get("saving") else PREDECESSOR_TIMEOUT_S
+        left = began + timeout - time.monotonic()
+        process = os.pidfd_open(int(said["pid"]))
     except ProcessLookupError:  # it ended in this moment
-        return timeout > 0
-    except (OSError, ValueError, KeyError, TypeError):
+        return left > 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
     try:
-        return bool(select.select([process], [], [], max(timeout, 0.0))[0])
+        return bool(select.select([process], [], [], max(left, 0.0))[0])
     finally:
         os.close(process)
 
