@@ -82,12 +82,12 @@ def file_sum(path: bytes, size: int) -> str:
 def layer_sums(layer: Path, *, stopped: Stopped = lambda: False) -> dict[str, str] | None:
     """The sum of each regular file by its name in the layer; None if it was stopped. Blocks."""
     sums = {}
-    top = os.fsencode(layer)
+    skip = len(os.fsencode(layer)) + 1
     for path, found in listing.walk(layer):
         if stopped():
             return None
         if stat.S_ISREG(found.st_mode):
-            sums[os.fsdecode(os.path.relpath(path, top))] = file_sum(path, found.st_size)
+            sums[os.fsdecode(path[skip:])] = file_sum(path, found.st_size)
     return sums
 
 

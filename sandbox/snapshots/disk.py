@@ -2,11 +2,10 @@
 
 import ctypes
 import errno
-import itertools
 import os
-import stat
 from pathlib import Path
 
+from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.errors import CapacityError, SnapshotError, WarmcellError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -32,56 +31,12 @@ def sync_filesystem(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a tree, however deep it is and whatever its names and modes are. Idempotent.
 
-    No path longer than one level below `path` is ever used: a directory within is first moved up, to stand beside its
-    parent. So a tree that is deeper than a path may be long, or than Python recurses, goes as well.
-
     Raises:
         OSError: Something of it cannot be removed.
     """
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(found.st_mode):
-        path.unlink()
-        return
-    numbers = itertools.count()
-    path.chmod(0o700)
-    waiting = _empty(path, path, numbers)
-    while waiting:
-        directory = waiting.pop()
-        waiting += _empty(directory, path, numbers)
-        directory.rmdir()
-    path.rmdir()
-
-
-def _empty(directory: Path, top: Path, numbers: "itertools.count[int]") -> list[Path]:
-    """Unlink what is in `directory`; what is itself a directory is moved into `top` and answered."""
-    moved = []
-    with os.scandir(directory) as entries:
-        found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
-    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        for name, is_directory in found:
-            if not is_directory:
-                os.unlink(name, dir_fd=at)
-                continue
-            # To move a directory, or to look into it, takes rights that a guest may have taken away.
-            os.chmod(name, 0o700, dir_fd=at)
-            target = _unused(top, numbers)
-            os.rename(name, target, src_dir_fd=at)
-            moved.append(target)
-    finally:
-        os.close(at)
-    return moved
-
-
-def _unused(top: Path, numbers: "itertools.count[int]") -> Path:
-    """A name in `top` that nothing has; what an earlier attempt moved there may still be there."""
-    while True:
-        path = top / f"..{next(numbers)}"
-        if not os.path.lexists(path):
-            return path
+    remove_tree(path)
+    if os.path.lexists(path):
+        raise OSError(errno.ENOTEMPTY, "something in it cannot be removed", str(path))
 
 
 def failure(error: OSError, doing: str) -> WarmcellError:

@@ -38,8 +38,9 @@ def scan(layer: Path) -> Listing:
     """
     lines: list[bytes] = []
     total = 0
+    skip = len(os.fsencode(layer)) + 1
     for path, found in walk(layer):
-        lines.append(_line(os.path.relpath(path, os.fsencode(layer)), path, found))
+        lines.append(_line(path[skip:], path, found))
         total += found.st_blocks * 512
     lines.sort()
     return Listing(tuple(lines), total)
@@ -122,7 +123,7 @@ def _line(name: bytes, path: bytes, found: os.stat_result) -> bytes:
 def attributes(path: bytes) -> dict[str, str]:
     """Extended attributes as hexadecimal digits; none where they cannot be read. Blocks."""
     try:
-        names = sorted(os.listxattr(path, follow_symlinks=False))
-        return {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in names}
+        names = os.listxattr(path, follow_symlinks=False)
+        return {name: os.getxattr(path, name, follow_symlinks=False).hex() for name in sorted(names)}
     except OSError:
         return {}

@@ -225,8 +225,9 @@ class SnapshotStore:
     ) -> AsyncIterator[Held]:
         """Hold a snapshot while a restore of it runs; whoever would remove it meanwhile gets a `ConflictError`.
 
-        Its manifest is read again from the disk and its layer is compared with its listing, so that nothing is
-        restored of what is not as it was written. A compressed layer is made a directory again, and stays one.
+        Its manifest and the listing of its layer are checked against their sums, and a layer that is not large (see
+        `checks.QUICK_ENTRIES`) against its listing, so that nothing is restored of what is not as it was written. A
+        compressed layer is made a directory again, and stays one.
 
         Raises:
             SnapshotNotFoundError: And the others of `get`.

@@ -47,9 +47,9 @@ class Entry(Wire):
 
 def pack(layer: Path, prefix: str) -> Iterator[bytes]:
     """The entries of a layer as tar members below `prefix`."""
-    top = os.fsencode(layer)
+    skip = len(os.fsencode(layer)) + 1
     for path, found in listing.walk(layer):
-        name = prefix + os.fsdecode(os.path.relpath(path, top))
+        name = prefix + os.fsdecode(path[skip:])
         if stat.S_ISREG(found.st_mode):
             with opened(path) as descriptor:
                 parts = tuple(segments(descriptor, found.st_size))
