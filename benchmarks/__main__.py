@@ -1,6 +1,7 @@
 """`python -m benchmarks`: measure, store the results, put the tables into the documents.
 
-As root everything is measured twice: as root, and as an ordinary user in a process of its own.
+As root everything is measured twice: as root, and as an ordinary user in a process of its own. `--sweep` measures
+what snapshots cost as state grows instead, and draws that.
 """
 
 import argparse
@@ -14,24 +15,47 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import machine, p1_start, p2_restart, p9_proxy, results
+from benchmarks import (
+    engines,
+    machine,
+    p1_start,
+    p2_restart,
+    p3_fork,
+    p4_resume,
+    p8_memory,
+    p9_proxy,
+    p11_again,
+    results,
+    sweep,
+)
 from benchmarks.results import Result
-from benchmarks.rows import Row
+from benchmarks.rows import ENGINES, Engine, Row
 from tests.lanes import absence, as_ordinary_user, ordinary_uid
 
-PROMISES: Mapping[str, Callable[[int | None], Awaitable[Sequence[Row]]]] = {
-    "P1": lambda rounds: p1_start.measure(rounds=rounds or p1_start.ROUNDS),
-    "P2": lambda rounds: p2_restart.measure(rounds=rounds or p2_restart.ROUNDS),
-    "P9": lambda rounds: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
+Engines = Sequence[Engine]
+
+PROMISES: Mapping[str, Callable[[int | None, Engines], Awaitable[Sequence[Row]]]] = {
+    "P1": lambda rounds, engines: p1_start.measure(rounds=rounds or p1_start.ROUNDS, engines=engines),
+    "P2": lambda rounds, engines: p2_restart.measure(rounds=rounds or p2_restart.ROUNDS, engines=engines),
+    "P3": lambda rounds, engines: p3_fork.measure(rounds=rounds or p3_fork.ROUNDS),
+    "P4": lambda rounds, engines: p4_resume.measure(rounds=rounds or p4_resume.ROUNDS),
+    "P8": lambda rounds, engines: p8_memory.measure(engines=engines),
+    "P9": lambda rounds, engines: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
+    "P11": lambda rounds, engines: p11_again.measure(rounds=rounds or p11_again.ROUNDS),
 }
+
+OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P8"), ("P3", "P4", "P11")
+"""Measured with each engine that new kernels come from; measured where memory can be saved at all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if every limit holds, 1 if one does not or a kind of user could not be measured."""
+    """0 if every promise holds, 1 if one does not or a kind of user could not be measured."""
     options = _parser().parse_args(argv)
     if options.tables:
         _write_documents()
         return 0
+    if options.sweep:
+        return asyncio.run(sweep.run())
     if options.rows_only:
         print(json.dumps(asyncio.run(_measure(options)).to_json()))
         return 0
@@ -48,7 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = results.store(found, options.name, commit=machine.commit())
         _write_documents()
         _say(f"stored in {path.relative_to(results.TOP)}")
-    broken = [f"{row.promise} ({row.ratio:.2f}×, {one.user})" for one in found for row in one.rows if not row.kept]
+    broken = [
+        f"{row.promise} ({row.engine}: {row.ratio:.3f}×, {one.user})"
+        for one in found
+        for row in one.rows
+        if not row.kept
+    ]
     if broken:
         _say(f"not kept: {', '.join(broken)}")
     return 1 if broken or missing else 0
@@ -61,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="bench", help="first part of the result's file name")
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
     parser.add_argument("--no-user", dest="as_user", action="store_false", help="not as an ordinary user too")
+    parser.add_argument("--sweep", action="store_true", help="measure snapshots as state grows instead, and draw it")
     parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables from what is stored")
     parser.add_argument("--rows-only", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -72,12 +102,28 @@ async def _measure(options: argparse.Namespace) -> Result:
     if busy > machine.BUSY_PCT:
         _say(f"others use {busy} % of the processors: these numbers are not worth keeping")
     rows: list[Row] = []
+    snapshots = await engines.why_no_snapshots() if {*OF_STARTS, *OF_SNAPSHOTS}.intersection(options.only) else ""
+    starts = snapshots or (await engines.why_no_starts() if set(OF_STARTS).intersection(options.only) else "")
+    absent = {f"{name} with criu": starts for name in OF_STARTS if starts and name in options.only}
+    absent |= {name: snapshots for name in OF_SNAPSHOTS if snapshots and name in options.only}
+    for what, why in absent.items():
+        _say(f"not measured as {user}: {what}: {why}")
     for name in options.only:
+        if name in absent:
+            continue
         _say(f"{name} as {user} …")
-        for row in await PROMISES[name](options.rounds):
-            _say(f"  {row.what}: {row.ratio:.3f}×")
+        for row in await PROMISES[name](options.rounds, [one for one in ENGINES if one != "criu" or not starts]):
+            _say(f"  {row.what}, {row.engine}: {row.ratio:.3f}×")
             rows.append(row)
-    return Result(user=user, at=at, machine=machine.describe(), load_before=load, busy_pct=busy, rows=rows)
+    return Result(
+        user=user,
+        at=at,
+        machine=machine.describe(),
+        load_before=load,
+        busy_pct=busy,
+        rows=rows,
+        absent=absent,
+    )
 
 
 def _measure_as_user(options: argparse.Namespace) -> Result:

@@ -19,7 +19,7 @@ LOOK_S = 3.0
 def describe() -> dict[str, Any]:
     """Processor, cores, memory, Linux, Python and packages."""
     return {
-        "cpu": _field("/proc/cpuinfo", "model name") or platform.machine(),
+        "cpu": field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "linux": platform.release(),
@@ -72,7 +72,8 @@ def _processor_ticks() -> tuple[int, int]:
     return sum(ticks), ticks[3] + ticks[4]
 
 
-def _field(path: str, name: str) -> str:
+def field(path: str, name: str) -> str:
+    """The first of these fields in a file of `name: value` lines, empty if there is none."""
     for line in Path(path).read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() == name:

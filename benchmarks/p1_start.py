@@ -2,69 +2,97 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from benchmarks.rows import Row, Series, medians
+from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
+from warmcell.sandbox.errors import UnsupportedOperationError
 
-ROUNDS = 20
+ROUNDS = 12
 PLAIN, OURS = "python3", "warmcell"
+GOALS: Mapping[Engine, float] = {"criu": 0.1, "template": 0.15}
+
+STARTS: Mapping[Engine, Mapping[str, object]] = {"criu": {"snapshots": "auto"}, "template": {"snapshots": "none"}}
+"""How a keeper is configured so that new kernels come from there."""
+
+KINDS: Mapping[str, Mapping[str, object]] = {"prepared": {}, "empty": {"prepared": 0}}
+
+TOLD: Mapping[Engine, str] = {"criu": "snapshot", "template": "template"}
+"""What such a start is told to be from."""
 
 
-async def measure(*, rounds: int = ROUNDS) -> list[Row]:
-    """Two rows: with a prepared sandbox waiting, and with none (a plain start in a new sandbox).
+async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) -> list[Row]:
+    """Two rows for each engine: with a sandbox prepared, and with none.
 
     The kernels are started alternately; between two of them the next sandbox is prepared, so that
     no import runs beside what is measured.
     """
-    found: dict[str, list[Mapping[str, float]]] = {"plain": [], "prepared": [], "empty": []}
+    plain: list[float] = []
+    parts: dict[tuple[Engine, str], list[Mapping[str, float]]] = {}
+    told: dict[tuple[Engine, str], list[Mapping[str, Any]]] = {}
     async with contextlib.AsyncExitStack() as stack:
-        places = [stack.enter_context(own_places()) for _ in range(2)]
-        server = await stack.enter_async_context(JupyterServer(places[0]))
-        empty = await stack.enter_async_context(JupyterServer(places[1], settings={"prepared": 0}))
-        await first_reply(server, PLAIN)  # Files are in the page cache from here on.
-        await first_reply(empty, OURS)
-        template_in_use = await server.start_kernel(OURS)
-        await server.warm()
-        await server.delete_kernel(template_in_use)
+        servers: dict[tuple[Engine, str], JupyterServer] = {}
+        for engine in engines:
+            for kind, settings in KINDS.items():
+                places = stack.enter_context(own_places())
+                server = JupyterServer(places, settings={**STARTS[engine], **settings})
+                servers[engine, kind] = await stack.enter_async_context(server)
+                await in_use(server, prepared=kind == "prepared")
+        server = servers[engines[0], "prepared"]
+        await first_reply(server, PLAIN)  # Its files are in the page cache from here on.
         for number in range(rounds):
-            kinds = ("plain", "prepared", "empty") if number % 2 else ("empty", "prepared", "plain")
-            for kind in kinds:
-                await server.warm()
-                if kind == "plain":
-                    found[kind].append(await first_reply(server, PLAIN))
-                elif kind == "prepared":
-                    found[kind].append(await first_reply(server, OURS, started_from="template"))
-                else:
-                    found[kind].append(await first_reply(empty, OURS, started_from="cold"))
-    plain = Series(what=f"{PLAIN} kernelspec", samples_s=[sum(parts.values()) for parts in found["plain"]])
+            for which in (None, *servers) if number % 2 else (*reversed(servers), None):
+                for engine in engines:
+                    await servers[engine, "prepared"].warm()
+                if which is None:
+                    plain.append(sum((await first_reply(server, PLAIN))[0].values()))
+                    continue
+                engine, kind = which
+                start = TOLD[engine] if kind == "prepared" or engine == "criu" else "cold"
+                took, info = await first_reply(servers[which], OURS, started_from=start)
+                parts.setdefault(which, []).append(took)
+                told.setdefault(which, []).append(info)
+    baseline = Series(what=f"{PLAIN} kernelspec", samples=plain)
     return [
         Row(
             promise="P1",
             what=what,
-            baseline=plain,
-            ours=Series(what=f"{OURS} kernelspec", samples_s=[sum(parts.values()) for parts in found[kind]]),
-            limit=0.35 if kind == "prepared" else None,
-            goal=0.15 if kind == "prepared" else None,
-            parts_s=medians(found[kind]),
+            engine=engine,
+            baseline=baseline,
+            ours=Series(what=f"{OURS} kernelspec", samples=[sum(took.values()) for took in parts[engine, kind]]),
+            goal=GOALS[engine] if kind == "prepared" else None,
+            parts_s=medians(parts[engine, kind]),
+            phases_s=phases(told[engine, kind]),
         )
-        for kind, what in (
-            ("prepared", "new kernel → first reply"),
-            ("empty", "the same with no sandbox prepared"),
-        )
+        for kind, what in (("prepared", "new kernel → first reply"), ("empty", "the same with no sandbox prepared"))
+        for engine in engines
     ]
 
 
-async def first_reply(server: JupyterServer, name: str, *, started_from: str | None = None) -> dict[str, float]:
-    """Start a kernel, have it answer, delete it: seconds of each part.
+async def in_use(server: JupyterServer, *, prepared: bool) -> None:
+    """Start and end a first kernel, and wait until all is there that the next ones start from."""
+    kernel_id = await server.start_kernel(OURS)
+    await server.warm(prepared=prepared)
+    await server.delete_kernel(kernel_id)
+
+
+async def first_reply(
+    server: JupyterServer, name: str, *, started_from: str | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Start a kernel, have it answer, delete it: seconds of each part, and what is told of its sandbox.
 
     Args:
-        started_from: What Warmcell must say of this start; anything is good if None.
+        server: Where.
+        name: Of the kernelspec.
+        started_from: What Warmcell must say of this start; None for a plain kernel.
 
     Raises:
         BenchmarkError: It was started from something else.
+        UnsupportedOperationError: It was not from a snapshot.
     """
+    told: dict[str, Any] = {}
     began = time.perf_counter()
     kernel_id = await server.start_kernel(name)
     try:
@@ -74,9 +102,28 @@ async def first_reply(server: JupyterServer, name: str, *, started_from: str | N
             await kernel.execute("1")
             replied = time.perf_counter()
         if started_from is not None:
-            told = (await server.sandbox(kernel_id))["started_from"]
-            if told != started_from:
-                raise BenchmarkError(f"this start was to be measured from {started_from}, and was from {told}")
+            told = await server.sandbox(kernel_id)
+            check_start(told, started_from)
     finally:
         await server.delete_kernel(kernel_id)
-    return {"POST": started - began, "websocket": opened - started, "execute": replied - opened}
+    return {"POST": started - began, "websocket": opened - started, "execute": replied - opened}, told
+
+
+async def told_start(server: JupyterServer, kernel_id: str, engine: Engine) -> None:
+    """Raise as `check_start` if this kernel is not from where this engine's kernels come."""
+    check_start(await server.sandbox(kernel_id), TOLD[engine])
+
+
+def check_start(told: Mapping[str, Any], started_from: str) -> None:
+    """Raise if that is not where the kernel came from.
+
+    Raises:
+        BenchmarkError: It was started from something else.
+        UnsupportedOperationError: It was not from a snapshot.
+    """
+    if told["started_from"] == started_from:
+        return
+    why = f"this start was to be measured from {started_from}, and was from {told['started_from']}"
+    if started_from == "snapshot":
+        raise UnsupportedOperationError(why, hint="`warmcell doctor` says why.")
+    raise BenchmarkError(why)

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from benchmarks import machine
-from benchmarks.rows import Row, Series
+from benchmarks.rows import ENGINES, Engine, Row, Series
 
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-FORMAT = 1
+FORMAT = 2
 
 User = Literal["root", "ordinary"]
 
@@ -28,6 +28,8 @@ class Result:
     machine: Mapping[str, Any]
     load_before: float
     rows: Sequence[Row]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """What could not be measured, as in "P3 with criu", and why."""
     busy_pct: float | None = None
     """How much of the processors others used just before; the load tells of an earlier measurement of ours as well."""
 
@@ -44,6 +46,7 @@ class Result:
             "load_before": self.load_before,
             "busy_pct": self.busy_pct,
             "rows": [row.to_json() for row in self.rows],
+            "absent": dict(self.absent),
         }
 
     @classmethod
@@ -55,8 +58,9 @@ class Result:
             at=data["at"],
             machine=data["machine"],
             load_before=data["load_before"],
-            busy_pct=data.get("busy_pct"),
+            busy_pct=data["busy_pct"],
             rows=tuple(Row.from_json(row) for row in data["rows"]),
+            absent=data["absent"],
         )
 
 
@@ -77,7 +81,7 @@ def newest(directory: Path = RESULTS) -> list[Result]:
     """Of each kind of user the newest stored result, root's first."""
     found: dict[str, Result] = {}
     for path in sorted(directory.glob("*.json")):
-        for one in json.loads(path.read_text())["results"]:
+        for one in json.loads(path.read_text()).get("results", ()):
             result = Result.from_json(one)
             if result.user not in found or result.at > found[result.user].at:
                 found[result.user] = result
@@ -85,37 +89,41 @@ def newest(directory: Path = RESULTS) -> list[Result]:
 
 
 def short_table(results: Sequence[Result]) -> str:
-    """For the README: medians, ratio, goal; then the machine. Empty without results."""
+    """For the README: medians, ratio and goal of each engine; then the machine. Empty without results."""
     if not results:
         return ""
     lines = [
-        "| | | as | plain | Warmcell | ratio | must be | goal |",
+        "| | | as | plain | with `criu` | ratio (goal) | with `template` only | ratio (goal) |",
         "|---|---|---|--:|--:|--:|--:|--:|",
     ]
-    for result, row in _by_promise(results):
-        lines.append(
-            f"| {row.promise} | {row.what} | {_who(result)} "
-            f"| {_time(row.baseline.median_s)} | {_time(row.ours.median_s)} | **{row.ratio:.2f}×** "
-            f"| {_bound(row.limit)} | {_bound(row.goal)} |"
-        )
-    return "\n".join([*lines, "", _made(results)])
+    for (promise, what), result, rows in _by_promise(results):
+        cells = []
+        for engine in ENGINES:
+            row = rows.get(engine, rows.get("any"))
+            cells += [_value(row.ours), f"{_ratio(row)}{_goal(row)}"] if row is not None else ["", ""]
+        baseline = next(iter(rows.values())).baseline
+        lines.append(f"| {promise} | {what} | {_who(result)} | {_value(baseline)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_made(results)])
 
 
 def long_table(results: Sequence[Result]) -> str:
-    """For the reference page: p95, number of samples and parts too. Empty without results."""
+    """For the reference page: p95, samples, parts, phases and sizes too, and what is absent. Empty without results."""
     if not results:
         return ""
     lines = [
-        "| | | as | plain: median, p95 | Warmcell: median, p95 | n | ratio | of which, in ms |",
-        "|---|---|---|--:|--:|--:|--:|---|",
+        "| | | as | engine | baseline: median, p95 | Warmcell: median, p95 | cold | n | ratio (goal) "
+        "| of which | phases | sizes |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|---|---|---|",
     ]
-    for result, row in _by_promise(results):
-        parts = ", ".join(f"{name} {1000 * seconds:.0f}" for name, seconds in row.parts_s.items())
-        lines.append(
-            f"| {row.promise} | {row.what} | {_who(result)} | {_median_p95(row.baseline)} | {_median_p95(row.ours)} "
-            f"| {len(row.ours.samples_s)} | **{row.ratio:.3f}×** | {parts} |"
-        )
-    return "\n".join([*lines, "", _made(results)])
+    for (promise, what), result, rows in _by_promise(results):
+        for row in rows.values():
+            sizes = ", ".join(f"{name} {_bytes(size)}" for name, size in row.sizes_bytes.items())
+            lines.append(
+                f"| {promise} | {what} | {_who(result)} | {row.engine} | {_median_p95(row.baseline)} "
+                f"| {_median_p95(row.ours)} | {'' if row.cold is None else _value(row.cold)} | {len(row.ours.samples)} "
+                f"| {_ratio(row)}{_goal(row)} | {_times(row.parts_s)} | {_times(row.phases_s)} | {sizes} |"
+            )
+    return "\n".join([*lines, "", *_made(results), *_absent(results)])
 
 
 def replaced(document: str, table: str) -> str:
@@ -140,21 +148,37 @@ def documents(results: Sequence[Result]) -> Mapping[Path, str]:
     }
 
 
-def _by_promise(results: Sequence[Result]) -> list[tuple[Result, Row]]:
-    """Both users' rows of a promise below each other."""
-    pairs = [(result, row) for result in results for row in result.rows]
-    order = list(dict.fromkeys((row.promise, row.what) for _, row in pairs))
-    return sorted(pairs, key=lambda pair: order.index((pair[1].promise, pair[1].what)))
+def _by_promise(results: Sequence[Result]) -> list[tuple[tuple[str, str], Result, dict[Engine, Row]]]:
+    """Both users' rows of a promise below each other, and of each its rows by engine."""
+    found: dict[tuple[str, str], dict[int, dict[Engine, Row]]] = {}
+    for number, result in enumerate(results):
+        for row in result.rows:
+            found.setdefault((row.promise, row.what), {}).setdefault(number, {})[row.engine] = row
+    return [(key, results[number], rows) for key, by_user in found.items() for number, rows in by_user.items()]
 
 
-def _made(results: Sequence[Result]) -> str:
+def _made(results: Sequence[Result]) -> list[str]:
     """Where and when, once for users whose results were made together."""
-    lines = dict.fromkeys(f"Medians; {result.date}, on {machine.sentence(dict(result.machine))}." for result in results)
-    return "\n".join(lines)
+    lines = (f"Medians; {result.date}, on {machine.sentence(dict(result.machine))}." for result in results)
+    return list(dict.fromkeys(lines))
+
+
+def _absent(results: Sequence[Result]) -> list[str]:
+    lines = [f"- {what}, as {_who(result)}: {why}" for result in results for what, why in result.absent.items()]
+    return ["", "Not measured:", "", *lines] if lines else []
 
 
 def _who(result: Result) -> str:
     return "root" if result.user == "root" else "user"
+
+
+def _value(series: Series) -> str:
+    return _time(series.median) if series.unit == "s" else _bytes(series.median)
+
+
+def _median_p95(series: Series) -> str:
+    written = _time if series.unit == "s" else _bytes
+    return f"{written(series.median)}, {written(series.p95)}"
 
 
 def _time(seconds: float) -> str:
@@ -163,9 +187,18 @@ def _time(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _median_p95(series: Series) -> str:
-    return f"{_time(series.median_s)}, {_time(series.p95_s)}"
+def _bytes(size: float) -> str:
+    mebibytes = size / 2**20
+    return f"{mebibytes:.1f} MiB" if mebibytes < 10 else f"{mebibytes:.0f} MiB"
 
 
-def _bound(value: float | None) -> str:
-    return "" if value is None else f"≤ {value:g}×"
+def _times(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_time(took)}" for name, took in seconds.items())
+
+
+def _ratio(row: Row) -> str:
+    return f"**{row.ratio:.2f}×**" if row.ratio >= 0.2 else f"**{row.ratio:.3f}×**"
+
+
+def _goal(row: Row) -> str:
+    return "" if row.goal is None else f" (≤ {row.goal:g}×)"

@@ -121,13 +121,13 @@ class JupyterServer:
         found: list[dict[str, Any]] = self._checked(await self.http.get(f"{WARMCELL}/sandboxes"))["sandboxes"]
         return next(info for info in found if info["kernel_id"] == kernel_id)
 
-    async def warm(self) -> None:
-        """Wait until a sandbox is prepared and no template is being imported."""
+    async def warm(self, *, prepared: bool = True) -> None:
+        """Wait until a sandbox is prepared, unless none ever is, and no template is being imported."""
         deadline = time.monotonic() + WARM_TIMEOUT_S
         while True:
             templates: list[dict[str, Any]] = self._checked(await self.http.get(f"{WARMCELL}/templates"))["templates"]
             settled = all(one["status"]["state"] in ("ready", "none") for one in templates)
-            if settled and any(one["prepared"] for one in templates):
+            if settled and (not prepared or any(one["prepared"] for one in templates)):
                 return
             if time.monotonic() > deadline:
                 raise BenchmarkError(f"no sandbox was prepared within {WARM_TIMEOUT_S:.0f} s: {templates}")
@@ -186,13 +186,14 @@ class Channels:
         self._connection = connection
         self._session = uuid4().hex
 
-    async def execute(self, code: str) -> dict[str, Any]:
-        """Run code; its `execute_reply`'s content.
+    async def execute(self, code: str, *, expressions: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Run code, then expressions by name; its `execute_reply`'s content.
 
         Raises:
             BenchmarkError: The reply is an error, or none came.
         """
-        request = self._request("execute_request", {"code": code, "silent": False, "store_history": False})
+        asked = {"code": code, "silent": False, "store_history": False, "user_expressions": dict(expressions or {})}
+        request = self._request("execute_request", asked)
         await self._connection.write_message(json.dumps(request))
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             while True:
@@ -223,7 +224,7 @@ class Channels:
             "header": header,
             "parent_header": {},
             "metadata": {},
-            "content": {"user_expressions": {}, "allow_stdin": False, "stop_on_error": True, **content},
+            "content": {"allow_stdin": False, "stop_on_error": True, **content},
             "buffers": [],
         }
 

@@ -1,0 +1,75 @@
+"""P11: the second snapshot of a kernel with 1 GB of state, after a small change, beside its first.
+
+In between the kernel is suspended and resumed, as it is in a notebook's life; it then maps its memory from that
+snapshot, and the next one holds what has changed. Both are `POST /sandboxes/{id}/snapshot`, the kernel going on.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.keeper import Keeper
+from benchmarks.p1_start import OURS
+from benchmarks.p4_resume import CHECK, FILL, STATE_BYTES, resumed, suspended
+from benchmarks.rows import Row, Series, medians
+from benchmarks.server import JupyterServer
+from tests.leaks import own_places
+
+ROUNDS = 4
+CHANGED_BYTES = 10**6
+CHANGE = """
+total -= int(state[:{size}].sum())
+state[:{size}] += 1
+total += int(state[:{size}].sum())
+"""
+
+
+async def measure(*, rounds: int = ROUNDS, state_bytes: int = STATE_BYTES) -> list[Row]:
+    """One row. Each round has a kernel of its own, for a first snapshot can be made only once."""
+    first: list[float] = []
+    second: list[float] = []
+    sizes: list[Mapping[str, float]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        stays = await server.start_kernel(OURS)  # The keeper does not go between two rounds.
+        stack.push_async_callback(server.delete_kernel, stays)
+        keeper = await stack.enter_async_context(Keeper(server.places))
+        await server.warm()
+        for _ in range(rounds):
+            kernel_id = await server.start_kernel(OURS)
+            try:
+                async with server.channels(kernel_id) as kernel:
+                    await kernel.execute(FILL.format(size=state_bytes))
+                    sandbox_id = (await keeper.sandbox(kernel_id))["id"]
+                    took, one = await saved(keeper, sandbox_id, "first")
+                    first.append(took)
+                    await suspended(keeper, sandbox_id)
+                    await resumed(keeper, kernel, kernel_id)
+                    await kernel.execute(CHANGE.format(size=CHANGED_BYTES))
+                    took, two = await saved(keeper, sandbox_id, "second")
+                    second.append(took)
+                    sizes.append({"first image": one["image_bytes"], "second image": two["image_bytes"]})
+                    await kernel.execute(CHECK)
+            finally:
+                await server.delete_kernel(kernel_id)
+    return [
+        Row(
+            promise="P11",
+            what="second snapshot of a 1 GB kernel after a small change",
+            engine="criu",
+            baseline=Series(what="its first snapshot", samples=first),
+            ours=Series(what="its second snapshot", samples=second),
+            goal=0.2,
+            sizes_bytes=medians(sizes),
+        )
+    ]
+
+
+async def saved(keeper: Keeper, sandbox_id: str, name: str) -> tuple[float, dict[str, Any]]:
+    """Seconds of a snapshot, and what is told of it once nothing is done to it any more."""
+    began = time.perf_counter()
+    info = await keeper.do("snapshot", sandbox_id, name=name)
+    took = time.perf_counter() - began
+    await keeper.settled()
+    return took, info

@@ -1,0 +1,110 @@
+"""P3: eight clones of a live 300 MB kernel, until each has answered, beside one plain start with the same imports."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.keeper import Keeper
+from benchmarks.p1_start import OURS, PLAIN
+from benchmarks.p2_restart import IMPORTS
+from benchmarks.rows import Row, Series, medians, phases
+from benchmarks.server import BenchmarkError, JupyterServer
+from tests.leaks import own_places
+
+ROUNDS = 5
+CLONES = 8
+STATE_BYTES = 300 * 10**6
+
+FILL = """
+import numpy
+with open('/proc/self/status') as _status:
+    _used = next(int(line.split()[1]) * 1024 for line in _status if line.startswith('RssAnon:'))
+state = numpy.random.default_rng(3).integers(0, 256, max({size} - _used, 10**6), dtype='uint8')
+total = int(state.sum())
+"""
+"""An array that makes the kernel's own memory as large as `size`."""
+
+CHECK = "assert int(state.sum()) == total"
+
+
+async def measure(*, rounds: int = ROUNDS) -> list[Row]:
+    """One row. The clones are there for the time of a round only."""
+    plain: list[float] = []
+    found: list[Mapping[str, float]] = []
+    told: list[Mapping[str, Any]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        kernel_id = await server.start_kernel(OURS)
+        stack.push_async_callback(server.delete_kernel, kernel_id)
+        keeper = await stack.enter_async_context(Keeper(server.places))
+        async with server.channels(kernel_id) as source:
+            await source.execute(IMPORTS)
+            await source.execute(FILL.format(size=STATE_BYTES))
+            sandbox_id = (await keeper.sandbox(kernel_id))["id"]
+            memory_bytes = (await keeper.do("snapshot", sandbox_id, name="size"))["memory_bytes"]
+            await clones_answer(keeper, sandbox_id, count=1)
+            await server.warm()
+            for _ in range(rounds):
+                plain.append(await started_with_imports(server))
+                parts, clones = await clones_answer(keeper, sandbox_id)
+                found.append(parts)
+                told += clones
+            await source.execute(CHECK)
+    return [
+        Row(
+            promise="P3",
+            what=f"{CLONES} clones of a live {STATE_BYTES // 10**6} MB kernel, all answering",
+            engine="criu",
+            baseline=Series(what=f"one {PLAIN} kernelspec start, with its imports", samples=plain),
+            ours=Series(what=f"fork of {CLONES}", samples=[sum(parts.values()) for parts in found]),
+            goal=0.2,
+            parts_s=medians(found),
+            phases_s=phases(told),
+            sizes_bytes={"memory": memory_bytes},
+        )
+    ]
+
+
+async def clones_answer(
+    keeper: Keeper, sandbox_id: str, *, count: int = CLONES
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Fork, have each clone answer, remove them: seconds of each part, and what was told of the clones.
+
+    Raises:
+        BenchmarkError: A clone's state is not that of the source.
+    """
+    began = time.perf_counter()
+    clones: list[dict[str, Any]] = (await keeper.do("fork", sandbox_id, n=count))["sandboxes"]
+    forked = time.perf_counter()
+    kernel_ids = [str(clone["kernel_id"]) for clone in clones]
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def answer(kernel_id: str) -> Any:
+                client = await stack.enter_async_context(keeper.client(kernel_id))
+                await client.execute("1")
+                return client
+
+            clients = await asyncio.gather(*(answer(kernel_id) for kernel_id in kernel_ids))
+            answered = time.perf_counter()
+            if len(clients) != count:
+                raise BenchmarkError(f"{len(clients)} of {count} clones came")
+            await clients[0].execute(CHECK)
+    finally:
+        await keeper.remove(kernel_ids)
+    await keeper.settled()
+    return {"fork": forked - began, "execute": answered - forked}, clones
+
+
+async def started_with_imports(server: JupyterServer) -> float:
+    """Seconds of a plain start until its imports are done."""
+    began = time.perf_counter()
+    kernel_id = await server.start_kernel(PLAIN)
+    try:
+        async with server.channels(kernel_id) as kernel:
+            await kernel.execute(IMPORTS)
+            return time.perf_counter() - began
+    finally:
+        await server.delete_kernel(kernel_id)

@@ -1,0 +1,98 @@
+"""P4: from an `execute_request` to a suspended kernel with 1 GB of state until its reply; its websocket stays open.
+
+The baseline is what a restore that copies memory cannot do without: the snapshot's pages, read from the page cache into
+fresh memory.
+"""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import pages
+from benchmarks.keeper import Keeper
+from benchmarks.p1_start import OURS
+from benchmarks.rows import Row, Series, medians, phases
+from benchmarks.server import BenchmarkError, Channels, JupyterServer
+from tests.leaks import own_places
+
+ROUNDS = 7
+COLD_ROUNDS = 3
+STATE_BYTES = 10**9
+
+FILL = """
+import numpy
+state = numpy.random.default_rng(4).integers(0, 256, {size}, dtype='uint8')
+total = int(state.sum())
+"""
+CHECK = "assert int(state.sum()) == total"
+
+
+async def measure(*, rounds: int = ROUNDS, state_bytes: int = STATE_BYTES) -> list[Row]:
+    """One row. The state is compared at the end, when it has come through all rounds."""
+    read: list[float] = []
+    found: dict[str, list[Mapping[str, float]]] = {"warm": [], "cold": []}
+    told: list[Mapping[str, Any]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        kernel_id = await server.start_kernel(OURS)
+        stack.push_async_callback(server.delete_kernel, kernel_id)
+        keeper = await stack.enter_async_context(Keeper(server.places))
+        kernel = await stack.enter_async_context(server.channels(kernel_id))
+        await kernel.execute(FILL.format(size=state_bytes))
+        sandbox_id = (await keeper.sandbox(kernel_id))["id"]
+        sizes = [await suspended(keeper, sandbox_id)]
+        await resumed(keeper, kernel, kernel_id)  # The first time some files are read that are read each time.
+        for _ in range(rounds):
+            sizes.append(await suspended(keeper, sandbox_id))
+            image = keeper.image((await keeper.sandbox(kernel_id))["snapshot"])
+            files = pages.page_files(image)
+            if pages.held_bytes(files) < state_bytes:
+                raise BenchmarkError(f"the snapshot's page files hold {pages.held_bytes(files)} bytes only")
+            await pages.read_s(files)
+            read.append(await pages.read_s(files))
+            parts, info = await resumed(keeper, kernel, kernel_id)
+            found["warm"].append(parts)
+            told.append(info)
+        for _ in range(min(rounds, COLD_ROUNDS)):
+            await suspended(keeper, sandbox_id)
+            pages.forget(keeper.image((await keeper.sandbox(kernel_id))["snapshot"]))
+            found["cold"].append((await resumed(keeper, kernel, kernel_id))[0])
+        await kernel.execute(CHECK)
+    return [
+        Row(
+            promise="P4",
+            what="resume of a kernel with 1 GB of state → first reply",
+            engine="criu",
+            baseline=Series(what="its pages read from the page cache into fresh memory", samples=read),
+            ours=Series(what="execute → reply", samples=[parts["execute"] for parts in found["warm"]]),
+            cold=Series(what="the snapshot not in the page cache", samples=[part["execute"] for part in found["cold"]]),
+            goal=0.12,
+            parts_s=medians(found["warm"]),
+            phases_s=phases(told),
+            sizes_bytes={**{f"first {name}": size for name, size in sizes[0].items()}, **medians(sizes[1:])},
+        )
+    ]
+
+
+async def suspended(keeper: Keeper, sandbox_id: str) -> dict[str, float]:
+    """Suspend it and wait until its snapshot is complete; how large that is."""
+    info = await keeper.do("suspend", sandbox_id)
+    await keeper.settled()
+    return await keeper.sizes(info["snapshot"])
+
+
+async def resumed(keeper: Keeper, kernel: Channels, kernel_id: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Wake it with a cell: seconds of each part, and what is told of the sandbox.
+
+    Raises:
+        BenchmarkError: It was not suspended.
+    """
+    before = await keeper.sandbox(kernel_id)
+    if before["state"] != "suspended":
+        raise BenchmarkError(f"the kernel was to be suspended, and was {before['state']}")
+    began = time.perf_counter()
+    await kernel.execute("1")
+    replied = time.perf_counter()
+    info = await keeper.sandbox(kernel_id)
+    return {"execute": replied - began, "in the keeper": info["resumed_ms"] / 1000}, info
