@@ -42,9 +42,9 @@ def set_used(directory: Path, when: float) -> None:
     os.utime(directory / manifests.MANIFEST, (when, when))
 
 
-def rewrite(directory: Path, manifest: Manifest, used_at: float) -> None:
+def rewrite(directory: Path, manifest: Manifest, used_at: float, *, durable: bool) -> None:
     """Put another manifest in the place of its own."""
-    manifests.write(directory, manifest)
+    manifests.write(directory, manifest, durable=durable)
     set_used(directory, used_at)
 
 

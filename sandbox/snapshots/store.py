@@ -283,7 +283,7 @@ class SnapshotStore:
         memory_bytes: int | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> Manifest:
-        """Change what its manifest says, where something is given.
+        """Change what its manifest says, where something is given; on the disk a moment later, as nobody need wait.
 
         Raises:
             SnapshotNotFoundError: There is none.
@@ -300,7 +300,9 @@ class SnapshotStore:
         manifest = dataclasses.replace(
             entry.manifest, info=changed, versions=entry.manifest.versions if versions is None else versions
         )
-        await self._change(entry, manifest)
+        await self._change(entry, manifest, durable=False)
+        if changed.kind != "fork":
+            self._summing.add(snapshot_id, sync=True)
         return self._told(entry)
 
     async def verify(self, snapshot_id: SnapshotId) -> bool:
@@ -421,12 +423,13 @@ class SnapshotStore:
 
     # Inside
 
-    async def _change(self, entry: _Entry, manifest: Manifest) -> None:
+    async def _change(self, entry: _Entry, manifest: Manifest, *, durable: bool = True) -> None:
         async def change() -> None:
             async with entry.lock:
                 self._find_id(manifest.info.id)
                 try:
-                    await asyncio.to_thread(directory.rewrite, self.root / manifest.info.id, manifest, entry.used_at)
+                    at = self.root / manifest.info.id
+                    await asyncio.to_thread(directory.rewrite, at, manifest, entry.used_at, durable=durable)
                 except OSError as error:
                     raise disk.failure(error, f"change snapshot {manifest.info.id}") from error
                 entry.manifest = manifest

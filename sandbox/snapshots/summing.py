@@ -70,6 +70,8 @@ class Summing:
             snapshot_id = next(iter(self._waiting))
             del self._waiting[snapshot_id]
             layer = self._root / snapshot_id / LAYER
+            if (self._root / snapshot_id / contents.SUMS).exists():
+                continue
             try:
                 sums = await asyncio.to_thread(contents.layer_sums, layer, stopped=self._stop.is_set)
                 if sums is not None:

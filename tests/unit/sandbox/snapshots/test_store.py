@@ -146,6 +146,21 @@ async def test_it_is_renamed(store: SnapshotStore) -> None:
     await opened.close()
 
 
+async def test_it_is_amended(store: SnapshotStore) -> None:
+    """What is given changes, on the disk too; the rest and the name stay."""
+    one = await add(store, "one", image_bytes=1)
+    await store.amend(one, kind="outlived", memory_bytes=7)
+    told = await store.amend(one, image_bytes=5, versions={"criu": "4.2.1"})
+    opened = await again(store)
+    found = opened.get("one")
+    assert found == told
+    assert (found.info.kind, found.info.memory_bytes, found.info.image_bytes) == ("outlived", 7, 5)
+    assert found.versions == {"criu": "4.2.1"}
+    with pytest.raises(SnapshotNotFoundError):
+        await opened.amend(new_id(), image_bytes=1)
+    await opened.close()
+
+
 async def test_one_in_use_is_not_removed(store: SnapshotStore, dropped: list[SnapshotId]) -> None:
     """Neither by hand nor by age nor for room; afterwards it is, with its image."""
     snapshot_id = await add(store, "one", image_bytes=100, expires_at=NOW - 1)
