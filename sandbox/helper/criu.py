@@ -100,7 +100,9 @@ def run(
         arguments.append("--unprivileged")
         env["XDG_RUNTIME_DIR"] = DOOR
     command = executable, arguments, [*fds, images, work, nothing]
-    return Run(place, command, env=env, user=user, held=held).wait(timeout_s=timeout_s, caller=caller)
+    return Run(place, command, env=env, user=user, held=held, join=verb == "restore").wait(
+        timeout_s=timeout_s, caller=caller
+    )
 
 
 def dump_user(uid: int, gid: int) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, enter, held, linux, program, view
+from warmcell.sandbox.helper import criu, enter, held, linux, program, tracing, view
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import lazy
 from warmcell.sandbox.helper.images.errors import ImageError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
 """If set, images stay as criu wrote them; for measurements."""
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+STOP_TIMEOUT_S = 10.0
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
@@ -61,16 +62,36 @@ class Tree:
 
     def __init__(self, place: Place, pid: int) -> None:
         self._place, self.pid = place, pid
-        self._stopped_before = {one for one in place.processes(pid) if _is_stopped(one)}
+        self.saved: tracing.Saved | None = None
+        self.stopped_before = {one for one in place.processes(pid) if _is_stopped(one)}
 
     def pids(self) -> list[int]:
         """Of the host, the kernel first."""
         return list(self._place.processes(self.pid))
 
-    def thaw(self) -> None:
-        """Go on, except what its own user had stopped."""
+    def stop(self) -> None:
+        """Stop every process, and wait until no thread of any runs."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        running = True
+        while running:
+            running = False
+            for pid in self.pids():
+                if not _all_stopped(pid):
+                    running = True
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+            if time.monotonic() > deadline:
+                raise HelperError(
+                    "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
+                )
+        self.saved = tracing.Saved(self.pids())
+
+    def thaw(self, *, repair: bool = False) -> None:
+        """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
+        if repair and self.saved is not None:
+            self.saved.put_back()
         for pid in reversed(self.pids()):
-            if pid not in self._stopped_before:
+            if pid not in self.stopped_before:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
@@ -93,7 +114,7 @@ class Guardian:
                 linux.name_process("warmcell-thaw")
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 if not os.read(reading, 1):
-                    tree.thaw()
+                    tree.thaw(repair=True)
             finally:
                 os._exit(0)
         os.close(reading)
@@ -115,7 +136,6 @@ def dump(
     then: str,
     nothing: int,
     cache: bytes,
-    caller: int,
     frozen: Callable[[], None],
 ) -> tuple[Draft, dict[str, Any]]:
     """Save the kernel; returns the image, which has its name, and what is said to the caller.
@@ -129,7 +149,6 @@ def dump(
         then: "go_on" or "stop".
         nothing: An empty directory.
         cache: What criu knows of this kernel of the machine.
-        caller: Its socket.
         frozen: Tells the caller that the tree is stopped, and returns when the caller has its layer.
 
     Raises:
@@ -145,9 +164,13 @@ def dump(
     except OSError as error:
         raise full(error, "the image directory") or error from error
     keep = False
-    guardian = Guardian(tree)
+    guardian: Guardian | None = None
+    code = -1
     try:
         began = time.perf_counter()
+        tree.stop()
+        stopped_ms = 1e3 * (time.perf_counter() - began)
+        guardian = Guardian(tree)
         code = criu.run(
             program_,
             place,
@@ -158,7 +181,6 @@ def dump(
             nothing=nothing,
             timeout_s=criu.DUMP_TIMEOUT_S,
             user=criu.dump_user(*who),
-            caller=caller,
             held=[guardian.held],
         )
         dumped_ms = 1e3 * (time.perf_counter() - began)
@@ -179,6 +201,7 @@ def dump(
             "last_pid": max(_last_number(pid) for pid in pids),
             "user": list(who),
             "memory_bytes": sum(_resident_bytes(pid) for pid in pids),
+            "stopped": [guest_pid_of(pid) for pid in pids if pid in tree.stopped_before],
             "open": found.open,
         }
         frozen()
@@ -203,11 +226,18 @@ def dump(
         raise full(error, "the image directory") or error from error
     finally:
         if not keep:
-            tree.thaw()
-        guardian.dismiss()
+            tree.thaw(repair=code != 0)
+        if guardian is not None:
+            guardian.dismiss()
         if not keep:
             draft.close(keep=False)
-    ms = {"dump": dumped_ms, "frozen": thawed_ms, "edit": edited_ms, "all": 1e3 * (time.perf_counter() - began)}
+    ms = {
+        "stop": stopped_ms,
+        "dump": dumped_ms,
+        "frozen": thawed_ms,
+        "edit": edited_ms,
+        "all": 1e3 * (time.perf_counter() - began),
+    }
     versions = {"engine": "criu", "criu": program_.version, "linux": program.release()}
     versions["cpu"] = " ".join(program.flags())
     return draft, {
@@ -238,6 +268,13 @@ def _user(pid: int) -> tuple[int, int]:
     if not found:
         raise HelperError("conflict", "The kernel has ended", hint="Start it anew.")
     return int(found["Uid"].split()[0]), int(found["Gid"].split()[0])
+
+
+def _all_stopped(pid: int) -> bool:
+    threads: list[str] = []
+    with contextlib.suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
 
 
 def _is_stopped(pid: int) -> bool:

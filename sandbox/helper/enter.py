@@ -112,6 +112,7 @@ class Run:
         env: dict[str, str],
         user: tuple[int, int] | None = None,
         held: Sequence[int] = (),
+        join: bool = True,
     ) -> None:
         """Start it.
 
@@ -121,8 +122,9 @@ class Run:
             env: Its whole environment.
             user: uid and gid to run it as, with all capabilities of this process; as this process if None.
             held: Descriptors that stay open here until it has ended.
+            join: Run in the sandbox's control groups, so that what it starts is in them.
         """
-        groups = _entrances(place.pid)
+        groups = _entrances(place.pid) if join else []
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._child = os.fork()
         if self._child == 0:

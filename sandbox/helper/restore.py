@@ -50,6 +50,7 @@ def restore(
         mounted = time.perf_counter()
         _run(program_, shelf, place, found, nothing=nothing, caller=caller)
         restored = time.perf_counter()
+        _set_going(place, int(about["pid"]), set(about["stopped"]))
         dump.raise_pids(place, max(dump.FIRST_PID, int(about["last_pid"])))
     finally:
         found.close()
@@ -162,6 +163,14 @@ def _run(program_: Program, shelf: Shelf, place: Place, image: Image, *, nothing
                 raise criu.explain(work, "restore", code)
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> None:
+    """It was stopped when it was saved, so it is stopped now; what its own user had stopped stays so."""
+    for pid in place.processes(place.find(guest_pid)):
+        if guest_pid_of(pid) not in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _end_half_restored(place: Place, guest_pids: set[int]) -> None:

@@ -135,7 +135,6 @@ class Helper:
             then=then,
             nothing=probe.nothing(self.base),
             cache=probe.cache(self.program(), self.base),
-            caller=conversation.fileno(),
             frozen=frozen,
         )
         conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer})

@@ -45,7 +45,7 @@ def enter(pid: int, script: str, *, timeout_s: float = 20) -> subprocess.Complet
 async def test_a_planted_preload_is_not_looked_at(boxes: Boxes) -> None:
     """`/etc/ld.so.preload` of the guest's view is a pipe: whoever opens it waits for ever. criu does not."""
     source = await boxes.running()
-    planted = "mount -t tmpfs none /etc && mkfifo -m 666 /etc/ld.so.preload"
+    planted = "mount -t tmpfs none /etc && umask 0 && mkfifo /etc/ld.so.preload"
     enter(source.pid, planted)
     with pytest.raises(subprocess.TimeoutExpired):  # Another program of root's there would.
         enter(source.pid, "exec /bin/true", timeout_s=1)
