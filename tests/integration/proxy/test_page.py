@@ -16,7 +16,7 @@ import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.integration.proxy.conftest import TIMEOUT_S
-from tests.integration.proxy.test_pauses import PRINTER, Kernel, process
+from tests.integration.proxy.kernels import PRINTER, Kernel, process
 from tests.leaks import Places
 
 START_S = 60.0
