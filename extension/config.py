@@ -61,6 +61,9 @@ class Warmcell(Configurable):
     snapshot_ttl = Float(
         None, allow_none=True, help="Days after its last use at which a snapshot goes. None: never by age."
     ).tag(config=True)
+    import_snapshots = Bool(
+        False, help="Whether snapshots from elsewhere may be brought in: their files come from whoever made them."
+    ).tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "
@@ -68,6 +71,10 @@ class Warmcell(Configurable):
     ).tag(config=True)
     keeper_idle_s = Float(
         10.0, min=0.0, help="Seconds that the keeper stays when nothing runs and nobody is connected."
+    ).tag(config=True)
+    keep_kernels = Bool(
+        True,
+        help="A server that stops, or culls, suspends kernels instead of shutting them down. The next one has them.",
     ).tag(config=True)
     sandboxed_only = Bool(
         False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
@@ -86,7 +93,7 @@ class Warmcell(Configurable):
         )
 
 
-SERVERS_OWN = ("sandboxed_only",)
+SERVERS_OWN = ("keep_kernels", "sandboxed_only")
 """What only Jupyter servers read."""
 
 

@@ -11,6 +11,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
+from warmcell.extension.keeper import self_api, snapshots_api
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import KernelRequest, Kernels
@@ -57,6 +58,8 @@ class KeeperApi:
                 (r"/templates", TemplatesHandler),
                 (r"/events", EventsHandler),
                 (r"/check", CheckHandler),
+                *snapshots_api.routes(),
+                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
                 (r"/kernels/([^/]+)/(signal|end|adopt|sessions)", KernelVerbHandler),
@@ -66,7 +69,7 @@ class KeeperApi:
 
     def guest_application(self, scope: GuestScope) -> web.Application:
         """The few verbs that code in a sandbox has, within what that sandbox was given."""
-        return self._application([], scope=scope)
+        return self._application(self_api.routes(), scope=scope)
 
     def _application(self, routes: list[Any], scope: GuestScope | None) -> web.Application:
         routes = [
@@ -75,7 +78,6 @@ class KeeperApi:
             (r"/sandboxes", SandboxesHandler),
             (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
             (r"/sandboxes/([a-z0-9]+)/interrupt", InterruptHandler),
-            (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
             (r"/sandboxes/([a-z0-9]+)/run", RunHandler),
         ]
         return web.Application(
@@ -83,6 +85,9 @@ class KeeperApi:
             default_handler_class=UnknownHandler,
             log_function=lambda handler: None,
             keeper=self,
+            snapshots=snapshots_api.SnapshotsApi(
+                store=self.service.memory.store, imports=self.wiring.settings.import_snapshots
+            ),
             scope=scope,
             check_peer=scope is None,
         )

@@ -3,17 +3,22 @@
 import asyncio
 import dataclasses
 import functools
+import json
 import logging
+import os
+import re
 import secrets
 import time
 import uuid
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 
 from warmcell.extension.keeper.front import Front
 from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
 from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
-from warmcell.sandbox import errors
+from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import Frontend, LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
@@ -25,6 +30,9 @@ log = logging.getLogger(__name__)
 CLONES_MAX = 64
 SUSPENDED_AT_ONCE = 4
 """When the keeper goes: more would only wait for the disk and for each other."""
+
+RESULT = re.compile(r"result-[0-9a-f]{16}")
+RESULT_MAX_BYTES = 64 * 2**20
 
 IDLE_LOOK_S = 5.0
 """How often to look for kernels that have been idle for long enough."""
@@ -116,6 +124,97 @@ class KernelMemory:
             return [each for each in done if isinstance(each, SandboxInfo)]
         finally:
             await self._service.memory.store.discard(saved.id)
+
+    # What kernels themselves wish ------------------------------------------------------------------------------
+
+    async def check(self, sandbox_id: SandboxId) -> None:
+        """Whether memory of this sandbox can be saved; raises as `Memory.check`."""
+        await self._service.memory.check(self._service.live(sandbox_id).spec)
+
+    def snapshots_of(self, sandbox_id: SandboxId) -> list[SnapshotInfo]:
+        """Those that its kernel may be restored from, the newest first."""
+        infos = self._service.memory.store.infos(kernel_id=self._service.info(sandbox_id).kernel_id)
+        return [info for info in infos if info.kind == "named"]
+
+    def has_kernel(self, sandbox_id: SandboxId) -> bool:
+        """Whether a kernel of it lives."""
+        kernel = self._of(sandbox_id)
+        return kernel is not None and kernel.alive
+
+    async def result(self, sandbox_id: SandboxId) -> bytes | None:
+        """What a clone has handed over, which only kernels look into; None while it has not.
+
+        Raises:
+            ProtocolError: The guest has put something else there.
+            CapacityError: It is too large.
+        """
+        return await asyncio.to_thread(_result, self._service.live(sandbox_id).run_directory)
+
+    def snapshot_when_idle(self, sandbox_id: SandboxId, name: str) -> None:
+        """Save it under a name when the cell that asks has ended.
+
+        Raises:
+            ConflictError: There is a snapshot of this name.
+        """
+        if any(info.name == name for info in self.snapshots_of(sandbox_id)):
+            raise errors.ConflictError(
+                f"This kernel has a snapshot {name!r} already", hint="Use another name, or remove that snapshot first."
+            )
+        kernel = self._kernel(sandbox_id)
+
+        async def work() -> None:
+            await kernel.proxy.wait_idle()
+            await self.snapshot(sandbox_id, name=name)
+
+        self._kernels.spawn(self._telling(kernel, f"Snapshot {name!r} was not taken", work()))
+
+    def restore_from_inside(self, sandbox_id: SandboxId, ref: str, *, asked_by: str) -> None:
+        """Put it back to a snapshot, and answer the cell that asks in its place.
+
+        Raises:
+            SnapshotNotFoundError: There is none of that name.
+        """
+        kernel = self._kernel(sandbox_id)
+        self._service.memory.store.get(ref, kernel_id=kernel.request.kernel_id)
+
+        async def work() -> None:
+            kernel.restore_asked_by = asked_by
+            try:
+                await self.restore(sandbox_id, ref)
+            finally:
+                kernel.restore_asked_by = ""
+
+        self._kernels.spawn(self._telling(kernel, f"Snapshot {ref!r} was not restored", work()))
+
+    def fork_from_inside(self, sandbox_id: SandboxId, token: str, count: int) -> None:
+        """Fork it in the middle of its cell, and leave the answers where original and clones look for them."""
+        source = self._service.live(sandbox_id)
+
+        async def work() -> None:
+            try:
+                clones = await self.fork(sandbox_id, count)
+                for rank, info in enumerate(clones):
+                    await _answer(self._service.live(info.id), token, {"ok": True, "rank": rank})
+                await _answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s was not forked: %s", sandbox_id, error)
+                await _answer(source, token, {"ok": False, **error.to_json()})
+
+        self._kernels.spawn(work())
+
+    async def _telling(self, kernel: Kernel, what: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do what a cell has wished; if it fails its notebook is told, for nobody waits for it."""
+        try:
+            await work
+        except errors.WarmcellError as error:
+            log.warning("kernel %s: %s: %s", kernel.request.kernel_id, what, error)
+            await kernel.proxy.tell(f"{what}: {error}\n")
+
+    def _kernel(self, sandbox_id: SandboxId) -> Kernel:
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            raise errors.UnsupportedOperationError("It is no notebook's kernel", hint="Use it in a notebook.")
+        return kernel
 
     async def revive(self) -> None:
         """Take up the kernels that were suspended when another keeper went. What is too broken for it is logged."""
@@ -216,6 +315,32 @@ class KernelMemory:
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
         return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
+
+
+async def _answer(box: LiveSandbox, token: str, answer: Mapping[str, Any]) -> None:
+    """Put an answer into a run directory, whole at its end."""
+
+    def write() -> None:
+        with guest_files.create(box.run_directory / f"answer-{token}.json") as file:
+            file.write(json.dumps(answer).encode() + b"\n")
+
+    await asyncio.to_thread(write)
+
+
+def _result(run_directory: Path) -> bytes | None:
+    for name in sorted(os.listdir(run_directory)):
+        if RESULT.fullmatch(name):
+            file = guest_files.open_existing(run_directory / name)
+            if file is None:
+                continue
+            with file:
+                told = file.read(RESULT_MAX_BYTES + 1)
+            if len(told) > RESULT_MAX_BYTES:
+                raise errors.CapacityError(
+                    f"The clone's result is larger than {RESULT_MAX_BYTES} bytes", hint="Write it to a file instead."
+                )
+            return told
+    return None
 
 
 def _forked(request: KernelRequest) -> Any:

@@ -37,6 +37,7 @@ class Relay:
         self._traffic = Traffic(connection, self._waiter, self.activity, name=name)
         self.pauses = Pauses(self._traffic)
         """Its commands, as those here, run in the relay's thread."""
+        self._idle: list[Future[None]] = []
         self._closing = False
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -110,9 +111,27 @@ class Relay:
         guest = self._traffic.guest
         return (guest.info if guest is not None else None) or self._traffic.stand_in.info
 
+    def tell(self, text: str) -> None:
+        """Say something to all clients."""
+        self._traffic.tell(text)
+
+    def wait_idle(self) -> Future[None]:
+        """A future that is done when nothing runs or waits to run."""
+        idle: Future[None] = Future()
+        self._idle.append(idle)
+        self._settle_idle()
+        return idle
+
     def close(self) -> None:
         """End the thread after this round."""
         self._closing = True
+
+    def _settle_idle(self) -> None:
+        if self._idle and not self.activity.busy:
+            for each in self._idle:
+                if each.set_running_or_notify_cancel():
+                    each.set_result(None)
+            self._idle.clear()
 
     # The thread.
 
@@ -133,8 +152,9 @@ class Relay:
         self._waiter.close()
         with self._lock:
             self._ended = True
-            while not self._commands.empty():
-                self._commands.get()[1].set_exception(
+            waiting = [self._commands.get()[1] for _ in range(self._commands.qsize())]
+            for each in (*waiting, *self._idle):
+                each.set_exception(
                     BackendError("The kernel's proxy ended", hint="Restart the kernel; the keeper's log says why.")
                 )
             os.close(self._wake)
@@ -166,6 +186,7 @@ class Relay:
             self._run_commands()
         for channel in REQUEST_CHANNELS:
             traffic.forward(channel)
+        self._settle_idle()
 
     def _timeout_s(self) -> float | None:
         guest, crossings = self._traffic.guest, self._traffic.crossings

@@ -155,7 +155,7 @@ class Traffic:
                     self._complain("a message of the guest's on %s was dropped: %s", channel.name, error)
         except ZmtpError as error:
             self._complain("the guest's %s channel was closed: %s", channel.name, error)
-            self._tell(f"The connection to the kernel broke: {error}. Restart the kernel.\n")
+            self.tell(f"The connection to the kernel broke: {error}. Restart the kernel.\n")
         if channel.state == "closed":
             self.waiter.want(channel.fd, 0)
             guest.lost(channel)
@@ -229,7 +229,8 @@ class Traffic:
         """Publish an execution state in the kernel's place."""
         self.publish(self.author.answer("status", {"execution_state": state}, request, to_asker=False))
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Say something to all clients, as what was said on stderr."""
         self.publish(self.author.make("stream", {"name": "stderr", "text": text})[1])
 
     def _complain(self, what: str, *args: object) -> None:
