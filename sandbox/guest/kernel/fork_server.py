@@ -194,10 +194,11 @@ class ForkServer:
                 return
             if pid == 0:
                 return
+            if pid not in self._kernels:
+                spares.remove(spares.prefix_of(pid, self._run))
             if self._spare is not None and pid == self._spare.pid:
                 self._spare.forget()
                 self._spare = None
-                spares.remove(spares.prefix_of(pid, self._run))
                 self._spares_die = True  # Whatever it died of, the next one might too.
                 continue
             self._kernels.discard(pid)
