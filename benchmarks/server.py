@@ -87,6 +87,12 @@ class JupyterServer:
         self._process.kill()
         await self._process.wait()
 
+    async def stop(self) -> None:
+        """SIGTERM the server alone, and wait for its end; it does with its kernels what it always does."""
+        self._process.terminate()
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await self._process.wait()
+
     async def start_kernel(self, name: str) -> str:
         """`POST /api/kernels`: the id of a new kernel."""
         answer = await self.http.post("/api/kernels", json={"name": name})

@@ -40,7 +40,7 @@ async def adopt(kernels: AsyncMappingKernelManager, kernel: Mapping[str, Any]) -
         )
     await provisioner.attach(kernel)
     _connect(manager, provisioner, kernel)
-    await _enlist(kernels, manager, kernel_id)
+    await _enlist(kernels, manager, kernel)
     return kernel_id
 
 
@@ -51,10 +51,10 @@ def _connect(manager: ServerKernelManager, provisioner: WarmcellProvisioner, ker
     manager.load_connection_info(kernel["connection"])
     manager.write_connection_file()
     environ, launch = dict(os.environ), dict[str, Any]()
-    notebook = kernel["notebook"]
-    if notebook is not None:
-        environ["JPY_SESSION_NAME"] = notebook
-        launch["cwd"] = os.path.dirname(notebook)
+    if kernel["session_name"] is not None:
+        environ["JPY_SESSION_NAME"] = kernel["session_name"]
+    if kernel["cwd"]:
+        launch["cwd"] = kernel["cwd"]
     manager.set_trait("_launch_args", {**launch, "env": environ})
     manager._attempted_start = True
     manager.ready.set_result(None)
@@ -62,11 +62,12 @@ def _connect(manager: ServerKernelManager, provisioner: WarmcellProvisioner, ker
     manager._connect_control_socket()
 
 
-async def _enlist(kernels: AsyncMappingKernelManager, manager: ServerKernelManager, kernel_id: str) -> None:
+async def _enlist(kernels: AsyncMappingKernelManager, manager: ServerKernelManager, kernel: Mapping[str, Any]) -> None:
     """What jupyter_server's `start_kernel` does once a kernel has started."""
+    kernel_id = kernel["kernel_id"]
     kernels._kernels[kernel_id] = manager
     kernels._kernel_connections[kernel_id] = 0
-    manager.execution_state = "idle"
+    manager.execution_state = "busy" if kernel["busy"] else "idle"
     manager.reason = ""
     manager.last_activity = utcnow()
     await kernels._finish_kernel_start(kernel_id)  # type: ignore[no-untyped-call]

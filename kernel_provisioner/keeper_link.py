@@ -20,11 +20,19 @@ class KeeperLink:
         self.paths = paths
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, KeeperClient] = WeakKeyDictionary()
 
-    async def ask(self, request: Callable[[KeeperClient], Awaitable[Any]], *, start: bool = False) -> Any:
+    async def ask(
+        self,
+        request: Callable[[KeeperClient], Awaitable[Any]],
+        *,
+        start: bool = False,
+        patience_s: float | None = None,
+    ) -> Any:
         """The answer to one request, sent again if the connection that it went out on was a dead one.
 
         Args:
+            request: Sends it.
             start: Start a keeper if there is none.
+            patience_s: How long to wait for one that comes up, as `KeeperClient.connect`.
 
         Raises:
             TransportError: There is no keeper, or it went away.
@@ -36,7 +44,7 @@ class KeeperLink:
                 return await request(known)
             except TransportError:
                 await self.close()
-        return await request(await self._connect(start=start))
+        return await request(await self._connect(start=start, patience_s=patience_s))
 
     async def close(self) -> None:
         """Let go of the connection of this loop. Idempotent."""
@@ -44,9 +52,9 @@ class KeeperLink:
         if known is not None:
             await known.close()
 
-    async def _connect(self, *, start: bool) -> KeeperClient:
+    async def _connect(self, *, start: bool, patience_s: float | None) -> KeeperClient:
         loop = asyncio.get_running_loop()
-        client = await KeeperClient.connect(paths=self.paths, start=start)
+        client = await KeeperClient.connect(paths=self.paths, start=start, patience_s=patience_s)
         if loop in self._clients:  # Another call of this loop was faster.
             await client.close()
         else:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -15,15 +15,21 @@ from traitlets import CFloat, Dict, Integer, List, Unicode, Union
 from warmcell.kernel_provisioner.keeper_link import KeeperLink
 from warmcell.kernel_provisioner.transport import settle
 from warmcell.kernel_provisioner.wishes import Wishes, notebook_of, read_choice
+from warmcell.sandbox.client.start import has_kernels
 from warmcell.sandbox.errors import ConflictError, NotFoundError, TransportError, WarmcellError
+from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import Limits, SandboxInfo
 from warmcell.sandbox.paths import Paths
 
 START_TIMEOUT_S: Final = 300.0
 """For the whole of a start; the keeper's own deadlines for its parts are shorter and say more."""
 POLL_TIMEOUT_S: Final = 5.0
+SUSPEND_TIMEOUT_S: Final = 600.0
+"""As many GB as a kernel has must reach the disk."""
 WAIT_S: Final = 30.0
 """One long poll of `wait`."""
+CLEANUP_PATIENCE_S: Final = 60.0
+"""Whoever shuts a kernel down waits so long for a keeper that is just being replaced."""
 RESTART_GRACE_S: Final = 0.3
 SHUTDOWN_GRACE_S: Final = 1.0
 """How long a kernel has, once it was asked to shut down, before it is killed."""
@@ -85,6 +91,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
 
     server: ClassVar[str | None] = None
     """Root folder of the Jupyter server that this process is; set by its extension. Its kernels outlive a crash."""
+    ending: ClassVar[bool] = False
+    """Set by the extension when the server ends: from then on no keeper is started."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -96,6 +104,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """As it was when the kernel was started."""
         self._keeper = KeeperLink(Paths.default())
         self._settled = False
+        self._unknown = False
+        """Whether the last poll could not tell how the kernel is."""
         self._running = False
         self._exit_code: int | None = None
         self._folder = ""
@@ -115,14 +125,29 @@ class WarmcellProvisioner(KernelProvisionerBase):
             return self._exit_code or 0
         epoch = self._epoch
         try:
-            code = self._exit_of(await self._keeper.ask(lambda it: it.get(self._path(), timeout=POLL_TIMEOUT_S)))
-        except (NotFoundError, TransportError) as error:
-            # Sandboxes end with their keeper, and a new keeper does not know them.
+            kernel = await self._keeper.ask(
+                lambda it: it.get(self._path(), timeout=POLL_TIMEOUT_S),
+                start=not self.ending,
+                patience_s=POLL_TIMEOUT_S,
+            )
+            code = self._exit_of(kernel)
+        except NotFoundError as error:
+            # A keeper that was killed takes its sandboxes along, and the next one does not know them.
+            self.log.warning("Kernel %s is gone: %s", self.kernel_id, error)
+            code = GONE
+        except TransportError as error:
+            # A keeper that was stopped has saved its kernels, and the next one takes them up as soon as it is there.
+            if await asyncio.to_thread(has_kernels, self._keeper.paths):
+                if not self._unknown:
+                    self.log.warning("The state of kernel %s is not known for now: %s", self.kernel_id, error)
+                self._unknown = True
+                return None
             self.log.warning("Kernel %s is gone: %s", self.kernel_id, error)
             code = GONE
         except WarmcellError as error:
             self.log.warning("The state of kernel %s is not known: %s", self.kernel_id, error)
             return None
+        self._unknown = False
         if epoch != self._epoch:
             # Somebody ended or started it while we asked. To a restarter that is no death.
             return None
@@ -183,12 +208,60 @@ class WarmcellProvisioner(KernelProvisionerBase):
         if restart:
             return
         try:
-            await self._keeper.ask(lambda it: it.delete(self._path()))
+            # A keeper that is not there may have saved this kernel, for the next one to remove.
+            start = await asyncio.to_thread(has_kernels, self._keeper.paths)
+            await self._keeper.ask(lambda it: it.delete(self._path()), start=start, patience_s=CLEANUP_PATIENCE_S)
         except TransportError:
             pass  # Without a keeper there is no sandbox.
         except WarmcellError as error:
             self.log.warning("The sandbox of kernel %s could not be removed: %s", self.kernel_id, error)
         await self._keeper.close()
+
+    # Its memory, and what is open on it: for the server's extension.
+
+    async def suspend(self, *, even_busy: bool) -> None:
+        """Save the kernel's memory and end its processes; one that is suspended stays so.
+
+        Raises:
+            ConflictError: It is busy, and that was not asked for.
+            UnsupportedOperationError: Its memory cannot be saved, here or at all.
+            WarmcellError: It was not saved, and runs on.
+        """
+        place = f"/sandboxes/{(await self._kernel())['sandbox_id']}/suspend"
+        await self._keeper.ask(lambda it: it.post(place, {"busy": even_busy}, timeout=SUSPEND_TIMEOUT_S))
+
+    async def is_suspended(self) -> bool:
+        """Whether it is suspended, or about to be.
+
+        Raises:
+            WarmcellError: That cannot be known.
+        """
+        place = f"/sandboxes/{(await self._kernel())['sandbox_id']}"
+        info = SandboxInfo.from_json(await self._keeper.ask(lambda it: it.get(place, timeout=POLL_TIMEOUT_S)))
+        return info.state in (State.SUSPENDING, State.SUSPENDED)
+
+    async def remember(self, sessions: Sequence[Mapping[str, str]], *, notebook: str | None) -> None:
+        """Tell the keeper what a server has open on the kernel, for the server that comes after it.
+
+        Args:
+            sessions: `id`, `path`, `name` and `type` of each.
+            notebook: The notebook's file as it is called now.
+
+        Raises:
+            WarmcellError: The keeper has not taken note of it.
+        """
+        body = {"sessions": [dict(one) for one in sessions], "notebook": notebook, "session_name": notebook}
+        await self._keeper.ask(lambda it: it.post(f"{self._path()}/sessions", body))
+
+    async def leave(self) -> None:
+        """This process has nothing to do with the kernel any more, which stays with the keeper."""
+        self._running = False
+        self._epoch += 1
+        await self._keeper.close()
+
+    async def _kernel(self) -> Mapping[str, Any]:
+        kernel: Mapping[str, Any] = await self._keeper.ask(lambda it: it.get(self._path(), timeout=POLL_TIMEOUT_S))
+        return kernel
 
     # Its start.
 
@@ -244,7 +317,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
         self.connection_info = kernel["connection"]
         self.kernel_spec.interrupt_mode = "message"
         self._settled = True
-        self._folder = os.path.dirname(kernel["notebook"] or "")
+        self._folder = kernel["cwd"]
         await self._keeper.ask(lambda it: it.post(f"{self._path()}/adopt", {"server": self.server}))
         self._begin()
 

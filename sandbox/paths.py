@@ -58,6 +58,11 @@ class Paths:
         return self.runtime / "s"
 
     @property
+    def ledger(self) -> Path:
+        """Which kernels Jupyter servers have, for a keeper that comes after this one."""
+        return self.state / "kernels.json"
+
+    @property
     def layers(self) -> Path:
         """Writable layers of sandboxes, where those cannot be in memory."""
         return self.state / "layers"

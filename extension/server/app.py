@@ -1,16 +1,21 @@
 """Where the extension is put together: configuration, routes, kernels that outlived another server."""
 
 import asyncio
+import contextlib
 from typing import Any, cast
 
 from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.gateway.gateway_client import GatewayClient
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
+from warmcell.extension.server.sessions import RememberingSessionManager, remembering
 from warmcell.extension.server.websocket import use_prompt_connections
 from warmcell.kernel_provisioner.adopt import adopt
 from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
@@ -30,10 +35,20 @@ class WarmcellApp(ExtensionApp):
         super()._link_jupyter_server_extension(serverapp)
         self.warmcell = Warmcell(parent=self)
         self._warn_of_unseen_settings()
+        if not GatewayClient.instance(parent=serverapp).gateway_enabled:  # else its kernels are another server's
+            self._choose_managers(serverapp)
         if self.warmcell.sandboxed_only:
             serverapp.kernel_spec_manager_class = SandboxedKernelSpecManager
             serverapp.terminals_enabled = False
             self.log.info("Warmcell: only sandboxed kernels, and no terminals (c.Warmcell.sandboxed_only)")
+
+    def _choose_managers(self, serverapp: ServerApp) -> None:
+        """Jupyter's, or those that were configured, and what they do for our kernels besides."""
+        if self.warmcell.keep_kernels:
+            kernels = _configured(serverapp, "kernel_manager_class") or AsyncMappingKernelManager
+            serverapp.kernel_manager_class = suspending(kernels)
+        sessions = _configured(serverapp, "session_manager_class") or SessionManager
+        serverapp.session_manager_class = remembering(sessions)
 
     def _warn_of_unseen_settings(self) -> None:
         """The keeper serves all servers and scripts of the user, so it reads the one file that they share."""
@@ -56,6 +71,7 @@ class WarmcellApp(ExtensionApp):
         self.link = KeeperLink()
         root_dir = str(self.serverapp.root_dir)
         WarmcellProvisioner.server = root_dir
+        WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
         use_prompt_connections(self.settings)
         self._adopted = False
@@ -82,41 +98,49 @@ class WarmcellApp(ExtensionApp):
         serverapp = self.serverapp
         assert serverapp is not None
         try:
-            kernels = await self.link.kernels()
+            found = await self.link.kernels()
         except WarmcellError as error:
             self.log.warning("Warmcell: kernels of an earlier server could not be looked up: %s", error)
             return
-        for kernel in kernels:
-            if kernel["server"] != str(serverapp.root_dir) or kernel["server_alive"]:
-                continue
-            try:
-                if not kernel["alive"]:  # it ended while no server looked; what is left of it is its sandbox
-                    await self.link.delete(f"/kernels/{kernel['kernel_id']}")
-                    continue
-                await adopt(cast(AsyncMappingKernelManager, serverapp.kernel_manager), kernel)
-                await self._recreate_notebook_session(serverapp, kernel)
-                self.log.info("Warmcell: kernel %s runs on", kernel["kernel_id"])
-            except Exception:
-                self.log.exception("Warmcell: kernel %s could not be re-attached", kernel["kernel_id"])
+        root = str(serverapp.root_dir)
+        for kernel in found["kernels"]:
+            if kernel["server"] == root and not kernel["server_alive"]:
+                await self._adopt_kernel(serverapp, kernel)
+        for lost in found["lost"]:
+            if lost["server"] == root:
+                await self._tell_loss(lost)
 
-    async def _recreate_notebook_session(self, serverapp: ServerApp, kernel: dict[str, Any]) -> None:
-        """Jupyter keeps which notebook has which kernel in memory only; without it the page starts another."""
-        path = kernel["notebook"]
-        if path is None:
-            return
-        root = str(serverapp.root_dir).rstrip("/") + "/"
-        if not path.startswith(root):
-            return
-        relative = path.removeprefix(root)
-        await serverapp.session_manager.create_session(
-            path=relative,
-            name=relative.rsplit("/", 1)[-1],
-            type="notebook",
-            kernel_name=kernel["kernel_name"],
-            kernel_id=kernel["kernel_id"],
-        )
+    async def _adopt_kernel(self, serverapp: ServerApp, kernel: dict[str, Any]) -> None:
+        """One that ended while no server looked is adopted too: it is restarted as if it had just died, and said so."""
+        try:
+            await adopt(cast(AsyncMappingKernelManager, serverapp.kernel_manager), kernel)
+            sessions = serverapp.session_manager
+            if isinstance(sessions, RememberingSessionManager):
+                await sessions.recreate(kernel["sessions"], kernel["kernel_id"])
+            self.log.info("Warmcell: kernel %s goes on with this server", kernel["kernel_id"])
+        except Exception:
+            self.log.exception("Warmcell: kernel %s could not be re-attached", kernel["kernel_id"])
+
+    async def _tell_loss(self, lost: dict[str, Any]) -> None:
+        """The page says it when the notebook gets its next kernel; of a kernel without a notebook nobody else does."""
+        which = lost["notebook"] or "no notebook"
+        self.log.warning("Warmcell: kernel %s (%s): %s", lost["kernel_id"], which, lost["why"])
+        if lost["notebook"] is None:
+            with contextlib.suppress(WarmcellError):
+                await self.link.delete(f"/kernels/{lost['kernel_id']}")
 
     async def stop_extension(self) -> None:
-        """The server ends. Its kernels are shut down by Jupyter itself."""
-        if hasattr(self, "link"):
-            await asyncio.wait_for(self.link.close(), 5)
+        """The server ends. Kernels that nobody has shut down stay with the keeper; the others Jupyter ends next."""
+        if not hasattr(self, "link"):
+            return
+        assert self.serverapp is not None
+        WarmcellProvisioner.ending = True
+        kernels = self.serverapp.kernel_manager
+        if self.warmcell.keep_kernels and isinstance(kernels, AsyncMappingKernelManager):
+            await keep_all(kernels, self.log)
+        await asyncio.wait_for(self.link.close(), 5)
+
+
+def _configured(serverapp: ServerApp, name: str) -> Any:
+    """What a trait was set to; None if it has its default, which cannot be asked for so early."""
+    return getattr(serverapp, name) if serverapp.trait_has_value(name) else None

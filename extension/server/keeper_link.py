@@ -6,10 +6,18 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.client.start import has_kernels
 from warmcell.sandbox.errors import TransportError
+from warmcell.sandbox.paths import Paths
 
 LOOK_TIMEOUT_S = 10.0
 """A server does not wait longer for a keeper that hangs before it begins to serve."""
+
+PREDECESSOR_PATIENCE_S = 120.0
+"""Nor for one that comes up when the one before has saved its kernels."""
+
+PATIENCE_S = 5.0
+"""A page rather hears that the keeper is not there yet than that it waits."""
 
 
 class KeeperLink:
@@ -46,14 +54,21 @@ class KeeperLink:
             await self._drop(client)
             raise
 
-    async def kernels(self) -> list[dict[str, Any]]:
-        """Kernels of a keeper that runs already; none where no keeper runs."""
+    async def kernels(self) -> dict[str, list[dict[str, Any]]]:
+        """`GET /kernels`: those that run or are suspended, and those that are lost.
+
+        A keeper is started if one that went has left some; none are there where none runs and none has left any.
+        """
+        paths = Paths.default()
+        start = await asyncio.to_thread(has_kernels, paths)
         try:
-            client = await KeeperClient.connect(start=False)
+            client = await KeeperClient.connect(paths=paths, start=start, patience_s=PREDECESSOR_PATIENCE_S)
         except TransportError:
-            return []
+            if start:
+                raise
+            return {"kernels": [], "lost": []}
         async with client:
-            found: list[dict[str, Any]] = (await client.get("/kernels", timeout=LOOK_TIMEOUT_S))["kernels"]
+            found: dict[str, list[dict[str, Any]]] = await client.get("/kernels", timeout=LOOK_TIMEOUT_S)
             return found
 
     async def close(self) -> None:
@@ -79,5 +94,5 @@ class KeeperLink:
     async def _connected(self) -> KeeperClient:
         async with self._connecting:
             if self._client is None:
-                self._client = await KeeperClient.connect()
+                self._client = await KeeperClient.connect(patience_s=PATIENCE_S)
             return self._client

@@ -11,6 +11,7 @@ import httpx
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper, is_listening
+from warmcell.sandbox.client.starting import keeper_listens
 from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
@@ -37,8 +38,13 @@ class KeeperClient:
         )
 
     @classmethod
-    async def connect(cls, *, paths: Paths | None = None, start: bool = True) -> Self:
+    async def connect(cls, *, paths: Paths | None = None, start: bool = True, patience_s: float | None = None) -> Self:
         """Find the keeper, or start it.
+
+        Args:
+            paths: Where it listens.
+            start: Start one where none listens.
+            patience_s: Do not wait longer for one that comes up. It still comes: ask again. None: wait for it.
 
         Raises:
             TransportError: It is not there and `start` is false, or it did not come up.
@@ -48,7 +54,7 @@ class KeeperClient:
             raise _no_keeper()
         for attempt in range(CONNECT_ATTEMPTS):
             if start:
-                await asyncio.to_thread(ensure_keeper, paths)
+                await keeper_listens(paths, patience_s=patience_s)
             client = cls(paths)
             try:
                 await client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)

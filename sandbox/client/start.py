@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from warmcell.sandbox import errors
 from warmcell.sandbox.paths import Paths
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 330.0
+"""A keeper that starts waits for its predecessor, which may be saving kernels; it says itself what hinders it."""
+
 KEEPER_MODULE = "warmcell.extension.keeper"
 
 
@@ -27,6 +29,11 @@ def is_listening(paths: Paths) -> bool:
         except OSError:
             return False
         return True
+
+
+def has_kernels(paths: Paths) -> bool:
+    """Whether a keeper that starts now would find, or miss, kernels that another one had."""
+    return paths.ledger.exists()
 
 
 def ensure_keeper(paths: Paths) -> None:
