@@ -97,14 +97,15 @@ def split(areas: Sequence[Area], chosen: Sequence[Mapped], *, file_id: int) -> l
             new.append(area.raw)
             continue
         start = area.start
+        anonymous, mapping = area.anonymous(), area.mapping(file_id)
         for mapped in chosen[first:at]:
             run = mapped.run
             if start < run.start:
-                new.append(area.part(start, run.start))
-            new.append(area.mapped(run.start, run.end, file_id=file_id, offset_bytes=run.offset_bytes))
+                new.append(criu.placed(anonymous, start, run.start))
+            new.append(criu.placed(mapping, run.start, run.end, run.offset_bytes))
             start = run.end
         if start < area.end:
-            new.append(area.part(start, area.end))
+            new.append(criu.placed(anonymous, start, area.end))
     return new
 
 

@@ -176,13 +176,12 @@ def _lay_out(
     def add(area: Area, start: int, end: int, *, anonymous: bool) -> None:
         """A mapping; it continues the one before where it can."""
         nonlocal last, start_of_last, offset_of_last
-        make = area.mapped if anonymous else area.moved
-        like = make(0, 0, file_id=0, offset_bytes=0)
+        like = area.mapping(file_id) if anonymous else area.other_mapping(file_id)
         if last == (start, like):
             layout.areas.pop()
         else:
             start_of_last, offset_of_last = start, layout.length_bytes
-        layout.areas.append(make(start_of_last, end, file_id=file_id, offset_bytes=offset_of_last))
+        layout.areas.append(criu.placed(like, start_of_last, end, offset_of_last))
         last = (end, like)
 
     for number, area in enumerate(areas):
@@ -200,13 +199,13 @@ def _lay_out(
             start = area.start
             for run in (part.run for part in parts):
                 if start < run.start:
-                    layout.areas.append(area.part(start, run.start))
+                    layout.areas.append(criu.placed(area.anonymous(), start, run.start))
                 add(area, run.start, run.end, anonymous=True)
                 layout.sources.append(_Source(None, run.offset_bytes, run.end - run.start, layout.length_bytes))
                 layout.length_bytes += run.end - run.start
                 start = run.end
             if start < area.end:
-                layout.areas.append(area.part(start, area.end))
+                layout.areas.append(criu.placed(area.anonymous(), start, area.end))
         else:
             layout.areas.append(area.raw)
     return layout

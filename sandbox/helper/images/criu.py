@@ -38,6 +38,8 @@ MAP_PRIVATE, MAP_ANONYMOUS = 0x02, 0x20
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 _START, _END, _PGOFF, _SHMID, _PROT, _FLAGS, _STATUS, _MADV, _FDFLAGS = 1, 2, 3, 4, 5, 6, 7, 9, 10
+_START_TAG, _END_TAG, _PGOFF_TAG = (varint(number << 3) for number in (_START, _END, _PGOFF))
+_NO_OFFSET = _PGOFF_TAG + varint(0)
 _MM_EXE, _MM_VMAS = 12, 14
 FILE_REG = 1
 
@@ -164,16 +166,16 @@ class Area:
             raise corrupt(f"an area of the image is {area.start:#x}-{area.end:#x}")
         return area
 
-    def part(self, start: int, end: int) -> bytes:
-        """The message for a part of this anonymous area."""
-        return replaced(self.raw, {_START: start, _END: end})
+    def anonymous(self) -> bytes:
+        """What all parts of this anonymous area have in common; `placed` makes the message of one."""
+        return replaced(self.raw, {_START: None, _END: None, _PGOFF: None}) + _NO_OFFSET
 
-    def mapped(self, start: int, end: int, *, file_id: int, offset_bytes: int) -> bytes:
-        """The message for a part of this area as a private mapping of a file."""
+    def mapping(self, file_id: int) -> bytes:
+        """What parts of this anonymous area have in common when they are private mappings of a file."""
         values = {
-            _START: start,
-            _END: end,
-            _PGOFF: offset_bytes,
+            _START: None,
+            _END: None,
+            _PGOFF: None,
             _SHMID: file_id,
             _FLAGS: self.flags & ~MAP_ANONYMOUS,
             _STATUS: self.status & ~(ANON_PRIVATE | HEAP) | FILE_PRIVATE,
@@ -181,9 +183,15 @@ class Area:
         }
         return replaced(self.raw, values)
 
-    def moved(self, start: int, end: int, *, file_id: int, offset_bytes: int) -> bytes:
-        """The message for a mapping of a file that is now of another file."""
-        return replaced(self.raw, {_START: start, _END: end, _PGOFF: offset_bytes, _SHMID: file_id})
+    def other_mapping(self, file_id: int) -> bytes:
+        """What this mapping of a file and its neighbours have in common when they are of another file."""
+        return replaced(self.raw, {_START: None, _END: None, _PGOFF: None, _SHMID: file_id})
+
+
+def placed(common: bytes, start: int, end: int, offset_bytes: int | None = None) -> bytes:
+    """The message of an area from what it has in common with others, its addresses and its offset in the file."""
+    place = _START_TAG + varint(start) + _END_TAG + varint(end)
+    return place + common if offset_bytes is None else place + _PGOFF_TAG + varint(offset_bytes) + common
 
 
 def areas(mm: bytes) -> list[Area]:

@@ -7,8 +7,8 @@ For the helper: call it after the dump, when the tree runs again or is dead. Bef
 with `noexec`, for programs make memory executable). Page files are sparse and *look* larger than a terabyte: count
 `st_blocks`, never read one to its end. They must not change, and must keep at least one name (link) as long as a
 process maps them: CRIU cannot dump a process again whose page file is unlinked. Page files of earlier restores are the
-caller's to link into `image/memory/`. `edit` replaces the directory: open it anew afterwards. Later, `page_files(image)`
-says what an image needs.
+caller's to link into `image/memory/`. `edit` replaces the directory: open it anew afterwards. What an image
+needs, `page_files(image)` says.
 """
 
 import hashlib

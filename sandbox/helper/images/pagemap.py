@@ -4,9 +4,12 @@ A large kernel has a hundred thousand of these entries, so they are read with on
 CRIU's usual form, and kept as parallel lists. Entries that need no change are written as the bytes that they were.
 """
 
+import gc
 import re
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate, pairwise
+from operator import gt, ne, or_
 from pathlib import Path
 
 from warmcell.sandbox.helper.images.criu import PAGE_BYTES, framed, header, messages
@@ -51,15 +54,11 @@ class PageMap:
     pages_id: int
     head: bytes
     starts: list[int]
+    ends: list[int]
     counts: list[int]
     flags: list[int]
     offsets: list[int]
     raw: list[bytes]
-
-    @property
-    def ends(self) -> list[int]:
-        """The address after each entry."""
-        return [start + count * PAGE_BYTES for start, count in zip(self.starts, self.counts, strict=True)]
 
     @property
     def bytes_in_file(self) -> int:
@@ -89,33 +88,37 @@ def parse(data: bytes, *, name: str) -> PageMap:
         raise corrupt(f"{name} does not name its page file")
     lists = _usual(data, first) or _any(data, name)
     starts, counts, flags, raw = lists
-    offsets = [0, *accumulate(count if flag & PRESENT else 0 for count, flag in zip(counts, flags, strict=True))]
-    found = PageMap(numbers(head[0])[1], head[0], starts, counts, flags, offsets, raw)
-    ends = found.ends
-    if any(end > start for end, start in zip(ends, starts[1:], strict=False)) or any(
-        start % PAGE_BYTES for start in starts
-    ):
+    if all(flag & PRESENT for flag in set(flags)):
+        offsets = list(accumulate(counts, initial=0))
+    else:
+        present = [count if flag & PRESENT else 0 for count, flag in zip(counts, flags, strict=True)]
+        offsets = list(accumulate(present, initial=0))
+    ends = [start + count * PAGE_BYTES for start, count in zip(starts, counts, strict=True)]
+    if any(map(gt, ends, starts[1:])) or reduce(or_, starts, 0) % PAGE_BYTES:
         raise corrupt(f"the entries of {name} are out of order")
     if not all(counts) or (ends and ends[-1] >= 1 << 64):
         raise corrupt(f"{name} holds an entry of no possible size")
-    return found
+    return PageMap(numbers(head[0])[1], head[0], starts, ends, counts, flags, offsets, raw)
 
 
 _Lists = tuple[list[int], list[int], list[int], list[bytes]]
 
 
 def _usual(data: bytes, first: int) -> _Lists | None:
-    found = _USUAL.findall(data, first)
-    if not found:
-        return None
-    raw, sizes, low, high, flags, counts = map(list, zip(*found, strict=True))
+    collecting = gc.isenabled()
+    gc.disable()  # it would look through the growing list of tuples again and again, and find nothing
+    try:
+        found = _USUAL.findall(data, first)
+        if not found:
+            return None
+        raw, sizes, low, high, flags, counts = map(list, zip(*found, strict=True))
+    finally:
+        if collecting:
+            gc.enable()
     lengths = list(map(len, raw))
-    if sum(lengths) != len(data) - first:
+    size, lows, highs, number = _Sizes(), _LowBits(), _Numbers(), _Numbers()
+    if sum(lengths) != len(data) - first or [size[stated] + 4 for stated in sizes] != lengths:
         return None
-    size = _Sizes()
-    if any(size[stated] + 4 != length for stated, length in zip(sizes, lengths, strict=True)):
-        return None
-    lows, highs, number = _LowBits(), _Numbers(), _Numbers()
     starts = [(highs[a] << _LOW_BITS) + lows[b] for a, b in zip(high, low, strict=True)]
     return starts, [number[count] for count in counts], [number[flag] for flag in flags], raw
 
@@ -155,16 +158,15 @@ class Run:
 
 def runs(pagemap: PageMap) -> list[Run]:
     """The entries joined to runs as long as can be; pages that are not in the page file are left out."""
-    ends = pagemap.ends
-    present = [bool(flag & PRESENT) for flag in pagemap.flags]
-    breaks = [
-        index + 1
-        for index, (before, after) in enumerate(pairwise(range(len(ends))))
-        if ends[before] != pagemap.starts[after] or not (present[before] and present[after])
-    ]
+    ends, starts = pagemap.ends, pagemap.starts
+    breaks = [index for index, apart in enumerate(map(ne, ends, starts[1:]), start=1) if apart]
+    present = [flag & PRESENT for flag in pagemap.flags]
+    if not all(present):
+        absent = [index for index, here in enumerate(present) if not here]
+        breaks = sorted({*breaks, *absent, *(index + 1 for index in absent)} - {0, len(ends)})
     edges = [0, *breaks, len(ends)] if ends else []
     return [
-        Run(pagemap.starts[first], ends[last - 1], pagemap.offsets[first] * PAGE_BYTES)
+        Run(starts[first], ends[last - 1], pagemap.offsets[first] * PAGE_BYTES)
         for first, last in pairwise(edges)
         if present[first]
     ]

@@ -23,8 +23,10 @@ def number(value: int) -> bytes:
 def encode(*pairs: tuple[int, int | bytes]) -> bytes:
     out = b""
     for key, value in pairs:
-        out += number(key * 8) + number(value) if isinstance(value, int) else b""
-        out += number(key * 8 + 2) + number(len(value)) + value if isinstance(value, bytes) else b""
+        if isinstance(value, int):
+            out += number(key * 8) + number(value)
+        else:
+            out += number(key * 8 + 2) + number(len(value)) + value
     return out
 
 

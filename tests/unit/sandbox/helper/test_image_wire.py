@@ -67,7 +67,7 @@ def test_packed_and_single_numbers_are_both_read() -> None:
 )
 def test_other_files_are_refused(data: bytes) -> None:
     """No magic number, another kind, or cut short."""
-    with pytest.raises(ImageError, match="mm-1.img is"):
+    with pytest.raises(ImageError, match=r"mm-1\.img is"):
         criu.messages(data, "mm", name="mm-1.img")
 
 
