@@ -3,30 +3,30 @@
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.lanes import bwrap
+from warmcell.sandbox.helper import program
+from warmcell.sandbox.snapshots.criu import helper_environment
 
 PROGRAM = Path(__file__).with_name("odd_memory.py")
 OPTIONS = ("--tcp-close", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "--no-default-config")
 
 
-def criu() -> str | None:
-    """The CRIU to test with: WARMCELL_CRIU, else the one on PATH if it is new enough."""
-    for path in (os.environ.get("WARMCELL_CRIU"), shutil.which("criu")):
-        if path and os.access(path, os.X_OK):
-            said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
-            version = said.split()[1].split(".") if "Version:" in said else ["0", "0"]
-            if (int(version[0]), int(version[1])) >= (4, 2):
-                return path
-    return None
+@cache
+def criu() -> list[str]:
+    """The command line of the CRIU that Warmcell would use."""
+    found = program.find(helper_environment())
+    if not found.loader:
+        return [found.path]
+    return [found.loader, "--library-path", ":".join(found.libraries), "--argv0", "criu", found.path]
 
 
 @dataclass
@@ -76,9 +76,9 @@ class Box:
         )
         ready = self.directory / "ready"
         os.mkfifo(ready)
-        program = [sys.executable, "-I", "-S", str(PROGRAM), str(self.directory), *kinds]
+        command = [sys.executable, "-I", "-S", str(PROGRAM), str(self.directory), *kinds]
         script = f'exec "$@" </dev/null >/dev/null 2>{self.directory}/errors'
-        argv = self.inside("setsid", "sh", "-c", script, "sh", *program)
+        argv = self.inside("setsid", "sh", "-c", script, "sh", *command)
         self._started.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, cwd="/"))
         _read(ready)
         return next(pid for pid in self.pids() if pid >= 1000)
@@ -131,10 +131,8 @@ class Box:
         return self._criu("restore", image, "-d")
 
     def _criu(self, verb: str, image: Path, *options: str) -> float:
-        program = criu()
-        assert program is not None
         log = f"{verb}-{time.monotonic_ns()}.log"
-        argv = self.inside(program, verb, "-D", str(image), *OPTIONS, "-o", log, "-v2", *options)
+        argv = self.inside(*criu(), verb, "-D", str(image), *OPTIONS, "-o", log, "-v2", *options)
         began = time.perf_counter()
         done = subprocess.run(argv, capture_output=True, text=True, timeout=100, cwd="/")
         took = time.perf_counter() - began

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.plain_boxes import Box, criu
+from tests.integration.snapshots.plain_boxes import Box
 from warmcell.sandbox.helper.images import compact, contents, credentials, lazy
 from warmcell.sandbox.helper.images.errors import ImageError
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(criu() is None, reason="no CRIU >= 4.2: set WARMCELL_CRIU")]
+pytestmark = pytest.mark.criu
 
 
 @pytest.fixture

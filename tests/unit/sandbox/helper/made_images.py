@@ -6,7 +6,17 @@ from pathlib import Path
 
 PAGE = 4096
 PREFIX = "/.warmcell"
-MAGICS = {"files": 0x56303138, "inventory": 0x58313116, "mm": 0x57492820, "pagemap": 0x56084025, "pstree": 0x50273030}
+MAGICS = {
+    "core": 0x55053847,
+    "fdinfo": 0x56213732,
+    "files": 0x56303138,
+    "inventory": 0x58313116,
+    "mm": 0x57492820,
+    "pagemap": 0x56084025,
+    "pstree": 0x50273030,
+    "remap-fpath": 0x59133954,
+    "seccomp": 0x64413049,
+}
 REGULAR, HEAP, FILE_PRIVATE, ANON_SHARED, ANON_PRIVATE, GUARD = 1, 1 << 5, 1 << 6, 1 << 8, 1 << 9, 1 << 16
 PRESENT, LAZY = 4, 2
 UNKNOWN = b"\xa2\x06\x03new"  # field 100, which no version of CRIU has
@@ -47,10 +57,10 @@ def decode(data: bytes) -> dict[int, list[int | bytes]]:
 
     while at < len(data):
         tag = take()
-        value: int | bytes = take()
+        plain = take()
+        value: int | bytes = plain
         if tag % 8 == 2:
-            assert isinstance(value, int)
-            value, at = data[at : at + value], at + value
+            value, at = data[at : at + plain], at + plain
         found.setdefault(tag // 8, []).append(value)
     return found
 
