@@ -1,9 +1,12 @@
 """A kernel's proxy as the engine uses it when it saves the kernel's memory or brings it back."""
 
+import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from warmcell.extension.keeper.kernels import Kernel
+from warmcell.sandbox import guest_files
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.live import KernelProcess, LiveSandbox
 
@@ -45,7 +48,12 @@ class Front:
 
     def record(self) -> Mapping[str, Any]:
         """The request that the kernel was started with, and what it was in the middle of."""
-        return {"request": self._kernel.request.to_json(), "inherited": list(self._inherited), "info": self._info}
+        return {
+            "request": self._kernel.request.to_json(),
+            "inherited": list(self._inherited),
+            "info": self._info,
+            "asks": self._kernel.asks,
+        }
 
     async def pause(self, *, token: str) -> None:
         """Leave the kernel; see the port."""
@@ -68,6 +76,8 @@ class Front:
             inherited=record.get("inherited", ()),
             timeout=GO_ON_TIMEOUT_S,
         )
+        if restored and record.get("asks"):  # It was saved at its own wish, and waits to be told.
+            await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
         if self._kernel.process is not kernel:
             self._followed(self._kernel, kernel, self._box)
 
@@ -78,3 +88,17 @@ class Front:
     async def sleep(self, record: Mapping[str, Any]) -> None:
         """Answer for a kernel that is not there, and have it woken for the rest."""
         await self._kernel.proxy.suspended(info=record.get("info"), on_wake=lambda: self._wake(self._kernel))
+
+
+async def answer(box: LiveSandbox, token: str, content: Mapping[str, Any]) -> None:
+    """Answer a kernel that waits without a connection: a file in its run directory, whole at its end.
+
+    Raises:
+        ProtocolError: The guest has put something there.
+    """
+
+    def write() -> None:
+        with guest_files.create(box.run_directory / f"answer-{token}.json") as file:
+            file.write(json.dumps(content).encode() + b"\n")
+
+    await asyncio.to_thread(write)

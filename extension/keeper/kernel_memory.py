@@ -3,18 +3,17 @@
 import asyncio
 import dataclasses
 import functools
-import json
 import logging
 import os
 import re
 import secrets
 import time
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from warmcell.extension.keeper.front import Front
+from warmcell.extension.keeper.front import Front, answer
 from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
 from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
@@ -150,8 +149,8 @@ class KernelMemory:
         """
         return await asyncio.to_thread(_result, self._service.live(sandbox_id).run_directory)
 
-    def snapshot_when_idle(self, sandbox_id: SandboxId, name: str) -> None:
-        """Save it under a name when the cell that asks has ended.
+    def snapshot_from_inside(self, sandbox_id: SandboxId, token: str, name: str) -> None:
+        """Save it under a name at the end of its cell, which waits for the answer; so will it when it is restored.
 
         Raises:
             ConflictError: There is a snapshot of this name.
@@ -160,13 +159,20 @@ class KernelMemory:
             raise errors.ConflictError(
                 f"This kernel has a snapshot {name!r} already", hint="Use another name, or remove that snapshot first."
             )
-        kernel = self._kernel(sandbox_id)
+        kernel, source = self._kernel(sandbox_id), self._service.live(sandbox_id)
 
         async def work() -> None:
-            await kernel.proxy.wait_idle()
-            await self.snapshot(sandbox_id, name=name)
+            kernel.asks = token
+            try:
+                saved = await self.snapshot(sandbox_id, name=name)
+                await answer(source, token, {"ok": True, "snapshot": saved.to_json()})
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s was not saved: %s", sandbox_id, error)
+                await answer(source, token, {"ok": False, **error.to_json()})
+            finally:
+                kernel.asks = ""
 
-        self._kernels.spawn(self._telling(kernel, f"Snapshot {name!r} was not taken", work()))
+        self._kernels.spawn(work())
 
     def restore_from_inside(self, sandbox_id: SandboxId, ref: str, *, asked_by: str) -> None:
         """Put it back to a snapshot, and answer the cell that asks in its place.
@@ -194,11 +200,11 @@ class KernelMemory:
             try:
                 clones = await self.fork(sandbox_id, count)
                 for rank, info in enumerate(clones):
-                    await _answer(self._service.live(info.id), token, {"ok": True, "rank": rank})
-                await _answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
+                    await answer(self._service.live(info.id), token, {"ok": True, "rank": rank})
+                await answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
             except errors.WarmcellError as error:
                 log.warning("sandbox %s was not forked: %s", sandbox_id, error)
-                await _answer(source, token, {"ok": False, **error.to_json()})
+                await answer(source, token, {"ok": False, **error.to_json()})
 
         self._kernels.spawn(work())
 
@@ -315,16 +321,6 @@ class KernelMemory:
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
         return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
-
-
-async def _answer(box: LiveSandbox, token: str, answer: Mapping[str, Any]) -> None:
-    """Put an answer into a run directory, whole at its end."""
-
-    def write() -> None:
-        with guest_files.create(box.run_directory / f"answer-{token}.json") as file:
-            file.write(json.dumps(answer).encode() + b"\n")
-
-    await asyncio.to_thread(write)
 
 
 def _result(run_directory: Path) -> bytes | None:

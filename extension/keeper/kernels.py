@@ -59,6 +59,8 @@ class Kernel:
     """Whether a process of it has ever answered."""
     ending: bool = False
     """Its process was told to end, so its end is no failure."""
+    asks: str = ""
+    """Token of the wish that its cell waits for, while that is done."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

@@ -55,7 +55,7 @@ class WishHandler(_Handler):
         if verb == "fork":
             self.memory.fork_from_inside(sandbox_id, _token(body.get("token")), _count(body.get("n")))
         elif verb == "snapshot":
-            self.memory.snapshot_when_idle(sandbox_id, _name(body.get("name")))
+            self.memory.snapshot_from_inside(sandbox_id, _token(body.get("token")), _name(body.get("name")))
         else:
             self.memory.restore_from_inside(sandbox_id, _name(body.get("name")), asked_by=_cell(body.get("cell")))
         self.answer({}, 202)

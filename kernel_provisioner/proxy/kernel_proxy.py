@@ -238,14 +238,6 @@ class KernelProxy:
         """Say something to all clients, as what was said on stderr."""
         await self._do(lambda relay: relay.tell(text))
 
-    async def wait_idle(self) -> None:
-        """Wait until nothing runs or waits to run.
-
-        Raises:
-            BackendError: The proxy has ended.
-        """
-        await asyncio.wrap_future(await self._do(Relay.wait_idle))
-
     async def kernel_info(self) -> Mapping[str, Any] | None:
         """The content of the kernel's last kernel_info reply, for `suspended` of another proxy."""
         found: Mapping[str, Any] | None = await self._do(Relay.info)

@@ -37,7 +37,6 @@ class Relay:
         self._traffic = Traffic(connection, self._waiter, self.activity, name=name)
         self.pauses = Pauses(self._traffic)
         """Its commands, as those here, run in the relay's thread."""
-        self._idle: list[Future[None]] = []
         self._closing = False
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -115,23 +114,9 @@ class Relay:
         """Say something to all clients."""
         self._traffic.tell(text)
 
-    def wait_idle(self) -> Future[None]:
-        """A future that is done when nothing runs or waits to run."""
-        idle: Future[None] = Future()
-        self._idle.append(idle)
-        self._settle_idle()
-        return idle
-
     def close(self) -> None:
         """End the thread after this round."""
         self._closing = True
-
-    def _settle_idle(self) -> None:
-        if self._idle and not self.activity.busy:
-            for each in self._idle:
-                if each.set_running_or_notify_cancel():
-                    each.set_result(None)
-            self._idle.clear()
 
     # The thread.
 
@@ -153,7 +138,7 @@ class Relay:
         with self._lock:
             self._ended = True
             waiting = [self._commands.get()[1] for _ in range(self._commands.qsize())]
-            for each in (*waiting, *self._idle):
+            for each in waiting:
                 each.set_exception(
                     BackendError("The kernel's proxy ended", hint="Restart the kernel; the keeper's log says why.")
                 )
@@ -186,7 +171,6 @@ class Relay:
             self._run_commands()
         for channel in REQUEST_CHANNELS:
             traffic.forward(channel)
-        self._settle_idle()
 
     def _timeout_s(self) -> float | None:
         guest, crossings = self._traffic.guest, self._traffic.crossings

@@ -1,7 +1,7 @@
 """`warmcell.fork`: a running cell becomes several, each in a sandbox of its own.
 
-Question and answer are files in the run directory, looked for again and again. A kernel can be saved only while it has
-no connection to the outside, and what wakes it must work in a clone too, whose run directory is another one: an inotify
+The answer is a file in the run directory, looked for again and again. A kernel can be saved only while it has no
+connection to the outside, and what wakes it must work in a clone too, whose run directory is another one: an inotify
 watch would be on the old directory, a pipe or lock would have no one at its other end.
 """
 
@@ -16,12 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..magics.api import Api
+from ..magics.answers import wait_for_answer
+from ..magics.api import Api, KeeperError
 from ..values import CannotTravelError, dumps, loads
 from . import newborn
 
-LOOK_S = 0.001
-LOOK_MAX_S = 0.01
 RESULT_LOOK_S = 0.02
 RESULT_LOOK_MAX_S = 0.25
 MOST = 1024
@@ -206,13 +205,17 @@ def fork(n: int = 1) -> Fork:
     sys.stdout.flush()
     sys.stderr.flush()
     token = secrets.token_hex(8)
-    answer = _ask(token, {"verb": "fork", "n": n})
+    api = Api(f"{_run}/api.sock")
+    try:
+        api.fork(token, n)
+    except KeeperError as error:
+        raise ForkError(str(error), code=error.code) from None
+    answer = wait_for_answer(_run, token)
     if answer.get("ok") is not True:
         code = str(answer.get("code", ""))
         raise ForkError(str(answer.get("message") or "The fork failed"), str(answer.get("hint") or ""), code)
     rank = answer.get("rank")
     if rank is None:
-        api = Api(f"{_run}/api.sock")
         return Fork(None, [Clone(api, str(each), number) for number, each in enumerate(answer.get("clones") or ())])
     newborn.reseed()
     report = Report(f"{_run}/result-{token}")
@@ -222,32 +225,6 @@ def fork(n: int = 1) -> Fork:
     if shell is not None:
         shell.events.register("post_run_cell", report.of_cell)
     return Fork(int(rank), (), report=report)
-
-
-def _ask(token: str, question: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a question to the keeper and wait for the answer, here or in a clone."""
-    asked, answered = f"{_run}/ask-{token}.json", f"{_run}/answer-{token}.json"
-    _write(asked, json.dumps(question).encode())
-    pause = LOOK_S
-    try:
-        while True:
-            try:
-                with open(answered, "rb") as file:
-                    said = file.read()
-            except FileNotFoundError:
-                said = b""
-            if said.endswith(b"\n"):
-                answer = json.loads(said)
-                break
-            time.sleep(pause)
-            pause = min(LOOK_MAX_S, 1.05 * pause)
-    finally:
-        for path in (asked, answered):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-    if not isinstance(answer, dict):
-        raise ForkError("The keeper's answer makes no sense", "Look into its log: `warmcell doctor` names it.")
-    return answer
 
 
 def _write(path: str, content: bytes) -> None:

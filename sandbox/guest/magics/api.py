@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import queue
 import socket
 import threading
@@ -66,13 +67,22 @@ class Api:
         """
         return self._answer("GET", f"/sandboxes/{sandbox_id}/result") or None
 
-    def snapshot(self, name: str) -> dict[str, Any]:
-        """Ask for a snapshot of this sandbox, which is taken when the cell has ended."""
-        return self._json("POST", "/sandboxes/self/snapshot", {"name": name})
+    def fork(self, token: str, n: int) -> None:
+        """Ask for clones of this kernel; where the answer will be has the token in its name."""
+        self._json("POST", "/sandboxes/self/fork", {"token": token, "n": n})
 
-    def restore(self, name: str) -> dict[str, Any]:
-        """Ask for this sandbox to be as it was in a snapshot. The cell that asks is ended by that."""
-        return self._json("POST", "/sandboxes/self/restore", {"name": name})
+    @property
+    def run_directory(self) -> str:
+        """Where the keeper leaves its answers to those who cannot wait for them on a connection."""
+        return os.path.dirname(self._path)
+
+    def snapshot(self, name: str, token: str) -> None:
+        """Ask for a snapshot of this sandbox, which is taken at once; where the answer will be has the token."""
+        self._json("POST", "/sandboxes/self/snapshot", {"name": name, "token": token})
+
+    def restore(self, name: str, *, cell: str) -> dict[str, Any]:
+        """Ask for this sandbox to be as it was in a snapshot. The cell that asks, a msg_id, is ended by that."""
+        return self._json("POST", "/sandboxes/self/restore", {"name": name, "cell": cell})
 
     def snapshots(self) -> list[dict[str, Any]]:
         """The snapshots that this sandbox may be restored from."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .api import Api
+from .answers import wait_for_answer
+from .api import Api, KeeperError
 from .arguments import ArgumentError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class Snapshots:
     def __init__(self, shell: InteractiveShell, connect: Callable[[], Api]) -> None:
         self._shell = shell
         self._connect = connect
+        self._wanted = ""
 
     def snapshot(self, line: str) -> None:
         """Save this notebook's memory and files under a name; without one, list what there is.
@@ -32,14 +35,14 @@ class Snapshots:
             %snapshot NAME
             %snapshot
 
-        It is taken when this cell has ended. %restore NAME brings it back.
+        It is taken at the end of this cell. %restore NAME brings it back.
         """
         name = self._name("snapshot", line)
         if not name:
             self._list()
             return
-        self._connect().snapshot(name)
-        _say(f"Snapshot {name!r} is taken when this cell has ended.")
+        self._wanted = name
+        self._shell.events.register("post_run_cell", self._at_the_end)
 
     def restore(self, line: str) -> None:
         """Bring back memory and files of a snapshot; what came after it is lost, this cell included.
@@ -51,10 +54,26 @@ class Snapshots:
             from IPython.core.error import UsageError
 
             raise UsageError("%restore needs the name of a snapshot; %snapshot lists them")
-        self._connect().restore(name)
+        parent: Mapping[str, Any] = getattr(self._shell, "get_parent", dict)() or {}
+        self._connect().restore(name, cell=str(parent.get("header", {}).get("msg_id", "")))
         # The keeper answers this cell's request in the kernel's place; nothing here runs on after that.
         time.sleep(RESTORED_TIMEOUT_S)
         raise TimeoutError(f"The snapshot {name!r} was not restored within {RESTORED_TIMEOUT_S:.0f} s")
+
+    def _at_the_end(self, result: object) -> None:
+        """The cell is over but for this: what is restored begins here too, and says nothing."""
+        self._shell.events.unregister("post_run_cell", self._at_the_end)
+        api, token = self._connect(), secrets.token_hex(8)
+        try:
+            api.snapshot(self._wanted, token)
+        except KeeperError as error:
+            _say(f"No snapshot was taken. {error}")
+            return
+        answer = wait_for_answer(api.run_directory, token)
+        if answer.get("ok") is not True:
+            _say(f"No snapshot was taken. {answer.get('message')} {answer.get('hint') or ''}".rstrip())
+        elif answer.get("snapshot"):
+            _say(f"Snapshot {_words(answer['snapshot'])}")
 
     def _name(self, magic: str, line: str) -> str:
         from IPython.core.error import UsageError

@@ -1,0 +1,36 @@
+"""Waiting for the keeper without a connection to it, as a kernel must that is to be saved meanwhile.
+
+The answer is a file in the run directory, looked for again and again: what wakes the kernel must work also where it is
+restored, whose run directory is another one. An inotify watch would be on the old one, a pipe would have no other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import Any
+
+LOOK_S = 0.001
+LOOK_MAX_S = 0.01
+
+
+def wait_for_answer(run: str, token: str) -> dict[str, Any]:
+    """What the keeper says to the question with this token; whole once its line has ended."""
+    answered = f"{run}/answer-{token}.json"
+    pause = LOOK_S
+    try:
+        while True:
+            try:
+                with open(answered, "rb") as file:
+                    said = file.read()
+            except FileNotFoundError:
+                said = b""
+            if said.endswith(b"\n"):
+                return dict(json.loads(said))
+            time.sleep(pause)
+            pause = min(LOOK_MAX_S, 1.05 * pause)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(answered)
