@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.program import Program
     from warmcell.sandbox.helper.shelf import Draft, Shelf
 
-PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
-"""If set, images stay as criu wrote them; for measurements."""
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 STOP_TIMEOUT_S = 10.0
 FIRST_PID = 1000
@@ -300,7 +298,7 @@ def guest_pid_of_thread(pid: int, thread: str) -> int:
 
 def _edit(draft: Draft) -> bool:
     """Let restores map the memory instead of copying it, where that can be."""
-    if os.environ.get(PLAIN_VARIABLE):
+    if os.environ.get(program.PLAIN_VARIABLE):
         return False
     name = "".join(secrets.choice(ALPHABET) for _ in range(12))
     try:

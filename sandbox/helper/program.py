@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 VARIABLE = "WARMCELL_CRIU"
+PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
+"""If set, images stay as criu wrote them; for measurements."""
 OLDEST = (4, 2)
 PREFIXES = ("/opt/warmcell/criu",)
 """Where `scripts/criu` installs unless it is told otherwise."""

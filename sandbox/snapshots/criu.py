@@ -24,7 +24,7 @@ from warmcell.sandbox.errors import (
     WarmcellError,
     from_json,
 )
-from warmcell.sandbox.helper.program import VARIABLE
+from warmcell.sandbox.helper.program import PLAIN_VARIABLE, VARIABLE
 from warmcell.sandbox.helper.start import command
 from warmcell.sandbox.models import EngineReport, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
@@ -267,7 +267,7 @@ class CriuEngine:
 
 def helper_environment() -> dict[str, str]:
     """What a helper of ours is given: where to look for CRIU. One in this virtual environment comes first."""
-    kept = {name: os.environ[name] for name in ("PATH", VARIABLE) if os.environ.get(name)}
+    kept = {name: os.environ[name] for name in ("PATH", VARIABLE, PLAIN_VARIABLE) if os.environ.get(name)}
     carried = Path(sys.prefix) / "criu"
     if (carried / "sbin" / "criu").is_file():
         kept.setdefault(VARIABLE, str(carried))
