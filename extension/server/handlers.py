@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any, cast
+from urllib.parse import quote
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler
@@ -106,6 +107,43 @@ class SandboxHandler(WarmcellHandler):
         self.set_status(204)
 
 
+class MemoryHandler(WarmcellHandler):
+    """Suspend, resume, snapshot, restore or fork a sandbox's kernel. It goes on although the page goes away."""
+
+    @web.authenticated
+    @authorized
+    async def post(self, sandbox_id: str, verb: str) -> None:
+        done = await self.link.do("post", f"/sandboxes/{sandbox_id}/{verb}", self.body())
+        self.finish(json.dumps(done))
+
+
+class SnapshotsHandler(WarmcellHandler):
+    """All snapshots, or with `?sandbox_id=` or `?kernel_id=` those of one kernel."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        self.finish(json.dumps(await self.link.get(f"/snapshots?{self.request.query}")))
+
+
+class SnapshotHandler(WarmcellHandler):
+    """One snapshot, by id, or by name within one kernel."""
+
+    @web.authenticated
+    @authorized
+    async def get(self, ref: str) -> None:
+        self.finish(json.dumps(await self.link.get(self._path(ref))))
+
+    @web.authenticated
+    @authorized
+    async def delete(self, ref: str) -> None:
+        await self.link.do("delete", self._path(ref))
+        self.set_status(204)
+
+    def _path(self, ref: str) -> str:
+        return f"/snapshots/{quote(ref, safe='')}?{self.request.query}"
+
+
 class SettingsHandler(WarmcellHandler):
     """What the next start of a kernel uses; a restart applies it."""
 
@@ -168,6 +206,9 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
+        (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+        (r"/snapshots", SnapshotsHandler),
+        (r"/snapshots/([^/]+)", SnapshotHandler),
         (r"/kernels/([^/]+)/settings", SettingsHandler),
     ]
     return [(url_path_join(PREFIX, path), handler) for path, handler in patterns]

@@ -39,6 +39,11 @@ class KeeperLink:
         """DELETE at the keeper."""
         return await self._ask("delete", path)
 
+    async def do(self, verb: str, path: str, *body: Any, timeout: float | None = None) -> Any:
+        """A verb that changes something: sent once, after the keeper was seen to be there."""
+        await self._ask("get", "/status")
+        return await getattr(await self._connected(), verb)(path, *body, timeout=timeout)
+
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The keeper's events until it ends.
 

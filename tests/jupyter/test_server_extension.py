@@ -14,7 +14,12 @@ from warmcell.extension.server.handlers import routes
 pytestmark = pytest.mark.bubblewrap
 
 API = "/warmcell/api/v1"
-CONCRETE = {"(gpus|templates|sandboxes|doctor)": "gpus", "([a-z0-9]+)": "abc", "([^/]+)": "abc"}
+CONCRETE = {
+    "(gpus|templates|sandboxes|doctor)": "gpus",
+    "(suspend|resume|snapshot|restore|fork)": "suspend",
+    "([a-z0-9]+)": "abc",
+    "([^/]+)": "abc",
+}
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.server import Channels, JupyterServer
+from benchmarks.server import JupyterServer
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
@@ -54,7 +54,9 @@ async def state(server: JupyterServer, kernel_id: str) -> str:
 async def until(what: Callable[[], Any], *, timeout: float = END_S) -> None:
     """Wait until an asynchronous condition holds."""
     async with asyncio.timeout(timeout):
-        while not await what():
+        while True:
+            if await what():
+                return
             await asyncio.sleep(LOOK_S)
 
 
@@ -105,6 +107,138 @@ async def test_a_stopped_server_leaves_its_kernels_to_the_next(places: Places) -
             for one in (kernel_id, other_id):
                 await second.delete_kernel(one)
             assert (await second.http.get("/warmcell/api/v1/sandboxes")).json() == {"sandboxes": []}
+
+
+async def test_the_servers_culler_suspends_ours_and_ends_others(places: Places) -> None:
+    """An idle Warmcell kernel is suspended once and goes on with its next cell; a plain one is culled as ever."""
+    configure_culler(places)
+    async with server_of(places) as server:
+        kernel_id, plain = await server.start_kernel("warmcell"), await server.start_kernel("python3")
+        await execute(server, kernel_id, "kept = 1")
+        await until(lambda: is_state(server, kernel_id, "suspended"))
+        await until(lambda: is_gone(server, plain))
+        snapshot = (await server.sandbox(kernel_id))["snapshot"]
+        await asyncio.sleep(2 * CULL_INTERVAL_S)  # the culler comes again, and has nothing to do
+        info = await server.sandbox(kernel_id)
+        assert (info["state"], info["snapshot"]) == ("suspended", snapshot)
+        await execute(server, kernel_id, "kept += 1; assert kept == 2")
+        await server.delete_kernel(kernel_id)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+async def test_a_keeper_that_ends_under_a_server(places: Places, saved: bool) -> None:
+    """Stopped, it has saved the kernels, and the same page goes on. Killed, a fresh kernel says that state is lost."""
+    async with server_of(places) as server:
+        session = await open_session(server, "work.ipynb")
+        kernel_id = session["kernel"]["id"]
+        async with server.channels(kernel_id) as channels:
+            await channels.execute("kept = 42")
+            first = keeper_pid(places)
+            await end_process(first, signal.SIGTERM if saved else signal.SIGKILL)
+            if saved:
+                await until(lambda: is_state(server, kernel_id, "suspended"))
+                await channels.execute("assert kept == 42")
+            else:
+                await until(lambda: is_state(server, kernel_id, "running"))
+                await channels.execute("assert 'kept' not in globals()")
+        info = await server.sandbox(kernel_id)
+        assert info["notebook"] == str(server.root / "work.ipynb")
+        assert (info["previous_error"] or {}).get("code") == (None if saved else "sandbox_died")
+        assert keeper_pid(places) != first
+        assert {one[3] for one in await sessions(server)} == {kernel_id}
+        await server.delete_kernel(kernel_id)
+        assert not (places.state / "kernels.json").exists()
+
+
+async def test_what_is_lost_with_server_and_keeper_is_said_once(places: Places) -> None:
+    """Both killed: the next kernel of the notebook says that the one before is lost, and the one after it does not."""
+    async with server_of(places) as first:
+        lost = (await open_session(first, "work.ipynb"))["kernel"]["id"]
+        await first.kill()
+        await end_process(keeper_pid(places), signal.SIGKILL)
+        async with server_of(places) as second:
+            assert await sessions(second) == set()
+            for died in ("sandbox_died", None):
+                fresh = (await open_session(second, "work.ipynb"))["kernel"]["id"]
+                assert fresh != lost
+                assert ((await second.sandbox(fresh))["previous_error"] or {}).get("code") == died
+                await second.delete_kernel(fresh)
+
+
+async def test_a_kernel_that_ended_meanwhile_is_restarted_and_says_so(places: Places) -> None:
+    """It dies while no server looks: the next one has it under its id, restarted, with the reason."""
+    async with server_of(places) as first:
+        session = await open_session(first, "work.ipynb")
+        kernel_id = session["kernel"]["id"]
+        await first.kill()
+        async with await KeeperClient.connect(start=False) as keeper:
+            await keeper.post(f"/kernels/{kernel_id}/signal", {"signum": int(signal.SIGSEGV)})
+            await keeper.get(f"/kernels/{kernel_id}?wait=30")
+        async with server_of(places) as second:
+            assert {(one[0], one[3]) for one in await sessions(second)} == {(session["id"], kernel_id)}
+            await execute(second, kernel_id, "1")
+            assert (await second.sandbox(kernel_id))["previous_error"]["code"] == "sandbox_died"
+            await second.delete_kernel(kernel_id)
+
+
+@pytest.mark.parametrize("settings", [{"backend": "process"}, {"keep_kernels": False}])
+async def test_without_memory_or_wish_kernels_end_with_their_server(
+    places: Places, settings: dict[str, object]
+) -> None:
+    """Where memory cannot be saved, or `c.Warmcell.keep_kernels` is off, all is as Jupyter has it."""
+    configure_culler(places)
+    async with server_of(places, **settings) as first:
+        culled = await first.start_kernel("warmcell")
+        await until(lambda: is_gone(first, culled))
+        await open_session(first, "work.ipynb")
+        await first.stop()
+        assert not (places.state / "kernels.json").exists()
+        async with server_of(places, **settings) as second:
+            assert (await second.http.get("/api/kernels")).json() == []
+
+
+async def test_suspend_by_hand_and_what_wakes(places: Places) -> None:
+    """Over the server's REST: suspended, a look at the kernel and its page's questions wake nothing, a cell does."""
+    async with server_of(places) as server:
+        kernel_id = await server.start_kernel("warmcell")
+        await execute(server, kernel_id, "kept = 1")
+        place = f"/warmcell/api/v1/sandboxes/{(await server.sandbox(kernel_id))['id']}"
+        suspended = await server.http.post(f"{place}/suspend")
+        assert (suspended.status_code, suspended.json()["state"]) == (200, "suspended")
+        listed = (await server.http.get(f"/warmcell/api/v1/snapshots?kernel_id={kernel_id}")).json()["snapshots"]
+        assert [(one["kind"], one["id"]) for one in listed] == [("suspended", suspended.json()["snapshot"])]
+        assert (await server.http.get(f"/api/kernels/{kernel_id}")).json()["execution_state"] == "idle"
+        async with server.channels(kernel_id) as channels:  # for which the server asks the kernel who it is
+            assert await state(server, kernel_id) == "suspended"
+            await channels.execute("kept += 1; assert kept == 2")
+        assert await state(server, kernel_id) == "running"
+        await server.http.post(f"{place}/suspend")
+        resumed = await server.http.post(f"{place}/resume")
+        assert (resumed.status_code, resumed.json()["state"]) == (200, "running")
+        await execute(server, kernel_id, "assert kept == 2")
+        await server.delete_kernel(kernel_id)
+
+
+CULL_INTERVAL_S = 1
+
+
+def configure_culler(places: Places) -> None:
+    directory = Path(places.env["JUPYTER_CONFIG_DIR"])
+    directory.mkdir(parents=True)
+    lines = [f"c.MappingKernelManager.cull_{name} = {CULL_INTERVAL_S}" for name in ("idle_timeout", "interval")]
+    lines.append("c.WarmcellProvisioner.network = 'host'")  # the process backend has no other
+    (directory / "jupyter_server_config.py").write_text("\n".join(lines) + "\n")
+
+
+async def is_state(server: JupyterServer, kernel_id: str, wanted: str) -> bool:
+    """Also while the keeper is on its way."""
+    answer = await server.http.get("/warmcell/api/v1/sandboxes")
+    found = answer.json().get("sandboxes", [])
+    return any((one["kernel_id"], one["state"]) == (kernel_id, wanted) for one in found)
+
+
+async def is_gone(server: JupyterServer, kernel_id: str) -> bool:
+    return kernel_id not in {one["id"] for one in (await server.http.get("/api/kernels")).json()}
 
 
 COUNT = """\
