@@ -37,7 +37,7 @@ MEMFD, GUARD = 1 << 14, 1 << 16
 MAP_PRIVATE, MAP_ANONYMOUS = 0x02, 0x20
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
-_START, _END, _PGOFF, _SHMID, _PROT, _FLAGS, _STATUS, _MADV, _FDFLAGS = 1, 2, 3, 4, 5, 6, 7, 9, 10
+_START, _END, _PGOFF, SHMID, _PROT, _FLAGS, _STATUS, _MADV, _FDFLAGS = 1, 2, 3, 4, 5, 6, 7, 9, 10
 _START_TAG, _END_TAG, _PGOFF_TAG = (varint(number << 3) for number in (_START, _END, _PGOFF))
 _NO_OFFSET = _PGOFF_TAG + varint(0)
 _MM_EXE, _MM_VMAS = 12, 14
@@ -155,7 +155,7 @@ class Area:
             start=found[_START],
             end=found[_END],
             pgoff=found[_PGOFF],
-            shmid=found[_SHMID],
+            shmid=found[SHMID],
             prot=found[_PROT],
             flags=found[_FLAGS],
             status=found[_STATUS],
@@ -176,7 +176,7 @@ class Area:
             _START: None,
             _END: None,
             _PGOFF: None,
-            _SHMID: file_id,
+            SHMID: file_id,
             _FLAGS: self.flags & ~MAP_ANONYMOUS,
             _STATUS: self.status & ~(ANON_PRIVATE | HEAP) | FILE_PRIVATE,
             _FDFLAGS: 0,  # O_RDONLY: writes to a private mapping stay in the process
@@ -185,7 +185,7 @@ class Area:
 
     def other_mapping(self, file_id: int) -> bytes:
         """What this mapping of a file and its neighbours have in common when they are of another file."""
-        return replaced(self.raw, {_START: None, _END: None, _PGOFF: None, _SHMID: file_id})
+        return replaced(self.raw, {_START: None, _END: None, _PGOFF: None, SHMID: file_id})
 
 
 def placed(common: bytes, start: int, end: int, offset_bytes: int | None = None) -> bytes:
@@ -270,6 +270,11 @@ def regular_file(entry: bytes) -> RegularFile | None:
     return RegularFile(
         entry_id(entry), name.decode(errors="surrogateescape"), found.get(2, 0), found.get(8), found.get(10)
     )
+
+
+def renumbered(entry: bytes, new_id: int) -> bytes:
+    """The same file under another id."""
+    return replaced(entry, {2: new_id, 3: replaced(inner(entry, 3) or b"", {1: new_id})})
 
 
 def new_regular_file(file: RegularFile) -> bytes:

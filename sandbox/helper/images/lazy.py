@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmcell.sandbox.helper.images import areas as areas_of
-from warmcell.sandbox.helper.images import criu, exchange, pagemap
+from warmcell.sandbox.helper.images import criu, exchange, pagemap, twins
 from warmcell.sandbox.helper.images.areas import Kept, Mapped
 from warmcell.sandbox.helper.images.criu import Area, RegularFile
 from warmcell.sandbox.helper.images.errors import ImageError, corrupt
@@ -102,6 +102,8 @@ def edit(
     if not _ID.fullmatch(page_file):
         raise ValueError(f"{page_file!r} is no id of a page file")
     criu.check_inventory(image)
+    ours = page_file_entries(criu.file_entries(image), prefix)
+    twins.separate(image, frozenset(file.id for file in ours), durable=durable)
     entries = criu.file_entries(image)
     old = page_files(image, prefix=prefix)
     if any((image / MEMORY / name).exists() for name in derived(page_file, len(criu.tasks(image)))):

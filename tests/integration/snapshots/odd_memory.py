@@ -218,6 +218,24 @@ def grow(memory: Memory) -> dict[str, object]:
     return found
 
 
+def part(memory: Memory) -> bool:
+    """Make two pieces of the plain area areas of their own."""
+    address, _ = memory.areas["plain"]
+    checked(libc.mprotect(address, 50 * PAGE, READ))
+    checked(libc.mprotect(address + 100 * PAGE, 50 * PAGE, READ))
+    return True
+
+
+def swap(memory: Memory) -> bool:
+    """Let the two pieces change places, as moved memory does."""
+    address, _ = memory.areas["plain"]
+    length, other = 50 * PAGE, address + 100 * PAGE
+    free = checked(libc.mmap(None, length, NONE, PRIVATE | ANONYMOUS, -1, 0))
+    for source, target in ((address, free), (other, address), (free, other)):
+        checked(libc.mremap(source, length, length, MAYMOVE | 2, ctypes.c_void_p(target)))
+    return True
+
+
 def dirty(memory: Memory) -> dict[str, str]:
     """Change some pages of what can be written; the new checksums."""
     for name, (address, length) in memory.areas.items():
@@ -285,6 +303,8 @@ def serve(directory: Path, memory: Memory) -> None:
         "dirty": lambda: dirty(memory),
         "brk": lambda: brk(memory),
         "grow": lambda: grow(memory),
+        "part": lambda: part(memory),
+        "swap": lambda: swap(memory),
         "guarded": lambda: guarded(memory),
         "smaps": lambda: smaps(memory),
         "fork": lambda: fork(directory, memory, 0),

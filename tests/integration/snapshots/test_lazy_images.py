@@ -146,6 +146,22 @@ def test_children_of_a_restored_process_survive(box: Box) -> None:
     assert kernel.sums() == before
 
 
+def test_memory_that_a_child_moved_is_its_own(box: Box) -> None:
+    """A child that moved its memory after a fork has, where its parent has some, another part of one page file."""
+    kernel = Kernel(box, "areas")
+    image = kernel.dump()
+    kernel.edit(image)
+    kernel.restore(image)
+    box.ask(kernel.pid, "part")
+    (child,) = box.ask(kernel.pid, "fork")
+    box.ask(child, "swap")
+    before = kernel.sums()
+    again = kernel.dump()
+    kernel.edit(again)
+    kernel.restore(again)
+    assert kernel.sums() == before
+
+
 def test_clones_do_not_see_each_other(box: Box) -> None:
     """Restores of one image change their memory; the page file, and so the next restore, stay as they were."""
     kernel = Kernel(box, "areas")
