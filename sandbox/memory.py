@@ -42,6 +42,20 @@ NO_ENGINE = EngineReport(
 )
 
 
+class Clock:
+    """What each step of a work took."""
+
+    def __init__(self) -> None:
+        self.phases_ms: dict[str, float] = {}
+        self._at = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """The step that began with the end of the one before is over."""
+        now = time.perf_counter()
+        self.phases_ms[phase] = round(1000 * (now - self._at), 1)
+        self._at = now
+
+
 class Memory:
     """Knows engine and store; of sandboxes it knows what `LiveSandbox` offers. Operations on one exclude each other."""
 
@@ -150,10 +164,11 @@ class Memory:
     async def suspend(self, box: LiveSandbox) -> SnapshotInfo:
         """Save a running kernel and end its sandbox; `box` is suspended afterwards, and its GPUs are the caller's.
 
+        What it was suspended as before is no longer needed; `forget_suspended` removes it.
+
         Raises:
             WarmcellError: Nothing was saved; the kernel goes on as before.
         """
-        before = box.info.snapshot
         box.tell(state=transition(box.info.state, Event.SUSPEND))
         try:
             manifest = await self._save(box, kind="suspended", then="stop")
@@ -171,7 +186,6 @@ class Memory:
         )
         if box.frontend is not None:
             await box.frontend.sleep(manifest.kernel)
-        await self.forget_suspended(before)
         return manifest.info
 
     async def _save(
@@ -192,8 +206,10 @@ class Memory:
         snapshot = new_snapshot_id()
         frozen = asyncio.Event()
         async with self.store.draft(snapshot) as draft:
+            clock = Clock()
             if frontend is not None:
                 await frontend.pause(token=token)
+            clock.end("settle")
             record = frontend.record() if frontend is not None else {}
             manifest = dataclasses.replace(
                 self._manifest(box, kernel, snapshot, record, kind=kind, name=name, token=token),
@@ -201,8 +217,10 @@ class Memory:
             )
 
             async def while_frozen() -> None:
+                clock.end("memory")
                 await box.instance.save_layer(draft.layer)
                 await draft.commit(manifest, durable=False)
+                clock.end("layer")
                 if then == "stop":
                     await box.unwatch()
                 frozen.set()
@@ -228,7 +246,8 @@ class Memory:
                 raise
             finally:
                 thawed.cancel()
-        return await self._amend(manifest, dumped)
+        clock.end("finish")
+        return await self._amend(manifest, dumped, clock.phases_ms)
 
     def _manifest(
         self,
@@ -266,12 +285,13 @@ class Memory:
             ),
         )
 
-    async def _amend(self, manifest: Manifest, dumped: Dumped) -> Manifest:
+    async def _amend(self, manifest: Manifest, dumped: Dumped, phases_ms: Mapping[str, float]) -> Manifest:
         return await self.store.amend(
             manifest.info.id,
             image_bytes=dumped.image_bytes,
             memory_bytes=dumped.memory_bytes,
             versions=dumped.versions,
+            phases_ms={**phases_ms, **{f"engine_{name}": ms for name, ms in dumped.ms.items()}},
         )
 
     async def _outlive(self, snapshot: SnapshotId) -> None:

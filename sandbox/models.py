@@ -253,6 +253,8 @@ class SnapshotInfo(Wire):
     layer_bytes: int = 0
     memory_bytes: int = 0
     compressed: bool = False
+    phases_ms: Mapping[str, float] = field(default_factory=dict)
+    """What taking it spent its time on: settle (the kernel gets ready), memory and layer (it stands still), finish."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -306,8 +306,10 @@ class SandboxService:
         """
         box = self.live(sandbox_id)
         await self.memory.check(box.spec)
+        before = box.info.snapshot
         await self._exclusively(box, self.memory.suspend(box))
         self._gpus.release(sandbox_id)
+        self._spawn(self.memory.forget_suspended(before))
         return box.info
 
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:

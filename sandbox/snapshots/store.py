@@ -282,6 +282,7 @@ class SnapshotStore:
         image_bytes: int | None = None,
         memory_bytes: int | None = None,
         versions: Mapping[str, str] | None = None,
+        phases_ms: Mapping[str, float] | None = None,
     ) -> Manifest:
         """Change what its manifest says, where something is given; on the disk a moment later, as nobody need wait.
 
@@ -296,6 +297,7 @@ class SnapshotStore:
             kind=info.kind if kind is None else kind,
             image_bytes=info.image_bytes if image_bytes is None else image_bytes,
             memory_bytes=info.memory_bytes if memory_bytes is None else memory_bytes,
+            phases_ms=info.phases_ms if phases_ms is None else phases_ms,
         )
         manifest = dataclasses.replace(
             entry.manifest, info=changed, versions=entry.manifest.versions if versions is None else versions

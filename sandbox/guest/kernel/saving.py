@@ -6,7 +6,6 @@ docs/explanation/guest-protocol.md.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -71,7 +70,7 @@ class Saving:
                 "A cell is waiting for another sandbox, as with %%remote, and is connected to it"
             )
         try:
-            gc.collect()
+            # No garbage collection: it would write to every object, and so copy what clones and later snapshots share.
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             self._in_order(self._hold)
