@@ -225,6 +225,10 @@ class KernelMemory:
     async def revive(self) -> None:
         """Take up the kernels that were suspended when another keeper went. What is too broken for it is logged."""
         store = self._service.memory.store
+        suspended = {info.kernel_id for info in store.infos(kind="suspended")}
+        for info in (*store.infos(kind="fork"), *store.infos(kind="outlived")):
+            if info.kind == "fork" or info.kernel_id in suspended:  # It has served; the keeper went before it did.
+                await store.discard(info.id)
         for info in store.infos(kind="suspended"):
             try:
                 manifest = store.get(info.id)
