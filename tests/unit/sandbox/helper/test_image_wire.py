@@ -108,3 +108,11 @@ def test_impossible_page_maps_are_corrupt(entries: list[tuple[int, int, int]]) -
     data = pagemap.joined(protobuf.message({1: 1}), [pagemap.entry(*entry) for entry in entries])
     with pytest.raises(ImageError):
         pagemap.parse(data, name="pagemap-1.img")
+
+
+def test_runs_end_where_pages_are_not_in_the_page_file() -> None:
+    """Entries side by side are one run, but for those without content, which take no place in the page file."""
+    entries = [(4096, 2, 6), (12288, 1, 4), (16384, 3, 2), (28672, 2, 4), (40960, 1, 4)]
+    data = pagemap.joined(protobuf.message({1: 1}), [pagemap.entry(*entry) for entry in entries])
+    found = [(run.start, run.end, run.offset_bytes) for run in pagemap.runs(pagemap.parse(data, name="pagemap-1.img"))]
+    assert found == [(4096, 16384, 0), (28672, 36864, 12288), (40960, 45056, 20480)]
