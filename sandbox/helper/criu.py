@@ -75,6 +75,7 @@ def run(
     user: tuple[int, int] | None = None,
     caller: int | None = None,
     held: Sequence[int] = (),
+    last_pid: int = 0,
 ) -> int:
     """Run criu in `place`; its exit code.
 
@@ -90,6 +91,7 @@ def run(
         user: Whom to run it as where root lacks a capability that user does not need.
         caller: A socket; when its other end closes criu is killed.
         held: Descriptors that are closed when it has ended.
+        last_pid: Numbers up to this one are for what is restored.
     """
     executable, first, fds = program.command()
     arguments = [*first, verb, *OPTIONS, "-D", f"/proc/self/fd/{images}", "-W", f"/proc/self/fd/{work}"]
@@ -100,9 +102,9 @@ def run(
         arguments.append("--unprivileged")
         env["XDG_RUNTIME_DIR"] = DOOR
     command = executable, arguments, [*fds, images, work, nothing]
-    return Run(place, command, env=env, user=user, held=held, join=verb == "restore").wait(
-        timeout_s=timeout_s, caller=caller
-    )
+    joins = verb == "restore"
+    running = Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid)
+    return running.wait(timeout_s=timeout_s, caller=caller)
 
 
 def dump_user(uid: int, gid: int) -> tuple[int, int] | None:

@@ -31,7 +31,6 @@ ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 STOP_TIMEOUT_S = 10.0
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
-LAST_PID = "/proc/sys/kernel/ns_last_pid"
 
 
 def enroll(place: Place, cache: bytes) -> None:
@@ -42,7 +41,7 @@ def enroll(place: Place, cache: bytes) -> None:
 
 def raise_pids(place: Place, least: int) -> None:
     """The next process of the sandbox gets a number above `least`."""
-    fd = os.open(LAST_PID, os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(enter.LAST_PID, os.O_RDWR | os.O_CLOEXEC)
 
     def work() -> None:
         # The number belongs to the pid namespace of whoever reads and writes, not to the /proc that it was opened in.

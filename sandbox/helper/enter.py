@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from warmcell.sandbox.helper.places import Place
 
+LAST_PID = "/proc/sys/kernel/ns_last_pid"
 WORK_TIMEOUT_S = 20.0
 
 
@@ -37,6 +38,11 @@ def do(place: Place, work: Callable[[], Any], *, namespaces: Sequence[str] = ("m
         HelperError: `work` raised it.
         OSError: `work` raised it.
     """
+    return begin(place, work, namespaces=namespaces)()
+
+
+def begin(place: Place, work: Callable[[], Any], *, namespaces: Sequence[str] = ("mnt",)) -> Callable[[], Any]:
+    """As `do`, but what is returned waits for it; it has to be called."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
@@ -53,6 +59,10 @@ def do(place: Place, work: Callable[[], Any], *, namespaces: Sequence[str] = ("m
             file.write(said)
         os._exit(0)
     os.close(writing)
+    return lambda: _result(child, reading)
+
+
+def _result(child: int, reading: int) -> Any:
     try:
         heard = _read_all(reading, time.monotonic() + WORK_TIMEOUT_S)
     finally:
@@ -113,6 +123,7 @@ class Run:
         user: tuple[int, int] | None = None,
         held: Sequence[int] = (),
         join: bool = True,
+        last_pid: int = 0,
     ) -> None:
         """Start it.
 
@@ -123,20 +134,24 @@ class Run:
             user: uid and gid to run it as, with all capabilities of this process; as this process if None.
             held: Descriptors that stay open here until it has ended.
             join: Run in the sandbox's control groups, so that what it starts is in them.
+            last_pid: What it starts has numbers above this one, if it is not 0, and so has all that starts later.
         """
+        numbers = os.open(LAST_PID, os.O_WRONLY | os.O_CLOEXEC) if last_pid else -1
         groups = _entrances(place.pid) if join else []
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._child = os.fork()
         if self._child == 0:
             code = 125
             try:
-                code = _enter(place, command, env, user, groups, null, held)
+                code = _enter(place, command, env, user, groups, null, held, (numbers, last_pid))
             except BaseException as error:
                 sys.stderr.write(f"could not enter the sandbox: {type(error).__name__}: {error}\n")
                 sys.stderr.flush()
             finally:
                 os._exit(code)
         os.close(null)
+        for fd in (*groups, *([numbers] if last_pid else [])):
+            os.close(fd)
         self._pidfd = os.pidfd_open(self._child)
 
     def wait(self, *, timeout_s: float, caller: int | None = None) -> int:
@@ -175,6 +190,7 @@ def _enter(
     groups: Sequence[int],
     null: int,
     held: Sequence[int],
+    last_pid: tuple[int, int],
 ) -> int:
     executable, words, fds = command
     linux.die_with_parent()
@@ -187,6 +203,9 @@ def _enter(
     if child == 0:
         try:
             os.setsid()
+            if last_pid[1]:
+                # The number is that of the pid namespace of who writes, not of the /proc that it was opened in.
+                os.pwrite(last_pid[0], str(last_pid[1]).encode(), 0)
             for number in (0, 1, 2):
                 os.dup2(null, number)
             for fd in fds:

@@ -19,7 +19,7 @@ from warmcell.sandbox.helper.shelf import PINNED, full, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from warmcell.sandbox.helper.places import Place
@@ -41,17 +41,19 @@ def restore(
     try:
         about = found.about
         check_machine(about, program_.version)
-        _check_rights(found, place)
         verified = time.perf_counter()
         try:
-            _show(shelf, found, place, cache)
+            shown = _show(shelf, found, place, cache)
+            try:
+                _check_rights(found, place)
+            finally:
+                shown()
         except OSError as error:
             raise full(error, "the sandbox's own room") or error from error
         mounted = time.perf_counter()
         _run(program_, shelf, place, found, nothing=nothing, caller=caller)
         restored = time.perf_counter()
         _set_going(place, int(about["pid"]), set(about["stopped"]))
-        dump.raise_pids(place, max(dump.FIRST_PID, int(about["last_pid"])))
     finally:
         found.close()
     steps = {"verify": verified - began, "mount": mounted - verified, "restore": restored - mounted}
@@ -98,8 +100,8 @@ def guest_rights(place: Place) -> dict[str, Any]:
     raise HelperError("conflict", "The sandbox has no guest to restore for", hint="Create another one.")
 
 
-def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> None:
-    """Put into the sandbox what the image maps."""
+def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> Callable[[], None]:
+    """Begin to put into the sandbox what the image maps; what is returned waits for it."""
     pages: dict[str, int] = {}
     for name in image.about["memory"]:
         # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
@@ -123,11 +125,10 @@ def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> None:
         view.cover(pins)
         view.check_open(image.about["open"])
 
-    try:
-        enter.do(place, work)
-    finally:
-        for tree in [*pages.values(), *(tree for _, _, tree in pins if tree >= 0)]:
-            os.close(tree)
+    shown = enter.begin(place, work)
+    for tree in [*pages.values(), *(tree for _, _, tree in pins if tree >= 0)]:
+        os.close(tree)
+    return shown
 
 
 def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
@@ -155,6 +156,7 @@ def _run(program_: Program, shelf: Shelf, place: Place, image: Image, *, nothing
                     nothing=nothing,
                     timeout_s=criu.RESTORE_TIMEOUT_S,
                     caller=caller,
+                    last_pid=max(dump.FIRST_PID, int(image.about["last_pid"])),
                 )
             finally:
                 if code != 0:

@@ -224,6 +224,7 @@ class Image:
         # Whoever drops an image renames it first and then waits for this lock.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
+                self.path = f"/proc/self/fd/{self.fd}"
                 return
         os.close(self.fd)
         raise not_found(image)
