@@ -49,6 +49,16 @@ export class Api {
     await this._json('PUT', `kernels/${encodeURIComponent(kernelId)}/settings`, specOf(choice));
   }
 
+  /** Save a sandbox's memory and end its processes. */
+  async suspend(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/suspend`, {});
+  }
+
+  /** Have a suspended sandbox go on. */
+  async resume(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/resume`, {});
+  }
+
   /**
    * Read the event stream until it ends or `signal` aborts.
    *

@@ -1,6 +1,7 @@
 import type { JupyterFrontEndPlugin } from '@jupyterlab/application';
 
 import { banner } from './plugins/banner';
+import { memory } from './plugins/memory';
 import { notices } from './plugins/notices';
 import { picker } from './plugins/picker';
 import { sandboxes } from './plugins/sandboxes';
@@ -8,6 +9,13 @@ import { toolbar } from './plugins/toolbar';
 
 export * from './tokens';
 
-const plugins: JupyterFrontEndPlugin<unknown>[] = [sandboxes, toolbar, banner, picker, notices];
+const plugins: JupyterFrontEndPlugin<unknown>[] = [
+  sandboxes,
+  toolbar,
+  banner,
+  picker,
+  memory,
+  notices
+];
 
 export default plugins;

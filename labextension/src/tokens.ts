@@ -19,7 +19,7 @@ export type SandboxState =
 
 export type Network = 'none' | 'host';
 
-export type StartedFrom = 'template' | 'cold';
+export type StartedFrom = 'template' | 'cold' | 'snapshot';
 
 /** What went wrong and what cures it. */
 export interface IErrorInfo {
@@ -103,6 +103,8 @@ export interface ISandboxInfo {
   readonly error: IErrorInfo | null;
   /** Why the kernel before this one ended by itself. */
   readonly previous_error: IErrorInfo | null;
+  /** From the request that woke it to its first answer; null if it was never suspended. */
+  readonly resumed_ms: number | null;
 }
 
 /** One message of the server's event stream. */
@@ -176,6 +178,20 @@ export interface ISandboxes extends IObservableDisposable {
    * @throws {@link ApiError}
    */
   configure(kernelId: string, choice: IChoice): Promise<void>;
+
+  /**
+   * Save a sandbox's memory and end its processes; its kernel's next cell has it go on.
+   *
+   * @throws {@link ApiError} It runs on.
+   */
+  suspend(id: string): Promise<void>;
+
+  /**
+   * Have a suspended sandbox go on.
+   *
+   * @throws {@link ApiError} It stays suspended.
+   */
+  resume(id: string): Promise<void>;
 }
 
 export const ISandboxes = new Token<ISandboxes>(
@@ -188,4 +204,6 @@ export const DOMAIN = 'warmcell';
 
 export namespace CommandIDs {
   export const chooseHardware = 'warmcell:choose-hardware';
+  export const suspend = 'warmcell:suspend';
+  export const resume = 'warmcell:resume';
 }

@@ -12,7 +12,8 @@ import type {
   ITemplateInfo,
   ITemplateStatus,
   SandboxState,
-  ServerEvent
+  ServerEvent,
+  StartedFrom
 } from './tokens';
 
 type Fields = Readonly<Record<string, unknown>>;
@@ -30,6 +31,8 @@ const STATES: readonly SandboxState[] = [
   'stopped',
   'failed'
 ];
+
+const STARTED_FROM: readonly StartedFrom[] = ['template', 'cold', 'snapshot'];
 
 const TEMPLATE_STATES: readonly ITemplateStatus['state'][] = [
   'none',
@@ -184,13 +187,14 @@ export function readSandbox(value: unknown): ISandboxInfo {
     gpus: list(data.gpus).map(readDevice),
     limits: Object.fromEntries(limits.map(([name, limit]) => [name, readLimit(limit)])),
     template: maybe(data.template, readTemplateStatus),
-    started_from: maybe(data.started_from, item => oneOf(item, ['template', 'cold'], 'cold')),
+    started_from: maybe(data.started_from, item => oneOf(item, STARTED_FROM, 'cold')),
     started_ms: numberOrNull(data.started_ms),
     generation: number(data.generation),
     phase: maybe(data.phase, readPhase),
     created_at: number(data.created_at),
     error: maybe(data.error, readError),
-    previous_error: maybe(data.previous_error, readError)
+    previous_error: maybe(data.previous_error, readError),
+    resumed_ms: numberOrNull(data.resumed_ms)
   };
 }
 

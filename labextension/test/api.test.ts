@@ -124,3 +124,13 @@ test('a stream that is not of the protocol is an error, not silence', async () =
     /no id/
   );
 });
+
+test('a sandbox is suspended and resumed by its id', async () => {
+  const { api, asked } = answering(() => json({}));
+  await api.suspend('abc');
+  await api.resume('abc');
+  assert.deepEqual(asked, [
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/abc/suspend', body: {} },
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/abc/resume', body: {} }
+  ]);
+});

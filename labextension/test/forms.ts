@@ -34,6 +34,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     created_at: 1000,
     error: null,
     previous_error: null,
+    resumed_ms: null,
     ...change
   };
 }

@@ -227,3 +227,31 @@ test('an old error is no failure while the next kernel is being started', () => 
   assert.equal(glance(again, trans).kind, 'starting');
   assert.deepEqual(notices(again, trans), []);
 });
+
+test('a suspended kernel says what it would run on and what wakes it, and asks for nothing', () => {
+  const suspended = situation({ sandbox: sandbox({ state: 'suspended', gpu: 'A100:2' }) });
+  const shown = glance(suspended, trans);
+  assert.equal(shown.label, 'A100:2 · suspended');
+  assert.equal(shown.kind, 'resting');
+  assert.match(shown.title, /goes on with the next cell/);
+  assert.deepEqual(notices(suspended, trans), []);
+  assert.ok(!isTicking(suspended));
+});
+
+test('a kernel that went on shows how fast', () => {
+  const resumed = sandbox({ started_from: 'snapshot', resumed_ms: 52.4 });
+  assert.equal(glance(situation({ sandbox: resumed }), trans).label, 'CPU · resumed · 52 ms');
+  const clone = sandbox({ started_from: 'snapshot', started_ms: 61 });
+  assert.equal(glance(situation({ sandbox: clone }), trans).label, 'CPU · snapshot · 61 ms');
+});
+
+test('a suspended kernel that cannot go on is said, with two ways on', () => {
+  const [notice] = notices(
+    situation({ sandbox: sandbox({ state: 'suspended', error: ERROR }) }),
+    trans
+  );
+  assert.equal(notice?.tone, 'error');
+  assert.match(notice.text, /cannot go on where it was: bwrap was not found/);
+  assert.match(notice.cure, /without its variables/);
+  assert.deepEqual(notice.actions, ['resume', 'restart']);
+});

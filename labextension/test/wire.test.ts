@@ -13,8 +13,9 @@ test('a sandbox is read with all that it says', () => {
     gpus: [{ uuid: 'u', index: 1, name: 'A100', memory_total_bytes: 5, simulated: true }],
     limits: { memory: { value: 7, enforced: false, why: 'no cgroup' } },
     phase: { name: 'template', since: 12.5, detail: 'torch', hint: 'wait' },
-    started_from: 'template',
+    started_from: 'snapshot',
     started_ms: 84.5,
+    resumed_ms: 52.5,
     error: { code: 'sandbox_died', message: 'gone', hint: 'restart', details: { exit_code: 1 } }
   });
   assert.equal(read.kernel_id, 'k1');
@@ -23,6 +24,7 @@ test('a sandbox is read with all that it says', () => {
   assert.deepEqual(read.limits.memory, { value: 7, enforced: false, why: 'no cgroup' });
   assert.deepEqual(read.phase, { name: 'template', since: 12.5, detail: 'torch', hint: 'wait' });
   assert.equal(read.started_ms, 84.5);
+  assert.deepEqual([read.started_from, read.resumed_ms], ['snapshot', 52.5]);
   assert.equal(read.error?.hint, 'restart');
 });
 

@@ -160,6 +160,16 @@ function failed(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
 function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
   const what = words.hardware(sandbox.gpus, trans);
   const marks = badges(sandbox, trans);
+  if (sandbox.state === 'suspended') {
+    return {
+      kind: 'resting',
+      label: `${words.choice({ gpu: sandbox.gpu }, trans)} · ${words.state(sandbox.state, trans)}`,
+      title: trans.__(
+        'Suspended: its memory is on disk and it holds no GPU. It goes on with the next cell, with all its variables.'
+      ),
+      badges: marks
+    };
+  }
   if (sandbox.state !== 'running') {
     const label = `${what} · ${words.state(sandbox.state, trans)}`;
     return { kind: 'resting', label, title: label, badges: marks };

@@ -14,7 +14,7 @@ export const SLOW_START_S = 2;
 /** An import in the background that takes longer than this is explained. */
 export const SLOW_IMPORT_S = 5;
 
-export type NoticeAction = 'retry' | 'choose' | 'apply';
+export type NoticeAction = 'retry' | 'choose' | 'apply' | 'resume' | 'restart';
 
 /** An explanation below the toolbar. */
 export interface INotice {
@@ -53,6 +53,24 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
         elapsed_s: null,
         cure: words.sentence(error.hint),
         actions: ['retry', 'choose']
+      }
+    ];
+  }
+  if (sandbox.state === 'suspended' && sandbox.error !== null) {
+    const { message, hint } = sandbox.error;
+    return [
+      {
+        key: `${about}/asleep/${message}`,
+        tone: 'error',
+        text: trans.__('The kernel cannot go on where it was: %1', words.sentence(message)),
+        elapsed_s: null,
+        cure: [
+          words.sentence(hint),
+          trans.__('It stays on disk until you restart it without its variables.')
+        ]
+          .join(' ')
+          .trim(),
+        actions: ['resume', 'restart']
       }
     ];
   }

@@ -109,6 +109,14 @@ export class SandboxesModel implements ISandboxes {
     return this._api.configure(kernelId, choice);
   }
 
+  suspend(id: string): Promise<void> {
+    return this._api.suspend(id);
+  }
+
+  resume(id: string): Promise<void> {
+    return this._api.resume(id);
+  }
+
   /** Begin to follow the server's events. */
   start(): void {
     void this._poll.start();

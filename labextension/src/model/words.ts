@@ -10,7 +10,8 @@ import type {
   ILimitStatus,
   IPhase,
   ISandboxInfo,
-  SandboxState
+  SandboxState,
+  StartedFrom
 } from '../tokens';
 import { type IShortage, requestName } from './choice';
 
@@ -62,16 +63,30 @@ function shortName(deviceName: string): string {
   return requestName(deviceName).replace(/[\s-](?:SXM\d?|PCIE|HBM\d\w?)(?=[\s-]|$)/gi, '');
 }
 
-/** How the kernel was started and how long it took: "template · 84 ms". */
+/** How the kernel was started and how long it took: "template · 84 ms", "resumed · 52 ms". */
 export function started(sandbox: ISandboxInfo, trans: TranslationBundle): string {
   const parts: string[] = [];
+  if (sandbox.started_from === 'snapshot' && sandbox.resumed_ms !== null) {
+    return `${trans.__('resumed')} · ${milliseconds(sandbox.resumed_ms)}`;
+  }
   if (sandbox.started_from !== null) {
-    parts.push(sandbox.started_from === 'template' ? trans.__('template') : trans.__('cold start'));
+    parts.push(origin(sandbox.started_from, trans));
   }
   if (sandbox.started_ms !== null) {
     parts.push(milliseconds(sandbox.started_ms));
   }
   return parts.join(' · ');
+}
+
+function origin(from: StartedFrom, trans: TranslationBundle): string {
+  switch (from) {
+    case 'template':
+      return trans.__('template');
+    case 'cold':
+      return trans.__('cold start');
+    case 'snapshot':
+      return trans.__('snapshot');
+  }
 }
 
 /** What a start is busy with: "template torch", "sandbox". */
@@ -91,6 +106,8 @@ function phaseName(name: string, trans: TranslationBundle): string {
       return trans.__('template');
     case 'kernel':
       return trans.__('kernel');
+    case 'restore':
+      return trans.__('restore');
     default:
       return name;
   }

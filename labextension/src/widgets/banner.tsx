@@ -6,6 +6,7 @@ import type { NotebookSandbox } from '../model/notebook';
 import type { INotice } from '../model/notices';
 import * as words from '../model/words';
 import { applyChoice } from './apply';
+import { resume } from './memory';
 import { Prose } from './prose';
 
 export interface IBannerOptions {
@@ -97,6 +98,28 @@ export class SandboxBanner extends ReactWidget {
               }}
             >
               {trans.__('Try again')}
+            </button>
+          )}
+          {notice.actions.includes('resume') && (
+            <button
+              type="button"
+              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
+              onClick={() => {
+                void resume(notebook);
+              }}
+            >
+              {trans.__('Try again')}
+            </button>
+          )}
+          {notice.actions.includes('restart') && (
+            <button
+              type="button"
+              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
+              onClick={() => {
+                this._retry();
+              }}
+            >
+              {trans.__('Restart')}
             </button>
           )}
           {notice.actions.includes('apply') && (
