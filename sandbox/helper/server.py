@@ -7,6 +7,8 @@ touches nothing that a caller sends.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import select
 import signal
@@ -77,6 +79,14 @@ class Helper:
         """What is done once, before the first request, so that each worker has it. Nothing that fails is fatal."""
         with contextlib.suppress(HelperError):
             self.program()
+
+    def tidy(self) -> None:
+        """Remove what an earlier helper that was killed has left, and finish what it had begun."""
+        os.nice(BACKGROUND_NICE)
+        for name in filter(str.isdigit, os.listdir(self.base) if os.path.isdir(self.base) else []):
+            shelf = Shelf(self.base, int(name))
+            shelf.clean()
+            shelf.finish()
 
     def serve(self, conversation: Conversation) -> None:
         """Carry out one request, in a process of its own."""
@@ -188,7 +198,7 @@ def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = No
     waiting.register(stop_reading, select.POLLIN)
     if lifeline is not None:
         waiting.register(lifeline, select.POLLIN | select.POLLHUP)
-    workers: set[int] = set()
+    workers = {_worker(helper.tidy, [listening], [stop_reading, stop_writing])}
     while True:
         ready = dict(waiting.poll())
         if stop_reading in ready:
@@ -203,8 +213,9 @@ def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = No
                 _reap(workers, wait=True)
             with contextlib.suppress(OSError):
                 connection, _ = listening.accept()
-                workers.add(_worker(helper, connection, listening, [stop_reading, stop_writing]))
-                connection.close()
+                with connection:
+                    work = functools.partial(_converse, helper, connection)
+                    workers.add(_worker(work, [listening], [stop_reading, stop_writing]))
     listening.close()
     deadline = time.monotonic() + DRAIN_S
     while workers and time.monotonic() < deadline:
@@ -227,7 +238,8 @@ def _reap(workers: set[int], *, wait: bool = False) -> None:
             wait = False
 
 
-def _worker(helper: Helper, connection: socket.socket, listening: socket.socket, own: list[int]) -> int:
+def _worker(work: Callable[[], None], listening: list[socket.socket], own: list[int]) -> int:
+    """Start `work` in a process of its own, without what only the loop needs."""
     child = os.fork()
     if child:
         return child
@@ -236,11 +248,12 @@ def _worker(helper: Helper, connection: socket.socket, listening: socket.socket,
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        listening.close()
+        for one in listening:
+            one.close()
         for fd in own:
             os.close(fd)
         linux.name_process("warmcell-work")
-        _converse(helper, connection)
+        work()
         code = 0
     except BaseException as error:
         audit(f"worker failed: {type(error).__name__}: {error}")
@@ -256,8 +269,6 @@ def _converse(helper: Helper, connection: socket.socket) -> None:
         return
     except HelperError as error:
         with contextlib.suppress(OSError):
-            import json
-
             connection.sendall(json.dumps({"ok": False, **error.to_json()}).encode() + b"\n")
         return
     outcome = "ok"

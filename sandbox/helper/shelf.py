@@ -112,6 +112,16 @@ class Shelf:
                     self.remove(f"{self.path}/{name}")
         self.pages.collect()
 
+    def finish(self) -> None:
+        """Finish images whose maker was killed before it had computed their checksums."""
+        for name in filter(ID.fullmatch, os.listdir(self.path)):
+            path = f"{self.path}/{name}"
+            with contextlib.suppress(OSError, HelperError), locked(path, exclusive=True, wait_s=0) as fd:
+                about = self.seals.read(f"{path}/{ABOUT}")
+                if about["finished"] is None and about["boot_id"] == boot_id():
+                    fcntl.flock(fd, fcntl.LOCK_SH)
+                    _finish(self, path, fd, about)
+
     def place(self, image: str) -> str:
         """Where an image of this id is.
 
@@ -179,24 +189,7 @@ class Draft:
 
     def finish(self) -> None:
         """Put all of it on disk, and compute the checksums of its memory. Stops when it is dropped meanwhile."""
-        for name in self._about["memory"]:
-            self._shelf.pages.learn(name)
-        finished: dict[str, list[object]] = {}
-        for name in self._about["plain"]:
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
-            try:
-                os.fsync(fd)
-                path = f"/proc/self/fd/{fd}"
-                finished[name] = [checksum(path), identity(os.fstat(fd))]
-            finally:
-                os.close(fd)
-        for name in self._about["files"]:
-            synced(f"{self.path}/{name}")
-        synced(self.path)
-        if os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
-            self._shelf.seals.write(f"{self.path}/{ABOUT}", {**self._about, "finished": finished})
-            synced(self.path)
-            synced(self._shelf.path)
+        _finish(self._shelf, self.path, self.fd, self._about)
 
     def own_bytes(self) -> int:
         """What it takes on disk by itself."""
@@ -273,6 +266,23 @@ class Image:
     def close(self) -> None:
         """Let it be dropped again."""
         os.close(self.fd)
+
+
+def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:
+    for name in about["memory"]:
+        shelf.pages.learn(name)
+    finished: dict[str, list[object]] = {}
+    for name in about["plain"]:
+        plain = f"/proc/self/fd/{fd}/{name}"
+        synced(plain)
+        finished[name] = [checksum(plain), identity(os.stat(plain))]
+    for name in about["files"]:
+        synced(f"{path}/{name}")
+    synced(path)
+    if os.path.samestat(os.fstat(fd), os.stat(path)):
+        shelf.seals.write(f"{path}/{ABOUT}", {**about, "finished": finished})
+        synced(path)
+        synced(shelf.path)
 
 
 def own_bytes(path: str) -> int:

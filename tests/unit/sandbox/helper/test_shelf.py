@@ -96,6 +96,15 @@ def test_an_image_that_was_not_on_disk_when_the_machine_stopped(shelf: Shelf, mo
     shelf.open(SECOND).close()
 
 
+def test_an_image_whose_maker_was_killed_is_finished_later(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same boot, by the next helper; then it outlives the next boot."""
+    made(shelf, FIRST, pages=b"m", finish=False)
+    shelf.finish()
+    for module in ("shelf", "pages"):
+        monkeypatch.setattr(f"warmcell.sandbox.helper.{module}.boot_id", lambda: "another boot")
+    shelf.open(FIRST).close()
+
+
 def test_memory_is_read_again_only_when_its_inode_has_changed(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another image that shares it, and dropping that, is no such change."""
     path = made(shelf, FIRST, pages=b"m" * 5000)
