@@ -1,11 +1,14 @@
 """Prepared sandboxes: up, with their template imported, waiting for the next kernel of that shape.
 
-The pool keeps at most `per_template` of each shape in use and never holds more than `cap_bytes` of
-memory; the shape that was asked for longest ago goes first.
+How many of a shape are kept follows demand: at least `per_template`, and where they cost little, as many as were asked
+for within any `REFILL_S` of the last `MEMORY_S`. They never hold more than `cap_bytes` of memory; the shape that was
+asked for longest ago goes first. One more is only made when no start is under way.
 """
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,21 @@ from warmcell.sandbox.models import SandboxSpec
 log = logging.getLogger(__name__)
 
 Shape = tuple[object, ...]
+
+REFILL_S = 2.0
+"""Who asks again within this time may find that none was prepared anew yet, so there should have been another."""
+
+MEMORY_S = 30.0
+"""How long demand is remembered."""
+
+MOST = 16
+"""Of one shape, whatever the demand."""
+
+FORGOTTEN_S = 600.0
+"""A shape that nobody has asked for in this time keeps none, if it was not the last one that was asked for."""
+
+TEND_S = 5.0
+"""How often to look for what is too much."""
 
 
 class WarmPool:
@@ -30,29 +48,44 @@ class WarmPool:
         cap_bytes: int,
         changed: Callable[[LiveSandbox], None] = lambda box: None,
         measure: Callable[[LiveSandbox], int] = lambda box: memory_bytes(box.processes),
+        quiet: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`make` brings up a sandbox and waits until its template is settled.
 
         Args:
             make: Raises `WarmcellError` where it cannot.
-            per_template: Most sandboxes of one shape.
+            per_template: Sandboxes of one shape that are kept whatever the demand. 0: none are kept at all.
             cap_bytes: Most memory of all together.
             changed: Told of a sandbox that has joined the pool or has left it.
             measure: Memory of one in bytes; runs in a thread.
+            quiet: Returns when no start is under way.
+            clock: Seconds, of any origin.
         """
         self._make = make
         self._per_template = per_template
         self._cap_bytes = cap_bytes
         self._changed = changed
         self._measure = measure
+        self._quiet = quiet
+        self._clock = clock
         self._ready: dict[Shape, list[LiveSandbox]] = {}
         """In the order in which shapes were last asked for."""
+        self._specs: dict[Shape, SandboxSpec] = {}
+        self._cheap: set[Shape] = set()
+        """Another one is there in an instant and takes little memory."""
+        self._asked: dict[Shape, deque[float]] = {}
+        """When a sandbox of a shape was asked for, as far back as it is remembered."""
+        self._last_asked: dict[Shape, float] = {}
+        self._sizes: dict[Shape, int] = {}
+        """What the latest of a shape took when it was new."""
         self._filling: dict[Shape, asyncio.Task[None]] = {}
         self._too_large: set[Shape] = set()
         """One alone is more than the cap."""
         self._making_room = asyncio.Lock()
         self._watchers: dict[LiveSandbox, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tending: asyncio.Task[None] | None = None
         self._closed = False
 
     def prepared(self) -> Sequence[LiveSandbox]:
@@ -60,27 +93,76 @@ class WarmPool:
         return [box for boxes in self._ready.values() for box in boxes]
 
     def take(self, shape: Shape) -> LiveSandbox | None:
-        """A prepared sandbox of that shape, no longer the pool's; None if there is none."""
+        """A prepared sandbox of that shape, no longer the pool's; None if there is none. Counts as demand."""
+        if shape in self._specs:
+            self._note(shape)
         while (box := self._leave(shape)) is not None:
             if box.prepared:
-                return box
+                break
             log.warning("prepared sandbox %s was no longer good: %s", box.info.id, box.info.state)
             self._spawn(box.stop())
-        return None
+        if shape in self._cheap:
+            self._refill(shape)
+        return box
 
-    def want(self, spec: SandboxSpec) -> None:
-        """Have sandboxes of this shape ready soon; returns at once."""
+    def want(self, spec: SandboxSpec, *, cheap: bool = False) -> None:
+        """Have sandboxes of this shape ready soon; returns at once.
+
+        Args:
+            spec: What they are like.
+            cheap: One is made in an instant and takes little memory, so as many are kept as the demand asks for.
+        """
         shape = spec.shape()
         if self._closed or not spec.preload or self._per_template == 0 or shape in self._too_large:
             return
         self._ready[shape] = self._ready.pop(shape, [])
-        if shape not in self._filling:
-            task = self._filling[shape] = self._spawn(self._fill(shape, spec))
-            task.add_done_callback(lambda _: self._filling.pop(shape, None))
+        self._specs[shape] = spec
+        self._last_asked[shape] = self._clock()
+        (self._cheap.add if cheap else self._cheap.discard)(shape)
+        self._refill(shape)
+        if self._tending is None:
+            self._tending = self._spawn(self._tend_always())
+
+    def wanted(self, shape: Shape) -> int:
+        """How many of a shape should wait now."""
+        floor = self._per_template
+        if shape not in self._cheap:
+            return floor
+        now = self._clock()
+        asked = [at for at in self._asked.get(shape, ()) if now - at <= MEMORY_S]
+        peak = max((sum(0 <= at - first < REFILL_S for at in asked) for first in asked), default=0)
+        forgotten = now - self._last_asked.get(shape, now) > FORGOTTEN_S and shape != next(reversed(self._ready), None)
+        return 0 if forgotten else max(floor, min(peak, MOST))
+
+    async def tend(self) -> None:
+        """Stop those that are too many for what is asked for now."""
+        for shape in list(self._ready):
+            asked = self._asked.get(shape)
+            while asked and self._clock() - asked[0] > MEMORY_S:
+                asked.popleft()
+            await self._stop(shape, keep=self.wanted(shape))
+
+    async def shrink(self) -> bool:
+        """Stop all that wait, as the machine lacks memory; whether there was any. Demand brings them back."""
+        found = bool(self.prepared())
+        for shape in list(self._ready):
+            await self._stop(shape, keep=0)
+        return found
+
+    async def renew(self, good: Callable[[LiveSandbox], bool]) -> None:
+        """Stop those that are no longer good."""
+        for shape, boxes in list(self._ready.items()):
+            for box in [box for box in boxes if not good(box)]:
+                if box in self._ready.get(shape, ()):
+                    self._ready[shape].remove(box)
+                    self._left(box)
+                    await box.stop()
 
     async def close(self) -> None:
         """Stop all of them."""
         self._closed = True
+        if self._tending is not None:
+            self._tending.cancel()
         for task in self._filling.values():
             task.cancel()
         await asyncio.gather(*self._filling.values(), return_exceptions=True)
@@ -89,8 +171,24 @@ class WarmPool:
                 self._spawn(box.stop())
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _note(self, shape: Shape) -> None:
+        now = self._clock()
+        self._last_asked[shape] = now
+        self._asked.setdefault(shape, deque(maxlen=4 * MOST)).append(now)
+
+    def _refill(self, shape: Shape) -> None:
+        if not self._closed and shape not in self._filling and shape not in self._too_large:
+            task = self._filling[shape] = self._spawn(self._fill(shape, self._specs[shape]))
+            task.add_done_callback(lambda _: self._filling.pop(shape, None))
+
     async def _fill(self, shape: Shape, spec: SandboxSpec) -> None:
-        while len(self._ready.get(shape, ())) < self._per_template:
+        while True:
+            if self._quiet is not None:
+                await self._quiet()
+            if len(self._ready.get(shape, ())) >= self.wanted(shape):
+                return
+            if not await self._make_room(keep=shape, wanted_bytes=self._sizes.get(shape, 0)):
+                return
             try:
                 box = await self._make(spec)
             except WarmcellError as error:
@@ -103,8 +201,18 @@ class WarmPool:
             self._ready.setdefault(shape, []).append(box)
             self._watchers[box] = self._spawn(self._watch(shape, box))
             self._changed(box)
+            self._sizes[shape] = await asyncio.to_thread(self._measure, box)
             if not await self._make_room(keep=shape):
                 return
+
+    async def _tend_always(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_S)
+            await self.tend()
+
+    async def _stop(self, shape: Shape, *, keep: int) -> None:
+        while len(self._ready.get(shape, ())) > keep and (box := self._leave(shape)) is not None:
+            await box.stop()
 
     def _leave(self, shape: Shape) -> LiveSandbox | None:
         """The latest of that shape, no longer the pool's."""
@@ -112,11 +220,14 @@ class WarmPool:
         if not boxes:
             return None
         box = boxes.pop()
+        self._left(box)
+        return box
+
+    def _left(self, box: LiveSandbox) -> None:
         watcher = self._watchers.pop(box, None)
         if watcher is not None:
             watcher.cancel()
         self._changed(box)
-        return box
 
     async def _watch(self, shape: Shape, box: LiveSandbox) -> None:
         """One that ends while it waits leaves nothing behind."""
@@ -126,18 +237,24 @@ class WarmPool:
         self._changed(box)
         await box.stop()
 
-    async def _make_room(self, *, keep: Shape) -> bool:
-        """Stop prepared sandboxes until the cap holds, the least recently wanted first; whether `keep` was spared."""
+    async def _make_room(self, *, keep: Shape, wanted_bytes: int = 0) -> bool:
+        """Stop prepared sandboxes until the cap holds with `wanted_bytes` more, the least recently wanted first.
+
+        Returns:
+            Whether `keep` was spared, and there is room.
+        """
         async with self._making_room:
-            while await asyncio.to_thread(self._bytes, self.prepared()) > self._cap_bytes:
+            while await asyncio.to_thread(self._bytes, self.prepared()) + wanted_bytes > self._cap_bytes:
                 shape = next((shape for shape, boxes in self._ready.items() if boxes), None)
                 if shape is None:
-                    return True
+                    return wanted_bytes <= self._cap_bytes
+                if wanted_bytes and shape == keep:  # What there is of it is as good as another one.
+                    return False
                 alone = len(self.prepared()) == 1
                 box = self._leave(shape)
                 assert box is not None
                 log.info("prepared sandbox %s goes: the cap of %d bytes is reached", box.info.id, self._cap_bytes)
-                if alone:
+                if alone and not wanted_bytes:
                     self._too_large.add(shape)
                     log.warning(
                         "template %s alone needs more than c.Warmcell.prepared_memory; nothing is prepared for it",

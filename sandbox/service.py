@@ -37,6 +37,7 @@ from warmcell.sandbox.pool import WarmPool, memory_bytes
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.starts import Starts
 from warmcell.sandbox.templates import Templates
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,13 @@ class SandboxService:
         self._gpus = gpus
         self._paths = paths
         self._boxes: dict[SandboxId, LiveSandbox] = {}
+        self._starts = Starts()
         self._pool = WarmPool(
-            self._prepare, per_template=prepared_per_template, cap_bytes=prepared_bytes, changed=self._publish
+            self._prepare,
+            per_template=prepared_per_template,
+            cap_bytes=prepared_bytes,
+            changed=self._publish,
+            quiet=self._starts.quiet,
         )
         self._working: dict[SandboxId, asyncio.Task[Any]] = {}
         """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
@@ -208,6 +214,7 @@ class SandboxService:
         self._publish(box)
         work = asyncio.create_task(self._create(box, snapshot))
         self._working[sandbox_id] = work
+        self._starts.begin(sandbox_id)
         try:
             return (await work).info
         except asyncio.CancelledError:
@@ -220,6 +227,7 @@ class SandboxService:
             raise
         finally:
             self._working.pop(sandbox_id, None)
+            self._starts.end(sandbox_id)
 
     async def refuse(
         self, spec: SandboxSpec, error: errors.WarmcellError, *, owner: str, kernel_id: str, notebook: str | None
@@ -244,13 +252,18 @@ class SandboxService:
         box = self.live(sandbox_id)
         if box.kernel is not None and box.kernel.alive and box.kernel.token:
             return box.kernel
-        template = await self._templates.find(box.spec)
-        if template is not None and (box.kernel is None or not box.kernel.alive):
-            try:
-                return await self._exclusively(box, self.memory.restore_into(box, template))
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s: no kernel from the template's snapshot: %s", sandbox_id, error)
-        return await box.start_kernel(env=env, cwd=cwd)
+        self._starts.begin(sandbox_id)
+        try:
+            template = await self._templates.find(box.spec)
+            if template is not None and (box.kernel is None or not box.kernel.alive):
+                try:
+                    return await self._exclusively(box, self.memory.restore_into(box, template))
+                except errors.WarmcellError as error:
+                    log.warning("sandbox %s: no kernel from the template's snapshot: %s", sandbox_id, error)
+            return await box.start_kernel(env=env, cwd=cwd)
+        except BaseException:
+            self._starts.end(sandbox_id)
+            raise
 
     def kernel_ready(self, sandbox_id: SandboxId, *, started_ms: float) -> SandboxInfo:
         """Told by whoever connected to the kernel once it has answered, `started_ms` after it was asked for.
@@ -260,6 +273,7 @@ class SandboxService:
         Raises:
             WarmcellError: The sandbox has ended meanwhile.
         """
+        self._starts.end(sandbox_id)
         box = self.live(sandbox_id)
         kernel = box.kernel
         if kernel is None or box.info.state in TERMINAL:
@@ -442,6 +456,7 @@ class SandboxService:
 
     async def _create(self, box: LiveSandbox, snapshot: SnapshotId | None) -> LiveSandbox:
         """What `create` does, as a task that `stop` can cancel."""
+        began = time.perf_counter()
         try:
             spec = box.spec = await self.check(box.spec)
             self._check_room()
@@ -449,11 +464,11 @@ class SandboxService:
             if spec.gpu is not None:
                 box.phase("lease")
                 devices = await self._gpus.lease(spec.gpu, holder=box.info.id)
-            prepared = self._pool.take(spec.shape(devices)) if snapshot is None else None
+            prepared = await self._take(spec, devices) if snapshot is None else None
             if snapshot is not None:
                 await self.memory.clone(box, snapshot, devices)
             elif prepared is not None:
-                box = self._adopt(prepared, box, devices)
+                box = self._adopt(prepared, box, devices, queue_ms=1000 * (time.perf_counter() - began))
             elif not await self._from_template(box, devices):
                 await self._bring_up(box, devices)
         except BaseException as error:
@@ -461,6 +476,15 @@ class SandboxService:
             raise
         self._spawn(self._watch(box))
         return box
+
+    async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
+        """A prepared sandbox, unless its environment has changed since."""
+        while (prepared := self._pool.take(spec.shape(devices))) is not None:
+            if prepared.info.snapshot is None or prepared.info.snapshot == await self._templates.find(spec):
+                return prepared
+            log.info("prepared sandbox %s goes: its environment has changed", prepared.info.id)
+            self._spawn(prepared.stop())
+        return None
 
     async def _bring_up(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
         """From nothing, such that its kernels can be saved where this machine can do that."""
@@ -581,7 +605,9 @@ class SandboxService:
             await box.stop()
             raise
 
-    def _adopt(self, prepared: LiveSandbox, asked: LiveSandbox, devices: tuple[GpuDevice, ...]) -> LiveSandbox:
+    def _adopt(
+        self, prepared: LiveSandbox, asked: LiveSandbox, devices: tuple[GpuDevice, ...], *, queue_ms: float
+    ) -> LiveSandbox:
         """The prepared sandbox becomes the one that was asked for, under the id that is already known."""
         prepared.gpus = devices
         prepared.spec = asked.spec
@@ -595,15 +621,19 @@ class SandboxService:
             gpu=asked.info.gpu,
             gpus=devices,
             created_at=asked.info.created_at,
+            phases_ms={"queue": round(queue_ms, 1), "pool": 0.0},
         )
         return prepared
 
     async def _keep_warm(self, box: LiveSandbox) -> None:
         """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
+        template: SnapshotId | None = None
         try:
             template = await self._templates.ensure(box.spec)
             if template is not None:
                 box.tell(template=self._templates.status(template))
+                known = {info.id for info in self.memory.store.infos(kind="template")}
+                await self._pool.renew(lambda one: one.info.snapshot is None or one.info.snapshot in known)
             elif box.info.template is None:
                 await box.prepare()
             await box.wait_template()
@@ -611,7 +641,7 @@ class SandboxService:
             log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
         failed = box.info.template is not None and box.info.template.state == "failed"
         if not failed and not any(gpu.device_nodes for gpu in box.gpus):
-            self._pool.want(dataclasses.replace(box.spec, gpu=None))
+            self._pool.want(dataclasses.replace(box.spec, gpu=None), cheap=template is not None)
 
     async def _watch(self, box: LiveSandbox) -> None:
         """Release what a sandbox held, and what was made from inside it, when it ends by itself."""

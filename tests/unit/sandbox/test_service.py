@@ -13,7 +13,6 @@ from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SandboxSpec, TemplateStatus
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.pool import WarmPool
 from warmcell.sandbox.service import FAILED_KEPT, SandboxService
 from warmcell.sandbox.testing.fakes import FakeBackend
 from warmcell.sandbox.told import plausible
@@ -192,49 +191,8 @@ def test_what_a_guest_tells_of_its_template_is_cut_down() -> None:
     assert max(map(len, [told.name, *told.failed.values()])) == 500
 
 
-async def test_the_cap_evicts_what_was_wanted_least_recently(service: SandboxService) -> None:
-    """Three shapes of one byte under a cap of two: the first one goes, unless it was asked for again."""
-    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 1)
-    first, second, third = (spec(gpu=None, preload=("m",), template=name) for name in "abc")
-    for asked in (first, second):
-        await filled(pool, asked)
-    pool.want(first)
-    await filled(pool, third)
-    assert {box.spec.template for box in pool.prepared()} == {"a", "c"}
-    await pool.close()
-    assert pool.prepared() == []
-
-
-async def test_what_never_fits_is_not_made_again_and_again(service: SandboxService, backend: FakeBackend) -> None:
-    """One that alone exceeds the cap is stopped and its shape left alone."""
-    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 3)
-    big = spec(gpu=None, preload=("m",))
-    await filled(pool, big)
-    await filled(pool, big)
-    assert pool.prepared() == []
-    assert len(backend.instances) == 1
-    await pool.close()
-
-
-async def test_a_prepared_sandbox_that_dies_is_nobodys_any_more(
-    service: SandboxService, backend: FakeBackend, places: Places
-) -> None:
-    """It does not wait in the pool to be found dead, and its directory is gone."""
-    pool = WarmPool(service._prepare, per_template=1, cap_bytes=2, measure=lambda box: 1)
-    await filled(pool, spec(gpu=None, preload=("m",)))
-    backend.instances[0].die()
-    await until(lambda: not pool.prepared() and not list((places.runtime / "s").iterdir()))
-    await pool.close()
-
-
 async def until(what: Callable[[], bool]) -> None:
     """Wait for something that nobody announces."""
     async with asyncio.timeout(5):
         while not what():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-
-
-async def filled(pool: WarmPool, asked: SandboxSpec) -> None:
-    """Want it, and wait until the pool has done what it does about it."""
-    pool.want(asked)
-    await asyncio.gather(*pool._filling.values())

@@ -1,0 +1,43 @@
+"""Which kernels are being started right now, so that what can wait does not slow them."""
+
+import asyncio
+
+from warmcell.sandbox.models import SandboxId
+
+SETTLED_S = 0.1
+"""So long no start must have been under way: a sandbox comes first, then its kernel, then its first cell."""
+
+PATIENCE_S = 5.0
+"""Whoever has waited for so long goes on in any case."""
+
+
+class Starts:
+    """The starts of one service."""
+
+    def __init__(self) -> None:
+        self._under_way: set[SandboxId] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def begin(self, sandbox_id: SandboxId) -> None:
+        """Somebody waits for this one."""
+        self._under_way.add(sandbox_id)
+        self._none.clear()
+
+    def end(self, sandbox_id: SandboxId) -> None:
+        """Nobody waits for it any more. Idempotent."""
+        self._under_way.discard(sandbox_id)
+        if not self._under_way:
+            self._none.set()
+
+    async def quiet(self) -> None:
+        """Wait until none is under way, though not for ever."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    await self._none.wait()
+                    await asyncio.sleep(SETTLED_S)
+                    if self._none.is_set():
+                        return
+        except TimeoutError:
+            return
