@@ -58,6 +58,13 @@ def test_sizes_are_told(tmp_path: Path) -> None:
     assert (details["expected"], details["found"]) == ("9 bytes", "8 bytes")
 
 
+def test_what_does_no_harm_is_not_the_cause(tmp_path: Path) -> None:
+    """criu says at every restore without CAP_SYS_RESOURCE that it cannot raise a limit; the cause comes after it."""
+    log = "(1) Error (criu/util.c:1): rlimit: Can't setup RLIMIT_NOFILE for self: No\n(2) Error (criu/x.c:1): Cause\n"
+    assert "Cause" in str(explained(tmp_path, "restore", log)["message"])
+    assert "signal 9" in str(explained(tmp_path, "restore", log.splitlines()[0], code=137)["message"])
+
+
 def test_a_kill_is_told_from_a_failure(tmp_path: Path) -> None:
     """Exit codes above 128 are signals."""
     assert "signal 9" in str(explained(tmp_path, "dump", "", code=137)["message"])
