@@ -76,14 +76,17 @@ def reseed() -> None:
             torch.cuda.seed_all()
     uuid = sys.modules.get("uuid")
     if uuid is not None:
-        uuid._node = uuid._last_timestamp = None  # type: ignore[attr-defined]
+        # libuuid keeps its node and clock in its own memory, so it is asked no more. The bit says: no real address.
+        uuid._node = int.from_bytes(os.urandom(6), "big") | 1 << 40  # type: ignore[attr-defined]
+        uuid._generate_time_safe = uuid._last_timestamp = None  # type: ignore[attr-defined]
     tempfile = sys.modules.get("tempfile")
     if tempfile is not None:
         tempfile._name_sequence = None  # type: ignore[attr-defined]
     if "_ssl" in sys.modules:
         sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
     multiprocessing = sys.modules.get("multiprocessing.process")
-    if multiprocessing is not None:
+    if multiprocessing is not None and not multiprocessing._children:
+        # With children that came along it shares the key by which they know each other.
         multiprocessing.current_process().authkey = os.urandom(32)
 
 
