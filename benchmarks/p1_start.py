@@ -109,11 +109,6 @@ async def first_reply(
     return {"POST": started - began, "websocket": opened - started, "execute": replied - opened}, told
 
 
-async def told_start(server: JupyterServer, kernel_id: str, engine: Engine) -> None:
-    """Raise as `check_start` if this kernel is not from where this engine's kernels come."""
-    check_start(await server.sandbox(kernel_id), TOLD[engine])
-
-
 def check_start(told: Mapping[str, Any], started_from: str) -> None:
     """Raise if that is not where the kernel came from.
 

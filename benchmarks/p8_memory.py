@@ -7,12 +7,11 @@ the least that each further one takes; it is the baseline of the second row, of 
 """
 
 import contextlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.keeper import processes
-from benchmarks.p1_start import OURS, PLAIN, STARTS, told_start
+from benchmarks.keeper import Process, processes
+from benchmarks.p1_start import OURS, PLAIN, STARTS, TOLD, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
@@ -20,6 +19,8 @@ from tests.leaks import own_places
 KERNELS = 20
 PLAIN_PAIRS = 3
 TORCH = "import torch"
+NAME = "measured-"
+"""What these kernels call their process, so that they are told from what waits in the pool."""
 GOALS: Mapping[Engine, float] = {"criu": 0.15, "template": 0.3}
 WHOLE, OWN = ("Pss:",), ("Private_Clean:", "Private_Dirty:")
 
@@ -79,38 +80,43 @@ async def plain_kernel(server: JupyterServer, stack: contextlib.AsyncExitStack) 
 async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
     """PSS of the sandbox of each of so many kernels, in bytes."""
     with own_places() as places:
-        async with JupyterServer(places, settings=STARTS[engine]) as server:
-            kernel_ids = [await server.start_kernel(OURS)]  # Not from the template, which there is none of yet.
-            await server.warm()
-            await server.delete_kernel(kernel_ids.pop())
-            for _ in range(count):
+        async with JupyterServer(places, settings={**STARTS[engine], "prepared_memory": 16.0}) as server:
+            await in_use(server, prepared=True)
+            kernel_ids: list[str] = []
+            for number in range(count):
                 await server.warm()
                 kernel_ids.append(await server.start_kernel(OURS))
                 async with server.channels(kernel_ids[-1]) as kernel:
-                    await kernel.execute(TORCH)
-                await told_start(server, kernel_ids[-1], engine)
-            ids = [str((await server.sandbox(kernel_id))["id"]) for kernel_id in kernel_ids]
+                    await kernel.execute(f"{TORCH}; open('/proc/self/comm', 'w').write('{NAME}{number}')")
+                check_start(await server.sandbox(kernel_ids[-1]), TOLD[engine])
             found = sandboxes_bytes(places.runtime)
-            missing = [one for one in ids if one not in found]
-            if missing:
-                raise BenchmarkError(f"no process of the sandboxes {', '.join(missing)} was found")
             for kernel_id in kernel_ids:
                 await server.delete_kernel(kernel_id)
-    return [found[one] for one in ids]
+    if len(found) != count:
+        raise BenchmarkError(f"{len(found)} of the sandboxes of {count} kernels were found")
+    return found
 
 
-def sandboxes_bytes(runtime: Path) -> dict[str, float]:
-    """PSS of all processes of each sandbox of the keeper with this runtime directory.
+def sandboxes_bytes(runtime: Path) -> list[float]:
+    """PSS of all processes of each sandbox of this keeper in which a kernel has been named.
 
     Raises:
         BenchmarkError: Some of them may not be looked at.
     """
-    found: dict[str, float] = {}
-    for one in processes():
-        sandbox = _sandbox_of(one.pid, runtime)
-        if sandbox is not None:
-            found[sandbox] = found.get(sandbox, 0.0) + memory_bytes(one.pid, WHOLE)
-    return found
+    table = {one.pid: one for one in processes()}
+    firsts = {pid for pid in table if _has_mounts(pid, runtime)}
+    inside: dict[int, list[Process]] = {}
+    for one in table.values():
+        above: int = one.pid
+        while above in table and above not in firsts:
+            above = table[above].parent
+        if above in firsts:
+            inside.setdefault(above, []).append(one)
+    return [
+        sum(memory_bytes(one.pid, WHOLE) for one in sandbox)
+        for sandbox in inside.values()
+        if any(one.name.startswith(NAME) for one in sandbox)
+    ]
 
 
 def memory_bytes(pid: int, kinds: tuple[str, ...]) -> float:
@@ -128,11 +134,9 @@ def memory_bytes(pid: int, kinds: tuple[str, ...]) -> float:
     return 1024.0 * sum(int(line.split()[1]) for line in said.splitlines() if line.startswith(kinds))
 
 
-def _sandbox_of(pid: int, runtime: Path) -> str | None:
-    """The sandbox whose run directory is mounted where this process lives."""
+def _has_mounts(pid: int, runtime: Path) -> bool:
+    """Whether this is the process that mounts a sandbox's things; none of those inside show them."""
     try:
-        said = Path(f"/proc/{pid}/mountinfo").read_text()
+        return f" {runtime}/s/" in Path(f"/proc/{pid}/mountinfo").read_text()
     except OSError:
-        return None
-    mounted = re.search(rf"{re.escape(runtime.name)}/s/(\w+)", said) if runtime.parent.name in said else None
-    return None if mounted is None else mounted[1]
+        return False
