@@ -634,9 +634,10 @@ class SandboxService:
                 box.tell(template=self._templates.status(template))
                 known = {info.id for info in self.memory.store.infos(kind="template")}
                 await self._pool.renew(lambda one: one.info.snapshot is None or one.info.snapshot in known)
-            elif box.info.template is None:
-                await box.prepare()
-            await box.wait_template()
+            else:
+                if box.info.template is None:
+                    await box.prepare()
+                await box.wait_template()
         except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon
             log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
         failed = box.info.template is not None and box.info.template.state == "failed"
