@@ -59,6 +59,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
         "where they are installed.",
     ).tag(config=True)
     template = Unicode("default", help="Name of the template that the preload list makes.").tag(config=True)
+    warmup = Unicode(
+        "",
+        help="A line of Python, or module:function, that is run once in the template after its imports. Kernels begin "
+        "with what it has loaded, where the template is kept as a snapshot.",
+    ).tag(config=True)
     network = Unicode("none", help="none, or host (the machine's own).").tag(config=True)
     workspace = Unicode("rw", help="How the notebook's folder is given to the kernel: rw, ro or none.").tag(config=True)
     home = Unicode("private", help="Home directory: private (gone with the sandbox), or persistent on disk.").tag(
@@ -199,7 +204,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """Give the kernel, which was asked to leave, a moment to do so; returns when its process is gone."""
         if self._running:
             self._epoch += 1
-            await self._tell("end", {"grace_s": RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S})
+            grace = RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S
+            await self._tell("end", {"grace_s": grace, "restart": restart})
 
     async def cleanup(self, restart: bool = False) -> None:
         """Release the sandbox, unless a restart follows. Idempotent."""

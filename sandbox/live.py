@@ -467,7 +467,7 @@ class LiveSandbox:
             self.template_settled.set()
         if status.state == "importing":  # also again, without the module that has killed it
             self.template_settled.clear()
-        if status.state == "none" and self.info.template is None:
+        if status.state == "none":  # It has no fork server; its kernels may come from a snapshot.
             return
         if status != self.info.template:
             self.tell(template=status)

@@ -5,6 +5,7 @@ thread that lives as long as its sandboxes (see `SandboxBackend.create`).
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
@@ -250,20 +251,38 @@ class SandboxService:
             WarmcellError: As `LiveSandbox.start_kernel`.
         """
         box = self.live(sandbox_id)
-        if box.kernel is not None and box.kernel.alive and box.kernel.token:
-            return box.kernel
         self._starts.begin(sandbox_id)
         try:
-            template = await self._templates.find(box.spec)
-            if template is not None and (box.kernel is None or not box.kernel.alive):
-                try:
-                    return await self._exclusively(box, self.memory.restore_into(box, template))
-                except errors.WarmcellError as error:
-                    log.warning("sandbox %s: no kernel from the template's snapshot: %s", sandbox_id, error)
-            return await box.start_kernel(env=env, cwd=cwd)
+            return await self._kernel_from_template(box) or await box.start_kernel(env=env, cwd=cwd)
         except BaseException:
             self._starts.end(sandbox_id)
             raise
+
+    def restart_follows(self, sandbox_id: SandboxId) -> None:
+        """Its kernel has ended and the next one will be asked for: have that come up meanwhile, where it can."""
+        self._spawn(self._come_up(self.live(sandbox_id)))
+
+    async def _come_up(self, box: LiveSandbox) -> None:
+        with contextlib.suppress(errors.ConflictError):  # it is going away
+            await self._kernel_from_template(box)
+
+    async def _kernel_from_template(self, box: LiveSandbox) -> KernelProcess | None:
+        """A kernel that waits to be spoken with, and may have waited for long; None where there is none."""
+        template = await self._templates.find(box.spec)
+        if template is None:
+            return None
+        try:
+            return await self._exclusively(box, self._waiting_kernel(box, template))
+        except errors.WarmcellError as error:
+            log.warning("sandbox %s: no kernel from the template's snapshot: %s", box.info.id, error)
+            return None
+
+    async def _waiting_kernel(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess:
+        if box.kernel is not None and box.kernel.alive:
+            if box.kernel.token:
+                return box.kernel
+            raise errors.ConflictError(f"Sandbox {box.info.id} has a kernel", hint="End it first.")
+        return await self.memory.restore_into(box, template)
 
     def kernel_ready(self, sandbox_id: SandboxId, *, started_ms: float) -> SandboxInfo:
         """Told by whoever connected to the kernel once it has answered, `started_ms` after it was asked for.

@@ -303,7 +303,8 @@ class KernelVerbHandler(Handler):
         if verb == "signal":
             await kernels.signal(kernel_id, int(_number(body.get("signum"), "signum", least=1, most=SIGNAL_MAX)))
         elif verb == "end":
-            await kernels.end(kernel_id, grace=_number(body.get("grace_s", 0), "grace_s", most=LONGEST_WAIT_S))
+            grace = _number(body.get("grace_s", 0), "grace_s", most=LONGEST_WAIT_S)
+            await kernels.end(kernel_id, grace=grace, restart=body.get("restart") is True)
         elif verb == "sessions":
             said = OpenSessions.from_json(body)
             kernels.set_sessions(kernel_id, said.sessions, notebook=said.notebook, session_name=said.session_name)

@@ -200,9 +200,19 @@ class Kernels:
         if before is not None and before is not process:
             before.exited.set()
 
-    async def end(self, kernel_id: str, *, grace: float) -> None:
-        """End its process, by force after `grace` seconds; proxy and sandbox stay for the next generation."""
-        await self._end(self.get(kernel_id), grace=grace)
+    async def end(self, kernel_id: str, *, grace: float, restart: bool = False) -> None:
+        """End its process, by force after `grace` seconds; proxy and sandbox stay for the next generation.
+
+        Args:
+            kernel_id: Which.
+            grace: Seconds that it has to leave by itself.
+            restart: That generation is started right after this.
+        """
+        kernel = self.get(kernel_id)
+        await self._end(kernel, grace=grace)
+        box = self._find(kernel)
+        if restart and box is not None and box.info.state is State.RUNNING:
+            self._service.restart_follows(box.info.id)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to its process group."""
