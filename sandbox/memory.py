@@ -175,8 +175,7 @@ class Memory:
         except BaseException:
             box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
             raise
-        await box.fall()
-        await box.let_go_of_layer()
+        await box.discard()
         box.gpus = ()
         box.tell(
             state=transition(box.info.state, Event.SUSPEND_DONE),

@@ -31,12 +31,15 @@ class GuestSockets:
             ProtocolError: The guest has put something in the way.
         """
         scope = GuestScope(box.info.id, box.spec)
+        path = box.run_directory / NAME
         known = self._open.get(box.info.id)
-        if known is not None:
+        if known is not None and known[1].path == path:
             known[0].settings["scope"] = scope
             return
+        if known is not None:  # it was suspended since, and has another run directory
+            known[1].stop()
         application = self._application(scope)
-        server = UnixServer(application, box.run_directory / NAME, max_connections=MAX_CONNECTIONS)
+        server = UnixServer(application, path, max_connections=MAX_CONNECTIONS)
         try:
             server.listen_unix(owner=os.stat(box.run_directory).st_uid)
         except OSError as error:
