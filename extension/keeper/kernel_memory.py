@@ -33,9 +33,6 @@ SUSPENDED_AT_ONCE = 4
 RESULT = re.compile(r"result-[0-9a-f]{16}")
 RESULT_MAX_BYTES = 64 * 2**20
 
-IDLE_LOOK_S = 5.0
-"""How often to look for kernels that have been idle for long enough."""
-
 
 class KernelMemory:
     """What can be done with the memory of kernels; of a sandbox without one the service does it alone."""
@@ -262,20 +259,6 @@ class KernelMemory:
         kept = [kernel for kernel in self._kernels.all() if kernel.request.persistent and kernel.alive]
         await asyncio.gather(*(save(one, one.sandbox_id) for one in kept if one.sandbox_id is not None))
 
-    async def suspend_idle(self, idle_s: float) -> None:
-        """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
-        while idle_s > 0:
-            await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
-            for kernel in self._kernels.all():
-                if kernel.sandbox_id is None or not kernel.started or kernel.proxy.idle_s < idle_s:
-                    continue
-                box = self._service.live(kernel.sandbox_id)
-                if box.info.state is State.RUNNING and kernel.alive:
-                    try:
-                        await self.suspend(kernel.sandbox_id)
-                    except errors.WarmcellError as error:
-                        log.warning("idle kernel %s was not suspended: %s", kernel.request.kernel_id, error)
-
     async def _clone(self, source: Kernel, snapshot: SnapshotId) -> SandboxInfo:
         kernel_id = str(uuid.uuid4())
         request = dataclasses.replace(
@@ -310,18 +293,21 @@ class KernelMemory:
         return info
 
     def _on_wake(self, kernel: Kernel) -> None:
-        self._kernels.spawn(self._wake(kernel))
+        if not kernel.waking:  # What fails sleeps again, and is woken by what still waits until that is answered.
+            kernel.waking = True
+            self._kernels.spawn(self._wake(kernel))
 
     async def _wake(self, kernel: Kernel) -> None:
-        if kernel.sandbox_id is None:
-            return
         began = time.perf_counter()
         try:
-            await self.resume(kernel.sandbox_id)
-            log.info("kernel %s goes on after %.3f s", kernel.request.kernel_id, time.perf_counter() - began)
+            if kernel.sandbox_id is not None:
+                await self.resume(kernel.sandbox_id)
+                log.info("kernel %s goes on after %.3f s", kernel.request.kernel_id, time.perf_counter() - began)
         except errors.WarmcellError as error:
             log.error("kernel %s could not go on: %s", kernel.request.kernel_id, error)
             await kernel.proxy.refuse(error)
+        finally:
+            kernel.waking = False
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
         return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)

@@ -61,6 +61,8 @@ class Kernel:
     """Its process was told to end, so its end is no failure."""
     asks: str = ""
     """Token of the wish that its cell waits for, while that is done."""
+    waking: bool = False
+    """Something that a client wants of it has it resumed now."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

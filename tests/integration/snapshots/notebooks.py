@@ -122,7 +122,14 @@ class Page:
         async with asyncio.timeout(timeout):
             while not what():
                 self._news.clear()
-                await self._news.wait()
+                waits = asyncio.create_task(self._news.wait())
+                try:
+                    await asyncio.wait({waits, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waits.cancel()
+                for each in self._tasks:
+                    if each.done():
+                        each.result()
 
     def of(self, msg_id: str) -> list[dict[str, Any]]:
         """What was published in answer to a request."""
@@ -187,6 +194,12 @@ class Notebook:
         """What the keeper tells of its sandbox."""
         told: dict[str, Any] = await self.keeper.get(f"/sandboxes/{self.sandbox_id}")
         return told
+
+    async def until_idle(self) -> None:
+        """Wait until its keeper takes it for idle, which nobody is told."""
+        async with asyncio.timeout(ANSWER_S):
+            while (await self.keeper.get(f"/kernels/{self.kernel_id}"))["busy"]:
+                await asyncio.sleep(0.02)
 
     async def do(self, verb: str, **body: Any) -> dict[str, Any]:
         """Something with its memory."""

@@ -1,0 +1,98 @@
+"""Clients stay connected and lose nothing: what is said is what an undisturbed kernel says, message by message."""
+
+import asyncio
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.snapshots.notebooks import Notebook, Page, keeper, notebook, page
+from tests.leaks import Places
+
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(240)]
+
+CELLS = (
+    "import sys, threading, time\nfrom IPython.display import clear_output, display, HTML, update_display\nn = 0",
+    """
+def chatter():
+    for line in range(400):
+""",
+    "display(HTML('<b>bold</b>'), display_id='a'); time.sleep(0.2); update_display(HTML('<i>new</i>'), display_id='a')",
+    "1 / 0",
+    "def count():\n    while True:\n        yield 1\ng = count(); next(g)",
+    "thread.join(); n",
+)
+
+
+def sequences(opened: Page, asked: list[str]) -> tuple[list[list[Any]], str]:
+    """What was published for each cell, pieces of a stream put together; and apart from it, what the thread said."""
+    told, thread = [], ""
+    for message in opened.heard:
+        if message["msg_type"] == "stream" and message["content"]["name"] == "stderr":
+            thread += message["content"]["text"]
+    for msg_id in asked:
+        of_cell: list[Any] = []
+        for message in opened.of(msg_id):
+            kind, content = message["msg_type"], dict(message["content"])
+            if kind == "stream":
+                if content["name"] == "stderr":
+                    continue
+                if of_cell and of_cell[-1][0] == "stream":
+                    of_cell[-1][1]["text"] += content["text"]
+                    continue
+            of_cell.append((kind, content))
+        reply = opened.replies[msg_id]["content"]
+        told.append([*of_cell, ("reply", reply["status"], reply["execution_count"])])
+    return told, thread
+
+
+async def script(notebook: Notebook) -> list[str]:
+    """Run the cells, as a person does who has typed ahead."""
+    asked = [notebook.page.send(code, stop_on_error=False) for code in CELLS]
+    for msg_id in asked:
+        await notebook.page.done(msg_id, timeout=30)
+    return asked
+
+
+async def disturb(notebook: Notebook, seed: int, done: list[str]) -> None:
+    """Suspend and wake, save and clone it in turn at random moments until cancelled; `done` says what was done."""
+    moments = random.Random(seed)
+    for what in itertools.cycle(("suspend", "snapshot", "fork")):
+        await asyncio.sleep(moments.uniform(0.0, 0.3))
+        if what == "suspend":
+            await notebook.do("suspend", busy=True)
+            await asyncio.sleep(moments.uniform(0.0, 0.1))
+            await notebook.do("resume")
+        elif what == "fork":
+            for clone in (await notebook.do("fork", n=1))["sandboxes"]:
+                await notebook.keeper.delete(f"/sandboxes/{clone['id']}")
+        else:
+            await notebook.do("snapshot")
+        done.append(what)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_nothing_that_is_said_is_lost_or_said_twice(places: Places, tmp_path: Path, seed: int) -> None:
+    """Every message of a script in a kernel that is suspended, saved and cloned again and again."""
+    done: list[str] = []
+    async with keeper(places) as client:
+        async with notebook(client, tmp_path) as undisturbed:
+            wanted = sequences(undisturbed.page, await script(undisturbed))
+        async with notebook(client, tmp_path) as made, page(made.body["connection"]) as other:
+            await other.ready()
+            disturbing = asyncio.create_task(disturb(made, seed, done))
+            try:
+                asked = await script(made)
+            finally:
+                disturbing.cancel()
+                await asyncio.gather(disturbing, return_exceptions=True)
+            assert disturbing.cancelled(), disturbing.exception()
+            assert {"suspend", "snapshot", "fork"} <= set(done), done
+            await other.until(lambda: any(each["parent_header"].get("msg_id") == asked[-1] for each in other.heard))
+            assert wanted[1] == "".join(f"line {number}\n" for number in range(400))
+            got = sequences(made.page, asked)
+            assert got == wanted
+            heard = [(each["header"]["msg_id"], each["content"]) for each in made.page.heard]
+            assert len({msg_id for msg_id, _ in heard}) == len(heard)
