@@ -198,7 +198,7 @@ class Notebook:
     async def until_idle(self) -> None:
         """Wait until its keeper takes it for idle, which nobody is told."""
         async with asyncio.timeout(ANSWER_S):
-            while (await self.keeper.get(f"/kernels/{self.kernel_id}"))["busy"]:
+            while (await self.keeper.get(f"/kernels/{self.kernel_id}"))["busy"]:  # noqa: ASYNC110 - nobody tells it
                 await asyncio.sleep(0.02)
 
     async def do(self, verb: str, **body: Any) -> dict[str, Any]:
