@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import (
     engines,
+    growth,
     machine,
     p1_start,
     p2_restart,
@@ -151,6 +152,7 @@ def _measure_as_user(options: argparse.Namespace) -> Result:
 def _write_documents() -> None:
     for path, content in results.documents(results.newest()).items():
         path.write_text(content)
+    growth.write()
 
 
 def _say(what: str) -> None:

@@ -40,13 +40,13 @@ async def measure(*, rounds: int = ROUNDS, state_bytes: int = STATE_BYTES) -> li
             kernel_id = await server.start_kernel(OURS)
             try:
                 async with server.channels(kernel_id) as kernel:
-                    await kernel.execute(FILL.format(size=state_bytes))
+                    await kernel.run(FILL.format(size=state_bytes))
                     sandbox_id = (await keeper.sandbox(kernel_id))["id"]
                     took, one = await saved(keeper, sandbox_id, "first")
                     first.append(took)
                     await suspended(keeper, sandbox_id)
                     await resumed(keeper, kernel, kernel_id)
-                    await kernel.execute(CHANGE.format(size=CHANGED_BYTES))
+                    await kernel.run(CHANGE.format(size=CHANGED_BYTES))
                     took, two = await saved(keeper, sandbox_id, "second")
                     second.append(took)
                     sizes.append({"first image": one["image_bytes"], "second image": two["image_bytes"]})

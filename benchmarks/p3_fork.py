@@ -41,7 +41,7 @@ async def measure(*, rounds: int = ROUNDS) -> list[Row]:
         keeper = await stack.enter_async_context(Keeper(server.places))
         async with server.channels(kernel_id) as source:
             await source.execute(IMPORTS)
-            await source.execute(FILL.format(size=STATE_BYTES))
+            await source.run(FILL.format(size=STATE_BYTES))
             sandbox_id = (await keeper.sandbox(kernel_id))["id"]
             memory_bytes = (await keeper.do("snapshot", sandbox_id, name="size"))["memory_bytes"]
             await clones_answer(keeper, sandbox_id, count=1)

@@ -12,6 +12,7 @@ from benchmarks.rows import ENGINES, Engine, Row, Series
 
 TOP = Path(__file__).parent.parent
 RESULTS = TOP / "benchmarks" / "results"
+README, PAGE = TOP / "README.md", TOP / "docs" / "reference" / "benchmarks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 FORMAT = 2
 
@@ -81,7 +82,7 @@ def newest(directory: Path = RESULTS) -> list[Result]:
     """Of each kind of user the newest stored result, root's first."""
     found: dict[str, Result] = {}
     for path in sorted(directory.glob("*.json")):
-        for one in json.loads(path.read_text()).get("results", ()):
+        for one in json.loads(path.read_text()).get("results", ()):  # A sweep has none.
             result = Result.from_json(one)
             if result.user not in found or result.at > found[result.user].at:
                 found[result.user] = result
@@ -126,25 +127,24 @@ def long_table(results: Sequence[Result]) -> str:
     return "\n".join([*lines, "", *_made(results), *_absent(results)])
 
 
-def replaced(document: str, table: str) -> str:
+def replaced(document: str, table: str, *, begin: str = BEGIN, end: str = END) -> str:
     """The document with the table between its two markers.
 
     Raises:
         ValueError: The markers are not there.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document has no place for the table between {BEGIN} and {END}")
-    return "\n".join([before + BEGIN, *([table] if table else []), END + after])
+    before, found, rest = document.partition(begin)
+    _, also, after = rest.partition(end)
+    if not found or not also:
+        raise ValueError(f"the document has no place for the table between {begin} and {end}")
+    return "\n".join([before + begin, *([table] if table else []), end + after])
 
 
 def documents(results: Sequence[Result]) -> Mapping[Path, str]:
     """The documents that show results, as they should be."""
-    readme, page = TOP / "README.md", TOP / "docs" / "reference" / "benchmarks.md"
     return {
-        readme: replaced(readme.read_text(), short_table(results)),
-        page: replaced(page.read_text(), long_table(results)),
+        README: replaced(README.read_text(), short_table(results)),
+        PAGE: replaced(PAGE.read_text(), long_table(results)),
     }
 
 

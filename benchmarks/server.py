@@ -191,6 +191,9 @@ class Channels:
     def __init__(self, connection: WebSocketClientConnection) -> None:
         self._connection = connection
         self._session = uuid4().hex
+        self._asked = ""
+        self._states: deque[dict[str, Any]] = deque()
+        """What the kernel has said of its state while it did what was asked last."""
 
     async def execute(self, code: str, *, expressions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Run code, then expressions by name; its `execute_reply`'s content.
@@ -200,21 +203,37 @@ class Channels:
         """
         asked = {"code": code, "silent": False, "store_history": False, "user_expressions": dict(expressions or {})}
         request = self._request("execute_request", asked)
+        self._asked = request["header"]["msg_id"]
+        self._states.clear()
         await self._connection.write_message(json.dumps(request))
+        content = await self._answer("execute_reply")
+        if content["status"] != "ok":
+            raise BenchmarkError(f"{code!r} gave {content.get('ename')}: {content.get('evalue')}")
+        return content
+
+    async def run(self, code: str) -> None:
+        """Run code until its kernel says that it is idle again, which is after the reply; raises as `execute`."""
+        await self.execute(code)
+        while (await self._answer("status"))["execution_state"] != "idle":
+            pass
+
+    async def _answer(self, kind: str) -> dict[str, Any]:
+        """The content of the next message of this kind that belongs to what was asked last."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             while True:
+                if kind == "status" and self._states:
+                    return self._states.popleft()
                 said = await self._connection.read_message()
                 if said is None:
                     raise BenchmarkError("the server closed the websocket before the reply")
                 message = json.loads(said)
-                if message.get("parent_header", {}).get("msg_id") != request["header"]["msg_id"]:
+                content: dict[str, Any] = message["content"]
+                if message.get("parent_header", {}).get("msg_id") != self._asked:
                     continue
-                if message["msg_type"] == "execute_reply":
-                    break
-        content: dict[str, Any] = message["content"]
-        if content["status"] != "ok":
-            raise BenchmarkError(f"{code!r} gave {content.get('ename')}: {content.get('evalue')}")
-        return content
+                if message["msg_type"] == "status":
+                    self._states.append(content)
+                elif message["msg_type"] == kind:
+                    return content
 
     def _request(self, kind: str, content: dict[str, object]) -> dict[str, Any]:
         header = {

@@ -1,6 +1,6 @@
 """What snapshots cost as a kernel's state grows, and what mapped memory costs when all of it is used.
 
-`python -m benchmarks --sweep` stores `sweep-DATE.json` and draws `docs/images/snapshots.svg`. For each size: a first
+`python -m benchmarks --sweep` stores `sweep-DATE.json`, of which `growth` makes a picture. For each size: a first
 snapshot, suspend, resume by the next cell, a small change, a second snapshot.
 """
 
@@ -13,20 +13,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, pages, results
+from benchmarks import growth, machine, pages, results
 from benchmarks.keeper import Keeper
 from benchmarks.p1_start import OURS
 from benchmarks.p4_resume import CHECK, FILL, resumed
 from benchmarks.p11_again import CHANGE, CHANGED_BYTES, saved
 from benchmarks.server import Channels, JupyterServer
 from tests.leaks import own_places
+from warmcell.sandbox.helper.program import PLAIN_VARIABLE
 
 SIZES_MB = (10, 30, 100, 300, 1000, 3000, 8000)
-ROOM = 3.0
-"""A size is left out if free memory or disk are less than this many times of it."""
+ROOM_ON_DISK, ROOM_IN_MEMORY = 3.0, 2.5
+"""A size is left out if less than this many times of it is free."""
 
-IMAGE = results.TOP / "docs" / "images" / "snapshots.svg"
-COSTS = ("first snapshot", "second snapshot", "resume → reply", "its pages copied")
+RESTORES: Mapping[str, Mapping[str, str]] = {"mapped": {}, "copied": {PLAIN_VARIABLE: "1"}}
 USES: Mapping[str, str] = {
     "read all": "int(state.sum())",
     "write all": "state += 1",
@@ -34,7 +34,7 @@ USES: Mapping[str, str] = {
 
 
 async def run() -> int:
-    """Measure, store and draw; 0."""
+    """Measure, store, and put it into the documents; 0."""
     at = results.now()
     found, left_out = await costs()
     price = await used()
@@ -47,10 +47,12 @@ async def run() -> int:
         "left_out": left_out,
         "price": price,
     }
-    path = results.RESULTS / f"sweep-{at[:10]}.json"
+    path = results.RESULTS / f"{growth.NAME}-{at[:10]}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
-    draw(content, IMAGE)
-    print(json.dumps({"costs": found, "price": price, "left_out": left_out}, indent=1))
+    growth.write()
+    for row in found:
+        print(json.dumps(row))
+    print(growth.price_table(content))
     print(f"stored in {path.relative_to(results.TOP)}", file=sys.stderr)
     return 0
 
@@ -77,10 +79,10 @@ async def costs() -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 def no_room(state_bytes: int, directory: Path) -> str:
     """Why a state of this size is not tried; empty if it fits."""
-    free = shutil.disk_usage(directory).free
-    available = 1024 * int(machine.field("/proc/meminfo", "MemAvailable").split()[0])
-    for what, there in (("disk space", free), ("memory", available)):
-        if there < ROOM * state_bytes:
+    on_disk = shutil.disk_usage(directory).free
+    in_memory = 1024 * int(machine.field("/proc/meminfo", "MemAvailable").split()[0])
+    for what, there, needed in (("disk space", on_disk, ROOM_ON_DISK), ("memory", in_memory, ROOM_IN_MEMORY)):
+        if there < needed * state_bytes:
             return f"{there / 2**30:.0f} GiB of {what} are too little"
     return ""
 
@@ -90,7 +92,7 @@ async def cost(server: JupyterServer, keeper: Keeper, state_bytes: int) -> dict[
     kernel_id = await server.start_kernel(OURS)
     try:
         async with server.channels(kernel_id) as kernel:
-            await kernel.execute(FILL.format(size=state_bytes))
+            await kernel.run(FILL.format(size=state_bytes))
             sandbox_id = (await keeper.sandbox(kernel_id))["id"]
             first, one = await saved(keeper, sandbox_id, "first")
             began = time.perf_counter()
@@ -101,7 +103,7 @@ async def cost(server: JupyterServer, keeper: Keeper, state_bytes: int) -> dict[
             await pages.read_s(files)
             copied = await pages.read_s(files)
             parts, told = await resumed(keeper, kernel, kernel_id)
-            await kernel.execute(CHANGE.format(size=CHANGED_BYTES))
+            await kernel.run(CHANGE.format(size=CHANGED_BYTES))
             second, two = await saved(keeper, sandbox_id, "second")
             await kernel.execute(CHECK)
     finally:
@@ -118,49 +120,45 @@ async def cost(server: JupyterServer, keeper: Keeper, state_bytes: int) -> dict[
     }
 
 
-def draw(content: Mapping[str, Any], path: Path) -> None:
-    """The picture of a stored sweep; the same bytes for the same content."""
-    import matplotlib as mpl
+async def used(state_bytes: int = 10**9) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of using all of a state before it was saved, and after a restore, the first time and again.
 
-    mpl.use("svg")
-    from matplotlib import pyplot
+    Once with memory that is mapped from the image, as it is, and once with memory that each restore copies.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, env in RESTORES.items():
+        async with contextlib.AsyncExitStack() as stack:
+            places = stack.enter_context(own_places())
+            server = await stack.enter_async_context(JupyterServer(places, env=env))
+            stays = await server.start_kernel(OURS)
+            stack.push_async_callback(server.delete_kernel, stays)
+            keeper = await stack.enter_async_context(Keeper(places))
+            await server.warm()
+            found[kind] = {name: await _used_once(server, keeper, code, state_bytes) for name, code in USES.items()}
+    return found
 
-    with pyplot.rc_context({"svg.hashsalt": "warmcell", "svg.fonttype": "none", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-        rows = content["costs"]
-        for name, mark in zip(COSTS, "os^x", strict=True):
-            axes.plot([row["state_mb"] for row in rows], [row[name] for row in rows], marker=mark, label=name)
-        axes.set(xscale="log", yscale="log", xlabel="state in MB", ylabel="seconds")
-        axes.grid(visible=True, which="both", alpha=0.3)
-        axes.legend()
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "warmcell benchmarks"})
-        pyplot.close(figure)
 
-
-async def used(state_bytes: int = 10**9) -> dict[str, dict[str, float]]:
-    """Seconds of using all of a state: before it was ever saved, and after a restore that maps it, once and again."""
-    found: dict[str, dict[str, float]] = {}
-    async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
-        kernel_id = await server.start_kernel(OURS)
-        stack.push_async_callback(server.delete_kernel, kernel_id)
-        keeper = await stack.enter_async_context(Keeper(server.places))
-        kernel = await stack.enter_async_context(server.channels(kernel_id))
-        await kernel.execute(FILL.format(size=state_bytes))
-        sandbox_id = (await keeper.sandbox(kernel_id))["id"]
-        for name, code in USES.items():
-            await kernel.execute(code)
-            found[name] = {"before": await took(kernel, code)}
-            await keeper.do("suspend", sandbox_id)
+async def _used_once(server: JupyterServer, keeper: Keeper, code: str, state_bytes: int) -> dict[str, float]:
+    """One kind of use, with a kernel of its own: what has been written since a restore is no longer of the image."""
+    kernel_id = await server.start_kernel(OURS)
+    try:
+        async with server.channels(kernel_id) as kernel:
+            await kernel.run(FILL.format(size=state_bytes))
+            seconds = {"before": await took(kernel, code)}
+            await keeper.do("suspend", (await keeper.sandbox(kernel_id))["id"])
             await keeper.settled()
-            found[name]["resume"] = (await resumed(keeper, kernel, kernel_id))[0]["execute"]
-            found[name]["first time"] = await took(kernel, code)
-            found[name]["again"] = await took(kernel, code)
-    return {name: {what: round(seconds, 4) for what, seconds in row.items()} for name, row in found.items()}
+            seconds["resume"] = (await resumed(keeper, kernel, kernel_id))[0]["execute"]
+            seconds["first time"] = await took(kernel, code)
+            seconds["again"] = await took(kernel, code)
+    finally:
+        await server.delete_kernel(kernel_id)
+    return {what: round(took_s, 4) for what, took_s in seconds.items()}
 
 
 async def took(kernel: Channels, code: str) -> float:
     """Seconds of a cell."""
     began = time.perf_counter()
     await kernel.execute(code)
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    await kernel.run("1")
+    return seconds
