@@ -43,17 +43,37 @@ class Warmcell(Configurable):
         None, allow_none=True, help="Most CPU cores of one sandbox, and its cap if it asks for none. None: no cap."
     ).tag(config=True)
     max_sandboxes = Integer(64, min=1, help="Most sandboxes at a time.").tag(config=True)
-    prepared = Integer(1, min=0, help="Sandboxes kept prepared for each template in use. 0: none.").tag(config=True)
+    prepared = Integer(
+        1, min=0, help="Sandboxes kept prepared at least for each template in use; more where demand is. 0: none."
+    ).tag(config=True)
     prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
     snapshots = Enum(
         ["auto", "none"],
         "auto",
         help="Whether kernels' memory is saved where this machine can. `none`: never, as if it could not.",
     ).tag(config=True)
+    helper = Enum(
+        ["auto", "none"],
+        "auto",
+        help="Whether an ordinary user's sandboxes are made by the machine's helper where one runs, which is what their "
+        "memory snapshots need. `none`: never.",
+    ).tag(config=True)
     suspend_after = Float(
         3600.0,
         min=0.0,
         help="Seconds of idleness after which a kernel is suspended: memory on disk, GPU given back. 0: never.",
+    ).tag(config=True)
+    suspend_below = Float(
+        0.05,
+        min=0.0,
+        help="Memory that is kept free: where less is left, prepared sandboxes go, then kernels that have been idle "
+        "for a minute are suspended. A fraction of the machine's where under 1, else GiB. 0: never.",
+    ).tag(config=True)
+    compress_after = Float(
+        7.0,
+        allow_none=True,
+        min=0.0,
+        help="Days after its last use at which a snapshot's files are compressed. None: never.",
     ).tag(config=True)
     snapshot_quota = Float(
         None, allow_none=True, help="Most disk space of all snapshots together, in GiB. None: no cap."

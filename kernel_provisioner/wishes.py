@@ -32,6 +32,7 @@ class Wishes(Wire):
     """Interpreter of the kernel's environment; empty: the one that runs this."""
     preload: tuple[str, ...] | None = None
     template: str = "default"
+    warmup: str = ""
     network: str = "none"
     workspace: str = "rw"
     home: str = "private"
@@ -89,6 +90,7 @@ class Wishes(Wire):
                 "gpu": list(self.gpu) if isinstance(self.gpu, tuple) else self.gpu or None,
                 "template": self.template,
                 "preload": list(DEFAULT_PRELOAD if self.preload is None else self.preload),
+                "warmup": self.warmup,
             }
         )
 

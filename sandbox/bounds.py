@@ -115,6 +115,7 @@ class Bounds:
 def _check_texts(spec: SandboxSpec) -> None:
     """What the operating system would refuse later, and less clearly."""
     named = [("python", spec.python), ("backend", spec.backend), ("template", spec.template)]
+    named.append(("the warm-up", spec.warmup))
     named += [("a module of preload", module) for module in spec.preload]
     named += [("an environment variable", text) for pair in spec.env.items() for text in pair]
     named += [("a mount", text) for mount in spec.mounts for text in (mount.source, mount.target)]

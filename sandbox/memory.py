@@ -137,6 +137,15 @@ class Memory:
                 log.error("images cannot be looked through: %s", error)
         return report
 
+    async def remeasure(self) -> None:
+        """Take note of images that have become smaller or larger since they were made."""
+        if self._engine is None or not (await self.report()).ready:
+            return
+        known = {info.id: info.image_bytes for info in self.store.infos()}
+        for image in await self._engine.images():
+            if known.get(image.id, image.image_bytes) != image.image_bytes:
+                await self.store.amend(image.id, image_bytes=image.image_bytes)
+
     async def image_dropped(self, snapshot: SnapshotId) -> None:
         """Told by the store of a snapshot that is gone."""
         if self._engine is not None:

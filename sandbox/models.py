@@ -106,6 +106,8 @@ class SandboxSpec(Wire):
     template: str = "default"
     preload: tuple[str, ...] = DEFAULT_PRELOAD
     """Modules imported in advance. Empty: no template, every start is cold."""
+    warmup: str = ""
+    """A line of Python, or `module:function`, that is run once in a template after its imports, before it is saved."""
 
     def shape(self, gpus: Sequence["GpuDevice"] = ()) -> tuple[object, ...]:
         """What is fixed once a sandbox exists; a sandbox serves any spec of equal shape.
@@ -123,6 +125,7 @@ class SandboxSpec(Wire):
             self.limits,
             self.template,
             self.preload,
+            self.warmup,
             tuple(node for gpu in gpus for node in gpu.device_nodes),
         )
 

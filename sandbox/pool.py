@@ -156,7 +156,7 @@ class WarmPool:
                 if box in self._ready.get(shape, ()):
                     self._ready[shape].remove(box)
                     self._left(box)
-                    await box.stop()
+                    await self._end(box)
 
     async def close(self) -> None:
         """Stop all of them."""
@@ -196,7 +196,7 @@ class WarmPool:
                 return
             if not box.prepared:
                 log.warning("template %s did not become ready; nothing is kept prepared for it", spec.template)
-                await box.stop()
+                await self._end(box)
                 return
             self._ready.setdefault(shape, []).append(box)
             self._watchers[box] = self._spawn(self._watch(shape, box))
@@ -212,7 +212,7 @@ class WarmPool:
 
     async def _stop(self, shape: Shape, *, keep: int) -> None:
         while len(self._ready.get(shape, ())) > keep and (box := self._leave(shape)) is not None:
-            await box.stop()
+            await self._end(box)
 
     def _leave(self, shape: Shape) -> LiveSandbox | None:
         """The latest of that shape, no longer the pool's."""
@@ -235,7 +235,7 @@ class WarmPool:
         del self._watchers[box]
         self._ready[shape].remove(box)
         self._changed(box)
-        await box.stop()
+        await self._end(box)
 
     async def _make_room(self, *, keep: Shape, wanted_bytes: int = 0) -> bool:
         """Stop prepared sandboxes until the cap holds with `wanted_bytes` more, the least recently wanted first.
@@ -260,10 +260,14 @@ class WarmPool:
                         "template %s alone needs more than c.Warmcell.prepared_memory; nothing is prepared for it",
                         box.spec.template,
                     )
-                await box.stop()
+                await self._end(box)
                 if shape == keep:
                     return False
             return True
+
+    async def _end(self, box: LiveSandbox) -> None:
+        """Remove it entirely, also if whoever waits for that is cancelled."""
+        await asyncio.shield(self._spawn(box.stop()))
 
     def _bytes(self, boxes: Sequence[LiveSandbox]) -> int:
         return sum(self._measure(box) for box in boxes)

@@ -317,6 +317,10 @@ class SandboxService:
         """Run a process in it to its end."""
         return await self.live(sandbox_id).exec(argv, env=env, timeout=timeout)
 
+    async def give_up_prepared(self) -> bool:
+        """Stop all prepared sandboxes, as the machine lacks memory; whether there were any."""
+        return await self._pool.shrink()
+
     # What is done with its memory --------------------------------------------------------------------------------
 
     async def snapshot(self, sandbox_id: SandboxId, *, name: str = "", kind: SnapshotKind = "named") -> SnapshotInfo:
@@ -570,8 +574,12 @@ class SandboxService:
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
         """A sandbox for the pool: up, and its template settled."""
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
-        if not await self._from_template(box, ()):
-            await self._bring_up_prepared(box)
+        try:
+            if not await self._from_template(box, ()):
+                await self._bring_up_prepared(box)
+        except BaseException:
+            await box.stop()
+            raise
         return box
 
     async def _from_template(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
@@ -652,7 +660,12 @@ class SandboxService:
             if template is not None:
                 box.tell(template=self._templates.status(template))
                 known = {info.id for info in self.memory.store.infos(kind="template")}
-                await self._pool.renew(lambda one: one.info.snapshot is None or one.info.snapshot in known)
+                other = _template(box.spec)
+                await self._pool.renew(
+                    lambda one: (
+                        one.info.snapshot in known or (one.info.snapshot is None and _template(one.spec) != other)
+                    )
+                )
             else:
                 if box.info.template is None:
                     await box.prepare()

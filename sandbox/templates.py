@@ -87,6 +87,7 @@ def identity(spec: SandboxSpec) -> dict[str, str]:
         "backend": spec.backend,
         "python": spec.python,
         "preload": spec.preload,
+        "warmup": spec.warmup,
         "home": spec.home,
         "env": read_at_start(spec.env),
         "owner": _owner(spec),

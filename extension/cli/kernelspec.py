@@ -55,6 +55,11 @@ def _add_install(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         f"(default: what is installed of {', '.join(DEFAULT_PRELOAD)})",
     )
     parser.add_argument("--template", metavar="NAME", help="name of the template that the preload list makes")
+    parser.add_argument(
+        "--warmup",
+        metavar="CODE",
+        help="a line of Python, or module:function, that is run once in the template after its imports",
+    )
     parser.add_argument("--network", choices=get_args(Network), help="network of its kernels (default: none)")
     parser.add_argument("--workspace", choices=get_args(WorkspaceMode), help="the notebook's folder (default: rw)")
     parser.add_argument("--home", choices=get_args(HomeMode), help="home directory (default: private)")
@@ -140,6 +145,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
     given = {
         "preload": arguments.preload,
         "template": arguments.template,
+        "warmup": arguments.warmup,
         "network": arguments.network,
         "workspace": arguments.workspace,
         "home": arguments.home,

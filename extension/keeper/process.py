@@ -20,6 +20,7 @@ from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
+from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
@@ -91,13 +92,19 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
     watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
-    idle = asyncio.create_task(memory.suspend_idle(settings.suspend_after))
+    relief = Relief(service, kernels, memory)
+    looks = [
+        asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
+        asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
+        asyncio.create_task(wiring.upkeep(service).run()),
+    ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
         say({"saving": True})
         paths.keeper_socket.unlink(missing_ok=True)
-        idle.cancel()
+        for look in looks:
+            look.cancel()
         await memory.suspend_all()
         for part in (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close()):
             await _end(part)

@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import json
+import logging
+import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -11,8 +15,15 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from warmcell.sandbox import errors
 from warmcell.sandbox.live import KernelProcess, LiveSandbox
 
+log = logging.getLogger(__name__)
+
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
+WARMUP_TIMEOUT_S = 300.0
+WARMUP = "warm-up"
+"""Stands among the modules that failed."""
+
+_FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
 class TemplateFront:
@@ -20,20 +31,50 @@ class TemplateFront:
 
     def __init__(self, box: LiveSandbox) -> None:
         self._box = box
+        self._failed: dict[str, str] = {}
 
     def record(self) -> Mapping[str, Any]:
         """What it has imported."""
-        return {"template": self._box.info.template.to_json() if self._box.info.template is not None else {}}
+        status = self._box.info.template
+        if status is None:
+            return {"template": {}}
+        return {"template": dataclasses.replace(status, failed={**status.failed, **self._failed}).to_json()}
 
     async def pause(self, *, token: str) -> None:
-        """Wait until it answers, run a cell in it as its first, and leave it."""
+        """Wait until it answers, run a cell in it as its first, and the warm-up if there is one, and leave it.
+
+        A warm-up that fails is told with what could not be imported; the template is without it.
+
+        Raises:
+            OperationTimeoutError: It does not answer, or the warm-up does not end.
+        """
         assert self._box.kernel is not None
         async with connected(self._box.kernel) as client:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await client._async_wait_for_ready(timeout=READY_TIMEOUT_S)
-            # What every kernel's first cell, completion and inspection would load.
-            await _answered(client, client.execute("pass", silent=True, store_history=False))
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await client._async_wait_for_ready(timeout=READY_TIMEOUT_S)
+                # What every kernel's first cell, completion and inspection would load.
+                await _executed(client, "pass", timeout_s=ANSWER_TIMEOUT_S)
+            except TimeoutError as error:
+                raise errors.OperationTimeoutError(
+                    "The template's kernel does not answer", hint="Try again."
+                ) from error
+            if self._box.spec.warmup:
+                await self._warm_up(client, self._box.spec.warmup)
             await ask(client, "warmcell_before_snapshot_request", {"token": token})
+
+    async def _warm_up(self, client: AsyncKernelClient, what: str) -> None:
+        try:
+            said = await _executed(client, warmup_code(what), timeout_s=WARMUP_TIMEOUT_S)
+        except TimeoutError as error:
+            raise errors.OperationTimeoutError(
+                f"The warm-up did not end within {WARMUP_TIMEOUT_S:.0f} s",
+                hint="Take it out of the kernelspec, or have it do less.",
+                details={"operation": WARMUP, "timeout": WARMUP_TIMEOUT_S},
+            ) from error
+        if said.get("status") != "ok":
+            self._failed[WARMUP] = f"{said.get('ename')}: {said.get('evalue')}"[:500]
+            log.warning("the warm-up of template %s failed: %s", self._box.spec.template, self._failed[WARMUP])
 
     async def go_on(
         self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
@@ -91,7 +132,23 @@ async def ask(client: AsyncKernelClient, kind: str, content: Mapping[str, Any]) 
     return said
 
 
-async def _answered(client: AsyncKernelClient, msg_id: str) -> None:
-    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-        while (await client.get_shell_msg())["parent_header"].get("msg_id") != msg_id:
+def warmup_code(what: str) -> str:
+    """The cell that does it and leaves no name behind."""
+    function = _FUNCTION.fullmatch(what.strip())
+    if function is not None:
+        return f"__import__('importlib').import_module({function[1]!r}).{function[2]}()"
+    return f"exec(compile({json.dumps(what)}, '<{WARMUP}>', 'exec'), {{'__name__': '__warmup__'}})"
+
+
+async def _executed(client: AsyncKernelClient, code: str, *, timeout_s: float) -> Mapping[str, Any]:
+    """The reply to a cell that nobody sees.
+
+    Raises:
+        TimeoutError: There was none.
+    """
+    msg_id = client.execute(code, silent=True, store_history=False)
+    async with asyncio.timeout(timeout_s):
+        while (reply := await client.get_shell_msg())["parent_header"].get("msg_id") != msg_id:
             pass
+    content: Mapping[str, Any] = reply["content"]
+    return content

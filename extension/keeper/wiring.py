@@ -1,6 +1,7 @@
 """Where drivers are chosen and put together; the only place outside `sandbox/` that imports one."""
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +22,9 @@ from warmcell.sandbox.models import GIB
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.base import SnapshotEngine
-from warmcell.sandbox.snapshots.criu import CriuEngine
+from warmcell.sandbox.snapshots.criu import CriuEngine, SystemHelper
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.snapshots.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,9 @@ class Wiring:
     def __init__(self, settings: Warmcell, paths: Paths) -> None:
         self.settings = settings
         self.paths = paths
+        helped = settings.helper == "auto"
         self.backends: Mapping[str, SandboxBackend] = {
-            "bubblewrap": BubblewrapBackend(paths=paths),
+            "bubblewrap": BubblewrapBackend(paths=paths, helper=SystemHelper().connect if helped else None),
             "process": ProcessBackend(),
         }
         if settings.backend not in self.backends:
@@ -47,7 +50,9 @@ class Wiring:
         inventory: GpuInventory = (
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
         )
-        self.engine: SnapshotEngine | None = CriuEngine(paths=paths) if settings.snapshots == "auto" else None
+        self.engine: SnapshotEngine | None = None
+        if settings.snapshots == "auto" and (helped or os.getuid() == 0):
+            self.engine = CriuEngine(paths=paths)
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
 
     def service(self) -> SandboxService:
@@ -66,6 +71,15 @@ class Wiring:
             ),
             prepared_per_template=self.settings.prepared,
             prepared_bytes=int(self.settings.prepared_memory * GIB),
+        )
+
+    def upkeep(self, service: SandboxService) -> Upkeep:
+        """Who looks after this service's snapshots."""
+        days = self.settings.compress_after
+        return Upkeep(
+            service.memory.store,
+            compress_after_s=None if days is None else days * DAY_S,
+            remeasure=service.memory.remeasure,
         )
 
     def remove_leftovers(self) -> None:

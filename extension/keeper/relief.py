@@ -1,0 +1,91 @@
+"""Suspends kernels that nobody uses: after a while, and sooner where the machine runs out of memory."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from warmcell.extension.keeper import pressure
+from warmcell.extension.keeper.kernel_memory import KernelMemory
+from warmcell.extension.keeper.kernels import Kernel, Kernels
+from warmcell.sandbox import errors
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.service import SandboxService
+
+log = logging.getLogger(__name__)
+
+IDLE_LOOK_S = 5.0
+"""How often to look for kernels that have been idle for long enough."""
+
+PRESSURE_LOOK_S = 2.0
+PRESSURE_IDLE_S = 60.0
+"""However short memory is, a kernel that was used more recently runs on."""
+
+
+class Relief:
+    """Both ways by which a kernel is suspended without being asked to."""
+
+    def __init__(
+        self,
+        service: SandboxService,
+        kernels: Kernels,
+        memory: KernelMemory,
+        *,
+        look: Callable[[], pressure.Room] = pressure.look,
+        pressure_idle_s: float = PRESSURE_IDLE_S,
+    ) -> None:
+        self._service = service
+        self._kernels = kernels
+        self._memory = memory
+        self._look = look
+        self._pressure_idle_s = pressure_idle_s
+
+    async def suspend_idle(self, idle_s: float) -> None:
+        """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
+        while idle_s > 0:
+            await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
+            for kernel in self._idle(idle_s):
+                await self._suspend(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
+
+    async def heed_pressure(self, below: float) -> None:
+        """Keep so much memory free, for ever: a fraction of all where it is under 1, else GiB; 0: do nothing."""
+        while below > 0:
+            await asyncio.sleep(PRESSURE_LOOK_S)
+            await self.relieve(below)
+
+    async def relieve(self, below: float) -> None:
+        """Give up prepared sandboxes, then suspend idle kernels, the longest idle first, until it is enough."""
+        if not await self._short(below):
+            return
+        if await self._service.give_up_prepared():
+            log.warning("memory is short: no sandboxes are kept prepared")
+        for kernel in self._idle(self._pressure_idle_s):
+            if not await self._short(below):
+                return
+            await self._suspend(kernel, self._pressure_idle_s, why="memory is short")
+
+    async def _short(self, below: float) -> bool:
+        return (await asyncio.to_thread(self._look)).short(below)
+
+    def _idle(self, idle_s: float) -> Sequence[Kernel]:
+        """Running kernels that have been idle for so long, the longest idle first."""
+        found = [kernel for kernel in self._kernels.all() if self._is_idle(kernel, idle_s)]
+        return sorted(found, key=lambda kernel: -kernel.proxy.idle_s)
+
+    def _is_idle(self, kernel: Kernel, idle_s: float) -> bool:
+        if kernel.sandbox_id is None or not kernel.started or not kernel.alive or kernel.proxy.idle_s < idle_s:
+            return False
+        try:
+            return self._service.info(kernel.sandbox_id).state is State.RUNNING
+        except errors.SandboxNotFoundError:
+            return False
+
+    async def _suspend(self, kernel: Kernel, idle_s: float, *, why: str) -> None:
+        if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s):  # It was used since.
+            return
+        try:
+            await self._memory.suspend(kernel.sandbox_id)
+            log.info("kernel %s was suspended: %s", kernel.request.kernel_id, why)
+        except errors.UnsupportedOperationError as error:
+            log.debug("kernel %s cannot be suspended: %s", kernel.request.kernel_id, error)
+        except errors.WarmcellError as error:
+            log.warning("idle kernel %s was not suspended: %s", kernel.request.kernel_id, error)

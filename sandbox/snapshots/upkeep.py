@@ -1,0 +1,78 @@
+"""What is done with snapshots while nobody asks for anything: those whose time is over go, cold ones get smaller."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots.store import SnapshotStore
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 600.0
+FIRST_S = 60.0
+"""After the keeper has come up: there is more urgent work at first."""
+
+LEAST_BYTES = 1 << 20
+"""A layer that takes less is left alone."""
+
+
+class Upkeep:
+    """Looks after one store."""
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        *,
+        compress_after_s: float | None,
+        remeasure: Callable[[], Awaitable[None]] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            store: Whose snapshots.
+            compress_after_s: Seconds after its last use at which a snapshot's files are compressed. None: never.
+            remeasure: Finds out what images take on the disk now.
+            clock: As the store's: Unix time in seconds.
+        """
+        self._store = store
+        self._compress_after_s = compress_after_s
+        self._remeasure = remeasure
+        self._clock = clock
+
+    async def run(self) -> None:
+        """For ever."""
+        await asyncio.sleep(FIRST_S)
+        while True:
+            await self.once()
+            await asyncio.sleep(EVERY_S)
+
+    async def once(self) -> None:
+        """Look through all of them. What fails is logged; the others are looked at in any case."""
+        try:
+            for gone in await self._store.expire():
+                log.info("snapshot %s went: its time was over", gone)
+            if self._remeasure is not None:
+                await self._remeasure()
+        except WarmcellError as error:
+            log.warning("snapshots cannot be looked after: %s", error)
+        for snapshot in self._cold():
+            try:
+                made = await self._store.compress(snapshot)
+                log.info("the files of snapshot %s were compressed to %d bytes", snapshot, made.layer_bytes)
+            except WarmcellError as error:
+                log.warning("snapshot %s was not compressed: %s", snapshot, error)
+
+    def _cold(self) -> list[SnapshotId]:
+        if self._compress_after_s is None:
+            return []
+        since = self._clock() - self._compress_after_s
+        infos = self._store.infos()
+        return [
+            info.id
+            for info in infos
+            if info.last_used_at <= since and not info.compressed and info.layer_bytes >= LEAST_BYTES
+        ]

@@ -1,0 +1,185 @@
+"""Starts from a template that is kept as a snapshot, and from the sandboxes that wait prepared."""
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.snapshots.notebooks import Notebook, body, keeper, notebook, page
+from tests.leaks import Places
+from warmcell.sandbox.client.keeper import KeeperClient
+
+pytestmark = pytest.mark.criu
+
+PRELOAD = ["json", "decimal"]
+OURS = [{"source": sys.prefix}]
+"""Where the packages are that `environment` has as well."""
+
+
+async def prepared(client: KeeperClient) -> int:
+    """How many wait now."""
+    return sum(one["prepared"] for one in (await client.get("/templates"))["templates"])
+
+
+async def until_prepared(client: KeeperClient, count: int, *, timeout_s: float = 60.0) -> None:
+    """Wait until so many wait."""
+    deadline = time.monotonic() + timeout_s
+    while (found := await prepared(client)) != count:
+        assert time.monotonic() < deadline, f"{found} are prepared"
+        await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def first(client: KeeperClient, workspace: Path, **spec: Any) -> AsyncIterator[Notebook]:
+    """A notebook from which a template is made."""
+    async with notebook(client, workspace, **{"preload": PRELOAD, **spec}) as made:
+        yield made
+
+
+async def started(client: KeeperClient, workspace: Path, **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is told of a kernel that has just started, and where it is."""
+    asked = body(workspace, **{"preload": PRELOAD, **spec})
+    info: dict[str, Any] = await client.post("/kernels", asked, timeout=120)
+    return info, asked
+
+
+async def says(asked: dict[str, Any], code: str) -> str:
+    """What a cell prints in the kernel of a request."""
+    async with page(asked["connection"]) as opened:
+        await opened.ready()
+        return await opened.run(code)
+
+
+async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places, tmp_path: Path) -> None:
+    """None waits for a sandbox or a restore; a while later no more than one waits."""
+    async with keeper(places, prepared=1) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+        for _ in range(10):
+            began = time.monotonic()
+            info, asked = await started(client, tmp_path)
+            assert info["started_from"] == "template"
+            assert "pool" in info["phases_ms"], info["phases_ms"]
+            assert await client.delete(f"/kernels/{asked['kernel_id']}") is not False
+            await asyncio.sleep(max(0.0, began + 1 - time.monotonic()))
+        await until_prepared(client, 1)
+        many = await asyncio.gather(*(started(client, tmp_path) for _ in range(5)))
+        assert {info["started_from"] for info, _ in many} == {"template"}
+        await until_prepared(client, 5)
+        again = await asyncio.gather(*(started(client, tmp_path) for _ in range(5)))
+        assert all("pool" in info["phases_ms"] for info, _ in again)
+        for _, asked in [*many, *again]:
+            await client.delete(f"/kernels/{asked['kernel_id']}")
+        await until_prepared(client, 1, timeout_s=60)
+
+
+async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_path: Path) -> None:
+    """As many as fit wait, whatever was asked for."""
+    async with keeper(places, prepared=1, prepared_memory=0.06) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+        many = await asyncio.gather(*(started(client, tmp_path) for _ in range(8)))
+        deadline = time.monotonic() + 10
+        most = 0
+        while time.monotonic() < deadline:
+            (template,) = (await client.get("/templates"))["templates"]
+            assert template["prepared_bytes"] <= 0.06 * 2**30
+            most = max(most, template["prepared"])
+            await asyncio.sleep(0.1)
+        assert 1 <= most < 8
+        for _, asked in many:
+            await client.delete(f"/kernels/{asked['kernel_id']}")
+
+
+async def test_an_environment_that_has_changed_gets_a_new_template(places: Places, tmp_path: Path) -> None:
+    """Not even a prepared sandbox of the old one is used, and the old one goes."""
+    python, packages = environment(tmp_path / "venv")
+    (packages / "thing.py").write_text("VERSION = 1\n")
+    workspace = tmp_path / "work"
+    workspace.mkdir()
+    spec = {"python": python, "preload": ["thing"], "mounts": OURS}
+    async with keeper(places, prepared=1, mounts=[sys.prefix]) as client, first(client, workspace, **spec) as source:
+        await until_prepared(client, 1)
+        (before,) = await templates(client)
+        assert await source.run("import thing; print(thing.VERSION)") == "1"
+        (packages / "thing.py").unlink()
+        (packages / "thing.py").write_text("VERSION = 22\n")
+        info, asked = await started(client, workspace, **spec)
+        assert info["started_from"] != "template"
+        assert await says(asked, "import thing; print(thing.VERSION)") == "22"
+        deadline = time.monotonic() + 60
+        while before in (known := await templates(client)) or not known:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await until_prepared(client, 1)
+        info, asked = await started(client, workspace, **spec)
+        assert (info["started_from"], "pool" in info["phases_ms"]) == ("template", True)
+        assert await says(asked, "import thing; print(thing.VERSION)") == "22"
+
+
+async def test_a_template_outlives_its_keeper(places: Places, tmp_path: Path) -> None:
+    """The first kernel of the next keeper comes from it; until somebody asks for one nothing is prepared."""
+    async with keeper(places, prepared=1) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+    await gone(places)
+    async with keeper(places, prepared=1) as client:
+        assert await prepared(client) == 0
+        info, _ = await started(client, tmp_path)
+        assert info["started_from"] == "template"
+        assert {"create", "restore"} <= set(info["phases_ms"])
+
+
+@pytest.mark.parametrize("warmup", ["import thing; thing.load()", "thing:load"])
+async def test_a_warm_up_is_run_once_for_all_kernels(places: Places, tmp_path: Path, warmup: str) -> None:
+    """What it has loaded is there, and its names are not."""
+    python, packages = environment(tmp_path / "venv")
+    (packages / "thing.py").write_text("loaded = []\ndef load():\n    loaded.append('model')\n")
+    workspace = tmp_path / "work"
+    workspace.mkdir()
+    spec = {"python": python, "preload": ["thing"], "warmup": warmup, "mounts": OURS}
+    async with keeper(places, prepared=1, mounts=[sys.prefix]) as client, first(client, workspace, **spec):
+        await until_prepared(client, 1)
+        info, asked = await started(client, workspace, **spec)
+        assert info["started_from"] == "template"
+        assert await says(asked, "print('thing' in globals()); import thing; print(thing.loaded)") == "False\n['model']"
+
+
+async def test_a_warm_up_that_fails_is_told(places: Places, tmp_path: Path) -> None:
+    """Kernels come from the template without it, and it says why."""
+    spec = {"warmup": "1 / 0"}
+    async with keeper(places, prepared=1) as client, first(client, tmp_path, **spec):
+        await until_prepared(client, 1)
+        info, asked = await started(client, tmp_path, **spec)
+        assert info["started_from"] == "template"
+        assert info["template"]["failed"] == {"warm-up": "ZeroDivisionError: division by zero"}
+        assert await says(asked, "print(6 * 7)") == "42"
+
+
+async def templates(client: KeeperClient) -> list[str]:
+    """Ids of the templates that are kept."""
+    return [one["id"] for one in (await client.get("/snapshots"))["snapshots"] if one["kind"] == "template"]
+
+
+async def gone(places: Places) -> None:
+    """Wait until the keeper that nobody needs has ended."""
+    deadline = time.monotonic() + 30
+    while any(places.runtime.glob("keeper.sock")):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def environment(place: Path) -> tuple[str, Path]:
+    """A virtual environment that has all that this one has, and a place for more: its interpreter and that place."""
+    packages = place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    packages.mkdir(parents=True)
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "ours.pth").write_text("\n".join(ours) + "\n")
+    (place / "bin").mkdir()
+    python = place / "bin" / "python"
+    real = Path(sys.executable).resolve()
+    python.symlink_to(real)
+    (place / "pyvenv.cfg").write_text(f"home = {real.parent}\ninclude-system-site-packages = false\n")
+    return str(python), packages

@@ -1,0 +1,144 @@
+"""Which kernels are suspended without being asked to, with kernels and a machine of the test's own."""
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from warmcell.extension.keeper import pressure
+from warmcell.extension.keeper.pressure import Room
+from warmcell.extension.keeper.relief import Relief
+from warmcell.sandbox import errors
+from warmcell.sandbox.lifecycle import State
+
+GIB = 2**30
+
+
+@dataclass
+class Keeper:
+    """Kernels by their idleness, and how much memory each has."""
+
+    idle_s: dict[str, float]
+    available_gib: float = 0.0
+    prepared: bool = False
+    suspended: list[str] = field(default_factory=list)
+    stubborn: str = ""
+
+    def all(self) -> list[Any]:
+        return [
+            SimpleNamespace(
+                sandbox_id=name,
+                started=True,
+                alive=True,
+                proxy=SimpleNamespace(idle_s=idle),
+                request=SimpleNamespace(kernel_id=name),
+            )
+            for name, idle in self.idle_s.items()
+        ]
+
+    def info(self, sandbox_id: str) -> Any:
+        return SimpleNamespace(state=State.SUSPENDED if sandbox_id in self.suspended else State.RUNNING)
+
+    async def give_up_prepared(self) -> bool:
+        found, self.prepared = self.prepared, False
+        self.available_gib += found
+        return found
+
+    async def suspend(self, sandbox_id: str) -> None:
+        if sandbox_id == self.stubborn:
+            raise errors.ConflictError("It is busy", hint="Wait.")
+        self.suspended.append(sandbox_id)
+        self.available_gib += 1
+
+    def look(self) -> Room:
+        return Room(available_bytes=int(self.available_gib * GIB), total_bytes=100 * GIB)
+
+    def relief(self) -> Relief:
+        one = cast(Any, self)
+        return Relief(one, one, one, look=self.look)
+
+
+async def test_the_longest_idle_go_first_and_no_more_than_needed() -> None:
+    """Each gives one GiB, and two are needed; who was used within a minute, or works, stays."""
+    keeper = Keeper({"new": 59.0, "busy": 0.0, "old": 900.0, "older": 1000.0, "recent": 61.0})
+    await keeper.relief().relieve(2.0)
+    assert keeper.suspended == ["older", "old"]
+
+
+async def test_prepared_sandboxes_go_before_kernels() -> None:
+    """Where that is enough, no kernel is touched."""
+    keeper = Keeper({"old": 900.0}, prepared=True)
+    await keeper.relief().relieve(1.0)
+    assert (keeper.prepared, keeper.suspended) == (False, [])
+
+
+async def test_one_that_cannot_be_suspended_does_not_save_the_others() -> None:
+    """The next one goes in its place."""
+    keeper = Keeper({"old": 900.0, "older": 1000.0}, stubborn="older")
+    await keeper.relief().relieve(1.0)
+    assert keeper.suspended == ["old"]
+
+
+@pytest.mark.parametrize(("below", "suspended"), [(0.0, []), (0.04, []), (0.06, ["old"]), (4.0, []), (6.0, ["old"])])
+async def test_the_threshold_is_a_fraction_or_gib(below: float, suspended: list[str]) -> None:
+    """5 of 100 GiB are left."""
+    keeper = Keeper({"old": 900.0}, available_gib=5.0)
+    await keeper.relief().relieve(below)
+    assert keeper.suspended == suspended
+
+
+async def test_idle_kernels_are_suspended_after_their_time() -> None:
+    """Those that are used are left alone, again and again."""
+    keeper = Keeper({"old": 0.3, "busy": 0.0})
+    work = asyncio.create_task(keeper.relief().suspend_idle(0.1))
+    async with asyncio.timeout(5):
+        while not keeper.suspended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.3)
+    work.cancel()
+    assert keeper.suspended == ["old"]
+
+
+def test_a_machine_where_all_wait_for_memory_is_short_of_it() -> None:
+    """Whatever is said to be available."""
+    assert Room(available_bytes=99, total_bytes=100, stalled_pct=50.0).short(0.01)
+    assert not Room(available_bytes=99, total_bytes=100, stalled_pct=50.0).short(0.0)
+
+
+@pytest.mark.parametrize("generation", ["v1", "v2", "none"])
+def test_the_tightest_bound_counts(tmp_path: Path, generation: str) -> None:
+    """The machine's memory, or the limit of a control group above this process, less caches."""
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    (proc / "pressure").mkdir()
+    (groups / "jobs" / "one").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  600 kB\n")
+    (proc / "pressure" / "memory").write_text("some avg10=9.00 avg60=0\nfull avg10=1.50 avg60=0.00 total=1\n")
+    limit, used, caches = {
+        "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        "v2": ("memory.max", "memory.current", "inactive_file"),
+        "none": ("", "", ""),
+    }[generation]
+    if generation != "none":
+        kind, options, line = (
+            ("cgroup", "rw,memory", "5:memory:/jobs/one") if generation == "v1" else ("cgroup2", "rw", "0::/jobs/one")
+        )
+        (proc / "self" / "mountinfo").write_text(f"1 2 0:3 / {groups} rw - {kind} x {options}\n")
+        (proc / "self" / "cgroup").write_text(f"{line}\n")
+        (groups / "jobs" / "one" / limit).write_text("max\n" if generation == "v2" else f"{2**63 - 4096}\n")
+        (groups / "jobs" / limit).write_text(f"{500 * 1024}\n")
+        (groups / "jobs" / used).write_text(f"{400 * 1024}\n")
+        (groups / "jobs" / "memory.stat").write_text(f"cache 1\n{caches} {100 * 1024}\n")
+    found = pressure.look(proc=proc)
+    expected = (600, 1000) if generation == "none" else (200, 500)
+    assert (found.available_bytes // 1024, found.total_bytes // 1024) == expected
+    assert found.stalled_pct == 1.5
+
+
+def test_this_machine_has_memory() -> None:
+    """What is found here is no nonsense."""
+    found = pressure.look()
+    assert 0 < found.available_bytes < found.total_bytes
