@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import marshal
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.cgroups import Cgroup
-from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
+from warmcell.sandbox.backends.control import Control
 
 START_STAGE = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import stage; stage.main(int(sys.argv[1]))"
 """An import, since a script itself would be compiled anew at each start."""
@@ -26,7 +25,6 @@ READ_BYTES = 65536
 READ_PAUSE_S = 0.05
 """Pause after each read of what a sandbox says on stderr, so that a flood of it costs the keeper little."""
 START_TIMEOUT_S = 20.0
-LINE_MAX_BYTES = 1 << 20
 
 
 class StageFailedError(Exception):
@@ -88,9 +86,7 @@ class Child:
         self, process: asyncio.subprocess.Process, control: socket.socket, tail: Tail, cgroup: Cgroup | None
     ) -> None:
         self._process = process
-        self._control = control
-        self._buffer = b""
-        self._fds: list[int] = []
+        self._control = Control(control)
         self._tail = tail
         self._cgroup = cgroup
 
@@ -156,7 +152,7 @@ class Child:
         said = await self.line(timeout_s=timeout_s)
         if self._cgroup is not None:
             await asyncio.to_thread(self._cgroup.started, self.pid)
-        fds, self._fds = self._fds, []
+        fds = self._control.take_fds()
         if "failed" in said:
             raise StageFailedError(said["failed"], said["errno"], self.tail)
         return said["stage"], fds
@@ -168,7 +164,7 @@ class Child:
             StageFailedError: It ended instead.
             OperationTimeoutError: It said nothing for too long.
         """
-        said = await self._line(timeout_s)
+        said = await self._control.line(timeout_s)
         if said is None:
             code = await self.wait()
             raise StageFailedError(f"it ended with exit code {code}", 0, self.tail)
@@ -180,7 +176,7 @@ class Child:
         Raises:
             StageFailedError: It could not.
         """
-        said = await self._line()
+        said = await self._control.line(START_TIMEOUT_S)
         if said is not None:
             raise StageFailedError(said["failed"], said["errno"], self.tail)
 
@@ -207,53 +203,3 @@ class Child:
         """Close what belongs to it on this side. Idempotent."""
         self._tail.close()
         self._control.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
-
-    async def _line(self, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any] | None:
-        """The next JSON line, None at the end of what is said."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while b"\n" not in self._buffer:
-                    if len(self._buffer) > LINE_MAX_BYTES or not await self._receive():
-                        return None
-        except TimeoutError:
-            raise OperationTimeoutError(
-                f"A sandbox did not start within {timeout_s:.0f} s",
-                hint="The machine may be overloaded; try again.",
-                details={"operation": "create", "timeout": timeout_s},
-            ) from None
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            said = json.loads(line)
-        except ValueError:
-            said = None
-        if not isinstance(said, dict):
-            raise SandboxStartError(f"The sandbox said {line[:200]!r} while it started", hint=self.tail)
-        return said
-
-    async def _receive(self) -> bool:
-        """Read what has come, descriptors included; False at the end."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                data, fds, _, _ = socket.recv_fds(self._control, READ_BYTES, 8)
-            except BlockingIOError:
-                readable = loop.create_future()
-                loop.add_reader(self._control, _wake, readable)
-                try:
-                    await readable
-                finally:
-                    loop.remove_reader(self._control)
-                continue
-            except ConnectionError:
-                return False
-            self._fds += fds
-            self._buffer += data
-            return bool(data)
-
-
-def _wake(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

@@ -31,7 +31,9 @@ AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH = 4
 MOUNT_ATTR_IDMAP = 0x00100000
-SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 2, 4, 8
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 437, 442
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 ID_MAX = 2**32 - 1
 
@@ -42,6 +44,12 @@ class MountAttr(ctypes.Structure):
     """`struct mount_attr` of mount_setattr(2)."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+class OpenHow(ctypes.Structure):
+    """`struct open_how` of openat2(2)."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 class Refused(Exception):
@@ -150,9 +158,13 @@ def hand_on(control: _socket.socket, inherit: Mapping[str, Any]) -> None:
 def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
 
+    With a `user` in the plan this is root, who makes it for somebody else: what is read or written of that user's files
+    is so with that user's rights.
+
     Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
     """
     uid, gid = os.geteuid(), os.getegid()
+    user: tuple[int, int] | None = plan.get("user")
     if plan["user_namespace"]:
         call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
         write("/proc/self/setgroups", b"deny")
@@ -183,9 +195,16 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
     if plan["fills"]:
-        fill(plan["fills"], owners=not plan["user_namespace"])
+        if user is None:
+            fill(plan["fills"], owners=not plan["user_namespace"])
+        else:
+            fill_as(user, plan["fills"])
     report = {made["name"]: why for made, _, why in clones}
-    report.update({made["name"]: make_overlay(made) for made in plan["overlays"]})
+    report.update({made["name"]: make_overlay(made, base=base, user=user) for made in plan["overlays"]})
+    for made in plan.get("views", ()):
+        attach(clone(choose(made["of"], report)[0]), made["path"])
+    for made in plan.get("nested", ()):
+        nest(made, report)
     handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
     return report, handles
@@ -193,9 +212,13 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
 
 def fill(plan: Sequence[Mapping[str, Any]], *, owners: bool) -> None:
     """Copy what a saved layer has into the file systems of this sandbox, or only what a directory of it itself is."""
-    trees = __import__("trees")  # It lies beside this file; most sandboxes have no use for it.
+    trees = beside("trees")  # Most sandboxes have no use for it.
     for made in plan:
-        source = os.open(made["source"], trees.DIRECTORY)
+        source = made["source"]
+        if isinstance(source, str):
+            source = os.open(source, trees.DIRECTORY)
+        else:  # A descriptor that gives no right to read.
+            source = os.open(".", trees.DIRECTORY, dir_fd=source)
         target = os.open(made["path"], trees.DIRECTORY)
         copy = trees.Copy(
             source, target, most_bytes=made["most_bytes"], most_entries=made["most_entries"], owners=owners
@@ -210,11 +233,45 @@ def fill(plan: Sequence[Mapping[str, Any]], *, owners: bool) -> None:
         os.close(target)
 
 
+def beside(name: str) -> Any:
+    """A module that lies beside this file, in its package or not."""
+    return __import__(f"{__package__}.{name}" if __package__ else name, fromlist=[name])
+
+
+def fill_as(user: tuple[int, int], plan: Sequence[Mapping[str, Any]]) -> None:
+    """`fill` by a process that is that user and nothing more."""
+    beside("trees")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "1 copy saved files"
+        try:
+            os.setgroups([])
+            os.setresgid(user[1], user[1], user[1])
+            os.setresuid(user[0], user[0], user[0])
+            fill(plan, owners=False)
+            said = ""
+        except Refused as error:
+            said = f"{error.errno} {error.step}"
+        finally:
+            os.write(writing, said.encode()[:1000])
+            os._exit(0)
+    os.close(writing)
+    said = os.read(reading, 1000).decode(errors="replace")
+    os.close(reading)
+    os.waitpid(child, 0)
+    if said:
+        number, _, step = said.partition(" ")
+        raise Refused(step, int(number))
+
+
 def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
     """The tree `source`, its owner's files as those of somebody else, as a descriptor of a mount that is nowhere yet.
 
-    With it comes why its owner is as on the host instead, else nothing.
+    With it comes why its owner is as on the host instead, else nothing. A `tree` in the plan is such a descriptor.
     """
+    if "tree" in plan:
+        return plan["tree"], ""
     recursive = AT_RECURSIVE if plan["recursive"] else 0
     tree = call(
         f"open {plan['source']}",
@@ -249,18 +306,112 @@ def attach(tree: int, path: str) -> None:
     os.close(tree)
 
 
-def make_overlay(plan: Mapping[str, Any]) -> str:
+def make_overlay(plan: Mapping[str, Any], *, base: str = "", user: tuple[int, int] | None = None) -> str:
     """Put a writable layer over the tree `lower`; returns why that cannot be, else nothing.
 
     Paths are relative to the base: options cannot hold every character that a path can.
+
+    An overlay uses what lies below it with the rights of who mounted it. With a `user` those are the user's: a layer of
+    the user's own could otherwise open directories that are closed to them.
     """
     os.mkdir(plan["path"])
     options = f"lowerdir={plan['lower']},upperdir={plan['upper']},workdir={plan['work']}{plan['options']}"
     try:
-        mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
+        if user is None:
+            mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
+            return ""
+        if has_mounts_below([f"{base}/{lower}" for lower in plan["lower"].split(":")]):
+            # An overlay does not show them, but what they cover.
+            return "it has other file systems in it"
+        os.setgroups([])
+        libc.setfsgid(user[1])
+        libc.setfsuid(user[0])  # Takes the capabilities away that overrule a file's rights.
+        try:
+            mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
+        finally:
+            libc.setfsuid(0)
+            libc.setfsgid(0)
     except Refused as error:
         return str(error)
     return ""
+
+
+def has_mounts_below(paths: Sequence[str]) -> bool:
+    """Whether something is mounted in one of these trees of ours."""
+    with open("/proc/self/mountinfo") as file:
+        points = [line.split()[4] for line in file]
+    return any(point.startswith(f"{path}/") for point in points for path in paths)
+
+
+def clone(path: str) -> int:
+    """A mount, nowhere yet, of the tree at `path` with all that is mounted in it."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
+    return call(f"open {path}", libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags))
+
+
+def nest(plan: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Put a tree, or a symbolic link, at a place inside another tree.
+
+    That other tree may be changed by its owner meanwhile, so no link in it is followed, and nothing is made in it
+    unless it is a file system of the sandbox's own.
+    """
+    inside = os.open(plan["inside"], os.O_PATH | os.O_DIRECTORY)
+    step = f"find {plan['path']}"
+    try:
+        if "link" in plan:
+            parent, name = os.path.split(plan["path"])
+            over = make_beneath(inside, parent) if parent else os.dup(inside)
+            if name not in os.listdir(over_folder := os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=over)):
+                os.symlink(plan["link"], name, dir_fd=over)  # Else a saved layer has it.
+            os.close(over_folder)
+            os.close(over)
+            return
+        source = choose(plan["source"], report)[0]
+        try:
+            over = open_beneath(inside, plan["path"])
+        except FileNotFoundError:
+            if not plan["make"]:
+                raise
+            over = make_beneath(inside, plan["path"], whole=os.path.isdir(source))
+        tree = clone(source)
+        flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+        call(f"attach {plan['path']}", libc.syscall(SYS_MOVE_MOUNT, tree, b"", over, b"", flags))
+        os.close(tree)
+        os.close(over)
+    except OSError as error:
+        raise Refused(step, error.errno or 0) from None
+    finally:
+        os.close(inside)
+
+
+def open_beneath(directory: int, path: str) -> int:
+    """A descriptor of `path` below `directory`, no part of which may be a link."""
+    how = OpenHow(
+        os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    )
+    fd = libc.syscall(SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int(fd)
+
+
+def make_beneath(directory: int, path: str, *, whole: bool = True) -> int:
+    """As `open_beneath`; what of the path is missing is made."""
+    here = os.dup(directory)
+    parts = path.split("/")
+    for number, part in enumerate(parts):
+        try:
+            if number == len(parts) - 1 and not whole:
+                os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=here))
+            else:
+                os.mkdir(part, 0o755, dir_fd=here)
+        except FileExistsError:
+            pass
+        below = open_beneath(here, part)
+        os.close(here)
+        here = below
+    return here
 
 
 _namespaces: dict[tuple[int, int, int, int], int] = {}

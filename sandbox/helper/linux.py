@@ -19,6 +19,7 @@ MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 436, 437, 442
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 2, 4
+CLOSE_RANGE_CLOEXEC = 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAP_AMBIENT = 1, 4, 8, 15, 47
 PR_CAP_AMBIENT_RAISE = 2
 CAP_SYS_RESOURCE, CAP_LAST = 24, 40
@@ -106,6 +107,14 @@ def close_but(kept: list[int]) -> None:
                 "close_range",
             )
         low = fd + 1
+
+
+def close_at_exec() -> None:
+    """Whatever is open above 2 closes when this process executes something, though it had been given otherwise."""
+    everything = ctypes.c_uint(0xFFFFFFFF)
+    _checked(
+        _libc.syscall(SYS_CLOSE_RANGE, ctypes.c_uint(3), everything, ctypes.c_uint(CLOSE_RANGE_CLOEXEC)), "close_range"
+    )
 
 
 def die_with_parent(signal_number: int = 9) -> None:

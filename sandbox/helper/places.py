@@ -10,7 +10,7 @@ from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NAMESPACES = ("ipc", "uts", "net", "pid", "mnt")
 """In the order in which they are joined: after the last no file of the host can be reached any more."""
@@ -67,8 +67,13 @@ def guest_pid_of(pid: int) -> int:
     return int(status(pid).get("NSpid", "0").split()[-1])
 
 
-def identify(pidfd: int, caller: int) -> Place:
+def identify(pidfd: int, caller: int, owns: Callable[[int, int, int], bool] | None = None) -> Place:
     """The sandbox whose first process `pidfd` is, if it is one that `caller` may use.
+
+    Args:
+        pidfd: Of its first process.
+        caller: Who asks.
+        owns: Tells of a user, a process and when that began whether the helper has made it for that user.
 
     Raises:
         HelperError: It is not.
@@ -99,7 +104,9 @@ def identify(pidfd: int, caller: int) -> Place:
                 hint="Let the helper make the sandbox: `systemctl enable --now warmcell-helper`, then start it anew.",
             )
         if caller not in (0, int(found["Uid"].split()[0])):
-            raise refusal
+            began = _began(process)
+            if owns is None or not owns(caller, pid, began):
+                raise refusal
         for name in NAMESPACES:
             if theirs[name] != own[name]:
                 namespaces[name] = os.open(f"ns/{name}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
@@ -119,6 +126,12 @@ def _pid_of(pidfd: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def _began(process: int) -> int:
+    """When the process began whose directory in /proc is open, in clock ticks since boot."""
+    with open(os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)) as file:
+        return int(file.read().rpartition(")")[2].split()[19])
 
 
 def _ended(pidfd: int) -> bool:

@@ -17,6 +17,7 @@ import sys
 import time
 
 from warmcell.sandbox.helper import dump, linux, places, probe, program, restore
+from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import Shelf, full
@@ -25,6 +26,9 @@ from warmcell.sandbox.helper.wire import Conversation
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from warmcell.sandbox.helper.maker import Maker
+    from warmcell.sandbox.helper.places import Place
 
 VERSION = "1"
 """Of the protocol."""
@@ -37,16 +41,26 @@ BACKGROUND_NICE = 10
 class Helper:
     """What all operations share: which criu, where images are, what criu knows of this machine."""
 
-    def __init__(self, base: str, environment: Mapping[str, str], *, only: int | None = None) -> None:
+    def __init__(
+        self,
+        base: str,
+        environment: Mapping[str, str],
+        *,
+        only: int | None = None,
+        maker: Maker | None = None,
+    ) -> None:
         """Configure it.
 
         Args:
             base: Directory of all images.
             environment: Where WARMCELL_CRIU and PATH are looked up.
             only: The one uid that it serves, besides root; everybody if None.
+            maker: What makes sandboxes for ordinary users, if it does.
         """
         self.base = base
         self.only = only
+        self.maker = maker
+        self.busy = Busy()
         self._environment = environment
         self._program: program.Program | None = None
         self._operations: Mapping[str, Callable[[Conversation], None]] = {
@@ -56,6 +70,7 @@ class Helper:
             "restore": self._restore,
             "images": self._images,
             "drop": self._drop,
+            "create": self._create,
         }
 
     def program(self) -> program.Program:
@@ -79,6 +94,8 @@ class Helper:
         """What is done once, before the first request, so that each worker has it. Nothing that fails is fatal."""
         with contextlib.suppress(HelperError):
             self.program()
+        if self.maker is not None:
+            self.maker.prepare()
 
     def tidy(self) -> None:
         """Remove what an earlier helper that was killed has left, and finish what it had begun."""
@@ -116,16 +133,18 @@ class Helper:
                 "hint": hint,
                 "kernel": program.release(),
                 "cpu": program.flags(),
+                "makes": self.maker is not None and not self.maker.why_not,
+                "makes_why_not": "" if self.maker is None else self.maker.why_not,
             }
         )
 
     def _enroll(self, conversation: Conversation) -> None:
-        place = places.identify(conversation.pidfd(), conversation.uid)
+        place = self._place(conversation)
         dump.enroll(place, probe.cache(self.program(), self.base))
         conversation.say({"ok": True})
 
     def _dump(self, conversation: Conversation) -> None:
-        place = places.identify(conversation.pidfd(), conversation.uid)
+        place = self._place(conversation)
         then = conversation.text("then", choices=("stop", "go_on"))
 
         def frozen() -> None:
@@ -156,7 +175,7 @@ class Helper:
         draft.close(keep=True)
 
     def _restore(self, conversation: Conversation) -> None:
-        place = places.identify(conversation.pidfd(), conversation.uid)
+        place = self._place(conversation)
         answer = restore.restore(
             self.program(),
             self._shelf(conversation),
@@ -167,6 +186,17 @@ class Helper:
             caller=conversation.fileno(),
         )
         conversation.say({"ok": True, **answer})
+
+    def _place(self, conversation: Conversation) -> Place:
+        owns = None if self.maker is None else self.maker.owners.owns
+        return places.identify(conversation.pidfd(), conversation.uid, owns)
+
+    def _create(self, conversation: Conversation) -> None:
+        if self.maker is None:
+            raise HelperError("unsupported", "This helper makes no sandboxes", hint="Ask the system's.")
+        self.program()  # A sandbox of its making is of use only if it can be saved.
+        self.busy.for_long()
+        self.maker.make(conversation, alive=self.busy.alive)
 
     def _images(self, conversation: Conversation) -> None:
         conversation.say({"ok": True, "images": self._shelf(conversation).images()})
@@ -198,51 +228,58 @@ def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = No
     waiting.register(stop_reading, select.POLLIN)
     if lifeline is not None:
         waiting.register(lifeline, select.POLLIN | select.POLLHUP)
-    workers = {_worker(helper.tidy, [listening], [stop_reading, stop_writing])}
+    busy = helper.busy
+    _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
     while True:
         ready = dict(waiting.poll())
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
-            _reap(workers)
+            _reap(busy)
             if signal.SIGTERM in received:
                 break
         if lifeline is not None and lifeline in ready:
             break
         if listening.fileno() in ready:
-            while len(workers) >= WORKERS_MAX:
-                _reap(workers, wait=True)
+            while busy.is_full(WORKERS_MAX):
+                _reap(busy, wait=True)
             with contextlib.suppress(OSError):
                 connection, _ = listening.accept()
                 with connection:
                     work = functools.partial(_converse, helper, connection)
-                    workers.add(_worker(work, [listening], [stop_reading, stop_writing]))
+                    _worker(busy, work, [listening], [stop_reading, stop_writing])
     listening.close()
+    _drain(busy, stop_reading, busy.count)
+    busy.let_go()
+    _drain(busy, stop_reading, busy.holds)
+
+
+def _drain(busy: Busy, stop_reading: int, left: Callable[[], int | bool]) -> None:
+    """Let workers end, for a while."""
     deadline = time.monotonic() + DRAIN_S
-    while workers and time.monotonic() < deadline:
-        waiting = select.poll()
-        waiting.register(stop_reading, select.POLLIN)
-        _reap(workers)
-        if workers:
-            waiting.poll(1000)
-            with contextlib.suppress(BlockingIOError):
-                os.read(stop_reading, 4096)
+    waiting = select.poll()
+    waiting.register(stop_reading, select.POLLIN)
+    _reap(busy)
+    while left() and time.monotonic() < deadline:
+        waiting.poll(1000)
+        with contextlib.suppress(BlockingIOError):
+            os.read(stop_reading, 4096)
+        _reap(busy)
 
 
-def _reap(workers: set[int], *, wait: bool = False) -> None:
+def _reap(busy: Busy, *, wait: bool = False) -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, _ = os.waitpid(-1, 0 if wait else os.WNOHANG)
             if pid == 0:
                 return
-            workers.discard(pid)
+            busy.ended(pid)
             wait = False
 
 
-def _worker(work: Callable[[], None], listening: list[socket.socket], own: list[int]) -> int:
+def _worker(busy: Busy, work: Callable[[], None], listening: list[socket.socket], own: list[int]) -> None:
     """Start `work` in a process of its own, without what only the loop needs."""
-    child = os.fork()
-    if child:
-        return child
+    if busy.forked() is not None:
+        return
     code = 1
     try:
         signal.set_wakeup_fd(-1)
@@ -286,7 +323,7 @@ def _converse(helper: Helper, connection: socket.socket) -> None:
         outcome = f"{problem.code}: {problem.message}"
         conversation.fail(problem)
     request = conversation.request
-    named = " ".join(f"{name}={request[name]!r}" for name in ("op", "image", "pid", "then") if name in request)
+    named = " ".join(f"{name}={request[name]!r}" for name in ("op", "id", "image", "pid", "then") if name in request)
     audit(f"uid={conversation.uid} {named} ms={1e3 * (time.perf_counter() - began):.0f} {outcome}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-START = "import sys; sys.path.append({folder!r}); from warmcell.sandbox.helper import server; server.main(sys.argv[1:])"
+START = "import sys; sys.path.append({folder!r}); from warmcell.sandbox.helper import {name}; {name}.main(sys.argv[1:])"
 
 
 def command(python: str, *, listening: int, lifeline: int, base: str, for_all: bool = False) -> list[str]:
@@ -23,9 +23,23 @@ def command(python: str, *, listening: int, lifeline: int, base: str, for_all: b
         "-I",
         "-S",
         "-c",
-        START.format(folder=folder),
+        START.format(folder=folder, name="server"),
         str(listening),
         str(lifeline),
         base,
         str(int(for_all)),
     ]
+
+
+def system_command(python: str, *, socket: str, images: str, most: int, folder: Path | None = None) -> list[str]:
+    """The command line of a machine's helper.
+
+    Args:
+        python: An interpreter of root's.
+        socket: Where it listens.
+        images: Directory of all users' images.
+        most: Sandboxes of one user at a time.
+        folder: Where the package lies; where this one does if None.
+    """
+    begin = START.format(folder=str(folder or Path(__file__).parents[3]), name="system")
+    return [python, "-I", "-S", "-c", begin, socket, images, str(most)]

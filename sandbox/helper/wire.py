@@ -13,12 +13,12 @@ from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 LINE_MAX_BYTES = 1 << 16
 REQUEST_TIMEOUT_S = 10.0
-FDS_MAX = 4
+FDS_MAX = 64
 
 
 class Conversation:
@@ -27,7 +27,7 @@ class Conversation:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._rest = b""
-        _, self.uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, self.uid, self.gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self.fds: list[int] = []
         connection.settimeout(REQUEST_TIMEOUT_S)
         self.request = self._read_request()
@@ -35,10 +35,13 @@ class Conversation:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def say(self, answer: Mapping[str, Any]) -> None:
-        """Answer; a caller that has gone misses it."""
+    def say(self, answer: Mapping[str, Any], *, fds: Sequence[int] = ()) -> None:
+        """Answer, with descriptors; a caller that has gone misses it."""
+        line = json.dumps(answer).encode() + b"\n"
         with contextlib.suppress(OSError):
-            self._connection.sendall(json.dumps(answer).encode() + b"\n")
+            if fds:
+                line = line[socket.send_fds(self._connection, [line], fds) :]
+            self._connection.sendall(line)
 
     def fail(self, error: HelperError) -> None:
         """Answer with an error."""

@@ -1,18 +1,20 @@
 """The `bubblewrap` backend: namespaces, a private root, no capabilities, a system call filter. No daemon, no root."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.backends.bubblewrap import binary, diagnose, rootfs
+from warmcell.sandbox.backends.bubblewrap import binary, diagnose, helped, rootfs
 from warmcell.sandbox.backends.bubblewrap.instance import BubblewrapInstance, Remains
 from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared, prepare
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.errors import UnsupportedOperationError
 from warmcell.sandbox.models import (
     MIB,
     BackendReport,
@@ -23,6 +25,8 @@ from warmcell.sandbox.models import (
     SandboxSpec,
 )
 from warmcell.sandbox.paths import Paths, private_directory
+
+log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 SLOWEST_BYTES_S = 20 * MIB
@@ -36,13 +40,15 @@ class BubblewrapBackend:
 
     name = "bubblewrap"
 
-    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = ()) -> None:
+    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = (), helper: helped.Connect | None = None) -> None:
         """Configure it.
 
         Args:
             paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
             hidden: Further directories that no sandbox sees, even where a workspace contains them.
+            helper: How to reach the system's helper, which makes an ordinary user's sandboxes where it can.
         """
+        self._helper = helper if os.getuid() != 0 else None
         self._paths = paths
         self._hidden = tuple(hidden)
         self._cgroups = Cgroups()
@@ -86,6 +92,11 @@ class BubblewrapBackend:
         try:
             if layer is not None:
                 remains.layer_fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if self._helper is not None:
+                try:
+                    return await self._have_started(self._helper, spec, sandbox_id, prepared, remains)
+                except UnsupportedOperationError as error:
+                    log.info("sandbox %s is made without the helper: %s", sandbox_id, error.message)
             return await self._start(spec, sandbox_id, prepared, remains)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
@@ -103,7 +114,6 @@ class BubblewrapBackend:
     async def _start(
         self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains
     ) -> BubblewrapInstance:
-        directory = remains.directory
         limits = await in_thread(self._make_room, spec, sandbox_id, remains)
         most = _most_processes(spec, limits["pids"])
         if most is not None:
@@ -119,19 +129,45 @@ class BubblewrapBackend:
         except ProcessLookupError:
             raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
         await child.line()  # {"up": true}
-        run = directory / "run"
-        await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
-        layer_why = _why_no_layer(prepared, report)
-        layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
-        return BubblewrapInstance(
-            remains,
-            child=child,
-            pid=pid,
-            run_directory=run,
-            limits={**limits, "layer": layer},
-            workspace_note=_workspace_note(spec, report),
-            parts=prepared.parts,
-        )
+        return await _instance(spec, prepared, remains, child=child, pid=pid, limits=limits, report=report)
+
+    async def _have_started(
+        self, helper: helped.Connect, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains
+    ) -> BubblewrapInstance:
+        """Let the helper make it.
+
+        Raises:
+            UnsupportedOperationError: It makes no such sandbox.
+        """
+        child, fds, limits, report = await helped.start(helper, prepared, spec, sandbox_id)
+        remains.child = child
+        remains.run_fd, remains.base_fd = fds
+        return await _instance(spec, prepared, remains, child=child, pid=child.first, limits=limits, report=report)
+
+
+async def _instance(
+    spec: SandboxSpec,
+    prepared: Prepared,
+    remains: Remains,
+    *,
+    child: Child | helped.HelperChild,
+    pid: int,
+    limits: Mapping[str, LimitStatus],
+    report: Mapping[str, str],
+) -> BubblewrapInstance:
+    run = remains.directory / "run"
+    await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+    layer_why = _why_no_layer(prepared, report)
+    layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
+    return BubblewrapInstance(
+        remains,
+        child=child,
+        pid=pid,
+        run_directory=run,
+        limits={**limits, "layer": layer},
+        workspace_note=_workspace_note(spec, report),
+        parts=prepared.parts,
+    )
 
 
 def _most_processes(spec: SandboxSpec, status: LimitStatus) -> int | None:

@@ -24,14 +24,14 @@ def choose(workspace: Path | None) -> Identity:
     """An ordinary user's own uid; as root the workspace owner's where that is not root, else one that nobody has."""
     uid, gid = os.getuid(), os.getgid()
     if uid != 0:
-        return Identity(uid=uid, gid=gid, name=_name_of(uid) or GUEST_NAME)
+        return Identity(uid=uid, gid=gid, name=name_of(uid) or GUEST_NAME)
     if workspace is not None:
         found = workspace.stat()
         if found.st_uid != 0:
             return Identity(
                 uid=found.st_uid,
                 gid=_primary_group(found.st_uid) or found.st_gid or found.st_uid,
-                name=_name_of(found.st_uid) or GUEST_NAME,
+                name=name_of(found.st_uid) or GUEST_NAME,
             )
     uid = unused_uid()
     return Identity(uid=uid, gid=uid, name=GUEST_NAME)
@@ -40,12 +40,13 @@ def choose(workspace: Path | None) -> Identity:
 def unused_uid() -> int:
     """The same on each call, as long as nobody takes it."""
     uid = UNUSED_UID
-    while _name_of(uid) is not None:
+    while name_of(uid) is not None:
         uid += 1
     return uid
 
 
-def _name_of(uid: int) -> str | None:
+def name_of(uid: int) -> str | None:
+    """What a guest of this uid is called; None where nobody has it."""
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:

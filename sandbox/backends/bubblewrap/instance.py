@@ -9,6 +9,7 @@ from pathlib import Path
 
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.bubblewrap import layer
+from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
 from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import RUN
 from warmcell.sandbox.backends.cgroups import Cgroup
@@ -26,7 +27,7 @@ class Remains:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.layer: Path | None = None
-        self.child: Child | None = None
+        self.child: Child | HelperChild | None = None
         self.cgroup: Cgroup | None = None
         self.init_fd = -1
         self.run_fd = -1
@@ -83,7 +84,7 @@ class BubblewrapInstance:
         self,
         remains: Remains,
         *,
-        child: Child,
+        child: Child | HelperChild,
         pid: int,
         run_directory: Path,
         limits: Mapping[str, LimitStatus],
@@ -104,12 +105,16 @@ class BubblewrapInstance:
 
     def processes(self) -> Sequence[int]:
         """Host pids of bubblewrap and of everything in the sandbox."""
+        if isinstance(self._child, HelperChild):
+            return self._child.processes()
         if self._child.ended:
             return ()
         return (self._child.pid, *descendants(self._child.pid))
 
     def oom_kills(self) -> int:
         """As far as its memory group tells."""
+        if isinstance(self._child, HelperChild):
+            self._oom_kills = max(self._oom_kills, self._child.oom_kills())
         if self._remains.cgroup is not None:
             self._oom_kills = max(self._oom_kills, self._remains.cgroup.oom_kills())
         return self._oom_kills

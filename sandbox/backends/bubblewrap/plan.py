@@ -17,7 +17,7 @@ from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.guest_tree import guest_tree
-from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
@@ -35,6 +35,10 @@ class Prepared:
     files: Mapping[int, bytes]
     disk: Path | None
     """Directory of the layer, where that is not in memory."""
+    view: View
+    """What the sandbox sees, as it was planned."""
+    home: str
+    python: Path
     parts: Parts
     """What `save_layer` saves."""
     filled_bytes: int
@@ -79,7 +83,7 @@ def prepare(
 
     rootfs.system(view)
     rootfs.graphics(view, gpus)
-    files, links = rootfs.configuration(view, spec, home=home, name=hostname(sandbox_id))
+    files, links = rootfs.configuration(view, spec.network, home=home, name=hostname(sandbox_id))
     for name, target, size in (
         ("tmp", "/tmp", spec.limits.layer_bytes),
         ("shm", "/dev/shm", spec.limits.shm_bytes),
@@ -119,15 +123,6 @@ def prepare(
     rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
-    env = {
-        "PATH": f"{environment.python.parent}:{SEARCH_PATH}",
-        "HOME": home,
-        "USER": identity.name,
-        "LOGNAME": identity.name,
-        "SHELL": "/bin/bash",
-        "LANG": "C.UTF-8",
-        "TMPDIR": "/tmp",
-    }
     return Prepared(
         mounts={
             "base": str(view.base),
@@ -141,18 +136,12 @@ def prepare(
             "overlays": view.overlays,
             "run": "run",
         },
-        argv=[
-            str(bwrap),
-            *_namespaces(spec, identity, sandbox_id, as_root=as_root),
-            *view.words(),
-            *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
-            *(word for name, value in env.items() for word in ("--setenv", name, value)),
-            *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
-            *_without_privileges(identity, as_root=as_root),
-            *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
-            *(str(environment.python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
-            *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(environment.python), "--namespace", "own"),
-        ],
+        argv=command(
+            view, bwrap=bwrap, sandbox_id=sandbox_id, network=spec.network, home=home, python=environment.python
+        ),
+        view=view,
+        home=home,
+        python=environment.python,
         disk=disk,
         parts=Parts(parts=view.parts, marks=fits["marks"], fits=fits),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
@@ -160,10 +149,36 @@ def prepare(
     )
 
 
-def _namespaces(spec: SandboxSpec, identity: Identity, sandbox_id: SandboxId, *, as_root: bool) -> list[str]:
+def command(view: View, *, bwrap: Path, sandbox_id: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
+    """The command line that becomes the sandbox, choices of the stage among its words."""
+    identity, as_root = view.identity, view.as_root
+    env = {
+        "PATH": f"{python.parent}:{SEARCH_PATH}",
+        "HOME": home,
+        "USER": identity.name,
+        "LOGNAME": identity.name,
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+    }
+    return [
+        str(bwrap),
+        *_namespaces(network, identity, sandbox_id, as_root=as_root),
+        *view.words(),
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+        *(word for name, value in env.items() for word in ("--setenv", name, value)),
+        *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
+        *_without_privileges(identity, as_root=as_root),
+        *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
+        *(str(python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
+        *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(python), "--namespace", "own"),
+    ]
+
+
+def _namespaces(network: Network, identity: Identity, sandbox_id: SandboxId, *, as_root: bool) -> list[str]:
     """One by one: `--unshare-all` would silently make a user namespace for root, in which no other uid exists."""
     words = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    if spec.network == "none":
+    if network == "none":
         words.append("--unshare-net")
     if as_root:
         words += ["--cap-drop", "ALL"]

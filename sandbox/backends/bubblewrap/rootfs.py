@@ -15,7 +15,7 @@ from warmcell.sandbox.backends.bubblewrap import etc
 from warmcell.sandbox.backends.bubblewrap.identity import Identity
 from warmcell.sandbox.backends.bubblewrap.layer import Part, Saved
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, GpuDevice, Mount, SandboxSpec
+from warmcell.sandbox.models import MIB, GpuDevice, Mount, Network
 
 BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
@@ -207,10 +207,10 @@ def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
 
 
 def configuration(
-    view: View, spec: SandboxSpec, *, home: str, name: str
+    view: View, network: Network, *, home: str, name: str
 ) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
     """/etc. Returns the files and links that the stage writes, by their paths below its base."""
-    made = etc.compose(view.identity, home=home, name=name, network=spec.network)
+    made = etc.compose(view.identity, home=home, name=name, network=network)
     names = {"etc"}
     for name in (*made.files, *made.links):
         names.update(f"etc/{parent}" for parent in Path(name).parents if str(parent) != ".")

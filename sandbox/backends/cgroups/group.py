@@ -62,11 +62,13 @@ class Cgroup:
 
     def oom_kills(self) -> int:
         """How many of its processes were killed for memory; 0 where no memory group is."""
+        return counter(Path(self.events()), "oom_kill") if "memory" in self._directories else 0
+
+    def events(self) -> str:
+        """The file that counts them, which anybody may read; empty where no memory group is."""
         directory = self._directories.get("memory")
-        if directory is None:
-            return 0
         name = "memory.events" if self._version == 2 else "memory.oom_control"
-        return counter(directory / name, "oom_kill")
+        return "" if directory is None else str(directory / name)
 
     def kill(self) -> None:
         """Kill all members, with version 2 those included that are being started meanwhile."""

@@ -43,7 +43,7 @@ def rewriting(image: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             for directory in (new, *(path for path in new.rglob("*") if path.is_dir())):
                 _flush(directory)
-        _exchange(new, image)
+        swap(new, image)
         if durable:
             _flush(image.parent)
     finally:
@@ -107,7 +107,12 @@ def _flush(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _exchange(one: Path, other: Path) -> None:
+def swap(one: Path, other: Path) -> None:
+    """Let two directories change places, at one moment.
+
+    Raises:
+        OSError: The file system cannot do that.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
         number = ctypes.get_errno()
