@@ -1,7 +1,7 @@
 """Which engines there are to measure, found out with real kernels: one saved, and one started anew."""
 
 from benchmarks.keeper import Keeper
-from benchmarks.p1_start import OURS, STARTS, TOLD
+from benchmarks.p1_start import OURS, STARTS, in_use
 from benchmarks.server import JupyterServer
 from tests.leaks import own_places
 from warmcell.sandbox.errors import UnsupportedOperationError
@@ -26,10 +26,7 @@ async def why_no_starts() -> str:
     """Why new kernels do not come from a snapshot where kernels can be saved; empty where they do."""
     with own_places() as places:
         async with JupyterServer(places, settings=STARTS["criu"]) as server:
-            first = await server.start_kernel(OURS)
-            await server.warm()
-            second = await server.start_kernel(OURS)
-            told = (await server.sandbox(second))["started_from"]
-            for kernel_id in (first, second):
-                await server.delete_kernel(kernel_id)
-    return "" if told == TOLD["criu"] else f"new kernels come from: {told}"
+            await in_use(server, prepared=True)
+            async with Keeper(places) as keeper:
+                kinds = {snapshot["kind"] for snapshot in await keeper.snapshots()}
+    return "" if "template" in kinds else "no template was saved as a snapshot"

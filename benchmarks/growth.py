@@ -44,7 +44,10 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         rows = content["costs"]
         for name, mark in zip(COSTS, "os^x", strict=True):
             axes.plot([row["state_mb"] for row in rows], [row[name] for row in rows], marker=mark, label=name)
-        axes.set(xscale="log", yscale="log", xlabel="state in MB", ylabel="seconds")
+        axes.set(xscale="log", yscale="log", xlabel="state in MB", ylabel="seconds", ylim=(0.02, None))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend()
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "warmcell benchmarks"})

@@ -48,6 +48,11 @@ class Keeper:
         answer: dict[str, Any] = await self._client.post(f"/sandboxes/{sandbox_id}/{verb}", body, timeout=600.0)
         return answer
 
+    async def snapshots(self) -> list[dict[str, Any]]:
+        """What is told of all snapshots."""
+        found: list[dict[str, Any]] = (await self._client.get("/snapshots"))["snapshots"]
+        return found
+
     async def sizes(self, snapshot: str) -> dict[str, float]:
         """What a snapshot takes: its image and its files on disk by themselves, and the memory that it is of."""
         info = await self._client.get(f"/snapshots/{snapshot}")

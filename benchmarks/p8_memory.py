@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.keeper import Process, processes
-from benchmarks.p1_start import OURS, PLAIN, STARTS, TOLD, check_start, in_use
+from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
@@ -88,7 +88,7 @@ async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
                 kernel_ids.append(await server.start_kernel(OURS))
                 async with server.channels(kernel_ids[-1]) as kernel:
                     await kernel.execute(f"{TORCH}; open('/proc/self/comm', 'w').write('{NAME}{number}')")
-                check_start(await server.sandbox(kernel_ids[-1]), TOLD[engine])
+                check_start(await server.sandbox(kernel_ids[-1]), "template")
             found = sandboxes_bytes(places.runtime)
             for kernel_id in kernel_ids:
                 await server.delete_kernel(kernel_id)
