@@ -26,8 +26,8 @@ from warmcell.sandbox.paths import Paths
 ANSWER_TIMEOUT_S = 3.0
 """A keeper that says nothing for so long is taken for one that hangs."""
 
-END_TIMEOUT_S = 20.0
-"""For the keeper to stop its sandboxes; then it is killed."""
+END_TIMEOUT_S = 120.0
+"""For the keeper to suspend its kernels and to stop its sandboxes; then it is killed."""
 
 KILL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 40.0
@@ -73,7 +73,7 @@ class Cleaning:
         return f"The keeper (process {pid}) runs with {count} sandbox{'' if count == 1 else 'es'}"
 
     def clean(self) -> Cleaned:
-        """End the keeper and remove everything but logs and persistent homes.
+        """End the keeper and remove everything but logs, persistent homes and snapshots.
 
         Raises:
             OperationTimeoutError: The keeper cannot be ended, or one is being started for too long.
@@ -176,7 +176,7 @@ class Cleaning:
                     removed.append(str(path))
             with contextlib.suppress(OSError):
                 parent.rmdir()
-        for path in (self._paths.keeper_socket, self._paths.keeper_lock):
+        for path in (self._paths.keeper_socket, self._paths.keeper_lock, self._paths.helper_socket):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
                 removed.append(str(path))

@@ -88,6 +88,8 @@ class Wiring:
         for directory in sorted(self.paths.kernels.glob("*")):
             shutil.rmtree(directory, ignore_errors=True)
             removed.append(f"kernel sockets {directory}")
+        if self.paths.helper_socket.exists():  # Its helper ended with the keeper.
+            self.paths.helper_socket.unlink()
         for what in removed:
             log.warning("removed a leftover: %s", what)
 
