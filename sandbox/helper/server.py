@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from warmcell.sandbox.helper import dump, linux, places, probe, program, restore
+from warmcell.sandbox.helper import compacting, dump, linux, places, probe, program, restore
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
@@ -155,9 +155,10 @@ class Helper:
                 timeout_s=THAW_TIMEOUT_S,
             )
 
+        shelf = self._shelf(conversation)
         draft, answer = dump.dump(
             self.program(),
-            self._shelf(conversation),
+            shelf,
             place,
             image=conversation.text("image"),
             guest_pid=conversation.number("pid"),
@@ -173,6 +174,7 @@ class Helper:
         with contextlib.suppress(FileNotFoundError):
             draft.finish()
         draft.close(keep=True)
+        compacting.attend(shelf, draft.image)
 
     def _restore(self, conversation: Conversation) -> None:
         place = self._place(conversation)

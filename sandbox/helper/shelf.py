@@ -153,7 +153,19 @@ class Draft:
         fcntl.flock(self.fd, fcntl.LOCK_SH)
 
     def commit(self, about: Mapping[str, Any], *, old_pages: Mapping[str, int]) -> None:
-        """Give it its name. It is complete then; its checksums follow by `finish`.
+        """Give it its name; see `seal`."""
+        self.seal(about, old_pages=old_pages)
+        target = self._shelf.place(self.image)
+        try:
+            os.rename(self.path, target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise HelperError("conflict", f"There is an image {self.image} already") from error
+            raise
+        self.path = target
+
+    def seal(self, about: Mapping[str, Any], *, old_pages: Mapping[str, int]) -> None:
+        """Say that it is complete; its checksums follow by `finish`.
 
         Args:
             about: What is to be known of it.
@@ -178,14 +190,6 @@ class Draft:
         said = {**about, "id": self.image, "files": files, "plain": plain, "memory": sorted(os.listdir(memory))}
         self._about = {**said, "boot_id": boot_id(), "finished": None}
         self._shelf.seals.write(f"{self.path}/{ABOUT}", self._about, durable=False)
-        target = self._shelf.place(self.image)
-        try:
-            os.rename(self.path, target)
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-                raise HelperError("conflict", f"There is an image {self.image} already") from error
-            raise
-        self.path = target
 
     def finish(self) -> None:
         """Put all of it on disk, and compute the checksums of its memory. Stops when it is dropped meanwhile."""
@@ -209,18 +213,18 @@ class Image:
         self.path = shelf.place(image)
         self.about: dict[str, Any] = {}
         self._image, self._shelf = image, shelf
-        try:
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise not_found(image) from None
-        fcntl.flock(self.fd, fcntl.LOCK_SH)
-        # Whoever drops an image renames it first and then waits for this lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
-                self.path = f"/proc/self/fd/{self.fd}"
-                return
-        os.close(self.fd)
-        raise not_found(image)
+        while True:
+            try:
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise not_found(image) from None
+            fcntl.flock(self.fd, fcntl.LOCK_SH)
+            # Whoever drops an image renames it first and then waits for this lock; one that was compacted is another.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
+                    self.path = f"/proc/self/fd/{self.fd}"
+                    return
+            os.close(self.fd)
 
     def verify(self) -> None:
         """Compare everything with what was written.
@@ -262,6 +266,10 @@ class Image:
                 changed = True
         if changed:
             self._shelf.seals.write(f"{self.path}/{ABOUT}", self.about)
+
+    def release(self) -> None:
+        """Let it be dropped, though it can be looked at still."""
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Let it be dropped again."""

@@ -68,6 +68,7 @@ def hold(
     """
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.fchown(writing, conversation.uid, conversation.gid)  # Programs open their own stderr by its name.
     child = os.fork()
     if child == 0:
         _become(theirs, writing)
@@ -105,7 +106,10 @@ def hold(
             _kill(first)
             code = _wait(child, process)
             child = -1
-        killed = 0 if group is None else group.oom_kills()
+        killed = 0
+        if group is not None:
+            killed = group.oom_kills()
+            group.remove_within(GRACE_S)
         conversation.say({"ended": code, "oom_kills": killed})
     finally:
         if child > 0:

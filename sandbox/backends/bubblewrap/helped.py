@@ -29,6 +29,7 @@ from warmcell.sandbox.models import LimitStatus, SandboxId, SandboxSpec
 Connect = Callable[[], Awaitable[socket.socket]]
 """A connection to the helper, not blocking; raises `BackendUnavailableError` where there is none."""
 TIMEOUT_S = 90.0
+GIVE_UP_S = 5.0
 FDS_MAX = 64
 GONE = "The helper that had made the sandbox has ended"
 REFUSALS = ("invalid_request", "unsupported", "backend_unavailable", "protocol")
@@ -44,6 +45,7 @@ class HelperChild:
         self._tail = tail
         self._events = str(said["events"])
         self._left = ""
+        self._killed = 0
         self.pid = int(said["outer"])
         self.first = int(said["pid"])
         self._first_fd = os.pidfd_open(self.first)
@@ -87,14 +89,16 @@ class HelperChild:
         """As far as its memory group tells."""
         with contextlib.suppress(OSError, ValueError):
             words = Path(self._events).read_text().split() if self._events else []
-            return int(words[words.index("oom_kill") + 1])
-        return 0
+            if words:
+                self._killed = max(self._killed, int(words[words.index("oom_kill") + 1]))
+        return self._killed
 
     async def _until_end(self) -> int:
         said = None
         with contextlib.suppress(WarmcellError):
             said = await self._control.line(None)
-        if said is not None and isinstance(said.get("ended"), int):
+        if said is not None and "ended" in said:
+            self._killed = int(said["oom_kills"])
             return int(said["ended"])
         # Its warden has gone, and with it, at once or soon, all of it.
         await _hung_up(self._first_fd)
@@ -137,10 +141,17 @@ async def start(
     finally:
         for fd in fds:
             os.close(fd)
-        if control is not None:
-            control.close()
-        elif connection is not None:
-            connection.close()
+        if connection is not None and control is not None:
+            await asyncio.shield(asyncio.create_task(_given_up(connection, control)))
+
+
+async def _given_up(connection: socket.socket, control: Control) -> None:
+    """Hang up, and wait until the helper has removed what it had made."""
+    with contextlib.suppress(OSError, WarmcellError):
+        connection.shutdown(socket.SHUT_WR)
+        while await control.line(GIVE_UP_S) is not None:
+            pass
+    control.close()
 
 
 def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> tuple[dict[str, Any], list[int]]:

@@ -1,4 +1,6 @@
-"""The contract as a command: `python -m warmcell.sandbox.testing.contract bubblewrap|process|MODULE:FACTORY`.
+"""The contract as a command: `python -m warmcell.sandbox.testing.contract bubblewrap|helped|process|MODULE:FACTORY`.
+
+`helped` is bubblewrap with sandboxes that the system's helper makes.
 
 Prints a JSON line per check, `{"check": …, "ok": …, "why": …, "seconds": …}`, and ends with 1 if one does not hold.
 """
@@ -22,14 +24,17 @@ CHECK_TIMEOUT_S = 90.0
 def main(arguments: list[str] | None = None) -> int:
     """Check one backend; 0 if it keeps its promises."""
     parser = argparse.ArgumentParser(prog="python -m warmcell.sandbox.testing.contract", description=__doc__)
-    parser.add_argument("backend", help="bubblewrap, process, or MODULE:FACTORY of a backend from elsewhere")
+    parser.add_argument("backend", help="bubblewrap, helped, process, or MODULE:FACTORY of a backend from elsewhere")
     parser.add_argument("--python", default=sys.executable, help="interpreter whose environment sandboxes get")
     parser.add_argument("--only", default="", help="part of the names of the checks to run")
     parser.add_argument("--list", action="store_true", help="only print the names of the checks that apply")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="wc-") as directory:
         subject = Subject(
-            backend=make(chosen.backend, Path(directory)), directory=Path(directory), python=chosen.python
+            backend=make(chosen.backend, Path(directory)),
+            directory=Path(directory),
+            python=chosen.python,
+            signals=chosen.backend != "helped",
         )
         names = [check for check in CHECKS if check.applies(subject) and chosen.only in check.name]
         if chosen.list:
@@ -40,11 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def make(name: str, directory: Path) -> SandboxBackend:
     """The backend of that name."""
-    if name == "bubblewrap":
+    if name in ("bubblewrap", "helped"):
         from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+        from warmcell.sandbox.snapshots.criu import SystemHelper
 
         paths = Paths(runtime=directory / "r", state=directory / "s", leases=directory / "l").make()
-        return BubblewrapBackend(paths=paths)
+        return BubblewrapBackend(paths=paths, helper=SystemHelper().connect if name == "helped" else None)
     if name == "process":
         from warmcell.sandbox.backends.process import ProcessBackend
 

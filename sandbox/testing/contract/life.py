@@ -126,7 +126,7 @@ async def nobody_is_told_of_its_end_before_it_ends(subject: Subject) -> None:
         waiting.cancel()
 
 
-@check(programs=True)
+@check(programs=True, needs=lambda subject: subject.signals)
 async def its_end_is_told_when_its_first_process_is_killed(subject: Subject) -> None:
     place = subject.place()
     instance = await subject.create(place=place)
@@ -164,7 +164,7 @@ async def stop_kills_what_ignores_signals_and_has_left_its_session(subject: Subj
     expect(not left, f"{left} are left")
 
 
-@check(programs=True)
+@check(programs=True, needs=lambda subject: subject.signals)
 async def what_outlives_the_first_process_is_killed_as_well(subject: Subject) -> None:
     place = subject.place()
     instance = await subject.create(place=place)

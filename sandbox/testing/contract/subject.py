@@ -69,6 +69,8 @@ class Subject:
     python: str = sys.executable
     programs: bool = True
     """Whether its sandboxes run real programs; False for one in memory."""
+    signals: bool = True
+    """Whether who checks may signal a sandbox's first process; False where somebody else has made it."""
     _before: frozenset[str] = field(default=frozenset(), init=False)
 
     @property
