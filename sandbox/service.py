@@ -377,7 +377,9 @@ class SandboxService:
         box = self.live(sandbox_id)
         snapshot = self.memory.store.get(ref, kernel_id=box.info.kernel_id).info
         await self.memory.check(box.spec)
+        before = box.info.snapshot
         await self._exclusively(box, self.memory.undo(box, snapshot.id))
+        self._spawn(self.memory.forget_suspended(before))
         return box.info
 
     def revive(self, manifest: Manifest, frontend: Callable[[LiveSandbox], Frontend]) -> LiveSandbox:
@@ -516,7 +518,7 @@ class SandboxService:
         await self.memory.enroll(box)
 
     def _check_room(self) -> None:
-        live = sum(box.info.state not in TERMINAL for box in self._boxes.values()) - 1
+        live = sum(box.info.state not in (*TERMINAL, State.SUSPENDED) for box in self._boxes.values()) - 1
         if live >= self.bounds.max_sandboxes:
             raise errors.CapacityError(
                 f"There are {live} sandboxes already", hint="Stop one, or raise c.Warmcell.max_sandboxes."
