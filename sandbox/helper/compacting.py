@@ -15,6 +15,7 @@ from warmcell.sandbox.helper.images import criu, exchange, lazy
 from warmcell.sandbox.helper.images.compact import compact
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.problems import HelperError
+from warmcell.sandbox.helper.program import PLAIN_VARIABLE
 from warmcell.sandbox.helper.seals import synced
 from warmcell.sandbox.helper.shelf import ABOUT, MEMORY, Draft, Image, locked
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 LONG = 8
 """Page files for each process of the image: one comes with each snapshot."""
+
+COPIED_BYTES = 64 << 20
+"""Memory that each restore copies, as it was changed after it had been mapped; also a quarter of what is mapped."""
 
 IDLE_BYTES = 256 << 20
 """What page files may take beyond twice what the image maps of them."""
@@ -92,10 +96,14 @@ def _link(source: str, target: str) -> None:
 
 def _worth_it(image: Image) -> bool:
     names = image.about["memory"]
+    if not names or os.environ.get(PLAIN_VARIABLE):
+        return False
     if len(names) > LONG * max(1, len(image.about["pids"])):
         return True
+    mapped = _mapped_bytes(Path(image.path))
+    copied = sum(os.stat(f"{image.path}/{name}").st_size for name in image.about["plain"])
     on_disk = sum(os.stat(f"{image.path}/{MEMORY}/{name}").st_blocks * 512 for name in names)
-    return len(names) > 1 and on_disk > IDLE_BYTES and on_disk > 2 * _mapped_bytes(Path(image.path)) + IDLE_BYTES
+    return (copied > COPIED_BYTES and 4 * copied > mapped) or on_disk > 2 * mapped + IDLE_BYTES
 
 
 def _mapped_bytes(image: Path) -> int:
