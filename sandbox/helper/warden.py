@@ -98,10 +98,10 @@ def hold(
                 "outer": child,
                 "report": said["stage"],
                 "limits": {name: one.to_json() for name, one in limits.items()},
-                "events": _events(group),
             }
-            conversation.say(answer, fds=[*began.fds, reading])
-            began.close()
+            began.fds += [os.dup(reading), *_events(group)]
+            conversation.say(answer, fds=began.fds)
+            began.close_fds()
             _wait_for_end(conversation.fileno(), process, alive)
             _kill(first)
             code = _wait(child, process)
@@ -185,10 +185,13 @@ class _Start:
             raise EOFError
         return said
 
-    def close(self) -> None:
+    def close_fds(self) -> None:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+
+    def close(self) -> None:
+        self.close_fds()
         self._control.close()
 
     def _ready(self, event: int) -> None:
@@ -258,6 +261,7 @@ def _failed(step: str, reading: int) -> HelperError:
     )
 
 
-def _events(group: Cgroup | None) -> str:
-    """The file in which the keeper can see that the kernel has killed for memory."""
-    return "" if group is None else group.events()
+def _events(group: Cgroup | None) -> list[int]:
+    """The file in which the keeper sees that the kernel has killed for memory; not every kernel lets users open it."""
+    path = "" if group is None else group.events()
+    return [os.open(path, os.O_RDONLY | os.O_CLOEXEC)] if path else []

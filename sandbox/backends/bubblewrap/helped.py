@@ -39,11 +39,13 @@ REFUSALS = ("invalid_request", "unsupported", "backend_unavailable", "protocol")
 class HelperChild:
     """A sandbox that the helper holds for us, with what `Child` has of one that we started."""
 
-    def __init__(self, connection: socket.socket, control: Control, said: Mapping[str, Any], tail: Tail) -> None:
+    def __init__(
+        self, connection: socket.socket, control: Control, said: Mapping[str, Any], tail: Tail, events: int
+    ) -> None:
         self._connection = connection
         self._control = control
         self._tail = tail
-        self._events = str(said["events"])
+        self._events = events
         self._left = ""
         self._killed = 0
         self.pid = int(said["outer"])
@@ -77,9 +79,9 @@ class HelperChild:
         """Close what belongs to it on this side. Idempotent."""
         self._tail.close()
         self._control.close()
-        if self._first_fd >= 0:
-            os.close(self._first_fd)
-            self._first_fd = -1
+        for fd in {self._first_fd, self._events} - {-1}:
+            os.close(fd)
+        self._first_fd = self._events = -1
 
     def processes(self) -> Sequence[int]:
         """Host pids of bubblewrap and of everything in the sandbox."""
@@ -88,7 +90,7 @@ class HelperChild:
     def oom_kills(self) -> int:
         """As far as its memory group tells."""
         with contextlib.suppress(OSError, ValueError):
-            words = Path(self._events).read_text().split() if self._events else []
+            words = os.pread(self._events, 4096, 0).decode().split() if self._events >= 0 else []
             if words:
                 self._killed = max(self._killed, int(words[words.index("oom_kill") + 1]))
         return self._killed
@@ -133,8 +135,8 @@ async def start(
             if problem.code in REFUSALS:
                 raise UnsupportedOperationError(problem.message, hint=problem.hint) from problem
             raise problem
-        run_fd, base_fd, stderr = control.take_fds()
-        child = HelperChild(connection, control, said, Tail(stderr))
+        run_fd, base_fd, stderr, *events = control.take_fds()
+        child = HelperChild(connection, control, said, Tail(stderr), *(events or [-1]))
         limits = {name: LimitStatus.from_json(one) for name, one in said["limits"].items()}
         connection = control = None
         return child, [run_fd, base_fd], limits, said["report"]
