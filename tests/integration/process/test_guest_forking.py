@@ -20,6 +20,12 @@ class Keeper:
     answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     asked: list[tuple[str, bytes]] = field(default_factory=list)
     open: int = 0
+    taken: dict[str, int] = field(default_factory=dict)
+    """How many questions of each kind the test has looked at."""
+
+    def of(self, what: str) -> list[bytes]:
+        """The bodies of what was asked so far, of one kind."""
+        return [body for asked, body in self.asked if asked == what]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
@@ -61,11 +67,17 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def question(run: Path) -> tuple[str, Mapping[str, Any]]:
-    """What a kernel asks in a file, and its token."""
-    await until(lambda: any(run.glob("ask-*.json")))
-    path = next(run.glob("ask-*.json"))
-    return path.stem[4:], json.loads(path.read_text())
+FORK, SNAPSHOT = "POST /sandboxes/self/fork", "POST /sandboxes/self/snapshot"
+
+
+async def question(keeper: Keeper, what: str = FORK) -> Mapping[str, Any]:
+    """What a kernel asks next, with the token of where it looks for the answer."""
+    keeper.answers.setdefault(what, (202, b"{}"))
+    seen = keeper.taken
+    await until(lambda: len(keeper.of(what)) > seen.get(what, 0))
+    seen[what] = seen.get(what, 0) + 1
+    asked: Mapping[str, Any] = json.loads(keeper.of(what)[seen[what] - 1])
+    return asked
 
 
 def answer(run: Path, token: str, said: Mapping[str, Any]) -> None:
@@ -78,11 +90,14 @@ async def outcome(run: Path, token: str) -> bytes:
     return (run / f"result-{token}").read_bytes()
 
 
-async def forked(kernel: Kernel, run: Path, code: str, said: Mapping[str, Any]) -> tuple[str, Any]:
+async def forked(kernel: Kernel, keeper: Keeper, run: Path, code: str, said: Mapping[str, Any]) -> tuple[str, Any]:
     """Run a cell that forks, with that answer: the token, and the task of the cell."""
+    keeper.answers[FORK] = (202, b"{}")
     running = asyncio.create_task(kernel.run(f"import warmcell\n{code}"))
-    token, asked = await question(run)
-    assert asked == {"verb": "fork", "n": asked["n"]}
+    asked = await question(keeper)
+    token = asked["token"]
+    assert set(asked) == {"token", "n"}
+    await until(lambda: keeper.open == 0)
     (run / f"answer-{token}.json").write_text('{"ok": tr')  # As a writer is seen that is not done yet.
     await asyncio.sleep(0.02)
     assert not running.done()
@@ -104,18 +119,18 @@ async def test_the_original_gets_what_a_clone_hands_over(
 ) -> None:
     """The value given to `done`, else the cell's last one; no connection stays open while the original waits."""
     clone, original = await guest.kernel("cold"), await guest.kernel("cold")
-    token, running = await forked(clone, guest.run, code, {"ok": True, "rank": 0})
+    token, running = await forked(clone, keeper, guest.run, code, {"ok": True, "rank": 0})
     assert (await running).status == "ok"
     result = await outcome(guest.run, token)
     keeper.answers["GET /sandboxes/abc/result"] = (204, b"")
     waiting = f"{code.splitlines()[0]}\nprint(f.rank, [c.id for c in f.clones]); print(f.clones[0].result())"
-    _, running = await forked(original, guest.run, waiting, {"ok": True, "rank": None, "clones": ["abc"]})
-    await until(lambda: len(keeper.asked) >= 3)
+    _, running = await forked(original, keeper, guest.run, waiting, {"ok": True, "rank": None, "clones": ["abc"]})
+    await until(lambda: len(keeper.of("GET /sandboxes/abc/result")) >= 3)
     assert keeper.open <= 1
     keeper.answers["GET /sandboxes/abc/result"] = (200, result)
     output = await running
     assert output.text == f"None ['abc']\n{expression}\n", output
-    assert not list(guest.run.glob("a[sn]*-*.json"))
+    assert not list(guest.run.glob("answer-*"))
     keeper.answers["DELETE /sandboxes/abc"] = (204, b"")
     assert (await original.run("f.clones[0].kill()")).status == "ok"
     assert keeper.asked[-1][0] == "DELETE /sandboxes/abc"
@@ -124,15 +139,17 @@ async def test_the_original_gets_what_a_clone_hands_over(
 async def test_an_error_in_a_clone_is_raised_in_the_original(guest: Guest, keeper: Keeper) -> None:
     """With its name and traceback; a value that cannot be pickled, and a clone that died, are errors too."""
     kernel = await guest.kernel("cold")
-    token, running = await forked(kernel, guest.run, "f = warmcell.fork(); 1 / 0", {"ok": True, "rank": 0})
+    token, running = await forked(kernel, keeper, guest.run, "f = warmcell.fork(); 1 / 0", {"ok": True, "rank": 0})
     assert (await running).status == "error"
     failed = await outcome(guest.run, token)
     token, running = await forked(
-        kernel, guest.run, "f = warmcell.fork(); __import__('threading').Lock()", {"ok": True, "rank": 0}
+        kernel, keeper, guest.run, "f = warmcell.fork(); __import__('threading').Lock()", {"ok": True, "rank": 0}
     )
     await running
     cannot = await outcome(guest.run, token)
-    _, running = await forked(kernel, guest.run, "f = warmcell.fork(3)", {"ok": True, "clones": ["a", "b", "c"]})
+    _, running = await forked(
+        kernel, keeper, guest.run, "f = warmcell.fork(3)", {"ok": True, "clones": ["a", "b", "c"]}
+    )
     assert (await running).status == "ok"
     gone = b'{"code": "sandbox_died", "message": "It ran out of memory", "hint": "Ask for more."}'
     for name, content in (("a", (200, failed)), ("b", (200, cannot)), ("c", (409, gone))):
@@ -141,7 +158,7 @@ async def test_an_error_in_a_clone_is_raised_in_the_original(guest: Guest, keepe
     assert (await kernel.run("f.clones[1].result()")).error.startswith("CannotTravelError: value cannot be sent")
     assert (await kernel.run("f.clones[2].wait()")).error == "KeeperError: It ran out of memory. Ask for more."
     keeper.answers["GET /sandboxes/a/result"] = (204, b"")
-    _, running = await forked(kernel, guest.run, "f = warmcell.fork()", {"ok": True, "clones": ["a"]})
+    _, running = await forked(kernel, keeper, guest.run, "f = warmcell.fork()", {"ok": True, "clones": ["a"]})
     await running
     assert await kernel.value("f.clones[0].wait(0.1)") is False
     assert (await kernel.run("f.clones[0].result(timeout=0)")).error.startswith("TimeoutError")
@@ -153,7 +170,7 @@ async def test_a_clone_draws_other_numbers_than_its_siblings(guest: Guest, keepe
     code = "import random; random.seed(1); f = warmcell.fork(); print(random.random())"
     said = []
     for content in ({"rank": 0}, {"rank": 1}, {"rank": None, "clones": ["a"]}):
-        _, running = await forked(kernel, guest.run, code, {"ok": True, **content})
+        _, running = await forked(kernel, keeper, guest.run, code, {"ok": True, **content})
         said.append((await running).text)
     assert len(set(said)) == 3
     assert said[2] == "0.13436424411240122\n"
@@ -163,15 +180,19 @@ async def test_a_refused_fork_says_why(guest: Guest, keeper: Keeper) -> None:
     """The keeper's words and cure; nonsense is refused before it is asked; a waiting cell can be interrupted."""
     kernel = await guest.kernel("cold")
     refusal = {"ok": False, "code": "capacity", "message": "No room for 9 clones", "hint": "Ask for fewer."}
-    _, running = await forked(kernel, guest.run, "warmcell.fork(9)", refusal)
+    _, running = await forked(kernel, keeper, guest.run, "warmcell.fork(9)", refusal)
     assert (await running).error == "ForkError: No room for 9 clones. Ask for fewer."
     for bad in ("0", "-1", "True", "'2'", "1.0", "10**9"):
         assert (await kernel.run(f"warmcell.fork({bad})")).error.startswith("ValueError"), bad
+    keeper.answers[FORK] = (409, b'{"code": "unsupported", "message": "Memory cannot be saved", "hint": "Use root."}')
+    assert (await kernel.run("warmcell.fork()")).error == "ForkError: Memory cannot be saved. Use root."
+    await question(keeper)
+    keeper.answers[FORK] = (202, b"{}")
     running = asyncio.create_task(kernel.run("warmcell.fork()"))
-    await question(guest.run)
+    await question(keeper)
     await guest.channel.signal(kernel.pid, 2)
     assert (await running).error.startswith("KeyboardInterrupt")
-    assert not list(guest.run.glob("ask-*"))
+    assert not list(guest.run.glob("answer-*"))
 
 
 async def test_without_a_keeper_there_is_no_fork(guest: Guest) -> None:
@@ -181,17 +202,30 @@ async def test_without_a_keeper_there_is_no_fork(guest: Guest) -> None:
 
 
 async def test_magics_ask_for_snapshots(guest: Guest, keeper: Keeper) -> None:
-    """`%snapshot NAME` asks, `%snapshot` lists, a bad line is refused without asking."""
+    """`%snapshot NAME` asks at the end of its cell and waits, `%snapshot` lists, a bad line asks nothing."""
     kernel = await guest.kernel("cold")
-    keeper.answers["POST /sandboxes/self/snapshot"] = (202, b"{}")
-    listed = [{"id": "abcdefabcdef", "name": "before training", "created_at": 0, "memory_bytes": 3 * 2**20}]
-    keeper.answers["GET /snapshots"] = (200, json.dumps({"snapshots": listed}).encode())
-    assert "'before training'" in (await kernel.run("%snapshot 'before training'")).text
-    assert json.loads(keeper.asked[0][1]) == {"name": "before training"}
+    taken = {"id": "abcdefabcdef", "name": "before training", "created_at": 0, "memory_bytes": 3 * 2**20}
+    for said, words in (
+        ({"ok": True, "snapshot": taken}, "end\nSnapshot before training  1970-01-01 00:00:00  3 MiB\n"),
+        ({"ok": True, "snapshot": None}, "end\n"),
+        (
+            {"ok": False, "message": "The disk is full.", "hint": "Make room."},
+            "end\nNo snapshot was taken. The disk is full. Make room.\n",
+        ),
+    ):
+        running = asyncio.create_task(kernel.run("%snapshot 'before training'\nprint('end')"))
+        asked = await question(keeper, SNAPSHOT)
+        assert asked == {"name": "before training", "token": asked["token"]}
+        await until(lambda: keeper.open == 0)
+        assert not running.done()
+        answer(guest.run, asked["token"], said)
+        assert (await running).text == words
+    keeper.answers["GET /snapshots"] = (200, json.dumps({"snapshots": [taken]}).encode())
     assert (await kernel.run("%snapshot")).text == "before training  1970-01-01 00:00:00  3 MiB\n"
+    before = len(keeper.asked)
     for bad in ("%snapshot a b", "%snapshot name=a", "%snapshot /etc", "%restore", "%snapshot 'a"):
         assert (await kernel.run(bad)).text.startswith("UsageError"), bad
-    assert len(keeper.asked) == 2
+    assert len(keeper.asked) == before
     refused = b'{"code": "snapshot_not_found", "message": "There is no snapshot of that name", "hint": "Look."}'
     keeper.answers["POST /sandboxes/self/restore"] = (404, refused)
     assert (await kernel.run("%restore a")).error == "KeeperError: There is no snapshot of that name. Look."
