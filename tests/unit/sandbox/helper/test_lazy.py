@@ -244,7 +244,7 @@ def test_an_error_leaves_the_plain_image(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(exchange, "_exchange", full)
+        patch.setattr(exchange, "swap", full)
         with pytest.raises(OSError, match="No space left"):
             lazy.edit(image, page_file="k3v9x0c2m1ab", least_bytes=1, durable=False)
     assert sorted(path.name for path in image.rglob("*")) == was
