@@ -136,9 +136,12 @@ class WarmcellApp(ExtensionApp):
         assert self.serverapp is not None
         WarmcellProvisioner.ending = True
         kernels = self.serverapp.kernel_manager
-        if self.warmcell.keep_kernels and isinstance(kernels, AsyncMappingKernelManager):
-            await keep_all(kernels, self.log)
-        await asyncio.wait_for(self.link.close(), 5)
+        try:
+            if self.warmcell.keep_kernels and isinstance(kernels, AsyncMappingKernelManager):
+                await keep_all(kernels, self.log)
+            await asyncio.wait_for(self.link.close(), 5)
+        except Exception:  # it would keep the server from ending
+            self.log.exception("Warmcell: did not end well")
 
 
 def _configured(serverapp: ServerApp, name: str) -> Any:

@@ -13,6 +13,7 @@ from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
 from warmcell.sandbox.errors import (
     ConflictError,
     NotFoundError,
+    OperationTimeoutError,
     TransportError,
     UnsupportedOperationError,
     WarmcellError,
@@ -97,7 +98,8 @@ async def _keep(
         return
     except NotFoundError:
         return
-    except TransportError as error:  # it is being stopped as well, and then saves its kernels itself
+    except (TransportError, OperationTimeoutError) as error:
+        # It is being stopped as well, and then saves its kernels itself; or it still saves this one.
         log.warning("Warmcell: kernel %s is left to the keeper: %s", kernel_id, error)
     except WarmcellError as error:
         log.error(

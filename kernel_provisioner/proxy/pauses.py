@@ -150,7 +150,7 @@ class Pauses:
             stand_in.info = dict(info)
         stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown)
         traffic.answer_waiting(stand_in.answers)
-        if traffic.requests.names():
+        if traffic.waits_for_kernel():
             stand_in.wake()
 
     def refuse(self, error: WarmcellError) -> None:

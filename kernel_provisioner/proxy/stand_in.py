@@ -9,6 +9,12 @@ from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError
 _UNANSWERED: Final = frozenset({"usage_request"})
 """Asked every few seconds by a meter, which bears to hear nothing."""
 
+_PATIENT: Final = frozenset({"create_subshell_request", "list_subshell_request", "delete_subshell_request"})
+"""Asked by a page that is loaded, long before it needs them."""
+
+_WIDGETS: Final = "jupyter.widget.control"
+"""The comm by which a page that is loaded looks for widgets; it goes on without an answer after some seconds."""
+
 
 class StandIn:
     """Active while a kernel is suspended. Called in the relay's thread."""
@@ -30,6 +36,7 @@ class StandIn:
         self.may_wake = True
         """Nobody was woken yet."""
         self._wake: Callable[[], None] | None = None
+        self._patient_comms: set[object] = set()
         self._on_shutdown: Callable[[bool], None] | None = None
 
     def begin(self, *, on_wake: Callable[[], None], on_shutdown: Callable[[bool], None] | None) -> None:
@@ -42,12 +49,25 @@ class StandIn:
         """The kernel is there again, or gone for good."""
         self.active = False
         self._wake = self._on_shutdown = None
+        self._patient_comms.clear()
 
     def wake(self) -> None:
         """Something waits that only the kernel can do."""
         if self.may_wake and self._wake is not None:
             self.may_wake = False
             self._wake()
+
+    def wakes(self, kind: str, request: Message) -> bool:
+        """Whether a request that is not answered here has the kernel woken, or waits until another one does."""
+        if kind in _PATIENT:
+            return False
+        if kind not in ("comm_open", "comm_msg", "comm_close"):
+            return True
+        content = _content_of(request)
+        comm = content.get("comm_id")
+        if kind == "comm_open" and content.get("target_name") == _WIDGETS:
+            self._patient_comms.add(comm)
+        return comm not in self._patient_comms
 
     def answers(self, channel: RequestChannel, kind: str, request: Message) -> bool:
         """Answer a request if that can be done without the kernel, with the statuses around it."""

@@ -114,7 +114,7 @@ class Traffic:
             self.requests.put(channel, name, message)
             if channel != "stdin" and kind not in FOR_THIS_KERNEL:
                 self.activity.asked(kind, name, channel, message)
-            if self.stand_in.active:
+            if self.stand_in.active and self.stand_in.wakes(kind, message):
                 self.stand_in.wake()
 
     def forward(self, channel: RequestChannel) -> None:
@@ -127,6 +127,17 @@ class Traffic:
             name, message = found
             guest.send(channel, message)
             self.activity.sent(name)
+
+    def waits_for_kernel(self) -> bool:
+        """Whether something waits that is worth to wake a suspended kernel for."""
+        found = []
+
+        def look(channel: RequestChannel, name: str, message: Message) -> bool:
+            found.append(self.stand_in.wakes(message.read_header()[0], message))
+            return True
+
+        self.requests.sift(look)
+        return any(found)
 
     def answer_waiting(self, answers: Callable[[RequestChannel, str, Message], bool]) -> None:
         """Offer all that waits to somebody who answers what he can, by channel and kind; the rest goes on waiting."""

@@ -48,6 +48,12 @@ class Lab:
         self._configure()
         self.token = secrets.token_hex(16)
         self._said: deque[str] = deque(maxlen=60)
+        self.url = ""
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, again at the address where it was, and wait until it listens."""
         self._process = subprocess.Popen(
             self._argv(),
             env={**os.environ, **self.places.env, **self.env, "JUPYTER_TOKEN": self.token},
@@ -59,7 +65,6 @@ class Lab:
             start_new_session=True,
         )
         self._listens = threading.Event()
-        self.url = ""
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
         if not self._listens.wait(START_TIMEOUT_S) or not self.url:
@@ -69,7 +74,28 @@ class Lab:
         # It says its address a moment before it listens there.
         with httpx.Client(transport=httpx.HTTPTransport(retries=CONNECT_RETRIES)) as client:
             client.get(f"{self.url}/api")
-        return self
+
+    def end(self, signum: int) -> None:
+        """Send it a signal of which it ends, and wait for that; its keeper is not told."""
+        self._process.send_signal(signum)
+        self._process.wait(END_TIMEOUT_S)
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def sessions(self) -> dict[str, tuple[str, str]]:
+        """Session and kernel of each open notebook, by the notebook's name."""
+        answer = httpx.get(f"{self.url}/api/sessions", headers=self._headers)
+        return {one["path"]: (one["id"], one["kernel"]["id"]) for one in answer.json()}
+
+    def states(self) -> dict[str, str]:
+        """State of the sandbox of each kernel, by the kernel's id."""
+        answer = httpx.get(f"{self.url}/warmcell/api/v1/sandboxes", headers=self._headers)
+        return {one["kernel_id"]: one["state"] for one in answer.json()["sandboxes"]}
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"token {self.token}"}
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         """End it, its kernels and its keeper; after a failure its last words go into the test's report."""
@@ -148,9 +174,8 @@ class Lab:
 
     def _wait(self, enough: Callable[[dict[str, Any]], bool]) -> None:
         """Read the events until one of them is enough."""
-        headers = {"Authorization": f"token {self.token}"}
         with httpx.stream(
-            "GET", f"{self.url}/warmcell/api/v1/events", headers=headers, timeout=WARM_TIMEOUT_S
+            "GET", f"{self.url}/warmcell/api/v1/events", headers=self._headers, timeout=WARM_TIMEOUT_S
         ) as events:
             for line in events.iter_lines():
                 if line.startswith("data: ") and enough(json.loads(line.removeprefix("data: "))):
@@ -176,7 +201,8 @@ class Lab:
         root = ["--allow-root"] if os.getuid() == 0 else []
         return [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", *root),
-            *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={self.folder}"),
+            *("--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={self.folder}"),
+            *(f"--ServerApp.port={self.url.rpartition(':')[2] or 0}", "--ServerApp.port_retries=0"),
         ]
 
     def _read(self) -> None:
@@ -185,7 +211,7 @@ class Lab:
         for line in self._process.stderr:
             self._said.append(line.rstrip())
             found = re.search(r"(http://127\.0\.0\.1:\d+)/", line)
-            if found and not self.url:
+            if found:
                 self.url = found[1]
                 self._listens.set()
         self._listens.set()

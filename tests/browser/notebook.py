@@ -10,20 +10,44 @@ from tests.browser.lab import Lab
 OPEN_TIMEOUT_MS = 60_000
 START_TIMEOUT_MS = 30_000
 CELL_TIMEOUT_MS = 60_000
+CURRENT = re.compile("lm-mod-current")
 
 
 @dataclass
 class Notebook:
-    """One open notebook of a page."""
+    """One open notebook of a page; which one, if there are several, can change."""
 
     page: Page
+    name: str
 
     @classmethod
     def open(cls, page: Page, lab: Lab, name: str) -> "Notebook":
         """Open a notebook that lies in the server's folder."""
         page.goto(lab.page(name), timeout=OPEN_TIMEOUT_MS)
         page.get_by_role("tab", name=name).first.wait_for(timeout=OPEN_TIMEOUT_MS)
-        return cls(page)
+        return cls(page, name)
+
+    def open_another(self, name: str) -> None:
+        """Open another one beside it from the file browser; from now on this is that one."""
+        self.page.locator(".jp-DirListing-item").filter(has_text=name).dblclick()
+        self.show(name)
+
+    def show(self, name: str) -> None:
+        """Bring the tab of another open notebook to the front; from now on this is that one."""
+        self.name = name
+        self._tab.click(timeout=OPEN_TIMEOUT_MS)
+        expect(self._tab).to_have_class(CURRENT)
+
+    def reload(self, lab: Lab) -> None:
+        """Load the page anew; JupyterLab opens what was open."""
+        # Without the notebook's path, which has JupyterLab bring that one to the front when it sees fit.
+        self.page.goto(f"{lab.url}/lab", timeout=OPEN_TIMEOUT_MS)
+        self._tab.wait_for(timeout=OPEN_TIMEOUT_MS)
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=OPEN_TIMEOUT_MS)
+
+    @property
+    def _tab(self) -> Locator:
+        return self.page.locator(".lm-DockPanel-tabBar .lm-TabBar-tab").filter(has_text=self.name)
 
     @property
     def item(self) -> Locator:
@@ -59,8 +83,9 @@ class Notebook:
 
     def run(self, cell: int, *, expected: str) -> Locator:
         """Run a cell with Shift+Enter and wait for its output."""
-        code = self.page.locator(".jp-Notebook .jp-Cell").nth(cell)
+        code = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(cell)
         code.locator(".jp-InputArea-editor").click()
+        expect(self._tab).to_have_class(CURRENT)
         self.page.keyboard.press("Shift+Enter")
         output = code.locator(".jp-OutputArea-output")
         expect(output.first).to_contain_text(expected, timeout=CELL_TIMEOUT_MS)

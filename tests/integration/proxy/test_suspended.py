@@ -51,6 +51,28 @@ async def test_a_refresh_of_a_suspended_kernels_page_wakes_nothing(kernel: Kerne
     assert kernel.proxy.idle_s > before
 
 
+async def test_what_a_loaded_page_begins_waits_for_somebody_to_wake_the_kernel(kernel: Kernel) -> None:
+    """Widgets' control comm and subshells, that JupyterLab begins by itself, wait; a slider's comm wakes."""
+    await kernel.pause()
+    woken = asyncio.Queue[float]()
+    await kernel.proxy.suspended(on_wake=lambda: woken.put_nowait(1))
+    control = {"comm_id": "w1", "target_name": "jupyter.widget.control", "data": {}}
+    kernel.ask("comm_open", control)
+    kernel.ask("comm_msg", {"comm_id": "w1", "data": {"method": "request_states"}})
+    subshell = kernel.ask("create_subshell_request", channel="control")
+    for channel in ("shell", "control"):  # what came before it is taken
+        await kernel.finished(kernel.ask("kernel_info_request", channel=channel))
+    assert woken.empty()
+    await kernel.proxy.awake()
+    await kernel.proxy.suspended(on_wake=lambda: woken.put_nowait(1))
+    assert woken.empty()
+    kernel.ask("comm_msg", {"comm_id": "slider", "data": {"method": "update"}})
+    await asyncio.wait_for(woken.get(), TIMEOUT_S)
+    await kernel.go_on(restored=True)
+    await kernel.finished(subshell)
+    assert kernel.reply(subshell)["subshell_id"]
+
+
 async def test_a_cell_wakes_a_suspended_kernel_once(kernel: Kernel) -> None:
     """Cells, comms and completions wait in order and call once; after go_on the kernel answers all."""
     await kernel.run("said = []")
