@@ -2,25 +2,61 @@
 
 import pytest
 
-from benchmarks import p1_start, p2_restart, p9_proxy
+from benchmarks import p1_start, p2_restart, p3_fork, p4_resume, p8_memory, p9_proxy, p11_again
+from benchmarks.rows import Engine
 
-P1_LIMIT, P2_LIMIT = 0.5, 0.2
+P1_LIMIT, P2_LIMIT, P3_LIMIT, P4_LIMIT, P8_LIMIT, P11_LIMIT = 0.5, 0.2, 1.0, 0.6, 0.3, 0.6
 P9_LIMITS = {"trivial execute": 1.5, "100 MB of output": 2.0}
 
 
+ENGINES = [pytest.param("criu", marks=pytest.mark.criu), "template"]
+
+
 @pytest.mark.bubblewrap
-async def test_a_new_kernel_answers_sooner_than_a_plain_one() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_new_kernel_answers_sooner_than_a_plain_one(engine: Engine) -> None:
     """With a sandbox prepared the first reply takes at most half of what a plain kernel takes."""
-    prepared, empty = await p1_start.measure(rounds=3, engines=["template"])
+    prepared, empty = await p1_start.measure(rounds=3, engines=[engine])
     assert prepared.ratio <= P1_LIMIT, prepared.to_json()
     assert empty.ours.median > prepared.ours.median
 
 
 @pytest.mark.bubblewrap
-async def test_a_restart_has_the_libraries_at_once() -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_restart_has_the_libraries_at_once(engine: Engine) -> None:
     """A restart with torch, numpy and pandas ready takes at most a fifth of a plain one with its imports."""
-    (restart,) = await p2_restart.measure(rounds=3, engines=["template"])
+    (restart,) = await p2_restart.measure(rounds=3, engines=[engine])
     assert restart.ratio <= P2_LIMIT, restart.to_json()
+
+
+@pytest.mark.criu
+async def test_eight_clones_answer_before_one_plain_start_has() -> None:
+    """Eight clones of a live kernel with its state take no longer than one start with the imports alone."""
+    (fork,) = await p3_fork.measure(rounds=2)
+    assert fork.ratio <= P3_LIMIT, fork.to_json()
+
+
+@pytest.mark.criu
+async def test_a_resume_does_not_copy_memory() -> None:
+    """A suspended kernel with a gigabyte answers long before its pages could have been read into memory."""
+    (resume,) = await p4_resume.measure(rounds=2)
+    assert resume.ratio <= P4_LIMIT, resume.to_json()
+
+
+@pytest.mark.criu
+async def test_kernels_from_one_snapshot_share_their_memory() -> None:
+    """Each of five idle kernels with torch takes at most a third of what a plain one does."""
+    alone, further = await p8_memory.measure(kernels=5, engines=["criu"])
+    assert alone.ratio <= P8_LIMIT, alone.to_json()
+    assert further.ratio < 1, further.to_json()
+
+
+@pytest.mark.criu
+async def test_a_second_snapshot_holds_what_has_changed() -> None:
+    """It takes far less time than the first, and a small part of its room on disk."""
+    (again,) = await p11_again.measure(rounds=2)
+    assert again.ratio <= P11_LIMIT, again.to_json()
+    assert again.sizes_bytes["second image"] < again.sizes_bytes["first image"] / 10
 
 
 async def test_the_proxy_costs_little() -> None:
