@@ -137,6 +137,7 @@ class LiveSandbox:
         self._early_exits: dict[int, int] = {}
         """Kernels that ended while `start_kernel` still waits for the answer that names its own."""
         self._starting = False
+        self._on_trial = False
         self._attempts = 0
         self._changed_at = time.monotonic()
 
@@ -227,10 +228,16 @@ class LiveSandbox:
         """Follow what happens in it from now on."""
         self._watchers = [asyncio.create_task(self._watch_guest()), asyncio.create_task(self._watch_instance())]
 
-    async def become(self, other: "LiveSandbox") -> "LiveSandbox":
-        """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched."""
+    async def become(self, other: "LiveSandbox", *, on_trial: bool = False) -> "LiveSandbox":
+        """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched.
+
+        Args:
+            other: The twin.
+            on_trial: Until `accept`, the end of what is behind this one now is not the end of this one.
+        """
         for box in (self, other):
             await box.unwatch()
+        self._on_trial = on_trial
         for name in ("_instance", "_channel", "directory", "layer", "kernel"):
             mine, theirs = getattr(self, name), getattr(other, name)
             setattr(self, name, theirs)
@@ -240,6 +247,12 @@ class LiveSandbox:
             self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note)
             self.watch()
         return other
+
+    async def accept(self) -> None:
+        """What was on trial stays."""
+        await self.unwatch()
+        self._on_trial = False
+        self.watch()
 
     async def discard(self) -> None:
         """Remove a twin, or what was exchanged for it, without a word. Idempotent."""
@@ -476,6 +489,8 @@ class LiveSandbox:
         """Its end by itself becomes state `failed`."""
         ended = await self._up().wait()
         self._kernel_exited(ended.exit_code)
+        if self._on_trial:
+            return
         self.template_settled.set()
         self.fail(end_of(errors.SandboxDiedError, f"Sandbox {self.info.id}", ended, hint="Restart the kernel."))
         self.ended.set()

@@ -31,6 +31,7 @@ from warmcell.sandbox.models import (
 )
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.pool import memory_bytes
+from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.base import Dumped, SnapshotEngine, Then
 from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
 from warmcell.sandbox.snapshots.store import SnapshotStore
@@ -38,7 +39,10 @@ from warmcell.sandbox.snapshots.store import SnapshotStore
 log = logging.getLogger(__name__)
 
 NO_ENGINE = EngineReport(
-    name="none", ready=False, why_not="no snapshot engine is configured", hint="`warmcell doctor` says what there is."
+    name="none",
+    ready=False,
+    why_not="the configuration says so",
+    hint='Set c.Warmcell.snapshots, and for ordinary users c.Warmcell.helper, to "auto".',
 )
 
 
@@ -182,7 +186,8 @@ class Memory:
         try:
             manifest = await self._save(box, kind="suspended", then="stop")
         except BaseException:
-            box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
+            if box.info.state is State.SUSPENDING:  # Else it has ended meanwhile.
+                box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
             raise
         await box.discard()
         box.gpus = ()
@@ -231,16 +236,22 @@ class Memory:
                 clock.end("layer")
                 if then == "stop":
                     await box.unwatch()
+                    if box.ended.is_set():
+                        raise errors.SandboxDiedError(
+                            f"Sandbox {box.info.id} ended while it was saved", hint="Start its kernel again."
+                        )
                 frozen.set()
 
             dump = asyncio.ensure_future(
                 engine.dump(box.instance, pid=kernel.pid, image=snapshot, then=then, while_frozen=while_frozen)
             )
             thawed = asyncio.ensure_future(frozen.wait())
+            gone_on = frontend is None
             try:
                 await asyncio.wait({dump, thawed}, return_when=asyncio.FIRST_COMPLETED)
                 if frontend is not None and (then == "go_on" or (dump.done() and dump.exception() is not None)):
                     await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+                    gone_on = True
                 dumped = await dump
             except BaseException:
                 dump.cancel()
@@ -249,7 +260,8 @@ class Memory:
                     await self.store.discard(snapshot)
                     if then == "stop":
                         box.watch()
-                    if then == "stop" and frontend is not None:
+                if frontend is not None and not gone_on:
+                    with contextlib.suppress(errors.WarmcellError):  # What went wrong first is what the caller is told.
                         await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
                 raise
             finally:
@@ -432,10 +444,14 @@ class Memory:
             undone = box.frontend is not None and box.info.state is State.RUNNING
             if undone and box.frontend is not None:
                 await box.frontend.undone()
+            if box.ended.is_set():
+                raise errors.SandboxDiedError(
+                    f"Sandbox {box.info.id} ended meanwhile", hint="Start its kernel again, then restore it."
+                )
         except BaseException:
             await twin.discard()
             raise
-        remains = await box.become(twin)
+        remains = await box.become(twin, on_trial=True)
         at = time.perf_counter()
         try:
             if box.frontend is not None and box.kernel is not None:
@@ -446,6 +462,7 @@ class Memory:
                 await box.frontend.go_on(box.kernel, {}, token="", restored=False, clone=False)
             raise
         phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
+        await box.accept()
         await remains.discard()
         return phases
 
@@ -458,6 +475,11 @@ class Memory:
         held = await use.enter_async_context(self.store.use(snapshot))
         guest = held.manifest.guest
         try:
+            if with_kernel and held.manifest.info.engine == NO_MEMORY:
+                raise errors.UnsupportedOperationError(
+                    f"Snapshot {snapshot} has files alone, no kernel's memory",
+                    hint="It was exported with `--files-only`, or by a machine that cannot take memory out.",
+                )
             _check_fits(held.manifest, box.spec)
             tell.phase("sandbox")
             began = time.perf_counter()

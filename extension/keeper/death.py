@@ -1,8 +1,12 @@
 """Why a kernel ended by itself, in words."""
 
+import asyncio
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 from warmcell.sandbox.errors import SandboxDiedError
+from warmcell.sandbox.live import KernelProcess
 from warmcell.sandbox.models import GIB, SandboxSpec
 from warmcell.sandbox.told import MORE_MEMORY
 
@@ -33,3 +37,21 @@ def death(
         hint="Restart it; if it happens again, the last cell's native code is the first suspect.",
         details=details,
     )
+
+
+async def unless_dead(process: KernelProcess, what: Coroutine[Any, Any, None]) -> None:
+    """Do something with a kernel, but no longer than it lives.
+
+    Raises:
+        SandboxDiedError: It ended meanwhile.
+    """
+    work, exited = asyncio.create_task(what), asyncio.create_task(process.exited.wait())
+    try:
+        await asyncio.wait({work, exited}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.")
+        work.result()
+    finally:
+        for task in (work, exited):
+            task.cancel()
+        await asyncio.gather(work, exited, return_exceptions=True)

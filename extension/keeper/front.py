@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from warmcell.extension.keeper.death import unless_dead
 from warmcell.extension.keeper.kernels import Kernel
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
@@ -67,7 +68,7 @@ class Front:
         """Speak with the kernel again; see the port."""
         if restored:
             await self._before(self._box)
-        await self._kernel.proxy.go_on(
+        back = self._kernel.proxy.go_on(
             str(kernel.socket_prefix),
             token=token,
             restored=restored,
@@ -76,6 +77,7 @@ class Front:
             inherited=record.get("inherited", ()),
             timeout=GO_ON_TIMEOUT_S,
         )
+        await unless_dead(kernel, back)
         if restored and record.get("asks"):  # It was saved at its own wish, and waits to be told.
             await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
         if self._kernel.process is not kernel:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warmcell.extension.keeper.death import death
+from warmcell.extension.keeper.death import death, unless_dead
 from warmcell.extension.keeper.ledger import KernelNote, Ledger, SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
@@ -416,7 +416,7 @@ class Kernels:
         self.spawn(self._watch(kernel, process, box, oom_before))
         if process.token:  # It has been up for a while, and waits for somebody to become.
             prefix, token = str(process.socket_prefix), process.token
-            await kernel.proxy.go_on(
+            go_on = kernel.proxy.go_on(
                 prefix,
                 token=token,
                 restored=True,
@@ -425,6 +425,7 @@ class Kernels:
                 cwd=kernel.request.cwd,
                 timeout=READY_TIMEOUT_S,
             )
+            await unless_dead(process, go_on)
             process.token = ""
         else:
             await kernel.proxy.connect_guest(str(process.socket_prefix))

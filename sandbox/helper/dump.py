@@ -202,9 +202,7 @@ def dump(
             "open": found.open,
         }
         frozen()
-        if then == "stop":
-            tree.end()
-        else:
+        if then != "stop":
             tree.thaw()
         thawed_ms = 1e3 * (time.perf_counter() - began)
         if then != "stop":
@@ -219,6 +217,8 @@ def dump(
         about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}")
         draft.commit(about, old_pages=found.pages)
         keep = True
+        if then == "stop":  # Not before all of it is there: until then it can still go on.
+            tree.end()
     except OSError as error:
         raise full(error, "the image directory") or error from error
     finally:
