@@ -200,7 +200,7 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         else:
             fill_as(user, plan["fills"])
     report = {made["name"]: why for made, _, why in clones}
-    report.update({made["name"]: make_overlay(made, base=base, user=user) for made in plan["overlays"]})
+    report.update({made["name"]: make_overlay(made, user=user) for made in plan["overlays"]})
     for made in plan.get("views", ()):
         attach(clone(choose(made["of"], report)[0]), made["path"])
     for made in plan.get("nested", ()):
@@ -293,9 +293,11 @@ def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
     return tree, ""
 
 
-def attach(tree: int, path: str) -> None:
-    """Put a tree at `path`, which is made as what it is: a directory or a file."""
-    if os.path.isdir(f"/proc/self/fd/{tree}"):
+def attach(tree: int, path: str, *, there: bool = False) -> None:
+    """Put a tree at `path`, which is made, if it is not there, as what it is: a directory or a file."""
+    if there:
+        pass
+    elif os.path.isdir(f"/proc/self/fd/{tree}"):
         os.mkdir(path)
     else:
         write(path, b"")
@@ -306,7 +308,7 @@ def attach(tree: int, path: str) -> None:
     os.close(tree)
 
 
-def make_overlay(plan: Mapping[str, Any], *, base: str = "", user: tuple[int, int] | None = None) -> str:
+def make_overlay(plan: Mapping[str, Any], *, user: tuple[int, int] | None = None) -> str:
     """Put a writable layer over the tree `lower`; returns why that cannot be, else nothing.
 
     Paths are relative to the base: options cannot hold every character that a path can.
@@ -314,33 +316,57 @@ def make_overlay(plan: Mapping[str, Any], *, base: str = "", user: tuple[int, in
     An overlay uses what lies below it with the rights of who mounted it. With a `user` those are the user's: a layer of
     the user's own could otherwise open directories that are closed to them.
     """
-    os.mkdir(plan["path"])
     options = f"lowerdir={plan['lower']},upperdir={plan['upper']},workdir={plan['work']}{plan['options']}"
     try:
+        os.mkdir(plan["path"])
         if user is None:
             mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
             return ""
-        if has_mounts_below([f"{base}/{lower}" for lower in plan["lower"].split(":")]):
-            # An overlay does not show them, but what they cover.
-            return "it has other file systems in it"
-        os.setgroups([])
-        libc.setfsgid(user[1])
-        libc.setfsuid(user[0])  # Takes the capabilities away that overrule a file's rights.
-        try:
-            mount("overlay", plan["path"], "overlay", MS_NOSUID | MS_NODEV, options)
-        finally:
-            libc.setfsuid(0)
-            libc.setfsgid(0)
+        attach(overlay_of(user, plan["path"], options), plan["path"], there=True)
     except Refused as error:
         return str(error)
     return ""
 
 
-def has_mounts_below(paths: Sequence[str]) -> bool:
-    """Whether something is mounted in one of these trees of ours."""
-    with open("/proc/self/mountinfo") as file:
-        points = [line.split()[4] for line in file]
-    return any(point.startswith(f"{path}/") for point in points for path in paths)
+def overlay_of(user: tuple[int, int], path: str, options: str) -> int:
+    """An overlay, nowhere yet, that uses what lies below it with the rights of that user alone.
+
+    Who mounts it is root of a user namespace that has no other user: only in one can a process have the few more rights
+    on the user's own files that an overlay needs. The kernel refuses trees in which other file systems are mounted
+    there: an overlay would show what those cover.
+    """
+    ours, theirs = _socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            ours.close()
+            call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+            answer(theirs, '"made": true')
+            receive(theirs, 1)
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+            mount("overlay", path, "overlay", MS_NOSUID | MS_NODEV, options)
+            answer(theirs, '"errno": 0', [clone(path)])
+        except Refused as error:
+            answer(theirs, f'"errno": {error.errno}')
+        except OSError as error:
+            answer(theirs, f'"errno": {error.errno or 0}')
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        if b"made" in ours.recv(100):
+            for name, number in (("uid_map", user[0]), ("gid_map", user[1])):
+                write(f"/proc/{child}/{name}", f"0 {number} 1".encode())
+            ours.send(b".")
+        said, ancillary, _, _ = ours.recvmsg(100, _socket.CMSG_SPACE(4))
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
+    for _, _, rights in ancillary:
+        return int.from_bytes(rights[:4], sys.byteorder)
+    raise Refused(f"mount overlay on {path}", int(b"0" + said.partition(b": ")[2].rstrip(b"}\n")))
 
 
 def clone(path: str) -> int:

@@ -60,7 +60,7 @@ def tell_manager(word: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
-            told.sendto(word.encode(), f"\\0{address[1:]}" if address.startswith("@") else address)
+            told.sendto(word.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
 
 
 def _check_own(folder: str) -> None:
