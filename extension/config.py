@@ -55,8 +55,8 @@ class Warmcell(Configurable):
     helper = Enum(
         ["auto", "none"],
         "auto",
-        help="Whether an ordinary user's sandboxes are made by the machine's helper where one runs, which is what their "
-        "memory snapshots need. `none`: never.",
+        help="Whether an ordinary user's sandboxes are made by the machine's helper where one runs, which is what "
+        "their memory snapshots need. `none`: never.",
     ).tag(config=True)
     suspend_after = Float(
         3600.0,

@@ -14,7 +14,7 @@ from warmcell.extension import environments, machine
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.gpus.pool import GpuPool
-from warmcell.sandbox.models import BackendReport, Wire
+from warmcell.sandbox.models import BackendReport, EngineReport, Wire
 from warmcell.sandbox.paths import Paths
 
 PROBE_TIMEOUT_S = 60.0
@@ -34,7 +34,12 @@ class Finding(Wire):
 
 
 async def collect(
-    backends: Mapping[str, SandboxBackend], gpus: GpuPool, *, paths: Paths, default: str = "bubblewrap"
+    backends: Mapping[str, SandboxBackend],
+    gpus: GpuPool,
+    *,
+    paths: Paths,
+    default: str = "bubblewrap",
+    engines: Sequence[EngineReport] = (),
 ) -> dict[str, Any]:
     """Look at everything, and try each backend for real.
 
@@ -43,6 +48,7 @@ async def collect(
         gpus: The machine's GPUs and leases.
         paths: Where this user's files lie.
         default: The backend of sandboxes that ask for none.
+        engines: What saves kernels' memory, as it was found.
     """
     reports, devices, versions, specs = await asyncio.gather(
         _probe_all(backends.values()),
@@ -56,6 +62,7 @@ async def collect(
     limits = _limits(next((report for report in reports if report.name == default), None))
     findings = (
         *_backend_findings(reports, default, limits),
+        *_engine_findings(engines),
         *gpu_findings,
         *(
             Finding(severity=version.severity, message=version.message, hint=version.hint)
@@ -80,6 +87,7 @@ async def collect(
         "paths": {"runtime": str(paths.runtime), "state": str(paths.state), "leases": str(paths.leases)},
         "default_backend": default,
         "backends": [report.to_json() for report in reports],
+        "engines": [engine.to_json() for engine in engines],
         "limits": limits,
         "gpus": devices,
         "versions": [version.to_json() for version in versions],
@@ -114,6 +122,16 @@ async def _gpus(gpus: GpuPool) -> tuple[list[dict[str, Any]], tuple[Finding, ...
     if gpus.problem:
         return devices, (Finding(severity="warning", message=f"GPUs: {gpus.problem}"),)
     return devices, ()
+
+
+def _engine_findings(engines: Sequence[EngineReport]) -> Iterable[Finding]:
+    for engine in engines:
+        if not engine.ready:
+            yield Finding(
+                severity="note",
+                message=f"Kernels cannot be suspended, restored or forked: {engine.why_not}",
+                hint=engine.hint,
+            )
 
 
 def _limits(report: BackendReport | None) -> dict[str, dict[str, Any]]:

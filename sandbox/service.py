@@ -375,7 +375,10 @@ class SandboxService:
             WarmcellError: Its kernel runs on as it was.
         """
         box = self.live(sandbox_id)
-        snapshot = self.memory.store.get(ref, kernel_id=box.info.kernel_id).info
+        manifest = self.memory.store.get(ref, kernel_id=box.info.kernel_id)
+        snapshot = manifest.info
+        if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
+            self.bounds.check(manifest.spec)
         await self.memory.check(box.spec)
         before = box.info.snapshot
         await self._exclusively(box, self.memory.undo(box, snapshot.id))
@@ -411,6 +414,7 @@ class SandboxService:
         began = time.perf_counter()
         if box.info.state is not State.SUSPENDED:
             return box.info
+        self.bounds.check(box.spec)
         devices: tuple[GpuDevice, ...] = ()
         if box.spec.gpu is not None:
             box.phase("lease")

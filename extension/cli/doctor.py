@@ -7,7 +7,7 @@ from typing import Any
 
 from warmcell.extension.cli.link import running_keeper
 from warmcell.extension.cli.output import WARNING, add_json, print_json, print_table, yes_no
-from warmcell.sandbox.models import GIB, BackendReport
+from warmcell.sandbox.models import GIB, BackendReport, EngineReport
 from warmcell.sandbox.paths import Paths
 
 EXIT_CODES = {"error": 1, "warning": WARNING}
@@ -70,6 +70,8 @@ def _print(told: Mapping[str, Any]) -> None:
     )
     for report in reports:
         _print_backend(report, told["limits"])
+    for engine in map(EngineReport.from_json, told["engines"]):
+        _print_engine(engine)
     print()
     _print_gpus(told["gpus"])
     for spec in told["kernelspecs"]:
@@ -114,6 +116,12 @@ def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]
     details = [f"{name} {value}" for name, value in report.details.items() if name not in limits]
     if details:
         print(f"{report.name}: {', '.join(details)}")
+
+
+def _print_engine(engine: EngineReport) -> None:
+    """Why memory is not saved is a finding."""
+    details = ", ".join(f"{name} {value}" for name, value in engine.details.items())
+    print(f"Snapshots: {engine.name if engine.ready else 'none'}{f' ({details})' if engine.ready and details else ''}")
 
 
 def _print_gpus(devices: list[dict[str, Any]]) -> None:

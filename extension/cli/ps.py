@@ -2,12 +2,12 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from warmcell.extension.cli.link import running_keeper
 from warmcell.extension.cli.output import add_json, duration, print_json, print_table
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.models import SandboxInfo
+from warmcell.sandbox.models import MIB, SandboxInfo, SnapshotInfo
 
 HEADINGS = ("SANDBOX", "STATE", "FOR", "ISOLATION", "GPU", "NETWORK", "START", "AGE", "NOTEBOOK")
 
@@ -32,29 +32,31 @@ def run(arguments: argparse.Namespace) -> int:
     with keeper:
         answer = keeper.get("/sandboxes")
         status = keeper.get("/status")
+        saved = keeper.get("/snapshots")["snapshots"]
     if arguments.json:
-        print_json({"keeper": status, **answer})
+        print_json({"keeper": status, **answer, "snapshots": saved})
         return 0
     infos = [SandboxInfo.from_json(one) for one in answer["sandboxes"]]
     if not infos:
         print(f"No sandboxes. The keeper (process {status['pid']}) is running.")
         return 0
-    print_table(HEADINGS, [row(info) for info in infos])
+    snapshots = [SnapshotInfo.from_json(one) for one in saved]
+    print_table(HEADINGS, [row(info, snapshots) for info in infos])
     for info in infos:
-        for line in notes(info):
+        for line in notes(info, snapshots):
             print(line)
     return 0
 
 
 def _no_keeper(*, as_json: bool) -> int:
     if as_json:
-        print_json({"keeper": None, "sandboxes": []})
+        print_json({"keeper": None, "sandboxes": [], "snapshots": []})
     else:
         print("No keeper is running, so there are no sandboxes. It starts with the first kernel.")
     return 0
 
 
-def row(info: SandboxInfo) -> tuple[str, ...]:
+def row(info: SandboxInfo, snapshots: Sequence[SnapshotInfo] = ()) -> tuple[str, ...]:
     """A sandbox under the headings."""
     return (
         info.id,
@@ -63,7 +65,7 @@ def row(info: SandboxInfo) -> tuple[str, ...]:
         info.backend if info.isolated else f"NONE ({info.backend})",
         _gpus(info),
         "open" if info.network == "host" else info.network,
-        _start(info),
+        _asleep(info, snapshots) if info.state is State.SUSPENDED else _start(info),
         duration(time.time() - info.created_at),
         info.notebook or "-",
     )
@@ -83,7 +85,12 @@ def _start(info: SandboxInfo) -> str:
     return f"{info.started_from}, {info.started_ms:.0f} ms"
 
 
-def notes(info: SandboxInfo) -> Iterator[str]:
+def _asleep(info: SandboxInfo, snapshots: Sequence[SnapshotInfo]) -> str:
+    saved = next((one for one in snapshots if one.id == info.snapshot), None)
+    return "-" if saved is None else f"{(saved.image_bytes + saved.layer_bytes) / MIB:.0f} MiB on disk"
+
+
+def notes(info: SandboxInfo, snapshots: Sequence[SnapshotInfo] = ()) -> Iterator[str]:
     """What does not fit into a row."""
     if info.phase is not None and info.state is not State.FAILED and (info.phase.detail or info.phase.hint):
         yield f"{info.id}: {info.phase.name}: {info.phase.detail} {info.phase.hint}".rstrip()
@@ -93,6 +100,9 @@ def notes(info: SandboxInfo) -> Iterator[str]:
             yield f"  cure: {info.error.hint}"
     for module, why in (info.template.failed if info.template is not None else {}).items():
         yield f"{info.id}: the template is without {module}: {why}"
+    named = [one.name for one in snapshots if one.kind == "named" and one.kernel_id == info.kernel_id and one.name]
+    if named and info.kernel_id is not None:
+        yield f"{info.id}: snapshots: {', '.join(named)}"
     if info.workspace_note:
         yield f"{info.id}: workspace: {info.workspace_note}"
     for name, limit in info.limits.items():

@@ -147,7 +147,8 @@ class DoctorHandler(Handler):
     """What this machine can do."""
 
     async def get(self) -> None:
-        self.answer(await self.unless_gone(self.keeper.wiring.doctor()))
+        engine = await self.unless_gone(self.keeper.service.memory.report())
+        self.answer(await self.unless_gone(self.keeper.wiring.doctor(engine)))
 
 
 class GpusHandler(Handler):

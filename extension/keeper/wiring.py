@@ -3,7 +3,9 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from warmcell.extension import doctor
@@ -18,11 +20,12 @@ from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.nvml import NvmlInventory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.models import GIB
+from warmcell.sandbox.memory import NO_ENGINE
+from warmcell.sandbox.models import GIB, EngineReport
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.base import SnapshotEngine
-from warmcell.sandbox.snapshots.criu import CriuEngine, SystemHelper
+from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import Upkeep
 
@@ -93,6 +96,27 @@ class Wiring:
         for what in removed:
             log.warning("removed a leftover: %s", what)
 
-    async def doctor(self) -> dict[str, Any]:
-        """What this machine can do, for `GET /doctor`."""
-        return await doctor.collect(self.backends, self.gpus, paths=self.paths, default=self.settings.backend)
+    async def doctor(self, engine: EngineReport | None = None) -> dict[str, Any]:
+        """What this machine can do, for `GET /doctor`.
+
+        Args:
+            engine: What was found out about the snapshot engine; it is tried here if None.
+        """
+        engine = engine if engine is not None else await self._try_engine()
+        return await doctor.collect(
+            self.backends, self.gpus, paths=self.paths, default=self.settings.backend, engines=[engine]
+        )
+
+    async def _try_engine(self) -> EngineReport:
+        """Without a keeper: in directories of its own, so that nothing is left where it was only looked."""
+        if self.engine is None:
+            return NO_ENGINE
+        with tempfile.TemporaryDirectory(prefix="wc-") as name:
+            place = Path(name)
+            paths = Paths(place / "r", place / "s", place / "l").make()
+            helper = OwnHelper(paths, quiet=True) if os.getuid() == 0 else SystemHelper()
+            engine = CriuEngine(paths=paths, helper=helper)
+            try:
+                return await engine.probe()
+            finally:
+                await engine.close()

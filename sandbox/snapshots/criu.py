@@ -75,8 +75,10 @@ class SystemHelper:
 class OwnHelper:
     """A helper of this keeper's, which ends with it. For root only."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, *, quiet: bool = False) -> None:
+        """Nothing is started yet. With `quiet` it logs nothing; else to our standard error."""
         self._paths = paths
+        self._quiet = quiet
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
         self._starting = asyncio.Lock()
@@ -122,7 +124,7 @@ class OwnHelper:
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=None,
+                stderr=asyncio.subprocess.DEVNULL if self._quiet else None,
                 pass_fds=[listening.fileno(), reading],
                 env=helper_environment(),
                 start_new_session=True,

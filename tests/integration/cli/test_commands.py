@@ -41,7 +41,7 @@ def test_ps_without_a_keeper_says_so_plainly(places: Places, capsys: Output) -> 
     assert main(["ps"]) == 0
     assert capsys.readouterr().out.startswith("No keeper is running")
     assert main(["ps", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"keeper": None, "sandboxes": []}
+    assert json.loads(capsys.readouterr().out) == {"keeper": None, "sandboxes": [], "snapshots": []}
     assert not list(places.runtime.iterdir())
 
 

@@ -1,6 +1,7 @@
 """What doctor makes of what it is told."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.models import BackendReport, Capabilities
+from warmcell.sandbox.models import BackendReport, Capabilities, EngineReport
 from warmcell.sandbox.paths import Paths
 
 HELD = dict.fromkeys(("memory", "pids", "cpu", "layer"), "enforced (cgroup v2)")
@@ -42,11 +43,16 @@ def nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "FLOORS", {})
 
 
-async def look(*backends: Told, gpus: GpuPool | None = None, default: str = "bubblewrap") -> dict[str, Any]:
+async def look(
+    *backends: Told,
+    gpus: GpuPool | None = None,
+    default: str = "bubblewrap",
+    engines: Sequence[EngineReport] = (),
+) -> dict[str, Any]:
     paths = Paths.default()
     pool = gpus or GpuPool(SimulatedInventory([]), LeaseDirectory(paths.leases))
     wired: Any = {backend.name: backend for backend in backends}
-    return await doctor.collect(wired, pool, paths=paths, default=default)
+    return await doctor.collect(wired, pool, paths=paths, default=default, engines=engines)
 
 
 async def test_a_machine_where_all_is_well_has_no_findings() -> None:
@@ -138,3 +144,14 @@ async def test_an_old_package_and_a_broken_kernelspec_are_findings(monkeypatch: 
     messages = [one["message"] for one in (await look(Told("bubblewrap")))["findings"]]
     assert any("it is old" in message for message in messages)
     assert "Kernelspec gone: no /p" in messages
+
+
+async def test_an_engine_that_is_not_ready_is_noted_with_the_cure() -> None:
+    """Kernels start without it, so it is neither warning nor error."""
+    engine = EngineReport(name="criu", ready=False, why_not="no CRIU", hint="Install it.")
+    told = await look(Told("bubblewrap"), engines=[engine])
+    assert told["engines"] == [engine.to_json()]
+    (finding,) = told["findings"]
+    assert finding["severity"] == "note"
+    assert "no CRIU" in finding["message"]
+    assert finding["hint"] == "Install it."

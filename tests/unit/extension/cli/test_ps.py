@@ -7,12 +7,15 @@ from warmcell.extension.cli.ps import HEADINGS, notes, row
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import (
     GIB,
+    MIB,
     ErrorInfo,
     GpuDevice,
     LimitStatus,
     Phase,
     SandboxId,
     SandboxInfo,
+    SnapshotId,
+    SnapshotInfo,
     TemplateStatus,
 )
 
@@ -74,3 +77,16 @@ def test_what_is_less_than_asked_for_is_said() -> None:
         "abc: workspace: read-only: no idmap",
         "abc: the memory limit is not enforced: log in again",
     ]
+
+
+def test_a_suspended_kernel_says_what_it_takes() -> None:
+    """On the disk, for it takes nothing else; and which names it can be restored to."""
+    saved = SnapshotInfo(
+        id=SnapshotId("s1"), kind="suspended", kernel_id="k", image_bytes=30 * MIB, layer_bytes=5 * MIB
+    )
+    named = SnapshotInfo(id=SnapshotId("s2"), name="before", kernel_id="k")
+    other = SnapshotInfo(id=SnapshotId("s3"), name="another's", kernel_id="j")
+    asleep = info(state=State.SUSPENDED, snapshot=saved.id, kernel_id="k", started_from="cold", started_ms=1.0)
+    columns = dict(zip(HEADINGS, row(asleep, [saved, named, other]), strict=True))
+    assert (columns["STATE"], columns["START"]) == ("suspended", "35 MiB on disk")
+    assert list(notes(asleep, [saved, named, other])) == ["abc: snapshots: before"]

@@ -1,0 +1,55 @@
+"""What is done with snapshots while nobody asks for anything."""
+
+import os
+
+from tests.unit.sandbox.snapshots.making import Clock, add
+from warmcell.sandbox.errors import SnapshotError
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.snapshots.upkeep import LEAST_BYTES, Upkeep
+
+DAY_S = 86400.0
+
+
+async def test_what_nobody_has_used_for_long_is_compressed(store: SnapshotStore, clock: Clock) -> None:
+    """Not what was used since, not what is small, and each once."""
+    large = b"0" * (2 * LEAST_BYTES)
+    cold, warm = await add(store, "cold", content=large), await add(store, "warm", content=large)
+    small = await add(store, "small")
+    clock.now += 8 * DAY_S
+    await store.touch(warm)
+    for _ in range(2):
+        await Upkeep(store, compress_after_s=7 * DAY_S, clock=clock).once()
+    assert {one: store.get(one).info.compressed for one in (cold, warm, small)} == {
+        cold: True,
+        warm: False,
+        small: False,
+    }
+    assert store.get(cold).info.layer_bytes < LEAST_BYTES
+    async with store.use(cold) as held:
+        assert (held.layer / "file").read_bytes() == large
+
+
+async def test_what_is_over_goes(store: SnapshotStore, clock: Clock, dropped: list[SnapshotId]) -> None:
+    """By age where there is one, and its image with it; a suspended kernel stays."""
+    store.ttl_s = DAY_S
+    old = await add(store, "old")
+    asleep = await add(store, kind="suspended")
+    clock.now += 2 * DAY_S
+    await Upkeep(store, compress_after_s=None, clock=clock).once()
+    assert [info.id for info in store.infos()] == [asleep]
+    assert dropped == [old]
+
+
+async def test_one_that_fails_does_not_keep_the_others(store: SnapshotStore, clock: Clock) -> None:
+    """A layer that was damaged is left alone, and images that cannot be measured are no reason to stop."""
+    content = os.urandom(2 * LEAST_BYTES)
+    bad, good = await add(store, "bad", content=content), await add(store, "good", content=content)
+    (store.layer(bad) / "file").write_bytes(b"another")
+    clock.now += 8 * DAY_S
+
+    async def remeasure() -> None:
+        raise SnapshotError("The helper is gone", hint="Try again.")
+
+    await Upkeep(store, compress_after_s=DAY_S, remeasure=remeasure, clock=clock).once()
+    assert (store.get(bad).info.compressed, store.get(good).info.compressed) == (False, True)
