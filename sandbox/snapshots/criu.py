@@ -182,7 +182,7 @@ class CriuEngine:
     async def probe(self) -> EngineReport:
         """Ask the helper, which tries once for each boot and version."""
         try:
-            said = await self._ask({"op": "hello"})
+            said = await self.ask_itself()
         except WarmcellError as error:
             return EngineReport(name=self.name, ready=False, why_not=error.message, hint=error.hint)
         details = {"criu": str(said["criu"]), "linux": str(said["kernel"]), "helper": str(said["version"])}
@@ -193,6 +193,14 @@ class CriuEngine:
             hint=str(said["hint"]),
             details=details,
         )
+
+    async def ask_itself(self) -> Mapping[str, Any]:
+        """What the helper says of itself.
+
+        Raises:
+            WarmcellError: It does not run.
+        """
+        return await self._ask({"op": "hello"})
 
     async def enroll(self, place: Place) -> None:
         """See the port."""
@@ -265,6 +273,15 @@ class CriuEngine:
                 writer.close()
             elif connection is not None:
                 connection.close()
+
+
+async def hello(helper: Helper) -> Mapping[str, Any]:
+    """What a helper says of itself.
+
+    Raises:
+        WarmcellError: It does not run.
+    """
+    return await CriuEngine(paths=Paths.default(), helper=helper).ask_itself()
 
 
 def helper_environment() -> dict[str, str]:

@@ -1,0 +1,155 @@
+"""What an ordinary user does with the helper, as a program: told on stdin in JSON, tells on stdout in JSON lines."""
+
+import asyncio
+import ctypes
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend, binary, helped
+from warmcell.sandbox.backends.bubblewrap.plan import prepare
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.models import MIB, Limits, Mount, SandboxId, SandboxSpec, Workspace
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.snapshots.criu import SystemHelper
+
+LIMITS = Limits(layer_bytes=64 * MIB, shm_bytes=16 * MIB, pids=256, memory_bytes=512 * MIB)
+USER_NAMESPACE = 0x10000000 | 0x00020000
+
+
+def say(what: object) -> None:
+    """Print a line."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def spec(told: Mapping[str, Any]) -> SandboxSpec:
+    """A small sandbox with the folders that were told."""
+    workspace = told.get("workspace")
+    return SandboxSpec(
+        python=sys.executable,
+        workspace=None if workspace is None else Workspace(path=workspace, mode=told.get("mode", "rw")),
+        mounts=tuple(Mount(**one) for one in told.get("mounts", ())),
+        limits=LIMITS,
+    )
+
+
+async def asked(told: Mapping[str, Any]) -> None:
+    """Ask for sandboxes that are each described otherwise than a keeper would, and print what comes back."""
+    paths = Paths.default().make()
+    for case in told["cases"]:
+        with tempfile.TemporaryDirectory() as directory:
+            sandbox_id = SandboxId(secrets.token_hex(6))
+            prepared = prepare(
+                spec(told),
+                sandbox_id=sandbox_id,
+                directory=Path(directory),
+                gpus=(),
+                paths=paths,
+                hidden=(),
+                bwrap=binary.find().path,
+            )
+            request, fds = helped.described(prepared, spec(told), sandbox_id)
+            try:
+                change(request, fds, case)
+                say(await answer(request, fds))
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+
+def change(request: dict[str, Any], fds: list[int], case: Mapping[str, Any]) -> None:
+    """Make one thing of a request another one."""
+    (workspace,) = (tree for tree in request["trees"] if tree["name"] == "workspace")
+    workspace.update(case.get("tree", {}))
+    if "open" in case:
+        fds[workspace["fd"]] = os.open(case["open"], os.O_PATH | os.O_CLOEXEC)
+    if case.get("mounts") == "own":
+        fds[request["mounts"]] = own_mounts()
+    elif "mounts" in case:
+        fds[request["mounts"]] = os.open(case["mounts"], os.O_RDONLY | os.O_CLOEXEC)
+    request.update(case.get("set", {}))
+
+
+def own_mounts() -> int:
+    """A mount namespace in a user namespace of this user's."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        made = ctypes.CDLL(None, use_errno=True).unshare(USER_NAMESPACE) == 0
+        os.write(writing, b"." if made else b"!")
+        signal.pause()
+    try:
+        assert os.read(reading, 1) == b"."
+        return os.open(f"/proc/{child}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+async def answer(request: Mapping[str, Any], fds: list[int]) -> Any:
+    """The first line that the helper answers."""
+    connection = await SystemHelper().connect()
+    import socket
+
+    socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
+    reader, writer = await asyncio.open_unix_connection(sock=connection)
+    line = await asyncio.wait_for(reader.readline(), 30)
+    writer.write_eof()
+    await asyncio.wait_for(reader.read(), 30)
+    writer.close()
+    return json.loads(line) if line else None
+
+
+def with_upper(names: list[str]) -> None:
+    """Ask for directories in the upper half of a workspace's overlay, which no keeper does."""
+    described = helped.described
+
+    def changed(*arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        request, fds = described(*arguments)
+        for overlay in request["overlays"]:
+            if overlay["name"] == "changes":
+                overlay["skeleton"] = names
+        return request, fds
+
+    helped.described = changed
+
+
+async def box(told: Mapping[str, Any]) -> None:
+    """Make a sandbox, run scripts in it and print what comes of them; then wait, if told so."""
+    with_upper(told.get("upper", []))
+    paths = Paths.default().make()
+    backend = BubblewrapBackend(paths=paths, helper=SystemHelper().connect)
+    with tempfile.TemporaryDirectory(prefix="wc-") as directory:
+        place = Path(directory) / "s"
+        place.mkdir()
+        instance = await backend.create(spec(told), sandbox_id=SandboxId(secrets.token_hex(6)), directory=place)
+        channel = await GuestChannel.open(instance.run_directory, timeout=20)
+        limits = {name: status.enforced for name, status in instance.limits.items()}
+        say({"pid": instance.pid, "processes": list(instance.processes()), "limits": limits})
+        for script in told.get("scripts", ()):
+            result = await channel.exec(["sh", "-c", script], timeout=30)
+            say({"code": result.exit_code, "out": result.stdout, "err": result.stderr})
+        if told.get("wait"):
+            ended = await instance.wait()
+            say({"ended": ended.exit_code, "message": ended.message})
+        await channel.close()
+        await instance.stop()
+
+
+async def kernel(told: Mapping[str, Any]) -> None:
+    """Have a keeper, a kernel in it, and suspend, resume, fork and restore that."""
+    from tests.integration.helper.keeping import kernel_lives
+
+    await kernel_lives(told, say)
+
+
+if __name__ == "__main__":
+    verb = {"asked": asked, "box": box, "kernel": kernel}[sys.argv[1]]
+    asyncio.run(verb(json.load(sys.stdin)))
