@@ -16,7 +16,7 @@ from benchmarks.rows import Row, Series, medians
 from benchmarks.server import JupyterServer
 from tests.leaks import own_places
 
-ROUNDS = 4
+ROUNDS = 3
 CHANGED_BYTES = 10**6
 CHANGE = """
 total -= int(state[:{size}].sum())

@@ -9,7 +9,7 @@ from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
 
-ROUNDS = 12
+ROUNDS = 10
 PLAIN, OURS = "python3", "warmcell"
 GOALS: Mapping[Engine, float] = {"criu": 0.1, "template": 0.15}
 

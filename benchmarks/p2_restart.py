@@ -10,7 +10,7 @@ from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
 from benchmarks.server import Channels, JupyterServer
 from tests.leaks import own_places
 
-ROUNDS = 9
+ROUNDS = 7
 IMPORTS = "import torch, numpy, pandas"
 GOALS: Mapping[Engine, float] = {"criu": 0.025, "template": 0.03}
 

@@ -13,7 +13,7 @@ from benchmarks.rows import Row, Series, medians, phases
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
 
-ROUNDS = 5
+ROUNDS = 4
 CLONES = 8
 STATE_BYTES = 300 * 10**6
 

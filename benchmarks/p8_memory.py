@@ -17,7 +17,7 @@ from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
 
 KERNELS = 20
-PLAIN_PAIRS = 3
+PLAIN_PAIRS = 2
 TORCH = "import torch"
 NAME = "measured-"
 """What these kernels call their process, so that they are told from what waits in the pool."""

@@ -19,7 +19,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from benchmarks.rows import Row, Series
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 
-ROUNDS = 10
+ROUNDS = 8
 PER_ROUND = 20
 """Trivial executes per round and way; a round has one large output per way."""
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, machine, pages, results
+from benchmarks import growth, machine, results
 from benchmarks.keeper import Keeper
 from benchmarks.p1_start import OURS
-from benchmarks.p4_resume import CHECK, FILL, resumed
+from benchmarks.p4_resume import CHECK, FILL, copied, resumed
 from benchmarks.p11_again import CHANGE, CHANGED_BYTES, saved
 from benchmarks.server import Channels, JupyterServer
 from tests.leaks import own_places
@@ -99,9 +99,7 @@ async def cost(server: JupyterServer, keeper: Keeper, state_bytes: int) -> dict[
             suspended = await keeper.do("suspend", sandbox_id)
             took = time.perf_counter() - began
             await keeper.settled()
-            files = pages.page_files(keeper.image(suspended["snapshot"]))
-            await pages.read_s(files)
-            copied = await pages.read_s(files)
+            pages_copied = await copied(keeper, suspended["snapshot"], state_bytes)
             parts, told = await resumed(keeper, kernel, kernel_id)
             await kernel.run(CHANGE.format(size=CHANGED_BYTES))
             second, two = await saved(keeper, sandbox_id, "second")
@@ -113,7 +111,7 @@ async def cost(server: JupyterServer, keeper: Keeper, state_bytes: int) -> dict[
         "suspend": round(took, 4),
         "second snapshot": round(second, 4),
         "resume → reply": round(parts["execute"], 4),
-        "its pages copied": round(copied, 4),
+        "its pages copied": round(pages_copied, 4),
         "phases_ms": told["phases_ms"],
         "first_bytes": one["image_bytes"],
         "second_bytes": two["image_bytes"],
