@@ -75,6 +75,7 @@ class Setup:
     units: Path = Path("/etc/systemd/system")
     socket: Path = Path(SOCKET)
     images: Path = Path(IMAGES)
+    criu: Path = Path(program.PREFIXES[0])
     most: int = SANDBOXES_MAX
 
     @property
@@ -106,7 +107,7 @@ class Setup:
         _for_all(work)
         shutil.rmtree(self.prefix, ignore_errors=True)
         work.rename(self.prefix)
-        environment = {binary.OVERRIDE: str(bwrap if kept is None else self.prefix / kept), **_criu(done)}
+        environment = {binary.OVERRIDE: str(bwrap if kept is None else self.prefix / kept), **self._criu(done)}
         self._write_unit(python, environment, done)
         return done
 
@@ -157,6 +158,28 @@ class Setup:
         else:
             words = [f"{name}={value}" for name, value in sorted(environment.items())] + self.command(python)
             done.append(f"there is no systemd here; run it as root with: env {' '.join(words)}")
+
+    def _criu(self, done: list[str]) -> dict[str, str]:
+        """Have a CRIU that only root can change, and say which; or say how to get one."""
+        carried = helper_environment().get(program.VARIABLE)
+        script = package().resolve().parents[1] / "scripts" / "criu"
+        if not self.criu.exists() and carried and Path(carried).is_dir():
+            shutil.copytree(carried, self.criu)
+            _for_all(self.criu)
+            done.append(f"copied CRIU to {self.criu}")
+        elif not self.criu.exists() and script.is_file():
+            check_trusted(script)
+            _run([str(script), str(self.criu)])
+        named = (
+            {} if str(self.criu) in program.PREFIXES or not self.criu.exists() else {program.VARIABLE: str(self.criu)}
+        )
+        try:
+            found = program.find(named)
+        except HelperError as error:
+            done.append(f"memory snapshots do not work yet: {error.message}. {error.hint}")
+        else:
+            done.append(f"CRIU {found.version} is {found.path}")
+        return named
 
 
 def has_manager() -> bool:
@@ -267,27 +290,6 @@ def _for_all(folder: Path) -> None:
         os.chown(path, 0, 0, follow_symlinks=False)
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
-
-
-def _criu(done: list[str]) -> dict[str, str]:
-    """Have a CRIU that only root can change, and say which; or say how to get one."""
-    place = Path(program.PREFIXES[0])
-    carried = helper_environment().get(program.VARIABLE)
-    script = package().resolve().parents[1] / "scripts" / "criu"
-    if not place.exists() and carried and Path(carried).is_dir():
-        shutil.copytree(carried, place)
-        _for_all(place)
-        done.append(f"copied CRIU to {place}")
-    elif not place.exists() and script.is_file():
-        check_trusted(script)
-        _run([str(script), str(place)])
-    try:
-        found = program.find({})
-    except HelperError as error:
-        done.append(f"memory snapshots do not work yet: {error.message}. {error.hint}")
-    else:
-        done.append(f"CRIU {found.version} is {found.path}")
-    return {}
 
 
 def _run(argv: Sequence[str]) -> None:

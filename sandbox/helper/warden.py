@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 60.0
 GRACE_S = 10.0
 LINE_MAX_BYTES = 1 << 16
+ENDING = "The helper that had made the sandbox has ended"
 TAIL_BYTES = 4096
 LIMITS = (
     (resource.RLIMIT_CORE, 0, 0),
@@ -102,7 +103,7 @@ def hold(
             began.fds += [os.dup(reading), *_events(group)]
             conversation.say(answer, fds=began.fds)
             began.close_fds()
-            _wait_for_end(conversation.fileno(), process, alive)
+            why = _wait_for_end(conversation.fileno(), process, alive)
             _kill(first)
             code = _wait(child, process)
             child = -1
@@ -110,7 +111,7 @@ def hold(
         if group is not None:
             killed = group.oom_kills()
             group.remove_within(GRACE_S)
-        conversation.say({"ended": code, "oom_kills": killed})
+        conversation.say({"ended": code, "oom_kills": killed, "why": why})
     finally:
         if child > 0:
             _kill(first)
@@ -221,13 +222,14 @@ def _first_of(child: int, pid: object) -> int:
     return found
 
 
-def _wait_for_end(caller: int, process: int, alive: int) -> None:
-    """Until the sandbox, its keeper or the helper ends."""
+def _wait_for_end(caller: int, process: int, alive: int) -> str:
+    """Until the sandbox, its keeper or the helper ends; why, if that was the helper."""
     waiting = select.poll()
     waiting.register(process, select.POLLIN)
     waiting.register(caller, select.POLLIN | select.POLLRDHUP)
     waiting.register(alive, select.POLLHUP)
-    waiting.poll()
+    ready = dict(waiting.poll())
+    return ENDING if {*ready} == {alive} else ""
 
 
 def _wait(child: int, process: int) -> int:

@@ -185,6 +185,9 @@ class CriuEngine:
             said = await self.ask_itself()
         except WarmcellError as error:
             return EngineReport(name=self.name, ready=False, why_not=error.message, hint=error.hint)
+        if os.getuid() != 0 and said["ready"] and not said.get("makes"):
+            why = str(said.get("makes_why_not") or "this helper makes no sandboxes for ordinary users")
+            return EngineReport(name=self.name, ready=False, why_not=why, hint=INSTALL)
         details = {"criu": str(said["criu"]), "linux": str(said["kernel"]), "helper": str(said["version"])}
         return EngineReport(
             name=self.name,

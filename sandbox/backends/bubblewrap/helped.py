@@ -100,7 +100,7 @@ class HelperChild:
         with contextlib.suppress(WarmcellError):
             said = await self._control.line(None)
         if said is not None and "ended" in said:
-            self._killed = int(said["oom_kills"])
+            self._killed, self._left = int(said["oom_kills"]), str(said.get("why", ""))
             return int(said["ended"])
         # Its warden has gone, and with it, at once or soon, all of it.
         await _hung_up(self._first_fd)

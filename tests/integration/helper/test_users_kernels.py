@@ -83,15 +83,14 @@ async def test_the_end_of_the_helper_ends_its_sandboxes(helper: SystemHelper, us
     ended = await box.line()
     assert ended["ended"] == 137
     assert "helper" in ended["message"]
-    await box.gone()
-    helper.start()
+    await box.hang_up()
 
 
 async def test_the_end_of_the_keeper_ends_its_sandboxes(helper: SystemHelper, user: User) -> None:
     """Killed with SIGKILL, nothing of its sandboxes is left, and the helper serves the next one."""
     box = await user.start_box({"wait": True, "scripts": ["sleep 300 >/dev/null 2>&1 & echo $!"]})
     box.kill()
-    await box.gone()
+    await box.hang_up()
     assert (await user.run("box", told={"scripts": ["true"]}))[1]["code"] == 0
 
 
@@ -99,9 +98,7 @@ async def test_a_stop_of_the_helper_ends_its_sandboxes(helper: SystemHelper, use
     """As a service is stopped: SIGTERM ends what it holds, and nothing is left."""
     box = await user.start_box({"wait": True, "scripts": ["true"]})
     assert helper.end() == 0
-    await box.gone()
     await box.hang_up()
-    helper.start()
 
 
 async def test_a_user_has_as_many_as_one_may_have(helper: SystemHelper, user: User) -> None:

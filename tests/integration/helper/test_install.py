@@ -1,0 +1,122 @@
+"""The helper as a service: installed where only root can change it, from files that only root can have changed."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helper.system import SystemHelper
+from tests.lanes import TOP
+from tests.leaks import Places
+from warmcell.extension import helper_setup
+from warmcell.extension.cli.helper import look
+from warmcell.extension.helper_setup import CAPABILITIES, UNIT, Setup, check_trusted
+from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE
+
+pytestmark = [pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def setup(places: Places, monkeypatch: pytest.MonkeyPatch) -> Setup:
+    """Places of the test's own, on a machine without a service manager."""
+    monkeypatch.setattr(helper_setup, "has_manager", lambda: False)
+    root = places.root
+    return Setup(
+        prefix=root / "opt", units=root / "units", socket=root / "h" / "s", images=root / "images", criu=root / "criu"
+    )
+
+
+async def test_what_is_installed_runs(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy runs by the command that is printed, with no other capabilities than the unit leaves it."""
+    done = await asyncio.to_thread(setup.install)
+    words = done[-1].partition("env ")[2].split()
+    check_trusted(setup.prefix)
+    bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in CAPABILITIES)])
+    bounded = ["setpriv", "--bounding-set", bounding, "--no-new-privs", "env", "-i", *words]
+    process = await asyncio.create_subprocess_exec(*bounded, cwd="/")
+    try:
+        monkeypatch.setenv(SOCKET_VARIABLE, str(setup.socket))
+        async with asyncio.timeout(30):
+            while not setup.socket.exists():
+                await asyncio.sleep(0.01)
+            said = await look()
+        assert (said["running"], said["ready"], said["makes"]) == (True, True, True), said
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    assert not setup.socket.exists()
+    assert any(str(setup.prefix) in line for line in await asyncio.to_thread(setup.uninstall))
+    assert not setup.prefix.exists()
+    assert setup.images.exists()  # Users' snapshots stay.
+
+
+def test_the_unit(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a service manager the unit is written, enabled and started; it kills what is left, and filters nothing."""
+    ran: list[Sequence[str]] = []
+    monkeypatch.setattr(helper_setup, "has_manager", lambda: True)
+    monkeypatch.setattr(helper_setup, "_run", ran.append)
+    setup.install()
+    unit = (setup.units / UNIT).read_text()
+    assert ["systemctl", "enable", "--now", UNIT] in ran
+    assert "KillMode=mixed" in unit
+    assert f"-I -S {setup.start}" in unit
+    assert not any(word in unit for word in ("SystemCallFilter", "ProtectSystem", "PrivateTmp", "RestrictNamespaces"))
+    verifier = shutil.which("systemd-analyze")
+    if verifier is not None:
+        checked = subprocess.run([verifier, "verify", str(setup.units / UNIT)], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stderr
+    setup.uninstall()
+    assert not (setup.units / UNIT).exists()
+
+
+@pytest.mark.parametrize("change", ["owner", "mode", "parent"])
+def test_files_that_others_can_change(tmp_path: Path, change: str) -> None:
+    """Root does not run what somebody else could have written, and says how to make an environment of its own."""
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "code.py").write_text("")
+    check_trusted(folder)
+    if change == "owner":
+        os.chown(folder / "code.py", 1001, 1001)
+    elif change == "mode":
+        (folder / "code.py").chmod(0o666)
+    else:
+        folder.parent.chmod(0o777)
+    with pytest.raises(BackendUnavailableError) as caught:
+        check_trusted(folder)
+    assert "venv" in caught.value.hint
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    """A link to what others can change is as bad."""
+    (tmp_path / "bad").write_text("")
+    (tmp_path / "bad").chmod(0o666)
+    folder = tmp_path / "good"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "bad")
+    with pytest.raises(BackendUnavailableError):
+        check_trusted(folder)
+
+
+async def test_status(helper: SystemHelper) -> None:
+    """`warmcell helper status --json` says that it runs, and where none does why not, with the cure."""
+    for socket, code in ((str(helper.path), 0), ("/nowhere", 3)):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "warmcell.extension.cli", "helper", "status", "--json"),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, SOCKET_VARIABLE: socket},
+            cwd=TOP,
+        )
+        stdout, _ = await asyncio.wait_for(process.communicate(), 60)
+        said = json.loads(stdout)
+        assert process.returncode == code
+        assert said["running"] is (code == 0)
+        assert said["hint"] or code == 0
