@@ -509,7 +509,7 @@ def _refuse_used(entry: _Entry, verb: str) -> None:
     if entry.pins:
         raise ConflictError(
             f"Snapshot {entry.manifest.info.id} is in use",
-            hint=f"A restore of it is going on; {verb} it when that has ended.",
+            hint=f"A kernel that was restored from it has its files; {verb} it when that kernel has ended.",
         )
 
 

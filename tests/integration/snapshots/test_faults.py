@@ -1,0 +1,221 @@
+"""Whatever is killed in the middle of whatever: the old state is there, or said to be gone, and nothing is left."""
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.keeper.conftest import until
+from tests.integration.snapshots.notebooks import Notebook, configure, end_all, notebook, page, processes_of
+from tests.leaks import Places
+from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.errors import TransportError, WarmcellError
+from warmcell.sandbox.paths import Paths
+
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
+
+VERBS = ("suspend", "resume", "snapshot", "restore", "fork")
+WISHES: dict[str, dict[str, Any]] = {"restore": {"snapshot": "old"}, "fork": {"n": 2}}
+VICTIMS = ("keeper", "guest", "criu", "helper")
+LONGEST_S = 0.3
+"""About as long as any of the verbs takes."""
+
+SHELVED = re.compile(r"/[.]?[a-z0-9]{12}$")
+"""A sandbox, a snapshot, a draft of one or an image."""
+
+CRIU_S = 0.05
+"""About as long as CRIU runs."""
+
+CELL = "x += 1; data[x] = 1; print(x, sum(data), open('/tmp/file').read())"
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Host pids and names of the processes below one."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            head, _, rest = Path(f"/proc/{int(entry)}/stat").read_text().rpartition(")")
+            parents[int(entry)] = (int(rest.split()[1]), head.partition("(")[2])
+    found: dict[int, str] = {}
+    for one, (_, name) in parents.items():
+        above = one
+        while above in parents and above != pid:
+            above = parents[above][0]
+        if above == pid and one != pid:
+            found[one] = name
+    return found
+
+
+def stopped(places: Places) -> list[int]:
+    """Processes of guests that somebody has frozen."""
+    found = []
+    for pid in processes_of(places):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
+                found.append(pid)
+    return found
+
+
+class Trials:
+    """A keeper, replaced when it was killed, and what each trial does with it."""
+
+    def __init__(self, places: Places, workspace: Path) -> None:
+        self.places = places
+        self.workspace = workspace
+        self.paths = Paths.default()
+
+    async def run(self, seed: int) -> str:
+        """One trial; what happened, in short."""
+        moments = random.Random(seed)
+        verb, victim = VERBS[seed % len(VERBS)], VICTIMS[(seed // len(VERBS)) % len(VICTIMS)]
+        async with await KeeperClient.connect() as client, notebook(client, self.workspace) as made:
+            await made.run("x, data = 0, bytearray(1 << 22); open('/tmp/file', 'w').write('kept')")
+            await made.do("snapshot", name="old")
+            assert await made.run(CELL) == "1 1 kept"
+            if verb == "resume":
+                await made.do("suspend")
+            outcome = await self._disturbed(made, verb, victim, moments)
+            if victim == "keeper":
+                where = await self._next_keeper(made)
+            else:
+                await self._same_keeper(made, verb, victim, outcome)
+                where = "same"
+        async with await KeeperClient.connect() as client:
+            await end_all(client)
+            for info in (await client.get("/snapshots"))["snapshots"]:
+                await client.delete(f"/snapshots/{info['id']}?force=1")
+            await self._nothing_left(client)
+        return f"{verb}, {victim} killed: {outcome!r}, {where}"
+
+    async def _disturbed(
+        self, made: Notebook, verb: str, victim: str, moments: random.Random
+    ) -> dict[str, Any] | WarmcellError:
+        """What became of the verb, in the middle of which the victim was killed."""
+        keeper = int((await made.keeper.get("/status"))["pid"])
+        doing = asyncio.create_task(made.do(verb, **WISHES.get(verb, {})))
+        if victim != "criu":
+            await asyncio.wait({doing}, timeout=moments.uniform(0.0, LONGEST_S))
+        while True:
+            below = descendants(keeper)
+            pids = {
+                "keeper": [keeper],
+                "guest": processes_of(self.places),
+                "criu": [pid for pid, name in below.items() if name == "criu"],
+                "helper": [pid for pid, name in below.items() if name in ("warmcell-helper", "warmcell-work")],
+            }[victim]
+            if pids or doing.done():
+                break
+            await asyncio.sleep(0.001)
+        if victim == "criu":
+            await asyncio.sleep(moments.uniform(0.0, CRIU_S))
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(moments.choice(pids), signal.SIGKILL)
+        try:
+            return await doing
+        except WarmcellError as error:
+            assert error.message, error
+            assert error.hint or isinstance(error, TransportError), repr(error)
+            return error
+
+    async def _same_keeper(self, made: Notebook, verb: str, victim: str, outcome: object) -> None:
+        """The kernel goes on as before the verb, or after it, or is dead because it was killed itself."""
+        failed = isinstance(outcome, WarmcellError)
+        info = await made.info()
+        dead = not (await made.keeper.get(f"/kernels/{made.kernel_id}"))["alive"] or info["state"] == "failed"
+        if dead or (victim == "guest" and info["state"] != "suspended"):
+
+            async def ended() -> bool:
+                kernel = await made.keeper.get(f"/kernels/{made.kernel_id}")
+                return not kernel["alive"] or kernel["busy"] is False
+
+            await until(ended)
+        else:
+            expected = "2 2 kept" if failed or verb != "restore" else "1 1 kept"
+            assert await made.run(CELL) == expected
+            if verb == "fork" and not failed and isinstance(outcome, dict):
+                states = [one["state"] for one in outcome["sandboxes"]]
+                assert states == ["running", "running"]
+        assert stopped(self.places) == []
+        if victim == "guest":
+            return
+        assert not dead
+        assert await made.run("print(sum(data) >= 1)") == "True"
+
+    async def _next_keeper(self, made: Notebook) -> str:
+        """What was suspended is there, the rest is said to be lost, and neither is in two places."""
+
+        async def nothing_runs() -> bool:
+            return await asyncio.to_thread(processes_of, self.places) == []
+
+        await until(nothing_runs, timeout=40)  # What was being made ends by itself if nobody speaks with it.
+        async with await KeeperClient.connect() as client:
+            told = await client.get("/kernels")
+            kept = [each["kernel_id"] for each in told["kernels"]]
+            lost = [each["kernel_id"] for each in told["lost"]]
+            assert sorted([*kept, *lost]) == [made.kernel_id]
+            assert (await client.get("/snapshots"))["unreadable"] == []
+            if kept:
+                async with page(made.body["connection"]) as opened:
+                    assert await opened.run(CELL) == "2 2 kept"
+                return "kept"
+            info = await client.post("/kernels", made.body, timeout=60)
+            await client.post(f"/sandboxes/{info['id']}/restore", {"snapshot": "old"}, timeout=60)
+            async with page(made.body["connection"]) as opened:
+                assert await opened.run(CELL) == "1 1 kept"
+            return "lost"
+
+    async def _nothing_left(self, client: KeeperClient) -> None:
+        """No process, no directory of a sandbox, no snapshot, no image."""
+        shelves = (self.paths.sandboxes, self.paths.snapshots, self.paths.images / str(os.getuid()))
+
+        def left() -> list[str]:
+            entries = [str(one) for each in shelves if each.exists() for one in each.iterdir()]
+            return [one for one in entries if SHELVED.search(one)] + [
+                f"process {pid}" for pid in processes_of(self.places)
+            ]
+
+        async def clean() -> bool:
+            return not await asyncio.to_thread(left)
+
+        try:
+            await until(clean)
+        except AssertionError:
+            raise AssertionError(f"left: {left()}") from None
+        assert (await client.get("/snapshots"))["unreadable"] == []
+
+
+@pytest.fixture
+async def trials(places: Places, tmp_path: Path) -> AsyncIterator[Trials]:
+    configure(places, keeper_idle_s=5.0)
+    made = Trials(places, tmp_path)
+    yield made
+    configure(places)
+    with contextlib.suppress(TransportError):
+        async with await KeeperClient.connect(start=False) as client:
+            os.kill(int((await client.get("/status"))["pid"]), signal.SIGTERM)
+
+
+@pytest.mark.timeout(300)
+async def test_killed_at_random(trials: Trials) -> None:
+    """Ten of the trials."""
+    for seed in random.Random(3).sample(range(20), 10):
+        await asyncio.wait_for(trials.run(seed), 60)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+async def test_killed_at_random_for_long(trials: Trials) -> None:
+    """Two hundred of the trials: every verb with every victim, at ten moments each."""
+    for seed in range(200):
+        try:
+            await asyncio.wait_for(trials.run(seed), 60)
+        except Exception as error:
+            raise AssertionError(f"trial {seed}") from error
