@@ -132,7 +132,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
         try:
             kernel = await self._keeper.ask(
                 lambda it: it.get(self._path(), timeout=POLL_TIMEOUT_S),
-                start=not self.ending,
+                start=self._stays and not self.ending,
                 patience_s=POLL_TIMEOUT_S,
             )
             code = self._exit_of(kernel)
@@ -142,7 +142,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
             code = GONE
         except TransportError as error:
             # A keeper that was stopped has saved its kernels, and the next one takes them up as soon as it is there.
-            if await asyncio.to_thread(has_kernels, self._keeper.paths):
+            if self._stays and await asyncio.to_thread(has_kernels, self._keeper.paths):
                 if not self._unknown:
                     self.log.warning("The state of kernel %s is not known for now: %s", self.kernel_id, error)
                 self._unknown = True
@@ -215,7 +215,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
             return
         try:
             # A keeper that is not there may have saved this kernel, for the next one to remove.
-            start = await asyncio.to_thread(has_kernels, self._keeper.paths)
+            start = self._stays and await asyncio.to_thread(has_kernels, self._keeper.paths)
             await self._keeper.ask(lambda it: it.delete(self._path()), start=start, patience_s=CLEANUP_PATIENCE_S)
         except TransportError:
             pass  # Without a keeper there is no sandbox.
@@ -333,6 +333,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
         self._running = True
 
     @property
+    def _stays(self) -> bool:
+        """Whether the kernel may outlive this process, and its keeper."""
+        return self.server is not None
+
+    @property
     def _manager(self) -> KernelManager:
         assert isinstance(self.parent, KernelManager), "jupyter_client gives a provisioner its KernelManager"
         return self.parent
@@ -374,7 +379,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
             "notebook": notebook,
             "kernel_name": self._manager.kernel_name,
             "server": self.server,
-            "persistent": self.server is not None,
+            "persistent": self._stays,
         }
 
     def _wire_connection(self) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The websocket between a page and a kernel, without the wait that TCP puts between small messages."""
+"""The websocket between a page and a kernel: no wait between small messages, and no doubt about the kernel's state."""
 
 import asyncio
 from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
+
+from warmcell.extension.server.keeping import provisioner_of
 
 SETTING = "kernel_websocket_connection_class"
 
@@ -20,8 +22,22 @@ class PromptConnection(ZMQChannelsWebsocketConnection):
         connected = super().connect()
         if connected is not None:
             # Not before: tornado is still about to reset the connection after the request that it began with.
-            connected.add_done_callback(lambda _: self._send_at_once())
+            connected.add_done_callback(lambda _: self._begin())
         return connected
+
+    def _begin(self) -> None:
+        self._send_at_once()
+        self._say_state()
+
+    def _say_state(self) -> None:
+        """Tell a page that is back what one of our kernels does.
+
+        It asks by itself, but its question may overtake its subscription, and then it hears nothing until the kernel
+        says the next thing: a suspended one not before its next cell.
+        """
+        state = getattr(self.kernel_manager, "execution_state", None)
+        if provisioner_of(self.kernel_manager) is not None and state in ("idle", "busy"):
+            self._send_status_message(state)  # type: ignore[no-untyped-call]
 
     def _send_at_once(self) -> None:
         if self.websocket_handler.ws_connection is not None:

@@ -83,7 +83,11 @@ class Notebook:
 
     def run(self, cell: int, *, expected: str) -> Locator:
         """Run a cell with Shift+Enter and wait for its output."""
-        code = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(cell)
+        panel = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+        # JupyterLab drops a cell that is run before it has its connection to the kernel.
+        indicator = panel.locator(".jp-Notebook-ExecutionIndicator")
+        expect(indicator).to_have_attribute("data-status", "idle", timeout=START_TIMEOUT_MS)
+        code = panel.locator(".jp-Cell").nth(cell)
         code.locator(".jp-InputArea-editor").click()
         expect(self._tab).to_have_class(CURRENT)
         self.page.keyboard.press("Shift+Enter")

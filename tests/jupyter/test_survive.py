@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.server import JupyterServer
+from benchmarks.server import Channels, JupyterServer
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
@@ -209,6 +209,7 @@ async def test_suspend_by_hand_and_what_wakes(places: Places) -> None:
         assert [(one["kind"], one["id"]) for one in listed] == [("suspended", suspended.json()["snapshot"])]
         assert (await server.http.get(f"/api/kernels/{kernel_id}")).json()["execution_state"] == "idle"
         async with server.channels(kernel_id) as channels:  # for which the server asks the kernel who it is
+            assert await first_state(channels) == "idle"
             assert await state(server, kernel_id) == "suspended"
             await channels.execute("kept += 1; assert kept == 2")
         assert await state(server, kernel_id) == "running"
@@ -235,6 +236,15 @@ async def is_state(server: JupyterServer, kernel_id: str, wanted: str) -> bool:
     answer = await server.http.get("/warmcell/api/v1/sandboxes")
     found = answer.json().get("sandboxes", [])
     return any((one["kernel_id"], one["state"]) == (kernel_id, wanted) for one in found)
+
+
+async def first_state(channels: Channels) -> str:
+    """What a page hears of its kernel that asks nothing."""
+    async with asyncio.timeout(END_S):
+        while True:
+            said = json.loads(await channels._connection.read_message() or "{}")
+            if (said["msg_type"], said["parent_header"]) == ("status", {}):
+                return str(said["content"]["execution_state"])
 
 
 async def is_gone(server: JupyterServer, kernel_id: str) -> bool:
