@@ -1,15 +1,18 @@
 """A machine's helper for a test, and questions to it as anybody."""
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
+import secrets
 import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,31 @@ from warmcell.sandbox.helper.start import system_command
 from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE, helper_environment
 
 START_TIMEOUT_S = 20
+NOTIFY = "NOTIFY_SOCKET"
 MOST = 4
 """Sandboxes of one user."""
 SCRIPT = TOP / "tests" / "integration" / "helper" / "as_user.py"
+
+
+class Told:
+    """What stands in for a service manager."""
+
+    def __init__(self, heard: socket.socket) -> None:
+        self._heard = heard
+        self.name = "@" + heard.getsockname()[1:].decode()
+
+    def wait(self) -> None:
+        """Until a helper says that it listens."""
+        assert self._heard.recv(100) == b"READY=1"
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[Told]:
+    """Hear what a helper tells its service manager."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(f"\0warmcell-test-{secrets.token_hex(8)}")
+        heard.settimeout(START_TIMEOUT_S)
+        yield Told(heard)
 
 
 class SystemHelper:
@@ -40,17 +65,11 @@ class SystemHelper:
     def start(self) -> None:
         """Start it, and wait until it listens."""
         argv = system_command(sys.executable, socket=str(self.path), images=str(self.images), most=MOST)
-        with self.log.open("ab") as log:
-            env = {**helper_environment(), OVERRIDE: str(bwrap())}
-            # What it would tell a service manager tells us that it listens.
-            told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            told.bind(f"\0warmcell-test-{os.getpid()}-{id(self)}")
-            told.settimeout(START_TIMEOUT_S)
-            env["NOTIFY_SOCKET"] = "@" + told.getsockname()[1:].decode()
+        with listening() as told, self.log.open("ab") as log:
+            env = {**helper_environment(), OVERRIDE: str(bwrap()), NOTIFY: told.name}
             self._process = subprocess.Popen(argv, env=env, stderr=log, stdin=subprocess.DEVNULL)
-        with told:
             try:
-                assert told.recv(100) == b"READY=1"
+                told.wait()
             except TimeoutError:
                 self.end()
                 raise AssertionError(self.said()) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.helper.system import SystemHelper
+from tests.integration.helper.system import NOTIFY, SystemHelper, listening
 from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.extension import helper_setup
@@ -40,15 +40,14 @@ async def test_what_is_installed_runs(setup: Setup, monkeypatch: pytest.MonkeyPa
     words = done[-1].partition("env ")[2].split()
     check_trusted(setup.prefix)
     bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in CAPABILITIES)])
-    bounded = ["setpriv", "--bounding-set", bounding, "--no-new-privs", "env", "-i", *words]
-    process = await asyncio.create_subprocess_exec(*bounded, cwd="/")
+    with listening() as told:
+        bounded = ["setpriv", "--bounding-set", bounding, "--no-new-privs", "env", "-i", f"{NOTIFY}={told.name}"]
+        process = await asyncio.create_subprocess_exec(*bounded, *words, cwd="/")
+        await asyncio.to_thread(told.wait)
     try:
         monkeypatch.setenv(SOCKET_VARIABLE, str(setup.socket))
-        async with asyncio.timeout(30):
-            while not setup.socket.exists():
-                await asyncio.sleep(0.01)
-            said = await look()
-        assert (said["running"], said["ready"], said["makes"]) == (True, True, True), said
+        said = await look()
+        assert (said["running"], said["ready"], said["makes"]) == (True, True, True), said["why_not"]
     finally:
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
