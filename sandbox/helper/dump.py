@@ -165,9 +165,11 @@ def dump(
     code = -1
     try:
         began = time.perf_counter()
+        guardian = first = Guardian(tree)
         tree.stop()
         stopped_ms = 1e3 * (time.perf_counter() - began)
-        guardian = Guardian(tree)
+        guardian = Guardian(tree)  # This one knows from where the threads would have to go on.
+        first.dismiss()
         code = criu.run(
             program_,
             place,
