@@ -13,7 +13,8 @@ from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SandboxSpec, TemplateStatus
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.service import FAILED_KEPT, SandboxService
+from warmcell.sandbox.registry import FAILED_KEPT
+from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.testing.fakes import FakeBackend
 from warmcell.sandbox.told import plausible
 

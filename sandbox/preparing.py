@@ -1,0 +1,225 @@
+"""Starts that are instant: templates, prepared sandboxes, and kernels that wait for somebody to speak with them."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.guest.supervisor.template import read_at_start
+from warmcell.sandbox.lifecycle import TERMINAL
+from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo
+from warmcell.sandbox.pool import WarmPool, memory_bytes
+from warmcell.sandbox.registry import SEE_LOG, Registry
+from warmcell.sandbox.starts import Starts
+from warmcell.sandbox.templates import Templates
+
+log = logging.getLogger(__name__)
+
+TEMPLATE_TIMEOUT_S = 600.0
+"""A prepared sandbox whose imports take longer is given up."""
+
+
+class Preparing(Registry):
+    """Sandboxes, and those that wait for a kernel to be asked for."""
+
+    def __init__(self, *, prepared_per_template: int = 1, prepared_bytes: int = 2 * 2**30, **registry: Any) -> None:
+        """As `Registry`, and the bounds of `WarmPool`."""
+        super().__init__(**registry)
+        self._starts = Starts()
+        self._pool = WarmPool(
+            self._prepare,
+            per_template=prepared_per_template,
+            cap_bytes=prepared_bytes,
+            changed=self._publish,
+            quiet=self._starts.quiet,
+        )
+        self._templates = Templates(self.memory, self._make_template)
+        self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
+        """Makes who has a template settle before it is saved."""
+
+    async def templates(self) -> list[TemplateInfo]:
+        """The templates in use, by name and interpreter."""
+        prepared = self._pool.prepared()
+        found: dict[tuple[object, ...], TemplateInfo] = {}
+        for box in [*self._boxes.values(), *prepared]:
+            if box.info.template is not None and box.info.state not in TERMINAL:
+                found[_template(box.spec)] = self._template_info(box)
+        used = await asyncio.to_thread(lambda: [memory_bytes(box.processes) for box in prepared])
+        for box, size in zip(prepared, used, strict=True):
+            if (info := found.get(_template(box.spec))) is not None:
+                found[_template(box.spec)] = dataclasses.replace(info, prepared_bytes=info.prepared_bytes + size)
+        return list(found.values())
+
+    def restart_follows(self, sandbox_id: SandboxId) -> None:
+        """Its kernel has ended and the next one will be asked for: have that come up meanwhile, where it can."""
+        self._spawn(self._come_up(self.live(sandbox_id)))
+
+    async def give_up_prepared(self) -> bool:
+        """Stop all prepared sandboxes, as the machine lacks memory; whether there were any."""
+        return await self._pool.shrink()
+
+    # For those who build on it
+
+    async def _come_up(self, box: LiveSandbox) -> None:
+        with contextlib.suppress(errors.ConflictError):  # it is going away
+            await self._kernel_from_template(box)
+
+    async def _kernel_from_template(self, box: LiveSandbox) -> KernelProcess | None:
+        """A kernel that waits to be spoken with, and may have waited for long; None where there is none."""
+        template = await self._templates.find(box.spec)
+        if template is None:
+            return None
+        try:
+            return await self._exclusively(box, self._waiting_kernel(box, template))
+        except errors.WarmcellError as error:
+            log.warning("sandbox %s: no kernel from the template's snapshot: %s", box.info.id, error)
+            return None
+
+    async def _waiting_kernel(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess:
+        if box.kernel is not None and box.kernel.alive:
+            if box.kernel.token:
+                return box.kernel
+            raise errors.ConflictError(f"Sandbox {box.info.id} has a kernel", hint="End it first.")
+        return await self.memory.restore_into(box, template)
+
+    async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
+        """A prepared sandbox, unless its environment has changed since."""
+        while (prepared := self._pool.take(spec.shape(devices))) is not None:
+            if prepared.info.snapshot is None or prepared.info.snapshot == await self._templates.find(spec):
+                return prepared
+            log.info("prepared sandbox %s goes: its environment has changed", prepared.info.id)
+            self._spawn(prepared.stop())
+        return None
+
+    async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
+        """A sandbox for the pool: up, and its template settled."""
+        box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        try:
+            if not await self._from_template(box, ()):
+                await self._bring_up_prepared(box)
+        except BaseException:
+            await box.stop()
+            raise
+        return box
+
+    async def _from_template(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
+        """Bring it up with a kernel from its template's snapshot; whether that could be done."""
+        template = await self._templates.find(box.spec)
+        if template is None:
+            return False
+        try:
+            await self.memory.clone(box, template, devices)
+        except errors.WarmcellError as error:
+            log.warning("sandbox %s does not come from its template's snapshot: %s", box.info.id, error)
+            await box.discard()
+            box.kernel = None
+            return False
+        box.tell(template=self._templates.status(template))
+        return True
+
+    async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
+        """A kernel that has imported what it is to import, saved before anybody uses it."""
+        box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        await self._bring_up_prepared(box)
+        try:
+            await box.start_kernel(env=read_at_start(spec.env), cwd="")
+            box.frontend = self.template_front(box)
+            return (await self.memory.save(box, kind="template", environment=identity)).id
+        finally:
+            await box.stop()
+
+    async def _bring_up_prepared(self, box: LiveSandbox) -> None:
+        """With a fork server that has imported what it is to import."""
+        try:
+            await self._bring_up(box, ())
+            await box.prepare()
+            async with asyncio.timeout(TEMPLATE_TIMEOUT_S):
+                await box.wait_template()
+        except TimeoutError as error:
+            await box.stop()
+            raise errors.OperationTimeoutError(
+                f"Template {box.spec.template} was not imported within {TEMPLATE_TIMEOUT_S:.0f} s",
+                hint="Take the module that hangs out of the kernelspec's preload list.",
+                details={"operation": "prepare", "timeout": TEMPLATE_TIMEOUT_S},
+            ) from error
+        except Exception as error:
+            await box.stop()
+            if isinstance(error, errors.WarmcellError):
+                raise
+            log.exception("preparing sandbox %s failed", box.info.id)
+            raise errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG) from error
+        except BaseException:
+            await box.stop()
+            raise
+
+    def _adopt(
+        self, prepared: LiveSandbox, asked: LiveSandbox, devices: tuple[GpuDevice, ...], *, queue_ms: float
+    ) -> LiveSandbox:
+        """The prepared sandbox becomes the one that was asked for, under the id that is already known."""
+        prepared.gpus = devices
+        prepared.spec = asked.spec
+        self._boxes[asked.info.id] = prepared
+        prepared.tell(
+            id=asked.info.id,
+            owner=asked.info.owner,
+            parent=asked.info.parent,
+            kernel_id=asked.info.kernel_id,
+            notebook=asked.info.notebook,
+            gpu=asked.info.gpu,
+            gpus=devices,
+            created_at=asked.info.created_at,
+            phases_ms={"queue": round(queue_ms, 1), "pool": 0.0},
+        )
+        return prepared
+
+    async def _keep_warm(self, box: LiveSandbox) -> None:
+        """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
+        template: SnapshotId | None = None
+        try:
+            template = await self._templates.ensure(box.spec)
+            if template is not None:
+                box.tell(template=self._templates.status(template))
+                known = {info.id for info in self.memory.store.infos(kind="template")}
+                other = _template(box.spec)
+                await self._pool.renew(
+                    lambda one: (
+                        one.info.snapshot in known or (one.info.snapshot is None and _template(one.spec) != other)
+                    )
+                )
+            else:
+                if box.info.template is None:
+                    await box.prepare()
+                await box.wait_template()
+        except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon
+            log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
+        failed = box.info.template is not None and box.info.template.state == "failed"
+        if not failed and not any(gpu.device_nodes for gpu in box.gpus):
+            self._pool.want(dataclasses.replace(box.spec, gpu=None), cheap=template is not None)
+
+    def _publish(self, box: LiveSandbox) -> None:
+        if box.info.owner != "pool":
+            super()._publish(box)
+        elif box.info.template is not None:
+            self._changes.publish(self._template_info(box))
+
+    def _template_info(self, box: LiveSandbox) -> TemplateInfo:
+        """What is told of the template of this sandbox, the memory of prepared ones apart."""
+        assert box.info.template is not None
+        key = _template(box.spec)
+        return TemplateInfo(
+            name=box.spec.template,
+            python=box.spec.python,
+            preload=box.spec.preload,
+            status=box.info.template,
+            prepared=sum(_template(one.spec) == key for one in self._pool.prepared()),
+            prepared_bytes=0,
+        )
+
+
+def _template(spec: SandboxSpec) -> tuple[object, ...]:
+    """What makes two templates the same."""
+    return (spec.template, spec.python, spec.preload, spec.warmup)

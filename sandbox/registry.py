@@ -1,0 +1,280 @@
+"""Which sandboxes there are: how one comes onto the list, is watched, and goes from it with all that it held."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
+from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.lifecycle import TERMINAL, State
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.memory import Memory
+from warmcell.sandbox.models import BackendReport, GpuDevice, SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.snapshots.base import SnapshotEngine
+from warmcell.sandbox.snapshots.store import SnapshotStore
+
+log = logging.getLogger(__name__)
+
+FAILED_KEPT_S = 600.0
+"""How long a sandbox that failed stays listed, so that a page can say why."""
+
+FAILED_KEPT = 50
+"""Most of them; the oldest goes first."""
+
+Result = TypeVar("Result")
+
+SEE_LOG = "keeper.log in the state directory says more."
+
+
+class GpuLeases(Protocol):
+    """Who has which GPU; `sandbox.gpus.pool.GpuPool` is the real one."""
+
+    async def lease(self, request: str | tuple[str, ...], *, holder: SandboxId) -> tuple[GpuDevice, ...]: ...
+    async def check(self, request: str | tuple[str, ...]) -> None: ...
+    def release(self, holder: SandboxId) -> None: ...
+    async def status(self) -> list[dict[str, Any]]: ...
+
+
+class Registry:
+    """The sandboxes of one keeper, and what each holds of the machine."""
+
+    def __init__(
+        self,
+        *,
+        backends: Mapping[str, SandboxBackend],
+        default_backend: str,
+        gpus: GpuLeases,
+        paths: Paths,
+        bounds: Bounds,
+        engine: SnapshotEngine | None = None,
+        store: SnapshotStore | None = None,
+    ) -> None:
+        self.bounds = bounds
+        self._backends = backends
+        self._default_backend = default_backend
+        self._gpus = gpus
+        self._paths = paths
+        self._boxes: dict[SandboxId, LiveSandbox] = {}
+        self._working: dict[SandboxId, asyncio.Task[Any]] = {}
+        """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
+        self.memory = Memory(
+            engine=engine, store=store or SnapshotStore(paths.snapshots), backend_of=self._backend, paths=paths
+        )
+        self._changes = Changes()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def infos(self) -> list[SandboxInfo]:
+        """All sandboxes but the prepared ones, oldest first."""
+        return sorted((box.info for box in self._boxes.values()), key=lambda info: info.created_at)
+
+    def info(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """One of them.
+
+        Raises:
+            SandboxNotFoundError: There is none of that id.
+        """
+        return self.live(sandbox_id).info
+
+    def live(self, sandbox_id: SandboxId) -> LiveSandbox:
+        """The sandbox itself, for those who attach sockets to it; raises as `info`."""
+        box = self._boxes.get(sandbox_id)
+        if box is None:
+            raise errors.SandboxNotFoundError(
+                f"There is no sandbox {sandbox_id}", hint="`warmcell ps` lists those that exist."
+            )
+        return box
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sandbox runs that somebody asked for."""
+        return any(info.state not in (*TERMINAL, State.SUSPENDED) for info in self.infos())
+
+    async def gpus(self) -> list[dict[str, Any]]:
+        """The GPUs of the machine with who holds each."""
+        return await self._gpus.status()
+
+    def subscribe(self, *, backlog: int | None = BACKLOG) -> Subscription:
+        """Every change from now on; close it when done.
+
+        Args:
+            backlog: Changes that the reader may be behind before it is dropped; None for one of our own.
+        """
+        return self._changes.subscribe(backlog=backlog)
+
+    async def probe(self) -> Sequence[BackendReport]:
+        """What each backend can do here, tried for real."""
+        return await asyncio.gather(*(backend.probe() for backend in self._backends.values()))
+
+    async def check(self, spec: SandboxSpec) -> SandboxSpec:
+        """The spec as it would be made; makes nothing.
+
+        Raises:
+            WarmcellError: The one that `create` would give, busy GPUs apart.
+        """
+        spec = self.bounds.check(spec)
+        self._backend(spec)
+        if spec.gpu is not None:
+            await self._gpus.check(spec.gpu)
+        return spec
+
+    async def stop(self, sandbox_id: SandboxId) -> None:
+        """Stop it, and what was made from inside it, also while it comes up. Idempotent: an unknown id is gone.
+
+        Raises:
+            OperationTimeoutError: Processes of it do not end. It stays listed, and keeps its GPUs.
+        """
+        work = self._working.get(sandbox_id)
+        if work is not None:
+            if not work.cancelling():
+                work.cancel()
+            await asyncio.wait({work})
+        await self._stop_children(sandbox_id)
+        box = self._boxes.get(sandbox_id)
+        if box is not None:
+            await self._remove(box)
+
+    # For those who build on it
+
+    async def _exclusively(self, box: LiveSandbox, what: Coroutine[Any, Any, Result]) -> Result:
+        """Do something with a sandbox's memory while nothing else is done with it; `stop` cuts it short."""
+        async with box.lock:
+            if box.info.state in TERMINAL or box.info.id not in self._boxes:
+                what.close()
+                raise errors.ConflictError(f"Sandbox {box.info.id} has ended", hint="`warmcell ps` lists what runs.")
+            work = asyncio.create_task(what)
+            self._working[box.info.id] = work
+            try:
+                return await work
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is None or not current.cancelling():
+                    raise errors.ConflictError(
+                        f"Sandbox {box.info.id} was stopped meanwhile", hint="Start it again if that was a mistake."
+                    ) from None
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                raise
+            finally:
+                if self._working.get(box.info.id) is work:
+                    del self._working[box.info.id]
+
+    def _check_room(self) -> None:
+        live = sum(box.info.state not in (*TERMINAL, State.SUSPENDED) for box in self._boxes.values()) - 1
+        if live >= self.bounds.max_sandboxes:
+            raise errors.CapacityError(
+                f"There are {live} sandboxes already", hint="Stop one, or raise c.Warmcell.max_sandboxes."
+            )
+
+    def _lives(self, sandbox_id: SandboxId) -> bool:
+        box = self._boxes.get(sandbox_id)
+        return box is not None and box.info.state is State.RUNNING
+
+    async def _stop_children(self, sandbox_id: SandboxId) -> None:
+        children = [info.id for info in self.infos() if info.parent == sandbox_id]
+        await asyncio.gather(*(self.stop(child) for child in children))
+
+    def _backend(self, spec: SandboxSpec) -> SandboxBackend:
+        name = self._default_backend if spec.backend == "auto" else spec.backend
+        backend = self._backends.get(name)
+        if backend is None:
+            raise errors.InvalidRequestError(
+                f"There is no backend {name!r} here", hint=f"Use one of {', '.join(sorted(self._backends))}."
+            )
+        if spec.network not in backend.capabilities.networks:
+            raise errors.UnsupportedOperationError(
+                f"The {name} backend has no network {spec.network!r}",
+                hint=f"Ask for {' or '.join(backend.capabilities.networks)} in the kernelspec or the Warmcell menu.",
+            )
+        return backend
+
+    def _new(
+        self,
+        spec: SandboxSpec,
+        *,
+        owner: str,
+        parent: SandboxId | None = None,
+        kernel_id: str | None = None,
+        notebook: str | None = None,
+    ) -> LiveSandbox:
+        backend = self._backends.get(self._default_backend if spec.backend == "auto" else spec.backend)
+        info = SandboxInfo(
+            id=new_sandbox_id(),
+            state=State.CREATING,
+            backend=backend.name if backend is not None else spec.backend,
+            isolated=backend.capabilities.isolated if backend is not None else True,
+            owner=owner,
+            parent=parent,
+            kernel_id=kernel_id,
+            notebook=notebook,
+            python=spec.python,
+            workspace=spec.workspace,
+            network=spec.network,
+            gpu=spec.gpu,
+            created_at=time.time(),
+        )
+        return LiveSandbox(info, spec, self._paths.sandboxes / info.id, self._publish)
+
+    async def _bring_up(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+        """From nothing, such that its kernels can be saved where this machine can do that."""
+        box.directory.mkdir(mode=0o700)
+        await box.bring_up(self._backend(box.spec), devices)
+        await self.memory.enroll(box)
+
+    async def _watch(self, box: LiveSandbox) -> None:
+        """Release what a sandbox held, and what was made from inside it, when it ends by itself."""
+        await box.ended.wait()
+        if box.info.state is State.FAILED and self._boxes.get(box.info.id) is box:
+            log.warning("sandbox %s failed: %s", box.info.id, box.info.error and box.info.error.message)
+            await self._stop_children(box.info.id)
+            await self._discard(box, None)
+
+    async def _discard(self, box: LiveSandbox, error: BaseException | None) -> None:
+        """Remove what a failed sandbox left; its info stays for a while, unless nobody wanted it any more."""
+        if isinstance(error, errors.WarmcellError):
+            box.fail(error)
+        elif isinstance(error, Exception):
+            log.error("creating sandbox %s failed", box.info.id, exc_info=error)
+            box.fail(errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG))
+        try:
+            await box.stop()
+        except errors.WarmcellError:  # it may still use its GPUs; `stop` tries again
+            log.exception("sandbox %s could not be removed", box.info.id)
+            return
+        self._gpus.release(box.info.id)
+        if box.info.state is not State.FAILED:
+            self._boxes.pop(box.info.id, None)
+            return
+        asyncio.get_running_loop().call_later(FAILED_KEPT_S, self._forget_failed, box)
+        failed = [one for one in self._boxes.values() if one.info.state is State.FAILED]
+        for oldest in sorted(failed, key=lambda one: one.info.created_at)[:-FAILED_KEPT]:
+            self._forget_failed(oldest)
+
+    def _forget_failed(self, box: LiveSandbox) -> None:
+        if self._boxes.get(box.info.id) is box:
+            del self._boxes[box.info.id]
+
+    async def _remove(self, box: LiveSandbox) -> None:
+        await box.stop()
+        await self.memory.forget_suspended(box.info.snapshot)
+        self._gpus.release(box.info.id)
+        if self._boxes.get(box.info.id) is box:
+            del self._boxes[box.info.id]
+
+    def _spawn(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the service failed", exc_info=error)
+
+    def _publish(self, box: LiveSandbox) -> None:
+        self._changes.publish(box.info)

@@ -1,0 +1,118 @@
+"""What is done with the memory of sandboxes, by their ids and one thing at a time; `memory` knows how."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
+from warmcell.sandbox.registry import Registry
+from warmcell.sandbox.snapshots.manifest import Manifest
+
+
+class Suspending(Registry):
+    """Sandboxes that can be saved, suspended and brought back."""
+
+    async def snapshot(self, sandbox_id: SandboxId, *, name: str = "", kind: SnapshotKind = "named") -> SnapshotInfo:
+        """Save its memory and its files; its kernel goes on after a pause.
+
+        Raises:
+            UnsupportedOperationError: That cannot be done here; nothing was touched.
+            WarmcellError: Nothing was saved, and the kernel goes on as before.
+        """
+        box = self.live(sandbox_id)
+        await self.memory.check(box.spec)
+        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name))
+
+    async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Save it, end its processes and give its GPUs back; it is listed as before, under its id.
+
+        Raises:
+            UnsupportedOperationError: That cannot be done here; nothing was touched.
+            WarmcellError: It runs on as before.
+        """
+        box = self.live(sandbox_id)
+        await self.memory.check(box.spec)
+        before = box.info.snapshot
+        await self._exclusively(box, self.memory.suspend(box))
+        self._gpus.release(sandbox_id)
+        self._spawn(self.memory.forget_suspended(before))
+        return box.info
+
+    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have a suspended sandbox go on where it was. One that runs is as it is.
+
+        Raises:
+            WarmcellError: It stays suspended, with its snapshot as it was.
+        """
+        box = self.live(sandbox_id)
+        return await self._exclusively(box, self._resume(box))
+
+    async def reopen(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have a suspended sandbox up again with its files, without the kernel that it had. One that runs is as it is.
+
+        Raises:
+            WarmcellError: It stays suspended.
+        """
+        box = self.live(sandbox_id)
+        return await self._exclusively(box, self._resume(box, with_kernel=False))
+
+    async def restore(self, sandbox_id: SandboxId, ref: str) -> SandboxInfo:
+        """Put its kernel back to one of its snapshots, by name or id.
+
+        Raises:
+            SnapshotNotFoundError: It has none of that name.
+            WarmcellError: Its kernel runs on as it was.
+        """
+        box = self.live(sandbox_id)
+        manifest = self.memory.store.get(ref, kernel_id=box.info.kernel_id)
+        snapshot = manifest.info
+        if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
+            self.bounds.check(manifest.spec)
+        await self.memory.check(box.spec)
+        before = box.info.snapshot
+        await self._exclusively(box, self.memory.undo(box, snapshot.id))
+        self._spawn(self.memory.forget_suspended(before))
+        return box.info
+
+    def revive(self, manifest: Manifest, frontend: Callable[[LiveSandbox], Frontend]) -> LiveSandbox:
+        """A sandbox that was suspended when another keeper went is suspended here."""
+        saved = manifest.info
+        assert saved.sandbox_id is not None
+        box = self._new(manifest.spec, owner="notebook", kernel_id=saved.kernel_id, notebook=saved.notebook)
+        box.info = dataclasses.replace(
+            box.info,
+            id=saved.sandbox_id,
+            state=State.SUSPENDED,
+            snapshot=saved.id,
+            created_at=saved.created_at,
+            generation=manifest.guest.generation,
+        )
+        box.kernel = KernelProcess(
+            pid=manifest.guest.pid,
+            generation=manifest.guest.generation,
+            socket_prefix=box.directory / "run" / manifest.guest.socket_prefix,
+            started_from="snapshot",
+        )
+        box.frontend = frontend(box)
+        self._boxes[box.info.id] = box
+        self._publish(box)
+        self._spawn(self._watch(box))
+        return box
+
+    async def _resume(self, box: LiveSandbox, *, with_kernel: bool = True) -> SandboxInfo:
+        began = time.perf_counter()
+        if box.info.state is not State.SUSPENDED:
+            return box.info
+        self.bounds.check(box.spec)
+        devices: tuple[GpuDevice, ...] = ()
+        if box.spec.gpu is not None:
+            box.phase("lease")
+            devices = await self._gpus.lease(box.spec.gpu, holder=box.info.id)
+        try:
+            await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            raise
+        return box.info
