@@ -134,6 +134,7 @@ def dump(
     nothing: int,
     cache: bytes,
     frozen: Callable[[], None],
+    reader: tuple[int, int] = (0, 0),
 ) -> tuple[Draft, dict[str, Any]]:
     """Save the kernel; returns the image, which has its name, and what is said to the caller.
 
@@ -147,6 +148,7 @@ def dump(
         nothing: An empty directory.
         cache: What criu knows of this kernel of the machine.
         frozen: Tells the caller that the tree is stopped, and returns when the caller has its layer.
+        reader: uid and gid of the caller, with whose rights files of the host are kept.
 
     Raises:
         HelperError: It cannot be saved; the kernel runs on and there is no image.
@@ -216,7 +218,7 @@ def dump(
         edited_ms = 1e3 * (time.perf_counter() - edited_at)
         for name in (MEMORY, PINNED):
             os.makedirs(f"{draft.path}/{name}", 0o700, exist_ok=True)
-        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}")
+        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}", reader=reader)
         draft.commit(about, old_pages=found.pages)
         keep = True
         if then == "stop":  # Not before all of it is there: until then it can still go on.

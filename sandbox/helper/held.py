@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 
+from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.criu import DOOR
 
 TYPE_CHECKING = False
@@ -93,8 +94,16 @@ def _in_layer(way: str) -> bool:
     return found.kind in (TMPFS_MAGIC, OVERLAYFS_MAGIC)
 
 
-def pin(mapped: dict[str, list[int]], into: str) -> dict[str, list[object]]:
+def pin(mapped: dict[str, list[int]], into: str, *, reader: tuple[int, int] = (0, 0)) -> dict[str, list[object]]:
     """Keep mapped files of the host against upgrades: a hard link each, or a copy where that cannot be.
+
+    Paths are the sandbox's, whose user may have chosen what lies there on the host by now: so each is opened once, with
+    the rights of who asks, and it is what was opened that is compared and kept.
+
+    Args:
+        mapped: By path: inode, size and time of change as the sandbox sees it.
+        into: Where to keep them.
+        reader: uid and gid of who asks.
 
     Returns, by path: inode, size and time of change as the sandbox sees it; the name in `into`, empty if the file is
     of the sandbox's own layer or cannot be kept, and then is only compared.
@@ -103,20 +112,27 @@ def pin(mapped: dict[str, list[int]], into: str) -> dict[str, list[object]]:
     for number, (path, seen) in enumerate(sorted(mapped.items())):
         name = ""
         with contextlib.suppress(OSError):
-            found = os.lstat(path)
-            if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
-                name = _kept(path, f"{into}/{number}", found)
+            with linux.files_of(*reader):
+                file = linux.open_plain(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                found = os.fstat(file)
+                if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
+                    name = _kept(file, f"{into}/{number}", found)
+            finally:
+                os.close(file)
         pinned[path] = [*seen, os.path.basename(name)]
     return pinned
 
 
-def _kept(path: str, target: str, found: os.stat_result) -> str:
+def _kept(file: int, target: str, found: os.stat_result) -> str:
     try:
-        os.link(path, target, follow_symlinks=False)
+        os.link(f"/proc/self/fd/{file}", target, follow_symlinks=True)
     except OSError:
         if found.st_size > COPY_MAX_BYTES:
             return ""
-        shutil.copy2(path, target)
+        shutil.copyfile(f"/proc/self/fd/{file}", target)
+        os.chmod(target, stat.S_IMODE(found.st_mode) & 0o777)
+        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
     now = os.lstat(target)
     if [now.st_size, now.st_mtime_ns] != [found.st_size, found.st_mtime_ns]:
         os.unlink(target)

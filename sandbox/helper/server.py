@@ -166,6 +166,7 @@ class Helper:
             nothing=probe.nothing(self.base),
             cache=probe.cache(self.program(), self.base),
             frozen=frozen,
+            reader=(conversation.uid, conversation.gid),
         )
         conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer})
         conversation.close()
