@@ -31,7 +31,10 @@ class Starts:
             self._none.set()
 
     async def quiet(self) -> None:
-        """Wait until none is under way, though not for ever."""
+        """Wait until none is under way, though not for ever: one that takes that long, or whose end was not told,
+        is not waited for again.
+        """
+        before = set(self._under_way)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 while True:
@@ -40,4 +43,5 @@ class Starts:
                     if self._none.is_set():
                         return
         except TimeoutError:
-            return
+            for sandbox_id in before:
+                self.end(sandbox_id)

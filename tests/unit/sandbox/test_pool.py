@@ -211,6 +211,20 @@ async def test_a_start_that_is_under_way_comes_first(pool_of: Pool) -> None:
     assert len(pool.prepared()) == 1
 
 
+async def test_a_start_whose_end_is_never_told_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its sandbox died; others are waited for as ever."""
+    monkeypatch.setattr("warmcell.sandbox.starts.PATIENCE_S", 0.2)
+    starts = Starts()
+    starts.begin(SandboxId("a"))
+    await starts.quiet()
+    async with asyncio.timeout(0.19):
+        await starts.quiet()
+    starts.begin(SandboxId("b"))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.15):
+            await starts.quiet()
+
+
 async def test_none_is_left_where_memory_is_short_or_they_are_of_no_use(pool_of: Pool) -> None:
     """Demand brings them back."""
     pool = pool_of()
