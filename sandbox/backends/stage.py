@@ -249,6 +249,7 @@ def fill_as(user: tuple[int, int], plan: Sequence[Mapping[str, Any]]) -> None:
             os.setgroups([])
             os.setresgid(user[1], user[1], user[1])
             os.setresuid(user[0], user[0], user[0])
+            libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
             fill(plan, owners=False)
             said = ""
         except Refused as error:

@@ -14,17 +14,19 @@ class Busy:
     def __init__(self) -> None:
         self._long = mmap.mmap(-1, SLOTS)
         self._slots: dict[int, int] = {}
+        self._users: dict[int, int] = {}
         self._own = -1
         self.alive, self._alive = os.pipe2(os.O_CLOEXEC)
         """A pipe that hangs up when what is held is to end: with the main loop, or when that says so."""
 
-    def forked(self) -> int | None:
-        """Fork a worker: its process in the main loop, None in the worker."""
+    def forked(self, uid: int = 0) -> int | None:
+        """Fork a worker for a user: its process in the main loop, None in the worker."""
         slot = min({*range(len(self._slots) + 1)} - {*self._slots.values()})
         self._long[slot] = 0
         child = os.fork()
         if child:
             self._slots[child] = slot
+            self._users[child] = uid
             return child
         self._own = slot
         os.close(self._alive)
@@ -39,6 +41,11 @@ class Busy:
     def ended(self, pid: int) -> None:
         """A worker is gone."""
         self._slots.pop(pid, None)
+        self._users.pop(pid, None)
+
+    def of_user(self, uid: int) -> int:
+        """How many do a piece of work for one user."""
+        return sum(not self._long[slot] for pid, slot in self._slots.items() if self._users[pid] == uid)
 
     def count(self) -> int:
         """How many are doing a piece of work."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 STOP_TIMEOUT_S = 10.0
+UNTRACED_LOOK_S = 0.001
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
 
@@ -86,11 +87,18 @@ class Tree:
     def thaw(self, *, repair: bool = False) -> None:
         """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
         if repair and self.saved is not None:
+            self._wait_until_untraced()
             self.saved.put_back()
         for pid in reversed(self.pids()):
             if pid not in self.stopped_before:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
+
+    def _wait_until_untraced(self) -> None:
+        """A tracer that dies closes its descriptors before it lets go of its threads."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while any(map(_is_traced, self.pids())) and time.monotonic() < deadline:
+            time.sleep(UNTRACED_LOOK_S)
 
     def end(self) -> None:
         """Kill all of it."""
@@ -276,6 +284,13 @@ def _all_stopped(pid: int) -> bool:
     with contextlib.suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
     return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
+
+
+def _is_traced(pid: int) -> bool:
+    threads: list[str] = []
+    with contextlib.suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    return any(status(f"{pid}/task/{thread}").get("TracerPid", "0") != "0" for thread in threads)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -132,7 +132,7 @@ class Run:
             command: A descriptor to execute, its arguments, and the descriptors that it is to have.
             env: Its whole environment.
             user: uid and gid to run it as, with all capabilities of this process; as this process if None.
-            held: Descriptors that stay open here until it has ended.
+            held: Descriptors that stay open until it has ended, whatever becomes of this process.
             join: Run in the sandbox's control groups, so that what it starts is in them.
             last_pid: What it starts has numbers above this one, if it is not 0, and so has all that starts later.
         """
@@ -208,9 +208,9 @@ def _enter(
                 os.pwrite(last_pid[0], str(last_pid[1]).encode(), 0)
             for number in (0, 1, 2):
                 os.dup2(null, number)
-            for fd in fds:
+            for fd in (*fds, *held):
                 os.set_inheritable(fd, True)
-            linux.close_but([*fds, executable])
+            linux.close_but([*fds, *held, executable])
             _check_proc()
             # A task whose list of groups is empty would get those of criu.
             os.setgroups([])

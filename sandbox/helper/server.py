@@ -21,7 +21,7 @@ from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import Shelf, full
-from warmcell.sandbox.helper.wire import Conversation
+from warmcell.sandbox.helper.wire import Conversation, peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 VERSION = "1"
 """Of the protocol."""
 WORKERS_MAX = 64
+WORKERS_OF_USER_MAX = 32
+"""Of one user who is not root, so that others are served whatever that user does."""
 THAW_TIMEOUT_S = 600.0
 DRAIN_S = 120.0
 BACKGROUND_NICE = 10
@@ -248,12 +250,24 @@ def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = No
             with contextlib.suppress(OSError):
                 connection, _ = listening.accept()
                 with connection:
+                    uid = peer(connection)
+                    if uid != 0 and busy.of_user(uid) >= WORKERS_OF_USER_MAX:
+                        _refuse(connection)
+                        continue
                     work = functools.partial(_converse, helper, connection)
-                    _worker(busy, work, [listening], [stop_reading, stop_writing])
+                    _worker(busy, work, [listening], [stop_reading, stop_writing], uid=uid)
     listening.close()
     _drain(busy, stop_reading, busy.count)
     busy.let_go()
     _drain(busy, stop_reading, busy.holds)
+
+
+def _refuse(connection: socket.socket) -> None:
+    """Somebody has so many requests under way that others would wait for them."""
+    problem = HelperError("capacity", "You have too many requests under way", hint="Wait for some of them to end.")
+    connection.setblocking(False)
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps({"ok": False, **problem.to_json()}).encode() + b"\n")
 
 
 def _drain(busy: Busy, stop_reading: int, left: Callable[[], int | bool]) -> None:
@@ -279,9 +293,11 @@ def _reap(busy: Busy, *, wait: bool = False) -> None:
             wait = False
 
 
-def _worker(busy: Busy, work: Callable[[], None], listening: list[socket.socket], own: list[int]) -> None:
+def _worker(
+    busy: Busy, work: Callable[[], None], listening: list[socket.socket], own: list[int], *, uid: int = 0
+) -> None:
     """Start `work` in a process of its own, without what only the loop needs."""
-    if busy.forked() is not None:
+    if busy.forked(uid) is not None:
         return
     code = 1
     try:

@@ -27,7 +27,7 @@ class Conversation:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._rest = b""
-        _, self.uid, self.gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.uid, self.gid = _credentials(connection)
         self.fds: list[int] = []
         connection.settimeout(REQUEST_TIMEOUT_S)
         self.request = self._read_request()
@@ -116,6 +116,16 @@ class Conversation:
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         return line
+
+
+def peer(connection: socket.socket) -> int:
+    """The uid of who has connected."""
+    return _credentials(connection)[0]
+
+
+def _credentials(connection: socket.socket) -> tuple[int, int]:
+    _, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid, gid
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

@@ -143,6 +143,13 @@ async def box(told: Mapping[str, Any]) -> None:
         await instance.stop()
 
 
+async def connect(told: Mapping[str, Any]) -> None:
+    """Open many connections, and say nothing on them."""
+    held = [await SystemHelper().connect() for _ in range(int(sys.argv[2]))]
+    say(len(held))
+    await asyncio.sleep(60)
+
+
 async def kernel(told: Mapping[str, Any]) -> None:
     """Have a keeper, a kernel in it, and suspend, resume, fork and restore that."""
     from tests.integration.helper.keeping import kernel_lives
@@ -151,5 +158,5 @@ async def kernel(told: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    verb = {"asked": asked, "box": box, "kernel": kernel}[sys.argv[1]]
+    verb = {"asked": asked, "box": box, "connect": connect, "kernel": kernel}[sys.argv[1]]
     asyncio.run(verb(json.load(sys.stdin)))

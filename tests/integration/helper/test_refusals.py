@@ -191,3 +191,19 @@ async def test_a_sandbox_of_a_users_is_that_users_to_stop_only(helper: SystemHel
         assert tried.returncode != 0
         assert tried.stdout == b""
     await box.hang_up()
+
+
+async def test_a_user_who_connects_without_end_keeps_nobody_waiting(helper: SystemHelper, user: User) -> None:
+    """Whoever opens connections and says nothing is refused further ones; another user is served at once."""
+    held = await user.start("connect", "40")
+    assert held.stdin is not None
+    held.stdin.write(b"null")
+    held.stdin.write_eof()
+    assert held.stdout is not None
+    assert await asyncio.wait_for(held.stdout.readline(), 30) == b"40\n"
+    refused = await helper.ask({"op": "hello"}, uid=user.uid)
+    assert refused["code"] == "capacity"
+    async with asyncio.timeout(5):
+        assert (await helper.ask({"op": "hello"}, uid=user.uid + 1))["ok"]
+    held.kill()
+    await held.communicate()
