@@ -11,10 +11,19 @@ from tests.leaks import Places
 from warmcell.sandbox import errors
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SandboxSpec, TemplateStatus
+from warmcell.sandbox.models import (
+    GpuDevice,
+    SandboxId,
+    SandboxInfo,
+    SandboxSpec,
+    SnapshotId,
+    SnapshotInfo,
+    TemplateStatus,
+)
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.registry import FAILED_KEPT
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.testing.fakes import FakeBackend
 from warmcell.sandbox.told import plausible
 
@@ -197,3 +206,18 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not what():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
+
+
+async def test_what_was_brought_in_is_held_against_the_bounds(service: SandboxService) -> None:
+    """A snapshot says itself what it had, and whoever made it may not have asked this operator."""
+    await service.memory.store.open()
+    info = await service.create(spec(gpu=None), owner="notebook", kernel_id="k")
+    service.bounds = Bounds(networks=("host",))
+    made = SnapshotInfo(id=SnapshotId("s" * 12), engine="criu")
+    async with service.memory.store.draft(made.id) as draft:
+        await draft.commit(Manifest(info=made, spec=spec(network="none")), durable=False)
+    with pytest.raises(errors.InvalidRequestError, match="network 'none' is not allowed"):
+        await service.restore(info.id, made.id)
+    with pytest.raises(errors.UnsupportedOperationError):
+        service.bounds = Bounds()
+        await service.restore(info.id, made.id)
