@@ -39,8 +39,7 @@ SAID_ANEW = frozenset({"id", "files", "plain", "memory", "boot_id", "finished"})
 def attend(shelf: Shelf, image: str) -> bool:
     """Compact an image where that is worth it; whether it was done. Its page files of before may go then.
 
-    Raises:
-        OSError: The disk is full, for example; the image is as it was.
+    Whatever stands in the way, a full disk for example, the image is as it was.
     """
     try:
         old = shelf.open(image)
@@ -48,7 +47,7 @@ def attend(shelf: Shelf, image: str) -> bool:
         return False
     try:
         return _worth_it(old) and _compact(shelf, image, old)
-    except (ImageError, FileNotFoundError):  # It cannot be compacted, or was dropped meanwhile.
+    except (ImageError, HelperError, OSError):  # Such as one that was dropped meanwhile.
         return False
     finally:
         old.close()

@@ -1,6 +1,7 @@
 """Kernels that are suspended again and again: what their images hang on stays bounded."""
 
 import asyncio
+import errno
 import itertools
 import json
 import time
@@ -109,6 +110,10 @@ async def test_what_was_changed_is_mapped_again(boxes: Boxes, monkeypatch: pytes
     shelf = Shelf(str(boxes.paths.images), 0)
     assert not compacting.attend(shelf, SECOND)
     monkeypatch.setattr(compacting, "COPIED_BYTES", 1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(compacting, "compact", full)
+        assert not compacting.attend(shelf, SECOND)
+    assert not [path for path in (boxes.paths.images / "0").iterdir() if path.name.startswith((".new-", "..new-"))]
     assert compacting.attend(shelf, SECOND)
     assert not compacting.attend(shelf, SECOND)
     assert copied.stat().st_size < before / 4
@@ -116,6 +121,11 @@ async def test_what_was_changed_is_mapped_again(boxes: Boxes, monkeypatch: pytes
     for _ in range(2):
         clone = await boxes.restored(SECOND)
         await clone.goes_on(past=seen + 40)
+
+
+def full(*args: object, **options: object) -> None:
+    """A disk without room."""
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_one_that_is_not_there_is_none_to_be_compacted(tmp_path: Path) -> None:
