@@ -115,14 +115,14 @@ class Memory:
             )
         return self._engine
 
-    async def enroll(self, box: LiveSandbox) -> None:
-        """A fresh sandbox becomes one whose kernels can be saved, where that is possible at all."""
+    async def enroll(self, box: LiveSandbox, *, template: bool = False) -> None:
+        """A fresh sandbox becomes one whose kernels can be saved, for a template, where that is possible at all."""
         try:
             engine = await self.check(box.spec)
         except errors.UnsupportedOperationError:
             return
         try:
-            await engine.enroll(box.instance)
+            await engine.enroll(box.instance, template=template)
         except errors.WarmcellError as error:  # It is as good as any, only that its memory cannot be saved.
             log.warning("sandbox %s cannot be saved: %s", box.info.id, error)
 
@@ -214,7 +214,8 @@ class Memory:
         kernel, frontend = box.kernel, box.frontend
         if kernel is None or not kernel.alive:
             raise errors.ConflictError(f"Sandbox {box.info.id} has no kernel", hint="Start its kernel first.")
-        await self.store.make_room(await asyncio.to_thread(memory_bytes, box.processes))
+        if self.store.quota_bytes is not None:
+            await self.store.make_room(await asyncio.to_thread(memory_bytes, box.processes))
         token = secrets.token_hex(16)
         snapshot = new_snapshot_id()
         frozen = asyncio.Event()
@@ -417,6 +418,7 @@ class Memory:
         Raises:
             WarmcellError: It is as it was, without a kernel.
         """
+        began = time.perf_counter()
         engine = await self.check(box.spec)
         async with self.store.use(template) as held:
             _check_fits(held.manifest, box.spec)
@@ -430,7 +432,13 @@ class Memory:
             token=held.manifest.guest.token,
         )
         await box.take_on(kernel)
-        box.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None)
+        box.tell(
+            generation=kernel.generation,
+            exit_code=None,
+            started_from=None,
+            started_ms=None,
+            phases_ms={"restore": round(1000 * (time.perf_counter() - began), 1)},
+        )
         return kernel
 
     async def _bring_back(

@@ -124,7 +124,7 @@ class Preparing(Registry):
     async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
         """A kernel that has imported what it is to import, saved before anybody uses it."""
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
-        await self._bring_up_prepared(box)
+        await self._bring_up_prepared(box, template=True)
         try:
             await box.start_kernel(env=read_at_start(spec.env), cwd="")
             box.frontend = self.template_front(box)
@@ -132,10 +132,12 @@ class Preparing(Registry):
         finally:
             await box.stop()
 
-    async def _bring_up_prepared(self, box: LiveSandbox) -> None:
-        """With a fork server that has imported what it is to import."""
+    async def _bring_up_prepared(self, box: LiveSandbox, *, template: bool = False) -> None:
+        """With a fork server that has imported what it is to import; one of its kernels may become a template."""
         try:
             await self._bring_up(box, ())
+            if template:
+                await self.memory.enroll(box, template=True)
             await box.prepare()
             async with asyncio.timeout(TEMPLATE_TIMEOUT_S):
                 await box.wait_template()

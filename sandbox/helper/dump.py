@@ -32,12 +32,14 @@ STOP_TIMEOUT_S = 10.0
 UNTRACED_LOOK_S = 0.001
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
+FIRST_PID_OF_TEMPLATES = 20_000
+"""Theirs are used again by each kernel that comes from them, also in sandboxes where others have run."""
 
 
-def enroll(place: Place, cache: bytes) -> None:
-    """Make the sandbox one whose kernels can be saved."""
+def enroll(place: Place, cache: bytes, *, template: bool) -> None:
+    """Make the sandbox one whose kernels can be saved, as templates or for themselves."""
     enter.do(place, lambda: view.make_room(cache))
-    raise_pids(place, FIRST_PID)
+    raise_pids(place, FIRST_PID_OF_TEMPLATES if template else FIRST_PID)
 
 
 def raise_pids(place: Place, least: int) -> None:

@@ -142,7 +142,8 @@ class Helper:
 
     def _enroll(self, conversation: Conversation) -> None:
         place = self._place(conversation)
-        dump.enroll(place, probe.cache(self.program(), self.base))
+        template = conversation.request.get("template") is True
+        dump.enroll(place, probe.cache(self.program(), self.base), template=template)
         conversation.say({"ok": True})
 
     def _dump(self, conversation: Conversation) -> None:

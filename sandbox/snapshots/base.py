@@ -63,10 +63,10 @@ class SnapshotEngine(Protocol):
     async def probe(self) -> EngineReport:
         """Try it for real, once for each boot and version, with a small dump and restore. Never raises."""
 
-    async def enroll(self, place: Place) -> None:
+    async def enroll(self, place: Place, *, template: bool = False) -> None:
         """Make a fresh sandbox one whose kernels can be dumped. Called before the first kernel starts in it.
 
-        Not for a sandbox that a kernel is restored into: `restore` does what it needs.
+        With `template` they will be restored also in sandboxes that have had other kernels. Not for a sandbox that a kernel is restored into: `restore` does what it needs.
         """
 
     async def dump(

@@ -205,9 +205,9 @@ class CriuEngine:
         """
         return await self._ask({"op": "hello"})
 
-    async def enroll(self, place: Place) -> None:
+    async def enroll(self, place: Place, *, template: bool = False) -> None:
         """See the port."""
-        await self._ask({"op": "enroll"}, place=place)
+        await self._ask({"op": "enroll", "template": template}, place=place)
 
     async def dump(
         self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
