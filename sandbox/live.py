@@ -362,7 +362,7 @@ class LiveSandbox:
             started_from=started.started_from,
         )
         self.kernel = kernel
-        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None)
+        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None, phases_ms={})
         early = self._early_exits.get(kernel.pid)
         if early is not None:
             self._kernel_exited(early)

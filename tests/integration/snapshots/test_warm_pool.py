@@ -77,6 +77,17 @@ async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places
         await until_prepared(client, 1, timeout_s=60)
 
 
+async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -> None:
+    """Not what the start before it spent its time on."""
+    async with keeper(places, prepared=1) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+        info, asked = await started(client, tmp_path)
+        assert "pool" in info["phases_ms"]
+        await client.post(f"/kernels/{asked['kernel_id']}/end", {"grace_s": 0})
+        again = await client.post("/kernels", asked, timeout=120)
+        assert (again["id"], again["started_from"], set(again["phases_ms"])) == (info["id"], "template", {"restore"})
+
+
 async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_path: Path) -> None:
     """As many as fit wait, whatever was asked for."""
     async with keeper(places, prepared=1, prepared_memory=0.06) as client, first(client, tmp_path):
