@@ -45,6 +45,9 @@ NO_ENGINE = EngineReport(
     hint='Set c.Warmcell.snapshots, and for ordinary users c.Warmcell.helper, to "auto".',
 )
 
+TRY_AGAIN_S = 30.0
+"""An engine that was not ready may have been installed, or repaired, since."""
+
 
 class Clock:
     """What each step of a work took."""
@@ -76,12 +79,13 @@ class Memory:
         self._backend_of = backend_of
         self._paths = paths
         self._trying: asyncio.Task[EngineReport] | None = None
+        self._tried_at = 0.0
         store.on_removed = self.image_dropped
 
     async def open(self) -> None:
         """Read what the store has, and begin to try the engine."""
         await self.store.open()
-        self._trying = asyncio.create_task(self._try())
+        self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
 
     async def close(self) -> None:
         """End the engine."""
@@ -95,7 +99,10 @@ class Memory:
         """Whether memory can be saved on this machine, tried for real."""
         if self._trying is None:
             return NO_ENGINE
-        return await asyncio.shield(self._trying)
+        report = await asyncio.shield(self._trying)
+        if not report.ready and time.monotonic() - self._tried_at > TRY_AGAIN_S:
+            self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
+        return report
 
     async def check(self, spec: SandboxSpec) -> SnapshotEngine:
         """The engine that saves sandboxes of this kind.

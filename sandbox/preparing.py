@@ -9,7 +9,7 @@ from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest.supervisor.template import read_at_start
-from warmcell.sandbox.lifecycle import TERMINAL
+from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo
 from warmcell.sandbox.pool import WarmPool, memory_bytes
@@ -38,6 +38,8 @@ class Preparing(Registry):
             quiet=self._starts.quiet,
         )
         self._templates = Templates(self.memory, self._make_template)
+        self._expecting: set[LiveSandbox] = set()
+        """Sandboxes whose template is being built elsewhere; what becomes of it is told as theirs."""
         self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
         """Makes who has a template settle before it is saved."""
 
@@ -182,7 +184,11 @@ class Preparing(Registry):
         """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
         template: SnapshotId | None = None
         try:
-            template = await self._templates.ensure(box.spec)
+            self._expecting.add(box)
+            try:
+                template = await self._templates.ensure(box.spec)
+            finally:
+                self._expecting.discard(box)
             if template is not None:
                 box.tell(template=self._templates.status(template))
                 known = {info.id for info in self.memory.store.infos(kind="template")}
@@ -207,6 +213,9 @@ class Preparing(Registry):
             super()._publish(box)
         elif box.info.template is not None:
             self._changes.publish(self._template_info(box))
+            for other in self._expecting:
+                if other.info.state is State.RUNNING and _template(other.spec) == _template(box.spec):
+                    other.tell(template=box.info.template)
 
     def _template_info(self, box: LiveSandbox) -> TemplateInfo:
         """What is told of the template of this sandbox, the memory of prepared ones apart."""

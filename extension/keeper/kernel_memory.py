@@ -300,7 +300,7 @@ class KernelMemory:
     async def _wake(self, kernel: Kernel) -> None:
         began = time.perf_counter()
         try:
-            if kernel.sandbox_id is not None:
+            if kernel.sandbox_id is not None and not self._kernels.closed:
                 await self.resume(kernel.sandbox_id)
                 log.info("kernel %s goes on after %.3f s", kernel.request.kernel_id, time.perf_counter() - began)
         except errors.WarmcellError as error:

@@ -298,6 +298,15 @@ class Kernels:
             if kernel.sandbox_id == sandbox_id:
                 await self.remove(kernel.request.kernel_id)
 
+    def start_no_more(self) -> None:
+        """The keeper is going: what is suspended from now on stays so."""
+        self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether the keeper is going."""
+        return self._closed
+
     async def close(self) -> None:
         """Remove all, and start no more."""
         self._closed = True

@@ -105,6 +105,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         paths.keeper_socket.unlink(missing_ok=True)
         for look in looks:
             look.cancel()
+        kernels.start_no_more()
         await memory.suspend_all()
         for part in (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close()):
             await _end(part)

@@ -66,7 +66,9 @@ class SnapshotEngine(Protocol):
     async def enroll(self, place: Place, *, template: bool = False) -> None:
         """Make a fresh sandbox one whose kernels can be dumped. Called before the first kernel starts in it.
 
-        With `template` they will be restored also in sandboxes that have had other kernels. Not for a sandbox that a kernel is restored into: `restore` does what it needs.
+        With `template` they will be restored also in sandboxes that have had other kernels.
+
+        Not for a sandbox that a kernel is restored into: `restore` does what it needs.
         """
 
     async def dump(
