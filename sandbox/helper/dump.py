@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 STOP_TIMEOUT_S = 10.0
 UNTRACED_LOOK_S = 0.001
+GUARDED_S = 1800.0
+"""Longer than criu and the copy of the layer may take."""
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
 FIRST_PID_OF_TEMPLATES = 20_000
@@ -120,7 +122,10 @@ class Guardian:
                 linux.close_but([2, reading])
                 linux.name_process("warmcell-thaw")
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                if not os.read(reading, 1):
+                waiting = select.poll()
+                waiting.register(reading, select.POLLIN | select.POLLHUP)
+                # What was held is let go of when criu has ended too, which goes on without who started it.
+                if not waiting.poll(1e3 * GUARDED_S) or not os.read(reading, 1):
                     tree.thaw(repair=True)
             finally:
                 os._exit(0)
@@ -218,6 +223,8 @@ def dump(
         frozen()
         if then != "stop":
             tree.thaw()
+            guardian.dismiss()
+            guardian = None
         thawed_ms = 1e3 * (time.perf_counter() - began)
         if then != "stop":
             folders = sorted({"/dev/shm", *found.folders})

@@ -193,7 +193,9 @@ def _enter(
     last_pid: tuple[int, int],
 ) -> int:
     executable, words, fds = command
-    linux.die_with_parent()
+    linux.name_process("warmcell-run")
+    if not held:  # Else somebody waits for its end: criu must not be killed in the middle of what it saves.
+        linux.die_with_parent()
     for group in groups:
         os.write(group, b"0")
     for fd in place.namespaces.values():

@@ -37,19 +37,22 @@ CELL = "x += 1; data[x] = 1; print(x, sum(data), open('/tmp/file').read())"
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """Host pids and names of the processes below one."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in os.listdir("/proc"):
+    """Host pids and names of the processes below one; a program that was run from memory has its first argument's."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, ValueError):
-            head, _, rest = Path(f"/proc/{int(entry)}/stat").read_text().rpartition(")")
-            parents[int(entry)] = (int(rest.split()[1]), head.partition("(")[2])
+            head, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(")")
+            named = Path(f"/proc/{entry}/cmdline").read_bytes().startswith(b"criu\0")
+            parents[int(entry)] = int(rest.split()[1])
+            names[int(entry)] = "criu" if named else head.partition("(")[2]
     found: dict[int, str] = {}
-    for one, (_, name) in parents.items():
+    for one in parents:
         above = one
         while above in parents and above != pid:
-            above = parents[above][0]
+            above = parents[above]
         if above == pid and one != pid:
-            found[one] = name
+            found[one] = names[one]
     return found
 
 
