@@ -91,7 +91,7 @@ class Preparing(Registry):
     async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
         """A prepared sandbox, unless its environment has changed since."""
         while (prepared := self._pool.take(spec.shape(devices))) is not None:
-            if prepared.info.snapshot is None or prepared.info.snapshot == await self._templates.find(spec):
+            if prepared.info.snapshot == await self._templates.find(spec):
                 return prepared
             log.info("prepared sandbox %s goes: its environment has changed", prepared.info.id)
             self._spawn(prepared.stop())
@@ -101,11 +101,16 @@ class Preparing(Registry):
         """A sandbox for the pool: up, and its template settled."""
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
         try:
+            known = await self._templates.find(box.spec)
             if not await self._from_template(box, ()):
                 await self._bring_up_prepared(box)
+            came_meanwhile = known is None and await self._templates.find(box.spec) is not None
         except BaseException:
             await box.stop()
             raise
+        if came_meanwhile:
+            await box.stop()
+            return await self._prepare(spec)
         return box
 
     async def _from_template(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
@@ -213,7 +218,7 @@ class Preparing(Registry):
             super()._publish(box)
         elif box.info.template is not None:
             self._changes.publish(self._template_info(box))
-            for other in self._expecting:
+            for other in self._expecting if box.info.template.state != "ready" else ():  # It is once it is saved.
                 if other.info.state is State.RUNNING and _template(other.spec) == _template(box.spec):
                     other.tell(template=box.info.template)
 
