@@ -16,7 +16,7 @@ from tests.integration.keeper.conftest import until
 from tests.integration.snapshots.notebooks import Notebook, configure, end_all, notebook, page, processes_of
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
-from warmcell.sandbox.errors import TransportError, WarmcellError
+from warmcell.sandbox.errors import SandboxDiedError, TransportError, WarmcellError
 from warmcell.sandbox.paths import Paths
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
@@ -147,8 +147,8 @@ class Trials:
                 states = [one["state"] for one in outcome["sandboxes"]]
                 assert states == ["running", "running"]
         assert stopped(self.places) == []
-        if victim == "guest":
-            return
+        if victim == "guest" or (victim == "criu" and isinstance(outcome, SandboxDiedError)):
+            return  # Who is killed while it changes a kernel's registers can take it along. That is said.
         assert not dead
         assert await made.run("print(sum(data) >= 1)") == "True"
 
