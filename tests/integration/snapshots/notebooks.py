@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import queue
 import sys
 import time
 import uuid
@@ -21,6 +22,9 @@ from warmcell.sandbox.paths import Paths
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 ANSWER_S = 60.0
+
+LOOK_S = 0.2
+"""A reply that came while something was sent wakes nobody who reads from the same socket (pyzmq)."""
 
 
 def configure(places: Places, **traits: object) -> None:
@@ -146,11 +150,13 @@ class Page:
 
     async def _shell(self) -> None:
         while True:
-            self._replied(await self.client.get_shell_msg())
+            with contextlib.suppress(queue.Empty):
+                self._replied(await self.client.get_shell_msg(timeout=LOOK_S))
 
     async def _control(self) -> None:
         while True:
-            self._replied(await self.client.get_control_msg())
+            with contextlib.suppress(queue.Empty):
+                self._replied(await self.client.get_control_msg(timeout=LOOK_S))
 
     def _replied(self, message: dict[str, Any]) -> None:
         self.replies[message["parent_header"]["msg_id"]] = message
