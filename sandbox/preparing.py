@@ -11,7 +11,7 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.guest.supervisor.template import read_at_start
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
-from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo, TemplateStatus
 from warmcell.sandbox.pool import WarmPool, memory_bytes
 from warmcell.sandbox.registry import SEE_LOG, Registry
 from warmcell.sandbox.starts import Starts
@@ -218,9 +218,9 @@ class Preparing(Registry):
             super()._publish(box)
         elif box.info.template is not None:
             self._changes.publish(self._template_info(box))
-            for other in self._expecting if box.info.template.state != "ready" else ():  # It is once it is saved.
+            for other in self._expecting:
                 if other.info.state is State.RUNNING and _template(other.spec) == _template(box.spec):
-                    other.tell(template=box.info.template)
+                    other.tell(template=_until_saved(box.info.template, told=other.info.template))
 
     def _template_info(self, box: LiveSandbox) -> TemplateInfo:
         """What is told of the template of this sandbox, the memory of prepared ones apart."""
@@ -239,3 +239,12 @@ class Preparing(Registry):
 def _template(spec: SandboxSpec) -> tuple[object, ...]:
     """What makes two templates the same."""
     return (spec.template, spec.python, spec.preload, spec.warmup)
+
+
+def _until_saved(status: TemplateStatus, *, told: TemplateStatus | None) -> TemplateStatus:
+    """A template that others wait for is not ready before it is saved: until then its last module is on its way."""
+    if status.importing or not status.imported or status.state not in ("importing", "ready"):
+        return status
+    last = status.imported[-1]
+    since = told.since if told is not None and told.importing == last else status.since
+    return dataclasses.replace(status, state="importing", importing=last, since=since)
