@@ -30,7 +30,7 @@ def explained(directory: Path, verb: str, log: str, *, code: int = 1) -> dict[st
             "restore",
             "Error (criu/files-reg.c:1): File work/data.csv has bad size 8 (expect 9)",
             "snapshot_incompatible",
-            "/work/data.csv",
+            "/home/me/data.csv",
         ),
         (
             "restore",
