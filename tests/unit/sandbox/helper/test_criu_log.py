@@ -28,7 +28,7 @@ def explained(directory: Path, verb: str, log: str, *, code: int = 1) -> dict[st
         ("dump", "Error (criu/cr-dump.c:4): Something that nobody foresaw", "snapshot_failed", "nobody foresaw"),
         (
             "restore",
-            "Error (criu/files-reg.c:1): File work/data.csv has bad size 8 (expect 9)",
+            "Error (criu/files-reg.c:1): File home/me/data.csv has bad size 8 (expect 9)",
             "snapshot_incompatible",
             "/home/me/data.csv",
         ),
