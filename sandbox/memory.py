@@ -498,7 +498,7 @@ class Memory:
             _check_fits(held.manifest, box.spec)
             tell.phase("sandbox")
             began = time.perf_counter()
-            await asyncio.to_thread(box.directory.mkdir, 0o700)
+            box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
             await box.rise(self._backend_of(box.spec), layer=held.layer)
             created = time.perf_counter()
             if with_kernel:

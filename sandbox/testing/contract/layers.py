@@ -45,17 +45,20 @@ def about(path):
 
 def walk(path, into, device):
     if os.lstat(path).st_dev != device:
-        return  # The environment, say, whose place happens to be below /tmp.
-    into[path] = about(path)
+        return True  # The environment, say, whose place happens to be below /tmp. What leads there is nobody's.
+    into[path], foreign = about(path), False
     if stat.S_ISDIR(os.lstat(path).st_mode):
         mode = stat.S_IMODE(os.lstat(path).st_mode)
         mine = os.lstat(path).st_uid == os.getuid()
         if mine:
             os.chmod(path, mode | 0o700)
         for name in sorted(os.listdir(path)):
-            walk(os.path.join(path, name), into, device)
+            foreign |= walk(os.path.join(path, name), into, device)
         if mine:
             os.chmod(path, mode)
+    if foreign and path not in sys.argv:
+        del into[path]
+    return foreign
 
 found = {}
 for top in sys.argv[1:]:
