@@ -90,14 +90,14 @@ async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -
 
 async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_path: Path) -> None:
     """As many as fit wait, whatever was asked for."""
-    async with keeper(places, prepared=1, prepared_memory=0.06) as client, first(client, tmp_path):
+    async with keeper(places, prepared=1, prepared_memory=0.03) as client, first(client, tmp_path):
         await until_prepared(client, 1)
         many = await asyncio.gather(*(started(client, tmp_path) for _ in range(8)))
         deadline = time.monotonic() + 10
         most = 0
         while time.monotonic() < deadline:
             (template,) = (await client.get("/templates"))["templates"]
-            assert template["prepared_bytes"] <= 0.06 * 2**30
+            assert template["prepared_bytes"] <= 0.03 * 2**30
             most = max(most, template["prepared"])
             await asyncio.sleep(0.1)
         assert 1 <= most < 8
