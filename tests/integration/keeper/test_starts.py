@@ -108,8 +108,14 @@ async def test_the_next_keeper_waits_for_the_one_that_is_ending(configure: Confi
     pid = (await client.get("/status"))["pid"]
     os.kill(pid, signal.SIGTERM)
     await client.close()
+    await until(_nobody_listens)
     async with await KeeperClient.connect() as next_one:
         assert (await next_one.get("/kernels"))["kernels"] == []
+
+
+async def _nobody_listens() -> bool:
+    """The keeper has begun to end; before that it serves whoever asks."""
+    return not Paths.default().keeper_socket.exists()
 
 
 async def test_a_start_goes_with_the_process_that_asked(keeper: KeeperClient, kernel_body: KernelBody) -> None:
