@@ -237,7 +237,11 @@ def maps_with(name: str) -> list[str]:
     """Mappings of this process whose file has this name."""
     ctypes.CDLL(name)
     stem = name.partition(".so")[0]
-    return [line for line in Path("/proc/self/maps").read_text().splitlines() if line.rpartition("/")[2].startswith(f"{stem}.so")]
+    return [
+        line
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.rpartition("/")[2].startswith(f"{stem}.so")
+    ]
 
 
 async def test_a_disk_that_is_full(boxes: Boxes) -> None:
