@@ -20,9 +20,9 @@ from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.nvml import NvmlInventory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.memory import NO_ENGINE
 from warmcell.sandbox.models import GIB, EngineReport
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.saved import NO_ENGINE
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper

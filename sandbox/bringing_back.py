@@ -1,0 +1,234 @@
+"""How a kernel comes back from what was saved: resumed, undone, as a clone, or as the next one in its sandbox.
+
+A kernel is brought back in a twin of its sandbox; the twin takes its place when the kernel in it has answered, so
+whatever fails before leaves all as it was.
+"""
+
+import contextlib
+import time
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.lifecycle import Event, State, transition
+from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
+from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.snapshots.archive import NO_MEMORY
+from warmcell.sandbox.snapshots.manifest import Manifest
+
+
+class BringingBack(Saved):
+    """Restores kernels, each in a sandbox that is there for it."""
+
+    async def resume(
+        self, box: LiveSandbox, gpus: tuple[GpuDevice, ...], *, began: float, with_kernel: bool = True
+    ) -> None:
+        """Bring a suspended sandbox back; its GPUs are leased for it already.
+
+        Args:
+            box: It is suspended.
+            gpus: Its devices.
+            began: When that was asked for, on the clock of `time.perf_counter`.
+            with_kernel: Otherwise it has its files only, and the next kernel is to be started.
+
+        Raises:
+            WarmcellError: It stays suspended, and its snapshot is as it was.
+        """
+        assert box.info.snapshot is not None
+        box.gpus = gpus
+        box.tell(state=transition(box.info.state, Event.RESUME), error=None)
+        queued = time.perf_counter()
+        try:
+            phases = await self._bring_back(box, box.info.snapshot, with_kernel=with_kernel)
+        except BaseException as error:
+            box.gpus = ()
+            why = ErrorInfo.from_json(error.to_json()) if isinstance(error, errors.WarmcellError) else None
+            box.tell(state=transition(box.info.state, Event.RESUME_FAILED), error=why, phase=None, gpus=())
+            if box.frontend is not None:
+                await box.frontend.sleep(self.store.get(box.info.snapshot).kernel)
+            raise
+        await self._outlive(box.info.snapshot)
+        now = time.perf_counter()
+        box.tell(
+            state=transition(box.info.state, Event.RESUME_DONE),
+            resumed_ms=round(1000 * (now - began), 1),
+            phases_ms={"queue": round(1000 * (queued - began), 1), **phases},
+            started_from="snapshot",
+            phase=None,
+            gpus=gpus,
+        )
+
+    async def undo(self, box: LiveSandbox, snapshot: SnapshotId) -> None:
+        """Put the kernel back to a snapshot of it, its clients connected. What it was until now is gone.
+
+        Raises:
+            WarmcellError: It runs on as it was.
+        """
+        began = time.perf_counter()
+        phases = await self._bring_back(box, snapshot)
+        box.tell(
+            snapshot=snapshot,
+            started_from="snapshot",
+            started_ms=round(1000 * (time.perf_counter() - began), 1),
+            phases_ms=phases,
+            phase=None,
+            error=None,
+        )
+
+    async def clone(self, box: LiveSandbox, snapshot: SnapshotId, gpus: tuple[GpuDevice, ...]) -> None:
+        """Bring up a new sandbox with a kernel that goes on from a snapshot; nobody speaks with it yet.
+
+        Raises:
+            WarmcellError: What was made is still to be removed.
+        """
+        began = time.perf_counter()
+        box.gpus = gpus
+        saved, phases = await self._rise(box, snapshot)
+        assert box.kernel is not None
+        box.tell(state=transition(box.info.state, Event.CREATED))
+        box.watch()
+        if box.frontend is None:
+            box.kernel.token = saved.guest.token
+        else:
+            at = time.perf_counter()
+            await box.frontend.go_on(box.kernel, saved.kernel, token=saved.guest.token, restored=True, clone=True)
+            phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
+        box.tell(
+            generation=box.kernel.generation,
+            started_from=box.kernel.started_from,
+            started_ms=round(1000 * (time.perf_counter() - began), 1),
+            snapshot=snapshot,
+            phases_ms=phases,
+            phase=None,
+        )
+
+    async def restore_into(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess:
+        """A kernel from a template in a sandbox that has had others; it waits to be spoken with.
+
+        Raises:
+            WarmcellError: It is as it was, without a kernel.
+        """
+        began = time.perf_counter()
+        engine = await self.check(box.spec)
+        async with self.store.use(template) as held:
+            _check_fits(held.manifest, box.spec)
+            box.remove_sockets(held.manifest.guest.socket_prefix)
+            restored = await engine.restore(box.instance, image=template)
+        kernel = KernelProcess(
+            pid=restored.pid,
+            generation=box.info.generation + 1,
+            socket_prefix=box.run_directory / held.manifest.guest.socket_prefix,
+            started_from="template",
+            token=held.manifest.guest.token,
+        )
+        await box.take_on(kernel)
+        box.tell(
+            generation=kernel.generation,
+            exit_code=None,
+            started_from=None,
+            started_ms=None,
+            phases_ms={"restore": round(1000 * (time.perf_counter() - began), 1)},
+        )
+        return kernel
+
+    async def _bring_back(
+        self, box: LiveSandbox, snapshot: SnapshotId, *, with_kernel: bool = True
+    ) -> dict[str, float]:
+        """Restore in a twin, and let it take the place of what is behind `box`; what each step took, in ms."""
+        twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)
+        twin.gpus = box.gpus
+        try:
+            saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+            undone = box.frontend is not None and box.info.state is State.RUNNING
+            if undone and box.frontend is not None:
+                await box.frontend.undone()
+            if box.ended.is_set():
+                raise errors.SandboxDiedError(
+                    f"Sandbox {box.info.id} ended meanwhile", hint="Start its kernel again, then restore it."
+                )
+        except BaseException:
+            await twin.discard()
+            raise
+        remains = await box.become(twin, on_trial=True)
+        at = time.perf_counter()
+        try:
+            if box.frontend is not None and box.kernel is not None:
+                await box.frontend.go_on(box.kernel, saved.kernel, token=saved.guest.token, restored=True, clone=False)
+        except BaseException:
+            await (await box.become(remains)).discard()
+            if undone and box.frontend is not None and box.kernel is not None:
+                await box.frontend.go_on(box.kernel, {}, token="", restored=False, clone=False)
+            raise
+        phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
+        await box.accept()
+        await remains.discard()
+        return phases
+
+    async def _rise(
+        self, box: LiveSandbox, snapshot: SnapshotId, *, tell: LiveSandbox | None = None, with_kernel: bool = True
+    ) -> tuple[Manifest, dict[str, float]]:
+        engine = await self.check(box.spec)
+        tell = tell or box
+        use = contextlib.AsyncExitStack()
+        held = await use.enter_async_context(self.store.use(snapshot))
+        guest = held.manifest.guest
+        try:
+            if with_kernel and held.manifest.info.engine == NO_MEMORY:
+                raise errors.UnsupportedOperationError(
+                    f"Snapshot {snapshot} has files alone, no kernel's memory",
+                    hint="It was exported with `--files-only`, or by a machine that cannot take memory out.",
+                )
+            _check_fits(held.manifest, box.spec)
+            tell.phase("sandbox")
+            began = time.perf_counter()
+            box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
+            await box.rise(self._backend_of(box.spec), layer=held.layer)
+            created = time.perf_counter()
+            if with_kernel:
+                tell.phase("restore")
+                restored = await engine.restore(box.instance, image=snapshot)
+                await box.take_on(
+                    KernelProcess(
+                        pid=restored.pid,
+                        generation=guest.generation,
+                        socket_prefix=box.run_directory / guest.socket_prefix,
+                        started_from="template" if held.manifest.info.kind == "template" else "snapshot",
+                    )
+                )
+            else:
+                await engine.enroll(box.instance)
+        except BaseException:
+            await use.aclose()
+            raise
+        box.layer = use
+        done = time.perf_counter()
+        return held.manifest, {
+            "create": round(1000 * (created - began), 1),
+            "restore": round(1000 * (done - created), 1),
+        }
+
+
+def _check_fits(saved: Manifest, wanted: SandboxSpec) -> None:
+    """The interpreter and the folders are part of the kernel's memory.
+
+    Raises:
+        SnapshotIncompatibleError: They are others.
+    """
+    then, now = _places(saved.spec), _places(wanted)
+    for name in ("interpreter", "home") if saved.info.kind == "template" else then:
+        if then[name] != now[name]:
+            raise errors.SnapshotIncompatibleError(
+                f"The snapshot was made with another {name}",
+                hint="Restore it in a sandbox like the one that it is of.",
+                details={"expected": str(then[name]), "found": str(now[name])},
+            )
+
+
+def _places(spec: SandboxSpec) -> dict[str, object]:
+    workspace = spec.workspace if spec.workspace is not None and spec.workspace.mode != "none" else None
+    return {
+        "interpreter": spec.python,
+        "workspace": workspace and workspace.path,
+        "mounts": sorted(mount.target or mount.source for mount in spec.mounts),
+        "home": spec.home,
+    }

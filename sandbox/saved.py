@@ -1,0 +1,141 @@
+"""Engine and store: whether memory can be saved on this machine, and what has been saved of it."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import EngineReport, SandboxSpec, SnapshotId
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.snapshots.base import SnapshotEngine
+from warmcell.sandbox.snapshots.store import SnapshotStore
+
+log = logging.getLogger(__name__)
+
+NO_ENGINE = EngineReport(
+    name="none",
+    ready=False,
+    why_not="the configuration says so",
+    hint='Set c.Warmcell.snapshots, and for ordinary users c.Warmcell.helper, to "auto".',
+)
+
+TRY_AGAIN_S = 30.0
+"""An engine that was not ready may have been installed, or repaired, since."""
+
+
+class Saved:
+    """Knows engine and store; of sandboxes it knows what `LiveSandbox` offers."""
+
+    def __init__(
+        self,
+        *,
+        engine: SnapshotEngine | None,
+        store: SnapshotStore,
+        backend_of: Callable[[SandboxSpec], SandboxBackend],
+        paths: Paths,
+    ) -> None:
+        self.store = store
+        self._engine = engine
+        self._backend_of = backend_of
+        self._paths = paths
+        self._trying: asyncio.Task[EngineReport] | None = None
+        self._tried_at = 0.0
+        store.on_removed = self.image_dropped
+
+    async def open(self) -> None:
+        """Read what the store has, and begin to try the engine."""
+        await self.store.open()
+        self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
+
+    async def close(self) -> None:
+        """End the engine."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.close()
+
+    async def report(self) -> EngineReport:
+        """Whether memory can be saved on this machine, tried for real."""
+        if self._trying is None:
+            return NO_ENGINE
+        report = await asyncio.shield(self._trying)
+        if not report.ready and time.monotonic() - self._tried_at > TRY_AGAIN_S:
+            self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
+        return report
+
+    async def check(self, spec: SandboxSpec) -> SnapshotEngine:
+        """The engine that saves sandboxes of this kind.
+
+        Raises:
+            UnsupportedOperationError: There is none; said before anything is done.
+        """
+        report = await self.report()
+        if self._engine is None or not report.ready:
+            raise errors.UnsupportedOperationError(
+                f"Memory cannot be saved on this machine: {report.why_not}", hint=report.hint
+            )
+        backend = self._backend_of(spec)
+        if self._engine.name not in backend.capabilities.snapshot_engines:
+            raise errors.UnsupportedOperationError(
+                f"The {backend.name} backend cannot save memory", hint="Use the bubblewrap backend."
+            )
+        return self._engine
+
+    async def enroll(self, box: LiveSandbox, *, template: bool = False) -> None:
+        """A fresh sandbox becomes one whose kernels can be saved, for a template, where that is possible at all."""
+        try:
+            engine = await self.check(box.spec)
+        except errors.UnsupportedOperationError:
+            return
+        try:
+            await engine.enroll(box.instance, template=template)
+        except errors.WarmcellError as error:  # It is as good as any, only that its memory cannot be saved.
+            log.warning("sandbox %s cannot be saved: %s", box.info.id, error)
+
+    async def _try(self) -> EngineReport:
+        """Probe the engine, and remove the images that no snapshot has."""
+        if self._engine is None:
+            return NO_ENGINE
+        report = await self._engine.probe()
+        if report.ready:
+            try:
+                for image in await self._engine.images():
+                    if image.id not in self.store.ids:
+                        log.warning("removed image %s, which belongs to no snapshot", image.id)
+                        await self._engine.drop(image.id)
+            except errors.WarmcellError as error:
+                log.error("images cannot be looked through: %s", error)
+        return report
+
+    async def remeasure(self) -> None:
+        """Take note of images that have become smaller or larger since they were made."""
+        if self._engine is None or not (await self.report()).ready:
+            return
+        known = {info.id: info.image_bytes for info in self.store.infos()}
+        for image in await self._engine.images():
+            if known.get(image.id, image.image_bytes) != image.image_bytes:
+                await self.store.amend(image.id, image_bytes=image.image_bytes)
+
+    async def image_dropped(self, snapshot: SnapshotId) -> None:
+        """Told by the store of a snapshot that is gone."""
+        if self._engine is not None:
+            with contextlib.suppress(errors.WarmcellError):
+                await self._engine.drop(snapshot)
+
+    async def _outlive(self, snapshot: SnapshotId) -> None:
+        """Its kernel goes on from it, so it is not what a keeper would take up again."""
+        if self.store.get(snapshot).info.kind == "suspended":
+            await self.store.amend(snapshot, kind="outlived")
+
+    async def forget_suspended(self, snapshot: SnapshotId | None) -> None:
+        """A suspended kernel's snapshot that the kernel has outlived; a named one stays."""
+        if snapshot is None:
+            return
+        with contextlib.suppress(errors.SnapshotNotFoundError):
+            if self.store.get(snapshot).info.kind in ("suspended", "outlived"):
+                await self.store.discard(snapshot)

@@ -1,0 +1,199 @@
+"""How a kernel's memory and its sandbox's files are saved, and what may then be ended.
+
+The order of things is what keeps a kernel safe. Its clients are held first, then its memory and its files are saved
+from one freeze, and only when both are on disk is anything ended.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.ids import new_snapshot_id
+from warmcell.sandbox.lifecycle import Event, State, transition
+from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.models import SnapshotId, SnapshotInfo, SnapshotKind
+from warmcell.sandbox.pool import memory_bytes
+from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.snapshots.base import Dumped, Then
+from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
+
+
+class Clock:
+    """What each step of a work took."""
+
+    def __init__(self) -> None:
+        self.phases_ms: dict[str, float] = {}
+        self._at = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """The step that began with the end of the one before is over."""
+        now = time.perf_counter()
+        self.phases_ms[phase] = round(1000 * (now - self._at), 1)
+        self._at = now
+
+
+class Saving(Saved):
+    """Saves a running kernel, which then goes on or ends."""
+
+    async def save(
+        self, box: LiveSandbox, *, kind: SnapshotKind, name: str = "", environment: Mapping[str, str] | None = None
+    ) -> SnapshotInfo:
+        """Save a running kernel, which goes on after a pause.
+
+        Args:
+            box: Where it is.
+            kind: What the snapshot is for.
+            name: As its user calls it.
+            environment: Identity of what it was made from.
+
+        Raises:
+            WarmcellError: Nothing was saved; the kernel goes on as before.
+        """
+        return (await self._save(box, kind=kind, name=name, then="go_on", environment=environment or {})).info
+
+    async def suspend(self, box: LiveSandbox) -> SnapshotInfo:
+        """Save a running kernel and end its sandbox; `box` is suspended afterwards, and its GPUs are the caller's.
+
+        What it was suspended as before is no longer needed; `forget_suspended` removes it.
+
+        Raises:
+            WarmcellError: Nothing was saved; the kernel goes on as before.
+        """
+        box.tell(state=transition(box.info.state, Event.SUSPEND))
+        try:
+            manifest = await self._save(box, kind="suspended", then="stop")
+        except BaseException:
+            if box.info.state is State.SUSPENDING:  # Else it has ended meanwhile.
+                box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
+            raise
+        await box.discard()
+        box.gpus = ()
+        box.tell(
+            state=transition(box.info.state, Event.SUSPEND_DONE),
+            snapshot=manifest.info.id,
+            gpus=(),
+            phase=None,
+        )
+        if box.frontend is not None:
+            await box.frontend.sleep(manifest.kernel)
+        return manifest.info
+
+    async def _save(
+        self,
+        box: LiveSandbox,
+        *,
+        kind: SnapshotKind,
+        then: Then,
+        name: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Manifest:
+        engine = await self.check(box.spec)
+        kernel, frontend = box.kernel, box.frontend
+        if kernel is None or not kernel.alive:
+            raise errors.ConflictError(f"Sandbox {box.info.id} has no kernel", hint="Start its kernel first.")
+        if self.store.quota_bytes is not None:
+            await self.store.make_room(await asyncio.to_thread(memory_bytes, box.processes))
+        token = secrets.token_hex(16)
+        snapshot = new_snapshot_id()
+        frozen = asyncio.Event()
+        async with self.store.draft(snapshot) as draft:
+            clock = Clock()
+            if frontend is not None:
+                await frontend.pause(token=token)
+            clock.end("settle")
+            record = frontend.record() if frontend is not None else {}
+            manifest = dataclasses.replace(
+                self._manifest(box, kernel, snapshot, record, kind=kind, name=name, token=token),
+                environment=environment,
+            )
+
+            async def while_frozen() -> None:
+                clock.end("memory")
+                await box.instance.save_layer(draft.layer)
+                await draft.commit(manifest, durable=False)
+                clock.end("layer")
+                if then == "stop":
+                    await box.unwatch()
+                    if box.ended.is_set():
+                        raise errors.SandboxDiedError(
+                            f"Sandbox {box.info.id} ended while it was saved", hint="Start its kernel again."
+                        )
+                frozen.set()
+
+            dump = asyncio.ensure_future(
+                engine.dump(box.instance, pid=kernel.pid, image=snapshot, then=then, while_frozen=while_frozen)
+            )
+            thawed = asyncio.ensure_future(frozen.wait())
+            gone_on = frontend is None
+            try:
+                await asyncio.wait({dump, thawed}, return_when=asyncio.FIRST_COMPLETED)
+                if frontend is not None and (then == "go_on" or (dump.done() and dump.exception() is not None)):
+                    await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+                    gone_on = True
+                dumped = await dump
+            except BaseException:
+                dump.cancel()
+                await asyncio.gather(dump, return_exceptions=True)
+                if frozen.is_set():
+                    await self.store.discard(snapshot)
+                    if then == "stop":
+                        box.watch()
+                if frontend is not None and not gone_on:
+                    with contextlib.suppress(errors.WarmcellError):  # What went wrong first is what the caller is told.
+                        await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+                raise
+            finally:
+                thawed.cancel()
+        clock.end("finish")
+        return await self._amend(manifest, dumped, clock.phases_ms)
+
+    def _manifest(
+        self,
+        box: LiveSandbox,
+        kernel: KernelProcess,
+        snapshot: SnapshotId,
+        record: Mapping[str, Any],
+        *,
+        kind: SnapshotKind,
+        name: str,
+        token: str,
+    ) -> Manifest:
+        now = time.time()
+        info = SnapshotInfo(
+            id=snapshot,
+            name=name,
+            kind=kind,
+            engine=self._engine.name if self._engine is not None else "",
+            sandbox_id=box.info.id,
+            kernel_id=box.info.kernel_id,
+            notebook=box.info.notebook,
+            parent=box.info.snapshot,
+            created_at=now,
+            last_used_at=now,
+        )
+        return Manifest(
+            info=info,
+            spec=box.spec,
+            mounts=box.spec.mounts,
+            gpus=tuple(gpu.uuid for gpu in box.gpus),
+            gpu_driver=next((gpu.driver_version or "" for gpu in box.gpus), ""),
+            kernel=record,
+            guest=GuestIdentity(
+                socket_prefix=kernel.socket_prefix.name, pid=kernel.pid, generation=kernel.generation, token=token
+            ),
+        )
+
+    async def _amend(self, manifest: Manifest, dumped: Dumped, phases_ms: Mapping[str, float]) -> Manifest:
+        return await self.store.amend(
+            manifest.info.id,
+            image_bytes=dumped.image_bytes,
+            memory_bytes=dumped.memory_bytes,
+            versions=dumped.versions,
+            phases_ms={**phases_ms, **{f"engine_{name}": ms for name, ms in dumped.ms.items()}},
+        )
