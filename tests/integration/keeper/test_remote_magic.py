@@ -122,6 +122,7 @@ async def test_an_error_there_is_an_error_here(kernel: Kernel) -> None:
         "%%remote\ndef inner():\n    return {}['missing']\ninner()",
         output_hook=lambda m: errors.append(m["content"]) if m["msg_type"] == "error" else None,
         timeout=60,
+        stop_on_error=False,
     )
     assert reply["content"]["status"] == "error"
     assert (errors[0]["ename"], errors[0]["evalue"]) == ("KeyError", "'missing'")

@@ -63,7 +63,9 @@ class Kernel:
                 output.error = f"{content['ename']}: {content['evalue']}"
 
         async with asyncio.timeout(TIMEOUT_S):
-            reply = await client.execute_interactive(code, output_hook=on_output, timeout=TIMEOUT_S, allow_stdin=False)
+            reply = await client.execute_interactive(
+                code, output_hook=on_output, timeout=TIMEOUT_S, allow_stdin=False, stop_on_error=False
+            )
         output.status = reply["content"]["status"]
         return output
 
@@ -147,9 +149,16 @@ class Guest:
         ]
 
 
+class Client(AsyncKernelClient):
+    """Its errors abort nothing: ipykernel answers `aborted` to what comes in the moment after one, by chance."""
+
+    def execute(self, *args: Any, **changes: Any) -> Any:
+        return super().execute(*args, **{"stop_on_error": False, **changes})
+
+
 async def connected(content: Mapping[str, Any], *, key: str = "") -> AsyncKernelClient:
     """A client whose kernel has answered."""
-    client = AsyncKernelClient()
+    client = Client()
     client.load_connection_info({**content, "key": key.encode()})
     client.start_channels(hb=False)
     async with asyncio.timeout(TIMEOUT_S):
