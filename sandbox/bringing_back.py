@@ -9,8 +9,9 @@ import time
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
 from warmcell.sandbox.saved import Saved
 from warmcell.sandbox.snapshots.archive import NO_MEMORY

@@ -9,8 +9,9 @@ from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest.supervisor.template import read_at_start
+from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo, TemplateStatus
 from warmcell.sandbox.pool import WarmPool, memory_bytes
 from warmcell.sandbox.registry import SEE_LOG, Registry

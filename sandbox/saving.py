@@ -15,8 +15,9 @@ from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.ids import new_snapshot_id
+from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SnapshotId, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.saved import Saved

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ExecResult, GpuDevice, SandboxId, SandboxInfo, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing

@@ -4,8 +4,9 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.registry import Registry
 from warmcell.sandbox.snapshots.manifest import Manifest

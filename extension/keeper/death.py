@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from warmcell.sandbox.errors import SandboxDiedError
-from warmcell.sandbox.live import KernelProcess
+from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.models import GIB, SandboxSpec
 from warmcell.sandbox.told import MORE_MEMORY
 

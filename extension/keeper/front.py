@@ -9,7 +9,8 @@ from warmcell.extension.keeper.death import unless_dead
 from warmcell.extension.keeper.kernels import Kernel
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.kernel import KernelProcess
+from warmcell.sandbox.live import LiveSandbox
 
 PAUSE_TIMEOUT_S = 30.0
 """For the user's hooks before a snapshot, and what the kernel still has to say."""

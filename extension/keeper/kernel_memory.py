@@ -18,8 +18,9 @@ from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
 from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
+from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.live import Frontend, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService

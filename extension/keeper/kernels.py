@@ -17,8 +17,9 @@ from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
+from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.live import Frontend, KernelProcess, LiveSandbox
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
@@ -248,7 +249,9 @@ class Kernels:
                 hint="Use it there, or end that Jupyter server first.",
                 details={"pid": kernel.owner.pid},
             )
-        kernel.request = dataclasses.replace(kernel.request, server=server)
+        # A clone, which was nobody's, is from now on like any other kernel of that server.
+        persistent = kernel.request.persistent or server is not None
+        kernel.request = dataclasses.replace(kernel.request, server=server, persistent=persistent)
         self._own(kernel, owner_pid)
         self.note(kernel)
         log.info("kernel %s adopted by process %d for %s", kernel_id, owner_pid, server)

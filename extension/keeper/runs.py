@@ -19,7 +19,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from warmcell.extension.keeper.death import death
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.kernel import KernelProcess
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId
 from warmcell.sandbox.service import SandboxService
 

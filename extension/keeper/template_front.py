@@ -13,7 +13,8 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.live import KernelProcess, LiveSandbox
+from warmcell.sandbox.kernel import KernelProcess
+from warmcell.sandbox.live import LiveSandbox
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,344 @@
+"""A sandbox from its rise to its fall: the backend's instance, the guest's channel, and what is told of it."""
+
+import abc
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.kernel import Frontend, KernelProcess
+from warmcell.sandbox.lifecycle import TERMINAL, Event, State, transition
+from warmcell.sandbox.models import (
+    ErrorInfo,
+    ExecResult,
+    GpuDevice,
+    Phase,
+    SandboxId,
+    SandboxInfo,
+    SandboxSpec,
+)
+from warmcell.sandbox.told import end_of
+
+log = logging.getLogger(__name__)
+
+GUEST_TIMEOUT_S = 15.0
+"""From the start of the process tree until the guest's init answers. It takes some 20 ms."""
+
+END_TIMEOUT_S = 2.0
+"""From the end of the guest's event stream until its sandbox has ended too."""
+
+EVENTS_AT_ONCE = 50
+EVENTS_PAUSE_S = 0.25
+"""After so many events of a guest, so that a flood of them costs little. A template's are two for each module."""
+
+Result = TypeVar("Result")
+
+
+class Box(abc.ABC):
+    """What a sandbox is apart from how its kernels start and end, and the tasks that watch it."""
+
+    def __init__(
+        self,
+        info: SandboxInfo,
+        spec: SandboxSpec,
+        directory: Path,
+        on_change: Callable[[Any], None],
+    ) -> None:
+        self.info = info
+        self.spec = spec
+        self.directory = directory
+        self.gpus: tuple[GpuDevice, ...] = ()
+        self.kernel: KernelProcess | None = None
+        self.frontend: Frontend | None = None
+        """None where no client is connected through one."""
+        self.layer: contextlib.AsyncExitStack | None = None
+        """Holds the snapshot whose files it has."""
+        self.lock = asyncio.Lock()
+        """Held while its memory is saved or brought back, and by a start of a kernel."""
+        self.template_settled = asyncio.Event()
+        """Set while the fork server is neither starting nor importing."""
+        self.ended = asyncio.Event()
+        self._on_change = on_change
+        self._instance: SandboxInstance | None = None
+        self._channel: GuestChannel | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._on_trial = False
+        self._changed_at = time.monotonic()
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Equal for sandboxes that can stand in for each other."""
+        return self.spec.shape(self.gpus)
+
+    @property
+    def run_directory(self) -> Path:
+        return self._up().run_directory
+
+    @property
+    def guest_run_directory(self) -> str:
+        return self._up().guest_run_directory
+
+    @property
+    def processes(self) -> Sequence[int]:
+        """Host pids of everything in it; empty when it is not up."""
+        return self._instance.processes() if self._instance is not None else ()
+
+    def tell(self, **changes: Any) -> None:
+        """Change what is told about it, and tell it."""
+        before = self.info.state
+        self.info = dataclasses.replace(self.info, **changes)
+        if self.info.state is not before:
+            now = time.monotonic()
+            log.info(
+                "sandbox %s (%s, %s) is %s after %.3f s %s",
+                *(self.info.id, self.info.backend, self.info.owner, self.info.state),
+                *(now - self._changed_at, before),
+            )
+            self._changed_at = now
+        self._on_change(self)
+
+    def phase(self, name: str, detail: str = "", hint: str = "") -> None:
+        """Say what the start is busy with; the clock restarts with each new name."""
+        now = self.info.phase
+        since = now.since if now is not None and now.name == name else time.time()
+        self.tell(phase=Phase(name=name, since=since, detail=detail, hint=hint))
+
+    async def bring_up(self, backend: SandboxBackend, gpus: Sequence[GpuDevice]) -> None:
+        """Create it and wait for its guest.
+
+        Raises:
+            WarmcellError: What the backend raises, or `SandboxStartError` where the guest does not answer.
+        """
+        self.gpus = tuple(gpus)
+        await self.rise(backend)
+        self.tell(state=transition(self.info.state, Event.CREATED), phase=None)
+        self.watch()
+
+    async def rise(self, backend: SandboxBackend, *, layer: Path | None = None) -> None:
+        """Have a backend's sandbox behind it whose guest answers, with `gpus`. Its state is the caller's to tell.
+
+        Args:
+            backend: Makes it.
+            layer: Of a snapshot; the sandbox has these files. They must stay as long as it does.
+
+        Raises:
+            WarmcellError: As `bring_up`.
+        """
+        self.phase("sandbox")
+        instance = await backend.create(
+            self.spec,
+            sandbox_id=SandboxId(self.directory.name),  # A twin is there at the same time.
+            directory=self.directory,
+            gpus=self.gpus,
+            layer=layer,
+            progress=lambda detail: self.phase("sandbox", detail),
+        )
+        self._instance = instance
+        self.phase("guest")
+        self._channel = await self._unless_dead(
+            GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
+        )
+        self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note, gpus=self.gpus)
+
+    def watch(self) -> None:
+        """Follow what happens in it from now on."""
+        self._watchers = [asyncio.create_task(self._watch_guest()), asyncio.create_task(self._watch_instance())]
+
+    async def become(self, other: Self, *, on_trial: bool = False) -> Self:
+        """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched.
+
+        Args:
+            other: The twin.
+            on_trial: Until `accept`, the end of what is behind this one now is not the end of this one.
+        """
+        for box in (self, other):
+            await box.unwatch()
+        self._on_trial = on_trial
+        for name in ("_instance", "_channel", "directory", "layer", "kernel"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, theirs)
+            setattr(other, name, mine)
+        if self._instance is not None:
+            instance = self._instance
+            self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note)
+            self.watch()
+        return other
+
+    async def accept(self) -> None:
+        """What was on trial stays."""
+        await self.unwatch()
+        self._on_trial = False
+        self.watch()
+
+    async def discard(self) -> None:
+        """Remove a twin, or what was exchanged for it, without a word. Idempotent."""
+        await self.fall()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        await self.let_go_of_layer()
+
+    async def let_go_of_layer(self) -> None:
+        """It needs the files of the snapshot it came from no more. Idempotent."""
+        layer, self.layer = self.layer, None
+        if layer is not None:
+            await layer.aclose()
+
+    async def unwatch(self) -> None:
+        """Follow it no more: what happens in it now is no news. Idempotent."""
+        for task in self._watchers:
+            task.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        self._watchers = []
+
+    async def fall(self) -> None:
+        """Remove the backend's sandbox behind it, whatever runs there. Its kernel counts as alive. Idempotent."""
+        await self.unwatch()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+        instance = self._instance
+        if instance is not None:
+            await instance.stop()
+        self._instance = None
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | None = None,
+        input: bytes = b"",
+        timeout: float = 60.0,
+    ) -> ExecResult:
+        """Run a process in it to its end; raises as `GuestChannel.exec`."""
+        return await self._guest().exec(argv, env=env, cwd=cwd, input=input, timeout=timeout)
+
+    async def stop(self) -> None:
+        """End it and remove all of it, its directory included. Idempotent."""
+        if self.info.state not in (*TERMINAL, State.STOPPING):
+            self.tell(state=transition(self.info.state, Event.STOP), phase=None)
+        await self.discard()
+        self._kernel_exited(128 + signal.SIGKILL)
+        if self.info.state is State.STOPPING:
+            self.tell(state=transition(self.info.state, Event.STOP_DONE))
+        self.template_settled.set()
+        self.ended.set()
+
+    def fail(self, error: errors.WarmcellError) -> None:
+        """Its end by itself: state `failed`, with the reason."""
+        if self.info.state not in TERMINAL:
+            self.tell(
+                state=transition(self.info.state, Event.DIED), phase=None, error=ErrorInfo.from_json(error.to_json())
+            )
+
+    def _kernel_exited(self, code: int) -> None:
+        kernel = self.kernel
+        if kernel is not None and kernel.alive:
+            kernel.exit_code = code
+            kernel.exited.set()
+
+    async def _watch_guest(self) -> None:
+        """Follow what the guest tells. A sandbox of which nothing is heard any more cannot be watched, so it ends."""
+        try:
+            await self._follow_events()
+            why = "its first process said no more"
+        except errors.WarmcellError as error:
+            why = str(error)
+        instance = self._up()
+        if not await within(instance.wait(), END_TIMEOUT_S):
+            log.warning("sandbox %s is stopped: %s", self.info.id, why)
+            await instance.stop()
+
+    async def _follow_events(self) -> None:
+        count = 0
+        async for event in self._reached().events():
+            count += 1
+            self._event(event)
+            if count % EVENTS_AT_ONCE == 0:
+                await asyncio.sleep(EVENTS_PAUSE_S)
+
+    @abc.abstractmethod
+    def _event(self, event: Mapping[str, Any]) -> None:
+        """The guest has told this."""
+
+    async def _watch_instance(self) -> None:
+        """Its end by itself becomes state `failed`."""
+        ended = await self._up().wait()
+        self._kernel_exited(ended.exit_code)
+        if self._on_trial:
+            return
+        self.template_settled.set()
+        self.fail(end_of(errors.SandboxDiedError, f"Sandbox {self.info.id}", ended, hint="Restart the kernel."))
+        self.ended.set()
+
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel has killed for memory so far."""
+        return self._instance.oom_kills() if self._instance is not None else 0
+
+    async def _unless_dead(self, what: Awaitable[Result], why: str) -> Result:
+        """Await `what`, but fail at once if the sandbox ends meanwhile."""
+        instance = self._up()
+        work = asyncio.ensure_future(what)
+        death = asyncio.ensure_future(instance.wait())
+        try:
+            await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            raise end_of(
+                errors.SandboxStartError,
+                f"The sandbox could not start: {why}; it",
+                death.result(),
+                hint="`warmcell doctor` says what this machine lacks.",
+            )
+        finally:
+            for task in (work, death):
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(work, death, return_exceptions=True)
+
+    def _up(self) -> SandboxInstance:
+        if self._instance is None:
+            raise errors.ConflictError(f"Sandbox {self.info.id} is not up", hint="Wait until it is running.")
+        return self._instance
+
+    @property
+    def instance(self) -> SandboxInstance:
+        """The backend's sandbox.
+
+        Raises:
+            ConflictError: There is none now.
+        """
+        return self._up()
+
+    def _reached(self) -> GuestChannel:
+        """The channel, also before its state says running."""
+        if self._channel is None:
+            raise errors.ConflictError(f"Sandbox {self.info.id} is not up", hint="Wait until it is running.")
+        return self._channel
+
+    def _guest(self) -> GuestChannel:
+        if self.info.state is State.FAILED and self.info.error is not None:
+            raise errors.from_json(self.info.error.to_json())
+        if self._channel is None or self.info.state is not State.RUNNING:
+            raise errors.ConflictError(
+                f"Sandbox {self.info.id} is {self.info.state}", hint="Only a running sandbox can do that."
+            )
+        return self._channel
+
+
+async def within(what: Awaitable[object], seconds: float) -> bool:
+    """Whether it came to an end in that time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await what
+    except TimeoutError:
+        return False
+    return True
