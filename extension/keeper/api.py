@@ -13,8 +13,9 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension import machine
 from warmcell.extension.keeper import self_api, snapshots_api
 from warmcell.extension.keeper.http import JsonHandler
+from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
-from warmcell.extension.keeper.kernels import KernelRequest, Kernels
+from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.run_handler import RunHandler

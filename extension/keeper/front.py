@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from warmcell.extension.keeper.death import unless_dead
-from warmcell.extension.keeper.kernels import Kernel
+from warmcell.extension.keeper.kernel import Kernel
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess

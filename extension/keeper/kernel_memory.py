@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.extension.keeper.front import Front, answer
-from warmcell.extension.keeper.kernels import Kernel, KernelRequest, Kernels
+from warmcell.extension.keeper.kernel import Kernel, KernelRequest
+from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 from warmcell.extension.keeper import pressure
+from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.kernel_memory import KernelMemory
-from warmcell.extension.keeper.kernels import Kernel, Kernels
+from warmcell.extension.keeper.kernels import Kernels
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.service import SandboxService
