@@ -3,67 +3,28 @@
 import asyncio
 import json
 from typing import Any, cast
-from urllib.parse import quote
 
 from jupyter_server.auth.decorator import authorized
-from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell import __version__
-from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.extension.server.base import WarmcellHandler
+from warmcell.extension.server.memory import ForkHandler, MemoryHandler, OpenHandler
+from warmcell.extension.server.snapshots import (
+    ExportHandler,
+    ImportHandler,
+    SnapshotHandler,
+    SnapshotsHandler,
+    VerifyHandler,
+)
 from warmcell.kernel_provisioner.wishes import Wishes
-from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, TransportError, WarmcellError, http_status
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, TransportError
 
-AUTH_RESOURCE = "warmcell"
 PREFIX = "/warmcell/api/v1"
 SETTINGS = ("gpu", "memory", "network", "template", "preload", "limits")
 """What a page may choose for a notebook; anything else of a spec is the kernelspec's."""
-
-
-class WarmcellHandler(APIHandler):
-    """Errors in Warmcell's wire form."""
-
-    auth_resource = AUTH_RESOURCE
-
-    @property
-    def link(self) -> KeeperLink:
-        link: KeeperLink = self.settings["warmcell_link"]
-        return link
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """`WarmcellError` with its own status; everything else as Jupyter does."""
-        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        if isinstance(error, WarmcellError):
-            self.set_status(http_status(error))
-            self.set_header("Content-Type", "application/json")
-            self.finish(json.dumps(error.to_json()))
-            return
-        super().write_error(status_code, **kwargs)
-
-    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
-        """Ours are answers, not accidents."""
-        if isinstance(value, WarmcellError):
-            self.log.info("%s %s: %s", self.request.method, self.request.path, value)
-        else:
-            super().log_exception(kind, value, trace)
-
-    def body(self) -> dict[str, Any]:
-        """The request's JSON object.
-
-        Raises:
-            InvalidRequestError: It is none.
-        """
-        try:
-            body: object = self.get_json_body()
-        except (web.HTTPError, RecursionError) as error:
-            raise InvalidRequestError("The request is not JSON", hint="Send one JSON object.") from error
-        if body is None:
-            return {}
-        if not isinstance(body, dict):
-            raise InvalidRequestError("The request is not a JSON object", hint="Send one JSON object.")
-        return body
 
 
 class ReadHandler(WarmcellHandler):
@@ -105,43 +66,6 @@ class SandboxHandler(WarmcellHandler):
             await kernels.shutdown_kernel(kernel_id, now=True)
         await self.link.delete(f"/sandboxes/{sandbox_id}")
         self.set_status(204)
-
-
-class MemoryHandler(WarmcellHandler):
-    """Suspend, resume, snapshot, restore or fork a sandbox's kernel. It goes on although the page goes away."""
-
-    @web.authenticated
-    @authorized
-    async def post(self, sandbox_id: str, verb: str) -> None:
-        done = await self.link.do("post", f"/sandboxes/{sandbox_id}/{verb}", self.body())
-        self.finish(json.dumps(done))
-
-
-class SnapshotsHandler(WarmcellHandler):
-    """All snapshots, or with `?sandbox_id=` or `?kernel_id=` those of one kernel."""
-
-    @web.authenticated
-    @authorized
-    async def get(self) -> None:
-        self.finish(json.dumps(await self.link.get(f"/snapshots?{self.request.query}")))
-
-
-class SnapshotHandler(WarmcellHandler):
-    """One snapshot, by id, or by name within one kernel."""
-
-    @web.authenticated
-    @authorized
-    async def get(self, ref: str) -> None:
-        self.finish(json.dumps(await self.link.get(self._path(ref))))
-
-    @web.authenticated
-    @authorized
-    async def delete(self, ref: str) -> None:
-        await self.link.do("delete", self._path(ref))
-        self.set_status(204)
-
-    def _path(self, ref: str) -> str:
-        return f"/snapshots/{quote(ref, safe='')}?{self.request.query}"
 
 
 class SettingsHandler(WarmcellHandler):
@@ -206,9 +130,14 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
-        (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+        (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore)", MemoryHandler),
+        (r"/sandboxes/([a-z0-9]+)/fork", ForkHandler),
+        (r"/sandboxes/([a-z0-9]+)/open", OpenHandler),
         (r"/snapshots", SnapshotsHandler),
+        (r"/snapshots/import", ImportHandler),
         (r"/snapshots/([^/]+)", SnapshotHandler),
+        (r"/snapshots/([^/]+)/verify", VerifyHandler),
+        (r"/snapshots/([^/]+)/export", ExportHandler),
         (r"/kernels/([^/]+)/settings", SettingsHandler),
     ]
     return [(url_path_join(PREFIX, path), handler) for path, handler in patterns]

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from warmcell.sandbox.client.keeper import KeeperClient
@@ -43,6 +43,19 @@ class KeeperLink:
         """A verb that changes something: sent once, after the keeper was seen to be there."""
         await self._ask("get", "/status")
         return await getattr(await self._connected(), verb)(path, *body, timeout=timeout)
+
+    async def download(self, path: str) -> AsyncGenerator[bytes, None]:
+        """GET what is not JSON, piece by piece."""
+        await self._ask("get", "/status")
+        client = await self._connected()
+        async with contextlib.aclosing(client.download(path)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def upload(self, path: str, pieces: AsyncIterator[bytes]) -> Any:
+        """POST what is not JSON, once."""
+        await self._ask("get", "/status")
+        return await (await self._connected()).upload(path, pieces)
 
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The keeper's events until it ends.

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -82,6 +82,31 @@ class KeeperClient:
     async def delete(self, path: str, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
         """DELETE; as `get`."""
         return await self._request("DELETE", path, None, timeout)
+
+    async def patch(self, path: str, body: Any, *, timeout: float | None = _api.READ_TIMEOUT_S) -> Any:
+        """PATCH with a JSON body; as `get`."""
+        return await self._request("PATCH", path, body, timeout)
+
+    async def download(self, path: str) -> AsyncGenerator[bytes, None]:
+        """GET what is not JSON, piece by piece, each within the usual time; raises as `get`."""
+        try:
+            async with self._http.stream("GET", path) as response:
+                if not response.is_success:
+                    raise _api.failure(response.status_code, await response.aread())
+                async for piece in response.aiter_raw():
+                    yield piece
+        except httpx.TimeoutException as error:
+            raise _api.too_slow("GET", path, _api.READ_TIMEOUT_S) from error
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+
+    async def upload(self, path: str, pieces: AsyncIterator[bytes]) -> Any:
+        """POST what is not JSON, and wait for the answer as long as it takes; raises as `get`."""
+        try:
+            response = await self._http.post(path, content=pieces, timeout=_api.timeout(None))
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
+        return _api.read(response)
 
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Name and data of each event, `hello` first, until the keeper closes.

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.bubblewrap
 API = "/warmcell/api/v1"
 CONCRETE = {
     "(gpus|templates|sandboxes|doctor)": "gpus",
-    "(suspend|resume|snapshot|restore|fork)": "suspend",
+    "(suspend|resume|snapshot|restore)": "suspend",
     "([a-z0-9]+)": "abc",
     "([^/]+)": "abc",
 }
@@ -35,7 +35,7 @@ def verbs() -> list[tuple[str, str]]:
         path = pattern
         for group, value in CONCRETE.items():
             path = path.replace(group, value)
-        found += [(verb.upper(), path) for verb in ("get", "post", "put", "delete") if verb in vars(handler)]
+        found += [(verb.upper(), path) for verb in ("get", "post", "put", "patch", "delete") if verb in vars(handler)]
     return found
 
 
