@@ -14,8 +14,12 @@ from typing import Any
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.control import Control
 
-START_STAGE = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import stage; stage.main(int(sys.argv[1]))"
-"""An import, since a script itself would be compiled anew at each start."""
+START_STAGE = f"""import sys
+package = sys.modules["backends"] = type(sys)("backends")
+package.__path__ = [{str(Path(__file__).parent)!r}]
+from backends.stage.main import main
+main(int(sys.argv[1]))"""
+"""An import, since a script itself would be compiled anew at each start; of this tree alone."""
 STAGE_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
@@ -95,7 +99,7 @@ class Child:
         """Start the stage from this thread, whose end is the child's end, and give it its plan.
 
         Args:
-            plan: What `stage.main` carries out.
+            plan: What `stage.main.main` carries out.
             cgroup: The group that the plan names, or that a command has to start the stage in.
         """
         prefix, env = (cgroup.prefix, {**STAGE_ENV, **cgroup.env}) if cgroup is not None else ((), STAGE_ENV)

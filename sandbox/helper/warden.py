@@ -12,8 +12,8 @@ import signal
 import socket
 import time
 
-from warmcell.sandbox.backends import stage
 from warmcell.sandbox.backends.processes import start_time
+from warmcell.sandbox.backends.stage import main as stage
 from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.places import status

@@ -1,0 +1,125 @@
+"""The mounts that a plan asks for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from .choices import choose
+from .filling import fill, fill_as
+from .linux import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    MOUNT_ATTR_IDMAP,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_PRIVATE,
+    MS_REC,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
+    SYS_MOUNT_SETATTR,
+    SYS_OPEN_TREE,
+    MountAttr,
+    Refused,
+    attach,
+    call,
+    clone,
+    libc,
+    mount,
+    write,
+)
+from .nesting import nest
+from .overlay import make_overlay
+from .owners import namespace_that_swaps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+    """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
+
+    With a `user` in the plan this is root, who makes it for somebody else: what is read or written of that user's files
+    is so with that user's rights.
+
+    Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    user: tuple[int, int] | None = plan.get("user")
+    if plan["user_namespace"]:
+        call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+        write("/proc/self/setgroups", b"deny")
+        write("/proc/self/uid_map", f"0 {uid} 1".encode())
+        write("/proc/self/gid_map", f"0 {gid} 1".encode())
+    else:
+        call("make a mount namespace", libc.unshare(CLONE_NEWNS))
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    # First of all, since a workspace may contain the very directory that the rest is mounted in.
+    clones = [(made, *open_clone(made)) for made in plan["clones"]]
+    base = plan["base"]
+    mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
+    os.chdir(base)
+    os.umask(0)
+    for made in plan["file_systems"]:
+        os.mkdir(made["path"], 0o755)
+        links = 0 if made["follow"] else MS_NOSYMFOLLOW
+        mount("tmpfs", made["path"], "tmpfs", MS_NOSUID | MS_NODEV | links, made["options"])
+    for made, tree, _ in clones:
+        attach(tree, made["path"])
+    for made in plan["directories"]:
+        os.mkdir(made["path"], made["mode"])
+        if made["owner"] is not None:
+            os.chown(made["path"], *made["owner"])
+    for made in plan["files"]:
+        write(made["path"], bytes.fromhex(made["content"]))
+        os.chmod(made["path"], 0o644)
+    for made in plan["links"]:
+        os.symlink(made["target"], made["path"])
+    if plan["fills"]:
+        if user is None:
+            fill(plan["fills"], owners=not plan["user_namespace"])
+        else:
+            fill_as(user, plan["fills"])
+    report = {made["name"]: why for made, _, why in clones}
+    report.update({made["name"]: make_overlay(made, user=user) for made in plan["overlays"]})
+    for made in plan.get("views", ()):
+        attach(clone(choose(made["of"], report)[0]), made["path"])
+    for made in plan.get("nested", ()):
+        nest(made, report)
+    handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
+    os.chdir("/")
+    return report, handles
+
+
+def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
+    """The tree `source`, its owner's files as those of somebody else, as a descriptor of a mount that is nowhere yet.
+
+    With it comes why its owner is as on the host instead, else nothing. A `tree` in the plan is such a descriptor.
+    """
+    if "tree" in plan:
+        return plan["tree"], ""
+    recursive = AT_RECURSIVE if plan["recursive"] else 0
+    tree = call(
+        f"open {plan['source']}",
+        libc.syscall(
+            SYS_OPEN_TREE, AT_FDCWD, os.fsencode(plan["source"]), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive
+        ),
+    )
+    if plan["swap"] is None:
+        return tree, ""
+    try:
+        attributes = MountAttr(MOUNT_ATTR_IDMAP, 0, 0, namespace_that_swaps(*plan["swap"]))
+        size = ctypes.sizeof(attributes)
+        call(
+            "idmapped mount",
+            libc.syscall(SYS_MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH | recursive, ctypes.byref(attributes), size),
+        )
+    except Refused as error:
+        return tree, str(error)
+    return tree, ""
