@@ -2,8 +2,8 @@ import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
 import { EventParser } from './sse';
-import type { IChoice, IErrorInfo, IGpu, ServerEvent } from './tokens';
-import { readError, readEvent, readGpu, readList } from './wire';
+import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISnapshotInfo, ServerEvent } from './tokens';
+import { readError, readEvent, readGpu, readList, readSandbox, readSnapshot } from './wire';
 
 const ROOT = 'warmcell/api/v1';
 
@@ -57,6 +57,44 @@ export class Api {
   /** Have a suspended sandbox go on. */
   async resume(id: string): Promise<void> {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/resume`, {});
+  }
+
+  /** Clone a sandbox and its kernel once. */
+  async fork(id: string): Promise<ISandboxInfo> {
+    const answer = await this._json('POST', `sandboxes/${encodeURIComponent(id)}/fork`, { n: 1 });
+    const [clone] = readList(answer, 'sandboxes', readSandbox);
+    if (clone === undefined) {
+      throw new ApiError({ code: 'protocol', message: 'The fork has no clone.', hint: '' });
+    }
+    return clone;
+  }
+
+  /** End a sandbox. */
+  async stop(id: string): Promise<void> {
+    await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}`);
+  }
+
+  /** Save a sandbox's kernel under a name. */
+  async saveSnapshot(id: string, name: string): Promise<ISnapshotInfo> {
+    const path = `sandboxes/${encodeURIComponent(id)}/snapshot`;
+    return readSnapshot(await this._json('POST', path, { name }));
+  }
+
+  /** The snapshots of a kernel. */
+  async snapshots(kernelId: string): Promise<ISnapshotInfo[]> {
+    const path = `snapshots?kernel_id=${encodeURIComponent(kernelId)}`;
+    return readList(await this._json('GET', path), 'snapshots', readSnapshot);
+  }
+
+  /** Put a sandbox's kernel back to a snapshot. */
+  async restoreSnapshot(id: string, snapshotId: string): Promise<void> {
+    const path = `sandboxes/${encodeURIComponent(id)}/restore`;
+    await this._json('POST', path, { snapshot: snapshotId });
+  }
+
+  /** Remove a snapshot. */
+  async removeSnapshot(snapshotId: string): Promise<void> {
+    await this._json('DELETE', `snapshots/${encodeURIComponent(snapshotId)}`);
   }
 
   /**

@@ -107,6 +107,21 @@ export interface ISandboxInfo {
   readonly resumed_ms: number | null;
 }
 
+/** A saved state of a kernel. */
+export interface ISnapshotInfo {
+  readonly id: string;
+  /** As its user calls it; empty if nobody named it. */
+  readonly name: string;
+  /** What it is for: "named" ones are the user's own. */
+  readonly kind: string;
+  readonly created_at: number;
+  /** What it takes on the disk: memory and files. */
+  readonly image_bytes: number;
+  readonly layer_bytes: number;
+  /** How much memory it brings back. */
+  readonly memory_bytes: number;
+}
+
 /** One message of the server's event stream. */
 export type ServerEvent =
   | {
@@ -192,6 +207,49 @@ export interface ISandboxes extends IObservableDisposable {
    * @throws {@link ApiError} It stays suspended.
    */
   resume(id: string): Promise<void>;
+
+  /**
+   * Clone a sandbox with its kernel, which goes on.
+   *
+   * @returns the clone; its kernel is one of this server's.
+   * @throws {@link ApiError} There is no clone.
+   */
+  fork(id: string): Promise<ISandboxInfo>;
+
+  /**
+   * End a sandbox and its kernel.
+   *
+   * @throws {@link ApiError}
+   */
+  stop(id: string): Promise<void>;
+
+  /**
+   * Save a sandbox's kernel under a name; it goes on.
+   *
+   * @throws {@link ApiError} Nothing is saved.
+   */
+  saveSnapshot(id: string, name: string): Promise<ISnapshotInfo>;
+
+  /**
+   * What a kernel can be put back to, the newest first.
+   *
+   * @throws {@link ApiError}
+   */
+  snapshots(kernelId: string): Promise<ISnapshotInfo[]>;
+
+  /**
+   * Put a sandbox's kernel back to a snapshot of it.
+   *
+   * @throws {@link ApiError} It is as it was.
+   */
+  restoreSnapshot(id: string, snapshotId: string): Promise<void>;
+
+  /**
+   * Remove a snapshot.
+   *
+   * @throws {@link ApiError} It is still there.
+   */
+  removeSnapshot(snapshotId: string): Promise<void>;
 }
 
 export const ISandboxes = new Token<ISandboxes>(
@@ -206,4 +264,7 @@ export namespace CommandIDs {
   export const chooseHardware = 'warmcell:choose-hardware';
   export const suspend = 'warmcell:suspend';
   export const resume = 'warmcell:resume';
+  export const fork = 'warmcell:fork';
+  export const saveSnapshot = 'warmcell:save-snapshot';
+  export const restoreSnapshot = 'warmcell:restore-snapshot';
 }

@@ -9,6 +9,7 @@ import type {
   ILimitStatus,
   IPhase,
   ISandboxInfo,
+  ISnapshotInfo,
   ITemplateInfo,
   ITemplateStatus,
   SandboxState,
@@ -195,6 +196,23 @@ export function readSandbox(value: unknown): ISandboxInfo {
     error: maybe(data.error, readError),
     previous_error: maybe(data.previous_error, readError),
     resumed_ms: numberOrNull(data.resumed_ms)
+  };
+}
+
+export function readSnapshot(value: unknown): ISnapshotInfo {
+  const data = fields(value, 'snapshot');
+  const id = text(data.id);
+  if (!id) {
+    throw new WireError('a snapshot has no id');
+  }
+  return {
+    id,
+    name: text(data.name),
+    kind: text(data.kind),
+    created_at: number(data.created_at),
+    image_bytes: number(data.image_bytes),
+    layer_bytes: number(data.layer_bytes),
+    memory_bytes: number(data.memory_bytes)
   };
 }
 

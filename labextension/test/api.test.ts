@@ -134,3 +134,27 @@ test('a sandbox is suspended and resumed by its id', async () => {
     { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/abc/resume', body: {} }
   ]);
 });
+
+test('a fork answers its clone, and one without a clone is an error', async () => {
+  const { api, asked } = answering(() => json({ sandboxes: [{ id: 'b', kernel_id: 'k2' }] }, 201));
+  const clone = await api.fork('a');
+  assert.deepEqual([clone.id, clone.kernel_id], ['b', 'k2']);
+  assert.deepEqual(asked, [
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/a/fork', body: { n: 1 } }
+  ]);
+  const { api: empty } = answering(() => json({ sandboxes: [] }, 201));
+  await assert.rejects(empty.fork('a'), { code: 'protocol' });
+});
+
+test('snapshots are saved by name, restored and removed by id', async () => {
+  const { api, asked } = answering(() => json({ id: 's', name: 'first', memory_bytes: 7 }));
+  const saved = await api.saveSnapshot('a', 'first');
+  await api.restoreSnapshot('a', 's');
+  await api.removeSnapshot('s');
+  assert.deepEqual([saved.name, saved.memory_bytes], ['first', 7]);
+  assert.deepEqual(asked, [
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/a/snapshot', body: { name: 'first' } },
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/a/restore', body: { snapshot: 's' } },
+    { method: 'DELETE', path: '/base/warmcell/api/v1/snapshots/s', body: null }
+  ]);
+});

@@ -37,6 +37,8 @@ test('hardware is CPU, or its devices counted by short name', () => {
 });
 
 test('how a kernel was started names the rung and the time', () => {
+  const clone = sandbox({ started_from: 'snapshot', owner: 'fork' });
+  assert.equal(words.started(clone, trans), 'fork · 84 ms');
   assert.equal(words.started(sandbox(), trans), 'template · 84 ms');
   assert.equal(
     words.started(sandbox({ started_from: 'cold', started_ms: 912 }), trans),

@@ -100,6 +100,15 @@ class Notebook:
         self.page.get_by_role("button", name="Restart the kernel").first.click()
         self.dialog.get_by_role("button", name="Confirm Kernel Restart").click()
 
+    def kernel_menu(self, entry: str) -> None:
+        """Choose an entry of the Kernel menu."""
+        self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
+        self.page.get_by_role("menuitem", name=entry).click()
+
+    def wait_shown(self) -> None:
+        """Wait until it is open, and in front."""
+        expect(self._tab).to_have_class(CURRENT, timeout=OPEN_TIMEOUT_MS)
+
     def pick(self) -> Locator:
         """Open the picker from the toolbar."""
         self.item.click()

@@ -145,6 +145,11 @@ export class NotebookSandbox implements IDisposable {
     await this.context.changeKernel(name === null ? {} : { name });
   }
 
+  /** The notebook as it is in the page, saved or not. */
+  content(): unknown {
+    return this._panel.model?.toJSON();
+  }
+
   /** Have the notebook remember a choice. */
   remember(choice: IChoice): void {
     this._panel.model?.setMetadata(METADATA_KEY, writeChoice(choice));

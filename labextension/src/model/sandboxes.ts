@@ -9,6 +9,7 @@ import type {
   IGpu,
   ISandboxInfo,
   ISandboxes,
+  ISnapshotInfo,
   ITemplateInfo,
   ServerEvent
 } from '../tokens';
@@ -115,6 +116,33 @@ export class SandboxesModel implements ISandboxes {
 
   resume(id: string): Promise<void> {
     return this._api.resume(id);
+  }
+
+  fork(id: string): Promise<ISandboxInfo> {
+    return this._api.fork(id);
+  }
+
+  stop(id: string): Promise<void> {
+    return this._api.stop(id);
+  }
+
+  saveSnapshot(id: string, name: string): Promise<ISnapshotInfo> {
+    return this._api.saveSnapshot(id, name);
+  }
+
+  async snapshots(kernelId: string): Promise<ISnapshotInfo[]> {
+    const found = await this._api.snapshots(kernelId);
+    return found
+      .filter(({ kind }) => kind === 'named')
+      .sort((one, other) => other.created_at - one.created_at);
+  }
+
+  restoreSnapshot(id: string, snapshotId: string): Promise<void> {
+    return this._api.restoreSnapshot(id, snapshotId);
+  }
+
+  removeSnapshot(snapshotId: string): Promise<void> {
+    return this._api.removeSnapshot(snapshotId);
   }
 
   /** Begin to follow the server's events. */

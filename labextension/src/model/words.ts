@@ -70,7 +70,8 @@ export function started(sandbox: ISandboxInfo, trans: TranslationBundle): string
     return `${trans.__('resumed')} · ${milliseconds(sandbox.resumed_ms)}`;
   }
   if (sandbox.started_from !== null) {
-    parts.push(origin(sandbox.started_from, trans));
+    const isFork = sandbox.started_from === 'snapshot' && sandbox.owner === 'fork';
+    parts.push(isFork ? trans.__('fork') : origin(sandbox.started_from, trans));
   }
   if (sandbox.started_ms !== null) {
     parts.push(milliseconds(sandbox.started_ms));

@@ -6,14 +6,22 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { NotebookSandbox } from '../model/notebook';
 import { isBroken, isStarting } from '../model/situation';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
-import { resume, suspend } from '../widgets/memory';
+import { fork, restoreSnapshot, resume, saveSnapshot, suspend } from '../widgets/memory';
+
+const COMMANDS = [
+  CommandIDs.suspend,
+  CommandIDs.resume,
+  CommandIDs.fork,
+  CommandIDs.saveSnapshot,
+  CommandIDs.restoreSnapshot
+];
 
 /**
- * Commands that suspend a notebook's kernel and have it go on. Their menu entries are in `schema/picker.json`.
+ * Commands that suspend a notebook's kernel, have it go on, fork it, save it and put it back. Their menu entries are in `schema/picker.json`.
  */
 export const memory: JupyterFrontEndPlugin<void> = {
   id: '@warmcell/labextension:memory',
-  description: 'Suspends kernels to disk and has them go on.',
+  description: 'Suspends, resumes, forks, saves and restores kernels.',
   autoStart: true,
   requires: [ISandboxes, INotebookTracker],
   optional: [ITranslator, ICommandPalette],
@@ -31,10 +39,14 @@ export const memory: JupyterFrontEndPlugin<void> = {
         ? null
         : NotebookSandbox.of(tracker.currentWidget, sandboxes, trans);
 
-    const canSuspend = (): boolean => {
+    const isSuspended = (): boolean => current()?.sandbox?.state === 'suspended';
+
+    const isRunning = (): boolean => {
       const sandbox = current()?.sandbox ?? null;
       return sandbox?.state === 'running' && !isStarting(sandbox) && !isBroken(sandbox);
     };
+
+    const isUsable = (): boolean => isRunning() || isSuspended();
 
     const add = (
       command: string,
@@ -64,19 +76,51 @@ export const memory: JupyterFrontEndPlugin<void> = {
       trans.__(
         'Put the kernel’s memory on disk and free what it holds; its next cell has it go on'
       ),
-      canSuspend,
+      isRunning,
       suspend
     );
     add(
       CommandIDs.resume,
       trans.__('Resume Kernel'),
       trans.__('Have the suspended kernel go on, with all its variables'),
-      () => current()?.sandbox?.state === 'suspended',
+      isSuspended,
       resume
     );
+    add(
+      CommandIDs.fork,
+      trans.__('Fork Notebook and Kernel'),
+      trans.__('Open a copy of the notebook with a copy of its kernel, all variables included'),
+      isUsable,
+      notebook =>
+        fork(notebook, {
+          contents: app.serviceManager.contents,
+          open: async (path, id) => {
+            await app.commands.execute('docmanager:open', {
+              path,
+              factory: 'Notebook',
+              kernel: { id }
+            });
+          }
+        })
+    );
+    add(
+      CommandIDs.saveSnapshot,
+      trans.__('Save Snapshot…'),
+      trans.__('Save all variables under a name, to come back to them'),
+      isRunning,
+      saveSnapshot
+    );
+    add(
+      CommandIDs.restoreSnapshot,
+      trans.__('Restore Snapshot…'),
+      trans.__('Put the kernel back to a snapshot'),
+      isUsable,
+      restoreSnapshot
+    );
     sandboxes.changed.connect(() => {
-      app.commands.notifyCommandChanged(CommandIDs.suspend);
-      app.commands.notifyCommandChanged(CommandIDs.resume);
+      for (const command of COMMANDS) {
+        app.commands.notifyCommandChanged(command);
+      }
     });
   }
 };
