@@ -107,7 +107,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
             look.cancel()
         kernels.start_no_more()
         await memory.suspend_all()
-        for part in (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close()):
+        parts = (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
+        for part in (*parts, wiring.nursery.close()):
             await _end(part)
         log.info("gone")
 

@@ -13,6 +13,7 @@ from warmcell.extension.config import Warmcell
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
 from warmcell.sandbox.backends.leftovers import clean_leftovers
+from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.gpus.base import GpuInventory
@@ -41,8 +42,11 @@ class Wiring:
         self.settings = settings
         self.paths = paths
         helped = settings.helper == "auto"
+        self.nursery = Nursery()
         self.backends: Mapping[str, SandboxBackend] = {
-            "bubblewrap": BubblewrapBackend(paths=paths, helper=SystemHelper().connect if helped else None),
+            "bubblewrap": BubblewrapBackend(
+                paths=paths, helper=SystemHelper().connect if helped else None, nursery=self.nursery
+            ),
             "process": ProcessBackend(),
         }
         if settings.backend not in self.backends:

@@ -6,24 +6,13 @@ import marshal
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.control import Control
+from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery, Process, start
 
-START_STAGE = f"""import sys
-package = sys.modules["backends"] = type(sys)("backends")
-package.__path__ = [{str(Path(__file__).parent)!r}]
-from backends.stage.main import main
-main(int(sys.argv[1]))"""
-"""An import, since a script itself would be compiled anew at each start; of this tree alone."""
-STAGE_ENV: Mapping[str, str] = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LC_ALL": "C.UTF-8",
-}
 TAIL_BYTES = 4096
 READ_BYTES = 65536
 READ_PAUSE_S = 0.05
@@ -86,23 +75,23 @@ class Tail:
 class Child:
     """A process that was started through the stage. Made by `start`; ends by itself or by `kill`."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, tail: Tail, cgroup: Cgroup | None
-    ) -> None:
+    def __init__(self, process: Process, control: socket.socket, tail: Tail, cgroup: Cgroup | None) -> None:
         self._process = process
         self._control = Control(control)
         self._tail = tail
         self._cgroup = cgroup
 
     @classmethod
-    async def start(cls, plan: Mapping[str, Any], *, cgroup: Cgroup | None = None) -> "Child":
+    async def start(
+        cls, plan: Mapping[str, Any], *, cgroup: Cgroup | None = None, nursery: Nursery | None = None
+    ) -> "Child":
         """Start the stage from this thread, whose end is the child's end, and give it its plan.
 
         Args:
             plan: What `stage.main.main` carries out.
             cgroup: The group that the plan names, or that a command has to start the stage in.
+            nursery: Where it is forked, if that can be.
         """
-        prefix, env = (cgroup.prefix, {**STAGE_ENV, **cgroup.env}) if cgroup is not None else ((), STAGE_ENV)
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
@@ -110,16 +99,14 @@ class Child:
             tail = Tail(reading)
             undo.callback(tail.close)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *prefix,
-                    *(sys.executable, "-I", "-S", "-c", START_STAGE, str(theirs.fileno())),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=writing,
-                    pass_fds=[theirs.fileno()],
-                    env=dict(env),
-                    cwd="/",
-                )
+                process: Process
+                if cgroup is not None and cgroup.prefix:
+                    env = {**STAGE_ENV, **cgroup.env}
+                    process = await start(theirs, writing, prefix=cgroup.prefix, env=env)
+                elif nursery is not None:
+                    process = await nursery.start(theirs, writing)
+                else:
+                    process = await start(theirs, writing)
             finally:
                 theirs.close()
                 os.close(writing)

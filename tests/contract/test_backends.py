@@ -9,6 +9,7 @@ import pytest
 from tests.leaks import Places
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.testing.contract import CHECKS, Check, Subject
@@ -28,11 +29,13 @@ def _process(places: Places) -> SandboxBackend:
 
 
 def _bubblewrap(places: Places) -> SandboxBackend:
-    return BubblewrapBackend(paths=_paths(places))
+    return BubblewrapBackend(paths=_paths(places), nursery=NURSERIES.setdefault(places, Nursery()))
 
 
 MAKERS: tuple[Callable[[Places], SandboxBackend], ...] = (_fake, _process, _bubblewrap)
 NOWHERE = Places(Path("/nowhere"))
+NURSERIES: dict[Places, Nursery] = {}
+"""What forks the sandboxes of a test."""
 
 
 def _subject(make: Callable[[Places], SandboxBackend], places: Places) -> Subject:
@@ -59,7 +62,15 @@ async def test_promise(make: Callable[[Places], SandboxBackend], check: Check, p
     """A backend keeps a promise, and leaves nothing behind."""
     subject = _subject(make, places)
     subject.directory.mkdir()
-    await check.run(subject)
+    nursery = NURSERIES.pop(places, None)
+    if nursery is None:
+        await check.run(subject)
+        return
+    await nursery.open()
+    try:
+        await check.run(subject)
+    finally:
+        await nursery.close()
 
 
 def test_the_suite_is_large_enough_to_prove_a_backend() -> None:

@@ -13,6 +13,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
+from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import UnsupportedOperationError
 from warmcell.sandbox.models import (
@@ -40,14 +41,23 @@ class BubblewrapBackend:
 
     name = "bubblewrap"
 
-    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = (), helper: helped.Connect | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        hidden: Sequence[Path] = (),
+        helper: helped.Connect | None = None,
+        nursery: Nursery | None = None,
+    ) -> None:
         """Configure it.
 
         Args:
             paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
             hidden: Further directories that no sandbox sees, even where a workspace contains them.
             helper: How to reach the system's helper, which makes an ordinary user's sandboxes where it can.
+            nursery: What forks the processes that become sandboxes. The caller closes it.
         """
+        self._nursery = nursery
         self._helper = helper if os.getuid() != 0 else None
         self._paths = paths
         self._hidden = tuple(hidden)
@@ -119,7 +129,7 @@ class BubblewrapBackend:
         if most is not None:
             limits["pids"] = LimitStatus(value=most, enforced=True)
         plan = _stage_plan(prepared, remains, most_processes=most)
-        child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
+        child = remains.child = await Child.start(plan, cgroup=remains.cgroup, nursery=self._nursery)
         report, (remains.run_fd, remains.base_fd) = await child.stage_report(
             timeout_s=START_TIMEOUT_S + prepared.filled_bytes / SLOWEST_BYTES_S
         )

@@ -11,6 +11,7 @@ import sys
 
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import WarmcellError
@@ -20,7 +21,9 @@ from warmcell.sandbox.paths import Paths
 
 async def main(name: str, count: int) -> None:
     paths = Paths.default().make()
-    backend: SandboxBackend = BubblewrapBackend(paths=paths) if name == "bubblewrap" else ProcessBackend()
+    backend: SandboxBackend = (
+        BubblewrapBackend(paths=paths, nursery=Nursery()) if name == "bubblewrap" else ProcessBackend()
+    )
     pids: list[int] = []
     for _ in range(count):
         sandbox_id = SandboxId(secrets.token_hex(6))
