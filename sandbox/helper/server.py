@@ -20,7 +20,7 @@ from warmcell.sandbox.helper import compacting, dump, linux, places, probe, prog
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
-from warmcell.sandbox.helper.shelf import Shelf, full
+from warmcell.sandbox.helper.shelf import ID, Shelf, full
 from warmcell.sandbox.helper.wire import Conversation, peer
 
 TYPE_CHECKING = False
@@ -115,7 +115,10 @@ class Helper:
         self._operations[operation](conversation)
 
     def _shelf(self, conversation: Conversation) -> Shelf:
-        return Shelf(self.base, conversation.uid)
+        store = conversation.text("store") if "store" in conversation.request else ""
+        if store and not ID.fullmatch(store):
+            raise HelperError("invalid_request", "That is no id of a store")
+        return Shelf(self.base, conversation.uid, store=store)
 
     def _hello(self, conversation: Conversation) -> None:
         why_not, hint, version = "", "", ""

@@ -43,7 +43,15 @@ LOCK_WAIT_S = 30.0
 class Shelf:
     """The images of one user."""
 
-    def __init__(self, base: str, uid: int) -> None:
+    def __init__(self, base: str, uid: int, *, store: str = "") -> None:
+        """Make its directories.
+
+        Args:
+            base: Directory of all users' images.
+            uid: Whose.
+            store: Which of the user's stores is asking; new images are of it, and it is told of its own alone.
+        """
+        self.store = store
         self.path = f"{base}/{uid}"
         for path in (base, self.path, f"{self.path}/{PAGES}"):
             _own_directory(path)
@@ -75,13 +83,15 @@ class Shelf:
         return found
 
     def images(self) -> list[dict[str, object]]:
-        """Id, bytes and time of each."""
+        """Id, bytes and time of each that is of this store."""
         listed: list[dict[str, object]] = []
         for name in sorted(os.listdir(self.path)):
             if ID.fullmatch(name):
                 with contextlib.suppress(OSError, HelperError):
                     path = f"{self.path}/{name}"
                     about = unsealed(f"{path}/{ABOUT}").get("about", {})
+                    if about.get("store", "") != self.store:
+                        continue
                     created = about.get("created_at", os.stat(path).st_mtime)
                     listed.append({"id": name, "bytes": own_bytes(path), "created_at": created})
         return listed
@@ -187,7 +197,8 @@ class Draft:
                 plain.append(name)
             else:
                 files[name] = checksum(path)
-        said = {**about, "id": self.image, "files": files, "plain": plain, "memory": sorted(os.listdir(memory))}
+        said = {"store": self._shelf.store, **about, "id": self.image}
+        said |= {"files": files, "plain": plain, "memory": sorted(os.listdir(memory))}
         self._about = {**said, "boot_id": boot_id(), "finished": None}
         self._shelf.seals.write(f"{self.path}/{ABOUT}", self._about, durable=False)
 

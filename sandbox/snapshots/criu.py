@@ -5,6 +5,7 @@ A keeper of root's starts a helper of its own when it first needs one. Ordinary 
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -178,6 +179,8 @@ class CriuEngine:
             helper: Where requests go; as root a helper of its own, else the system's, if None.
         """
         self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
+        # A user may have several state directories, and the machine's helper has the images of all of them.
+        self._store = hashlib.sha256(bytes(paths.state)).hexdigest()[:12]
 
     async def probe(self) -> EngineReport:
         """Ask the helper, which tries once for each boot and version."""
@@ -213,7 +216,7 @@ class CriuEngine:
         self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
     ) -> Dumped:
         """See the port."""
-        request = {"op": "dump", "image": image, "pid": pid, "then": then}
+        request = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self._store}
         async with _deadline("dump", DUMP_TIMEOUT_S), self._talk(request, place=place) as talk:
             await talk.answer()
             await while_frozen()
@@ -234,7 +237,7 @@ class CriuEngine:
 
     async def images(self) -> list[ImageInfo]:
         """See the port."""
-        said = await self._ask({"op": "images"})
+        said = await self._ask({"op": "images", "store": self._store})
         return [
             ImageInfo(id=SnapshotId(one["id"]), image_bytes=one["bytes"], created_at=one["created_at"])
             for one in said["images"]

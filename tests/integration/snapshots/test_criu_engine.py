@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes.util
+import dataclasses
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from warmcell.sandbox.helper import places as guest_places
 from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.snapshots.criu import CriuEngine
+from warmcell.sandbox.snapshots.criu import CriuEngine, SystemHelper
 
 pytestmark = pytest.mark.criu
 
@@ -103,6 +104,8 @@ async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: B
         assert await clone.goes_on(past=seen[1] + 5) > seen[1]
         assert int(await clone.sh("sleep 0 & echo $!")) > clone.kernel
     assert [(one.id, one.image_bytes) for one in await boxes.engine.images()] == [(FIRST, dumped.image_bytes)]
+    elsewhere = dataclasses.replace(boxes.paths, state=boxes.paths.state / "other")
+    assert await CriuEngine(paths=elsewhere, helper=SystemHelper(boxes.paths.helper_socket)).images() == []
 
 
 async def test_stop_ends_the_kernel_when_its_layer_is_saved(boxes: Boxes) -> None:

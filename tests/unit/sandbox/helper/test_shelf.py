@@ -51,6 +51,17 @@ def test_what_is_written_can_be_opened(shelf: Shelf) -> None:
     assert [one["id"] for one in shelf.images()] == [FIRST]
 
 
+def test_a_store_is_told_of_its_own_images(tmp_path: Path) -> None:
+    """Somebody with two state directories has two stores; neither takes the other's images for lost ones."""
+    base = str(tmp_path / "images")
+    one, other = (Shelf(base, 1000, store=store) for store in ("s" * 12, "t" * 12))
+    made(one, FIRST)
+    made(other, SECOND)
+    assert [[image["id"] for image in shelf.images()] for shelf in (one, other)] == [[FIRST], [SECOND]]
+    assert Shelf(base, 1000).images() == []
+    one.open(SECOND).close()
+
+
 @pytest.mark.parametrize("name", ["core-1.img", "pages-1.img", f"{MEMORY}/{PAGES}", "image.json"])
 def test_every_file_counts(shelf: Shelf, name: str) -> None:
     """A byte that changes anywhere is found, although the size is the same."""
