@@ -11,6 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
+from warmcell.sandbox.helper.images import areas as areas_of
 from warmcell.sandbox.helper.images import criu, exchange, lazy
 from warmcell.sandbox.helper.images.compact import compact
 from warmcell.sandbox.helper.images.errors import ImageError
@@ -21,6 +22,8 @@ from warmcell.sandbox.helper.shelf import ABOUT, MEMORY, Draft, Image, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from warmcell.sandbox.helper.shelf import Shelf
 
 LONG = 8
@@ -31,6 +34,9 @@ COPIED_BYTES = 64 << 20
 
 IDLE_BYTES = 256 << 20
 """What page files may take beyond twice what the image maps of them."""
+
+JOINTS = 2048
+"""Neighbours in memory, for each process, that are of different page files or parts of one, and could be one area."""
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 SAID_ANEW = frozenset({"id", "files", "plain", "memory", "boot_id", "finished"})
@@ -57,11 +63,10 @@ def _compact(shelf: Shelf, image: str, old: Image) -> bool:
     inode = os.fstat(old.fd).st_ino
     draft = Draft(shelf, image)
     try:
-        with shelf.pages.undisturbed(old.about["memory"]):
-            _link(old.path, draft.path)
-            name = "".join(secrets.choice(ALPHABET) for _ in range(12))
-            compact(Path(draft.path), page_file=name, durable=False)
-            draft.reopen()
+        # No link to page files and dumped pages: it would change their inodes, and a restore would read them all then.
+        _link(old.path, draft.path, without=_rewritten(Path(old.path)))
+        name = "".join(secrets.choice(ALPHABET) for _ in range(12))
+        compact(Path(old.path), page_file=name, durable=False, into=Path(draft.path))
         draft.seal({name: said for name, said in old.about.items() if name not in SAID_ANEW}, old_pages={})
         draft.finish()
         old.release()
@@ -83,13 +88,20 @@ def _put_in_place(shelf: Shelf, draft: Draft, inode: int) -> bool:
     return False
 
 
-def _link(source: str, target: str) -> None:
+def _rewritten(image: Path) -> set[str]:
+    """Files that compacting makes anew."""
+    return {MEMORY, *(f"pages-{lazy.read_pagemap(image, pid).pages_id}.img" for pid in lazy.processes(image))}
+
+
+def _link(source: str, target: str, *, without: Collection[str] = ()) -> None:
     for name in os.listdir(source):
         path = f"{source}/{name}"
+        if name in without or name.startswith(ABOUT):
+            continue
         if os.path.isdir(path):
             os.mkdir(f"{target}/{name}", 0o700)
             _link(path, f"{target}/{name}")
-        elif not name.startswith(ABOUT):
+        else:
             os.link(path, f"{target}/{name}", follow_symlinks=False)
 
 
@@ -99,14 +111,21 @@ def _worth_it(image: Image) -> bool:
         return False
     if len(names) > LONG * max(1, len(image.about["pids"])):
         return True
-    mapped = _mapped_bytes(Path(image.path))
+    mapped, joints = _mapped(Path(image.path))
+    if joints > JOINTS * max(1, len(image.about["pids"])):
+        return True
     copied = sum(os.stat(f"{image.path}/{name}").st_size for name in image.about["plain"])
     on_disk = sum(os.stat(f"{image.path}/{MEMORY}/{name}").st_blocks * 512 for name in names)
     return (copied > COPIED_BYTES and 4 * copied > mapped) or on_disk > 2 * mapped + IDLE_BYTES
 
 
-def _mapped_bytes(image: Path) -> int:
-    """What the image maps of its page files."""
-    ids = {file.id for file in lazy.page_file_entries(criu.file_entries(image), lazy.PREFIX)}
-    areas = [area for pid in lazy.processes(image) for area in criu.areas(criu.only(image / f"mm-{pid}.img"))]
-    return sum(area.end - area.start for area in areas if area.status & criu.FILE_PRIVATE and area.shmid in ids)
+def _mapped(image: Path) -> tuple[int, int]:
+    """What the image maps of its page files, in bytes, and how many joints are in it."""
+    ids = frozenset(file.id for file in lazy.page_file_entries(criu.file_entries(image), lazy.PREFIX))
+    mapped_bytes = joints = 0
+    for pid in lazy.processes(image):
+        areas = criu.areas(criu.only(image / f"mm-{pid}.img"))
+        ours = (area for area in areas if area.status & criu.FILE_PRIVATE and area.shmid in ids)
+        mapped_bytes += sum(area.end - area.start for area in ours)
+        joints += areas_of.joints(areas, ids)
+    return mapped_bytes, joints

@@ -187,7 +187,7 @@ def dump(
         stopped_ms = 1e3 * (time.perf_counter() - began)
         guardian = Guardian(tree)  # This one knows from where the threads would have to go on.
         first.dismiss()
-        code = criu.run(
+        running = criu.start(
             program_,
             place,
             "dump",
@@ -195,10 +195,11 @@ def dump(
             images=draft.fd,
             work=draft.fd,
             nothing=nothing,
-            timeout_s=criu.DUMP_TIMEOUT_S,
             user=criu.dump_user(*who),
             held=[guardian.held],
         )
+        running.go()
+        code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S)
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:
             raise criu.explain(draft.fd, "dump", code)
@@ -236,7 +237,8 @@ def dump(
         for name in (MEMORY, PINNED):
             os.makedirs(f"{draft.path}/{name}", 0o700, exist_ok=True)
         about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}", reader=reader)
-        draft.commit(about, old_pages=found.pages)
+        needed = lazy.page_files(Path(draft.path))
+        draft.commit(about, old_pages={name: inode for name, inode in found.pages.items() if name in needed})
         keep = True
         if then == "stop":  # Not before all of it is there: until then it can still go on.
             tree.end()

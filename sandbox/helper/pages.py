@@ -20,7 +20,7 @@ from warmcell.sandbox.helper.seals import checksum, identity, synced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
     from warmcell.sandbox.helper.seals import Seals
@@ -110,24 +110,6 @@ class Pages:
             now = identity(os.stat(path))
             if record is None and now[:3] == before:
                 self._write(name, {"name": name, "sha256": found, "stat": now})
-
-    @contextlib.contextmanager
-    def undisturbed(self, names: Sequence[str]) -> Iterator[None]:
-        """Files that are linked and unlinked within the block, and nothing else, are known afterwards if they were."""
-        before = {}
-        for name in names:
-            with self._record(name) as record:
-                found = identity(os.stat(f"{self._path}/{name}"))
-                if record is not None and record["stat"] == found:
-                    before[name] = found[:3]
-        try:
-            yield
-        finally:
-            for name, known in before.items():
-                with self._record(name) as record, contextlib.suppress(FileNotFoundError):
-                    now = identity(os.stat(f"{self._path}/{name}"))
-                    if record is not None and now[:3] == known:
-                        self._write(name, {**record, "stat": now})
 
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""

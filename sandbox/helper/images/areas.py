@@ -9,11 +9,16 @@ in the choice, and of those only pages that were dumped:
   theirs so (jemalloc does). On a private mapping of a file the old bytes would come back.
 - The last page of an area stays. mremap(2) then cannot make the file's part longer: it fails across the border, and
   the C library copies instead.
+
+A mapping of a page file, left by an earlier restore, is taken apart where it was written since: what was dumped of it
+becomes a mapping of the new page file, what was not stays one of the old. So memory that is written again and again is
+mapped again and again, too.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from warmcell.sandbox.helper.images import criu, pagemap
 from warmcell.sandbox.helper.images.criu import PAGE_BYTES, Area
@@ -23,6 +28,7 @@ from warmcell.sandbox.helper.images.pagemap import PageMap, Run
 _MADVICE = sum(1 << advice for advice in (1, 2, 10, 12, 14, 15, 16))
 # The kernel's usual vm.max_map_count is 65530.
 _MOST_AREAS = 60_000
+_LEAST_ROOM = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +50,41 @@ def may_be_mapped(area: Area) -> bool:
     )
 
 
-def choose(areas: Sequence[Area], found: PageMap, *, least_pages: int, most: int) -> list[Mapped]:
+def may_be_mapped_anew(area: Area, page_file_ids: frozenset[int]) -> bool:
+    """True where an area is a mapping of one of these page files, and pages of it may come from another."""
+    return (
+        area.status == criu.REGULAR | criu.FILE_PRIVATE
+        and area.shmid in page_file_ids
+        and area.flags == criu.MAP_PRIVATE
+        and area.prot in (criu.PROT_READ, criu.PROT_READ | criu.PROT_WRITE)
+        and not area.madv & ~_MADVICE
+    )
+
+
+def choose(
+    areas: Sequence[Area], found: PageMap, *, least_pages: int, most: int, page_file_ids: frozenset[int] = frozenset()
+) -> list[Mapped]:
     """The runs worth mapping, by address.
 
     Args:
         areas: As `criu.areas` gives them.
+        found: What was dumped of them.
         least_pages: A run that is shorter is cheaper to copy.
-        most: How many at most; the longest are taken.
+        most: How many at most; the longest are taken. Fewer where an area is in many pieces from earlier restores.
+        page_file_ids: Mappings of these files are taken apart as well.
     """
     least = least_pages * PAGE_BYTES
+
+    def limit(area: Area) -> int:
+        if may_be_mapped(area):
+            return area.end - PAGE_BYTES
+        return area.end if may_be_mapped_anew(area, page_file_ids) else area.start
+
     chosen = [
-        mapped
-        for mapped in within(
-            areas, pagemap.runs(found), lambda area: area.end - PAGE_BYTES if may_be_mapped(area) else area.start
-        )
-        if mapped.run.end - mapped.run.start >= least
+        mapped for mapped in within(areas, pagemap.runs(found), limit) if mapped.run.end - mapped.run.start >= least
     ]
+    if page_file_ids:
+        most = min(most, max(_LEAST_ROOM, (most - joints(areas, page_file_ids)) // 2))
     room = max(0, min(most, (_MOST_AREAS - len(areas)) // 2))
     if len(chosen) > room:
         longest = sorted(chosen, key=lambda mapped: mapped.run.start - mapped.run.end)[:room]
@@ -85,9 +110,31 @@ def within(areas: Sequence[Area], runs: Sequence[Run], limit: Callable[[Area], i
         at = max(at, index - 1)
 
 
+def joints(areas: Sequence[Area], page_file_ids: frozenset[int]) -> int:
+    """How many pairs of neighbours are mappings of these page files, though they could be one."""
+    return sum(
+        one.end == other.start and one.prot == other.prot and one.madv == other.madv
+        for one, other in pairwise(area for area in areas if area.shmid in page_file_ids)
+        if one.status & other.status & criu.FILE_PRIVATE
+    )
+
+
 def split(areas: Sequence[Area], chosen: Sequence[Mapped], *, file_id: int) -> list[bytes]:
     """The messages of all areas, with `chosen` as mappings of file `file_id`."""
     new: list[bytes] = []
+    last: tuple[int, int, bytes] | None = None  # where the mapping ends that was added last, in memory and in the file
+    begin_of_last = (0, 0)
+
+    def add(mapping: bytes, run: Run) -> None:
+        """A mapping; it continues the one before where it can."""
+        nonlocal last, begin_of_last
+        if last == (run.start, run.offset_bytes, mapping):
+            new.pop()
+        else:
+            begin_of_last = run.start, run.offset_bytes
+        new.append(criu.placed(mapping, begin_of_last[0], run.end, begin_of_last[1]))
+        last = run.end, run.offset_bytes + run.end - run.start, mapping
+
     at = 0
     for number, area in enumerate(areas):
         first = at
@@ -95,17 +142,19 @@ def split(areas: Sequence[Area], chosen: Sequence[Mapped], *, file_id: int) -> l
             at += 1
         if first == at:
             new.append(area.raw)
+            last = None
             continue
-        start = area.start
-        anonymous, mapping = area.anonymous(), area.mapping(file_id)
-        for mapped in chosen[first:at]:
-            run = mapped.run
+        start, anonymous = area.start, bool(area.flags & criu.MAP_ANONYMOUS)
+        rest = area.anonymous() if anonymous else area.other_mapping(area.shmid)
+        mapping = area.mapping(file_id) if anonymous else area.other_mapping(file_id)
+        for run in [*(mapped.run for mapped in chosen[first:at]), Run(area.end, area.end, 0)]:
             if start < run.start:
-                new.append(criu.placed(anonymous, start, run.start))
-            new.append(criu.placed(mapping, run.start, run.end, run.offset_bytes))
+                offset = None if anonymous else area.pgoff + start - area.start
+                new.append(criu.placed(rest, start, run.start, offset))
+                last = None
+            if run.start < run.end:
+                add(mapping, run)
             start = run.end
-        if start < area.end:
-            new.append(criu.placed(anonymous, start, area.end))
     return new
 
 
@@ -142,7 +191,7 @@ def keep(found: PageMap, chosen: Sequence[Mapped]) -> Kept:
 def _between(found: PageMap, ends: list[int], low: int, high: int) -> list[bytes]:
     """The entries of the addresses low ≤ address < high, those at the borders cut."""
     first, last = bisect_right(ends, low), bisect_left(found.starts, high)
-    if first >= last:
+    if first >= last or low >= high:
         return []
     entries = found.raw[first:last]
     for index in {first, last - 1}:

@@ -1,6 +1,7 @@
 """Give an image new page files in which only what it needs is left: one for each process, in the order of its memory.
 
     compacted = compact(image, page_file="k3v9x0c2m1ab")
+    compacted = compact(image, page_file="k3v9x0c2m1ab", into=other)
 
 An image whose kernel was suspended again and again needs the page files of all those times, of which it uses less and
 less. For the helper: offline, when nobody restores from the image; every id of `lazy.page_files(image)` must be in
@@ -11,7 +12,7 @@ mappings of one file at one address in a parent and its child for the same memor
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,7 @@ def compact(
     least_pages: int = 16,
     most_mappings: int = 4096,
     durable: bool = True,
+    into: Path | None = None,
 ) -> Compacted:
     """Rewrite an image, in place and all at once; also makes a plain one lazy.
 
@@ -84,6 +86,8 @@ def compact(
         least_pages: Shorter runs of dumped memory outside old mappings are copied on each restore.
         most_mappings: New ones per process.
         durable: Flush all that is written.
+        into: Leave the image alone, and write what becomes different into this directory, which has what does not:
+            all but page files and the processes' dumped pages.
 
     Raises:
         ImageError: The image is damaged, or of an unknown format or kind.
@@ -103,7 +107,7 @@ def compact(
     entries = [entry for entry in entries if criu.entry_id(entry) not in by_id]
     copied = memory_bytes = 0
     made: list[str] = []
-    with exchange.rewriting(image, durable=durable) as new:
+    with exchange.rewriting(image, durable=durable) if into is None else nullcontext(into) as new:
         (new / lazy.MEMORY).mkdir(mode=0o700, exist_ok=True)
         for file_id, (pid, name) in enumerate(zip(pids, names, strict=True), start=top + 1):
             mm = criu.only(image / f"mm-{pid}.img")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from warmcell.sandbox.helper.images import criu
 from warmcell.sandbox.helper.images.errors import ImageError, corrupt
-from warmcell.sandbox.helper.images.protobuf import fields, inner, numbers, repeated
+from warmcell.sandbox.helper.images.protobuf import all_repeated, fields, inner, numbers
 
 _TASK, _THREAD = 3, 5
 _CREDS, _SECCOMP_MODE, _SECCOMP_FILTER = 10, 11, 12
@@ -49,17 +49,16 @@ def check(
         creds = inner(rights, _CREDS)
         if creds is None:
             raise corrupt(f"{who} of the image has no credentials")
-        found = numbers(creds)
+        found, lists = numbers(creds), all_repeated(creds, (_GROUPS, *_CAPABILITIES))
         for names, expected in ((_UIDS, uid), (_GIDS, gid)):
             for number, name in names.items():
                 if found.get(number) != expected:
                     raise _refused(who, f"{name} {found.get(number)} where {expected} belongs")
-        foreign = set(repeated(creds, _GROUPS)) - {gid, *groups}
+        foreign = set(lists[_GROUPS]) - {gid, *groups}
         if foreign:
             raise _refused(who, f"the groups {sorted(foreign)}")
         for number, name in _CAPABILITIES.items():
-            words = repeated(creds, number)
-            if any(words):
+            if any(words := lists[number]):
                 raise _refused(who, f"{name} capabilities {', '.join(f'{word:#x}' for word in words)}")
         if no_new_privs and found.get(_NO_NEW_PRIVS) != 1:
             raise _refused(who, "no no_new_privs")

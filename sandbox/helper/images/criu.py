@@ -184,7 +184,7 @@ class Area:
         return replaced(self.raw, values)
 
     def other_mapping(self, file_id: int) -> bytes:
-        """What this mapping of a file and its neighbours have in common when they are of another file."""
+        """What parts of this mapping of a file, and its neighbours, have in common when they are of another file."""
         return replaced(self.raw, {_START: None, _END: None, _PGOFF: None, SHMID: file_id})
 
 

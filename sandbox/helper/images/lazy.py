@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Edited:
     Attributes:
         lazy: Something is mapped now that was copied before. If False the image is as it was.
         why_not: Why it stayed plain, else empty.
-        page_files: Ids of all page files that a restore needs, old ones first.
+        page_files: Ids of all page files that a restore needs, old ones first. Some of before may not be among them.
         new_page_files: Those that lie in `memory/` since this edit.
         mapped_bytes: Memory that this edit took out of the copying.
         copied_bytes: Memory that each restore still copies.
@@ -72,6 +72,15 @@ class _Process:
     @property
     def mapped_bytes(self) -> int:
         return sum(mapped.run.end - mapped.run.start for mapped in self.chosen)
+
+    def left(self) -> Iterator[Area]:
+        """Areas of which something stays what it was."""
+        taken: dict[int, int] = {}
+        for mapped in self.chosen:
+            taken[mapped.area] = taken.get(mapped.area, 0) + mapped.run.end - mapped.run.start
+        for number, area in enumerate(self.areas):
+            if taken.get(number, 0) < area.end - area.start:
+                yield area
 
 
 def edit(
@@ -106,10 +115,13 @@ def edit(
     twins.separate(image, frozenset(file.id for file in ours), durable=durable)
     entries = criu.file_entries(image)
     old = page_files(image, prefix=prefix)
+    by_id = {file.id: file.path.rpartition("/")[2] for file in page_file_entries(entries, prefix)}
     if any((image / MEMORY / name).exists() for name in derived(page_file, len(criu.tasks(image)))):
         raise ValueError(f"the image has a page file {page_file} already")
     try:
-        found = [_plan(image, pid, least_pages, least_bytes, most_mappings) for pid in processes(image)]
+        found = [
+            _plan(image, pid, frozenset(by_id), least_pages, least_bytes, most_mappings) for pid in processes(image)
+        ]
     except ImageError as reason:
         if reason.code != "snapshot_incompatible":
             raise
@@ -125,6 +137,9 @@ def edit(
     file_id = max(map(criu.entry_id, entries), default=0)
     if file_id + len(edited) >= 1 << 31:
         raise corrupt("files.img uses ids that CRIU does not give")
+    used = {area.shmid for process in found for area in process.left()}
+    left = tuple(dict.fromkeys(name for number, name in by_id.items() if number in used))
+    entries = [entry for entry in entries if (number := criu.entry_id(entry)) not in by_id or number in used]
     before = [(path, path.stat()) for path in (image / f"pages-{process.pages_id}.img" for process in edited)]
     try:
         with exchange.rewriting(image, durable=durable) as new:
@@ -133,16 +148,21 @@ def edit(
                 file_id += 1
                 file = _move_pages(new, process, name, durable=durable)
                 entries.append(criu.new_regular_file(regular(file, file_id, f"{prefix}/{name}")))
+                by_id[file_id] = name
                 mm = criu.with_areas(process.mm, areas_of.split(process.areas, process.chosen, file_id=file_id))
                 exchange.write(new / f"mm-{process.pid}.img", criu.joined("mm", [mm]), durable=durable)
                 kept = pagemap.joined(process.head, process.kept.entries)
                 exchange.write(new / f"pagemap-{process.pid}.img", kept, durable=durable)
             exchange.write(new / "files.img", criu.joined("files", entries), durable=durable)
+            for name in set(old) - set(left):
+                (new / MEMORY / name).unlink(missing_ok=True)
+            # What was taken apart can have pieces at the same addresses in a parent and its child.
+            twins.separate_in(new, frozenset(by_id), durable=durable)
     except BaseException:
         for path, status in before:
             _unseal(path, status)
         raise
-    return Edited(True, "", (*old, *names), tuple(names), sum(process.mapped_bytes for process in edited), copied)
+    return Edited(True, "", (*left, *names), tuple(names), sum(process.mapped_bytes for process in edited), copied)
 
 
 def page_files(image: Path, *, prefix: str = PREFIX) -> tuple[str, ...]:
@@ -179,12 +199,14 @@ def processes(image: Path) -> list[int]:
     return [task.pid for task in criu.tasks(image) if (image / f"mm-{task.pid}.img").exists()]
 
 
-def _plan(image: Path, pid: int, least_pages: int, least_bytes: int, most: int) -> _Process:
+def _plan(
+    image: Path, pid: int, page_file_ids: frozenset[int], least_pages: int, least_bytes: int, most: int
+) -> _Process:
     mm = criu.only(image / f"mm-{pid}.img")
     areas = criu.areas(mm)
     found = read_pagemap(image, pid)
     check_flags(found)
-    chosen = areas_of.choose(areas, found, least_pages=least_pages, most=most)
+    chosen = areas_of.choose(areas, found, least_pages=least_pages, most=most, page_file_ids=page_file_ids)
     kept = areas_of.keep(found, chosen)
     gained = found.bytes_in_file - kept.total_bytes
     if gained < least_bytes or not kept.entries:  # CRIU expects one entry at least

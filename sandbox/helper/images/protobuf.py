@@ -3,7 +3,7 @@
 Messages stay bytes. What is not asked for is never decoded, and is kept byte for byte when a field is replaced.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from warmcell.sandbox.helper.images.errors import corrupt
@@ -42,6 +42,8 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     Raises:
         ImageError: It does not end, or is too large.
     """
+    if at < len(data) and data[at] < 0x80:  # As nearly all are.
+        return data[at], at + 1
     value = shift = 0
     for place in range(at, min(at + _LONGEST_VARINT, len(data))):
         byte = data[place]
@@ -90,17 +92,26 @@ def repeated(message: bytes, number: int) -> list[int]:
     Raises:
         ImageError: The bytes are no message.
     """
-    found: list[int] = []
+    return all_repeated(message, (number,))[number]
+
+
+def all_repeated(message: bytes, wanted: Collection[int]) -> dict[int, list[int]]:
+    """The numbers of several repeated fields, each packed or not, by field.
+
+    Raises:
+        ImageError: The bytes are no message.
+    """
+    found: dict[int, list[int]] = {number: [] for number in wanted}
     for field in fields(message):
-        if field.number != number:
+        if field.number not in found:
             continue
         if isinstance(field.value, int):
-            found.append(field.value)
+            found[field.number].append(field.value)
             continue
         at = 0
         while at < len(field.value):
             value, at = read_varint(field.value, at)
-            found.append(value)
+            found[field.number].append(value)
     return found
 
 

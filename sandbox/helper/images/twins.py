@@ -24,15 +24,36 @@ def separate(image: Path, page_file_ids: frozenset[int], *, durable: bool = True
         ImageError: The image is damaged.
         OSError: It cannot be written; it is as it was.
     """
+    found, changed = _changes(image, page_file_ids)
+    if changed:
+        with exchange.rewriting(image, durable=durable) as new:
+            _write(new, changed, durable=durable)
+    return found
+
+
+def separate_in(new: Path, page_file_ids: frozenset[int], *, durable: bool = True) -> int:
+    """`separate`, in a directory that is being made and that no other needs.
+
+    Raises:
+        ImageError: The image is damaged.
+        OSError: It cannot be written.
+    """
+    found, changed = _changes(new, page_file_ids)
+    _write(new, changed, durable=durable)
+    return found
+
+
+def _changes(image: Path, page_file_ids: frozenset[int]) -> tuple[int, dict[str, bytes]]:
+    """How many there are, and the files of the image without them."""
     tasks = [task for task in criu.tasks(image) if (image / f"mm-{task.pid}.img").exists()]
     if not page_file_ids or len(tasks) < 2:
-        return 0
+        return 0, {}
     memory = {task.pid: criu.only(image / f"mm-{task.pid}.img") for task in tasks}
     areas = {pid: criu.areas(mm) for pid, mm in memory.items()}
     entries = criu.file_entries(image)
     by_id = {criu.entry_id(entry): entry for entry in entries}
     found = 0
-    changed: dict[int, list[bytes]] = {}
+    changed: dict[str, bytes] = {}
     for task in tasks:
         wrong = _twins(areas[task.pid], areas.get(task.parent, []), page_file_ids)
         if not wrong:
@@ -43,17 +64,19 @@ def separate(image: Path, page_file_ids: frozenset[int], *, durable: bool = True
             new_ids[shmid] = max(by_id) + 1
             by_id[new_ids[shmid]] = criu.renumbered(by_id[shmid], new_ids[shmid])
         apart = {area.start for area in wrong}
-        changed[task.pid] = [
+        parts = [
             replaced(area.raw, {criu.SHMID: new_ids[area.shmid]}) if area.start in apart else area.raw
             for area in areas[task.pid]
         ]
+        changed[f"mm-{task.pid}.img"] = criu.joined("mm", [criu.with_areas(memory[task.pid], parts)])
     if changed:
-        with exchange.rewriting(image, durable=durable) as new:
-            for pid, parts in changed.items():
-                mm = criu.joined("mm", [criu.with_areas(memory[pid], parts)])
-                exchange.write(new / f"mm-{pid}.img", mm, durable=durable)
-            exchange.write(new / "files.img", criu.joined("files", by_id.values()), durable=durable)
-    return found
+        changed["files.img"] = criu.joined("files", by_id.values())
+    return found, changed
+
+
+def _write(new: Path, changed: dict[str, bytes], *, durable: bool) -> None:
+    for name, data in changed.items():
+        exchange.write(new / name, data, durable=durable)
 
 
 def _twins(areas: list[Area], parents: list[Area], page_file_ids: frozenset[int]) -> list[Area]:

@@ -204,6 +204,7 @@ def memory(image: Path, pid: int) -> dict[int, Page]:
         assert isinstance(count, int)
         assert isinstance(flags, int)
         assert first >= last, "entries are out of order"
+        assert count > 0, "an entry is empty"
         last = first + count * PAGE
         for page in range(first // PAGE, first // PAGE + count):
             if flags & PRESENT:

@@ -27,6 +27,7 @@ from tests.unit.sandbox.helper.made_images import (
     messages,
     write,
 )
+from warmcell.sandbox.helper.images import areas as areas_code
 from warmcell.sandbox.helper.images import contents, criu, exchange, lazy
 from warmcell.sandbox.helper.images.compact import compact
 from warmcell.sandbox.helper.images.errors import ImageError
@@ -103,7 +104,11 @@ def next_dump(image: Path, new: Path, pids: list[int], data: st.DataObject) -> N
     for pid in pids:
         before = memory(image, pid)
         writable = [page for page, (_, how) in before.items() if how[0] == 3]
-        changed = set(data.draw(st.lists(st.sampled_from(writable), max_size=30))) if writable else set()
+        changed: set[int] = set()
+        if writable:
+            lengths = st.sampled_from([1, 2, 20, 1000])
+            for begin, length in data.draw(st.lists(st.tuples(st.sampled_from(writable), lengths), max_size=8)):
+                changed |= set(range(begin, begin + length)) & set(writable)
         head, *entries = messages(image / f"pagemap-{pid}.img")
         kept = set()
         for message in entries:
@@ -114,10 +119,14 @@ def next_dump(image: Path, new: Path, pids: list[int], data: st.DataObject) -> N
             assert isinstance(flags, int)
             if flags & PRESENT:
                 kept |= set(range(first // PAGE, first // PAGE + count))
-        dumped = [
-            Entry(page, 1, page_of(page * 7 + 1) if page in changed else before[page][0])
-            for page in sorted(kept | changed)
-        ]
+        dumped: list[Entry] = []
+        for page in sorted(kept | changed):
+            content = page_of(page * 7 + 1) if page in changed else before[page][0]
+            last = dumped[-1] if dumped else Entry(0, 0, b"")
+            if last.page + last.count == page and last.content is not None:  # across areas, too
+                dumped[-1] = Entry(last.page, last.count + 1, last.content + content)
+            else:
+                dumped.append(Entry(page, 1, content))
         made = write(new.with_name("made"), [Process(pid, [], dumped)])
         number = decode(head)[1][0]
         (new / f"pages-{number!r}.img").write_bytes((made / "pages-1.img").read_bytes())
@@ -151,8 +160,18 @@ def test_a_restore_sees_the_same_memory(dump: list[Process], least: int, most: i
             again, page_file="b" * 12, least_pages=least, most_mappings=most, least_bytes=1, durable=False
         )
         assert {pid: memory(again, pid) for pid in pids} == changed
-        assert set(edited.page_files) <= set(second.page_files)
+        assert set(second.page_files) <= {*edited.page_files, *second.new_page_files}
+        assert {path.name for path in (again / "memory").glob("*")} == set(second.page_files)
 
+        third = Path(directory) / "third"
+        next_dump(again, third, pids, data)
+        changed = {pid: memory(third, pid) for pid in pids}
+        second = lazy.edit(
+            third, page_file="d" * 12, least_pages=least, most_mappings=most, least_bytes=1, durable=False
+        )
+        assert {pid: memory(third, pid) for pid in pids} == changed
+
+        again = third
         small = compact(again, page_file="c" * 12, least_pages=least, most_mappings=most, durable=False)
         assert {pid: memory(again, pid) for pid in pids} == changed
         assert small.dropped == second.page_files
@@ -221,6 +240,103 @@ def test_page_files_are_the_dumped_pages_themselves(tmp_path: Path) -> None:
     assert file[6] == [b"/.warmcell/k3v9x0c2m1ab"]
     assert file[8] == [status.st_size]
     assert file[10] == [status.st_mode]
+
+
+def dumped_again(directory: Path, pages: range, *, name: str = "again") -> Path:
+    """A dump of the process of `large`, restored from its lazy image, after these of its pages were written."""
+    first = directory / "image"
+    new = shutil.copytree(first, directory / name, copy_function=os.link)
+    content = b"".join(page_of(number) for number in range(1001, 1001 + len(pages)))
+    dumped = [Entry(pages.start, len(pages), content), Entry(1099, 1, page_of(100)), Entry(5000, 1, page_of(1))]
+    made = write(directory / "made", [Process(7, [], dumped)])
+    for file in ("pages-1.img", "pagemap-7.img"):
+        (made / file).replace(new / file)
+    shutil.rmtree(made)
+    return new
+
+
+def areas_of_files(image: Path) -> list[tuple[int, int, int, int]]:
+    """Mappings of page files: first page, pages, file id, offset in pages."""
+    found = criu.areas(messages(image / "mm-7.img")[0])
+    return [
+        (area.start // PAGE, (area.end - area.start) // PAGE, area.shmid, area.pgoff // PAGE)
+        for area in found
+        if area.status & FILE_PRIVATE
+    ]
+
+
+def test_what_was_written_since_is_mapped_again(tmp_path: Path) -> None:
+    """A run of written pages becomes a mapping of the new page file, what is around it stays one of the old."""
+    lazy.edit(large(tmp_path), page_file="a" * 12, least_bytes=1, durable=False)
+    again = dumped_again(tmp_path, range(1030, 1060))
+    before = memory(again, 7)
+    edited = lazy.edit(again, page_file="b" * 12, least_bytes=1, durable=False)
+    assert memory(again, 7) == before
+    assert edited.page_files == ("a" * 12, "b" * 12)
+    assert (edited.mapped_bytes, edited.copied_bytes) == (30 * PAGE, 2 * PAGE)
+    assert areas_of_files(again) == [(1000, 30, 3, 0), (1030, 30, 4, 0), (1060, 39, 3, 60)]
+
+
+def test_few_written_pages_stay_copies(tmp_path: Path) -> None:
+    """A run that is cheaper to copy leaves its area whole."""
+    lazy.edit(large(tmp_path), page_file="a" * 12, least_bytes=1, durable=False)
+    again = dumped_again(tmp_path, range(1030, 1045))
+    assert not lazy.edit(again, page_file="b" * 12, least_bytes=1, durable=False).lazy
+    assert areas_of_files(again) == [(1000, 99, 3, 0)]
+
+
+def test_a_page_file_of_which_all_was_written_is_needed_no_more(tmp_path: Path) -> None:
+    """And its pieces, whatever they were, are one mapping again."""
+    lazy.edit(large(tmp_path), page_file="a" * 12, least_bytes=1, durable=False)
+    again = dumped_again(tmp_path, range(1030, 1060))
+    lazy.edit(again, page_file="b" * 12, least_bytes=1, durable=False)
+    (tmp_path / "image").rename(tmp_path / "first")
+    again.rename(tmp_path / "image")
+    third = dumped_again(tmp_path, range(1000, 1099))
+    before = memory(third, 7)
+    edited = lazy.edit(third, page_file="c" * 12, least_bytes=1, durable=False)
+    assert memory(third, 7) == before
+    assert edited.page_files == ("c" * 12,) == lazy.page_files(third)
+    assert [path.name for path in (third / "memory").iterdir()] == ["c" * 12]
+    assert [area[:2] for area in areas_of_files(third)] == [(1000, 99)]
+
+
+def test_a_child_may_keep_what_its_parent_has_written(tmp_path: Path) -> None:
+    """Pieces of one old mapping that fall at the same addresses are no shared memory where they differ."""
+    ours = file_entry(2, "/.warmcell/" + "a" * 12)
+    mapped = {"prot": 3, "flags": 2, "status": REGULAR | FILE_PRIVATE, "shmid": 2}
+    written = b"".join(page_of(number) for number in range(1, 41))
+    stack = Vma(5000, 4, flags=0x122)
+    kept = Entry(5000, 1, page_of(1))
+    parent = Process(7, [Vma(1000, 80, pgoff=0, **mapped), stack], [Entry(1040, 40, written), kept])
+    child = Process(8, [Vma(1000, 90, pgoff=100 * PAGE, **mapped), stack], [Entry(1040, 50, page_of(3) * 50), kept])
+    image = write(tmp_path / "image", [parent, child], [file_entry(1, "/usr/bin/python3"), ours])
+    (image / "memory").mkdir()
+    (image / "memory" / ("a" * 12)).write_bytes(b"".join(page_of(number) for number in range(1, 300)))
+    before = [memory(image, pid) for pid in (7, 8)]
+    lazy.edit(image, page_file="b" * 12, least_bytes=1, durable=False)
+    assert [memory(image, pid) for pid in (7, 8)] == before
+    (one, *_), (other, *_) = (criu.areas(messages(image / f"mm-{pid}.img")[0]) for pid in (7, 8))
+    assert (one.start, one.end) == (other.start, other.end)
+    assert one.pgoff != other.pgoff
+    assert one.shmid != other.shmid
+
+
+def test_pieces_are_bounded(tmp_path: Path) -> None:
+    """Memory that is in many pieces gets few new ones, the longest; the rest is copied until it is compacted."""
+    mapped = {"prot": 3, "flags": 2, "status": REGULAR | FILE_PRIVATE, "shmid": 2}
+    vmas = [Vma(1000 + 20 * index, 20, pgoff=40 * index * PAGE, **mapped) for index in range(1000)]
+    entries = [Entry(1000 + 20 * index, 1 + index % 2, page_of(1) * (1 + index % 2)) for index in range(1000)]
+    process = Process(7, [*vmas, Vma(50000, 4, flags=0x122)], [*entries, Entry(50000, 1, page_of(1))])
+    ours = file_entry(2, "/.warmcell/" + "a" * 12)
+    image = write(tmp_path / "image", [process], [file_entry(1, "/usr/bin/python3"), ours])
+    areas = criu.areas(messages(image / "mm-7.img")[0])
+    found = lazy.read_pagemap(image, 7)
+    assert areas_code.joints(areas, frozenset({2})) == 999
+    chosen = areas_code.choose(areas, found, least_pages=1, most=1400, page_file_ids=frozenset({2}))
+    assert len(chosen) == 256
+    assert {mapped.run.end - mapped.run.start for mapped in chosen} == {2 * PAGE}
+    assert not areas_code.choose(areas, found, least_pages=1, most=1400)
 
 
 def test_other_files_of_the_directory_stay(tmp_path: Path) -> None:
