@@ -13,7 +13,7 @@ from warmcell.sandbox.helper.program import ENVIRONMENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from warmcell.sandbox.helper.places import Place
     from warmcell.sandbox.helper.program import Program
@@ -65,7 +65,7 @@ _UNDUMPABLE = (
 )
 
 
-def run(
+def start(
     program: Program,
     place: Place,
     verb: str,
@@ -74,13 +74,12 @@ def run(
     images: int,
     work: int,
     nothing: int,
-    timeout_s: float,
     user: tuple[int, int] | None = None,
-    caller: int | None = None,
     held: Sequence[int] = (),
     last_pid: int = 0,
-) -> int:
-    """Run criu in `place`; its exit code.
+    prepare: Callable[[], None] = lambda: None,
+) -> Run:
+    """A criu that enters `place` and begins when it is told to.
 
     Args:
         program: Which.
@@ -90,11 +89,10 @@ def run(
         images: Directory of the image.
         work: Directory for the log.
         nothing: An empty directory, where it finds no plugins.
-        timeout_s: Seconds until it is killed.
         user: Whom to run it as where root lacks a capability that user does not need.
-        caller: A socket; when its other end closes criu is killed.
         held: Descriptors that are closed when it has ended.
         last_pid: Numbers up to this one are for what is restored.
+        prepare: What is done in there before.
     """
     executable, first, fds = program.command()
     arguments = [*first, verb, *OPTIONS, "-D", f"/proc/self/fd/{images}", "-W", f"/proc/self/fd/{work}"]
@@ -106,8 +104,7 @@ def run(
         env["XDG_RUNTIME_DIR"] = DOOR
     command = executable, arguments, [*fds, images, work, nothing]
     joins = verb == "restore"
-    running = Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid)
-    return running.wait(timeout_s=timeout_s, caller=caller)
+    return Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid, prepare=prepare)
 
 
 def dump_user(uid: int, gid: int) -> tuple[int, int] | None:

@@ -6,10 +6,12 @@ Everything that such a process needs of the host it has open before it enters.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
+import socket
 import sys
 import time
 
@@ -35,42 +37,67 @@ def do(place: Place, work: Callable[[], Any], *, namespaces: Sequence[str] = ("m
     """Run `work` in some of the sandbox's namespaces and return what it does, which JSON can say.
 
     Raises:
-        HelperError: `work` raised it.
+        HelperError: `work` raised it, or it does not end.
         OSError: `work` raised it.
     """
-    return begin(place, work, namespaces=namespaces)()
-
-
-def begin(place: Place, work: Callable[[], Any], *, namespaces: Sequence[str] = ("mnt",)) -> Callable[[], Any]:
-    """As `do`, but what is returned waits for it; it has to be called."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
+    child = _fork_into(place) if "pid" in namespaces else os.fork()
     if child == 0:
         try:
             linux.die_with_parent()
-            said = json.dumps({"is": _worked(place, work, namespaces)})
-        except HelperError as error:
-            said = json.dumps({"problem": error.to_json()})
-        except OSError as error:
-            said = json.dumps({"errno": error.errno or 0, "what": str(error.filename or error)})
-        except BaseException as error:
-            said = json.dumps({"errno": 5, "what": f"{type(error).__name__}: {error}"})
-        with contextlib.suppress(OSError), os.fdopen(writing, "w") as file:
-            file.write(said)
-        os._exit(0)
+            with os.fdopen(writing, "wb") as file:
+                file.write(_said(lambda: _worked(place, work, namespaces)))
+        finally:
+            os._exit(0)
     os.close(writing)
-    return lambda: _result(child, reading)
-
-
-def _result(child: int, reading: int) -> Any:
     try:
-        heard = _read_all(reading, time.monotonic() + WORK_TIMEOUT_S)
+        return _heard(reading)
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    answer: dict[str, Any] = json.loads(heard) if heard else {"errno": 5, "what": "it was killed"}
+
+
+def _worked(place: Place, work: Callable[[], Any], namespaces: Sequence[str]) -> Any:
+    for name in namespaces:
+        if name in place.namespaces and name != "pid":
+            linux.setns(place.namespaces[name])
+    return work()
+
+
+def _fork_into(place: Place) -> int:
+    """Fork, into the sandbox's pid namespace."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    linux.setns(place.namespaces["pid"])  # It is that of the next fork.
+    try:
+        child = os.fork()
+    except OSError as error:
+        linux.setns(own)
+        raise HelperError("conflict", "The sandbox has ended", hint="Start another one.") from error
+    if child:
+        linux.setns(own)
+    os.close(own)
+    return child
+
+
+def _said(work: Callable[[], Any]) -> bytes:
+    """A line that says what comes of `work`."""
+    try:
+        said = {"is": work()}
+    except HelperError as error:
+        said = {"problem": error.to_json()}
+    except OSError as error:
+        said = {"errno": error.errno or errno.EIO, "what": str(error.filename or error)}
+    except BaseException as error:
+        said = {"errno": errno.EIO, "what": f"{type(error).__name__}: {error}"}
+    return json.dumps(said).encode() + b"\n"
+
+
+def _heard(fd: int) -> Any:
+    """What another process does with its `_said`."""
+    said = _read_line(fd, time.monotonic() + WORK_TIMEOUT_S)
+    answer: dict[str, Any] = json.loads(said) if said else {"errno": errno.EIO, "what": "it was killed"}
     if "problem" in answer:
         problem = answer["problem"]
         raise HelperError(problem["code"], problem["message"], hint=problem["hint"], details=problem["details"])
@@ -79,40 +106,25 @@ def _result(child: int, reading: int) -> Any:
     return answer["is"]
 
 
-def _worked(place: Place, work: Callable[[], Any], namespaces: Sequence[str]) -> Any:
-    for name in namespaces:
-        if name in place.namespaces:
-            linux.setns(place.namespaces[name])
-    if "pid" not in namespaces:
-        return work()
-    # A pid namespace is that of the next fork.
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, json.dumps(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    said = _read_all(reading, time.monotonic() + WORK_TIMEOUT_S)
-    os.waitpid(child, 0)
-    return json.loads(said or b"null")
-
-
-def _read_all(fd: int, deadline: float) -> bytes:
+def _read_line(fd: int, deadline: float) -> bytes:
+    """Up to the end of a line, or less if the other end closes."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN | select.POLLHUP)
     said = b""
     while waiting.poll(max(0.0, 1e3 * (deadline - time.monotonic()))):
         data = os.read(fd, 65536)
-        if not data:
-            return said
         said += data
+        if not data or data.endswith(b"\n"):
+            return said
     raise HelperError("timeout", "Work inside the sandbox did not end", details={"timeout": WORK_TIMEOUT_S})
 
 
 class Run:
-    """A program that runs inside the namespaces of a sandbox and in its control groups."""
+    """A program that runs inside the namespaces of a sandbox and in its control groups.
+
+    Entering takes long, so the process is there before its time: it enters, prepares, and waits for the word to become
+    the program, while who made it does other things.
+    """
 
     def __init__(
         self,
@@ -124,8 +136,9 @@ class Run:
         held: Sequence[int] = (),
         join: bool = True,
         last_pid: int = 0,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """Start it.
+        """Begin to enter.
 
         Args:
             place: Where.
@@ -135,24 +148,46 @@ class Run:
             held: Descriptors that stay open until it has ended, whatever becomes of this process.
             join: Run in the sandbox's control groups, so that what it starts is in them.
             last_pid: What it starts has numbers above this one, if it is not 0, and so has all that starts later.
+            prepare: What is done inside, as root, before.
+
+        Raises:
+            HelperError: The sandbox has ended.
         """
         numbers = os.open(LAST_PID, os.O_WRONLY | os.O_CLOEXEC) if last_pid else -1
         groups = _entrances(place.pid) if join else []
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self._child = os.fork()
+        self._word, word = socket.socketpair()
+        self._child = _fork_into(place)
         if self._child == 0:
-            code = 125
             try:
-                code = _enter(place, command, env, user, groups, null, held, (numbers, last_pid))
+                self._word.close()
+                if not held:  # Else somebody waits for its end: criu must not be killed in the middle of what it saves.
+                    linux.die_with_parent()
+                word.sendall(_said(lambda: _enter(place, groups, prepare)))
+                if word.recv(1):
+                    if last_pid:
+                        # The number is that of the pid namespace of who writes, not of the /proc it was opened in.
+                        os.pwrite(numbers, str(last_pid).encode(), 0)
+                    _become(command, env, user, null, held)
             except BaseException as error:
                 sys.stderr.write(f"could not enter the sandbox: {type(error).__name__}: {error}\n")
                 sys.stderr.flush()
             finally:
-                os._exit(code)
-        os.close(null)
-        for fd in (*groups, *([numbers] if last_pid else [])):
+                os._exit(125)
+        word.close()
+        for fd in (*groups, null, *([numbers] if last_pid else [])):
             os.close(fd)
         self._pidfd = os.pidfd_open(self._child)
+
+    def go(self) -> None:
+        """Let it become the program, once it has prepared.
+
+        Raises:
+            HelperError: `prepare` raised it, or does not end.
+            OSError: `prepare` raised it, or the sandbox cannot be entered.
+        """
+        _heard(self._word.fileno())
+        self._word.sendall(b".")
 
     def wait(self, *, timeout_s: float, caller: int | None = None) -> int:
         """Its exit code, as a shell says it; it is killed when time is up or the caller's socket closes.
@@ -166,70 +201,64 @@ class Run:
         if caller is not None:
             waiting.register(caller, select.POLLRDHUP | select.POLLHUP)
         ready = dict(waiting.poll(1e3 * timeout_s))
-        if self._pidfd not in ready:
-            self.kill()
-        _, ended = os.waitpid(self._child, 0)
-        os.close(self._pidfd)
+        ended = self._pidfd in ready
+        code = self.end()
         if not ready:
             raise HelperError("timeout", f"CRIU did not finish in {timeout_s:.0f} s", details={"timeout": timeout_s})
-        if self._pidfd not in ready:
+        if not ended:
             raise Cancelled
-        code = os.waitstatus_to_exitcode(ended)
-        return code if code >= 0 else 128 - code
+        return code
 
-    def kill(self) -> None:
-        """End it now."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+    def end(self) -> int:
+        """Kill it, unless it has ended; its exit code."""
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            _, ended = os.waitpid(self._child, 0)
+            self._code = os.waitstatus_to_exitcode(ended)
+            os.close(self._pidfd)
+            self._word.close()
+            self._pidfd = -1
+        return self._code if self._code >= 0 else 128 - self._code
 
 
-def _enter(
-    place: Place,
+def _enter(place: Place, groups: Sequence[int], prepare: Callable[[], None]) -> None:
+    linux.name_process("warmcell-run")
+    os.setsid()
+    for group in groups:
+        os.write(group, b"0")
+    for name, fd in place.namespaces.items():
+        if name != "pid":
+            linux.setns(fd)
+    os.chdir("/")
+    _check_proc()
+    prepare()
+
+
+def _become(
     command: tuple[int, Sequence[str], Sequence[int]],
     env: dict[str, str],
     user: tuple[int, int] | None,
-    groups: Sequence[int],
     null: int,
     held: Sequence[int],
-    last_pid: tuple[int, int],
-) -> int:
+) -> None:
     executable, words, fds = command
-    linux.name_process("warmcell-run")
-    if not held:  # Else somebody waits for its end: criu must not be killed in the middle of what it saves.
-        linux.die_with_parent()
-    for group in groups:
-        os.write(group, b"0")
-    for fd in place.namespaces.values():
-        linux.setns(fd)
-    os.chdir("/")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            if last_pid[1]:
-                # The number is that of the pid namespace of who writes, not of the /proc that it was opened in.
-                os.pwrite(last_pid[0], str(last_pid[1]).encode(), 0)
-            for number in (0, 1, 2):
-                os.dup2(null, number)
-            for fd in (*fds, *held):
-                os.set_inheritable(fd, True)
-            linux.close_but([*fds, *held, executable])
-            _check_proc()
-            # A task whose list of groups is empty would get those of criu.
-            os.setgroups([])
-            if user is not None:
-                linux.become_with_capabilities(*user)
-            linux.die_with_parent()
-            for number in range(1, signal.NSIG):
-                if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-                    signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            os.execve(executable, list(words), env)
-        finally:
-            os._exit(126)
-    linux.close_but([2, *held])
-    _, ended = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(ended)
-    return code if code >= 0 else 128 - code
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    for fd in (*fds, *held):
+        os.set_inheritable(fd, True)
+    linux.close_but([*fds, *held, executable])
+    # A task whose list of groups is empty would get those of criu.
+    os.setgroups([])
+    if user is not None:
+        linux.become_with_capabilities(*user)
+    if not held:
+        linux.die_with_parent()  # Becoming another user has undone it.
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.execve(executable, list(words), env)
 
 
 def _check_proc() -> None:

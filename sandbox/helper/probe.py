@@ -90,7 +90,9 @@ def _saved_and_restored(program: Program, base: str, directory: str) -> bytes:
 
 
 def _run(program: Program, place: Place, verb: str, words: list[str], images: int, empty: int) -> None:
-    code = criu.run(program, place, verb, words, images=images, work=images, nothing=empty, timeout_s=30)
+    running = criu.start(program, place, verb, words, images=images, work=images, nothing=empty)
+    running.go()
+    code = running.wait(timeout_s=30)
     if code != 0:
         raise criu.explain(images, verb, code)
 

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, dump, enter, linux, program, view
+from warmcell.sandbox.helper import criu, dump, linux, program, view
 from warmcell.sandbox.helper.images import credentials
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import children, guest_pid_of, status
@@ -19,9 +19,10 @@ from warmcell.sandbox.helper.shelf import PINNED, full, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from warmcell.sandbox.helper.enter import Run
     from warmcell.sandbox.helper.places import Place
     from warmcell.sandbox.helper.program import Program
     from warmcell.sandbox.helper.shelf import Image, Shelf
@@ -42,22 +43,54 @@ def restore(
         about = found.about
         check_machine(about, program_.version)
         verified = time.perf_counter()
-        try:
-            shown = _show(shelf, found, place, cache)
+        with _room_for_log(shelf) as work:
+            code = -1
+            running = criu.start(
+                program_,
+                place,
+                "restore",
+                ["--restore-detached"],
+                images=found.fd,
+                work=work,
+                nothing=nothing,
+                last_pid=max(dump.FIRST_PID, int(about["last_pid"])),
+                prepare=_shows(shelf, found, cache),
+            )
             try:
                 _check_rights(found, place)
+                _go(running)
+                mounted = time.perf_counter()
+                code = running.wait(timeout_s=criu.RESTORE_TIMEOUT_S, caller=caller)
             finally:
-                shown()
-        except OSError as error:
-            raise full(error, "the sandbox's own room") or error from error
-        mounted = time.perf_counter()
-        _run(program_, shelf, place, found, nothing=nothing, caller=caller)
-        restored = time.perf_counter()
-        _set_going(place, int(about["pid"]), set(about["stopped"]))
+                running.end()
+                if code != 0:
+                    _end_half_restored(place, set(about["pids"]))
+            if code != 0:
+                raise criu.explain(work, "restore", code)
+            restored = time.perf_counter()
+            _set_going(place, int(about["pid"]), set(about["stopped"]))
     finally:
         found.close()
     steps = {"verify": verified - began, "mount": mounted - verified, "restore": restored - mounted}
     return {"pid": about["pid"], "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()}}
+
+
+@contextlib.contextmanager
+def _room_for_log(shelf: Shelf) -> Iterator[int]:
+    path = f"{shelf.path}/.work-{secrets.token_hex(6)}"
+    os.mkdir(path, 0o700)
+    try:
+        with locked(path, exclusive=False) as work:
+            yield work
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _go(running: Run) -> None:
+    try:
+        running.go()
+    except OSError as error:
+        raise full(error, "the sandbox's own room") or error from error
 
 
 def check_machine(about: Mapping[str, Any], version: str) -> None:
@@ -100,14 +133,12 @@ def guest_rights(place: Place) -> dict[str, Any]:
     raise HelperError("conflict", "The sandbox has no guest to restore for", hint="Create another one.")
 
 
-def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> Callable[[], None]:
-    """Begin to put into the sandbox what the image maps; what is returned waits for it."""
-    pages: dict[str, int] = {}
-    for name in image.about["memory"]:
-        # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
-        pages[name] = linux.clone_mount(shelf.pages.place(name))
-        flags = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-        linux.change_mount(pages[name], add=flags)
+def _shows(shelf: Shelf, image: Image, cache: bytes) -> Callable[[], None]:
+    """What puts into the sandbox, from within, what the image maps."""
+    # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
+    pages = {name: linux.clone_mount(shelf.pages.place(name)) for name in image.about["memory"]}
+    for tree in pages.values():
+        linux.change_mount(tree, add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
     pins: list[tuple[str, list[int], int]] = []
     for path, (inode, size, changed_ns, name) in image.about["pinned"].items():
         tree = -1
@@ -119,16 +150,13 @@ def _show(shelf: Shelf, image: Image, place: Place, cache: bytes) -> Callable[[]
                 linux.change_mount(tree, add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID)
         pins.append((path, [inode, size, changed_ns], tree))
 
-    def work() -> None:
+    def prepare() -> None:
         view.make_room(cache)
         view.show_pages(pages)
         view.cover(pins)
         view.check_open(image.about["open"])
 
-    shown = enter.begin(place, work)
-    for tree in [*pages.values(), *(tree for _, _, tree in pins if tree >= 0)]:
-        os.close(tree)
-    return shown
+    return prepare
 
 
 def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
@@ -137,34 +165,6 @@ def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
         found = os.stat(path)
         return [found.st_ino, found.st_size, found.st_mtime_ns] == [inode, size, changed_ns]
     return False
-
-
-def _run(program_: Program, shelf: Shelf, place: Place, image: Image, *, nothing: int, caller: int) -> None:
-    path = f"{shelf.path}/.work-{secrets.token_hex(6)}"
-    os.mkdir(path, 0o700)
-    try:
-        with locked(path, exclusive=False) as work:
-            code = -1
-            try:
-                code = criu.run(
-                    program_,
-                    place,
-                    "restore",
-                    ["--restore-detached"],
-                    images=image.fd,
-                    work=work,
-                    nothing=nothing,
-                    timeout_s=criu.RESTORE_TIMEOUT_S,
-                    caller=caller,
-                    last_pid=max(dump.FIRST_PID, int(image.about["last_pid"])),
-                )
-            finally:
-                if code != 0:
-                    _end_half_restored(place, set(image.about["pids"]))
-            if code != 0:
-                raise criu.explain(work, "restore", code)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> None:
