@@ -44,7 +44,10 @@ class Warmcell(Configurable):
     ).tag(config=True)
     max_sandboxes = Integer(64, min=1, help="Most sandboxes at a time.").tag(config=True)
     prepared = Integer(
-        1, min=0, help="Sandboxes kept prepared at least for each template in use; more where demand is. 0: none."
+        1,
+        min=0,
+        help="Sandboxes kept prepared at least for each template in use; more where demand is. 0: none, also not for "
+        "kernels that are suspended.",
     ).tag(config=True)
     prepared_memory = Float(4.0, help="Most memory of all prepared sandboxes together, in GiB.").tag(config=True)
     snapshots = Enum(

@@ -80,6 +80,11 @@ class Box(abc.ABC):
         return self.spec.shape(self.gpus)
 
     @property
+    def up(self) -> bool:
+        """Whether there is a backend's sandbox behind it."""
+        return self._instance is not None
+
+    @property
     def run_directory(self) -> Path:
         return self._up().run_directory
 

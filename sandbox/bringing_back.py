@@ -5,7 +5,9 @@ whatever fails before leaves all as it was.
 """
 
 import contextlib
+import logging
 import time
+from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.ids import new_sandbox_id
@@ -16,10 +18,24 @@ from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotI
 from warmcell.sandbox.saved import Saved
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.manifest import Manifest
+from warmcell.sandbox.twins import Twins
+
+log = logging.getLogger(__name__)
 
 
 class BringingBack(Saved):
     """Restores kernels, each in a sandbox that is there for it."""
+
+    def __init__(self, **saved: Any) -> None:
+        """As `Saved`."""
+        super().__init__(**saved)
+        self.twins = Twins(self._make_twin, layer_of=self.store.layer)
+        """Those that wait for sandboxes that are suspended."""
+
+    async def close(self) -> None:
+        """Remove what waits, and end the engine."""
+        await self.twins.close()
+        await super().close()
 
     async def resume(
         self, box: LiveSandbox, gpus: tuple[GpuDevice, ...], *, began: float, with_kernel: bool = True
@@ -136,10 +152,18 @@ class BringingBack(Saved):
         self, box: LiveSandbox, snapshot: SnapshotId, *, with_kernel: bool = True
     ) -> dict[str, float]:
         """Restore in a twin, and let it take the place of what is behind `box`; what each step took, in ms."""
-        twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)
-        twin.gpus = box.gpus
+        waiting = await self.twins.take(box, snapshot)
+        twin = waiting or self._twin(box)
         try:
-            saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+            try:
+                saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+            except errors.WarmcellError as error:
+                if waiting is None:
+                    raise
+                log.info("sandbox %s does not come back in what waited for it: %s", box.info.id, error)
+                await waiting.discard()
+                twin = self._twin(box)
+                saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
             undone = box.frontend is not None and box.info.state is State.RUNNING
             if undone and box.frontend is not None:
                 await box.frontend.undone()
@@ -165,6 +189,24 @@ class BringingBack(Saved):
         await remains.discard()
         return phases
 
+    def _twin(self, box: LiveSandbox) -> LiveSandbox:
+        twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)
+        twin.gpus = box.gpus
+        return twin
+
+    async def _make_twin(self, box: LiveSandbox, snapshot: SnapshotId) -> LiveSandbox:
+        """What a suspended sandbox will come back in, without its kernel. The snapshot may go while it waits."""
+        twin = self._twin(box)
+        try:
+            async with self.store.use(snapshot) as held:
+                _check_fits(held.manifest, box.spec)
+                twin.directory.mkdir(0o700)
+                await twin.rise(self._backend_of(box.spec), layer=held.layer)
+        except BaseException:
+            await twin.discard()
+            raise
+        return twin
+
     async def _rise(
         self, box: LiveSandbox, snapshot: SnapshotId, *, tell: LiveSandbox | None = None, with_kernel: bool = True
     ) -> tuple[Manifest, dict[str, float]]:
@@ -180,10 +222,11 @@ class BringingBack(Saved):
                     hint="It was exported with `--files-only`, or by a machine that cannot take memory out.",
                 )
             _check_fits(held.manifest, box.spec)
-            tell.phase("sandbox")
             began = time.perf_counter()
-            box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
-            await box.rise(self._backend_of(box.spec), layer=held.layer)
+            if not box.up:
+                tell.phase("sandbox")
+                box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
+                await box.rise(self._backend_of(box.spec), layer=held.layer)
             created = time.perf_counter()
             if with_kernel:
                 tell.phase("restore")

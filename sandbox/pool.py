@@ -33,6 +33,9 @@ MOST = 16
 FORGOTTEN_S = 600.0
 """A shape that nobody has asked for in this time keeps none, if it was not the last one that was asked for."""
 
+EMPTY_BYTES = 8 * 2**20
+"""A sandbox with no process but its first takes less."""
+
 TEND_S = 5.0
 """How often to look for what is too much."""
 
@@ -157,6 +160,14 @@ class WarmPool:
                     self._ready[shape].remove(box)
                     self._left(box)
                     await self._end(box)
+
+    async def room_beside(self, others: Sequence[LiveSandbox]) -> bool:
+        """Whether those that are prepared, and these, leave room for one more like these; never where none is kept."""
+        if self._per_template == 0:
+            return False
+        prepared = self.prepared()
+        used = await asyncio.to_thread(self._bytes, [*prepared, *others])
+        return used + EMPTY_BYTES <= self._cap_bytes
 
     async def close(self) -> None:
         """Stop all of them."""

@@ -38,6 +38,7 @@ class Preparing(Registry):
             changed=self._publish,
             quiet=self._starts.quiet,
         )
+        self.memory.twins.may = self._may_wait
         self._templates = Templates(self.memory, self._make_template)
         self._expecting: set[LiveSandbox] = set()
         """Sandboxes whose template is being built elsewhere; what becomes of it is told as theirs."""
@@ -62,10 +63,16 @@ class Preparing(Registry):
         self._spawn(self._come_up(self.live(sandbox_id)))
 
     async def give_up_prepared(self) -> bool:
-        """Stop all prepared sandboxes, as the machine lacks memory; whether there were any."""
-        return await self._pool.shrink()
+        """Stop all that wait, for starts and for resumes, as the machine lacks memory; whether there were any."""
+        waiting = await self.memory.twins.shrink()
+        return await self._pool.shrink() or waiting
 
     # For those who build on it
+
+    async def _may_wait(self) -> bool:
+        """Whether there is room for one more that waits for a resume, once no start is under way."""
+        await self._starts.quiet()
+        return await self._pool.room_beside(self.memory.twins.boxes)
 
     async def _come_up(self, box: LiveSandbox) -> None:
         with contextlib.suppress(errors.ConflictError):  # it is going away

@@ -260,6 +260,7 @@ class Registry:
             del self._boxes[box.info.id]
 
     async def _remove(self, box: LiveSandbox) -> None:
+        await self.memory.twins.drop(box.info.id)
         await box.stop()
         await self.memory.forget_suspended(box.info.snapshot)
         self._gpus.release(box.info.id)

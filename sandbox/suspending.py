@@ -39,6 +39,7 @@ class Suspending(Registry):
         await self._exclusively(box, self.memory.suspend(box))
         self._gpus.release(sandbox_id)
         self._spawn(self.memory.forget_suspended(before))
+        self.memory.twins.want(box)
         return box.info
 
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:

@@ -30,6 +30,7 @@ class Front:
         before: Callable[[LiveSandbox], Awaitable[None]],
         followed: Callable[[Kernel, KernelProcess, LiveSandbox], None],
         wake: Callable[[Kernel], None],
+        looked_at: Callable[[LiveSandbox], None],
     ) -> None:
         """Nothing is done yet.
 
@@ -39,12 +40,14 @@ class Front:
             before: Makes what the guest needs in a run directory that may be new.
             followed: Told of the process that the kernel has from now on.
             wake: Told that a client wants something of a kernel that sleeps.
+            looked_at: Told that a page was opened whose kernel sleeps.
         """
         self._kernel = kernel
         self._box = box
         self._before = before
         self._followed = followed
         self._wake = wake
+        self._looked_at = looked_at
         self._inherited: tuple[str, ...] = ()
         self._info: Mapping[str, Any] = {}
 
@@ -90,7 +93,11 @@ class Front:
 
     async def sleep(self, record: Mapping[str, Any]) -> None:
         """Answer for a kernel that is not there, and have it woken for the rest."""
-        await self._kernel.proxy.suspended(info=record.get("info"), on_wake=lambda: self._wake(self._kernel))
+        await self._kernel.proxy.suspended(
+            info=record.get("info"),
+            on_wake=lambda: self._wake(self._kernel),
+            on_look=lambda: self._looked_at(self._box),
+        )
 
 
 async def answer(box: LiveSandbox, token: str, content: Mapping[str, Any]) -> None:

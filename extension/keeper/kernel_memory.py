@@ -49,7 +49,12 @@ class KernelMemory:
     def front(self, kernel: Kernel, box: LiveSandbox) -> Frontend:
         """Who speaks with the kernel's process in this sandbox."""
         return Front(
-            kernel, box, before=self._kernels.sandbox_renewed, followed=self._kernels.follow, wake=self._on_wake
+            kernel,
+            box,
+            before=self._kernels.sandbox_renewed,
+            followed=self._kernels.follow,
+            wake=self._on_wake,
+            looked_at=self._service.memory.twins.want,
         )
 
     async def suspend(self, sandbox_id: SandboxId, *, even_busy: bool = False) -> SandboxInfo:
@@ -228,6 +233,7 @@ class KernelMemory:
         for info in (*store.infos(kind="fork"), *store.infos(kind="outlived")):
             if info.kind == "fork" or info.kernel_id in suspended:  # It has served; the keeper went before it did.
                 await store.discard(info.id)
+        revived: list[LiveSandbox] = []
         for info in store.infos(kind="suspended"):
             try:
                 manifest = store.get(info.id)
@@ -240,13 +246,17 @@ class KernelMemory:
                 assert box.frontend is not None
                 await box.frontend.sleep(manifest.kernel)
                 self._kernels.take_up(kernel)
+                revived.append(box)
                 log.info("kernel %s is suspended and can go on", request.kernel_id)
             except (errors.WarmcellError, KeyError) as error:
                 log.error("suspended kernel %s cannot be taken up: %s", info.kernel_id, error)
                 self._kernels.ledger.lose(info.kernel_id or "", str(error))
+        for box in reversed(revived):  # The one that was suspended last is the likeliest.
+            self._service.memory.twins.want(box)
 
     async def suspend_all(self) -> None:
         """Save what a server would find again; what cannot be saved is left to be ended."""
+        await self._service.memory.twins.close()
         at_once = asyncio.Semaphore(SUSPENDED_AT_ONCE)
 
         async def save(kernel: Kernel, sandbox_id: SandboxId) -> None:

@@ -185,6 +185,7 @@ class KernelProxy:
         *,
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None = None,
+        on_look: Callable[[], None] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """The kernel that was paused is away for long: answer for it what a page asks by itself.
@@ -196,6 +197,7 @@ class KernelProxy:
             on_wake: Called once, in this event loop, when something waits that only the kernel can do; at once if
                 something does already.
             on_shutdown: Called in this event loop when a client shuts the kernel down, with its wish to restart.
+            on_look: Called in this event loop when a client asks what kernel this is, as a page does that is opened.
             info: The content of the kernel's kernel_info reply, for a proxy that has never spoken with it.
 
         Raises:
@@ -212,7 +214,14 @@ class KernelProxy:
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(on_shutdown, restart)
 
-        await self._do(lambda relay: relay.pauses.suspended(info=info, on_wake=wake, on_shutdown=shut_down))
+        def look() -> None:
+            if on_look is not None:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(on_look)
+
+        await self._do(
+            lambda relay: relay.pauses.suspended(info=info, on_wake=wake, on_shutdown=shut_down, on_look=look)
+        )
 
     async def refuse(self, error: WarmcellError) -> None:
         """Answer what waits for a kernel that could not be woken with this error; the next request wakes it again."""

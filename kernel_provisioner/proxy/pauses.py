@@ -139,6 +139,7 @@ class Pauses:
         info: Mapping[str, Any] | None,
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None,
+        on_look: Callable[[], None] | None = None,
     ) -> None:
         """Answer for the kernel from now on; what waits already is answered, or wakes it."""
         traffic = self._traffic
@@ -148,7 +149,7 @@ class Pauses:
         stand_in = traffic.stand_in
         if info:
             stand_in.info = dict(info)
-        stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown)
+        stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown, on_look=on_look)
         traffic.answer_waiting(stand_in.answers)
         if traffic.waits_for_kernel():
             stand_in.wake()

@@ -38,17 +38,24 @@ class StandIn:
         self._wake: Callable[[], None] | None = None
         self._patient_comms: set[object] = set()
         self._on_shutdown: Callable[[bool], None] | None = None
+        self._on_look: Callable[[], None] | None = None
 
-    def begin(self, *, on_wake: Callable[[], None], on_shutdown: Callable[[bool], None] | None) -> None:
-        """The kernel is suspended. Both are called in the relay's thread, `on_wake` once while `may_wake`."""
+    def begin(
+        self,
+        *,
+        on_wake: Callable[[], None],
+        on_shutdown: Callable[[bool], None] | None,
+        on_look: Callable[[], None] | None = None,
+    ) -> None:
+        """The kernel is suspended. All are called in the relay's thread, `on_wake` once while `may_wake`."""
         self.active = True
-        self._wake, self._on_shutdown = on_wake, on_shutdown
+        self._wake, self._on_shutdown, self._on_look = on_wake, on_shutdown, on_look
         self.may_wake = True
 
     def end(self) -> None:
         """The kernel is there again, or gone for good."""
         self.active = False
-        self._wake = self._on_shutdown = None
+        self._wake = self._on_shutdown = self._on_look = None
         self._patient_comms.clear()
 
     def wake(self) -> None:
@@ -80,6 +87,8 @@ class StandIn:
         reply = kind.removesuffix("_request") + "_reply"
         self._reply(channel, self._author.answer(reply, content, request, to_asker=True))
         self._say("idle", request)
+        if kind == "kernel_info_request" and self._on_look is not None:
+            self._on_look()
         if kind == "shutdown_request" and self._on_shutdown is not None:
             self._on_shutdown(bool(content["restart"]))
         return True
