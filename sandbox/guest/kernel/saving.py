@@ -7,6 +7,7 @@ docs/explanation/guest-protocol.md.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -39,6 +40,10 @@ class Saving:
 
     def install(self) -> None:
         """Take the requests from now on."""
+        if signal.getsignal(signal.SIGTRAP) == signal.SIG_DFL:
+            # What writes the memory makes threads trap. Killed just then it leaves them with the trap, which must not
+            # be their end; whoever puts them back takes them from the beginning of this handler.
+            signal.signal(signal.SIGTRAP, _trapped)
         for name, handler in (
             ("before_snapshot", self._before_snapshot),
             ("after_restore", self._after_restore),
@@ -118,6 +123,12 @@ class Saving:
     def _in_order(self, what: Callable[[], None]) -> None:
         if not iopub.in_order(self._app.iopub_thread, what, timeout=OUTPUT_TIMEOUT_S):
             raise RefusedError(f"The kernel's output did not come to rest within {OUTPUT_TIMEOUT_S:g} s")
+
+
+def _trapped(number: int, _: object) -> None:
+    """A trap of the notebook's own: it ends the kernel, as it would anywhere."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.Signals(number))
 
 
 def _is_change(name: object, value: object) -> bool:

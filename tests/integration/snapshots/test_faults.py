@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.integration.keeper.conftest import until
-from tests.integration.snapshots.notebooks import Notebook, configure, end_all, notebook, page, processes_of
+from tests.integration.snapshots.notebooks import Notebook, configure, end_all, keeper, notebook, page, processes_of
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
-from warmcell.sandbox.errors import SandboxDiedError, TransportError, WarmcellError
+from warmcell.sandbox.errors import TransportError, WarmcellError
 from warmcell.sandbox.paths import Paths
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
@@ -32,6 +32,16 @@ SHELVED = re.compile(r"/[.]?[a-z0-9]{12}$")
 
 CRIU_S = 0.05
 """About as long as CRIU runs."""
+
+THREADS = """
+import threading, time
+sleeping = [threading.Thread(target=lambda: [time.sleep(0.01) for _ in range(100_000)], daemon=True) for _ in range(4)]
+waiting = [threading.Thread(target=threading.Event().wait, args=wait, daemon=True) for wait in ((), (500,), (600,))]
+counting = threading.Thread(target=lambda: [sum(range(99)) for _ in iter(int, 1)], daemon=True)
+threads = [*sleeping, *waiting, counting]
+for each in threads:
+    each.start()
+"""
 
 CELL = "x += 1; data[x] = 1; print(x, sum(data), open('/tmp/file').read())"
 
@@ -80,11 +90,12 @@ class Trials:
         verb, victim = VERBS[seed % len(VERBS)], VICTIMS[(seed // len(VERBS)) % len(VICTIMS)]
         async with await KeeperClient.connect() as client, notebook(client, self.workspace) as made:
             await made.run("x, data = 0, bytearray(1 << 22); open('/tmp/file', 'w').write('kept')")
+            await made.run(THREADS if victim == "criu" else "")
             await made.do("snapshot", name="old")
             assert await made.run(CELL) == "1 1 kept"
             if verb == "resume":
                 await made.do("suspend")
-            outcome = await self._disturbed(made, verb, victim, moments)
+            outcome = await self.disturbed(made, verb, victim, moments)
             if victim == "keeper":
                 where = await self._next_keeper(made)
             else:
@@ -97,7 +108,7 @@ class Trials:
             await self._nothing_left(client)
         return f"{verb}, {victim} killed: {outcome!r}, {where}"
 
-    async def _disturbed(
+    async def disturbed(
         self, made: Notebook, verb: str, victim: str, moments: random.Random
     ) -> dict[str, Any] | WarmcellError:
         """What became of the verb, in the middle of which the victim was killed."""
@@ -147,10 +158,12 @@ class Trials:
                 states = [one["state"] for one in outcome["sandboxes"]]
                 assert states == ["running", "running"]
         assert stopped(self.places) == []
-        if victim == "guest" or (victim == "criu" and isinstance(outcome, SandboxDiedError)):
-            return  # Who is killed while it changes a kernel's registers can take it along. That is said.
-        assert not dead
+        if victim == "guest":
+            return
+        assert not dead, repr(outcome)
         assert await made.run("print(sum(data) >= 1)") == "True"
+        if victim == "criu":
+            assert await made.run("print(all(each.is_alive() for each in threads))") == "True"
 
     async def _next_keeper(self, made: Notebook) -> str:
         """What was suspended is there, the rest is said to be lost, and neither is in two places."""
@@ -211,6 +224,31 @@ async def test_killed_at_random(trials: Trials) -> None:
     """Ten of the trials."""
     for seed in random.Random(3).sample(range(20), 10):
         await asyncio.wait_for(trials.run(seed), 60)
+
+
+async def test_a_kernel_with_threads_survives_its_saver(trials: Trials) -> None:
+    """CRIU killed again and again, also while it has its code in a thread: nothing fails but the snapshot."""
+    moments = random.Random(4)
+    async with await KeeperClient.connect() as client, notebook(client, trials.workspace) as made:
+        await made.run(THREADS)
+        for number in range(15):
+            await trials.disturbed(made, "snapshot", "criu", moments)
+            assert await made.run(f"print({number}, all(each.is_alive() for each in threads))") == f"{number} True"
+            assert stopped(trials.places) == []
+        assert (await made.do("snapshot"))["id"]
+    async with await KeeperClient.connect() as client:
+        await end_all(client)
+
+
+async def test_a_trap_of_its_own_ends_a_kernel(places: Places, tmp_path: Path) -> None:
+    """That saving is safe from traps does not make a kernel immune to them."""
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        made.page.send("import os, signal; os.kill(os.getpid(), signal.SIGTRAP)")
+
+        async def ended() -> bool:
+            return not (await client.get(f"/kernels/{made.kernel_id}"))["alive"]
+
+        await until(ended)
 
 
 @pytest.mark.long
