@@ -126,7 +126,8 @@ def pin(mapped: dict[str, list[int]], into: str, *, reader: tuple[int, int] = (0
 
 def _kept(file: int, target: str, found: os.stat_result) -> str:
     try:
-        os.link(f"/proc/self/fd/{file}", target, follow_symlinks=True)
+        # With a descriptor, though the path is absolute: without any, Python calls link(2), which follows no link.
+        os.link(f"/proc/self/fd/{file}", target, src_dir_fd=file, follow_symlinks=True)
     except OSError:
         if found.st_size > COPY_MAX_BYTES:
             return ""

@@ -1,0 +1,77 @@
+"""What a snapshot keeps of the files that a kernel maps."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from warmcell.sandbox.helper import held
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_groups")]
+
+
+@pytest.fixture
+def own_groups() -> Iterator[None]:
+    """A process of the helper gives its groups away for good; this one takes them back."""
+    groups = os.getgroups()
+    yield
+    os.setgroups(groups)
+
+
+def seen(path: Path) -> list[int]:
+    """What a sandbox sees of a file."""
+    found = path.stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
+
+
+def pinned(tmp_path: Path, path: Path, about: list[int]) -> list[object]:
+    """What is said of a file after it was to be kept below `tmp_path`."""
+    into = tmp_path / "pinned"
+    into.mkdir()
+    return held.pin({str(path): about}, str(into), reader=(os.getuid(), os.getgid()))[str(path)]
+
+
+def test_a_library_is_kept_without_a_second_copy(tmp_path: Path) -> None:
+    """It is the same file under another name, so it takes no room, and stays when the package is upgraded."""
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"first version")
+    about = seen(library)
+    assert pinned(tmp_path, library, about) == [*about, "0"]
+    kept = tmp_path / "pinned" / "0"
+    assert kept.samefile(library)
+    library.unlink()
+    library.write_bytes(b"second version")
+    assert kept.read_bytes() == b"first version"
+
+
+def test_one_of_another_file_system_is_copied(tmp_path: Path) -> None:
+    """Its copy has its content and its time of change, by which a restore knows it."""
+    with tempfile.TemporaryDirectory(prefix="wc-", dir="/dev/shm") as directory:
+        library = Path(directory, "lib.so")
+        library.write_bytes(b"content")
+        about = seen(library)
+        assert pinned(tmp_path, library, about) == [*about, "0"]
+        kept = tmp_path / "pinned" / "0"
+        assert kept.read_bytes() == b"content"
+        assert not kept.samefile(library)
+        assert kept.stat().st_mtime_ns == about[2]
+
+
+def test_another_file_at_that_place_is_not_kept(tmp_path: Path) -> None:
+    """The sandbox maps its own file there, or one that was replaced meanwhile."""
+    library = tmp_path / "lib.so"
+    library.write_bytes(b"content")
+    about = [library.stat().st_ino + 1, *seen(library)[1:]]
+    assert pinned(tmp_path, library, about) == [*about, ""]
+    assert not list((tmp_path / "pinned").iterdir())
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    """What a path leads to is nobody's choice but that of who asks for the very file."""
+    library, link = tmp_path / "lib.so", tmp_path / "link.so"
+    library.write_bytes(b"content")
+    link.symlink_to(library)
+    about = seen(library)
+    assert pinned(tmp_path, link, about) == [*about, ""]
