@@ -1,4 +1,4 @@
-"""`warmcell snapshots`: saved kernels: list, remove, take out, bring in."""
+"""`warmcell snapshots`: saved kernels: list, verify, remove, take out, bring in."""
 
 import argparse
 import contextlib
@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from warmcell.extension.cli.link import running_keeper
-from warmcell.extension.cli.output import add_json, duration, print_json, print_table
+from warmcell.extension.cli.output import WARNING, add_json, duration, print_json, print_table
 from warmcell.extension.cli.progress import Progress, size
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import ErrorInfo, SnapshotInfo
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 HEADINGS = ("SNAPSHOT", "NAME", "KIND", "DISK", "MEMORY", "AGE", "LAST USED", "NOTEBOOK")
 PIECE = 2**20
+DAMAGED = 1
+"""Exit code where a snapshot is not what was written."""
+DAMAGE = ("snapshot_corrupt", "snapshot_incompatible", "snapshot_not_found")
+"""What is said of a snapshot that is listed, and of nothing else."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,6 +38,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "its restore makes. Those that cannot be used are listed with the reason and the cure.",
     )
     ls.set_defaults(run=run_ls)
+
+    check = verbs.add_parser(
+        "verify",
+        help="read snapshots and compare them with their checksums",
+        description="Read all of your snapshots, or those named, memory and files, and compare them with what was "
+        "written. Exit code 0: they are as they were written; 1: one is damaged; 3: of one not all checksums are there "
+        "yet, as they are made in the background.",
+    )
+    check.add_argument("snapshot", nargs="*", metavar="SNAPSHOT", help="id or name (default: all)")
+    check.set_defaults(run=run_verify)
 
     rm = verbs.add_parser("rm", help="remove snapshots", description="Remove snapshots with their memory and files.")
     rm.add_argument("snapshot", nargs="+", metavar="SNAPSHOT", help="id or name")
@@ -61,7 +75,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     into.add_argument("--name", default="", help="name for the snapshot (default: the one it had)")
     into.set_defaults(run=run_import)
 
-    for verb in (ls, rm, out, into):
+    for verb in (ls, check, rm, out, into):
         add_json(verb)
 
 
@@ -100,6 +114,52 @@ def row(info: SnapshotInfo) -> tuple[str, ...]:
         f"{duration(now - info.last_used_at)} ago",
         info.notebook or "-",
     )
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Look at one after the other."""
+    found: list[dict[str, object]] = []
+    with _keeper() as keeper:
+        answer = keeper.get("/snapshots")
+        names: dict[str, str] = {one["id"]: one["name"] for one in answer["snapshots"]}
+        broken = {one["id"]: one["error"] for one in answer["unreadable"]}
+        for ref in arguments.snapshot or [*names, *broken]:
+            listed = ref in names or ref in names.values()
+            done = _verified(keeper, ref, broken.get(ref), listed=listed)
+            found.append({"name": names.get(str(done["id"]), ""), **done})
+            if not arguments.json:
+                _print_verified(found[-1])
+    if arguments.json:
+        print_json({"snapshots": found})
+    elif not found:
+        print("No snapshots.")
+    states = {str(one["state"]) for one in found}
+    return DAMAGED if "damaged" in states else WARNING if "incomplete" in states else 0
+
+
+def _verified(keeper: "SyncKeeperClient", ref: str, known: object, *, listed: bool) -> dict[str, object]:
+    """What is found out about a snapshot; `known`: what was said of it that cannot even be read."""
+    if known is not None:
+        return {"id": ref, "state": "damaged", "error": known}
+    try:
+        done = keeper.post(f"/snapshots/{quote(ref, safe='')}/verify", timeout=None)
+    except WarmcellError as error:
+        if not listed or error.code not in DAMAGE:
+            raise
+        return {"id": ref, "state": "damaged", "error": error.to_json()}
+    return {"id": done["id"], "state": "whole" if done["complete"] else "incomplete", "error": None}
+
+
+def _print_verified(one: dict[str, object]) -> None:
+    label = f"{one['id']}{f' ({name})' if (name := one['name']) else ''}"
+    if one["state"] == "whole":
+        print(f"{label}: as it was written")
+    elif one["state"] == "incomplete":
+        print(f"{label}: nothing is wrong, but not all of its checksums are there yet; verify it again in a minute")
+    else:
+        error = ErrorInfo.from_json(one["error"])  # type: ignore[arg-type] # as the keeper says it
+        print(f"{label}: {error.message}")
+        print(f"  cure: {error.hint}")
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

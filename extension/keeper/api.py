@@ -87,7 +87,9 @@ class KeeperApi:
             log_function=lambda handler: None,
             keeper=self,
             snapshots=snapshots_api.SnapshotsApi(
-                store=self.service.memory.store, imports=self.wiring.settings.import_snapshots
+                store=self.service.memory.store,
+                images=self.wiring.images,
+                imports=self.wiring.settings.import_snapshots,
             ),
             scope=scope,
             check_peer=scope is None,

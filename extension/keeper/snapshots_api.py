@@ -40,6 +40,7 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
         (r"/snapshots/import", ImportHandler),
         (r"/snapshots/([^/]+)", SnapshotHandler),
         (r"/snapshots/([^/]+)/export", ExportHandler),
+        (r"/snapshots/([^/]+)/verify", VerifyHandler),
     ]
 
 
@@ -105,6 +106,21 @@ class SnapshotHandler(_Handler):
         await store.remove(snapshot_id)
         self.set_status(204)
         self.finish()
+
+
+class VerifyHandler(_Handler):
+    """Read all of a snapshot, files and memory, and compare it with its sums."""
+
+    async def post(self, ref: str) -> None:
+        snapshot_id = self.snapshot_id(ref)
+        self.answer({"id": snapshot_id, "complete": await self.unless_gone(self._verify(snapshot_id))})
+
+    async def _verify(self, snapshot_id: SnapshotId) -> bool:
+        """Whether all could be compared: the sums of a new snapshot are made in the background."""
+        complete = await self.api.store.verify(snapshot_id)
+        if self.api.images is not None and self.api.store.get(snapshot_id).info.engine != NO_MEMORY:
+            complete = await self.api.images.verify_image(snapshot_id) and complete
+        return complete
 
 
 class ExportHandler(_Handler):

@@ -25,7 +25,9 @@ from warmcell.sandbox.models import GIB, EngineReport
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.saved import NO_ENGINE
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots.archive import ImagePort
 from warmcell.sandbox.snapshots.base import SnapshotEngine
+from warmcell.sandbox.snapshots.carrying import CriuImages
 from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import Upkeep
@@ -58,8 +60,11 @@ class Wiring:
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
         )
         self.engine: SnapshotEngine | None = None
+        self.images: ImagePort | None = None
+        """How memory is taken out and brought in, if it can be saved at all."""
         if settings.snapshots == "auto" and (helped or os.getuid() == 0):
-            self.engine = CriuEngine(paths=paths)
+            criu = self.engine = CriuEngine(paths=paths)
+            self.images = CriuImages(criu)
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
 
     def service(self) -> SandboxService:

@@ -111,6 +111,18 @@ class Pages:
             if record is None and now[:3] == before:
                 self._write(name, {"name": name, "sha256": found, "stat": now})
 
+    def check(self, path: str, name: str) -> bool:
+        """Read all of an image's link of a file and compare its checksum; False where that is not known yet.
+
+        Raises:
+            HelperError: It is not what was written.
+        """
+        with self._record(name) as record:
+            known = record
+        if known is not None and known["sha256"] != _checksum(path):
+            raise corrupt(f"the memory in {name} is not what was written")
+        return known is not None
+
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""
         names = [name for name in os.listdir(self._path) if not name.endswith(".json")]
@@ -152,7 +164,12 @@ class Pages:
 def _checksum(path: str) -> str:
     """Of what was dumped; behind it the file is only long, so that a mapping may grow."""
     size = os.stat(path).st_size
-    return f"{size} {checksum(path, length_bytes=size - TAIL_BYTES if size > TAIL_BYTES else size)}"
+    return f"{size} {checksum(path, length_bytes=summed_bytes(size))}"
+
+
+def summed_bytes(size: int) -> int:
+    """How much of a page file of this size has anything in it."""
+    return size - TAIL_BYTES if size > TAIL_BYTES else size
 
 
 def _mounted() -> set[str]:

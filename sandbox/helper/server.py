@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from warmcell.sandbox.helper import compacting, dump, linux, places, probe, program, restore
+from warmcell.sandbox.helper import carrying, compacting, dump, linux, places, probe, program, restore
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
@@ -72,6 +72,9 @@ class Helper:
             "restore": self._restore,
             "images": self._images,
             "drop": self._drop,
+            "export": self._export,
+            "import": self._import,
+            "verify": self._verify,
             "create": self._create,
         }
 
@@ -217,6 +220,31 @@ class Helper:
         conversation.close()
         os.nice(BACKGROUND_NICE)
         shelf.clean()
+
+
+    def _export(self, conversation: Conversation) -> None:
+        carrying.hand_out(conversation, self._shelf(conversation), image=conversation.text("image"))
+
+    def _import(self, conversation: Conversation) -> None:
+        foreign = conversation.uid == 0 or self._environment.get(carrying.IMPORTS_VARIABLE) == "1"
+        try:
+            answer = carrying.take_in(
+                conversation,
+                self._shelf(conversation),
+                image=conversation.text("image"),
+                version=self.program().version,
+                foreign=foreign,
+            )
+        except (HelperError, OSError) as error:
+            problem = error if isinstance(error, HelperError) else full(error, self.base)
+            if problem is not None:  # Said before the caller has sent all of it, and heard although it still sends.
+                conversation.fail(problem)
+                conversation.drain()
+            raise
+        conversation.say({"ok": True, **answer})
+
+    def _verify(self, conversation: Conversation) -> None:
+        conversation.say({"ok": True, **carrying.verify(self._shelf(conversation), image=conversation.text("image"))})
 
 
 def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = None) -> None:

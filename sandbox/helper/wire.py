@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LINE_MAX_BYTES = 1 << 16
 REQUEST_TIMEOUT_S = 10.0
+STREAM_TIMEOUT_S = 600.0
+"""For one piece of a stream: whoever sends or takes it may have a slow disk or a slow line."""
+PIECE_MAX_BYTES = 1 << 23
 FDS_MAX = 64
 
 
@@ -85,6 +88,42 @@ class Conversation:
         if len(self.fds) != 1:
             raise _bad("A descriptor of the sandbox's first process has to come with the request")
         return self.fds[0]
+
+    def pour(self, data: bytes) -> None:
+        """Send a piece of a stream.
+
+        Raises:
+            OSError: The caller has gone, or takes nothing.
+        """
+        self._connection.settimeout(STREAM_TIMEOUT_S)
+        self._connection.sendall(json.dumps({"bytes": len(data)}).encode() + b"\n" + data)
+
+    def piece(self) -> bytes:
+        """The next piece of the caller's stream; empty at its end.
+
+        Raises:
+            EOFError: The caller has gone before that.
+            HelperError: It is none.
+        """
+        self._connection.settimeout(STREAM_TIMEOUT_S)
+        count = _parsed(self._line()).get("bytes")
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= PIECE_MAX_BYTES:
+            raise _bad("That is no piece of a stream")
+        data = bytearray(self._rest[:count])
+        self._rest = self._rest[count:]
+        while len(data) < count:
+            more = self._connection.recv(count - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return bytes(data)
+
+    def drain(self) -> None:
+        """Take what the caller still sends until it hangs up, so that it does not miss the answer."""
+        self._connection.settimeout(REQUEST_TIMEOUT_S)
+        with contextlib.suppress(OSError):
+            while self._connection.recv(LINE_MAX_BYTES):
+                pass
 
     def close(self) -> None:
         """Hang up."""

@@ -33,7 +33,7 @@ _PIECE = 4 * 2**20
 class ImagePort(Protocol):
     """What an engine has whose images can be taken out and brought in."""
 
-    def export_image(self, image: SnapshotId) -> AsyncIterator[bytes]:
+    def export_image(self, image: SnapshotId) -> AsyncGenerator[bytes, None]:
         """The image as a stream.
 
         Raises:
@@ -45,7 +45,16 @@ class ImagePort(Protocol):
 
         Raises:
             SnapshotCorruptError: It is no image.
+            SnapshotIncompatibleError: It is of a machine that is not like this one.
             CapacityError: The disk is full.
+        """
+
+    async def verify_image(self, image: SnapshotId) -> bool:
+        """Read all of an image and compare it with its sums; False where some are not known yet.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            SnapshotCorruptError: It is not what was written.
         """
 
 
@@ -69,11 +78,12 @@ async def export_snapshot(store: SnapshotStore, ref: str, *, images: ImagePort |
             yield piece
         count = 0
         if images is not None and info.engine != NO_MEMORY:
-            async for data in images.export_image(info.id):
-                for at in range(0, len(data), _PIECE):
-                    member = _member(f"{_IMAGE}{count:08}", data[at : at + _PIECE])
-                    yield await asyncio.to_thread(frame.put, member)
-                    count += 1
+            async with contextlib.aclosing(images.export_image(info.id)) as image:
+                async for data in image:
+                    for at in range(0, len(data), _PIECE):
+                        member = _member(f"{_IMAGE}{count:08}", data[at : at + _PIECE])
+                        yield await asyncio.to_thread(frame.put, member)
+                        count += 1
         yield await asyncio.to_thread(frame.end, _member(_LAST, _json({"image_pieces": count})) + END)
 
 

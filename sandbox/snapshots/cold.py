@@ -73,6 +73,21 @@ def expand(directory: Path, manifest: Manifest) -> Manifest:
     return changed
 
 
+def check(directory: Path, manifest: Manifest) -> None:
+    """Read all of the compressed layer.
+
+    Raises:
+        SnapshotCorruptError: What is in the file is not what was put into it.
+    """
+    try:
+        with open(directory / PACKED, "rb") as file, streams.members(file) as archive:
+            for _, content in archive:
+                while content is not None and content.read(streams.PIECE):
+                    pass
+    except OSError as error:
+        raise corrupt(f"The files of snapshot {manifest.info.id} cannot be read: {error.strerror}") from error
+
+
 def tidy(directory: Path, manifest: Manifest) -> None:
     """Remove the form that does not count, and what is half written."""
     counts, other = (PACKED, LAYER) if manifest.info.compressed else (LAYER, PACKED)

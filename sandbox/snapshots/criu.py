@@ -138,7 +138,7 @@ class OwnHelper:
 
 
 @dataclass(frozen=True, slots=True)
-class _Talk:
+class Talk:
     """A request under way."""
 
     reader: asyncio.StreamReader
@@ -149,6 +149,16 @@ class _Talk:
 
         Raises:
             WarmcellError: It is an error.
+        """
+        said = await self.said()
+        self.check(said)
+        return said
+
+    async def said(self) -> Mapping[str, Any]:
+        """The next object that the helper sends.
+
+        Raises:
+            WarmcellError: There is none.
         """
         line = b""
         try:
@@ -161,9 +171,13 @@ class _Talk:
             raise SnapshotError("The helper ended in the middle of its work", hint="Try again; its log says more.")
         if not isinstance(said, dict):
             raise ProtocolError("The helper answered what is no object")
+        return said
+
+    @staticmethod
+    def check(said: Mapping[str, Any]) -> None:
+        """Raise what an answer stands for, if it is an error."""
         if said.get("ok") is not True:
             raise from_json(said)
-        return said
 
 
 class CriuEngine:
@@ -180,7 +194,7 @@ class CriuEngine:
         """
         self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
         # A user may have several state directories, and the machine's helper has the images of all of them.
-        self._store = hashlib.sha256(bytes(paths.state)).hexdigest()[:12]
+        self.store = hashlib.sha256(bytes(paths.state)).hexdigest()[:12]
 
     async def probe(self) -> EngineReport:
         """Ask the helper, which tries once for each boot and version."""
@@ -216,8 +230,8 @@ class CriuEngine:
         self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
     ) -> Dumped:
         """See the port."""
-        request = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self._store}
-        async with _deadline("dump", DUMP_TIMEOUT_S), self._talk(request, place=place) as talk:
+        request = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self.store}
+        async with deadline("dump", DUMP_TIMEOUT_S), self.talk(request, place=place) as talk:
             await talk.answer()
             await while_frozen()
             talk.writer.write(b'{"thaw": true}\n')
@@ -237,7 +251,7 @@ class CriuEngine:
 
     async def images(self) -> list[ImageInfo]:
         """See the port."""
-        said = await self._ask({"op": "images", "store": self._store})
+        said = await self._ask({"op": "images", "store": self.store})
         return [
             ImageInfo(id=SnapshotId(one["id"]), image_bytes=one["bytes"], created_at=one["created_at"])
             for one in said["images"]
@@ -254,11 +268,11 @@ class CriuEngine:
     async def _ask(
         self, request: Mapping[str, Any], *, place: Place | None = None, timeout_s: float = QUICK_TIMEOUT_S
     ) -> Mapping[str, Any]:
-        async with _deadline(request["op"], timeout_s), self._talk(request, place=place) as talk:
+        async with deadline(request["op"], timeout_s), self.talk(request, place=place) as talk:
             return await talk.answer()
 
     @contextlib.asynccontextmanager
-    async def _talk(self, request: Mapping[str, Any], *, place: Place | None) -> AsyncIterator[_Talk]:
+    async def talk(self, request: Mapping[str, Any], *, place: Place | None = None) -> AsyncIterator[Talk]:
         fds: list[int] = []
         connection: socket.socket | None = None
         writer: asyncio.StreamWriter | None = None
@@ -271,7 +285,7 @@ class CriuEngine:
             except OSError as error:
                 raise TransportError(f"The helper does not listen: {error}", hint="Try again.") from error
             reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
-            yield _Talk(reader, writer)
+            yield Talk(reader, writer)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -318,7 +332,8 @@ def _pidfd(pid: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _deadline(operation: str, timeout_s: float) -> AsyncIterator[None]:
+async def deadline(operation: str, timeout_s: float) -> AsyncIterator[None]:
+    """The block may take so long; then it is an `OperationTimeoutError`."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
