@@ -7,11 +7,12 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _COPY_BYTES = 1 << 30
 
 
@@ -84,6 +85,23 @@ def copy(source: int, target: int, offset_bytes: int, length_bytes: int, *, to_b
             raise EOFError("the file ends before the range does")
         offset_bytes += done
         to_bytes += done
+
+
+def punch(path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+    """Give back what ranges (offset, length in bytes) of a file take on disk; their bytes read as zeros from now on.
+
+    Where that cannot be done they stay as they are.
+    """
+    libc = ctypes.CDLL(None)
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+    with suppress(OSError):
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            for offset_bytes, length_bytes in ranges:
+                if libc.fallocate(file, _KEEP_SIZE | _PUNCH_HOLE, offset_bytes, length_bytes) != 0:
+                    return
+        finally:
+            os.close(file)
 
 
 def _link_tree(source: Path, target: Path) -> None:

@@ -162,6 +162,10 @@ def edit(
         for path, status in before:
             _unseal(path, status)
         raise
+    for name, process in zip(names, edited, strict=True):
+        # What is copied by restores lies in a file of its own now. Not before: so far it was the old image's as well.
+        long = (kept for kept in process.kept.ranges if kept[1] >= least_pages * criu.PAGE_BYTES)
+        exchange.punch(image / MEMORY / name, long)
     return Edited(True, "", (*left, *names), tuple(names), sum(process.mapped_bytes for process in edited), copied)
 
 

@@ -242,6 +242,21 @@ def test_page_files_are_the_dumped_pages_themselves(tmp_path: Path) -> None:
     assert file[10] == [status.st_mode]
 
 
+@pytest.mark.root
+def test_what_is_copied_takes_room_once(tmp_path: Path) -> None:
+    """Dumped pages that restores copy lie in a file of their own, and no longer in the page file too."""
+    content = b"".join(page_of(number) for number in range(1, 201) if number % 5)
+    count = len(content) // PAGE
+    closed = Vma(1000, count, prot=0)
+    process = Process(7, [closed, Vma(5000, count + 1)], [Entry(1000, count, content), Entry(5000, count, content)])
+    image = write(tmp_path / "image", [process])
+    before = memory(image, 7)
+    lazy.edit(image, page_file="a" * 12, least_bytes=1, durable=False)
+    assert memory(image, 7) == before
+    assert (image / "pages-1.img").stat().st_size == count * PAGE
+    assert (image / "memory" / ("a" * 12)).stat().st_blocks * 512 < (count + 16) * PAGE
+
+
 def dumped_again(directory: Path, pages: range, *, name: str = "again") -> Path:
     """A dump of the process of `large`, restored from its lazy image, after these of its pages were written."""
     first = directory / "image"
