@@ -8,17 +8,15 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 
 from benchmarks import (
     engines,
     growth,
     machine,
+    ordinary,
     p1_start,
     p2_restart,
     p3_fork,
@@ -31,7 +29,8 @@ from benchmarks import (
 )
 from benchmarks.results import Result
 from benchmarks.rows import ENGINES, Engine, Row
-from tests.lanes import absence, as_ordinary_user, ordinary_uid
+from benchmarks.server import BenchmarkError
+from tests.lanes import absence
 
 Engines = Sequence[Engine]
 
@@ -50,7 +49,7 @@ OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P8"), ("P3", "P4", "P11")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if every promise holds, 1 if one does not or a kind of user could not be measured."""
+    """0 if every promise holds, 1 if one does not or something could not be measured."""
     options = _parser().parse_args(argv)
     if options.tables:
         _write_documents()
@@ -65,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getuid() == 0 and options.as_user:
         missing = absence("user")
         if missing is None:
-            found.append(_measure_as_user(options))
+            rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
+            found.append(ordinary.measured([*rounds, "--only", *options.only]))
         else:
             _say(f"not measured as an ordinary user: {missing.why}. Cure: {missing.cure}")
     print(results.long_table(found))
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     if broken:
         _say(f"not kept: {', '.join(broken)}")
-    return 1 if broken or missing else 0
+    return 1 if broken or missing or any(one.absent for one in found) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,9 +113,17 @@ async def _measure(options: argparse.Namespace) -> Result:
         if name in absent:
             continue
         _say(f"{name} as {user} …")
-        for row in await PROMISES[name](options.rounds, [one for one in ENGINES if one != "criu" or not starts]):
+        began = time.monotonic()
+        try:
+            found = await PROMISES[name](options.rounds, [one for one in ENGINES if one != "criu" or not starts])
+        except BenchmarkError as error:  # What has been measured until then is worth keeping.
+            absent[name] = f"{error}"
+            _say(f"  {error}")
+            continue
+        for row in found:
             _say(f"  {row.what}, {row.engine}: {row.ratio:.3f}×")
-            rows.append(row)
+        rows.extend(found)
+        _say(f"  after {time.monotonic() - began:.0f} s")
     return Result(
         user=user,
         at=at,
@@ -125,28 +133,6 @@ async def _measure(options: argparse.Namespace) -> Result:
         rows=rows,
         absent=absent,
     )
-
-
-def _measure_as_user(options: argparse.Namespace) -> Result:
-    """The same as somebody who is not root, with a home of their own."""
-    uid = ordinary_uid()
-    home = Path(tempfile.mkdtemp(prefix="wc-home-", dir="/tmp"))
-    os.chown(home, uid, uid)
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TZ") if name in os.environ}
-    rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
-    command = [sys.executable, "-m", "benchmarks", "--rows-only", *rounds, "--only", *options.only]
-    try:
-        said = subprocess.run(
-            as_ordinary_user(*command, uid=uid),
-            env={**kept, "HOME": str(home), "USER": f"u{uid}", "LOGNAME": f"u{uid}", "PYTHONDONTWRITEBYTECODE": "1"},
-            cwd=results.TOP,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            check=True,
-        ).stdout
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-    return Result.from_json(json.loads(said))
 
 
 def _write_documents() -> None:

@@ -35,6 +35,10 @@ class Keeper:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    def pid(self) -> int:
+        """Of the keeper's process."""
+        return int(json.loads(self.paths.keeper_lock.read_text())["pid"])
+
     async def sandbox(self, kernel_id: str) -> dict[str, Any]:
         """What is told of a kernel's sandbox."""
         found: list[dict[str, Any]] = (await self._client.get("/sandboxes"))["sandboxes"]
@@ -88,12 +92,18 @@ class Keeper:
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def _working(self) -> bool:
-        """Whether the helper works: root's own, which is a child of the keeper, else anybody's."""
+        """Whether the helper works: root's own, which is a child of the keeper, else anybody's.
+
+        A worker that has a child holds a sandbox.
+        """
         table = list(processes())
-        keeper = int(json.loads(self.paths.keeper_lock.read_text())["pid"])
+        keeper = self.pid()
         children = {one.session for one in table if one.parent == keeper}
+        parents = {one.parent for one in table}
         own = os.getuid() == 0
-        return any(one.name in WORKERS and (one.session in children or not own) for one in table)
+        return any(
+            one.name in WORKERS and one.pid not in parents and (one.session in children or not own) for one in table
+        )
 
     def image(self, snapshot: str) -> Path | None:
         """Where root's own helper has a snapshot's memory; that of others nobody may read."""

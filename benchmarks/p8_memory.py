@@ -1,16 +1,17 @@
 """P8: memory of an idle kernel with torch imported, twenty of them running, beside one plain kernel that is alone.
 
-Memory is the proportional set size (PSS) of all processes of a sandbox, its first processes and a template that waits
-in it included: a page that several processes have counts for each by its share. The plain kernel is measured while
-nothing else maps its libraries, so all of their pages count for it. What a second plain kernel has for itself alone is
-the least that each further one takes; it is the baseline of the second row, of which nothing is promised.
+Memory is the proportional set size (PSS) of all processes of a sandbox: a page that several processes have counts for
+each by its share. A sandbox's first processes, a template that waits in it and the helper's process that holds it are
+included. The plain kernel is measured while nothing else maps its libraries, so all of their pages count for it. What a
+second plain kernel has for itself alone is the least that each further one takes; it is the baseline of the second row,
+of which nothing is promised.
 """
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from benchmarks.keeper import Process, processes
+from benchmarks.keeper import Keeper, Process, processes
+from benchmarks.memory import OWN, WHOLE, memory_bytes
 from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series
 from benchmarks.server import BenchmarkError, JupyterServer
@@ -22,7 +23,7 @@ TORCH = "import torch"
 NAME = "measured-"
 """What these kernels call their process, so that they are told from what waits in the pool."""
 GOALS: Mapping[Engine, float] = {"criu": 0.15, "template": 0.3}
-WHOLE, OWN = ("Pss:",), ("Private_Clean:", "Private_Dirty:")
+HELPER = "warmcell-helper"
 
 
 async def measure(*, kernels: int = KERNELS, engines: Sequence[Engine] = ENGINES) -> list[Row]:
@@ -89,7 +90,8 @@ async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
                 async with server.channels(kernel_ids[-1]) as kernel:
                     await kernel.execute(f"{TORCH}; open('/proc/self/comm', 'w').write('{NAME}{number}')")
                 check_start(await server.sandbox(kernel_ids[-1]), "template")
-            found = sandboxes_bytes(places.runtime)
+            async with Keeper(places) as keeper:
+                found = sandboxes_bytes(keeper.pid())
             for kernel_id in kernel_ids:
                 await server.delete_kernel(kernel_id)
     if len(found) != count:
@@ -97,46 +99,26 @@ async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
     return found
 
 
-def sandboxes_bytes(runtime: Path) -> list[float]:
-    """PSS of all processes of each sandbox of this keeper in which a kernel has been named.
+def sandboxes_bytes(keeper: int) -> list[float]:
+    """PSS of all processes of each sandbox in which a kernel has been named.
+
+    Args:
+        keeper: Its pid. A sandbox is what lies below it, or below the machine's helper.
 
     Raises:
         BenchmarkError: Some of them may not be looked at.
     """
     table = {one.pid: one for one in processes()}
-    firsts = {pid for pid in table if _has_mounts(pid, runtime)}
+    makers = {keeper, *(pid for pid, one in table.items() if one.name == HELPER)}
     inside: dict[int, list[Process]] = {}
     for one in table.values():
-        above: int = one.pid
-        while above in table and above not in firsts:
-            above = table[above].parent
-        if above in firsts:
-            inside.setdefault(above, []).append(one)
+        top = one
+        while top.parent in table and top.parent not in makers:
+            top = table[top.parent]
+        if top.parent in makers:
+            inside.setdefault(top.pid, []).append(one)
     return [
         sum(memory_bytes(one.pid, WHOLE) for one in sandbox)
         for sandbox in inside.values()
         if any(one.name.startswith(NAME) for one in sandbox)
     ]
-
-
-def memory_bytes(pid: int, kinds: tuple[str, ...]) -> float:
-    """The sum of these rows of what the system says of a process's memory.
-
-    Raises:
-        BenchmarkError: It may not be looked at.
-    """
-    try:
-        said = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except ProcessLookupError:
-        return 0.0
-    except OSError as error:
-        raise BenchmarkError(f"the memory of process {pid} may not be looked at: {error.strerror}") from error
-    return 1024.0 * sum(int(line.split()[1]) for line in said.splitlines() if line.startswith(kinds))
-
-
-def _has_mounts(pid: int, runtime: Path) -> bool:
-    """Whether this is the process that mounts a sandbox's things; none of those inside show them."""
-    try:
-        return f" {runtime}/s/" in Path(f"/proc/{pid}/mountinfo").read_text()
-    except OSError:
-        return False

@@ -54,8 +54,9 @@ def listening() -> Iterator[Told]:
 class SystemHelper:
     """The helper, run by root as a machine's would be, with a socket and images of the test's own."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, *, most: int = MOST) -> None:
         places.root.chmod(0o711)
+        self._most = most
         self.folder = places.root / "h"
         self.path = self.folder / "helper.sock"
         self.images = places.root / "images"
@@ -64,7 +65,7 @@ class SystemHelper:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        argv = system_command(sys.executable, socket=str(self.path), images=str(self.images), most=MOST)
+        argv = system_command(sys.executable, socket=str(self.path), images=str(self.images), most=self._most)
         with listening() as told, self.log.open("ab") as log:
             env = {**helper_environment(), OVERRIDE: str(bwrap()), NOTIFY: told.name}
             self._process = subprocess.Popen(argv, env=env, stderr=log, stdin=subprocess.DEVNULL)
