@@ -62,7 +62,7 @@ class TemplateFront:
                 ) from error
             if self._box.spec.warmup:
                 await self._warm_up(client, self._box.spec.warmup)
-            await ask(client, "warmcell_before_snapshot_request", {"token": token})
+            await ask(client, "warmcell_before_snapshot_request", {"token": token, "template": True})
 
     async def _warm_up(self, client: AsyncKernelClient, what: str) -> None:
         try:

@@ -56,8 +56,7 @@ async def test_a_second_snapshot_holds_what_has_changed() -> None:
     """It takes far less time than the first, and a small part of its room on disk."""
     (again,) = await p11_again.measure(rounds=2)
     assert again.ratio <= P11_LIMIT, again.to_json()
-    # Mostly far less; a garbage collection between the two writes to every object, some 150 MB with torch.
-    assert again.sizes_bytes["second image"] < again.sizes_bytes["first image"] / 4
+    assert again.sizes_bytes["second image"] < again.sizes_bytes["first image"] / 10
 
 
 async def test_the_proxy_costs_little() -> None:

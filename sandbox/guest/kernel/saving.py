@@ -6,6 +6,7 @@ docs/explanation/guest-protocol.md.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..magics import doors
 from . import hooks, iopub, newborn
+from .replies import Replies
 
 OUTPUT_TIMEOUT_S = 10.0
 CONNECTIONS_TIMEOUT_S = 2.0
@@ -37,6 +39,7 @@ class Saving:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._token = ""
+        self._replies = Replies(app.kernel.session, app.control_thread)
 
     def install(self) -> None:
         """Take the requests from now on."""
@@ -76,10 +79,17 @@ class Saving:
             )
         try:
             # No garbage collection: it would write to every object, and so copy what clones and later snapshots share.
+            # What a template has imported stays for ever, so its kernels' collections need not look at it either. What
+            # a notebook has may become garbage, and has to be found then.
+            if content.get("template") is True:
+                gc.collect()
+                gc.freeze()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
+            self._replies.hold()
             self._in_order(self._hold)
         except BaseException:
+            self._replies.let_go()
             doors.reopen()
             raise
         self._token = token
@@ -105,12 +115,14 @@ class Saving:
         hooks.run(hooks.after, when="after a restore")
         self._token = ""
         doors.reopen()
+        self._replies.let_go()
         self._in_order(self._let_go)
         return {"token": token}
 
     def _go_on(self, content: Mapping[str, Any]) -> dict[str, Any]:
         self._token = ""
         doors.reopen()
+        self._replies.let_go()
         self._in_order(self._let_go)
         return {}
 

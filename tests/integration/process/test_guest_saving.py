@@ -132,6 +132,21 @@ class started:
         self._line.hang_up()
 
 
+async def test_collections_leave_alone_what_a_template_has(line: Line) -> None:
+    """No later collection looks at what there is when a template is saved; what a notebook has is collected."""
+    await line.run("import gc, weakref\nclass Ring: pass\nring = Ring(); ring.own = ring; seen = weakref.ref(ring)")
+    frozen = await line.value("gc.get_freeze_count()")
+    await line.pause("t1")
+    await line.go_on()
+    assert await line.value("gc.get_freeze_count()") == frozen
+    await line.run("del ring; gc.collect()")
+    assert await line.value("seen() is None")
+    await line.ask("warmcell_before_snapshot_request", {"token": "t2", "template": True})
+    await line.go_on()
+    assert await line.value("gc.get_freeze_count()") > frozen + 1000
+    assert await line.value("len(gc.get_objects())") < 5000
+
+
 async def test_output_while_nobody_listens_comes_once_and_in_order(line: Line) -> None:
     """What a thread prints through a pause without any connection has neither gap nor duplicate."""
     await line.run(PRINTER)
