@@ -1,0 +1,103 @@
+"""How snapshots go: by name, by age, for room, or when the last who uses them has let go of them."""
+
+import asyncio
+import logging
+
+from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots import directory, disk, lookup
+from warmcell.sandbox.snapshots.draft import finish
+from warmcell.sandbox.snapshots.known import Entry, Known
+
+log = logging.getLogger(__name__)
+
+
+class Removing(Known):
+    """Takes snapshots off the disk, and their images with them."""
+
+    async def discard(self, snapshot_id: SnapshotId) -> None:
+        """Remove it as soon as nobody uses it; nobody finds it from now on. One that is gone is no error."""
+        entry = self._entries.get(snapshot_id)
+        if entry is not None and not entry.doomed:
+            await finish(self._doom(snapshot_id))
+
+    async def remove(self, snapshot_id: SnapshotId) -> None:
+        """Remove it with its layer and its image; one that cannot be read as well.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            ConflictError: It is in use.
+            SnapshotError: It could not be removed, and is as before.
+        """
+        if self._unreadable.pop(snapshot_id, None) is not None:
+            await finish(self._discard(snapshot_id))
+            return
+        entry = self._entries[self._find_id(snapshot_id)]
+        entry.refuse_used("remove")
+        await finish(self._remove(snapshot_id, entry))
+
+    async def expire(self) -> list[SnapshotId]:
+        """Remove those whose time is over and that nobody uses; their ids."""
+        now = self._clock()
+        over = [
+            info.id for info in self.infos() if lookup.is_expired(info, now=now, ttl_s=self.ttl_s) and self._free(info)
+        ]
+        return await self._remove_all(over)
+
+    async def make_room(self, wanted_bytes: int) -> list[SnapshotId]:
+        """See that `wanted_bytes` more stay within the quota; the ids of those that were removed for it.
+
+        Raises:
+            CapacityError: Removing all that may go would not be enough; nothing was removed.
+        """
+        if self.quota_bytes is None:
+            return []
+        spare = [info for info in self.infos() if self._free(info)]
+        going = lookup.room(spare, used_bytes=self.used_bytes, wanted_bytes=wanted_bytes, quota_bytes=self.quota_bytes)
+        return await self._remove_all(going)
+
+    async def _remove_all(self, ids: list[SnapshotId]) -> list[SnapshotId]:
+        removed = []
+        for one in ids:
+            entry = self._entries.get(one)
+            if entry is not None and not entry.pins:
+                await finish(self._remove(one, entry))
+                removed.append(one)
+        return removed
+
+    async def _doom(self, snapshot_id: SnapshotId) -> None:
+        """Remove one that was replaced, now or when it is no longer used."""
+        entry = self._entries[snapshot_id]
+        entry.doomed = True
+        if not entry.pins:
+            try:
+                await self._remove(snapshot_id, entry)
+            except WarmcellError as error:
+                log.warning("Snapshot %s, which was replaced, could not be removed: %s", snapshot_id, error)
+
+    async def _remove(self, snapshot_id: SnapshotId, entry: Entry) -> None:
+        if self._entries.pop(snapshot_id, None) is None:
+            return  # Somebody else is at it.
+        async with entry.lock:
+            try:
+                await self._discard(snapshot_id)
+            except WarmcellError:
+                self._entries[snapshot_id] = entry
+                raise
+
+    async def _discard(self, snapshot_id: SnapshotId) -> None:
+        """Off the disk, and its image with it. Only the first step can fail."""
+        gone = self.root / f".{snapshot_id}.gone"
+        try:
+            await asyncio.to_thread(directory.hide, self.root / snapshot_id, gone)
+        except OSError as error:
+            raise disk.failure(error, f"remove snapshot {snapshot_id}") from error
+        if self.on_removed is not None:
+            try:
+                await self.on_removed(snapshot_id)
+            except WarmcellError as error:  # An image without a manifest is dropped when the keeper next starts.
+                log.warning("The image of snapshot %s could not be dropped: %s", snapshot_id, error)
+        try:
+            await asyncio.to_thread(disk.remove, gone)
+        except OSError as error:  # It is hidden, and goes when the store is next opened.
+            log.warning("Files of snapshot %s could not be removed: %s", snapshot_id, error)
