@@ -25,6 +25,7 @@ LATER = (
     "jedi",
     "pdb",
     "prompt_toolkit.formatted_text",
+    "psutil",  # For the children of a kernel that is told to go. Imported then it takes longer than all else.
     "tornado.platform.asyncio",
     "zmq.eventloop.zmqstream",
 )

@@ -50,3 +50,15 @@ async def test_a_kernel_settles_its_affairs(guest: Guest, tmp_path: Path, engine
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
     done = dict.fromkeys(("atexit", "finalized", "thread"), "done")
     assert written == {**done, "begun": "the rest", "hidden": "more"}
+
+
+async def test_a_kernel_imports_nothing_to_leave(guest: Guest, tmp_path: Path) -> None:
+    """An import would be half of the time that its end takes."""
+    await guest.prepared("json")
+    kernel = await guest.kernel("template", cwd=str(tmp_path))
+    note = "import atexit, sys; before = set(sys.modules); file = open('new', 'w'); names = sys.modules"
+    output = await kernel.run(f"{note}\natexit.register(lambda old=before: file.write(str(sorted(set(names) - old))))")
+    assert output.status == "ok", output
+    kernel.client.shutdown(restart=True)
+    assert (await guest.event(event="kernel", pid=kernel.pid, state="exited"))["exit_code"] == 0
+    assert (tmp_path / "new").read_text() == "[]"
