@@ -97,6 +97,10 @@ class Box(abc.ABC):
         """Host pids of everything in it; empty when it is not up."""
         return self._instance.processes() if self._instance is not None else ()
 
+    def took(self, **phases_ms: float) -> None:
+        """Add to what the start under way has spent its time on, in milliseconds."""
+        self.tell(phases_ms={**self.info.phases_ms, **{name: round(ms, 1) for name, ms in phases_ms.items()}})
+
     def tell(self, **changes: Any) -> None:
         """Change what is told about it, and tell it."""
         before = self.info.state

@@ -110,6 +110,7 @@ class LiveSandbox(Box):
             "key": "",
             "signature_scheme": "hmac-sha256",
         }
+        began = time.perf_counter()
         with guest_files.create(self.run_directory / f"{prefix}.json") as file:
             file.write(json.dumps(connection).encode())
         started = await self._unless_dead(
@@ -124,7 +125,9 @@ class LiveSandbox(Box):
             started_from=started.started_from,
         )
         self.kernel = kernel
-        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None, phases_ms={})
+        before = {} if self.info.generation else self.info.phases_ms
+        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None, phases_ms=before)
+        self.took(start=1000 * (time.perf_counter() - began))
         early = self._early_exits.get(kernel.pid)
         if early is not None:
             self._kernel_exited(early)

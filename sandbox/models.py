@@ -233,7 +233,8 @@ class SandboxInfo(Wire):
     resumed_ms: float | None = None
     """From the request that woke it to its first answer."""
     phases_ms: Mapping[str, float] = field(default_factory=dict)
-    """What the last start, restore or resume spent its time on: queue, create, restore, ready."""
+    """What the last start, restore or resume spent its time on: queue (for a GPU), create (the sandbox), start (a
+    process) or restore (memory), ready (the first answer). pool: sandbox and kernel were waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,7 @@ class KernelStarts:
         env = {**kernel.request.env, **box.spec.env, **gpu_environment(box.gpus)}
         oom_before = box.oom_kills()
         process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
+        started = time.perf_counter()
         box.frontend = self.front_of(kernel, box)
         self.spawn(self._watch(kernel, process, box, oom_before))
         if process.token:  # It has been up for a while, and waits for somebody to become.
@@ -190,7 +191,9 @@ class KernelStarts:
         else:
             await kernel.proxy.connect_guest(str(process.socket_prefix))
             await self._answer(kernel, process, box, oom_before)
-        info = self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
+        ready = time.perf_counter()
+        box.took(ready=1000 * (ready - started))
+        info = self._service.kernel_ready(sandbox_id, started_ms=1000 * (ready - began))
         kernel.started = True
         kernel.sessions = kernel.sessions or self.ledger.sessions(kernel.request.kernel_id)
         self.note(kernel)

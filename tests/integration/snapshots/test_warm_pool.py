@@ -85,7 +85,11 @@ async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -
         assert "pool" in info["phases_ms"]
         await client.post(f"/kernels/{asked['kernel_id']}/end", {"grace_s": 0})
         again = await client.post("/kernels", asked, timeout=120)
-        assert (again["id"], again["started_from"], set(again["phases_ms"])) == (info["id"], "template", {"restore"})
+        assert (again["id"], again["started_from"], set(again["phases_ms"])) == (
+            info["id"],
+            "template",
+            {"restore", "ready"},
+        )
 
 
 async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_path: Path) -> None:
