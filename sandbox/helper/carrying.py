@@ -14,7 +14,6 @@ here and against the sandbox's rights at each restore.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,19 +28,18 @@ from warmcell.sandbox.helper.pages import summed_bytes
 from warmcell.sandbox.helper.problems import HelperError, corrupt
 from warmcell.sandbox.helper.seals import checksum
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED
+from warmcell.sandbox.helper.stream import PIECE_BYTES, In, Out, are_numbers, is_number, is_path, number, segments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
     from warmcell.sandbox.helper.shelf import Image, Shelf
     from warmcell.sandbox.helper.wire import Conversation
 
 FORMAT = 1
-PIECE_BYTES = 1 << 20
 ABOUT_MAX_BYTES = 16 << 20
-LINE_MAX_BYTES = 4096
 SIZE_MAX_BYTES = 1 << 44
 FILES_MAX = 100_000
 NUMBER_MAX = 1 << 22
@@ -61,7 +59,7 @@ def hand_out(conversation: Conversation, shelf: Shelf, *, image: str) -> None:
     found = shelf.open(image)
     try:
         conversation.say({"ok": True, "stream": FORMAT})
-        out = _Out(conversation.pour)
+        out = Out(conversation.pour)
         _write(out, found)
         total = out.digest()
         seal = shelf.seals.sign({"stream": total, "uid": conversation.uid})
@@ -89,7 +87,7 @@ def take_in(conversation: Conversation, shelf: Shelf, *, image: str, version: st
     draft = shelf.draft(image)
     keep = False
     try:
-        known, own = _read(_In(conversation.piece), shelf, draft.path, version=version, uid=conversation.uid)
+        known, own = _read(In(conversation.piece), shelf, draft.path, version=version, uid=conversation.uid)
         if not (own or foreign):
             raise HelperError(
                 "unsupported",
@@ -131,79 +129,6 @@ def verify(shelf: Shelf, *, image: str) -> dict[str, object]:
         found.close()
 
 
-class _Out:
-    """What is sent, in pieces of a good size, and its sum."""
-
-    def __init__(self, send: Callable[[bytes], None]) -> None:
-        self._send = send
-        self._sum = hashlib.sha256()
-        self._waiting = bytearray()
-        self.sent_bytes = 0
-
-    def record(self, said: dict[str, object]) -> None:
-        self.put(json.dumps(said).encode() + b"\n")
-
-    def put(self, data: bytes) -> None:
-        self._sum.update(data)
-        self._waiting += data
-        if len(self._waiting) >= PIECE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        self.sent_bytes += len(self._waiting)
-        if self._waiting:
-            self._send(bytes(self._waiting))
-        self._waiting.clear()
-
-    def digest(self) -> str:
-        return self._sum.hexdigest()
-
-
-class _In:
-    """What is received, record by record, and its sum."""
-
-    def __init__(self, receive: Callable[[], bytes]) -> None:
-        self._receive = receive
-        self._sum = hashlib.sha256()
-        self._here, self._at = b"", 0
-        self.before = ""
-        """The sum of all that came before the last record."""
-
-    def record(self) -> dict[str, Any]:
-        while (end := self._here.find(b"\n", self._at)) < 0:
-            if len(self._here) - self._at > LINE_MAX_BYTES or not self._more():
-                raise corrupt("the stream of the image breaks off")
-        line, self._at = self._here[self._at : end], end + 1
-        self.before = self._sum.hexdigest()
-        self._sum.update(line + b"\n")
-        try:
-            said = json.loads(line)
-        except (ValueError, RecursionError):
-            said = None
-        if not isinstance(said, dict):
-            raise corrupt("the stream of the image cannot be read")
-        return said
-
-    def take(self, count: int) -> Iterator[bytes]:
-        while count:
-            if self._at == len(self._here) and not self._more():
-                raise corrupt("the stream of the image breaks off")
-            piece = self._here[self._at : self._at + count]
-            self._at += len(piece)
-            self._sum.update(piece)
-            count -= len(piece)
-            yield piece
-
-    def ended(self) -> bool:
-        """Whether nothing comes any more."""
-        return self._at == len(self._here) and not self._more()
-
-    def _more(self) -> bool:
-        data = self._receive()
-        self._here, self._at = self._here[self._at :] + data, 0
-        return bool(data)
-
-
 KNOWN = (
     *("criu", "linux", "cpu", "pid", "pids", "last_pid", "user"),
     *("memory_bytes", "stopped", "open", "pinned", "lazy"),
@@ -211,7 +136,7 @@ KNOWN = (
 """What of all that is known of an image goes with it."""
 
 
-def _write(out: _Out, image: Image) -> None:
+def _write(out: Out, image: Image) -> None:
     about = json.dumps({name: image.about[name] for name in KNOWN}).encode()
     out.record({"image": FORMAT, "bytes": len(about)})
     out.put(about)
@@ -223,7 +148,7 @@ def _write(out: _Out, image: Image) -> None:
             found = os.fstat(fd)
             mode = found.st_mode & 0o777
             out.record({"file": name, "size": found.st_size, "mode": mode, "changed_ns": found.st_mtime_ns})
-            for begin, end in _data(fd, found.st_size):
+            for begin, end in segments(fd, found.st_size):
                 out.record({"at": begin, "bytes": end - begin})
                 while begin < end:
                     piece = os.pread(fd, min(PIECE_BYTES, end - begin), begin)
@@ -245,19 +170,7 @@ def _bytes(image: Image) -> int:
     return sum(os.stat(f"{image.path}/{name}").st_blocks * 512 for name in _files(image))
 
 
-def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of what is no hole."""
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # From here on all is a hole.
-            return
-        at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
-        yield begin, at
-
-
-def _read(source: _In, shelf: Shelf, path: str, *, version: str, uid: int) -> tuple[dict[str, Any], bool]:
+def _read(source: In, shelf: Shelf, path: str, *, version: str, uid: int) -> tuple[dict[str, Any], bool]:
     """Write the files, and say what is known of the image and whether it was this helper that handed it out."""
     first = source.record()
     if first.get("image") != FORMAT:
@@ -267,7 +180,7 @@ def _read(source: _In, shelf: Shelf, path: str, *, version: str, uid: int) -> tu
             hint="Use the version of Warmcell that made it.",
             details={"what": "format", "expected": FORMAT, "found": str(first.get("image"))},
         )
-    known = _known(b"".join(source.take(_number(first, "bytes", ABOUT_MAX_BYTES))))
+    known = _known(b"".join(source.take(number(first, "bytes", ABOUT_MAX_BYTES))))
     restore.check_machine(known, version)
     for folder in (MEMORY, PINNED):
         os.mkdir(f"{path}/{folder}", 0o700)
@@ -282,9 +195,9 @@ def _read(source: _In, shelf: Shelf, path: str, *, version: str, uid: int) -> tu
     return known, shelf.seals.is_signed({"stream": total, "uid": uid}, said.get("seal"))
 
 
-def _read_file(source: _In, said: dict[str, Any], path: str) -> dict[str, Any]:
+def _read_file(source: In, said: dict[str, Any], path: str) -> dict[str, Any]:
     """Write one file; the record that follows it."""
-    name, size = said["file"], _number(said, "size", SIZE_MAX_BYTES)
+    name, size = said["file"], number(said, "size", SIZE_MAX_BYTES)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise corrupt("the image has a file that no image has")
     try:
@@ -294,7 +207,7 @@ def _read_file(source: _In, said: dict[str, Any], path: str) -> dict[str, Any]:
     try:
         end = 0
         while "at" in (part := source.record()):
-            at, count = _number(part, "at", size), _number(part, "bytes", size)
+            at, count = number(part, "at", size), number(part, "bytes", size)
             if at < end or at + count > size:
                 raise corrupt(f"parts of {name} do not fit together")
             end = at + count
@@ -303,8 +216,8 @@ def _read_file(source: _In, said: dict[str, Any], path: str) -> dict[str, Any]:
                 at += len(piece)
         os.ftruncate(fd, size)
         if "/" in name:
-            os.fchmod(fd, _number(said, "mode", 0o777))
-            changed_ns = _number(said, "changed_ns", 1 << 63)
+            os.fchmod(fd, number(said, "mode", 0o777))
+            changed_ns = number(said, "changed_ns", 1 << 63)
             os.utime(fd, ns=(changed_ns, changed_ns))
         return part
     finally:
@@ -319,14 +232,14 @@ def _known(data: bytes) -> dict[str, Any]:
         fits = (
             all(isinstance(found[name], str) for name in ("criu", "linux"))
             and all(isinstance(flag, str) for flag in found["cpu"])
-            and all(_is_number(found[name], NUMBER_MAX) and found[name] for name in ("pid", "last_pid"))
-            and all(_is_number(pid, NUMBER_MAX) for name in ("pids", "stopped") for pid in found[name])
-            and [_is_number(one, 1 << 32) for one in found["user"]] == [True, True]
-            and _is_number(found["memory_bytes"], SIZE_MAX_BYTES)
+            and all(is_number(found[name], NUMBER_MAX) and found[name] for name in ("pid", "last_pid"))
+            and all(is_number(pid, NUMBER_MAX) for name in ("pids", "stopped") for pid in found[name])
+            and [is_number(one, 1 << 32) for one in found["user"]] == [True, True]
+            and is_number(found["memory_bytes"], SIZE_MAX_BYTES)
             and isinstance(found["lazy"], bool)
-            and all(_is_path(path) and _are_numbers(seen, 2) for path, seen in found["open"].items())
+            and all(is_path(path) and are_numbers(seen, 2) for path, seen in found["open"].items())
             and all(
-                _is_path(path) and _are_numbers(seen[:3], 3) and re.fullmatch(r"[0-9]{0,6}", seen[3]) and len(seen) == 4
+                is_path(path) and are_numbers(seen[:3], 3) and re.fullmatch(r"[0-9]{0,6}", seen[3]) and len(seen) == 4
                 for path, seen in found["pinned"].items()
             )
         )
@@ -363,23 +276,3 @@ def _shared(shelf: Shelf, memory: str) -> dict[str, int]:
             os.unlink(brought)
             shared[name] = os.stat(here).st_ino
     return shared
-
-
-def _number(said: dict[str, Any], name: str, most: int) -> int:
-    value = said.get(name)
-    if not _is_number(value, most):
-        raise corrupt(f"the stream of the image has no {name} that can be")
-    assert isinstance(value, int)
-    return value
-
-
-def _is_number(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def _are_numbers(values: object, count: int) -> bool:
-    return isinstance(values, list) and len(values) == count and all(_is_number(each, 1 << 63) for each in values)
-
-
-def _is_path(path: str) -> bool:
-    return path.startswith("/") and "\0" not in path
