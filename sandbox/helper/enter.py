@@ -16,11 +16,12 @@ import sys
 import time
 
 from warmcell.sandbox.helper import linux
+from warmcell.sandbox.helper.places import children
 from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from warmcell.sandbox.helper.places import Place
@@ -146,7 +147,7 @@ class Run:
             env: Its whole environment.
             user: uid and gid to run it as, with all capabilities of this process; as this process if None.
             held: Descriptors that stay open until it has ended, whatever becomes of this process.
-            join: Run in the sandbox's control groups, so that what it starts is in them.
+            join: Have it, and what it starts, be in the sandbox's control groups.
             last_pid: What it starts has numbers above this one, if it is not 0, and so has all that starts later.
             prepare: What is done inside, as root, before.
 
@@ -154,7 +155,6 @@ class Run:
             HelperError: The sandbox has ended.
         """
         numbers = os.open(LAST_PID, os.O_WRONLY | os.O_CLOEXEC) if last_pid else -1
-        groups = _entrances(place.pid) if join else []
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self._word, word = socket.socketpair()
         self._child = _fork_into(place)
@@ -163,7 +163,7 @@ class Run:
                 self._word.close()
                 if not held:  # Else somebody waits for its end: criu must not be killed in the middle of what it saves.
                     linux.die_with_parent()
-                word.sendall(_said(lambda: _enter(place, groups, prepare)))
+                word.sendall(_said(lambda: _enter(place, prepare)))
                 if word.recv(1):
                     if last_pid:
                         # The number is that of the pid namespace of who writes, not of the /proc it was opened in.
@@ -175,8 +175,10 @@ class Run:
             finally:
                 os._exit(125)
         word.close()
-        for fd in (*groups, null, *([numbers] if last_pid else [])):
-            os.close(fd)
+        os.close(null)
+        if last_pid:
+            os.close(numbers)
+        self._place, self._joins = place, join
         self._pidfd = os.pidfd_open(self._child)
 
     def go(self) -> None:
@@ -189,6 +191,18 @@ class Run:
         _heard(self._word.fileno())
         self._word.sendall(b".")
 
+    def _join(self) -> None:
+        """Put it into the sandbox's control groups, and what it has started before it was in them.
+
+        Linux may take ten milliseconds over the first of them, which is why this is done beside the program.
+        """
+        groups = _entrances(self._place.pid)
+        moved: set[int] = set()
+        while late := {self._child, *_below(self._child)} - moved:
+            for pid in late:
+                _move(pid, groups)
+            moved |= late
+
     def wait(self, *, timeout_s: float, caller: int | None = None) -> int:
         """Its exit code, as a shell says it; it is killed when time is up or the caller's socket closes.
 
@@ -196,6 +210,8 @@ class Run:
             HelperError: Time is up.
             Cancelled: The caller has gone.
         """
+        if self._joins:
+            self._join()
         waiting = select.poll()
         waiting.register(self._pidfd, select.POLLIN)
         if caller is not None:
@@ -222,11 +238,9 @@ class Run:
         return self._code if self._code >= 0 else 128 - self._code
 
 
-def _enter(place: Place, groups: Sequence[int], prepare: Callable[[], None]) -> None:
+def _enter(place: Place, prepare: Callable[[], None]) -> None:
     linux.name_process("warmcell-run")
     os.setsid()
-    for group in groups:
-        os.write(group, b"0")
     for name, fd in place.namespaces.items():
         if name != "pid":
             linux.setns(fd)
@@ -267,20 +281,36 @@ def _check_proc() -> None:
         raise OSError(2, "/proc is not that of the sandbox")
 
 
-def _entrances(pid: int) -> list[int]:
-    """Descriptors of the `cgroup.procs` of the groups that `pid` is in and this process is not."""
-    theirs, own = _groups(pid), _groups("self")
-    roots = _hierarchies()
-    found: list[int] = []
-    for controllers, path in theirs.items():
-        if own.get(controllers) == path or controllers not in roots:
-            continue
-        mounted, root = roots[controllers]
-        below = os.path.relpath(path, root)
-        if below.startswith(".."):
-            continue
-        found.append(os.open(f"{mounted}/{below}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+def _below(pid: int) -> list[int]:
+    """All processes that descend from one."""
+    found = children(pid)
+    for child in found:
+        found += children(child)
     return found
+
+
+def _entrances(pid: int) -> dict[str, tuple[str, str]]:
+    """Of each control group of a process, by its hierarchy's controllers: its path there, and where one enters it."""
+    roots = _hierarchies()
+    found: dict[str, tuple[str, str]] = {}
+    for controllers, path in _groups(pid).items():
+        mounted, root = roots.get(controllers, ("", "/nowhere"))
+        below = os.path.relpath(path, root)
+        if not below.startswith(".."):
+            found[controllers] = path, f"{mounted}/{below}/cgroup.procs"
+    return found
+
+
+def _move(pid: int, groups: Mapping[str, tuple[str, str]]) -> None:
+    """Put a process, if it has not ended, into those of the groups that it is not in."""
+    try:
+        own = _groups(pid)
+    except FileNotFoundError:
+        return
+    for controllers, (path, entrance) in groups.items():
+        if own.get(controllers) != path:
+            with contextlib.suppress(ProcessLookupError), open(entrance, "w") as group:
+                group.write(str(pid))
 
 
 def _groups(pid: int | str) -> dict[str, str]:

@@ -42,7 +42,6 @@ def restore(
     try:
         about = found.about
         check_machine(about, program_.version)
-        verified = time.perf_counter()
         with _room_for_log(shelf) as work:
             code = -1
             running = criu.start(
@@ -59,7 +58,7 @@ def restore(
             try:
                 _check_rights(found, place)
                 _go(running)
-                mounted = time.perf_counter()
+                prepared = time.perf_counter()
                 code = running.wait(timeout_s=criu.RESTORE_TIMEOUT_S, caller=caller)
             finally:
                 running.end()
@@ -71,7 +70,7 @@ def restore(
             _set_going(place, int(about["pid"]), set(about["stopped"]))
     finally:
         found.close()
-    steps = {"verify": verified - began, "mount": mounted - verified, "restore": restored - mounted}
+    steps = {"prepare": prepared - began, "restore": restored - prepared}
     return {"pid": about["pid"], "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()}}
 
 

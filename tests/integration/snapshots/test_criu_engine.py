@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -185,6 +186,48 @@ async def test_children_come_along(boxes: Boxes) -> None:
     clone = await boxes.restored(FIRST)
     await clone.goes_on(past=await clone.goes_on() + 3)
     assert set(dumped.pids) <= set(await clone.numbers())
+
+
+async def test_what_is_restored_is_in_the_control_groups_of_its_sandbox(boxes: Boxes) -> None:
+    """All of it, children included, so that its limits hold; criu begins outside of them."""
+    children = "import subprocess; [subprocess.Popen(['sleep', '600']) for _ in range(3)]"
+    source = await boxes.running(before=children)
+    await boxes.dump(source, FIRST, then="stop")
+    for _ in range(3):
+        clone = await boxes.restored(FIRST)
+        groups = Path(f"/proc/{clone.pid}/cgroup").read_text()
+        assert groups != Path("/proc/self/cgroup").read_text()
+        kernel = guest_places.identify(os.pidfd_open(clone.pid), 0).find(clone.kernel)
+        tree = [kernel, *guest_places.children(kernel)]
+        assert len(tree) == 4
+        assert {pid: Path(f"/proc/{pid}/cgroup").read_text() for pid in tree} == dict.fromkeys(tree, groups)
+
+
+STARTS_AT_ONCE = """
+import os, sys, time
+from warmcell.sandbox.helper import enter, places
+from warmcell.sandbox.helper.problems import HelperError
+
+place = places.identify(os.pidfd_open(int(sys.argv[1])), 0)
+shell = os.open("/bin/sh", os.O_RDONLY)
+running = enter.Run(place, (shell, ["sh", "-c", "sleep 60 & wait"], [shell]), env={"PATH": "/bin"})
+running.go()
+deadline = time.monotonic() + 20
+while not (late := [pid for child in places.children(os.getpid()) for pid in places.children(child)]):
+    assert time.monotonic() < deadline
+try:
+    running.wait(timeout_s=0)
+except HelperError:
+    print(open(f"/proc/{late[0]}/cgroup").read())
+"""
+
+
+async def test_what_was_started_before_joining_joins_as_well(boxes: Boxes) -> None:
+    """A program that is faster than Linux has its first children follow it into the sandbox's groups."""
+    box = await boxes.fresh()
+    argv = [sys.executable, "-c", STARTS_AT_ONCE, str(box.pid)]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=40, check=True)
+    assert told.stdout.strip() == Path(f"/proc/{box.pid}/cgroup").read_text().strip()
 
 
 async def test_a_stopped_child_stays_stopped(boxes: Boxes) -> None:
