@@ -111,3 +111,36 @@ async def test_nothing_that_is_said_is_lost_or_said_twice(places: Places, tmp_pa
                 await other.until(functools.partial(has_heard, other, names[-1]))
                 assert of_cells(other, asked) == of_cells(made.page, asked)
                 await client.delete(f"/kernels/{made.kernel_id}")
+
+
+async def test_a_reply_says_what_the_kernel_said(places: Places, tmp_path: Path) -> None:
+    """Cells that end while their kernel is being saved: what a page is to do with the reply is in it."""
+    moments = random.Random(2)
+    cell = "import time; time.sleep({}); get_ipython().set_next_input('after {}')"
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        for verb, times in (("snapshot", 10), ("fork", 3), ("suspend", 5)):
+            for number in range(times):
+                asked = made.page.send(cell.format(moments.uniform(0.0, 0.3), number))
+                told = await made.do(verb, **({"busy": True} if verb == "suspend" else {}))
+                if verb == "suspend":
+                    await made.do("resume")
+                for clone in told.get("sandboxes", ()):
+                    await client.delete(f"/sandboxes/{clone['id']}")
+                payload = (await made.page.done(asked, timeout=20))["payload"]
+                assert [each["text"] for each in payload] == [f"after {number}"], (verb, number)
+
+
+async def test_a_question_reaches_the_page(places: Places, tmp_path: Path) -> None:
+    """A cell that asks for input while its kernel is being saved is answered."""
+    moments = random.Random(3)
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        for number in range(5):
+            cell = f"import time; time.sleep({moments.uniform(0.0, 0.2)}); print(input('what?'))"
+            asked = made.page.send(cell, allow_stdin=True)
+            saving = asyncio.create_task(made.do("snapshot"))
+            question = await made.page.client.get_stdin_msg(timeout=20)
+            assert question["content"]["prompt"] == "what?"
+            made.page.client.input(f"answer {number}")
+            assert (await made.page.done(asked, timeout=20))["status"] == "ok"
+            await saving
+            assert made.page.said(asked) == f"answer {number}"
