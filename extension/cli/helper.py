@@ -7,43 +7,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from warmcell.extension.cli.output import WARNING, add_json, print_json
+from warmcell.extension.cli.output import WARNING, Verbs, print_cure, print_json
 from warmcell.sandbox.helper.maker import SANDBOXES_MAX
 from warmcell.sandbox.helper.system import IMAGES, SOCKET
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the commands."""
-    parser = commands.add_parser("helper", help="run the machine's helper, through which users save kernels' memory")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = Verbs(commands, "helper", about="run the machine's helper, through which users save kernels' memory")
 
-    status = verbs.add_parser(
+    verbs.add(
         "status",
-        help="say whether it runs, and what it can do",
+        run_status,
+        about="say whether it runs, and what it can do",
         description="Ask the machine's helper what it can do for you. Exit code 0: all; 3: it does not run, or "
         "something is missing.",
     )
-    status.set_defaults(run=run_status)
 
-    install = verbs.add_parser(
+    verbs.add(
         "install",
-        help="set it up as a service (root)",
+        run_install,
+        about="set it up as a service (root)",
         description="Copy the helper to /opt/warmcell/helper, where only root can change it, and have systemd run it. "
         "Refused from an environment that others than root can change. Without systemd it says how to run it.",
     )
-    install.set_defaults(run=run_install)
 
-    uninstall = verbs.add_parser(
+    verbs.add(
         "uninstall",
-        help="stop it and remove the service (root)",
+        run_uninstall,
+        about="stop it and remove the service (root)",
         description="Stop the helper, which ends the sandboxes that it holds, and remove what `install` made. Images "
         f"of snapshots in {IMAGES} stay.",
     )
-    uninstall.set_defaults(run=run_uninstall)
 
-    run = verbs.add_parser(
+    run = verbs.add(
         "run",
-        help="run it here (root)",
+        run_here,
+        about="run it here (root)",
         description="Run the helper in the foreground until it is interrupted, for machines without systemd. Its log "
         "is its stderr.",
     )
@@ -55,10 +55,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         default=SANDBOXES_MAX,
         help=f"most sandboxes of one user (default: {SANDBOXES_MAX})",
     )
-    run.set_defaults(run=run_here)
-
-    for verb in (status, install, uninstall, run):
-        add_json(verb)
 
 
 def run_status(arguments: argparse.Namespace) -> int:
@@ -75,8 +71,8 @@ def run_status(arguments: argparse.Namespace) -> int:
             print(f"{what}: {'yes' if ready else f'no: {why}'}")
     else:
         print(f"The helper does not run: {said['why_not']}")
-    if said["hint"] and not arguments.json:
-        print(f"  cure: {said['hint']}")
+    if not arguments.json:
+        print_cure(said["hint"])
     return 0 if said["ready"] and said["makes"] else WARNING
 
 

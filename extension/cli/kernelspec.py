@@ -4,37 +4,40 @@ import argparse
 import sys
 from typing import Any, get_args
 
-from warmcell.extension.cli.output import WARNING, add_json, print_json, print_table
+from warmcell.extension.cli.output import WARNING, Verbs, print_cure, print_json, print_table
 from warmcell.sandbox.models import DEFAULT_PRELOAD, HomeMode, Network, WorkspaceMode
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the command and its three verbs."""
-    parser = commands.add_parser(
+    verbs = Verbs(
+        commands,
         "kernelspec",
-        help="install, list and remove kernels of other Python environments",
+        about="install, list and remove kernels of other Python environments",
         description="Jupyter starts a kernel from a kernelspec. Each Python environment whose kernels should run in "
         "sandboxes gets one of its own.",
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_install(verbs)
-    listing = verbs.add_parser(
-        "list", help="list Warmcell kernelspecs", description="List Warmcell kernelspecs and their environments."
+    verbs.add(
+        "list",
+        run_list,
+        about="list Warmcell kernelspecs",
+        description="List Warmcell kernelspecs and their environments.",
     )
-    add_json(listing)
-    listing.set_defaults(run=run_list)
-    removal = verbs.add_parser(
-        "remove", help="remove a Warmcell kernelspec", description="Remove a Warmcell kernelspec; no other is touched."
+    removal = verbs.add(
+        "remove",
+        run_remove,
+        about="remove a Warmcell kernelspec",
+        description="Remove a Warmcell kernelspec; no other is touched.",
     )
     removal.add_argument("name", metavar="NAME", help="its name, as `warmcell kernelspec list` shows it")
-    add_json(removal)
-    removal.set_defaults(run=run_remove)
 
 
-def _add_install(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = verbs.add_parser(
+def _add_install(verbs: Verbs) -> None:
+    parser = verbs.add(
         "install",
-        help="make a kernelspec for a Python environment",
+        run_install,
+        about="make a kernelspec for a Python environment",
         description="Make a kernelspec whose kernels run in sandboxes with the given Python environment, which needs "
         "`ipykernel` and nothing of ours. What is set here is what a notebook starts with; it may ask for something "
         "else within the operator's bounds.",
@@ -78,8 +81,6 @@ def _add_install(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         action="append",
         help="a variable that kernels get from the environment of whoever starts them; may be given several times",
     )
-    add_json(parser)
-    parser.set_defaults(run=run_install)
 
 
 def run_install(arguments: argparse.Namespace) -> int:
@@ -118,7 +119,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         for spec in found:
             if not spec.ok:
                 print(f"{spec.name}: {spec.why}")
-                print(f"  cure: {spec.hint}")
+                print_cure(spec.hint)
     return 0 if all(spec.ok for spec in found) else WARNING
 
 

@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from warmcell.sandbox.errors import WarmcellError
 
@@ -16,6 +17,37 @@ JSON_HELP = "print JSON for programs instead of a table"
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The option that every command has."""
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+class Verbs:
+    """The verbs of a command such as `warmcell snapshots`. Each can print JSON."""
+
+    def __init__(
+        self,
+        commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        command: str,
+        *,
+        about: str,
+        description: str | None = None,
+    ) -> None:
+        """Register the command."""
+        parser = commands.add_parser(command, help=about, description=description)
+        self._parsers = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(
+        self, verb: str, run: Callable[[argparse.Namespace], int], *, about: str, description: str
+    ) -> argparse.ArgumentParser:
+        """Register a verb; its parser, for more arguments."""
+        parser = self._parsers.add_parser(verb, help=about, description=description)
+        parser.set_defaults(run=run)
+        add_json(parser)
+        return parser
+
+
+def print_cure(hint: str, *, file: TextIO | None = None) -> None:
+    """What can be done about what was just told, if that is known."""
+    if hint:
+        print(f"  cure: {hint}", file=file)
 
 
 def print_json(what: object) -> None:
@@ -35,8 +67,7 @@ def tell_error(error: WarmcellError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.to_json()})
     print(f"warmcell: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"  cure: {error.hint}", file=sys.stderr)
+    print_cure(error.hint, file=sys.stderr)
 
 
 def yes_no(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from warmcell.extension.cli.link import running_keeper
-from warmcell.extension.cli.output import WARNING, add_json, duration, print_json, print_table
+from warmcell.extension.cli.output import WARNING, Verbs, duration, print_cure, print_json, print_table
 from warmcell.extension.cli.progress import Progress, size
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import ErrorInfo, SnapshotInfo
@@ -28,55 +28,50 @@ DAMAGE = ("snapshot_corrupt", "snapshot_incompatible", "snapshot_not_found")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the commands."""
-    parser = commands.add_parser("snapshots", help="list, remove, export and import snapshots of kernels")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = Verbs(commands, "snapshots", about="list, remove, export and import snapshots of kernels")
 
-    ls = verbs.add_parser(
+    verbs.add(
         "ls",
-        help="list snapshots",
+        run_ls,
+        about="list snapshots",
         description="List your snapshots, the newest first, with what each takes on the disk and how much memory "
         "its restore makes. Those that cannot be used are listed with the reason and the cure.",
     )
-    ls.set_defaults(run=run_ls)
 
-    check = verbs.add_parser(
+    check = verbs.add(
         "verify",
-        help="read snapshots and compare them with their checksums",
+        run_verify,
+        about="read snapshots and compare them with their checksums",
         description="Read all of your snapshots, or those named, memory and files, and compare them with what was "
         "written. Exit code 0: they are as they were written; 1: one is damaged; 3: of one not all checksums are there "
         "yet, as they are made in the background.",
     )
     check.add_argument("snapshot", nargs="*", metavar="SNAPSHOT", help="id or name (default: all)")
-    check.set_defaults(run=run_verify)
 
-    rm = verbs.add_parser("rm", help="remove snapshots", description="Remove snapshots with their memory and files.")
+    rm = verbs.add("rm", run_rm, about="remove snapshots", description="Remove snapshots with their memory and files.")
     rm.add_argument("snapshot", nargs="+", metavar="SNAPSHOT", help="id or name")
     rm.add_argument("--force", "-f", action="store_true", help="even if it is all there is of a suspended kernel")
-    rm.set_defaults(run=run_rm)
 
-    out = verbs.add_parser(
+    out = verbs.add(
         "export",
-        help="write a snapshot to a file",
+        run_export,
+        about="write a snapshot to a file",
         description="Write a snapshot to one compressed file. It holds all that was in the kernel's memory, keys and "
         "passwords included: only you may read it, and you should keep it so.",
     )
     out.add_argument("snapshot", metavar="SNAPSHOT", help="id or name")
     out.add_argument("file", metavar="FILE", type=Path, help="file to write")
     out.add_argument("--files-only", action="store_true", help="leave the memory out")
-    out.set_defaults(run=run_export)
 
-    into = verbs.add_parser(
+    into = verbs.add(
         "import",
-        help="make a snapshot of a file",
+        run_import,
+        about="make a snapshot of a file",
         description="Make a snapshot of a file that `export` wrote. A snapshot decides what runs when it is restored, "
         "so this is refused unless c.Warmcell.import_snapshots is True.",
     )
     into.add_argument("file", metavar="FILE", type=Path, help="file to read")
     into.add_argument("--name", default="", help="name for the snapshot (default: the one it had)")
-    into.set_defaults(run=run_import)
-
-    for verb in (ls, check, rm, out, into):
-        add_json(verb)
 
 
 def run_ls(arguments: argparse.Namespace) -> int:
@@ -97,7 +92,7 @@ def run_ls(arguments: argparse.Namespace) -> int:
     for one in answer["unreadable"]:
         error = ErrorInfo.from_json(one["error"])
         print(f"{one['id']} cannot be used: {error.message}")
-        print(f"  cure: {error.hint}")
+        print_cure(error.hint)
     return 0
 
 
@@ -159,7 +154,7 @@ def _print_verified(one: dict[str, object]) -> None:
     else:
         error = ErrorInfo.from_json(one["error"])  # type: ignore[arg-type] # as the keeper says it
         print(f"{label}: {error.message}")
-        print(f"  cure: {error.hint}")
+        print_cure(error.hint)
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from warmcell.sandbox.helper.images import contents, lazy
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.pages import summed_bytes
 from warmcell.sandbox.helper.problems import HelperError, corrupt
+from warmcell.sandbox.helper.program import IMPORTS_VARIABLE
 from warmcell.sandbox.helper.seals import checksum
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED
 from warmcell.sandbox.helper.stream import PIECE_BYTES, In, Out, are_numbers, is_number, is_path, number, segments
@@ -43,8 +44,6 @@ ABOUT_MAX_BYTES = 16 << 20
 SIZE_MAX_BYTES = 1 << 44
 FILES_MAX = 100_000
 NUMBER_MAX = 1 << 22
-IMPORTS_VARIABLE = "WARMCELL_HELPER_IMPORTS"
-"""Set to 1 by the operator: users other than root may bring in images that this helper did not write."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,80}\.img|memory/[a-z0-9]{12}|pinned/[0-9]{1,6}", re.ASCII)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 VARIABLE = "WARMCELL_CRIU"
+IMPORTS_VARIABLE = "WARMCELL_HELPER_IMPORTS"
+"""Set to 1 by the operator: users other than root may bring in images that this helper did not write."""
 PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
 """If set, images stay as criu wrote them; for measurements."""
 OLDEST = (4, 2)

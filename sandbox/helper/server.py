@@ -226,7 +226,7 @@ class Helper:
         carrying.hand_out(conversation, self._shelf(conversation), image=conversation.text("image"))
 
     def _import(self, conversation: Conversation) -> None:
-        foreign = conversation.uid == 0 or self._environment.get(carrying.IMPORTS_VARIABLE) == "1"
+        foreign = conversation.uid == 0 or self._environment.get(program.IMPORTS_VARIABLE) == "1"
         try:
             answer = carrying.take_in(
                 conversation,

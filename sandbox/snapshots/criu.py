@@ -25,7 +25,7 @@ from warmcell.sandbox.errors import (
     WarmcellError,
     from_json,
 )
-from warmcell.sandbox.helper.program import PLAIN_VARIABLE, VARIABLE
+from warmcell.sandbox.helper.program import IMPORTS_VARIABLE, PLAIN_VARIABLE, VARIABLE
 from warmcell.sandbox.helper.start import command
 from warmcell.sandbox.models import EngineReport, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
@@ -306,7 +306,8 @@ async def hello(helper: Helper) -> Mapping[str, Any]:
 
 def helper_environment() -> dict[str, str]:
     """What a helper of ours is given: where to look for CRIU. One in this virtual environment comes first."""
-    kept = {name: os.environ[name] for name in ("PATH", VARIABLE, PLAIN_VARIABLE) if os.environ.get(name)}
+    names = ("PATH", VARIABLE, PLAIN_VARIABLE, IMPORTS_VARIABLE)
+    kept = {name: os.environ[name] for name in names if os.environ.get(name)}
     carried = Path(sys.prefix) / "criu"
     if (carried / "sbin" / "criu").is_file():
         kept.setdefault(VARIABLE, str(carried))
