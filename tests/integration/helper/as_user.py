@@ -4,20 +4,23 @@ import asyncio
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend, binary, helped
 from warmcell.sandbox.backends.bubblewrap.plan import prepare
 from warmcell.sandbox.channel import GuestChannel
-from warmcell.sandbox.models import MIB, Limits, Mount, SandboxId, SandboxSpec, Workspace
+from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.models import MIB, Limits, Mount, SandboxId, SandboxSpec, SnapshotId, Workspace
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.snapshots.criu import SystemHelper
+from warmcell.sandbox.snapshots.carrying import CriuImages
+from warmcell.sandbox.snapshots.criu import CriuEngine, SystemHelper
 
 LIMITS = Limits(layer_bytes=64 * MIB, shm_bytes=16 * MIB, pids=256, memory_bytes=512 * MIB)
 USER_NAMESPACE = 0x10000000 | 0x00020000
@@ -150,6 +153,49 @@ async def connect(told: Mapping[str, Any]) -> None:
     await asyncio.sleep(60)
 
 
+async def carried(told: Mapping[str, Any]) -> None:
+    """Save a program, take its image out, and bring in that and one that was changed; print what is answered."""
+    from tests.integration.snapshots.boxes import PROGRAM, nothing
+
+    paths = Paths.default().make()
+    engine = CriuEngine(paths=paths)
+    images = CriuImages(engine)
+    backend = BubblewrapBackend(paths=paths, helper=SystemHelper().connect)
+    with tempfile.TemporaryDirectory(prefix="wc-") as directory:
+        place = Path(directory) / "s"
+        place.mkdir()
+        instance = await backend.create(spec(told), sandbox_id=SandboxId(secrets.token_hex(6)), directory=place)
+        channel = await GuestChannel.open(instance.run_directory, timeout=20)
+        await engine.enroll(instance)
+        program = PROGRAM.format(before="pass", each="pass", mib=1)
+        script = 'cd / && setsid "$0" -c "$1" </dev/null >/dev/null 2>&1 & echo $!'
+        pid = int((await channel.exec(["sh", "-c", script, sys.executable, program])).stdout)
+        first = SnapshotId("first0000000")
+        await engine.dump(instance, pid=pid, image=first, then="stop", while_frozen=nothing)
+        stream = b"".join([piece async for piece in images.export_image(first)])
+        await channel.close()
+        await instance.stop()
+    for number, content in enumerate((stream, resealed(stream))):
+        brought = SnapshotId(f"brought{number:05}")
+        try:
+            await images.import_image(brought, _whole(content))
+            say({"verified": await images.verify_image(brought)})
+        except WarmcellError as error:
+            say(error.to_json())
+    for image in await engine.images():
+        say(image.id)
+        await engine.drop(image.id)
+
+
+async def _whole(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+def resealed(stream: bytes) -> bytes:
+    """The same image, as somebody sends it who has not the helper's key."""
+    return re.sub(rb'"seal": "[0-9a-f]{64}"', b'"seal": "' + b"0" * 64 + b'"', stream)
+
+
 async def kernel(told: Mapping[str, Any]) -> None:
     """Have a keeper, a kernel in it, and suspend, resume, fork and restore that."""
     from tests.integration.helper.keeping import kernel_lives
@@ -158,5 +204,5 @@ async def kernel(told: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    verb = {"asked": asked, "box": box, "connect": connect, "kernel": kernel}[sys.argv[1]]
+    verb = {"asked": asked, "box": box, "connect": connect, "kernel": kernel, "carried": carried}[sys.argv[1]]
     asyncio.run(verb(json.load(sys.stdin)))

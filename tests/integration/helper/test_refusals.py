@@ -105,6 +105,14 @@ async def test_root_and_strangers(helper: SystemHelper, user: User) -> None:
         assert not (await helper.ask({"op": "create"}, uid=uid)).get("ok")
 
 
+async def test_images_from_elsewhere(user: User) -> None:
+    """A user brings in what this helper has handed out to them, and nothing else: CRIU does as root what it says."""
+    own, other, *left = await user.run("carried", told={"workspace": str(user.folder("w"))})
+    assert own == {"verified": True}
+    assert (other["code"], "WARMCELL_HELPER_IMPORTS=1" in other["hint"]) == ("unsupported", True)
+    assert left == ["brought00000", "first0000000"]
+
+
 async def test_programs_of_another_users_rights_give_none(user: User) -> None:
     """A program with root's set-user-ID bit in the user's folder runs as the user, without capabilities."""
     folder = user.folder("w")
