@@ -78,6 +78,8 @@ async def test_a_page_names_takes_out_and_is_refused_to_bring_in(server: Jupyter
     made = (await server.http.post(f"{API}/sandboxes/{box}/snapshot", json={"name": "first"})).json()
     renamed = await server.http.patch(f"{API}/snapshots/{made['id']}", json={"name": "best"})
     assert (renamed.status_code, renamed.json()["name"]) == (200, "best")
+    verified = await server.http.post(f"{API}/snapshots/best/verify?kernel_id={kernel_id}", json={})
+    assert (verified.status_code, verified.json()["id"]) == (200, made["id"]), verified.text
     archive = await server.http.get(f"{API}/snapshots/best/export?kernel_id={kernel_id}&files_only=1")
     assert archive.status_code == 200, archive.text
     assert "best.warmcell" in archive.headers["Content-Disposition"]
@@ -93,9 +95,10 @@ async def test_a_page_brings_in_what_it_took_out(places: Places) -> None:
         kernel_id = await server.start_kernel("warmcell")
         box = (await server.sandbox(kernel_id))["id"]
         made = (await server.http.post(f"{API}/sandboxes/{box}/snapshot", json={"name": "first"})).json()
-        archive = await server.http.get(f"{API}/snapshots/{made['id']}/export?files_only=1")
+        archive = await server.http.get(f"{API}/snapshots/{made['id']}/export")
+        assert len(archive.content) > made["memory_bytes"] // 10
         brought = await server.http.post(f"{API}/snapshots/import?name=again", content=archive.content)
-        assert brought.status_code == 201, brought.text
+        assert (brought.status_code, brought.json()["engine"]) == (201, "criu"), brought.text
         broken = await server.http.post(f"{API}/snapshots/import", content=archive.content[:1000])
         assert broken.json()["code"] == "snapshot_corrupt", broken.text
         listed = (await server.http.get(f"{API}/snapshots")).json()["snapshots"]
