@@ -143,6 +143,10 @@ def other_linux(known: dict[str, Any]) -> None:
     known["linux"] = "9.9.9"
 
 
+def other_libraries(known: dict[str, Any]) -> None:
+    known["pinned"] = {path: [seen[0] + bool(seen[3]), *seen[1:]] for path, seen in known["pinned"].items()}
+
+
 def path_of_the_host(known: dict[str, Any]) -> None:
     known["pinned"] = {path: [*seen[:3], "../../../etc/passwd"] for path, seen in known["pinned"].items()}
 
@@ -170,6 +174,13 @@ async def test_images_from_elsewhere(places: Places) -> None:
         await images.import_image(BROUGHT, pieces(chained))
         back = await boxes.restored(BROUGHT)
         await back.goes_on(past=await back.count())
+        await boxes.engine.drop(BROUGHT)
+
+        await images.import_image(BROUGHT, pieces(doctored(stream, about=other_libraries)))
+        back = await boxes.restored(BROUGHT)
+        await back.goes_on(past=await back.count())
+        mounted = {line.split()[4] for line in Path(f"/proc/{back.pid}/mountinfo").read_text().splitlines()}
+        assert any(".so" in path for path in mounted)  # What it has mapped came with it, and is there for it.
         await boxes.engine.drop(BROUGHT)
 
         refused: list[tuple[bytes, type[WarmcellError], str]] = [
