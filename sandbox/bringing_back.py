@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
@@ -92,15 +93,21 @@ class BringingBack(Saved):
             error=None,
         )
 
-    async def clone(self, box: LiveSandbox, snapshot: SnapshotId, gpus: tuple[GpuDevice, ...]) -> None:
+    async def clone(self, box: LiveSandbox, snapshot: SnapshotId | Coming, gpus: tuple[GpuDevice, ...]) -> None:
         """Bring up a new sandbox with a kernel that goes on from a snapshot; nobody speaks with it yet.
+
+        The sandbox of one that is still coming is made meanwhile.
 
         Raises:
             WarmcellError: What was made is still to be removed.
         """
         began = time.perf_counter()
         box.gpus = gpus
+        early: dict[str, float] = {}
+        if isinstance(snapshot, Coming):
+            snapshot, early = await self._rise_before(box, snapshot)
         saved, phases = await self._rise(box, snapshot)
+        phases |= early
         assert box.kernel is not None
         box.tell(state=transition(box.info.state, Event.CREATED))
         box.watch()
@@ -188,6 +195,25 @@ class BringingBack(Saved):
         await box.accept()
         await remains.discard()
         return phases
+
+    async def _rise_before(self, box: LiveSandbox, coming: Coming) -> tuple[SnapshotId, dict[str, float]]:
+        """Make the sandbox as soon as the snapshot's files are there; it, and what took how long, in ms."""
+        began = time.perf_counter()
+        layer = await coming.layer()
+        saved = time.perf_counter()
+        if layer is not None:
+            async with coming.turn:
+                box.directory.mkdir(0o700)
+                await box.rise(self._backend_of(box.spec), layer=layer)
+        created = time.perf_counter()
+        box.phase("restore")
+        snapshot = await coming.snapshot()
+        there = time.perf_counter()
+        if coming.stale:
+            await box.discard()
+            return snapshot, {}
+        steps = {"files": saved - began, "create": created - saved, "memory": there - created}
+        return snapshot, {name: round(1000 * took, 1) for name, took in steps.items()}
 
     def _twin(self, box: LiveSandbox) -> LiveSandbox:
         twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.ids import new_snapshot_id
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
@@ -43,7 +44,13 @@ class Saving(Saved):
     """Saves a running kernel, which then goes on or ends."""
 
     async def save(
-        self, box: LiveSandbox, *, kind: SnapshotKind, name: str = "", environment: Mapping[str, str] | None = None
+        self,
+        box: LiveSandbox,
+        *,
+        kind: SnapshotKind,
+        name: str = "",
+        environment: Mapping[str, str] | None = None,
+        coming: Coming | None = None,
     ) -> SnapshotInfo:
         """Save a running kernel, which goes on after a pause.
 
@@ -52,11 +59,13 @@ class Saving(Saved):
             kind: What the snapshot is for.
             name: As its user calls it.
             environment: Identity of what it was made from.
+            coming: Told of it as soon as its files are there.
 
         Raises:
             WarmcellError: Nothing was saved; the kernel goes on as before.
         """
-        return (await self._save(box, kind=kind, name=name, then="go_on", environment=environment or {})).info
+        saved = await self._save(box, kind=kind, name=name, then="go_on", environment=environment or {}, coming=coming)
+        return saved.info
 
     async def suspend(self, box: LiveSandbox) -> SnapshotInfo:
         """Save a running kernel and end its sandbox; `box` is suspended afterwards, and its GPUs are the caller's.
@@ -93,6 +102,7 @@ class Saving(Saved):
         then: Then,
         name: str = "",
         environment: Mapping[str, str] = MappingProxyType({}),
+        coming: Coming | None = None,
     ) -> Manifest:
         engine = await self.check(box.spec)
         kernel, frontend = box.kernel, box.frontend
@@ -114,9 +124,16 @@ class Saving(Saved):
                 environment=environment,
             )
 
+            async def when_stopped() -> None:
+                assert coming is not None
+                await draft.empty()
+                await box.instance.save_layer(draft.layer)
+                coming.files_are(draft.layer)
+
             async def while_frozen() -> None:
                 clock.end("memory")
-                await box.instance.save_layer(draft.layer)
+                if coming is None or not coming.has_files:
+                    await box.instance.save_layer(draft.layer)
                 await draft.commit(manifest, durable=False)
                 clock.end("layer")
                 if then == "stop":
@@ -128,7 +145,14 @@ class Saving(Saved):
                 frozen.set()
 
             dump = asyncio.ensure_future(
-                engine.dump(box.instance, pid=kernel.pid, image=snapshot, then=then, while_frozen=while_frozen)
+                engine.dump(
+                    box.instance,
+                    pid=kernel.pid,
+                    image=snapshot,
+                    then=then,
+                    while_frozen=while_frozen,
+                    when_stopped=None if coming is None else when_stopped,
+                )
             )
             thawed = asyncio.ensure_future(frozen.wait())
             gone_on = frontend is None
@@ -152,6 +176,8 @@ class Saving(Saved):
             finally:
                 thawed.cancel()
         clock.end("finish")
+        if coming is not None:
+            coming.is_there(snapshot)
         return await self._amend(manifest, dumped, clock.phases_ms)
 
     def _manifest(

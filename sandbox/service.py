@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -63,7 +64,7 @@ class SandboxService(Preparing, Suspending):
         parent: SandboxId | None = None,
         kernel_id: str | None = None,
         notebook: str | None = None,
-        snapshot: SnapshotId | None = None,
+        snapshot: SnapshotId | Coming | None = None,
         frontend: Callable[[LiveSandbox], Frontend] | None = None,
     ) -> SandboxInfo:
         """Bring up a sandbox, a prepared one where one of that shape waits.
@@ -76,7 +77,7 @@ class SandboxService(Preparing, Suspending):
             parent: The sandbox from which it is asked for.
             kernel_id: The kernel that it is for.
             notebook: The notebook that it is for.
-            snapshot: It comes with a kernel that goes on from there.
+            snapshot: It comes with a kernel that goes on from there. Its files may be there before its memory is.
             frontend: Who speaks with that kernel.
 
         Raises:
@@ -183,7 +184,7 @@ class SandboxService(Preparing, Suspending):
             if isinstance(end, BaseException):
                 log.error("a sandbox was not stopped: %s", end)
 
-    async def _create(self, box: LiveSandbox, snapshot: SnapshotId | None) -> LiveSandbox:
+    async def _create(self, box: LiveSandbox, snapshot: SnapshotId | Coming | None) -> LiveSandbox:
         """What `create` does, as a task that `stop` can cancel."""
         began = time.perf_counter()
         try:

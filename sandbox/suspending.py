@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
@@ -15,7 +16,14 @@ from warmcell.sandbox.snapshots.manifest import Manifest
 class Suspending(Registry):
     """Sandboxes that can be saved, suspended and brought back."""
 
-    async def snapshot(self, sandbox_id: SandboxId, *, name: str = "", kind: SnapshotKind = "named") -> SnapshotInfo:
+    async def snapshot(
+        self,
+        sandbox_id: SandboxId,
+        *,
+        name: str = "",
+        kind: SnapshotKind = "named",
+        coming: Coming | None = None,
+    ) -> SnapshotInfo:
         """Save its memory and its files; its kernel goes on after a pause.
 
         Raises:
@@ -24,7 +32,7 @@ class Suspending(Registry):
         """
         box = self.live(sandbox_id)
         await self.memory.check(box.spec)
-        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name))
+        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
 
     async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Save it, end its processes and give its GPUs back; it is listed as before, under its id.

@@ -19,10 +19,11 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
+from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -113,11 +114,22 @@ class KernelMemory:
         kernel = self._of(sandbox_id)
         if kernel is None:
             raise errors.UnsupportedOperationError("It has no kernel", hint="Fork a notebook's sandbox.")
-        async with kernel.lock:
-            await self._service.resume(sandbox_id)
-            saved = await self._service.snapshot(sandbox_id, kind="fork")
+        coming = Coming()
+        work: list[asyncio.Task[SandboxInfo]] = []
         try:
-            work = [asyncio.create_task(self._clone(kernel, saved.id)) for _ in range(count)]
+            async with kernel.lock:
+                await self._service.resume(sandbox_id)
+                await self.check(sandbox_id)
+                # Their sandboxes are made while the memory is still being written.
+                work = [asyncio.create_task(self._clone(kernel, coming)) for _ in range(count)]
+                saved = await self._service.snapshot(sandbox_id, kind="fork", coming=coming)
+        except BaseException:
+            for clone in work:
+                clone.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            coming.close()
+            raise
+        try:
             done = await asyncio.gather(*work, return_exceptions=True)
             failed = [each for each in done if isinstance(each, BaseException)]
             if failed:
@@ -126,6 +138,7 @@ class KernelMemory:
                 raise failed[0]
             return [each for each in done if isinstance(each, SandboxInfo)]
         finally:
+            coming.close()
             await self._service.memory.store.discard(saved.id)
 
     # What kernels themselves wish ------------------------------------------------------------------------------
@@ -271,7 +284,7 @@ class KernelMemory:
         kept = [kernel for kernel in self._kernels.all() if kernel.request.persistent and kernel.alive]
         await asyncio.gather(*(save(one, one.sandbox_id) for one in kept if one.sandbox_id is not None))
 
-    async def _clone(self, source: Kernel, snapshot: SnapshotId) -> SandboxInfo:
+    async def _clone(self, source: Kernel, snapshot: Coming) -> SandboxInfo:
         kernel_id = str(uuid.uuid4())
         request = dataclasses.replace(
             source.request,

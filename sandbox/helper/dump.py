@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 STOP_TIMEOUT_S = 10.0
 UNTRACED_LOOK_S = 0.001
+REMAPS = "remap-fpath.img"
+"""What criu writes of files whose names are gone: some of them get others."""
 GUARDED_S = 1800.0
 """Longer than criu and the copy of the layer may take."""
 FIRST_PID = 1000
@@ -148,7 +150,8 @@ def dump(
     then: str,
     nothing: int,
     cache: bytes,
-    frozen: Callable[[], None],
+    frozen: Callable[[bool], None],
+    stopped: Callable[[], None] | None = None,
     reader: tuple[int, int] = (0, 0),
 ) -> tuple[Draft, dict[str, Any]]:
     """Save the kernel; returns the image, which has its name, and what is said to the caller.
@@ -162,7 +165,9 @@ def dump(
         then: "go_on" or "stop".
         nothing: An empty directory.
         cache: What criu knows of this kernel of the machine.
-        frozen: Tells the caller that the tree is stopped, and returns when the caller has its layer.
+        frozen: Tells the caller that the tree is stopped, and whether criu has given files further names since, and
+            returns when the caller has its layer.
+        stopped: Tells the caller that the tree is stopped before its memory is written, if that is of use.
         reader: uid and gid of the caller, with whose rights files of the host are kept.
 
     Raises:
@@ -199,6 +204,8 @@ def dump(
             held=[guardian.held],
         )
         running.go()
+        if stopped is not None:
+            stopped()
         code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S)
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:
@@ -221,7 +228,7 @@ def dump(
             "stopped": [guest_pid_of(pid) for pid in pids if pid in tree.stopped_before],
             "open": found.open,
         }
-        frozen()
+        frozen(os.path.exists(f"{draft.path}/{REMAPS}"))
         if then != "stop":
             tree.thaw()
             guardian.dismiss()

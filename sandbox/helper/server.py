@@ -99,6 +99,7 @@ class Helper:
         """What is done once, before the first request, so that each worker has it. Nothing that fails is fatal."""
         with contextlib.suppress(HelperError):
             self.program()
+        program.flags()
         if self.maker is not None:
             self.maker.prepare()
 
@@ -156,8 +157,11 @@ class Helper:
         place = self._place(conversation)
         then = conversation.text("then", choices=("stop", "go_on"))
 
-        def frozen() -> None:
-            conversation.say({"ok": True, "frozen": True})
+        def stopped() -> None:
+            conversation.say({"ok": True, "stopped": True})
+
+        def frozen(renamed: bool) -> None:
+            conversation.say({"ok": True, "frozen": True, "renamed": renamed})
             dump.wait_for_thaw(
                 conversation.fileno(),
                 lambda: (conversation.hear() or {}).get("thaw") is True,
@@ -175,6 +179,7 @@ class Helper:
             nothing=probe.nothing(self.base),
             cache=probe.cache(self.program(), self.base),
             frozen=frozen,
+            stopped=stopped if conversation.request.get("early") is True else None,
             reader=(conversation.uid, conversation.gid),
         )
         conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer})

@@ -72,12 +72,22 @@ class SnapshotEngine(Protocol):
         """
 
     async def dump(
-        self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
+        self,
+        place: Place,
+        *,
+        pid: int,
+        image: SnapshotId,
+        then: Then,
+        while_frozen: Callable[[], Awaitable[None]],
+        when_stopped: Callable[[], Awaitable[None]] | None = None,
     ) -> Dumped:
         """Save the kernel `pid` (as the guest sees it) and all processes below it.
 
         Nothing outside the sandbox may be connected to it. While nothing of it runs `while_frozen` is awaited, which
         saves the writable layer. If that or anything else fails, the kernel runs on and there is no image.
+
+        `when_stopped` is awaited before, while its memory is still being written: the files are then as they will be.
+        Where that was not so, since files that were open and removed got names, it is awaited once more.
 
         Raises:
             UnsupportedOperationError: It holds what cannot be saved; the message names it.

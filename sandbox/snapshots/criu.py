@@ -227,12 +227,26 @@ class CriuEngine:
         await self._ask({"op": "enroll", "template": template}, place=place)
 
     async def dump(
-        self, place: Place, *, pid: int, image: SnapshotId, then: Then, while_frozen: Callable[[], Awaitable[None]]
+        self,
+        place: Place,
+        *,
+        pid: int,
+        image: SnapshotId,
+        then: Then,
+        while_frozen: Callable[[], Awaitable[None]],
+        when_stopped: Callable[[], Awaitable[None]] | None = None,
     ) -> Dumped:
         """See the port."""
-        request = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self.store}
+        request: dict[str, object] = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self.store}
+        if when_stopped is not None:
+            request["early"] = True
         async with deadline("dump", DUMP_TIMEOUT_S), self.talk(request, place=place) as talk:
-            await talk.answer()
+            said = await talk.answer()
+            if when_stopped is not None and "stopped" in said:
+                await when_stopped()
+                said = await talk.answer()
+                if said.get("renamed"):
+                    await when_stopped()
             await while_frozen()
             talk.writer.write(b'{"thaw": true}\n')
             said = await talk.answer()

@@ -73,6 +73,10 @@ class Draft:
         self._open = True
         return self
 
+    async def empty(self) -> None:
+        """Have an empty layer again."""
+        await finish(asyncio.to_thread(self._make_layer))
+
     async def commit(self, manifest: Manifest, *, durable: bool = True) -> Manifest:
         """Make it a snapshot: from here on the store has it, and before not, whenever anything is killed.
 
@@ -123,6 +127,11 @@ class Draft:
     def _make(self) -> None:
         self.path.mkdir(mode=0o700)
         self.layer.mkdir(mode=0o700)
+
+    def _make_layer(self) -> None:
+        if os.listdir(self.layer):  # A new directory: who has begun with the old one keeps that.
+            disk.remove(self.layer)
+            self.layer.mkdir(mode=0o700)
 
     def _write(self, manifest: Manifest, durable: bool) -> Manifest:
         found = listing.scan(self.layer)

@@ -105,12 +105,7 @@ def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
     if "tree" in plan:
         return plan["tree"], ""
     recursive = AT_RECURSIVE if plan["recursive"] else 0
-    tree = call(
-        f"open {plan['source']}",
-        libc.syscall(
-            SYS_OPEN_TREE, AT_FDCWD, os.fsencode(plan["source"]), OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive
-        ),
-    )
+    tree = open_by_name(plan["source"], OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | recursive)
     if plan["swap"] is None:
         return tree, ""
     try:
@@ -123,3 +118,26 @@ def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
     except Refused as error:
         return tree, str(error)
     return tree, ""
+
+
+def open_by_name(source: str, flags: int) -> int:
+    """A clone of the tree at `source`, which may lie behind a descriptor of the keeper's and move meanwhile.
+
+    The mount behind a descriptor belongs to the keeper's namespace, and only those of our own can be cloned.
+    """
+    while True:
+        name = name_of(source)
+        tree = libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(name), flags)
+        if tree >= 0 or name_of(source) == name:
+            return call(f"open {name}", tree)
+
+
+def name_of(source: str) -> str:
+    """Where it lies now."""
+    if not source.startswith("/proc/"):
+        return source
+    behind = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return os.readlink(f"/proc/self/fd/{behind}")
+    finally:
+        os.close(behind)

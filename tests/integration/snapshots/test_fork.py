@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.notebooks import keeper, notebook, processes_of
+from tests.integration.snapshots.notebooks import clones, keeper, notebook, processes_of
 from tests.leaks import Places
+from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.errors import CapacityError, UnsupportedOperationError
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
@@ -52,4 +54,77 @@ async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
         assert await made.run("f.clones[0].result(30)") == "[0, None]"
         await made.do("suspend")
         assert await made.run("print(len(data), f.clones[0].result())") == "1000 [0, None]"
+    assert processes_of(places) == []
+
+
+GROWS = """
+import os, sys, threading, time
+folder = next(path for path in sys.path if path.endswith("site-packages"))
+places = ["/tmp/rows", f"{folder}/rows", os.path.expanduser("~/rows")]
+files = [os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for place in places]
+def grow():
+    for row in range(1, 10**9):
+        for file in files:
+            os.write(file, b"%d\\n" % row)
+        time.sleep(0.0002)
+threading.Thread(target=grow, daemon=True).start()
+os.mkfifo("/tmp/only-here")
+"""
+WHOLE = """
+rows = [open(place).read().split() for place in places]
+print(*{found == [str(row) for row in range(1, len(found) + 1)] for found in rows}, os.path.exists("/tmp/only-here"))
+"""
+NAMELESS = """
+with open("/tmp/first", "w") as file: file.write("nameless")
+os.link("/tmp/first", "/tmp/second"); held = open("/tmp/first"); os.unlink("/tmp/first")
+"""
+
+
+async def test_a_clones_files_are_those_of_the_freeze(places: Places, tmp_path: Path) -> None:
+    """What a thread writes all the time has neither a gap nor a row twice, although sandboxes are made meanwhile."""
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        await made.run(GROWS)
+        for _ in range(2):
+            async with clones(made, 3) as forked:
+                for one in forked:
+                    assert await one.run(WHOLE) == "True True"
+                    await one.do("suspend")
+                    assert await one.run(WHOLE) == "True True"
+        await made.run(NAMELESS)  # CRIU gives such a file a name while the kernel stands still.
+        async with clones(made, 2) as forked:
+            for one in forked:
+                assert await one.run("print(held.read(), os.listdir('/tmp').count('second'))") == "nameless 1"
+        assert await made.run(WHOLE) == "True True"
+
+
+HOLDS = """
+import os, socket, subprocess
+ours, theirs = socket.socketpair()
+argv = ["setsid", "-f", "sh", "-c", "echo $$ >&2; exec sleep 600"]
+lost = subprocess.Popen(argv, stdin=theirs, stderr=subprocess.PIPE)
+escaped = int(lost.stderr.readline()); lost.stderr.close(); lost.wait(); theirs.close()
+"""
+"""A process that is no child of the kernel's has the other end of a socket of it."""
+
+
+async def left(client: KeeperClient) -> tuple[list[str], int, list[object]]:
+    """The sandboxes that have not failed, how many kernels there are, and the snapshots."""
+    sandboxes = [one["id"] for one in (await client.get("/sandboxes"))["sandboxes"] if one["state"] != "failed"]
+    return sandboxes, len((await client.get("/kernels"))["kernels"]), (await client.get("/snapshots"))["snapshots"]
+
+
+async def test_a_fork_that_fails_leaves_nothing(places: Places, tmp_path: Path) -> None:
+    """Neither where it cannot be saved nor where a clone cannot be made; the source goes on and can be forked."""
+    async with keeper(places, max_sandboxes=3) as client, notebook(client, tmp_path) as made:
+        await made.run("x = 1")
+        with pytest.raises(CapacityError, match="sandboxes already"):
+            await made.do("fork", n=5)
+        assert await left(client) == ([made.sandbox_id], 1, [])
+        await made.run(HOLDS)
+        with pytest.raises(UnsupportedOperationError, match="socket"):
+            await made.do("fork", n=2)
+        assert await left(client) == ([made.sandbox_id], 1, [])
+        await made.run("os.killpg(escaped, 9); ours.close()")
+        async with clones(made, 2) as forked:
+            assert [await one.run("print(x)") for one in forked] == ["1", "1"]
     assert processes_of(places) == []
