@@ -32,6 +32,8 @@ STOP_TIMEOUT_S = 10.0
 UNTRACED_LOOK_S = 0.001
 REMAPS = "remap-fpath.img"
 """What criu writes of files whose names are gone: some of them get others."""
+OVERCOMMIT = "/proc/sys/vm/overcommit_memory"
+STRICT = "2"
 GUARDED_S = 1800.0
 """Longer than criu and the copy of the layer may take."""
 FIRST_PID = 1000
@@ -42,21 +44,17 @@ FIRST_PID_OF_TEMPLATES = 20_000
 
 def enroll(place: Place, cache: bytes, *, template: bool) -> None:
     """Make the sandbox one whose kernels can be saved, as templates or for themselves."""
-    enter.do(place, lambda: view.make_room(cache))
-    raise_pids(place, FIRST_PID_OF_TEMPLATES if template else FIRST_PID)
-
-
-def raise_pids(place: Place, least: int) -> None:
-    """The next process of the sandbox gets a number above `least`."""
+    least = FIRST_PID_OF_TEMPLATES if template else FIRST_PID
     fd = os.open(enter.LAST_PID, os.O_RDWR | os.O_CLOEXEC)
 
     def work() -> None:
+        view.make_room(cache)
         # The number belongs to the pid namespace of whoever reads and writes, not to the /proc that it was opened in.
         if int(os.pread(fd, 32, 0)) < least:
             os.pwrite(fd, str(least).encode(), 0)
 
     try:
-        enter.do(place, work, namespaces=("pid",))
+        enter.do(place, work, namespaces=("mnt", "pid"))
     finally:
         os.close(fd)
 
@@ -117,27 +115,41 @@ class Guardian:
     """A process that sets a tree going again should this one be killed before it has."""
 
     def __init__(self, tree: Tree) -> None:
-        reading, self.held = os.pipe2(os.O_CLOEXEC)
-        self._child = os.fork()
-        if self._child == 0:
+        self._tree = tree
+        self._reading, self.held = os.pipe2(os.O_CLOEXEC)
+        self._children = [self._forked()]
+
+    def _forked(self) -> int:
+        child = os.fork()
+        if child == 0:
             try:
-                linux.close_but([2, reading])
+                linux.close_but([2, self._reading])
                 linux.name_process("warmcell-thaw")
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 waiting = select.poll()
-                waiting.register(reading, select.POLLIN | select.POLLHUP)
+                waiting.register(self._reading, select.POLLIN | select.POLLHUP)
                 # What was held is let go of when criu has ended too, which goes on without who started it.
-                if not waiting.poll(1e3 * GUARDED_S) or not os.read(reading, 1):
-                    tree.thaw(repair=True)
+                if not waiting.poll(1e3 * GUARDED_S) or not os.read(self._reading, 1):
+                    self._tree.thaw(repair=True)
             finally:
                 os._exit(0)
-        os.close(reading)
+        return child
+
+    def renew(self) -> None:
+        """Have one instead that knows from where the threads of the tree, which is stopped, would have to go on."""
+        self._children.append(self._forked())
+        os.kill(self._children[0], signal.SIGKILL)
+        os.close(self._reading)
 
     def dismiss(self) -> None:
         """The tree goes on, or is dead."""
         os.write(self.held, b".")
         os.close(self.held)
-        os.waitpid(self._child, 0)
+
+    def wait(self) -> None:
+        """Until no process of it is left."""
+        for child in self._children:
+            os.waitpid(child, 0)
 
 
 def dump(
@@ -176,22 +188,18 @@ def dump(
     """
     kernel = place.find(guest_pid)
     who = _user(kernel)
-    enter.do(place, lambda: view.make_room(cache))
     tree = Tree(place, kernel)
     try:
         draft = shelf.draft(image)
     except OSError as error:
         raise full(error, "the image directory") or error from error
     keep = False
-    guardian: Guardian | None = None
+    guardian = Guardian(tree)
+    dismissed = False
+    running: enter.Run | None = None
     code = -1
     try:
         began = time.perf_counter()
-        guardian = first = Guardian(tree)
-        tree.stop()
-        stopped_ms = 1e3 * (time.perf_counter() - began)
-        guardian = Guardian(tree)  # This one knows from where the threads would have to go on.
-        first.dismiss()
         running = criu.start(
             program_,
             place,
@@ -202,7 +210,11 @@ def dump(
             nothing=nothing,
             user=criu.dump_user(*who),
             held=[guardian.held],
+            prepare=lambda: view.make_room(cache),
         )
+        tree.stop()
+        stopped_ms = 1e3 * (time.perf_counter() - began)
+        guardian.renew()
         running.go()
         if stopped is not None:
             stopped()
@@ -228,13 +240,14 @@ def dump(
             "stopped": [guest_pid_of(pid) for pid in pids if pid in tree.stopped_before],
             "open": found.open,
         }
-        frozen(os.path.exists(f"{draft.path}/{REMAPS}"))
+        renamed = os.path.exists(f"{draft.path}/{REMAPS}")
+        frozen(renamed)
         if then != "stop":
             tree.thaw()
             guardian.dismiss()
-            guardian = None
+            dismissed = True
         thawed_ms = 1e3 * (time.perf_counter() - began)
-        if then != "stop":
+        if renamed and then != "stop":
             folders = sorted({"/dev/shm", *found.folders})
             enter.do(place, lambda: view.sweep(folders))
         _remove_logs(draft)
@@ -252,10 +265,13 @@ def dump(
     except OSError as error:
         raise full(error, "the image directory") or error from error
     finally:
+        if running is not None:
+            running.end()
         if not keep:
             tree.thaw(repair=code != 0)
-        if guardian is not None:
+        if not dismissed:
             guardian.dismiss()
+        guardian.wait()
         if not keep:
             draft.close(keep=False)
     ms = {
@@ -334,7 +350,7 @@ def guest_pid_of_thread(pid: int, thread: str) -> int:
 
 def _edit(draft: Draft) -> bool:
     """Let restores map the memory instead of copying it, where that can be."""
-    if os.environ.get(program.PLAIN_VARIABLE):
+    if os.environ.get(program.PLAIN_VARIABLE) or not _reservations_are_known():
         return False
     name = "".join(secrets.choice(ALPHABET) for _ in range(12))
     try:
@@ -343,6 +359,13 @@ def _edit(draft: Draft) -> bool:
         raise HelperError(error.code, error.message, hint=error.hint) from error
     draft.reopen()
     return edited.lazy
+
+
+def _reservations_are_known() -> bool:
+    """Whether areas of allocators that count on zeros can be told: where all memory is accounted, none is marked."""
+    with contextlib.suppress(OSError), open(OVERCOMMIT) as file:
+        return file.read().strip() != STRICT
+    return True
 
 
 def _remove_logs(draft: Draft) -> None:

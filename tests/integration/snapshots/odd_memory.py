@@ -236,6 +236,18 @@ def swap(memory: Memory) -> bool:
     return True
 
 
+def discard(memory: Memory) -> dict[str, str]:
+    """Give some pages back as allocators do, and look at them again; what is in them."""
+    found = {}
+    for name in ("noreserve", "plain"):
+        address, _ = memory.areas[name]
+        before = ctypes.string_at(address + PAGE, 4 * PAGE)
+        checked(libc.madvise(address + PAGE, 4 * PAGE, DONTNEED))
+        after = ctypes.string_at(address + PAGE, 4 * PAGE)
+        found[name] = "zeros" if after == bytes(4 * PAGE) else "the same" if after == before else "something else"
+    return found
+
+
 def dirty(memory: Memory) -> dict[str, str]:
     """Change some pages of what can be written; the new checksums."""
     for name, (address, length) in memory.areas.items():
@@ -303,6 +315,7 @@ def serve(directory: Path, memory: Memory) -> None:
         "dirty": lambda: dirty(memory),
         "brk": lambda: brk(memory),
         "grow": lambda: grow(memory),
+        "discard": lambda: discard(memory),
         "part": lambda: part(memory),
         "swap": lambda: swap(memory),
         "guarded": lambda: guarded(memory),

@@ -125,6 +125,15 @@ def test_mapped_memory_can_grow(box: Box) -> None:
     assert set(box.ask(kernel.pid, "grow").values()) == {"same"}
 
 
+def test_what_an_allocator_gave_back_is_zeros(box: Box) -> None:
+    """In areas that say that they are an allocator's (MAP_NORESERVE); in others a restored program sees old bytes."""
+    kernel = Kernel(box, "areas")
+    image = kernel.dump()
+    kernel.edit(image)
+    kernel.restore(image)
+    assert box.ask(kernel.pid, "discard") == {"noreserve": "zeros", "plain": "the same"}
+
+
 def test_children_of_a_restored_process_survive(box: Box) -> None:
     """A fork after a lazy restore shares the page file with its parent; both are dumped and restored right."""
     kernel = Kernel(box, "areas")
