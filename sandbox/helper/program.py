@@ -8,6 +8,7 @@ run from a sealed copy in memory in which the name of the one file that it would
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import re
 import stat
@@ -158,6 +159,7 @@ def release() -> str:
     return os.uname().release
 
 
+@functools.cache
 def flags() -> list[str]:
     """What the processors of this machine can do."""
     with open("/proc/cpuinfo") as file:
