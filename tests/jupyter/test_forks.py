@@ -1,5 +1,6 @@
 """Clones of a notebook's kernel are kernels of its Jupyter server; snapshots are named, taken out and brought in."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -52,6 +53,26 @@ async def test_a_clone_is_a_kernel_of_the_server_and_outlives_it(places: Places,
         for kernel_id in (clone, source):
             await second.delete_kernel(kernel_id)
         assert (await second.http.get(f"{API}/sandboxes")).json() == {"sandboxes": []}
+
+
+async def test_a_fork_in_the_middle_of_a_cell(server: JupyterServer) -> None:
+    """The cell goes on in both, and both answer when it is done."""
+    source = await server.start_kernel("warmcell")
+    async with server.channels(source) as channels:
+        busy = f"import time; open({str(server.root / 'begun')!r}, 'w').close()\nfor n in range(60): time.sleep(0.05)"
+        running = asyncio.create_task(channels.execute(busy))
+        async with asyncio.timeout(60):
+            while not (server.root / "begun").exists():  # noqa: ASYNC110 - nobody tells it
+                await asyncio.sleep(0.02)
+        box = (await server.sandbox(source))["id"]
+        (clone,) = (await server.http.post(f"{API}/sandboxes/{box}/fork", json={"n": 1})).json()["sandboxes"]
+        assert not running.done()
+        async with server.channels(clone["kernel_id"]) as copy:
+            await copy.execute("assert n == 59")
+        await running
+        await channels.execute("assert n == 59")
+    for kernel_id in (clone["kernel_id"], source):
+        await server.delete_kernel(kernel_id)
 
 
 async def test_a_clone_that_a_cell_has_made_can_be_opened(server: JupyterServer) -> None:

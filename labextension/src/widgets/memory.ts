@@ -32,7 +32,7 @@ export interface IForkHost {
 /** Clone a notebook's kernel and open a copy of the notebook, as it is in the page, with the clone. */
 export async function fork(notebook: NotebookSandbox, host: IForkHost): Promise<void> {
   const { sandboxes, trans } = notebook;
-  const pending = trans.__('Forking %1. A cell that runs is waited for.', nameOf(notebook));
+  const pending = trans.__('Forking %1…', nameOf(notebook));
   await orSayWhy(notebook, async id => {
     const content = notebook.content();
     const clone = await slowly(pending, sandboxes.fork(id));
@@ -61,7 +61,7 @@ export async function saveSnapshot(notebook: NotebookSandbox): Promise<void> {
   if (!button.accept || name === '') {
     return;
   }
-  const pending = trans.__('Saving “%1”. A cell that runs is waited for.', name);
+  const pending = trans.__('Saving “%1”…', name);
   await orSayWhy(notebook, async id => {
     const saved = await slowly(pending, sandboxes.saveSnapshot(id, name));
     const size = words.bytes(saved.image_bytes + saved.layer_bytes);
@@ -82,7 +82,7 @@ export async function restoreSnapshot(notebook: NotebookSandbox): Promise<void> 
     if (chosen === null) {
       return;
     }
-    const pending = trans.__('Going back to “%1”', chosen.name);
+    const pending = trans.__('Going back to “%1”…', chosen.name);
     await slowly(pending, sandboxes.restoreSnapshot(id, chosen.id));
     Notification.success(trans.__('The kernel is as it was in “%1”', chosen.name), {
       autoClose: SAID_MS
