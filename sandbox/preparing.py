@@ -20,6 +20,9 @@ from warmcell.sandbox.templates import Templates
 
 log = logging.getLogger(__name__)
 
+END_TIMEOUT_S = 60.0
+"""Whoever ends a kernel gives up long before."""
+
 TEMPLATE_TIMEOUT_S = 600.0
 """A prepared sandbox whose imports take longer is given up."""
 
@@ -59,8 +62,10 @@ class Preparing(Registry):
         return list(found.values())
 
     def restart_follows(self, sandbox_id: SandboxId) -> None:
-        """Its kernel has ended and the next one will be asked for: have that come up meanwhile, where it can."""
-        self._spawn(self._come_up(self.live(sandbox_id)))
+        """Its kernel is about to end, and the next one will be asked for: have that come up as soon as it can."""
+        box = self.live(sandbox_id)
+        if box.kernel is not None:
+            self._spawn(self._come_up(box, box.kernel))
 
     async def give_up_prepared(self) -> bool:
         """Stop all that wait, for starts and for resumes, as the machine lacks memory; whether there were any."""
@@ -74,13 +79,21 @@ class Preparing(Registry):
         await self._starts.quiet()
         return await self._pool.room_beside(self.memory.twins.boxes)
 
-    async def _come_up(self, box: LiveSandbox) -> None:
-        with contextlib.suppress(errors.ConflictError):  # it is going away
-            await self._kernel_from_template(box)
+    async def _come_up(self, box: LiveSandbox, before: KernelProcess) -> None:
+        template = await self._templates.find(box.spec)  # Both have the same numbers, so the rest waits for its end.
+        with contextlib.suppress(errors.ConflictError, TimeoutError):  # it is going away
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await before.exited.wait()
+            if box.info.state is State.RUNNING:
+                await self._kernel_from_template(box, template=template)
 
-    async def _kernel_from_template(self, box: LiveSandbox) -> KernelProcess | None:
+    async def _kernel_from_template(
+        self, box: LiveSandbox, *, template: SnapshotId | None = None
+    ) -> KernelProcess | None:
         """A kernel that waits to be spoken with, and may have waited for long; None where there is none."""
-        template = await self._templates.find(box.spec)
+        if box.kernel is not None and box.kernel.alive and box.kernel.token:
+            return box.kernel
+        template = template or await self._templates.find(box.spec)
         if template is None:
             return None
         try:

@@ -102,10 +102,10 @@ class Kernels(KernelStarts):
             restart: That generation is started right after this.
         """
         kernel = self.get(kernel_id)
-        await self._end(kernel, grace=grace)
         box = self._find(kernel)
         if restart and box is not None and box.info.state is State.RUNNING:
             self._service.restart_follows(box.info.id)
+        await self._end(kernel, grace=grace)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         """Send a signal to its process group."""

@@ -24,6 +24,8 @@ WARMUP_TIMEOUT_S = 300.0
 WARMUP = "warm-up"
 """Stands among the modules that failed."""
 
+FIRST_CELL = "get_ipython().display_formatter.format(0)"
+
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -54,8 +56,8 @@ class TemplateFront:
             try:
                 async with asyncio.timeout(READY_TIMEOUT_S):
                     await client._async_wait_for_ready(timeout=READY_TIMEOUT_S)
-                # What every kernel's first cell, completion and inspection would load.
-                await _executed(client, "pass", timeout_s=ANSWER_TIMEOUT_S)
+                # What every kernel's first cell would load, and its first result, of which nothing is kept.
+                await _executed(client, FIRST_CELL, timeout_s=ANSWER_TIMEOUT_S)
             except TimeoutError as error:
                 raise errors.OperationTimeoutError(
                     "The template's kernel does not answer", hint="Try again."
