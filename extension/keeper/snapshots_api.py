@@ -118,9 +118,9 @@ class VerifyHandler(_Handler):
     async def _verify(self, snapshot_id: SnapshotId) -> bool:
         """Whether all could be compared: the sums of a new snapshot are made in the background."""
         complete = await self.api.store.verify(snapshot_id)
-        if self.api.images is not None and self.api.store.get(snapshot_id).info.engine != NO_MEMORY:
-            complete = await self.api.images.verify_image(snapshot_id) and complete
-        return complete
+        if self.api.store.get(snapshot_id).info.engine == NO_MEMORY:
+            return complete
+        return self.api.images is not None and await self.api.images.verify_image(snapshot_id) and complete
 
 
 class ExportHandler(_Handler):

@@ -40,8 +40,11 @@ class ImagePort(Protocol):
             SnapshotNotFoundError: There is none.
         """
 
-    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> None:
+    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> int:
         """Make an image of a stream, checked as input that nobody vouches for; none is left where that fails.
+
+        Returns:
+            What it takes on the disk, in bytes.
 
         Raises:
             SnapshotCorruptError: It is no image.
@@ -123,7 +126,9 @@ async def import_snapshot(
                             "The archive has a kernel's memory in it, which cannot be brought in here",
                             hint="Export it again with `--files-only`, or use an engine that can import.",
                         )
-                    await images.import_image(snapshot_id, reader.image())
+                    image_bytes = await images.import_image(snapshot_id, reader.image())
+                    await store.make_room(max(0, image_bytes - info.image_bytes))  # What it shared is its own here.
+                    info = dataclasses.replace(info, image_bytes=image_bytes)
                 await asyncio.to_thread(reader.end)
                 told = dataclasses.replace(
                     info,

@@ -29,7 +29,7 @@ class CriuImages:
             while (piece := await _next(talk)) is not None:
                 yield piece
 
-    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> None:
+    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> int:
         """See the port."""
         request = {"op": "import", "image": image, "store": self._engine.store}
         async with self._engine.talk(request) as talk:
@@ -43,7 +43,7 @@ class CriuImages:
                 else:
                     await _send(talk, b"", unless=answer)
                 async with deadline("import", PIECE_TIMEOUT_S):
-                    await answer
+                    return int((await answer)["image_bytes"])
             finally:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)

@@ -14,6 +14,7 @@ from tests.leaks import Places
 from tests.unit.sandbox.snapshots.making import add
 from tests.unit.sandbox.snapshots.test_archive import Images
 from warmcell.extension.cli import main
+from warmcell.extension.cli.output import WARNING
 from warmcell.extension.keeper.http import JsonHandler, UnixServer
 from warmcell.extension.keeper.snapshots_api import SnapshotsApi, routes
 from warmcell.sandbox.client.keeper import KeeperClient, SyncKeeperClient
@@ -167,6 +168,30 @@ async def test_out_and_in_again(
     assert images.known == {snapshot_id: memory}
     async with store.use("back") as held:
         assert (held.layer / "file").read_bytes() == b"layer"
+
+
+async def test_verified(store: SnapshotStore, serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them or those named: whole, damaged, or with memory that nobody can look at; the exit code says which."""
+    images = Images()
+    serve(images=images)
+    assert await cli("verify") == 0
+    assert "No snapshots" in capsys.readouterr().out
+    snapshot_id = await add(store, "one", content=b"layer")
+    images.known[snapshot_id] = b"memory"
+    assert await cli("verify") == 0
+    assert capsys.readouterr().out == f"{snapshot_id} (one): as it was written\n"
+    images.known.clear()
+    assert await cli("verify", "one") == WARNING
+    assert "verify it again" in capsys.readouterr().out
+    file = store.layer(snapshot_id) / "file"
+    before = file.stat()
+    file.write_bytes(b"LAYER")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert await cli("verify", "one") == 1
+    said = capsys.readouterr().out
+    assert ("'file' differs" in said, "cure:" in said) == (True, True)
+    assert await cli("verify", "nothing") == 1
+    assert "no snapshot 'nothing'" in capsys.readouterr().err
 
 
 async def test_import_is_off_by_default(

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import tarfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,16 @@ class Images:
     def __init__(self, **known: bytes) -> None:
         self.known = dict(known)
 
-    async def export_image(self, image: SnapshotId) -> AsyncIterator[bytes]:
+    async def export_image(self, image: SnapshotId) -> AsyncGenerator[bytes, None]:
         for at in range(0, len(self.known[image]), 2**20):
             yield self.known[image][at : at + 2**20]
 
-    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> None:
+    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> int:
         self.known[image] = b"".join([piece async for piece in data])
+        return len(self.known[image])
+
+    async def verify_image(self, image: SnapshotId) -> bool:
+        return image in self.known
 
 
 async def exported(store: SnapshotStore, ref: str, path: Path, images: Images | None) -> Path:
