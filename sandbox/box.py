@@ -56,6 +56,8 @@ class Box(abc.ABC):
         self.info = info
         self.spec = spec
         self.directory = directory
+        self.named = SandboxId(directory.name)
+        """Whose name it has as a host. Unlike the directory it stays when a twin takes its place."""
         self.gpus: tuple[GpuDevice, ...] = ()
         self.kernel: KernelProcess | None = None
         self.frontend: Frontend | None = None
@@ -149,6 +151,7 @@ class Box(abc.ABC):
             directory=self.directory,
             gpus=self.gpus,
             layer=layer,
+            named=self.named,
             progress=lambda detail: self.phase("sandbox", detail),
         )
         self._instance = instance

@@ -218,6 +218,7 @@ class BringingBack(Saved):
     def _twin(self, box: LiveSandbox) -> LiveSandbox:
         twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)
         twin.gpus = box.gpus
+        twin.named = box.named
         return twin
 
     async def _make_twin(self, box: LiveSandbox, snapshot: SnapshotId) -> LiveSandbox:

@@ -14,6 +14,11 @@ def new_sandbox_id() -> SandboxId:
     return SandboxId(_new())
 
 
+def known_sandbox_id(text: str) -> SandboxId | None:
+    """A sandbox's id that was read somewhere; None where it is of another form."""
+    return SandboxId(text) if len(text) == _LENGTH and set(text) <= {*_ALPHABET} else None
+
+
 def new_snapshot_id() -> SnapshotId:
     """For a new snapshot."""
     return SnapshotId(_new())

@@ -212,7 +212,11 @@ class Saving(Saved):
             gpu_driver=next((gpu.driver_version or "" for gpu in box.gpus), ""),
             kernel=record,
             guest=GuestIdentity(
-                socket_prefix=kernel.socket_prefix.name, pid=kernel.pid, generation=kernel.generation, token=token
+                socket_prefix=kernel.socket_prefix.name,
+                pid=kernel.pid,
+                generation=kernel.generation,
+                token=token,
+                named=box.named,
             ),
         )
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from warmcell.sandbox.coming import Coming
+from warmcell.sandbox.ids import known_sandbox_id
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
@@ -105,6 +106,7 @@ class Suspending(Registry):
             socket_prefix=box.directory / "run" / manifest.guest.socket_prefix,
             started_from="snapshot",
         )
+        box.named = known_sandbox_id(manifest.guest.named) or saved.sandbox_id
         box.frontend = frontend(box)
         self._boxes[box.info.id] = box
         self._publish(box)

@@ -108,6 +108,7 @@ class SandboxBackend(Protocol):
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
+        named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> SandboxInstance:
         """Bring up a sandbox with our init as its first process.
@@ -122,6 +123,7 @@ class SandboxBackend(Protocol):
             gpus: Devices that are leased for it.
             layer: What `save_layer` has saved from a sandbox of an equal spec: this one has the same files. It is
                 never changed, may serve any number of sandboxes, and must stay there until the last of them ends.
+            named: Whose name it has as a host; its own if None. What takes the place of another is called as that was.
             progress: Told what is being done, in a few words.
 
         Raises:

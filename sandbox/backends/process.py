@@ -132,6 +132,7 @@ class ProcessBackend:
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
+        named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> ProcessInstance:
         """Start init as a plain process; see the port."""

@@ -68,11 +68,11 @@ def compose(
     identity = Identity(uid=uid, gid=gid, name=name_of(uid) or GUEST_NAME)
     view = View(base=Path(runtime) / STAGE, identity=identity, as_root=True)
     view.base.mkdir(mode=0o700, exist_ok=True)
-    sandbox_id = SandboxId(asked.id)
+    named = SandboxId(asked.named)
     network = "host" if asked.network == "host" else "none"
     rootfs.system(view)
     files, links = rootfs.configuration(
-        view, "host" if network == "host" else "none", home=asked.home, name=hostname(sandbox_id)
+        view, "host" if network == "host" else "none", home=asked.home, name=hostname(named)
     )
     rooms = [("tmp", "/tmp", asked.limits.layer_bytes, "1777"), ("shm", "/dev/shm", asked.limits.shm_bytes, "1777")]
     if asked.private_home:
@@ -120,7 +120,7 @@ def compose(
         "argv": plan.command(
             view,
             bwrap=bwrap,
-            sandbox_id=sandbox_id,
+            named=named,
             network="host" if network == "host" else "none",
             home=asked.home,
             python=Path(asked.python),

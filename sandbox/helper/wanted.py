@@ -78,6 +78,8 @@ class Wanted:
     """A sandbox that somebody asks for."""
 
     id: str
+    named: str
+    """Whose name it has as a host."""
     network: str
     limits: Limits
     python: str
@@ -145,6 +147,7 @@ class _Reader:
             raise ValueError("a link and a tree have one place")
         return Wanted(
             id=_matching(said["id"], ID),
+            named=_matching(said.get("named", said["id"]), ID),
             network=_one_of(said["network"], ("none", "host")),
             limits=_limits(_is(said["limits"], dict)),
             python=_path(said["python"]),

@@ -39,6 +39,8 @@ class GuestIdentity(Wire):
     generation: int = 0
     token: str = ""
     """The sentinel that the kernel must give back after a restore."""
+    named: str = ""
+    """The id from which its sandbox has its name as a host; empty in snapshots of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

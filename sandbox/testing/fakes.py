@@ -220,6 +220,7 @@ class FakeBackend:
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
+        named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> FakeInstance:
         """A sandbox in memory; see the port. Of a layer it only takes note."""

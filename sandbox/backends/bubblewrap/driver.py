@@ -80,6 +80,7 @@ class BubblewrapBackend:
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
+        named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> BubblewrapInstance:
         """Bring up a sandbox; see the port."""
@@ -96,6 +97,7 @@ class BubblewrapBackend:
             hidden=self._hidden,
             bwrap=bwrap.path,
             layer=layer,
+            named=named,
         )
         remains.layer = prepared.disk
         progress("starting bubblewrap")

@@ -185,6 +185,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
         request = {
             "op": "create",
             "id": sandbox_id,
+            "named": prepared.named,
             "network": spec.network,
             "limits": spec.limits.to_json(),
             "python": str(prepared.python),

@@ -39,6 +39,8 @@ class Prepared:
     """What the sandbox sees, as it was planned."""
     home: str
     python: Path
+    named: SandboxId
+    """Whose name it has as a host."""
     parts: Parts
     """What `save_layer` saves."""
     filled_bytes: int
@@ -55,6 +57,7 @@ def prepare(
     hidden: Sequence[Path],
     bwrap: Path,
     layer: Path | None = None,
+    named: SandboxId | None = None,
 ) -> Prepared:
     """Decide everything about a sandbox, and make its persistent home. Blocks.
 
@@ -64,6 +67,7 @@ def prepare(
         BackendUnavailableError: A tool is missing, or no filter is known for this machine.
     """
     as_root = os.getuid() == 0
+    named = named or sandbox_id
     environment = discover(spec.python)
     workspace = _workspace(spec)
     identity = choose(workspace)
@@ -83,7 +87,7 @@ def prepare(
 
     rootfs.system(view)
     rootfs.graphics(view, gpus)
-    files, links = rootfs.configuration(view, spec.network, home=home, name=hostname(sandbox_id))
+    files, links = rootfs.configuration(view, spec.network, home=home, name=hostname(named))
     for name, target, size in (
         ("tmp", "/tmp", spec.limits.layer_bytes),
         ("shm", "/dev/shm", spec.limits.shm_bytes),
@@ -136,10 +140,9 @@ def prepare(
             "overlays": view.overlays,
             "run": "run",
         },
-        argv=command(
-            view, bwrap=bwrap, sandbox_id=sandbox_id, network=spec.network, home=home, python=environment.python
-        ),
+        argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
         view=view,
+        named=named,
         home=home,
         python=environment.python,
         disk=disk,
@@ -149,7 +152,7 @@ def prepare(
     )
 
 
-def command(view: View, *, bwrap: Path, sandbox_id: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
+def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
     """The command line that becomes the sandbox, choices of the stage among its words."""
     identity, as_root = view.identity, view.as_root
     env = {
@@ -163,7 +166,7 @@ def command(view: View, *, bwrap: Path, sandbox_id: SandboxId, network: Network,
     }
     return [
         str(bwrap),
-        *_namespaces(network, identity, sandbox_id, as_root=as_root),
+        *_namespaces(network, identity, named, as_root=as_root),
         *view.words(),
         *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
         *(word for name, value in env.items() for word in ("--setenv", name, value)),
@@ -175,7 +178,7 @@ def command(view: View, *, bwrap: Path, sandbox_id: SandboxId, network: Network,
     ]
 
 
-def _namespaces(network: Network, identity: Identity, sandbox_id: SandboxId, *, as_root: bool) -> list[str]:
+def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_root: bool) -> list[str]:
     """One by one: `--unshare-all` would silently make a user namespace for root, in which no other uid exists."""
     words = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     if network == "none":
@@ -190,7 +193,7 @@ def _namespaces(network: Network, identity: Identity, sandbox_id: SandboxId, *, 
         # death signal reach a process of another uid. There a reaper of bubblewrap's, still of its uid, is the first
         # process, and takes all others with it.
         words.append("--as-pid-1")
-    return [*words, "--hostname", hostname(sandbox_id), "--die-with-parent", "--new-session"]
+    return [*words, "--hostname", hostname(named), "--die-with-parent", "--new-session"]
 
 
 def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
