@@ -72,6 +72,11 @@ class Warmcell(Configurable):
         help="Memory that is kept free: where less is left, prepared sandboxes go, then kernels that have been idle "
         "for a minute are suspended. A fraction of the machine's where under 1, else GiB. 0: never.",
     ).tag(config=True)
+    populate = Bool(
+        False,
+        help="Read all memory of a restored kernel from disk at once, in the background, for kernels that need all of "
+        "it soon. False: when they first use it.",
+    ).tag(config=True)
     compress_after = Float(
         7.0,
         allow_none=True,

@@ -241,16 +241,24 @@ class MemoryHandler(Handler):
 
     async def post(self, sandbox_id: str, verb: str) -> None:
         memory, body, box = self.keeper.memory, self.body(), self.visible(sandbox_id).id
+        populate = body.get("populate") is True
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
             self.answer(info.to_json())
         elif verb == "resume":
-            self.answer((await memory.resume(box)).to_json())
+            info = await memory.resume(box)
+            if populate:
+                await memory.populate(box)
+            self.answer(info.to_json())
         elif verb == "snapshot":
             name = body.get("name", "")
             self.answer((await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201)
         elif verb == "restore":
-            self.answer((await memory.restore(box, _text(body.get("snapshot"), "snapshot"))).to_json())
+            ref = _text(body.get("snapshot"), "snapshot")
+            info = await memory.restore(box, ref)
+            if populate:
+                await memory.populate(box, ref)
+            self.answer(info.to_json())
         else:
             count = _number(body.get("n", 1), "n", least=1, most=CLONES_MAX)
             self.answer({"sandboxes": [info.to_json() for info in await memory.fork(box, int(count))]}, 201)

@@ -85,6 +85,21 @@ class KernelMemory:
         async with kernel.lock:
             return await self._service.resume(sandbox_id)
 
+    async def populate(self, sandbox_id: SandboxId, ref: str = "") -> None:
+        """Begin to read from disk what it maps of a snapshot: of the one that it came from, or of `ref`.
+
+        It runs with or without, so what fails is only logged.
+        """
+        try:
+            box = self._service.live(sandbox_id)
+            snapshot = box.info.snapshot
+            if ref:
+                snapshot = self._service.memory.store.get(ref, kernel_id=box.info.kernel_id).info.id
+            if snapshot is not None:
+                await (await self._service.memory.check(box.spec)).populate(snapshot)
+        except errors.WarmcellError as error:
+            log.warning("the memory of sandbox %s is not read in advance: %s", sandbox_id, error.message)
+
     async def snapshot(self, sandbox_id: SandboxId, *, name: str) -> SnapshotInfo:
         """Save it, when its clients' open cell has ended; raises as `SandboxService.snapshot`."""
         kernel = self._of(sandbox_id)

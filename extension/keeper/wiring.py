@@ -63,7 +63,7 @@ class Wiring:
         self.images: ImagePort | None = None
         """How memory is taken out and brought in, if it can be saved at all."""
         if settings.snapshots == "auto" and (helped or os.getuid() == 0):
-            criu = self.engine = CriuEngine(paths=paths)
+            criu = self.engine = CriuEngine(paths=paths, populate=settings.populate)
             self.images = CriuImages(criu)
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
 

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 
-from warmcell.sandbox.helper import carrying, compacting, dump, linux, places, probe, program, restore
+from warmcell.sandbox.helper import carrying, compacting, dump, linux, places, populate, probe, program, restore
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
@@ -70,6 +70,7 @@ class Helper:
             "enroll": self._enroll,
             "dump": self._dump,
             "restore": self._restore,
+            "populate": self._populate,
             "images": self._images,
             "drop": self._drop,
             "export": self._export,
@@ -203,6 +204,13 @@ class Helper:
             caller=conversation.fileno(),
         )
         conversation.say({"ok": True, **answer})
+
+    def _populate(self, conversation: Conversation) -> None:
+        parts = populate.needed(self._shelf(conversation), conversation.text("image"))
+        conversation.say({"ok": True, "bytes": sum(length for _, _, length in parts)})
+        conversation.close()
+        os.nice(BACKGROUND_NICE)
+        populate.read(parts)
 
     def _place(self, conversation: Conversation) -> Place:
         owns = None if self.maker is None else self.maker.owners.owns

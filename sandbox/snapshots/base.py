@@ -106,6 +106,14 @@ class SnapshotEngine(Protocol):
             SnapshotCorruptError: The image is not what was written.
         """
 
+    async def populate(self, image: SnapshotId) -> int:
+        """Begin to read from disk what restored kernels map of an image, and do not wait for it; how many bytes.
+
+        Raises:
+            SnapshotNotFoundError: There is no such image.
+            SnapshotCorruptError: The image is not what was written.
+        """
+
     async def images(self) -> list[ImageInfo]:
         """What it holds for this user."""
 

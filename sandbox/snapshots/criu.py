@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -30,6 +31,8 @@ from warmcell.sandbox.helper.start import command
 from warmcell.sandbox.models import EngineReport, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
+
+log = logging.getLogger(__name__)
 
 SYSTEM_SOCKET = Path("/run/warmcell-helper/helper.sock")
 SOCKET_VARIABLE = "WARMCELL_HELPER_SOCKET"
@@ -185,13 +188,15 @@ class CriuEngine:
 
     name = "criu"
 
-    def __init__(self, *, paths: Paths, helper: Helper | None = None) -> None:
+    def __init__(self, *, paths: Paths, helper: Helper | None = None, populate: bool = False) -> None:
         """Configure it; nothing is started yet.
 
         Args:
             paths: The keeper's directories.
             helper: Where requests go; as root a helper of its own, else the system's, if None.
+            populate: Begin to read all memory of what was restored from disk, see the port.
         """
+        self._populate = populate
         self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
         # A user may have several state directories, and the machine's helper has the images of all of them.
         self.store = hashlib.sha256(bytes(paths.state)).hexdigest()[:12]
@@ -261,7 +266,17 @@ class CriuEngine:
     async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
         """See the port."""
         said = await self._ask({"op": "restore", "image": image}, place=place, timeout_s=RESTORE_TIMEOUT_S)
+        if self._populate:
+            try:
+                await self.populate(image)
+            except WarmcellError as error:  # It goes on without.
+                log.warning("the memory of snapshot %s is not read in advance: %s", image, error.message)
         return Restored(pid=said["pid"], ms=said["ms"])
+
+    async def populate(self, image: SnapshotId) -> int:
+        """See the port."""
+        said = await self._ask({"op": "populate", "image": image})
+        return int(said["bytes"])
 
     async def images(self) -> list[ImageInfo]:
         """See the port."""

@@ -179,6 +179,21 @@ def page_files(image: Path, *, prefix: str = PREFIX) -> tuple[str, ...]:
     return tuple(dict.fromkeys(file.path.rpartition("/")[2] for file in entries))
 
 
+def mapped(image: Path, *, prefix: str = PREFIX) -> list[tuple[str, int, int]]:
+    """What the processes of `image` map of page files: the file's id, offset and length in bytes.
+
+    Raises:
+        ImageError: The image is damaged.
+    """
+    names = {file.id: file.path.rpartition("/")[2] for file in page_file_entries(criu.file_entries(image), prefix)}
+    return [
+        (names[area.shmid], area.pgoff, area.end - area.start)
+        for pid in processes(image)
+        for area in criu.areas(criu.only(image / f"mm-{pid}.img"))
+        if area.status & criu.FILE_PRIVATE and area.shmid in names
+    ]
+
+
 def page_file_entries(entries: Iterable[bytes], prefix: str) -> list[RegularFile]:
     """Those of the messages of `files.img` that are page files."""
     found = []
