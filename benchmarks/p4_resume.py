@@ -31,7 +31,7 @@ total = int(state.sum())
 CHECK = "assert int(state.sum()) == total"
 
 
-async def measure(*, rounds: int = ROUNDS, state_bytes: int = STATE_BYTES) -> list[Row]:
+async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS) -> list[Row]:
     """One row. The state is compared at the end, when it has come through all rounds."""
     read: list[float] = []
     found: dict[str, list[Mapping[str, float]]] = {"warm": [], "cold": []}
@@ -42,17 +42,17 @@ async def measure(*, rounds: int = ROUNDS, state_bytes: int = STATE_BYTES) -> li
         stack.push_async_callback(server.delete_kernel, kernel_id)
         keeper = await stack.enter_async_context(Keeper(server.places))
         kernel = await stack.enter_async_context(server.channels(kernel_id))
-        await kernel.run(FILL.format(size=state_bytes))
+        await kernel.run(FILL.format(size=STATE_BYTES))
         sandbox_id = (await keeper.sandbox(kernel_id))["id"]
         sizes = [await suspended(keeper, sandbox_id)]
         await resumed(keeper, kernel, kernel_id)  # The first time some files are read that are read each time.
         for _ in range(rounds):
             sizes.append(await suspended(keeper, sandbox_id))
-            read.append(await copied(keeper, (await keeper.sandbox(kernel_id))["snapshot"], state_bytes))
+            read.append(await copied(keeper, (await keeper.sandbox(kernel_id))["snapshot"], STATE_BYTES))
             parts, info = await resumed(keeper, kernel, kernel_id)
             found["warm"].append(parts)
             told.append(info)
-        for _ in range(min(rounds, COLD_ROUNDS)):
+        for _ in range(min(rounds, cold_rounds)):
             await suspended(keeper, sandbox_id)
             image = keeper.image((await keeper.sandbox(kernel_id))["snapshot"])
             if image is None:

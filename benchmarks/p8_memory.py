@@ -26,9 +26,11 @@ GOALS: Mapping[Engine, float] = {"criu": 0.15, "template": 0.3}
 HELPER = "warmcell-helper"
 
 
-async def measure(*, kernels: int = KERNELS, engines: Sequence[Engine] = ENGINES) -> list[Row]:
+async def measure(
+    *, kernels: int = KERNELS, pairs: int = PLAIN_PAIRS, engines: Sequence[Engine] = ENGINES
+) -> list[Row]:
     """Two rows for each engine: beside a plain kernel that is alone, and beside what one more plain kernel takes."""
-    alone, further = await plain_kernels()
+    alone, further = await plain_kernels(pairs)
     found = {engine: await sandboxed_kernels(kernels, engine=engine) for engine in engines}
     return [
         Row(
@@ -55,7 +57,7 @@ async def measure(*, kernels: int = KERNELS, engines: Sequence[Engine] = ENGINES
     ]
 
 
-async def plain_kernels(pairs: int = PLAIN_PAIRS) -> tuple[list[float], list[float]]:
+async def plain_kernels(pairs: int) -> tuple[list[float], list[float]]:
     """PSS of one that is alone, and the private pages of another beside it, in bytes."""
     alone: list[float] = []
     further: list[float] = []

@@ -27,7 +27,7 @@ START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 90.0
-WARM_TIMEOUT_S = 180.0
+WARM_TIMEOUT_S = 90.0
 LOOK_AGAIN_S = 0.1
 """Between two looks at whether a sandbox is prepared; nothing is measured meanwhile."""
 
@@ -136,7 +136,8 @@ class JupyterServer:
             if settled and (not prepared or any(one["prepared"] for one in templates)):
                 return
             if time.monotonic() > deadline:
-                raise BenchmarkError(f"no sandbox was prepared within {WARM_TIMEOUT_S:.0f} s: {templates}")
+                log = (self.places.state / "keeper.log").read_text()[-3000:]
+                raise BenchmarkError(f"no sandbox was prepared within {WARM_TIMEOUT_S:.0f} s: {templates}\n{log}")
             await asyncio.sleep(LOOK_AGAIN_S)
 
     def _configure(self) -> None:
