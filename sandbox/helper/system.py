@@ -10,8 +10,9 @@ import stat
 
 from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.maker import SANDBOXES_MAX, Maker
+from warmcell.sandbox.helper.operations import Helper
 from warmcell.sandbox.helper.problems import HelperError
-from warmcell.sandbox.helper.server import Helper, serve
+from warmcell.sandbox.helper.server import serve
 
 SOCKET = "/run/warmcell-helper/helper.sock"
 IMAGES = "/var/lib/warmcell"
