@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -63,9 +64,19 @@ class KernelStarts:
         if kernel is None:
             self.ledger.drop(kernel_id)
             return
+        if kernel.lock.locked():
+            await self._hasten(kernel)
         async with kernel.lock:
             if self._kernels.get(kernel_id) is kernel:
                 await self._remove(kernel)
+
+    async def _hasten(self, kernel: Kernel) -> None:
+        """What is being done with its memory fails now: nobody wants it any more, and it may take long."""
+        kernel.ending = True
+        box = self._find(kernel)
+        if box is not None:
+            with contextlib.suppress(errors.WarmcellError):
+                await box.signal_kernel(signal.SIGKILL)
 
     async def _start(self, request: KernelRequest, owner_pid: int) -> SandboxInfo:
         """What `start` does, as a task that `remove` can cancel. One at a time for each kernel."""

@@ -88,6 +88,10 @@ class Tree:
                 )
         self.saved = tracing.Saved(self.pids())
 
+    def is_whole(self) -> bool:
+        """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
+        return not any(status(pid).get("State", "").startswith("Z") and _is_traced(pid) for pid in self.pids())
+
     def thaw(self, *, repair: bool = False) -> None:
         """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
         if repair and self.saved is not None:
@@ -218,7 +222,7 @@ def dump(
         running.go()
         if stopped is not None:
             stopped()
-        code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S)
+        code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S, needed=tree.is_whole)
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:
             raise criu.explain(draft.fd, "dump", code)

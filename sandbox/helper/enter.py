@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
 WORK_TIMEOUT_S = 20.0
+NEEDED_LOOK_S = 0.25
+"""There is no event for a process that has ended and that its tracer has not seen the end of."""
 
 
 class Cancelled(Exception):
@@ -203,8 +205,10 @@ class Run:
                 _move(pid, groups)
             moved |= late
 
-    def wait(self, *, timeout_s: float, caller: int | None = None) -> int:
+    def wait(self, *, timeout_s: float, caller: int | None = None, needed: Callable[[], bool] | None = None) -> int:
         """Its exit code, as a shell says it; it is killed when time is up or the caller's socket closes.
+
+        It is killed as well when it is not `needed` and does not end, which is looked at now and then.
 
         Raises:
             HelperError: Time is up.
@@ -216,7 +220,14 @@ class Run:
         waiting.register(self._pidfd, select.POLLIN)
         if caller is not None:
             waiting.register(caller, select.POLLRDHUP | select.POLLHUP)
-        ready = dict(waiting.poll(1e3 * timeout_s))
+        deadline, spare = time.monotonic() + timeout_s, 0
+        ready: dict[int, int] = {}
+        while not ready and (left_s := deadline - time.monotonic()) > 0:
+            ready = dict(waiting.poll(1e3 * (left_s if needed is None else min(left_s, NEEDED_LOOK_S))))
+            if not ready and needed is not None:
+                spare = 0 if needed() else spare + 1
+                if spare > 1:
+                    return self.end()
         ended = self._pidfd in ready
         code = self.end()
         if not ready:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 ID = re.compile(r"[a-z0-9]{12}", re.ASCII)
 PLAIN = re.compile(r"pages-\d+\.img", re.ASCII)
 ABOUT, MEMORY, PINNED, PAGES = "image.json", "memory", "pinned", ".pages"
+YOUNG_S = 2.0
+"""A directory that was made, or has taken its place, so lately may not be locked yet by whoever made it."""
+
 LOCK_WAIT_S = 30.0
 
 
@@ -97,14 +100,15 @@ class Shelf:
         return listed
 
     def drop(self, image: str) -> None:
-        """Remove an image, once nobody restores it any more. Idempotent."""
-        gone = f"{self.path}/.gone-{image}-{secrets.token_hex(4)}"
-        try:
-            os.rename(self.place(image), gone)
-        except FileNotFoundError:
-            return
-        with contextlib.suppress(BlockingIOError), locked(gone, exclusive=True):
-            self.remove(gone)
+        """Remove an image, once nobody restores it any more, or have it not come to be. Idempotent."""
+        place = self.place(image)
+        drafts = [f"{self.path}/{name}" for name in os.listdir(self.path) if name.startswith(f".new-{image}-")]
+        for path in (*drafts, place):  # The image last: a draft may become it meanwhile.
+            gone = f"{self.path}/.gone-{image}-{secrets.token_hex(4)}"
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                os.rename(path, gone)
+                with locked(gone, exclusive=True, wait_s=LOCK_WAIT_S if path == place else 0.0):
+                    self.remove(gone)
 
     def remove(self, path: str) -> None:
         """Take a directory away."""
@@ -118,9 +122,21 @@ class Shelf:
         """Remove what operations that were killed have left, and memory that nobody maps any more."""
         for name in os.listdir(self.path):
             if name.startswith((".new-", "..new-", ".gone-", ".work-")):
-                with contextlib.suppress(OSError), locked(f"{self.path}/{name}", exclusive=True, wait_s=0):
-                    self.remove(f"{self.path}/{name}")
+                with contextlib.suppress(OSError):
+                    self._remove_left(name)
         self.pages.collect()
+
+    def _remove_left(self, name: str) -> None:
+        path = f"{self.path}/{name}"
+        if not name.startswith(".gone-") and time.time() - os.stat(path).st_ctime < YOUNG_S:
+            return
+        with contextlib.ExitStack() as held:
+            if name.startswith("..new-"):  # Made beside a draft, which it is to replace.
+                draft = f"{self.path}/{name.removeprefix('.').removesuffix('.new')}"
+                if os.path.exists(draft):
+                    held.enter_context(locked(draft, exclusive=True, wait_s=0))
+            held.enter_context(locked(path, exclusive=True, wait_s=0))
+            self.remove(path)
 
     def finish(self) -> None:
         """Finish images whose maker was killed before it had computed their checksums."""
@@ -212,9 +228,12 @@ class Draft:
 
     def close(self, *, keep: bool) -> None:
         """Let go of it; what has no name yet is removed."""
+        now = os.readlink(f"/proc/self/fd/{self.fd}")
         os.close(self.fd)
         if not keep:
             self._shelf.remove(self.path)
+            if os.path.basename(now).startswith(".gone-"):  # It was dropped before it was an image.
+                self._shelf.remove(now)
 
 
 class Image:

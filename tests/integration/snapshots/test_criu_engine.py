@@ -5,6 +5,7 @@ import contextlib
 import ctypes.util
 import dataclasses
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -492,3 +493,42 @@ async def test_a_criu_that_cannot_be_used(
     assert not report.ready
     assert why in report.why_not
     assert "scripts/criu" in report.hint
+
+
+async def test_a_kernel_that_dies_while_it_is_saved(boxes: Boxes) -> None:
+    """It has failed at once, though CRIU would wait for threads that will never be heard of again."""
+    moments = random.Random(4)
+    threads = (
+        "import threading\nfor _ in range(8): threading.Thread(target=time.sleep, args=(99,), daemon=True).start()"
+    )
+    for number in range(12):
+        box = await boxes.running(before=threads, mib=1)
+        [host] = [pid for pid in below(box.pid) if guest_places.guest_pid_of(pid) == box.kernel]
+        dumping = asyncio.create_task(boxes.dump(box, f"{number:012d}"))
+        await asyncio.sleep(moments.uniform(0.0, 0.15))
+        os.kill(host, signal.SIGKILL)
+        await asyncio.wait({dumping}, timeout=10)
+        assert dumping.done(), number
+        if dumping.exception() is not None:
+            assert isinstance(dumping.exception(), WarmcellError)
+            assert not (images_of(boxes) / f"{number:012d}").exists()
+
+
+def below(pid: int) -> list[int]:
+    """A process and all that it and those have started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in below(int(child)))]
+
+
+async def test_an_image_that_nobody_wants_any_more_does_not_come_to_be(boxes: Boxes) -> None:
+    """One that is dropped while it is being made: its kernel goes on, and nothing is left."""
+    box = await boxes.running(mib=4)
+
+    async def dropped() -> None:
+        await boxes.engine.drop(SnapshotId(FIRST))
+
+    with pytest.raises(WarmcellError):
+        await boxes.dump(box, FIRST, frozen=dropped)
+    await box.goes_on(past=await box.count())
+    assert leftovers(boxes) == []
+    await boxes.dump(box, FIRST)

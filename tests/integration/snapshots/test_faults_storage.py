@@ -210,3 +210,20 @@ async def test_shut_down_in_the_middle(places: Places, tmp_path: Path) -> None:
             for one in (await client.get("/snapshots"))["snapshots"]:
                 assert one["kind"] == "named", one
                 await client.delete(f"/snapshots/{one['id']}")
+
+
+async def test_removed_while_a_large_kernel_is_saved(places: Places, tmp_path: Path) -> None:
+    """Nobody waits for memory that nobody wants any more: saving it fails, and the kernel is gone."""
+    async with keeper(places) as client:
+        for verb in ("suspend", "snapshot"):
+            async with notebook(client, tmp_path) as made:
+                await made.run("ballast = b'x' * (1 << 30)")
+                doing = asyncio.create_task(outcome(made.do(verb)))
+                while not list(Paths.default().images.rglob("pages-*.img")):
+                    assert not doing.done(), "it was saved before anybody could come"
+                    await asyncio.sleep(0.005)
+                await client.delete(f"/kernels/{made.kernel_id}")
+                assert isinstance(await doing, WarmcellError), verb
+            assert (await client.get("/sandboxes"))["sandboxes"] == []
+            assert (await client.get("/snapshots"))["snapshots"] == []
+            assert processes_of(places) == []
