@@ -6,7 +6,7 @@ jupyter_client runs the calls of a synchronous KernelManager in loops that chang
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import TransportError
@@ -14,11 +14,11 @@ from warmcell.sandbox.paths import Paths
 
 
 class KeeperLink:
-    """Asks the keeper; one that was replaced meanwhile is found again."""
+    """Asks the keeper; one that was replaced meanwhile is found again. Links of one loop share their connections."""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, KeeperClient] = WeakKeyDictionary()
+        self._mine: WeakKeyDictionary[asyncio.AbstractEventLoop, _Shared] = WeakKeyDictionary()
 
     async def ask(
         self,
@@ -38,25 +38,57 @@ class KeeperLink:
             TransportError: There is no keeper, or it went away.
             WarmcellError: What the keeper answers.
         """
-        known = self._clients.get(asyncio.get_running_loop())
-        if known is not None:
+        shared = self._joined(_shared().get(self.paths))
+        if shared is not None:
             try:
-                return await request(known)
+                return await request(shared.client)
             except TransportError:
+                if _shared().get(self.paths) is shared:  # It is no good for the others either.
+                    del _shared()[self.paths]
                 await self.close()
-        return await request(await self._connect(start=start, patience_s=patience_s))
+        return await request((await self._connect(start=start, patience_s=patience_s)).client)
 
     async def close(self) -> None:
-        """Let go of the connection of this loop. Idempotent."""
-        known = self._clients.pop(asyncio.get_running_loop(), None)
-        if known is not None:
-            await known.close()
+        """Let go of the connection of this loop; the last one that has it drops it. Idempotent."""
+        mine = self._mine.pop(asyncio.get_running_loop(), None)
+        if mine is not None:
+            mine.links.discard(self)
+            if not mine.links:
+                if _shared().get(self.paths) is mine:
+                    del _shared()[self.paths]
+                await mine.client.close()
 
-    async def _connect(self, *, start: bool, patience_s: float | None) -> KeeperClient:
-        loop = asyncio.get_running_loop()
+    async def _connect(self, *, start: bool, patience_s: float | None) -> "_Shared":
         client = await KeeperClient.connect(paths=self.paths, start=start, patience_s=patience_s)
-        if loop in self._clients:  # Another call of this loop was faster.
+        found = self._joined(_shared().get(self.paths))
+        if found is not None:  # Another call of this loop was faster.
             await client.close()
-        else:
-            self._clients[loop] = client
-        return self._clients[loop]
+            return found
+        made = _shared()[self.paths] = _Shared(client)
+        self._joined(made)
+        return made
+
+    def _joined(self, other: "_Shared | None") -> "_Shared | None":
+        """The connection that this link has in this loop; that of another link if it has none."""
+        loop = asyncio.get_running_loop()
+        mine = self._mine.get(loop)
+        if mine is None and other is not None:
+            mine = self._mine[loop] = other
+            mine.links.add(self)
+        return mine
+
+
+class _Shared:
+    """What links of one loop have in common, for as long as one of them is there."""
+
+    def __init__(self, client: KeeperClient) -> None:
+        self.client = client
+        self.links: WeakSet[KeeperLink] = WeakSet()
+
+
+_all: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[Paths, _Shared]] = WeakKeyDictionary()
+
+
+def _shared() -> WeakValueDictionary[Paths, _Shared]:
+    """Those of this loop."""
+    return _all.setdefault(asyncio.get_running_loop(), WeakValueDictionary())

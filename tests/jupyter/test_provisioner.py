@@ -30,6 +30,7 @@ from warmcell.kernel_provisioner import provisioner as provisioner_module
 from warmcell.kernel_provisioner.keeper_link import KeeperLink
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.paths import Paths
 
 pytestmark = pytest.mark.bubblewrap
 
@@ -404,6 +405,30 @@ async def test_two_kernels_share_no_connection(folder: str) -> None:
         async with connected(one) as client, connected(other) as stranger:
             await said(client, "open('/tmp/mine', 'w')")
             assert await said(stranger, "open('/tmp/mine')") == "FileNotFoundError"
+
+
+async def test_kernels_of_one_process_share_their_connection_to_the_keeper() -> None:
+    """It stays while one of them needs it, and each finds the next keeper."""
+    one, other = KeeperLink(Paths.default()), KeeperLink(Paths.default())
+    used: list[KeeperClient] = []
+
+    async def pid(client: KeeperClient) -> int:
+        used.append(client)
+        found: int = (await client.get("/status"))["pid"]
+        return found
+
+    first = await one.ask(pid, start=True)
+    assert await other.ask(pid) == first
+    await one.close()
+    assert await other.ask(pid) == first
+    assert await one.ask(pid) == first
+    assert used == [used[0]] * 4
+    os.kill(first, signal.SIGKILL)
+    second = await other.ask(pid, start=True)
+    assert second != first
+    assert await one.ask(pid, start=True) == second
+    await one.close()
+    await other.close()
 
 
 def test_a_synchronous_manager_works(folder: str) -> None:
