@@ -144,12 +144,15 @@ def test_shared_memory_counts_for_nobody(shelf: Shelf) -> None:
     assert first == second
 
 
-def test_dropped_images_go_and_their_memory_with_the_last(shelf: Shelf) -> None:
-    """And whatever an operation that was killed has left."""
+def test_dropped_images_go_and_their_memory_with_the_last(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whatever an operation that was killed has left, unless it was made just now."""
     made(shelf, FIRST, pages=b"m")
     made(shelf, SECOND, old=(PAGES,))
     (Path(shelf.path) / ".new-cccccccccccc-1").mkdir()
     shelf.drop(FIRST)
+    shelf.clean()
+    assert sorted(os.listdir(shelf.path)) == [".new-cccccccccccc-1", ".pages", SECOND]
+    monkeypatch.setattr("warmcell.sandbox.helper.shelf.YOUNG_S", 0.0)
     shelf.clean()
     assert sorted(os.listdir(shelf.path)) == [".pages", SECOND]
     assert PAGES in os.listdir(f"{shelf.path}/.pages")
