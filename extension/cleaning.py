@@ -27,7 +27,10 @@ ANSWER_TIMEOUT_S = 3.0
 """A keeper that says nothing for so long is taken for one that hangs."""
 
 END_TIMEOUT_S = 120.0
-"""For the keeper to suspend its kernels and to stop its sandboxes; then it is killed."""
+"""For the keeper to end its kernels and to stop its sandboxes; then it is killed."""
+
+DELETE_TIMEOUT_S = 30.0
+"""For one kernel."""
 
 KILL_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 40.0
@@ -73,7 +76,7 @@ class Cleaning:
         return f"The keeper (process {pid}) runs with {count} sandbox{'' if count == 1 else 'es'}"
 
     def clean(self) -> Cleaned:
-        """End the keeper and remove everything but logs, persistent homes and snapshots.
+        """End the keeper with its kernels, and remove everything but logs, persistent homes and snapshots.
 
         Raises:
             OperationTimeoutError: The keeper cannot be ended, or one is being started for too long.
@@ -85,7 +88,10 @@ class Cleaning:
         with self._no_start():
             pid, killed = self._keeper_pid(), False
             if pid is not None:
+                ended = self._end_kernels()
                 killed = self._end(pid)
+                if ended:
+                    self._paths.ledger.unlink(missing_ok=True)
             self._check_no_mounts()
             removed = [str(what) for what in clean_leftovers(self._paths)]
             removed += self._remove_directories()
@@ -102,6 +108,23 @@ class Cleaning:
                 return len(keeper.get("/sandboxes", timeout=self._answer_timeout)["sandboxes"])
         except WarmcellError:
             return None
+
+    def _end_kernels(self) -> bool:
+        """Have the keeper end what it would else save for the keeper after it; whether it has done all of that."""
+        from warmcell.sandbox.client.keeper import SyncKeeperClient
+
+        deadline = time.monotonic() + self._end_timeout
+
+        def left() -> float:
+            return max(0.1, min(deadline - time.monotonic(), DELETE_TIMEOUT_S))
+
+        try:
+            with SyncKeeperClient(self._paths) as keeper:
+                for kernel in keeper.get("/kernels", timeout=self._answer_timeout)["kernels"]:
+                    keeper.delete(f"/kernels/{kernel['kernel_id']}", timeout=left())
+        except WarmcellError:  # What it saves is taken up by the next keeper; nothing of it runs.
+            return False
+        return True
 
     def _keeper_pid(self) -> int | None:
         """The process that listens on the keeper's socket, else the one that holds its lock."""
