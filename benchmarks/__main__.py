@@ -41,7 +41,7 @@ PROMISES: Mapping[str, Callable[[int | None, Engines], Awaitable[Sequence[Row]]]
     "P4": lambda rounds, engines: p4_resume.measure(rounds=rounds or p4_resume.ROUNDS),
     "P8": lambda rounds, engines: p8_memory.measure(engines=engines),
     "P9": lambda rounds, engines: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
-    "P11": lambda rounds, engines: p11_again.measure(rounds=rounds or p11_again.ROUNDS),
+    "P11": lambda rounds, engines: p11_again.measure(rounds=min(rounds or p11_again.ROUNDS, p11_again.ROUNDS)),
 }
 
 OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P8"), ("P3", "P4", "P11")

@@ -48,6 +48,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
+        axes.set_title(f"{content['at'][:10]}, {machine.sentence(content['machine'])}", fontsize=6)
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend()
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "warmcell benchmarks"})

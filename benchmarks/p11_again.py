@@ -17,6 +17,7 @@ from benchmarks.server import JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 3
+"""And no more, for each takes long."""
 CHANGED_BYTES = 10**6
 CHANGE = """
 total -= int(state[:{size}].sum())
