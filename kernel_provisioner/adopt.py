@@ -1,8 +1,9 @@
 """Give a Jupyter server a kernel that outlived the server before it."""
 
+import asyncio
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_server._tz import utcnow
@@ -68,6 +69,11 @@ async def _enlist(kernels: AsyncMappingKernelManager, manager: ServerKernelManag
     kernels._kernels[kernel_id] = manager
     kernels._kernel_connections[kernel_id] = 0
     manager.execution_state = "busy" if kernel["busy"] else "idle"
+    if kernel["busy"]:
+        # Else the first page to come waits for an answer that is behind a cell; the version in it is the current one.
+        known = asyncio.get_running_loop().create_future()
+        known.set_result({})
+        cast(Any, manager)._kernel_info_future = known
     manager.reason = ""
     manager.last_activity = utcnow()
     await kernels._finish_kernel_start(kernel_id)  # type: ignore[no-untyped-call]
