@@ -74,12 +74,14 @@ def flip(path: Path, *, at: int) -> None:
 
 async def test_it_says_that_it_is_ready(boxes: Boxes) -> None:
     """A real small dump and restore, once; asked again it knows."""
-    report = await boxes.engine.probe()
-    assert report.ready, report
+    took = []
+    for _ in range(4):
+        began = time.monotonic()
+        report = await boxes.engine.probe()
+        took.append(time.monotonic() - began)
+        assert report.ready, report
     assert report.details["criu"] >= "4.2"
-    began = time.monotonic()
-    assert await boxes.engine.probe() == report
-    assert time.monotonic() - began < 0.1
+    assert min(took[1:]) < took[0] / 3, took
 
 
 async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: Boxes) -> None:

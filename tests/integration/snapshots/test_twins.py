@@ -17,7 +17,7 @@ from warmcell.sandbox.twins import MOST
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
-READY_MS = 5.0
+READY_MS = 20.0
 """A resume that makes a sandbox takes some fifty for that."""
 
 
