@@ -29,7 +29,7 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
         notebook.run(0, expected="begun")
 
         notebook.kernel_menu("Restore Snapshot…")
-        expect(notebook.dialog).to_contain_text("This kernel has no snapshots")
+        expect(notebook.dialog).to_contain_text("This kernel has no snapshots", timeout=START_TIMEOUT_MS)
         notebook.dialog.get_by_role("button", name="Close", exact=True).click()
         for name in ("as begun", "a mistake"):
             notebook.kernel_menu("Save Snapshot…")
@@ -51,9 +51,10 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
         notebook.show("work.ipynb")
         notebook.run(1, expected="count is 2")
         notebook.kernel_menu("Restore Snapshot…")
+        expect(notebook.dialog.get_by_role("radio")).to_have_count(2, timeout=START_TIMEOUT_MS)
         page.screenshot(path=pictures / "restore-snapshot.png", style=QUIET)
         notebook.dialog.get_by_role("button", name="Remove snapshot a mistake").click()
-        expect(notebook.dialog.get_by_role("radio")).to_have_count(1)
+        expect(notebook.dialog.get_by_role("radio")).to_have_count(1, timeout=START_TIMEOUT_MS)
         notebook.dialog.get_by_role("button", name="Restore").click()
         expect(page.get_by_text("The kernel is as it was in “as begun”").first).to_be_visible(timeout=START_TIMEOUT_MS)
         notebook.run(1, expected="count is 1")
