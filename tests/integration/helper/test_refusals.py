@@ -24,6 +24,8 @@ PLACES = (
 DESCRIBED: tuple[dict[str, Any], ...] = (
     {"id": "../../../../x"},
     {"id": "A" * 12},
+    {"named": "one-two\n1.2.3"},
+    {"named": None},
     {"network": "all"},
     {"home": "/etc"},
     {"home": "/root/../etc"},
