@@ -250,7 +250,7 @@ class Channels:
             "header": header,
             "parent_header": {},
             "metadata": {},
-            "content": {"allow_stdin": False, "stop_on_error": True, **content},
+            "content": {"allow_stdin": False, "stop_on_error": False, **content},
             "buffers": [],
         }
 

@@ -76,7 +76,8 @@ async def client(proxy: KernelProxy) -> AsyncIterator[AsyncKernelClient]:
 async def run(client: AsyncKernelClient, code: str, **kwargs: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Execute a cell: its reply's content, and its output but for statuses."""
     heard: list[dict[str, Any]] = []
-    reply = await client.execute_interactive(code, output_hook=heard.append, timeout=TIMEOUT_S, **kwargs)
+    told = {"output_hook": heard.append, "timeout": TIMEOUT_S, "stop_on_error": False, **kwargs}
+    reply = await client.execute_interactive(code, **told)
     return reply["content"], [each for each in heard if each["msg_type"] not in ("status", "execute_input")]
 
 
@@ -161,6 +162,7 @@ async def test_interrupts_by_message(proxy: KernelProxy, client: AsyncKernelClie
                 cell,
                 output_hook=lambda said, begun=begun: begun.set() if said["msg_type"] == "stream" else None,
                 timeout=TIMEOUT_S,
+                stop_on_error=False,
             )
         )
         await asyncio.wait_for(begun.wait(), TIMEOUT_S)

@@ -132,6 +132,7 @@ async def test_signals_are_passed_on(launched: Launcher, connection_file: Path) 
                 "print(1, flush=True)\nimport time; time.sleep(60)",
                 output_hook=lambda message: begun.set() if message["msg_type"] == "stream" else None,
                 timeout=TIMEOUT_S,
+                stop_on_error=False,
             )
         )
         await asyncio.wait_for(begun.wait(), TIMEOUT_S)

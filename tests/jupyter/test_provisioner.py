@@ -145,6 +145,7 @@ async def test_interrupts_are_messages(folder: str) -> None:
                 "print(1, flush=True)\nimport time; time.sleep(60)",
                 output_hook=lambda message: begun.set() if message["msg_type"] == "stream" else None,
                 timeout=TIMEOUT_S,
+                stop_on_error=False,
             )
         )
         await asyncio.wait_for(begun.wait(), TIMEOUT_S)

@@ -95,8 +95,8 @@ class Page:
                 await self.until(lambda: bool(self.heard), timeout=0.1)
 
     def send(self, code: str, **changes: Any) -> str:
-        """Have a cell run; its msg_id."""
-        msg_id: str = self.client.execute(code, **changes)
+        """Have a cell run; its msg_id. An error of it aborts no other, unless that is asked for."""
+        msg_id: str = self.client.execute(code, **{"stop_on_error": False, **changes})
         return msg_id
 
     async def ask(self, what: str, *args: Any) -> dict[str, Any]:
