@@ -258,6 +258,15 @@ def dirty(memory: Memory) -> dict[str, str]:
     return memory.sums()
 
 
+def rewrite(memory: Memory) -> bool:
+    """Write runs of pages anew, long and short ones, at other places in each process."""
+    at = memory.random.randrange(100)
+    for length in (1, 600, 15, 16, 40, 300):
+        memory.fill("large", range(at, at + length))
+        at += length + 7
+    return True
+
+
 def smaps(memory: Memory) -> dict[str, list[str]]:
     """How the kernel describes the first page of each area: its name and flags."""
     found, lines = {}, iter(Path("/proc/self/smaps").read_text().splitlines())
@@ -315,6 +324,7 @@ def serve(directory: Path, memory: Memory) -> None:
         "dirty": lambda: dirty(memory),
         "brk": lambda: brk(memory),
         "grow": lambda: grow(memory),
+        "rewrite": lambda: rewrite(memory),
         "discard": lambda: discard(memory),
         "part": lambda: part(memory),
         "swap": lambda: swap(memory),

@@ -171,6 +171,30 @@ def test_memory_that_a_child_moved_is_its_own(box: Box) -> None:
     assert kernel.sums() == before
 
 
+def test_what_parent_and_child_have_written_is_mapped_again(box: Box) -> None:
+    """Of one old mapping each has written other runs; three times over each process gets back its own."""
+    kernel = Kernel(box, "large=8")
+    image = kernel.dump()
+    kernel.edit(image)
+    kernel.restore(image)
+    (child,) = box.ask(kernel.pid, "fork")
+    for cycle in range(3):
+        for pid in (kernel.pid, child):
+            box.ask(pid, "rewrite")
+        before = kernel.sums()
+        assert before[child] != before[kernel.pid]
+        image = kernel.dump()
+        edited = kernel.edit(image)
+        assert edited.lazy, f"cycle {cycle}"
+        assert len(edited.new_page_files) == 2
+        kernel.restore(image)
+        assert kernel.sums() == before, f"cycle {cycle}"
+    image = kernel.dump()
+    compact.compact(image, page_file="compact00000")
+    kernel.restore(image)
+    assert kernel.sums() == before
+
+
 def test_clones_do_not_see_each_other(box: Box) -> None:
     """Restores of one image change their memory; the page file, and so the next restore, stay as they were."""
     kernel = Kernel(box, "areas")
