@@ -8,7 +8,9 @@ of which nothing is promised.
 """
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from benchmarks.keeper import Keeper, Process, processes
 from benchmarks.memory import OWN, WHOLE, memory_bytes
@@ -24,6 +26,8 @@ NAME = "measured-"
 """What these kernels call their process, so that they are told from what waits in the pool."""
 GOALS: Mapping[Engine, float] = {"criu": 0.15, "template": 0.3}
 HELPER = "warmcell-helper"
+NEST = b"backends.stage.nest"
+"""In the command of what keeps the namespaces in which a template has a process of its own."""
 
 
 async def measure(
@@ -104,23 +108,54 @@ async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
 def sandboxes_bytes(keeper: int) -> list[float]:
     """PSS of all processes of each sandbox in which a kernel has been named.
 
+    What serves several of them, as the process of a template does that their kernels are forks of, counts for each of
+    them by its share.
+
     Args:
-        keeper: Its pid. A sandbox is what lies below it, or below the machine's helper.
+        keeper: Its pid. What belongs to a sandbox lies below it, or below the machine's helper.
 
     Raises:
         BenchmarkError: Some of them may not be looked at.
     """
     table = {one.pid: one for one in processes()}
     makers = {keeper, *(pid for pid, one in table.items() if one.name == HELPER)}
-    inside: dict[int, list[Process]] = {}
-    for one in table.values():
-        top = one
-        while top.parent in table and top.parent not in makers:
-            top = table[top.parent]
-        if top.parent in makers:
-            inside.setdefault(top.pid, []).append(one)
-    return [
-        sum(memory_bytes(one.pid, WHOLE) for one in sandbox)
-        for sandbox in inside.values()
-        if any(one.name.startswith(NAME) for one in sandbox)
+    above = {pid: chain for pid in table if (chain := _chain(pid, table, makers))}
+    inside: dict[str, list[int]] = {}
+    for pid in above:
+        inside.setdefault(_namespace(pid), []).append(pid)
+    sandboxes = [
+        {up for pid in pids for up in above[pid]}
+        for pids in inside.values()
+        if any(table[pid].name.startswith(NAME) for pid in pids)
     ]
+    # Its only child is a fork of it that does nothing, and may not be looked at.
+    nests = {pid for pid, chain in above.items() if chain == [pid] and NEST in _command(pid)}
+    sandboxes = [sandbox | nests for sandbox in sandboxes]
+    bytes_of = {pid: memory_bytes(pid, WHOLE) for pid in set().union(*sandboxes)}
+    shares = {pid: sum(pid in sandbox for sandbox in sandboxes) for pid in bytes_of}
+    return [sum(bytes_of[pid] / shares[pid] for pid in sandbox) for sandbox in sandboxes]
+
+
+def _chain(pid: int, table: Mapping[int, Process], makers: set[int]) -> list[int]:
+    """That process and those above it, as far as they lie below a maker; empty where it does not."""
+    chain = [pid]
+    while table[chain[-1]].parent in table:
+        if table[chain[-1]].parent in makers:
+            return chain
+        chain.append(table[chain[-1]].parent)
+    return []
+
+
+def _namespace(pid: int) -> str:
+    """The pid namespace of a process; empty where it has ended."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -1,9 +1,12 @@
 """One sandbox with its kernels: how they start, are signalled, and end."""
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +14,21 @@ from typing import Any
 
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.box import GUEST_TIMEOUT_S, Box, within
+from warmcell.sandbox.channel import KernelStarted
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxInfo, SandboxSpec, TemplateStatus
+from warmcell.sandbox.shared_templates import SharedTemplate, ask
 from warmcell.sandbox.told import plausible
 
 KERNEL_TIMEOUT_S = 60.0
 """Until a kernel has bound its sockets. A cold one on a busy machine takes seconds."""
 
 EARLY_EXITS_MAX = 100
+
+ENDED_MEANWHILE = "its sandbox ended while the kernel started"
+
+log = logging.getLogger(__name__)
 
 
 class LiveSandbox(Box):
@@ -37,6 +46,11 @@ class LiveSandbox(Box):
         """Kernels that ended while `start_kernel` still waits for the answer that names its own."""
         self._starting = False
         self._attempts = 0
+        self.shared: SharedTemplate | None = None
+        """The template in whose nest it is made, if its kernels come from a process that several sandboxes share."""
+        self._ahead: socket.socket | None = None
+        """Where a kernel that has come up ahead waits to be asked for."""
+        self._coming_up = asyncio.Lock()
 
     @property
     def prepared(self) -> bool:
@@ -56,12 +70,14 @@ class LiveSandbox(Box):
         self.kernel = kernel
 
     async def prepare(self) -> None:
-        """Start the fork server and its imports; `template_settled` and the template's status tell the rest."""
+        """Start the imports, here or in a process that is shared; `template_settled` and the template's status tell."""
         if not self.spec.preload:
             self.template_settled.set()
             return
         self.template_settled.clear()
         self.tell(template=TemplateStatus(name=self.spec.template, state="importing", since=time.time()))
+        if self.shared is not None and await self.shared.prepare():
+            return
         try:
             await self._guest().prepare(self.spec.preload, name=self.spec.template, env=self.spec.env)
         except BaseException:
@@ -81,7 +97,7 @@ class LiveSandbox(Box):
             ConflictError: One runs already.
             SandboxStartError: The sandbox ended meanwhile, or the kernel before it had bound its sockets.
         """
-        if self._starting or (self.kernel is not None and self.kernel.alive):
+        if self._busy():
             raise errors.ConflictError(f"Sandbox {self.info.id} has a kernel", hint="End it first.")
         self._starting = True
         self._early_exits.clear()
@@ -111,12 +127,14 @@ class LiveSandbox(Box):
             "signature_scheme": "hmac-sha256",
         }
         began = time.perf_counter()
-        with guest_files.create(self.run_directory / f"{prefix}.json") as file:
-            file.write(json.dumps(connection).encode())
-        started = await self._unless_dead(
-            guest.start_kernel(f"{self.guest_run_directory}/{prefix}.json", env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S),
-            "its sandbox ended while the kernel started",
-        )
+        with guest_files.create(self.run_directory / f"{prefix}.json") as opened:
+            opened.write(json.dumps(connection).encode())
+        file = f"{self.guest_run_directory}/{prefix}.json"
+        started = await self._from_shared(file, env=env, cwd=cwd)
+        if started is None:
+            started = await self._unless_dead(
+                guest.start_kernel(file, env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S), ENDED_MEANWHILE
+            )
         self._guest()  # it may have been stopped in this very moment
         kernel = KernelProcess(
             pid=started.pid,
@@ -132,6 +150,63 @@ class LiveSandbox(Box):
         if early is not None:
             self._kernel_exited(early)
         return kernel
+
+    async def come_up(self, *, beside: KernelProcess | None = None) -> None:
+        """Have the next kernel come up ahead, where it comes from a shared process and none lives.
+
+        Args:
+            beside: Unless it is this one, which is about to end.
+        """
+        async with self._coming_up:
+            if self.shared is None or self._ahead is not None or not self.up:
+                return
+            if self._busy() and (self._starting or self.kernel is not beside):
+                return
+            try:
+                self._ahead = await self.shared.fork(self.instance)
+            except (errors.WarmcellError, OSError) as error:
+                log.info("sandbox %s: no kernel comes up ahead: %s", self.info.id, error)
+
+    async def _from_shared(self, file: str, *, env: Mapping[str, str], cwd: str) -> KernelStarted | None:
+        """A kernel from a shared process, one that has come up ahead if there is one; None where it must be another."""
+        async with self._coming_up:
+            ahead, self._ahead = self._ahead, None
+        try:
+            begun = None if self.shared is None else self.shared.nest.environment(self.instance)
+            if self.shared is None or begun is None:
+                return None
+            wanted = {**begun, **env}
+            request = {"kernel": 0, "connection": file, "env": wanted, "cwd": cwd or wanted["HOME"]}
+            if self.shared.why_not(wanted):
+                return None
+            if ahead is not None and self.shared.suits(wanted):
+                with contextlib.suppress(errors.SandboxStartError):
+                    return await self._ask(ahead, request)
+            return await self._ask(await self.shared.fork(self.instance, late=True), request)
+        except (errors.WarmcellError, TimeoutError) as error:
+            self._guest()  # If the sandbox has ended, that is why.
+            log.warning("sandbox %s: no kernel from the template's process: %s", self.info.id, error)
+            return None
+        finally:
+            if ahead is not None:
+                ahead.close()
+
+    async def _ask(self, waiting: socket.socket, request: Mapping[str, Any]) -> KernelStarted:
+        started = await self._unless_dead(ask(waiting, request, timeout_s=KERNEL_TIMEOUT_S), ENDED_MEANWHILE)
+        await self._guest().adopt(started.pid)
+        return started
+
+    def _busy(self) -> bool:
+        return self._starting or (self.kernel is not None and self.kernel.alive)
+
+    async def fall(self) -> None:
+        """As of any sandbox; what waits in it goes, and nothing keeps its template."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        await super().fall()
+        if self.shared is not None:
+            self.shared.leave(self)
 
     def _remove_kernel_files(self) -> None:
         """What the kernel before, or one that failed to start, has left; what else the guest puts there is its own."""
@@ -187,6 +262,10 @@ class LiveSandbox(Box):
 
     def _template_event(self, event: Mapping[str, Any]) -> None:
         said = TemplateStatus.from_json({key: value for key, value in event.items() if key != "event"})
+        self.template_told(said)
+
+    def template_told(self, said: TemplateStatus) -> None:
+        """This is said of its template now."""
         status = plausible(said, self.spec.preload)
         if status.state in ("ready", "failed"):
             self.template_settled.set()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.guest.supervisor.template import read_at_start
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
@@ -15,6 +16,7 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo, TemplateStatus
 from warmcell.sandbox.pool import WarmPool, memory_bytes
 from warmcell.sandbox.registry import SEE_LOG, Registry
+from warmcell.sandbox.sharing import SharedTemplates
 from warmcell.sandbox.starts import Starts
 from warmcell.sandbox.templates import Templates
 
@@ -43,6 +45,7 @@ class Preparing(Registry):
         )
         self.memory.twins.may = self._may_wait
         self._templates = Templates(self.memory, self._make_template)
+        self.shared = SharedTemplates(self._can_save)
         self._expecting: set[LiveSandbox] = set()
         """Sandboxes whose template is being built elsewhere; what becomes of it is told as theirs."""
         self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
@@ -81,11 +84,32 @@ class Preparing(Registry):
 
     async def _come_up(self, box: LiveSandbox, before: KernelProcess) -> None:
         template = await self._templates.find(box.spec)  # Both have the same numbers, so the rest waits for its end.
+        if template is None:
+            await box.come_up(beside=before)
+            return
         with contextlib.suppress(errors.ConflictError, TimeoutError):  # it is going away
             async with asyncio.timeout(END_TIMEOUT_S):
                 await before.exited.wait()
             if box.info.state is State.RUNNING:
                 await self._kernel_from_template(box, template=template)
+
+    async def _can_save(self, spec: SandboxSpec) -> bool:
+        try:
+            await self.memory.check(spec)
+        except errors.UnsupportedOperationError:
+            return False
+        return True
+
+    async def _maker(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> SandboxBackend:
+        """The nest of its template, where that has a process that its kernels come from."""
+        backend = await super()._maker(box, devices)
+        if any(gpu.device_nodes for gpu in devices):  # What is imported may look for devices, and there would be none.
+            return backend
+        box.shared = await self.shared.of(box.spec, backend)
+        if box.shared is None:
+            return backend
+        box.shared.follow(box)
+        return box.shared.nest
 
     async def _kernel_from_template(
         self, box: LiveSandbox, *, template: SnapshotId | None = None
@@ -125,6 +149,7 @@ class Preparing(Registry):
             known = await self._templates.find(box.spec)
             if not await self._from_template(box, ()):
                 await self._bring_up_prepared(box)
+                await box.come_up()
             came_meanwhile = known is None and await self._templates.find(box.spec) is not None
         except BaseException:
             await box.stop()
@@ -232,7 +257,9 @@ class Preparing(Registry):
             log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
         failed = box.info.template is not None and box.info.template.state == "failed"
         if not failed and not any(gpu.device_nodes for gpu in box.gpus):
-            self._pool.want(dataclasses.replace(box.spec, gpu=None), cheap=template is not None)
+            self._pool.want(
+                dataclasses.replace(box.spec, gpu=None), cheap=template is not None or box.shared is not None
+            )
 
     def _publish(self, box: LiveSandbox) -> None:
         if box.info.owner != "pool":

@@ -224,9 +224,13 @@ class Registry:
         """From nothing, such that its kernels can be saved where this machine can do that."""
         began = time.perf_counter()
         box.directory.mkdir(mode=0o700)
-        await box.bring_up(self._backend(box.spec), devices)
+        await box.bring_up(await self._maker(box, devices), devices)
         await self.memory.enroll(box)
         box.took(create=1000 * (time.perf_counter() - began))
+
+    async def _maker(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> SandboxBackend:
+        """What makes that sandbox."""
+        return self._backend(box.spec)
 
     async def _watch(self, box: LiveSandbox) -> None:
         """Release what a sandbox held, and what was made from inside it, when it ends by itself."""

@@ -178,6 +178,7 @@ class SandboxService(Preparing, Suspending):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
+        await self.shared.close()
         await self.memory.close()
         self._changes.close()
         for end in ends:

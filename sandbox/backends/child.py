@@ -6,12 +6,12 @@ import marshal
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.control import Control
-from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery, Process, start
+from warmcell.sandbox.backends.nursery import STAGE_ENV, Forked, Nursery, Process, start
 
 TAIL_BYTES = 4096
 READ_BYTES = 65536
@@ -83,7 +83,12 @@ class Child:
 
     @classmethod
     async def start(
-        cls, plan: Mapping[str, Any], *, cgroup: Cgroup | None = None, nursery: Nursery | None = None
+        cls,
+        plan: Mapping[str, Any],
+        *,
+        cgroup: Cgroup | None = None,
+        nursery: Nursery | None = None,
+        nest: Sequence[int] = (),
     ) -> "Child":
         """Start the stage from this thread, whose end is the child's end, and give it its plan.
 
@@ -91,6 +96,10 @@ class Child:
             plan: What `stage.main.main` carries out.
             cgroup: The group that the plan names, or that a command has to start the stage in.
             nursery: Where it is forked, if that can be.
+            nest: Descriptors of the nest in which the plan says that it goes on.
+
+        Raises:
+            StageFailedError: It could not enter that.
         """
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -116,12 +125,27 @@ class Child:
         data = marshal.dumps(dict(plan))
         try:
             await asyncio.get_running_loop().sock_sendall(ours, len(data).to_bytes(8, "big") + data)
+            if nest:
+                await child._move(nest)
         except ConnectionError:
             pass  # It has ended; `line` tells why.
         except BaseException:
             await child.kill()
             raise
         return child
+
+    async def _move(self, nest: Sequence[int]) -> None:
+        """It goes on as another process, which is in the nest."""
+        self._control.send(b".", nest)
+        said = await self.line()
+        if "failed" in said:
+            raise StageFailedError(said["failed"], said["errno"], self.tail)
+        before, self._process = self._process, Forked(said["pid"], self._control.take_fd())
+        await before.wait()
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        """Send to what it has become; raises as `Control.send`."""
+        self._control.send(data, fds)
 
     @property
     def pid(self) -> int:
@@ -148,7 +172,7 @@ class Child:
             raise StageFailedError(said["failed"], said["errno"], self.tail)
         return said["stage"], fds
 
-    async def line(self, *, timeout_s: float = START_TIMEOUT_S) -> dict[str, Any]:
+    async def line(self, *, timeout_s: float | None = START_TIMEOUT_S) -> dict[str, Any]:
         """The next JSON line on its control socket.
 
         Raises:

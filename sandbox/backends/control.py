@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
@@ -25,6 +26,19 @@ class Control:
         """The descriptors that have come so far; the caller closes them."""
         fds, self._fds = self._fds, []
         return fds
+
+    def take_fd(self) -> int:
+        """The first of them, where others may have come with what was said after."""
+        return self._fds.pop(0)
+
+    def send(self, data: bytes, fds: Sequence[int]) -> None:
+        """Send a few bytes with descriptors, which stay the caller's.
+
+        Raises:
+            OSError: Nobody takes them.
+        """
+        if socket.send_fds(self._control, [data], fds) != len(data):
+            raise BlockingIOError
 
     def close(self) -> None:
         """Close it, and descriptors that nobody took. Idempotent."""

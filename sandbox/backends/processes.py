@@ -25,6 +25,26 @@ def descendants(pid: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def only_child(pid: int) -> int:
+    """Host pid of the first child of a process with one thread.
+
+    Raises:
+        ProcessLookupError: It has none.
+    """
+    children = children_of(pid)
+    if not children:
+        raise ProcessLookupError(pid)
+    return children[0]
+
+
+def children_of(pid: int) -> list[int]:
+    """Host pids of the children of a process with one thread; none where it has ended."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 def start_time(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; with its pid it names one process.
 

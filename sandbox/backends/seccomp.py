@@ -68,7 +68,9 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "openat2": (437, 437),
     "perf_event_open": (298, 241),
     "personality": (135, 92),
+    "pidfd_open": (434, 434),
     "pivot_root": (155, 41),
+    "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
     "ptrace": (101, 117),
     "query_module": (178, None),
@@ -148,7 +150,20 @@ def denylist(machine: str | None = None, *, setgid: bool = False) -> bytes:
         raise BackendUnavailableError(
             f"There is no system call filter for {machine}", hint=f"Use a machine of {', '.join(AUDIT_ARCH)}."
         )
-    return b"".join(struct.pack("=HBBI", *step) for step in _program(machine, setgid=setgid))
+    return b"".join(struct.pack("=HBBI", *step) for step in _program(machine, _DENIED, setgid=setgid))
+
+
+def template(machine: str | None = None) -> bytes:
+    """The filter of a template's process: it may enter sandboxes whose descriptors it is given, and find none itself.
+
+    Its forks have it too, below their own.
+
+    Raises:
+        BackendUnavailableError: As `denylist`.
+    """
+    denylist(machine)
+    denied = (*(name for name in _DENIED if name != "setns"), "pidfd_open", "process_vm_readv")
+    return b"".join(struct.pack("=HBBI", *step) for step in _program(machine or platform.machine(), denied))
 
 
 def number(name: str, machine: str) -> int | None:
@@ -156,7 +171,7 @@ def number(name: str, machine: str) -> int | None:
     return _NUMBERS[name][list(AUDIT_ARCH).index(machine)]
 
 
-def _program(machine: str, *, setgid: bool) -> list[Instruction]:
+def _program(machine: str, denied: Sequence[str], *, setgid: bool = False) -> list[Instruction]:
     bits = stat.S_ISUID | (stat.S_ISGID if setgid else 0)
     program: list[Instruction] = [
         (_LD, 0, 0, 4),
@@ -173,7 +188,7 @@ def _program(machine: str, *, setgid: bool) -> list[Instruction]:
         if call is not None:
             program.extend([(_JEQ, 0, len(body), call), *body])
 
-    for name in _DENIED:
+    for name in denied:
         add(name, [_refuse(errno.EPERM)])
     for name in _ABSENT:
         add(name, [_refuse(errno.ENOSYS)])

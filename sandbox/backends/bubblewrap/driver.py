@@ -7,15 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.backends.bubblewrap import binary, diagnose, helped, rootfs
-from warmcell.sandbox.backends.bubblewrap.instance import BubblewrapInstance, Remains
+from warmcell.sandbox.backends.bubblewrap import binary, diagnose, helped, rootfs, template_plan
+from warmcell.sandbox.backends.bubblewrap.instance import BubblewrapInstance, Entrance, Remains
+from warmcell.sandbox.backends.bubblewrap.nest import Nest
 from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared, prepare
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.nursery import Nursery
+from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.errors import UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.models import (
     MIB,
     BackendReport,
@@ -82,8 +84,20 @@ class BubblewrapBackend:
         layer: Path | None = None,
         named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
+        nest: Nest | None = None,
     ) -> BubblewrapInstance:
-        """Bring up a sandbox; see the port."""
+        """Bring up a sandbox; see the port.
+
+        Args:
+            spec: As in the port, like all the rest but the last.
+            sandbox_id: Its name.
+            directory: For it alone.
+            gpus: Its devices.
+            layer: What it begins with.
+            named: Whose name it has as a host.
+            progress: Told what is being done.
+            nest: Where it is made, so that kernels of that nest's template can enter it.
+        """
         progress("looking at the Python environment")
         remains = Remains(directory)
         bwrap = await in_thread(binary.find)
@@ -104,17 +118,30 @@ class BubblewrapBackend:
         try:
             if layer is not None:
                 remains.layer_fd = os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            if self._helper is not None:
+            if self._helper is not None and nest is None:
                 try:
                     return await self._have_started(self._helper, spec, sandbox_id, prepared, remains)
                 except UnsupportedOperationError as error:
                     log.info("sandbox %s is made without the helper: %s", sandbox_id, error.message)
-            return await self._start(spec, sandbox_id, prepared, remains)
+            return await self._start(spec, sandbox_id, prepared, remains, nest)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
                 raise diagnose.explain(error, as_root=os.getuid() == 0) from error
             raise
+
+    async def nest(self, spec: SandboxSpec) -> Nest | None:
+        """A nest for sandboxes of that spec, or None where their kernels cannot come from one process."""
+        why = (
+            "as root it would have root's rights" if os.getuid() == 0 else await in_thread(template_plan.why_not, spec)
+        )
+        if not why:
+            try:
+                return await Nest.open(self, self._paths, self._cgroups)
+            except (StageFailedError, OSError, WarmcellError) as error:
+                why = str(error)
+        log.info("template %s has no process of its own: %s", spec.template, why)
+        return None
 
     def _make_room(self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains) -> dict[str, LimitStatus]:
         (remains.directory / rootfs.BASE).mkdir(0o700)
@@ -124,24 +151,32 @@ class BubblewrapBackend:
         return limits
 
     async def _start(
-        self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains
+        self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains, nest: Nest | None
     ) -> BubblewrapInstance:
         limits = await in_thread(self._make_room, spec, sandbox_id, remains)
         most = _most_processes(spec, limits["pids"])
         if most is not None:
             limits["pids"] = LimitStatus(value=most, enforced=True)
-        plan = _stage_plan(prepared, remains, most_processes=most)
-        child = remains.child = await Child.start(plan, cgroup=remains.cgroup, nursery=self._nursery)
+        plan = {**_stage_plan(prepared, remains, most_processes=most), "nest": nest is not None}
+        child = remains.child = await Child.start(
+            plan, cgroup=remains.cgroup, nursery=self._nursery, nest=() if nest is None else nest.spaces
+        )
         report, (remains.run_fd, remains.base_fd) = await child.stage_report(
             timeout_s=START_TIMEOUT_S + prepared.filled_bytes / SLOWEST_BYTES_S
         )
         pid = (await child.line())["child-pid"]
+        if nest is not None:  # There it has another number.
+            pid = await in_thread(only_child, child.pid)
         try:
             remains.init_fd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
         await child.line()  # {"up": true}
-        return await _instance(spec, prepared, remains, child=child, pid=pid, limits=limits, report=report)
+        made = await _instance(spec, prepared, remains, child=child, pid=pid, limits=limits, report=report)
+        if nest is not None:
+            made.entrance = Entrance(env=prepared.env, init_fd=remains.init_fd, most_processes=most or 0)
+            made.entrance.visitors = nest.children
+        return made
 
     async def _have_started(
         self, helper: helped.Connect, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains

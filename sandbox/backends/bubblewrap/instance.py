@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import ExitInfo
@@ -77,6 +78,19 @@ class Remains:
                 path.unlink(missing_ok=True)
 
 
+@dataclass(slots=True, kw_only=True)
+class Entrance:
+    """What a template's process needs to know of a sandbox of its nest."""
+
+    env: Mapping[str, str]
+    """With which the sandbox began."""
+    init_fd: int
+    most_processes: int
+    """RLIMIT_NPROC of its processes; 0: none of its own."""
+    visitors: Callable[[], Sequence[int]] = tuple
+    """Host pids of kernels that are children of the template's process, in whatever sandbox."""
+
+
 class BubblewrapInstance:
     """Implements `SandboxInstance`."""
 
@@ -99,6 +113,8 @@ class BubblewrapInstance:
         self.limits = limits
         self.workspace_note = workspace_note
         self._parts = parts
+        self.entrance: Entrance | None = None
+        """Where kernels can enter it from a template's process."""
         self._stopping: asyncio.Task[int] | None = None
         self._oom_kills = 0
         self._ended = asyncio.create_task(self._watch())
@@ -109,7 +125,24 @@ class BubblewrapInstance:
             return self._child.processes()
         if self._child.ended:
             return ()
-        return (self._child.pid, *descendants(self._child.pid))
+        entered = [] if self.entrance is None else [pid for pid in self.entrance.visitors() if self._is_inside(pid)]
+        return (
+            self._child.pid,
+            *descendants(self._child.pid),
+            *entered,
+            *(d for pid in entered for d in descendants(pid)),
+        )
+
+    def _is_inside(self, pid: int) -> bool:
+        try:
+            return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
+        except OSError:
+            return False
+
+    @property
+    def entrances(self) -> Sequence[Path]:
+        """Files into which a process writes 0 to join its control group."""
+        return () if self._remains.cgroup is None else self._remains.cgroup.entrances
 
     def oom_kills(self) -> int:
         """As far as its memory group tells."""

@@ -51,6 +51,14 @@ def python(view: View, environment: PythonEnvironment, *, layer_bytes: int, disk
     view.host_trees[layered] = layered
 
 
+def read_only(view: View, environment: PythonEnvironment) -> None:
+    """The Python environment without a layer."""
+    trees = (*environment.trees, *([] if environment.layered is None else [environment.layered]))
+    for number, tree in enumerate(trees):
+        view.clone(f"python{number}", tree, tree, mode="ro", owner=None, recursive=False)
+    view.aliases += environment.names
+
+
 def workspace(view: View, folder: Path, *, layer_bytes: int) -> None:
     """A folder that the sandbox may change for itself alone, planned as a tree "workspace" before."""
     found = folder.stat()

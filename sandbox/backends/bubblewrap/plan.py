@@ -39,6 +39,8 @@ class Prepared:
     """What the sandbox sees, as it was planned."""
     home: str
     python: Path
+    env: Mapping[str, str]
+    """What everything in it has in its environment, unless it is given something else."""
     named: SandboxId
     """Whose name it has as a host."""
     parts: Parts
@@ -69,10 +71,10 @@ def prepare(
     as_root = os.getuid() == 0
     named = named or sandbox_id
     environment = discover(spec.python)
-    workspace = _workspace(spec)
+    workspace = workspace_of(spec)
     identity = choose(workspace)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
-    home = _home_path(spec, workspace, identity)
+    home = home_path(spec, workspace, identity)
     cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"
     fits = {
         "uid": str(identity.uid),
@@ -95,7 +97,7 @@ def prepare(
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
     run = view.tmpfs("run", size_bytes=rootfs.RUN_BYTES, mode="0700", owned=True, follow=False)
     view.bind(rootfs.RUN, run, mode="rw")
-    _home(view, spec, environment, home, paths)
+    add_home(view, spec, environment, home, paths)
     tree = guest_tree(paths)
     view.clone(
         "guest",
@@ -145,6 +147,7 @@ def prepare(
         named=named,
         home=home,
         python=environment.python,
+        env=variables(identity, home=home, python=environment.python),
         disk=disk,
         parts=Parts(parts=view.parts, marks=fits["marks"], fits=fits),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
@@ -155,7 +158,30 @@ def prepare(
 def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
     """The command line that becomes the sandbox, choices of the stage among its words."""
     identity, as_root = view.identity, view.as_root
-    env = {
+    return [
+        str(bwrap),
+        *_namespaces(network, identity, named, as_root=as_root),
+        *inside(view, variables(identity, home=home, python=python)),
+        *without_privileges(identity, as_root=as_root),
+        *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
+        *(str(python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
+        *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(python), "--namespace", "own"),
+    ]
+
+
+def inside(view: View, env: Mapping[str, str]) -> list[Any]:
+    """Words for what is to be seen, up to the command that begins there."""
+    return [
+        *view.words(),
+        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+        *(word for name, value in env.items() for word in ("--setenv", name, value)),
+        *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
+    ]
+
+
+def variables(identity: Identity, *, home: str, python: Path) -> dict[str, str]:
+    """The environment that a sandbox begins with."""
+    return {
         "PATH": f"{python.parent}:{SEARCH_PATH}",
         "HOME": home,
         "USER": identity.name,
@@ -164,18 +190,6 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",
     }
-    return [
-        str(bwrap),
-        *_namespaces(network, identity, named, as_root=as_root),
-        *view.words(),
-        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
-        *(word for name, value in env.items() for word in ("--setenv", name, value)),
-        *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
-        *_without_privileges(identity, as_root=as_root),
-        *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
-        *(str(python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
-        *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(python), "--namespace", "own"),
-    ]
 
 
 def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_root: bool) -> list[str]:
@@ -196,7 +210,7 @@ def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_ro
     return [*words, "--hostname", hostname(named), "--die-with-parent", "--new-session"]
 
 
-def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
+def without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
     """Empty every capability set, the bounding set included, and as root leave root for good."""
     setpriv = shutil.which("setpriv", path="/usr/bin:/usr/sbin:/bin:/sbin")
     if setpriv is None:
@@ -206,7 +220,7 @@ def _without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
     return [setpriv, *user, *sets, "--"]
 
 
-def _workspace(spec: SandboxSpec) -> Path | None:
+def workspace_of(spec: SandboxSpec) -> Path | None:
     """The real path of the folder, if there is to be one."""
     if spec.workspace is None or spec.workspace.mode == "none":
         return None
@@ -221,7 +235,7 @@ def _workspace(spec: SandboxSpec) -> Path | None:
     return real
 
 
-def _home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:
+def home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:
     """/home/NAME, unless the workspace or a mount is there."""
     taken = [Path(mount.target or mount.source) for mount in spec.mounts]
     if workspace is not None:
@@ -247,7 +261,7 @@ def needs_layer_on_disk() -> bool:
     return os.getuid() != 0 and overlays.memory_lacks_attributes()
 
 
-def _home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
+def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
         path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)

@@ -46,24 +46,16 @@ def main(arguments: Sequence[str]) -> None:
     become()
 
 
-class ForkServer:
-    """Imports and forks at the word of init; ends when init does."""
+class Importer:
+    """Imports what kernels are to have, and tells whoever asked for it."""
 
-    def __init__(self, control: socket.socket, lifeline: int, run: str) -> None:
+    def __init__(self, control: socket.socket) -> None:
         control.set_inheritable(False)
         self._control = control
-        self._lifeline = lifeline
-        self._run = run
-        self._kernels: set[int] = set()
-        self._spare: Spare | None = None
-        self._spares_die = False
-        self._incoming = bytearray()
-        self._rights: list[int] = []
-        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def serve(self, modules: Sequence[str]) -> Becoming:
-        """Import `modules`, then fork for each request. Returns in every child, and never here."""
+    def import_all(self, modules: Sequence[str]) -> None:
+        """Import them such that a fork finds all as if it had done that itself."""
         with preload.noting_environment(), threads.held():
             self._tell({"importing": "ipykernel"})
             stack.load()
@@ -73,7 +65,53 @@ class ForkServer:
         threads.remember()
         leaving.disown_imports()
         gc.collect()
+        threads.trim()
         gc.freeze()
+
+    def _import_all(self, modules: Sequence[str]) -> None:
+        shell = preload.ShellWatch()
+        for name in modules:
+            self._tell({"importing": name})
+            if not _installed(name):
+                continue
+            try:
+                with shell.watching():
+                    importlib.import_module(name)
+            except BaseException as error:
+                words = traceback.format_exception_only(type(error), error)[-1].strip()
+                self._tell({"failed": name, "error": words})
+                continue
+            why = _unfit(shell)
+            if why:
+                # It cannot be taken back; init starts another process that leaves it out.
+                self._tell({"unfit": name, "error": why})
+                os._exit(UNFIT_EXIT_CODE)
+            self._tell({"imported": name})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self._control.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            os._exit(0)  # Init is gone.
+
+
+class ForkServer(Importer):
+    """Imports and forks at the word of init; ends when init does."""
+
+    def __init__(self, control: socket.socket, lifeline: int, run: str) -> None:
+        super().__init__(control)
+        self._lifeline = lifeline
+        self._run = run
+        self._kernels: set[int] = set()
+        self._spare: Spare | None = None
+        self._spares_die = False
+        self._incoming = bytearray()
+        self._rights: list[int] = []
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def serve(self, modules: Sequence[str]) -> Becoming:
+        """Import `modules`, then fork for each request. Returns in every child, and never here."""
+        self.import_all(modules)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._woken)
         self._tell({"ready": True})
@@ -96,26 +134,6 @@ class ForkServer:
                     return become
             if become is not None:
                 return become
-
-    def _import_all(self, modules: Sequence[str]) -> None:
-        shell = preload.ShellWatch()
-        for name in modules:
-            self._tell({"importing": name})
-            if not _installed(name):
-                continue
-            try:
-                with shell.watching():
-                    importlib.import_module(name)
-            except BaseException as error:
-                words = traceback.format_exception_only(type(error), error)[-1].strip()
-                self._tell({"failed": name, "error": words})
-                continue
-            why = _unfit(shell)
-            if why:
-                # It cannot be taken back; init starts another process that leaves it out.
-                self._tell({"unfit": name, "error": why})
-                os._exit(UNFIT_EXIT_CODE)
-            self._tell({"imported": name})
 
     def _requests(self) -> list[tuple[dict[str, Any], int]]:
         """Requests that have come whole, each with its pipe. The end of the socket is our end."""
@@ -205,12 +223,6 @@ class ForkServer:
             code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             self._tell({"exited": pid, "code": code})
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        try:
-            self._control.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            os._exit(0)  # Init is gone.
-
 
 def _installed(name: str) -> bool:
     """Whether there is such a module; finding it may import its parents."""
@@ -227,7 +239,7 @@ def _unfit(shell: preload.ShellWatch) -> str:
     if shell.asked:
         return "it looks for the running notebook when it is imported, and there is none before the fork"
     deadline = time.monotonic() + THREADS_END_SECONDS
-    while len(os.listdir("/proc/self/task")) > 1:
+    while not threads.alone():
         if time.monotonic() > deadline:
             return "it starts a thread when it is imported, and a process with threads cannot be forked"
         time.sleep(0.005)

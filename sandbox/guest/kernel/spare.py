@@ -18,10 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import application, newborn, preload
+from .decided import DECIDED
 from .report import Report
-
-DECIDED = ("IPYTHON", "JUPYTER", "JPY_PARENT")
-"""Prefixes of variables that IPython reads on its way up."""
 
 REQUEST_MAX_BYTES = 2**20
 
@@ -98,19 +96,34 @@ def live(waiting: socket.socket, run: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(f"{prefix}.json")
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    # A packet is one request, however long.
-    data, ancillary, _, _ = waiting.recvmsg(REQUEST_MAX_BYTES, socket.CMSG_SPACE(array("i").itemsize))
-    waiting.close()
-    if not data:
+    asked = _wait(waiting)
+    if asked is None:
         remove(prefix)
         os._exit(0)
-    report = Report(array("i", ancillary[0][2])[0])
+    request, report = asked
     with newborn.reporting(report):
-        request = json.loads(data)
         newborn.move(env={**preload.environment(request["env"]), **changed}, cwd=request["cwd"])
         _name(app, prefix, request["connection"])
         _resettle(app.shell)
     application.serve(app, report)
+
+
+def live_late(waiting: socket.socket) -> None:
+    """Wait for the request, come up, and be the kernel that it asks for."""
+    asked = _wait(waiting)
+    if asked is None:
+        os._exit(0)
+    request, report = asked
+    with newborn.reporting(report):
+        newborn.move(env=preload.environment(request["env"]), cwd=request["cwd"])
+    application.run(request["connection"], report)
+
+
+def _wait(waiting: socket.socket) -> tuple[dict[str, Any], Report] | None:
+    """The request; None where there will be none. A packet is one request, however long."""
+    data, ancillary, _, _ = waiting.recvmsg(REQUEST_MAX_BYTES, socket.CMSG_SPACE(array("i").itemsize))
+    waiting.close()
+    return (json.loads(data), Report(array("i", ancillary[0][2])[0])) if data else None
 
 
 def _name(app: Any, prefix: str, file: str) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 HELD = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
 _PREFIXES = ("", "scipy_")
 _SUFFIXES = ("", "64_", "_64", "_")
+_CLONE_THREAD = 0x10000
 
 _setters: list[Callable[[int], object]] = []
 
@@ -41,6 +44,19 @@ def remember() -> None:
     _setters[:] = [setter for path in _loaded("openblas") for setter in _openblas(path)]
 
 
+def alone() -> bool:
+    """Whether this process has no thread but this one. Asked of the system, which knows those of libraries too."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_THREAD) == 0:  # Refused to whom has several, else nothing.
+        return True
+    return ctypes.get_errno() != errno.EINVAL and len(os.listdir("/proc/self/task")) == 1
+
+
+def trim() -> None:
+    """Give back what imports have freed."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def restore() -> None:
     """Give each library the number of threads that it would have taken by itself in this environment."""
     most = len(os.sched_getaffinity(0))
@@ -52,10 +68,22 @@ def restore() -> None:
         numexpr.set_num_threads(numexpr._init_num_threads())
 
 
+class _Loaded(ctypes.Structure):
+    """How `struct dl_phdr_info` begins."""
+
+    _fields_ = [("address", ctypes.c_void_p), ("name", ctypes.c_char_p)]
+
+
 def _loaded(name: str) -> list[str]:
     """Paths of the shared libraries in this process whose file name has `name` in it."""
-    with open("/proc/self/maps") as maps:
-        paths = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count(" ") > 5 and "/" in line}
+    paths: set[str] = set()
+
+    def note(info: Any, size: int, data: object) -> int:
+        paths.add(os.fsdecode(info.contents.name or b""))
+        return 0
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Loaded), ctypes.c_size_t, ctypes.c_void_p)
+    ctypes.CDLL(None).dl_iterate_phdr(kind(note), None)
     return sorted(path for path in paths if name in os.path.basename(path) and ".so" in path)
 
 

@@ -1,0 +1,108 @@
+"""A nest: a user and a pid namespace in which a template's process lives, and the sandboxes that its forks enter.
+
+The kernel lets a process enter a pid namespace only from one above it, and another user's namespaces only with rights
+in the user namespace above them. So what enters sandboxes has to live where they were made from; this is that place,
+and it has neither a file system nor a network of its own.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import os
+import sys
+
+from .linux import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_PRIVATE,
+    MS_REC,
+    PR_SET_DUMPABLE,
+    PR_SET_PDEATHSIG,
+    Refused,
+    call,
+    libc,
+    mount,
+    write,
+)
+from .nursery import fork
+from .saying import answer, quoted
+
+
+def main(fd: int, keeper: int) -> None:
+    """Make one, hand descriptors of both namespaces to the keeper, and keep it until the keeper lets go of `fd`."""
+    control = _socket.socket(fileno=fd)
+    call("die with the keeper", libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
+    if os.getppid() != keeper:
+        sys.exit(1)
+    try:
+        uid, gid = os.geteuid(), os.getegid()
+        call("make a user namespace", libc.unshare(CLONE_NEWUSER))
+        write("/proc/self/setgroups", b"deny")
+        write("/proc/self/uid_map", f"0 {uid} 1".encode())
+        write("/proc/self/gid_map", f"0 {gid} 1".encode())
+        call("make a pid namespace", libc.unshare(CLONE_NEWPID))
+        first = os.fork()
+        if first == 0:
+            _be_first(control)
+        spaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in ("user", "pid_for_children")]
+        answer(control, f'"pid": {first}', spaces)
+        for space in spaces:
+            os.close(space)
+        os.waitpid(first, 0)
+    except Refused as error:
+        answer(control, f'"failed": {quoted(error.step)}, "errno": {error.errno}')
+    except OSError as error:
+        answer(control, f'"failed": "make a nest", "errno": {error.errno or 0}')
+    sys.exit(1)
+
+
+def _be_first(control: _socket.socket) -> None:
+    """The first process of the pid namespace: it only has to be there; all others end with it."""
+    libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    # What lives beside it has its uid, and sees the host's files no more; through this process it must not either.
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # So that the kernel reaps for it.
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
+        _signal.signal(number, _signal.SIG_IGN)
+    while True:
+        try:
+            if not control.recv(1):
+                break
+        except InterruptedError:
+            continue
+        except OSError:
+            break
+    os._exit(0)
+
+
+def enter(control: _socket.socket) -> None:
+    """Go on in the nest whose descriptors come with the next byte: as another child of our own parent's.
+
+    The parent is told that one's pid, and this process ends.
+    """
+    said, ancillary, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(8), _socket.MSG_CMSG_CLOEXEC)
+    if not said:
+        sys.exit(1)
+    for _, _, rights in ancillary:
+        user, pid = (int.from_bytes(rights[at : at + 4], sys.byteorder) for at in (0, 4))
+    call("enter the user namespace", libc.setns(user, CLONE_NEWUSER))
+    call("enter the pid namespace", libc.setns(pid, CLONE_NEWPID))
+    os.close(user)
+    os.close(pid)
+    told, telling = os.pipe()
+    child, pidfd = fork()
+    if child:
+        answer(control, f'"pid": {child}', [pidfd])
+        os._exit(0)
+    os.close(telling)
+    os.read(told, 1)  # What is said from here on comes after that.
+    os.close(told)
+    call("make a mount namespace", libc.unshare(CLONE_NEWNS))
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    # Here processes have other numbers, by which bubblewrap looks at its own.
+    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
