@@ -35,12 +35,14 @@ async def until(what: Callable[[], object], *, timeout_s: float = 60.0) -> None:
 
 
 async def suspended(places: Places, kernel: Notebook) -> str:
-    """Suspend the only kernel that runs; which sandbox waits for it then."""
+    """Suspend the only kernel that runs; which sandbox waits for it then, and is up."""
     await kernel.until_idle()
     before = waiting(places)
     await kernel.do("suspend")
     await until(lambda: len(waiting(places) - before) == 1)
-    return (waiting(places) - before).pop()
+    name = (waiting(places) - before).pop()
+    await until((places.runtime / "s" / name / "run" / "init.sock").exists)
+    return name
 
 
 async def test_what_was_just_suspended_comes_back_in_a_sandbox_that_waits(places: Places, tmp_path: Path) -> None:
