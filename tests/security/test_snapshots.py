@@ -194,9 +194,10 @@ async def test_images_and_sandboxes_of_others(boxes: Boxes, server: Server) -> N
         ask = server.ask
         assert (await asyncio.to_thread(ask, request, mine, uid=stranger))["code"] == "sandbox_not_found"
         assert (await asyncio.to_thread(ask, {"op": "enroll"}, mine, uid=stranger))["code"] == "sandbox_not_found"
-        assert (await asyncio.to_thread(ask, {"op": "images"}, uid=stranger))["images"] == []
+        everything = {"op": "images", "store": boxes.engine.store}
+        assert (await asyncio.to_thread(ask, everything, uid=stranger))["images"] == []
         assert (await asyncio.to_thread(ask, {"op": "drop", "image": FIRST}, uid=stranger))["ok"]
-        listed = await asyncio.to_thread(ask, {"op": "images"})
+        listed = await asyncio.to_thread(ask, everything)
         assert [one["id"] for one in listed["images"]] == [FIRST]
         request = {"op": "restore", "image": FIRST}
         assert (await asyncio.to_thread(ask, request, mine, uid=stranger))["code"] == "sandbox_not_found"

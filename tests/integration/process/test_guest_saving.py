@@ -47,6 +47,12 @@ class Line:
             socket.connect(f"ipc://{self._prefix}-{CHANNELS.index(name) + 1}")
         self._listening = asyncio.create_task(self._listen())
 
+    async def call_again(self) -> None:
+        """Connect, and be subscribed: before that a kernel publishes for nobody."""
+        welcomes = len(self.of("iopub_welcome"))
+        self.call()
+        await self.until(lambda: len(self.of("iopub_welcome")) > welcomes)
+
     def hang_up(self) -> None:
         """Close everything at once."""
         self._listening.cancel()
@@ -158,7 +164,7 @@ async def test_output_while_nobody_listens_comes_once_and_in_order(line: Line) -
         assert line.printed() == before  # It is kept from the reply on, though somebody still listens.
         line.hang_up()
         await asyncio.sleep(0.1)
-        line.call()
+        await line.call_again()
         assert await line.welcome(token) == {"msg_type": "warmcell_after_restore_reply", "status": "ok", "token": token}
         enough = len(before) + 200
         await line.until(lambda enough=enough: len(line.printed()) > enough)
