@@ -62,10 +62,15 @@ class Loop:
         """Somebody else has reaped `pid`."""
         self._children.pop(pid, None)
 
-    def run(self) -> None:
-        """Serve until SIGTERM."""
+    def run(self, *, first_within_s: float) -> None:
+        """Serve until SIGTERM, or until nothing at all has happened for that long at the beginning."""
+        patience_s: float | None = first_within_s
         while not self._stopping:
-            for fd, events in self._epoll.poll():
+            ready = self._epoll.poll(patience_s)
+            if not ready and patience_s is not None:
+                return
+            patience_s = None
+            for fd, events in ready:
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler(events)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 LINE_MAX_BYTES = 2**20
+FIRST_REQUEST_S = 20.0
+"""Who has made the sandbox speaks with it at once, unless it was killed just then."""
 
 
 class Refusal(Exception):
@@ -47,7 +49,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until SIGTERM."""
-        self._loop.run()
+        self._loop.run(first_within_s=FIRST_REQUEST_S)
 
     def _listen(self, run: str) -> None:
         """Bind the socket under another name first, so that who sees `init.sock` can connect to it."""

@@ -463,6 +463,28 @@ async def test_init_ends_with_its_parent(places: Places) -> None:
     assert gone(pid)
 
 
+async def test_init_ends_if_nobody_ever_comes(places: Places) -> None:
+    """Who has made a sandbox may be killed in the moment in which it comes up, and is then missed by no one."""
+    run = places.root / "g"
+    run.mkdir()
+    code = (
+        "import sys; sys.modules['warmcell_guest'] = package = type(sys)('warmcell_guest'); "
+        f"package.__path__ = [{str(TREE)!r}]; from warmcell_guest.supervisor import server; "
+        "server.FIRST_REQUEST_S = 2.0; server.main(sys.argv[1:])"
+    )
+    argv = [sys.executable, "-c", code, "--run", str(run), "--guest", str(TREE), "--python", sys.executable]
+    visited = await asyncio.create_subprocess_exec(*argv)
+    channel = await GuestChannel.open(run, timeout=20)
+    await channel.exec(["true"])
+    (run / "init.sock").unlink()
+    left = await asyncio.create_subprocess_exec(*argv)
+    async with asyncio.timeout(20):
+        await left.wait()
+    assert visited.returncode is None
+    visited.terminate()
+    await visited.wait()
+
+
 def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
