@@ -52,8 +52,14 @@ def _look_ourselves() -> dict[str, Any]:
     from warmcell.extension import config
     from warmcell.extension.keeper.wiring import Wiring
 
-    wiring = Wiring(config.settings(), Paths.default())
-    return asyncio.run(wiring.doctor())
+    async def look() -> dict[str, Any]:
+        wiring = Wiring(config.settings(), Paths.default())
+        try:
+            return await wiring.doctor()
+        finally:
+            await wiring.nursery.close()
+
+    return asyncio.run(look())
 
 
 def _print(told: Mapping[str, Any]) -> None:
