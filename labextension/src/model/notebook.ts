@@ -208,9 +208,28 @@ export class NotebookSandbox implements IDisposable {
     const { situation } = this;
     if (situation.ours) {
       this._attempted = situation.kernelName;
+      this._comeBack(situation);
     }
     this._tick(isTicking(situation));
     this._changed.emit();
+  }
+
+  /**
+   * Connect to the kernel as soon as the server that was away is back. JupyterLab waits longer with each attempt, and
+   * gives up after seven.
+   */
+  private _comeBack({ connected, sandbox }: ISituation): void {
+    if (connected === false) {
+      this._wasAway = true;
+    } else if (connected === true && this._wasAway && sandbox !== null) {
+      this._wasAway = false;
+      const kernel = this.context.session?.kernel;
+      if (kernel && !kernel.isDisposed && kernel.connectionStatus !== 'connected') {
+        kernel.reconnect().catch(() => {
+          // Its status says so.
+        });
+      }
+    }
   }
 
   private _tick(wanted: boolean): void {
@@ -230,6 +249,7 @@ export class NotebookSandbox implements IDisposable {
   private _ticker = 0;
   private _startingSince: number;
   private _wasStarting = false;
+  private _wasAway = false;
   /** The last kernelspec of ours that was to be started. */
   private _attempted: string | null = null;
 }
