@@ -21,7 +21,7 @@ from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from warmcell.sandbox.helper.places import Place
@@ -284,6 +284,16 @@ def _become(
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.execve(executable, list(words), env)
+
+
+def hold_limits(place: Place, pids: Iterable[int]) -> None:
+    """See to it that processes are in the sandbox's control groups.
+
+    What a `Run` has started is there mostly, but not if the program ended while it was being put there itself.
+    """
+    groups = _entrances(place.pid)
+    for pid in pids:
+        _move(pid, groups)
 
 
 def _check_proc() -> None:

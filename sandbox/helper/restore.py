@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, dump, linux, program, view
+from warmcell.sandbox.helper import criu, dump, enter, linux, program, view
 from warmcell.sandbox.helper.images import credentials
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import children, guest_pid_of, status
@@ -168,7 +168,9 @@ def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
 
 def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> None:
     """It was stopped when it was saved, so it is stopped now; what its own user had stopped stays so."""
-    for pid in place.processes(place.find(guest_pid)):
+    tree = list(place.processes(place.find(guest_pid)))
+    enter.hold_limits(place, tree)
+    for pid in tree:
         if guest_pid_of(pid) not in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
