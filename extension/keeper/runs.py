@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from warmcell.extension.keeper.death import death
+from warmcell.extension.keeper.death import death, unless_dead
+from warmcell.extension.keeper.template_front import ask
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
@@ -144,6 +145,10 @@ class Runs:
         process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
         runner = Runner(self._client(process), process, box, oom_before)
         try:
+            if process.token:  # It has been up for a while, and waits for somebody to become.
+                become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
+                await unless_dead(process, _become(runner.client, become))
+                process.token = ""
             await _answers(runner)
             self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
         except BaseException:
@@ -242,6 +247,11 @@ async def _reply(client: AsyncKernelClient, sent: str) -> dict[str, Any]:
         if message["parent_header"].get("msg_id") == sent:
             content: dict[str, Any] = message["content"]
             return content
+
+
+async def _become(client: AsyncKernelClient, wanted: Mapping[str, Any]) -> None:
+    """Have a kernel from a template's snapshot be one of its own."""
+    await ask(client, "warmcell_after_restore_request", wanted)
 
 
 async def _answers(runner: Runner) -> None:

@@ -77,6 +77,22 @@ async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places
         await until_prepared(client, 1, timeout_s=60)
 
 
+async def test_what_runs_cells_of_others_is_a_kernel_of_its_own(places: Places, tmp_path: Path) -> None:
+    """Kernels from one template, each in the sandbox of a `%%remote`, differ in entropy and have its environment."""
+    cell = "%%remote\nimport os, random\nprint(random.random(), os.getcwd(), os.environ['WISHED'])"
+    async with keeper(places, prepared=1) as client, first(client, tmp_path, env={"WISHED": "yes"}):
+        await until_prepared(client, 1)
+        asked = [(await started(client, tmp_path, env={"WISHED": "yes"}))[1] for _ in range(2)]
+        said = [await says(each, cell) for each in asked]
+        assert all("template" in one.splitlines()[0] for one in said), said
+        numbers, folders, wishes = zip(*(one.splitlines()[-1].split() for one in said), strict=True)
+        assert len(set(numbers)) == 2
+        assert set(folders) == {str(tmp_path)}
+        assert set(wishes) == {"yes"}
+        for each in asked:
+            await client.delete(f"/kernels/{each['kernel_id']}")
+
+
 async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -> None:
     """Not what the start before it spent its time on."""
     async with keeper(places, prepared=1) as client, first(client, tmp_path):
