@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.integration.process.guest import Guest, Kernel, gone, running_guest
+from tests.integration.process.guest import Client, Guest, Kernel, gone, running_guest
 from tests.leaks import Places
 from warmcell.sandbox.channel import KernelStarted
 from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
@@ -90,6 +90,7 @@ async def plain_kernel(root: Path, *, home: Path) -> AsyncIterator[Kernel]:
     await manager.start_kernel(
         cwd=str(home), env={**os.environ, "HOME": str(home)}, extra_arguments=["--HistoryManager.enabled=False"]
     )
+    manager.client_factory = Client
     client = manager.client()
     client.start_channels()
     try:
