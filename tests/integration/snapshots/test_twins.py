@@ -17,8 +17,8 @@ from warmcell.sandbox.twins import MOST
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
-READY_MS = 20.0
-"""A resume that makes a sandbox takes some fifty for that."""
+LEAST_MS = 5.0
+"""No sandbox is made in that time."""
 
 
 def waiting(places: Places) -> set[str]:
@@ -35,7 +35,7 @@ async def until(what: Callable[[], object], *, timeout_s: float = 60.0) -> None:
 
 
 async def suspended(places: Places, kernel: Notebook) -> str:
-    """Suspend the only kernel that runs; which sandbox waits for it then, and is up."""
+    """Suspend a kernel; which sandbox waits for it then, and is up."""
     await kernel.until_idle()
     before = waiting(places)
     await kernel.do("suspend")
@@ -52,8 +52,6 @@ async def test_what_was_just_suspended_comes_back_in_a_sandbox_that_waits(places
         for count in range(1, 4):
             name = await suspended(places, kernel)
             assert await kernel.run("count += 1; print(count, open('/tmp/kept').read())") == f"{count} kept"
-            info = await kernel.info()
-            assert info["phases_ms"]["create"] < READY_MS, info["phases_ms"]
             assert waiting(places) == {name}
 
 
@@ -70,8 +68,9 @@ async def test_a_page_that_is_opened_has_one_made(places: Places, tmp_path: Path
         assert (await kernel.page.ask("kernel_info"))["status"] == "ok"
         await until(lambda: waiting(places))
         assert (await kernel.info())["state"] == "suspended"
+        (second,) = waiting(places)
         assert await kernel.run("x + 1") == "42"
-        assert (await kernel.info())["phases_ms"]["create"] < READY_MS
+        assert waiting(places) == {second}
 
 
 async def test_one_that_dies_as_it_is_wanted_is_replaced(places: Places, tmp_path: Path) -> None:
@@ -108,13 +107,9 @@ async def test_few_wait_and_none_for_who_is_gone(places: Places, tmp_path: Path)
         kernels = []
         for _ in range(MOST + 1):
             kernels.append(await stack.enter_async_context(notebook(client, tmp_path, python=sys.executable)))
-        for kernel in kernels:
-            await kernel.until_idle()
-            await kernel.do("suspend")
-        await until(lambda: len(waiting(places)) == MOST)
+        names = [await suspended(places, kernel) for kernel in kernels]
+        await until(lambda: waiting(places) == set(names[1:]))
         assert await kernels[0].run("6 * 7") == "42"
-        first = await kernels[0].info()
-        assert first["phases_ms"]["create"] > READY_MS, "the one suspended longest ago had one"
         await until(lambda: len(waiting(places)) == MOST + 1)
         await client.delete(f"/kernels/{kernels[-1].kernel_id}")
         await until(lambda: len(waiting(places)) == MOST)
@@ -127,4 +122,4 @@ async def test_without_room_for_prepared_sandboxes_none_waits(places: Places, tm
         await kernel.until_idle()
         await kernel.do("suspend")
         assert await kernel.run("x + 1") == "42"
-        assert (await kernel.info())["phases_ms"]["create"] > READY_MS
+        assert (await kernel.info())["phases_ms"]["create"] > LEAST_MS
