@@ -8,8 +8,8 @@ import pytest
 from benchmarks import p1_start, p2_restart, p3_fork, p4_resume, p8_memory, p9_proxy, p11_again
 from benchmarks.rows import Engine, Row
 
-P1_LIMIT, P2_LIMIT, P3_LIMIT, P4_LIMIT, P8_LIMIT, P11_LIMIT = 0.6, 0.5, 2.0, 0.8, 0.3, 0.6
-P9_LIMITS = {"trivial execute": 1.5, "100 MB of output": 2.5}
+P1_LIMIT, P2_LIMIT, P3_LIMIT, P4_LIMIT, P8_LIMIT, P11_LIMIT = 0.5, 0.2, 1.0, 0.6, 0.3, 0.6
+P9_LIMITS = {"trivial execute": 1.5, "100 MB of output": 2.0}
 
 ENGINES = [pytest.param("criu", marks=pytest.mark.criu), "template"]
 
@@ -22,7 +22,7 @@ def best(row: Row) -> float:
 @pytest.mark.bubblewrap
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_a_new_kernel_answers_sooner_than_a_plain_one(engine: Engine) -> None:
-    """With a sandbox prepared the first reply takes little more than half of what a plain kernel takes."""
+    """With a sandbox prepared the first reply takes at most half of what a plain kernel takes."""
     prepared, empty = await p1_start.measure(rounds=2, engines=[engine])
     assert best(prepared) <= P1_LIMIT, prepared.to_json()
     assert min(empty.ours.samples) > min(prepared.ours.samples)
@@ -31,14 +31,15 @@ async def test_a_new_kernel_answers_sooner_than_a_plain_one(engine: Engine) -> N
 @pytest.mark.bubblewrap
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_a_restart_has_the_libraries_at_once(engine: Engine) -> None:
-    """A restart with torch, numpy and pandas ready takes at most half of a plain one with its imports."""
-    (restart,) = await p2_restart.measure(rounds=2, engines=[engine])
+    """A restart with torch, numpy and pandas ready takes at most a fifth of a plain one with its imports."""
+    # The first few may come while the template's image is still being written to disk.
+    (restart,) = await p2_restart.measure(rounds=4, engines=[engine])
     assert best(restart) <= P2_LIMIT, restart.to_json()
 
 
 @pytest.mark.criu
-async def test_eight_clones_answer_before_two_plain_starts_have() -> None:
-    """Eight clones of a live kernel with its state take no longer than two starts with the imports alone."""
+async def test_eight_clones_answer_before_one_plain_start_has() -> None:
+    """Eight clones of a live kernel with its state take no longer than one start with the imports alone."""
     (fork,) = await p3_fork.measure(rounds=2)
     assert best(fork) <= P3_LIMIT, fork.to_json()
 
