@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
@@ -24,6 +25,8 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from tests.leaks import Places
 
 START_TIMEOUT_S = 60.0
+CONNECT_AGAIN_S = 0.02
+"""Between two tries to reach a server that has said where it will listen."""
 END_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 90.0
@@ -68,6 +71,7 @@ class JupyterServer:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 self.url = await url
+                await listening(self.url)
         except BaseException:
             await self._end()
             raise
@@ -253,6 +257,19 @@ class Channels:
             "content": {"allow_stdin": False, "stop_on_error": False, **content},
             "buffers": [],
         }
+
+
+async def listening(url: str) -> None:
+    """Wait until someone listens there: Jupyter tells its URL before its loop runs, and listens in the loop."""
+    where = urlsplit(url)
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(where.hostname, where.port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(CONNECT_AGAIN_S)
+        else:
+            writer.close()
+            return
 
 
 def end_keeper(places: Places) -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from benchmarks.server import listening
 from tests.integration.proxy.conftest import TIMEOUT_S
 from tests.integration.proxy.kernels import PRINTER, Kernel, process
 from tests.leaks import Places
@@ -118,7 +119,8 @@ async def page(kernel: Kernel, places: Places) -> AsyncIterator[Open]:
         async with asyncio.timeout(START_S):
             while not (found := re.search(rb"http://(127\.0\.0\.1:\d+)/", await server.stderr.readline())):
                 assert server.returncode is None
-        address = found[1].decode()
+            address = found[1].decode()
+            await listening(f"http://{address}")
         reading = asyncio.create_task(server.stderr.read())
         async with httpx.AsyncClient(headers={"Authorization": f"token {token}"}) as http:
             (model,) = (await http.get(f"http://{address}/api/kernels")).json()
