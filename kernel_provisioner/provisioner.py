@@ -49,7 +49,15 @@ class WarmcellProvisioner(KernelProvisionerBase):
         config=True
     )
     python = Unicode(
-        "", help="Interpreter of the kernel's environment, an absolute path. Empty: the one that runs Jupyter."
+        "",
+        help="Interpreter of the kernel's environment, an absolute path. Empty: the image's, without one the one that "
+        "runs Jupyter.",
+    ).tag(config=True)
+    image = Unicode(
+        None,
+        allow_none=True,
+        help="Image whose files its kernels have, as `warmcell images ls` lists it, or of an engine of containers. "
+        "None: the environment of `python`.",
     ).tag(config=True)
     preload = List(
         Unicode(),

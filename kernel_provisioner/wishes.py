@@ -29,7 +29,9 @@ class Wishes(Wire):
 
     backend: str = "auto"
     python: str = ""
-    """Interpreter of the kernel's environment; empty: the one that runs this."""
+    """Interpreter of the kernel's environment; empty: the image's, without one the one that runs this."""
+    image: str | None = None
+    """What `warmcell images ls` lists, or what an engine of containers calls an image."""
     preload: tuple[str, ...] | None = None
     template: str = "default"
     warmup: str = ""
@@ -79,7 +81,8 @@ class Wishes(Wire):
         workspace = None if self.workspace == "none" else {"path": folder, "mode": self.workspace}
         return SandboxSpec.from_json(
             {
-                "python": self.python or sys.executable,
+                "python": self.python or ("" if self.image else sys.executable),
+                "image": self.image or None,
                 "backend": self.backend,
                 "workspace": workspace,
                 "network": self.network,

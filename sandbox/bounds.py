@@ -68,7 +68,10 @@ class Bounds:
         _check_texts(spec)
         _one_of("backend", spec.backend, ("auto", *self.backends), "c.Warmcell.backend")
         _one_of("network", spec.network, self.networks, "c.Warmcell.networks")
-        _check_python(spec.python)
+        if spec.image is None:
+            _check_python(spec.python)
+        else:
+            _check_image(spec.image, spec.python)
         if spec.workspace is not None:
             _one_of("workspace mode", spec.workspace.mode, self.workspace_modes, "c.Warmcell.workspace_modes")
             if spec.workspace.mode != "none":
@@ -115,7 +118,7 @@ class Bounds:
 def _check_texts(spec: SandboxSpec) -> None:
     """What the operating system would refuse later, and less clearly."""
     named = [("python", spec.python), ("backend", spec.backend), ("template", spec.template)]
-    named.append(("the warm-up", spec.warmup))
+    named += [("the warm-up", spec.warmup), ("the image", spec.image or "")]
     named += [("a module of preload", module) for module in spec.preload]
     named += [("an environment variable", text) for pair in spec.env.items() for text in pair]
     named += [("a mount", text) for mount in spec.mounts for text in (mount.source, mount.target)]
@@ -166,6 +169,18 @@ def _check_python(python: str) -> None:
         raise InvalidRequestError(
             f"{python} is no Python interpreter",
             hint="Give the absolute path of one, as `warmcell kernelspec install --python PATH` does.",
+        )
+
+
+def _check_image(image: str, python: str) -> None:
+    if not image or image.startswith("-") or any(letter.isspace() for letter in image):
+        raise InvalidRequestError(
+            f"{image!r} is no name of an image", hint="`warmcell images ls` lists those that were built here."
+        )
+    if python and not os.path.isabs(python):
+        raise InvalidRequestError(
+            f"{python} is no absolute path in the image",
+            hint="Begin it with a slash, or leave it out: the image's own is taken.",
         )
 
 

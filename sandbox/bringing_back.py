@@ -286,7 +286,7 @@ def _check_fits(saved: Manifest, wanted: SandboxSpec) -> None:
         SnapshotIncompatibleError: They are others.
     """
     then, now = _places(saved.spec), _places(wanted)
-    for name in ("interpreter", "home") if saved.info.kind == "template" else then:
+    for name in ("interpreter", "image", "home") if saved.info.kind == "template" else then:
         if then[name] != now[name]:
             raise errors.SnapshotIncompatibleError(
                 f"The snapshot was made with another {name}",
@@ -299,6 +299,7 @@ def _places(spec: SandboxSpec) -> dict[str, object]:
     workspace = spec.workspace if spec.workspace is not None and spec.workspace.mode != "none" else None
     return {
         "interpreter": spec.python,
+        "image": spec.image,
         "workspace": workspace and workspace.path,
         "mounts": sorted(mount.target or mount.source for mount in spec.mounts),
         "home": spec.home,

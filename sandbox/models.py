@@ -93,7 +93,12 @@ class SandboxSpec(Wire):
     """What somebody wants. Checked against the operator's bounds before anything is made."""
 
     python: str
-    """Absolute path of the interpreter whose environment is the image (bubblewrap, process)."""
+    """Absolute path of the interpreter whose environment is the image (bubblewrap, process).
+
+    With `image` it is a path in that image; empty: the one that the image says, or brings."""
+    image: str | None = None
+    """Name or digest of an image that was built here, or what an engine of containers calls one. None: `python`'s
+    environment."""
     backend: str = "auto"
     workspace: Workspace | None = None
     network: Network = "none"
@@ -117,6 +122,7 @@ class SandboxSpec(Wire):
         """
         return (
             self.backend,
+            self.image,
             self.python,
             self.workspace,
             self.network,
@@ -208,6 +214,8 @@ class SandboxInfo(Wire):
     kernel_id: str | None = None
     notebook: str | None = None
     python: str = ""
+    image: str | None = None
+    """As it was asked for."""
     workspace: Workspace | None = None
     workspace_note: str = ""
     """Why the workspace is not as asked for (for example read-only), else empty."""

@@ -286,7 +286,7 @@ class Preparing(Registry):
 
 def _template(spec: SandboxSpec) -> tuple[object, ...]:
     """What makes two templates the same."""
-    return (spec.template, spec.python, spec.preload, spec.warmup)
+    return (spec.template, spec.image, spec.python, spec.preload, spec.warmup)
 
 
 def _until_saved(status: TemplateStatus, *, told: TemplateStatus | None) -> TemplateStatus:

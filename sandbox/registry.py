@@ -213,6 +213,7 @@ class Registry:
             kernel_id=kernel_id,
             notebook=notebook,
             python=spec.python,
+            image=spec.image,
             workspace=spec.workspace,
             network=spec.network,
             gpu=spec.gpu,

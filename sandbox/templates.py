@@ -85,7 +85,7 @@ def identity(spec: SandboxSpec) -> dict[str, str]:
     name = {
         "template": spec.template,
         "backend": spec.backend,
-        "python": spec.python,
+        "python": spec.python if spec.image is None else [spec.image, spec.python],
         "preload": spec.preload,
         "warmup": spec.warmup,
         "home": spec.home,

@@ -28,6 +28,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
         {
             "backend": "process",
             "python": "/opt/python",
+            "image": "analysis",
             "preload": [],
             "template": "t",
             "warmup": "import numpy; numpy.ones(2)",
@@ -45,6 +46,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
     assert found.to_json() == {
         "backend": "process",
         "python": "/opt/python",
+        "image": "analysis",
         "preload": [],
         "template": "t",
         "warmup": "import numpy; numpy.ones(2)",

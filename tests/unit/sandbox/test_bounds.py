@@ -61,3 +61,18 @@ def test_the_interpreter_must_be_one(python: str) -> None:
     """A relative name, a folder or a plain file is no interpreter."""
     with pytest.raises(InvalidRequestError, match="is no Python interpreter"):
         Bounds().check(SandboxSpec(python=python))
+
+
+@pytest.mark.parametrize("image", ["", "--privileged", "two words", "a\0b"])
+def test_what_is_no_name_of_an_image_is_refused(image: str) -> None:
+    """No image's name can be taken for an option or for two words."""
+    with pytest.raises(InvalidRequestError):
+        Bounds().check(SandboxSpec(python="", image=image))
+
+
+def test_an_images_interpreter_is_none_of_the_hosts() -> None:
+    """With an image its own interpreter is taken, or one that is named by a path in it."""
+    for python in ("", "/opt/in/the/image/python"):
+        assert Bounds().check(SandboxSpec(python=python, image="analysis")).python == python
+    with pytest.raises(InvalidRequestError, match="no absolute path"):
+        Bounds().check(SandboxSpec(python="python3", image="analysis"))
