@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from warmcell.sandbox.backends.bubblewrap import rootfs
+from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.models import Limits
@@ -34,7 +34,7 @@ OWN = ("etc", "run", "nothing", "environment", "changed", *OVERLAYS, *PRIVATE)
 """Names on the stage that no tree of the sender's may have."""
 CLOSED = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/boot"),
-    *("/etc", "/proc", "/sys", "/dev", rootfs.GUEST, rootfs.IMAGES, rootfs.RUN, "/var/run", "/var/tmp"),
+    *("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN, "/var/run", "/var/tmp"),
 )
 """What lies in these is the machine's or the sandbox's own: programs there run before privileges are dropped."""
 
@@ -172,7 +172,7 @@ class _Reader:
             name=_matching(said["name"], NAME),
             fd=self._fd(said["fd"]),
             # The guest's own programs are the one tree of the sender's at a place of the sandbox's own.
-            target=place if place in ("", rootfs.GUEST) else target(place),
+            target=place if place in ("", GUEST) else target(place),
             writable=_is(said["writable"], bool),
         )
 

@@ -261,7 +261,7 @@ def _links(prepared: Prepared) -> dict[str, str]:
 
 
 def _parents(path: Path) -> set[str]:
-    from warmcell.sandbox.backends.bubblewrap.rootfs import links_on
+    from warmcell.sandbox.backends.places import links_on
 
     system = ("/usr", "/bin", "/sbin", "/lib", "/var/run", "/var/tmp")
     return {

@@ -12,10 +12,10 @@ from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.bubblewrap import layer
 from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
 from warmcell.sandbox.backends.bubblewrap.layer import Parts
-from warmcell.sandbox.backends.bubblewrap.rootfs import RUN
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
 from warmcell.sandbox.backends.files import remove_tree
+from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError

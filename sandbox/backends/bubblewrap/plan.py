@@ -10,18 +10,18 @@ from typing import Any
 from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.bubblewrap import layer as saved_layers
 from warmcell.sandbox.backends.bubblewrap import overlays, rootfs
-from warmcell.sandbox.backends.bubblewrap.environment import PythonEnvironment, discover
-from warmcell.sandbox.backends.bubblewrap.etc import hostname
-from warmcell.sandbox.backends.bubblewrap.identity import Identity, choose
 from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
-from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
+from warmcell.sandbox.backends.environment import PythonEnvironment, discover
+from warmcell.sandbox.backends.etc import hostname
+from warmcell.sandbox.backends.identity import Identity, choose
+from warmcell.sandbox.backends.places import GUEST, RUN, RUN_BYTES, home_path, variables, workspace_of
+from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
-SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
 
@@ -95,14 +95,14 @@ def prepare(
         ("shm", "/dev/shm", spec.limits.shm_bytes),
     ):
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
-    run = view.tmpfs("run", size_bytes=rootfs.RUN_BYTES, mode="0700", owned=True, follow=False)
-    view.bind(rootfs.RUN, run, mode="rw")
+    run = view.tmpfs("run", size_bytes=RUN_BYTES, mode="0700", owned=True, follow=False)
+    view.bind(RUN, run, mode="rw")
     add_home(view, spec, environment, home, paths)
     tree = guest_tree(paths)
     view.clone(
         "guest",
         tree,
-        Path(rootfs.GUEST),
+        Path(GUEST),
         mode="ro",
         owner=view.foreign_owner(tree),
         recursive=False,
@@ -164,8 +164,8 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
         *inside(view, variables(identity, home=home, python=python)),
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
-        *(str(python), "-I", "-S", f"{rootfs.GUEST}/init.py"),
-        *("--run", rootfs.RUN, "--guest", rootfs.GUEST, "--python", str(python), "--namespace", "own"),
+        *(str(python), "-I", "-S", f"{GUEST}/init.py"),
+        *("--run", RUN, "--guest", GUEST, "--python", str(python), "--namespace", "own"),
     ]
 
 
@@ -177,19 +177,6 @@ def inside(view: View, env: Mapping[str, str]) -> list[Any]:
         *(word for name, value in env.items() for word in ("--setenv", name, value)),
         *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
     ]
-
-
-def variables(identity: Identity, *, home: str, python: Path) -> dict[str, str]:
-    """The environment that a sandbox begins with."""
-    return {
-        "PATH": f"{python.parent}:{SEARCH_PATH}",
-        "HOME": home,
-        "USER": identity.name,
-        "LOGNAME": identity.name,
-        "SHELL": "/bin/bash",
-        "LANG": "C.UTF-8",
-        "TMPDIR": "/tmp",
-    }
 
 
 def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_root: bool) -> list[str]:
@@ -218,38 +205,6 @@ def without_privileges(identity: Identity, *, as_root: bool) -> list[str]:
     user = ["--reuid", str(identity.uid), "--regid", str(identity.gid), "--clear-groups"] if as_root else []
     sets = ["--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all", "--no-new-privs"]
     return [setpriv, *user, *sets, "--"]
-
-
-def workspace_of(spec: SandboxSpec) -> Path | None:
-    """The real path of the folder, if there is to be one."""
-    if spec.workspace is None or spec.workspace.mode == "none":
-        return None
-    path = Path(spec.workspace.path)
-    if not path.is_absolute():
-        raise InvalidRequestError(f"The workspace {str(path)!r} is not an absolute path", hint="Give an absolute path.")
-    if not path.is_dir():
-        raise InvalidRequestError(f"The workspace {path} is not a directory", hint="Create it, or choose another one.")
-    rootfs.check_target(path, what="workspace")
-    real = path.resolve()
-    rootfs.check_target(real, what="workspace")
-    return real
-
-
-def home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:
-    """/home/NAME, unless the workspace or a mount is there."""
-    taken = [Path(mount.target or mount.source) for mount in spec.mounts]
-    if workspace is not None:
-        taken.append(workspace)
-    candidates = [
-        f"/home/{identity.name}",
-        "/home/warmcell",
-        f"/var/home/{identity.name}",
-        "/var/home/warmcell",
-    ]
-    return next(
-        (path for path in candidates if not any(Path(path).is_relative_to(other) for other in taken)),
-        candidates[-1],
-    )
 
 
 def needs_layer_on_disk() -> bool:

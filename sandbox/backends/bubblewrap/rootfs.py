@@ -6,27 +6,22 @@ them and from the host's system directories, parents before children.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.backends.bubblewrap import etc
-from warmcell.sandbox.backends.bubblewrap.identity import Identity
+from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.bubblewrap.layer import Part, Saved
+from warmcell.sandbox.backends.identity import Identity
+from warmcell.sandbox.backends.places import IMAGES, RESERVED, check_target, links_on
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, GpuDevice, Mount, Network
+from warmcell.sandbox.models import GpuDevice, Mount, Network
 
 BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
-RUN = "/run/warmcell"
-GUEST = "/warmcell"
-IMAGES = "/.warmcell"
-RUN_BYTES = 64 * MIB
 PAGE_BYTES = 4096
 
-_RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN)
-_ESSENTIAL = ("/usr", "/run", *_RESERVED)
 _MADE_WHOLE = ("/etc", "/proc", "/dev")
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
@@ -126,7 +121,7 @@ class View:
 
     def words(self) -> list[Any]:
         """The composed root as words for bubblewrap, choices of the stage among them."""
-        whole = (*map(str, self.host_trees), *_RESERVED)
+        whole = (*map(str, self.host_trees), *RESERVED)
         for alias in self.aliases:
             for link, target in links_on(alias):
                 if not _in_any(str(link), whole):
@@ -151,23 +146,6 @@ def _in_any(path: str, trees: Sequence[str]) -> bool:
 
 def _depth(path: str) -> tuple[int, str]:
     return path.count("/"), path
-
-
-def links_on(path: Path) -> Iterator[tuple[Path, str]]:
-    """Each symbolic link on the way along `path`, with what it says."""
-    left = list(path.parts[1:])
-    here = Path("/")
-    for _ in range(255):
-        if not left:
-            return
-        step = Path(os.path.normpath(here / left.pop(0)))
-        if step.is_symlink():
-            target = os.readlink(step)
-            yield step, target
-            left = [part for part in Path(target).parts if part != "/"] + left
-            here = Path("/") if target.startswith("/") else here
-        else:
-            here = step
 
 
 def system(view: View) -> None:
@@ -244,18 +222,6 @@ def extra_mount(view: View, mount: Mount, number: int) -> None:
     owner = view.foreign_owner(real) if mount.mode == "rw" else None
     view.clone(f"mount{number}", real, target, mode=mount.mode, owner=owner, recursive=True)
     view.asked.add(target)
-
-
-def check_target(path: Path, *, what: str) -> None:
-    """Refuse a place in the guest that is its own.
-
-    Raises:
-        InvalidRequestError: `path` covers, or lies in, what every sandbox needs.
-    """
-    covers = any(path == Path(own) or path in Path(own).parents for own in _ESSENTIAL)
-    lies_in = any(Path(own) in path.parents for own in _RESERVED)
-    if covers or lies_in:
-        raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
 
 
 def check_places(view: View) -> None:

@@ -13,20 +13,18 @@ from typing import Any
 
 from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.bubblewrap import overlays, rootfs
-from warmcell.sandbox.backends.bubblewrap.environment import discover
-from warmcell.sandbox.backends.bubblewrap.identity import choose
 from warmcell.sandbox.backends.bubblewrap.plan import (
     SECCOMP_FD,
     STATUS_FD,
     UP_FD,
     add_home,
-    home_path,
     inside,
-    variables,
     without_privileges,
-    workspace_of,
 )
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
+from warmcell.sandbox.backends.environment import discover
+from warmcell.sandbox.backends.identity import choose
+from warmcell.sandbox.backends.places import GUEST, RUN, home_path, variables, workspace_of
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -70,7 +68,7 @@ def plan_template(
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
     add_home(view, replace(spec, home="private"), environment, home, paths)
     tree = guest_tree(paths)
-    view.clone("guest", tree, Path(rootfs.GUEST), mode="ro", owner=None, recursive=False)
+    view.clone("guest", tree, Path(GUEST), mode="ro", owner=None, recursive=False)
     overlays.read_only(view, environment)
     rootfs.check_places(view)
     rootfs.hide(view, [paths.runtime, paths.state])
@@ -96,8 +94,8 @@ def plan_template(
             *("--cap-add", "CAP_SETPCAP", "--hostname", "warmcell-template", "--die-with-parent", "--new-session"),
             *inside(view, given),
             *without_privileges(identity, as_root=False),
-            *(str(environment.python), f"{rootfs.GUEST}/enter.py", "kernel.template_process"),
-            *(str(UP_FD), str(FILTER_FD), rootfs.RUN, *modules),
+            *(str(environment.python), f"{GUEST}/enter.py", "kernel.template_process"),
+            *(str(UP_FD), str(FILTER_FD), RUN, *modules),
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],

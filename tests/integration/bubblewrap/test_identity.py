@@ -11,7 +11,7 @@ import pytest
 from tests.integration.bubblewrap.boxes import folder, subject_of
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
-from warmcell.sandbox.backends.bubblewrap.identity import UNUSED_UID
+from warmcell.sandbox.backends.identity import UNUSED_UID
 from warmcell.sandbox.models import Mount, Workspace
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.backends.bubblewrap.environment import discover
+from warmcell.sandbox.backends.environment import discover
 from warmcell.sandbox.errors import InvalidRequestError
 
 ELF = b"\x7fELF\x02\x01\x01"

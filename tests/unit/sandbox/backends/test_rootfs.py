@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.backends.bubblewrap import etc, rootfs
-from warmcell.sandbox.backends.bubblewrap.identity import Identity
-from warmcell.sandbox.backends.bubblewrap.rootfs import View, check_target, links_on
+from warmcell.sandbox.backends import etc
+from warmcell.sandbox.backends.bubblewrap import rootfs
+from warmcell.sandbox.backends.bubblewrap.rootfs import View
+from warmcell.sandbox.backends.identity import Identity
+from warmcell.sandbox.backends.places import check_target, links_on
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GpuDevice, Mount
 

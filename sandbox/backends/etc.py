@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.backends.bubblewrap.identity import Identity
+from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.models import Network, SandboxId
 
 _SHOWN = (

@@ -1,0 +1,94 @@
+"""Places in a sandbox: what is its own wherever it runs on the host's files, and what may be put beside it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from warmcell.sandbox.backends.identity import Identity
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import MIB, SandboxSpec
+
+RUN = "/run/warmcell"
+GUEST = "/warmcell"
+IMAGES = "/.warmcell"
+RUN_BYTES = 64 * MIB
+SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN)
+"""A sandbox's own, with all that is below."""
+ESSENTIAL = ("/usr", "/run", *RESERVED)
+"""What nothing may be put over."""
+
+
+def workspace_of(spec: SandboxSpec) -> Path | None:
+    """The real path of the folder, if there is to be one."""
+    if spec.workspace is None or spec.workspace.mode == "none":
+        return None
+    path = Path(spec.workspace.path)
+    if not path.is_absolute():
+        raise InvalidRequestError(f"The workspace {str(path)!r} is not an absolute path", hint="Give an absolute path.")
+    if not path.is_dir():
+        raise InvalidRequestError(f"The workspace {path} is not a directory", hint="Create it, or choose another one.")
+    check_target(path, what="workspace")
+    real = path.resolve()
+    check_target(real, what="workspace")
+    return real
+
+
+def home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:
+    """/home/NAME, unless the workspace or a mount is there."""
+    taken = [Path(mount.target or mount.source) for mount in spec.mounts]
+    if workspace is not None:
+        taken.append(workspace)
+    candidates = [
+        f"/home/{identity.name}",
+        "/home/warmcell",
+        f"/var/home/{identity.name}",
+        "/var/home/warmcell",
+    ]
+    return next(
+        (path for path in candidates if not any(Path(path).is_relative_to(other) for other in taken)),
+        candidates[-1],
+    )
+
+
+def check_target(path: Path, *, what: str) -> None:
+    """Refuse a place in the guest that is its own.
+
+    Raises:
+        InvalidRequestError: `path` covers, or lies in, what every sandbox needs.
+    """
+    covers = any(path == Path(own) or path in Path(own).parents for own in ESSENTIAL)
+    lies_in = any(Path(own) in path.parents for own in RESERVED)
+    if covers or lies_in:
+        raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
+
+
+def links_on(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each symbolic link on the way along `path`, with what it says."""
+    left = list(path.parts[1:])
+    here = Path("/")
+    for _ in range(255):
+        if not left:
+            return
+        step = Path(os.path.normpath(here / left.pop(0)))
+        if step.is_symlink():
+            target = os.readlink(step)
+            yield step, target
+            left = [part for part in Path(target).parts if part != "/"] + left
+            here = Path("/") if target.startswith("/") else here
+        else:
+            here = step
+
+
+def variables(identity: Identity, *, home: str, python: Path) -> dict[str, str]:
+    """The environment that a sandbox begins with."""
+    return {
+        "PATH": f"{python.parent}:{SEARCH_PATH}",
+        "HOME": home,
+        "USER": identity.name,
+        "LOGNAME": identity.name,
+        "SHELL": "/bin/bash",
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+    }
