@@ -310,6 +310,8 @@ class Capabilities(Wire):
     gpus: bool
     networks: tuple[Network, ...]
     snapshot_engines: tuple[str, ...] = ("template",)
+    layers: bool = False
+    """Whether the private files of a sandbox can be saved, and sandboxes begin with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

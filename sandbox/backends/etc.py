@@ -50,7 +50,7 @@ def hostname(sandbox_id: SandboxId) -> str:
 
 def compose(identity: Identity, *, home: str, name: str, network: Network, host: Path = Path("/etc")) -> Etc:
     """The /etc for a guest. Blocks."""
-    files = {**_own(identity, home=home, name=name, network=network)}
+    files = {**own(identity, home=home, name=name, network=network)}
     for file in (*_COPIED, *(_COPIED_WITH_NETWORK if network == "host" else ())):
         content = _content(host / file)
         if content is not None:
@@ -66,7 +66,8 @@ def compose(identity: Identity, *, home: str, name: str, network: Network, host:
     return Etc(files=files, links=links, shown=shown)
 
 
-def _own(identity: Identity, *, home: str, name: str, network: Network) -> Mapping[str, bytes]:
+def own(identity: Identity, *, home: str, name: str, network: Network) -> Mapping[str, bytes]:
+    """What is written for each sandbox: who is there, how it is called, how pip installs."""
     user, uid, gid = identity.name, identity.uid, identity.gid
     pip = ["[global]", "disable-pip-version-check = true", "no-input = true", "break-system-packages = true"]
     if network == "none":

@@ -7,6 +7,7 @@ from pathlib import Path
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import MIB, SandboxSpec
+from warmcell.sandbox.paths import Paths, private_directory
 
 RUN = "/run/warmcell"
 GUEST = "/warmcell"
@@ -50,6 +51,16 @@ def home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> 
         (path for path in candidates if not any(Path(path).is_relative_to(other) for other in taken)),
         candidates[-1],
     )
+
+
+def persistent_home(paths: Paths, identity: Identity, *, as_root: bool) -> Path:
+    """The directory on disk that holds the guest's home; root's guests own theirs below root's own directory."""
+    path = private_directory(paths.state / "homes") / identity.name
+    if not as_root:
+        return private_directory(path)
+    path.mkdir(mode=0o700, exist_ok=True)
+    os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
+    return path
 
 
 def check_target(path: Path, *, what: str) -> None:

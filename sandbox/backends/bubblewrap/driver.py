@@ -68,7 +68,13 @@ class BubblewrapBackend:
     @property
     def capabilities(self) -> Capabilities:
         """The same everywhere where it is ready."""
-        return Capabilities(isolated=True, gpus=True, networks=("none", "host"), snapshot_engines=("template", "criu"))
+        return Capabilities(
+            isolated=True,
+            gpus=True,
+            networks=("none", "host"),
+            snapshot_engines=("template", "criu"),
+            layers=True,
+        )
 
     async def probe(self) -> BackendReport:
         """Bring up a small sandbox and take it down again."""

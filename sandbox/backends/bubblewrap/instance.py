@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from warmcell.sandbox.backends import layers
 from warmcell.sandbox.backends.base import ExitInfo
-from warmcell.sandbox.backends.bubblewrap import layer
 from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
-from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
 from warmcell.sandbox.backends.files import remove_tree
+from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.backends.threads import in_thread
@@ -158,7 +158,7 @@ class BubblewrapInstance:
             raise ConflictError("The sandbox is going away", hint="There is nothing to save any more.")
         handles = [os.dup(fd) for fd in (self._remains.base_fd, self._remains.layer_fd) if fd >= 0]
         try:
-            await in_thread(layer.save, handles[0], self._parts, target, began_with=(*handles, -1)[1])
+            await in_thread(layers.save, handles[0], self._parts, target, began_with=(*handles, -1)[1])
         finally:
             for handle in handles:
                 os.close(handle)

@@ -4,9 +4,9 @@ import os
 import re
 from pathlib import Path
 
-from warmcell.sandbox.backends.bubblewrap.layer import Part
 from warmcell.sandbox.backends.bubblewrap.rootfs import View, most_entries
 from warmcell.sandbox.backends.environment import PythonEnvironment
+from warmcell.sandbox.backends.layers import Part
 
 LEAST_BYTES = 256 * 1024
 """Room that a full layer leaves for the marks of what is removed."""

@@ -7,19 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from warmcell.sandbox.backends import layers as saved_layers
 from warmcell.sandbox.backends import seccomp
-from warmcell.sandbox.backends.bubblewrap import layer as saved_layers
 from warmcell.sandbox.backends.bubblewrap import overlays, rootfs
-from warmcell.sandbox.backends.bubblewrap.layer import Parts
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.environment import PythonEnvironment, discover
 from warmcell.sandbox.backends.etc import hostname
 from warmcell.sandbox.backends.identity import Identity, choose
-from warmcell.sandbox.backends.places import GUEST, RUN, RUN_BYTES, home_path, variables, workspace_of
+from warmcell.sandbox.backends.layers import Parts
+from warmcell.sandbox.backends.places import (
+    GUEST,
+    RUN,
+    RUN_BYTES,
+    home_path,
+    persistent_home,
+    variables,
+    workspace_of,
+)
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
-from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.paths import Paths
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
@@ -229,14 +237,4 @@ def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home
                 name = f"{name}/{part}"
                 view.directories.append({"path": name, "mode": 0o755, "owner": owner})
         return
-    view.bind(home, _persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")
-
-
-def _persistent_home(paths: Paths, identity: Identity, *, as_root: bool) -> Path:
-    """The directory on disk that holds the guest's home; root's guests own theirs below root's own directory."""
-    path = private_directory(paths.state / "homes") / identity.name
-    if not as_root:
-        return private_directory(path)
-    path.mkdir(mode=0o700, exist_ok=True)
-    os.chown(path, identity.uid, identity.gid, follow_symlinks=False)
-    return path
+    view.bind(home, persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends import etc
-from warmcell.sandbox.backends.bubblewrap.layer import Part, Saved
 from warmcell.sandbox.backends.identity import Identity
+from warmcell.sandbox.backends.layers import Part, Saved
 from warmcell.sandbox.backends.places import IMAGES, RESERVED, check_target, links_on
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GpuDevice, Mount, Network

@@ -45,6 +45,7 @@ class Copy:
         overlay: str = "",
         base: int = -1,
         lowest: int = -1,
+        onto: bool = False,
     ) -> None:
         """Prepare it.
 
@@ -59,9 +60,12 @@ class Copy:
             base: A saved layer below it, else -1.
             lowest: What lies below all layers, else -1. A mark that something was removed is left out where that is
                 not there: a later overlay would list it in directories that only one of its layers has.
+            onto: Whether directories of the copy may be there already; those stay as they are.
         """
         self._source, self._target, self._base, self._lowest = source, target, base, lowest
         self._hidden: tuple[str, frozenset[str]] = ("", frozenset())
+        self._device = os.fstat(source).st_dev
+        self._onto, self._there = onto, set[str]()
         self._bytes_left, self._entries_left = most_bytes, most_entries
         self._owners = owners
         self._marks = f"{overlay}.overlay." if overlay else ""
@@ -122,7 +126,7 @@ class Copy:
                 for name, found in entries(base):
                     if name not in taken:
                         self._kept(path, name, found, base, target)
-            if source >= 0 or base >= 0:
+            if (source >= 0 or base >= 0) and path not in self._there:
                 self._finish(path, source if source >= 0 else base, target, opaque)
         finally:
             for handle in (source, base, target):
@@ -201,15 +205,25 @@ class Copy:
                 return
             self._count(0)
             os.mknod(name, 0o600 | stat.S_IFCHR, 0, dir_fd=target)
+        elif found.st_dev != self._device:
+            return  # What is mounted there is not the tree's own.
         elif stat.S_ISDIR(found.st_mode):
             self._count(0)
-            os.mkdir(name, 0o700, dir_fd=target)
+            self._make_directory(path, name, target)
             merges = below is not None and stat.S_ISDIR(below.st_mode)
             self._waiting.append((joined(path, name), True, merges, opaque or (below is not None and not merges)))
         elif stat.S_ISREG(found.st_mode):
             self._file(path, name, source, target)
         else:
             self._special(path, name, found, source, target)
+
+    def _make_directory(self, path: str, name: str, target: int) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=target)
+        except FileExistsError:
+            if not self._onto:
+                raise
+            self._there.add(joined(path, name))
 
     def _kept(self, path: str, name: str, found: os.stat_result, base: int, target: int) -> None:
         """Let the copy have an entry of the earlier layer, unchanged."""

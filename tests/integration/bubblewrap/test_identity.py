@@ -113,3 +113,14 @@ async def test_a_persistent_home_belongs_to_the_guest_and_to_nobody_else(places:
     assert (home / "note.txt").read_text() == "kept\n"
     assert (places.state / "homes").stat().st_mode & 0o077 == 0
     assert os.getuid() == 0
+
+
+async def test_links_that_a_guest_makes_in_the_run_directory_are_not_followed(places: Places) -> None:
+    """Whoever forgets to look at what is opened there is led nowhere either."""
+    victim = folder(places, "victim") / "file.txt"
+    victim.write_text("before")
+    async with subject_of(places).box() as box:
+        await box.says(f"ln -s {victim} {box.instance.guest_run_directory}/trap")
+        with pytest.raises(OSError):
+            (box.instance.run_directory / "trap").write_text("after")
+    assert victim.read_text() == "before"

@@ -76,9 +76,10 @@ def copy(
     lowest: Path | None = None,
     most: int = 2**30,
     entries: int = 10**6,
+    onto: bool = False,
 ) -> int:
     """Copy `source` to `target`, which is made; the bytes that were counted."""
-    target.mkdir()
+    target.mkdir(exist_ok=onto)
     handles = [os.open(path, trees.DIRECTORY) if path is not None else -1 for path in (source, target, base, lowest)]
     try:
         return trees.Copy(
@@ -90,6 +91,7 @@ def copy(
             overlay=overlay,
             base=handles[2],
             lowest=handles[3],
+            onto=onto,
         ).run()
     finally:
         for handle in set(handles) - {-1}:
@@ -303,3 +305,15 @@ def test_an_open_of_a_link_is_refused_by_the_kernel(tmp_path: Path) -> None:
             assert refused.value.errno == why, name
     finally:
         os.close(top)
+
+
+def test_directories_that_are_there_already_stay_as_they_are(tmp_path: Path) -> None:
+    """Those that lead to what is mounted are somebody else's; what lies in them is copied nevertheless."""
+    (tmp_path / "from" / "way").mkdir(parents=True)
+    (tmp_path / "from" / "way" / "file").write_text("content")
+    (tmp_path / "from" / "way").chmod(0o700)
+    (tmp_path / "to" / "way").mkdir(parents=True)
+    (tmp_path / "to" / "way").chmod(0o751)
+    copy(tmp_path / "from", tmp_path / "to", onto=True)
+    assert (tmp_path / "to" / "way" / "file").read_text() == "content"
+    assert (tmp_path / "to" / "way").stat().st_mode & 0o777 == 0o751
