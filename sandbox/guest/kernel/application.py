@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .. import magics
 from ..magics.api import Api
-from . import children, forking, leaving, newborn, offline, stack
+from . import children, forking, leaving, newborn, offline, sockets, stack
 from .report import Report
 
 CONTROL_END_S = 2.0
@@ -68,6 +68,17 @@ def check(file: str) -> dict[str, Any]:
     return dict(content)
 
 
+def _settled(file: str) -> dict[str, Any]:
+    """The content of a connection file, which says where the sockets will be."""
+    content = check(file)
+    if content["transport"] == "ipc" and (prefix := sockets.at(content["ip"])) != content["ip"]:
+        content["ip"] = prefix
+        with open(f"{file}.new", "w", encoding="utf-8") as opened:
+            json.dump(content, opened)
+        os.rename(f"{file}.new", file)
+    return content
+
+
 def _let_control_finish(app: Any) -> None:
     """Let the control thread answer the request to shut down before its output thread is taken away.
 
@@ -85,7 +96,7 @@ def initialized(connection_file: str) -> Any:
     from ipykernel.kernelapp import IPKernelApp
     from IPython.core import shellapp
 
-    content = check(connection_file)
+    content = _settled(connection_file)
     os.environ.pop("JPY_PARENT_PID", None)
     launcher = os.path.dirname(sys.modules["ipykernel"].__path__[0]) + "/ipykernel_launcher.py"
     sys.argv = [launcher, "-f", connection_file]

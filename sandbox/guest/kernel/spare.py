@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from . import application, newborn, preload
+from . import application, newborn, preload, sockets
 from .decided import DECIDED
 from .report import Report
 
@@ -80,21 +80,22 @@ def suits(request: Mapping[str, Any]) -> bool:
 
 
 def prefix_of(pid: int, run: str) -> str:
-    """How the names of its sockets begin, in the run directory."""
-    return os.path.join(run, f".e{pid}")
+    """How the names of its sockets begin."""
+    return sockets.at(os.path.join(run, f".e{pid}"))
 
 
 def live(waiting: socket.socket, run: str) -> None:
     """Come up, wait for the request, and be the kernel that it asks for."""
     before = dict(os.environ)
     prefix = prefix_of(os.getpid(), run)
+    file = f"{run}/.e{os.getpid()}.json"
     try:
-        with open(f"{prefix}.json", "w", encoding="utf-8") as file:
-            json.dump(application.connection(prefix), file)
-        app = application.initialized(f"{prefix}.json")
+        with open(file, "w", encoding="utf-8") as opened:
+            json.dump(application.connection(prefix), opened)
+        app = application.initialized(file)
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(f"{prefix}.json")
+            os.unlink(file)
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
     asked = _wait(waiting)
     if asked is None:
@@ -132,7 +133,7 @@ def _name(app: Any, prefix: str, file: str) -> None:
     The sockets keep their names: one that was renamed cannot be saved with the kernel.
     """
     application.check(file)
-    written = f"{prefix}.json"
+    written = f"{file}.new"
     with open(written, "w", encoding="utf-8") as opened:
         json.dump(application.connection(prefix), opened)
     os.rename(written, file)

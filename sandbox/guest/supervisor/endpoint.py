@@ -138,6 +138,10 @@ class Endpoint:
             self.closed = True
             self._loop.close(self.fd)
 
+    def hang_up(self) -> None:
+        """Close now, as if the other side were gone: `on_end` is told. Idempotent."""
+        self._end()
+
     def detach(self) -> int:
         """Give the descriptor to somebody else."""
         self.closed = True

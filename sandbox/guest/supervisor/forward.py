@@ -47,13 +47,13 @@ class Forward:
         self._loop.forget(self._tcp.fileno())
         self._answer(ok=True, stream=True)
         there = Endpoint(self._loop, self._tcp.detach())
-        _join(self._connection, there)
-        _join(there, self._connection)
+        join(self._connection, there)
+        join(there, self._connection)
         if self._early:
             there.write(self._early)
 
 
-def _join(source: Endpoint, target: Endpoint) -> None:
+def join(source: Endpoint, target: Endpoint) -> None:
     """Let what comes from `source` go to `target`, at the pace of the latter."""
 
     def on_data(data: bytes) -> None:

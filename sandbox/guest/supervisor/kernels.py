@@ -10,6 +10,7 @@ from .endpoint import Endpoint
 from .jsonline import decode
 from .loop import READ, Loop
 from .processes import kill_group, spawn
+from .relays import OWN, Relays
 from .template import Template
 
 TYPE_CHECKING = False
@@ -46,8 +47,11 @@ class Kernel:
 class Kernels:
     """All kernels that were started and have not ended."""
 
-    def __init__(self, loop: Loop, template: Template, *, guest: str, python: str, announce: Report) -> None:
+    def __init__(
+        self, loop: Loop, template: Template, relays: Relays, *, guest: str, python: str, announce: Report
+    ) -> None:
         self._loop = loop
+        self._relays = relays
         self._template = template
         self._guest = guest
         self._python = python
@@ -188,6 +192,7 @@ class Kernels:
             kernel.starting = False
             kernel.running = True
             kernel.sockets = sockets
+            self._relays.add(sockets)
             self._hang_up(kernel)
             told = {"ok": True, "pid": pid, "started_from": kernel.started_from, "why": kernel.why}
             kernel.answer({**told, "sockets": sockets})
@@ -231,17 +236,19 @@ class Kernels:
         kernel = self._alive.pop(pid, None)
         if kernel is not None:
             kernel.exit_code = code
-            _remove_sockets(kernel.sockets or f".e{pid}")
+            self._relays.remove(kernel.sockets)
+            for directory in (".", OWN):
+                _remove_sockets(directory, kernel.sockets or f".e{pid}")
             if kernel.running:
                 self._announce({"event": "kernel", "pid": pid, "state": "exited", "exit_code": code})
 
 
-def _remove_sockets(name: str) -> None:
-    """Remove what a kernel has bound; one that was killed leaves it in the run directory, where init is."""
-    for path in [] if "/" in name else os.listdir("."):
+def _remove_sockets(directory: str, name: str) -> None:
+    """Remove what a kernel has bound; one that was killed leaves it below the run directory, where init is."""
+    for path in [] if "/" in name or not os.path.isdir(directory) else os.listdir(directory):
         if path.startswith(f"{name}-"):
             try:
-                os.unlink(path)
+                os.unlink(f"{directory}/{path}")
             except OSError:
                 continue
 

@@ -27,6 +27,8 @@ class Loop:
         self._closing: list[int] = []
         self._children: dict[int, Callable[[int], None]] = {}
         self._stopping = False
+        self._pause_s: float | None = None
+        self._look: Callable[[], None] = lambda: None
         wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake = wake
         _signal.set_wakeup_fd(woken)
@@ -62,11 +64,16 @@ class Loop:
         """Somebody else has reaped `pid`."""
         self._children.pop(pid, None)
 
+    def look(self, pause_s: float | None, what: Callable[[], None] = lambda: None) -> None:
+        """Call `what` after each round, which lasts that long at most; never again with None."""
+        self._pause_s = pause_s
+        self._look = what
+
     def run(self, *, first_within_s: float) -> None:
         """Serve until SIGTERM, or until nothing at all has happened for that long at the beginning."""
         patience_s: float | None = first_within_s
         while not self._stopping:
-            ready = self._epoll.poll(patience_s)
+            ready = self._epoll.poll(patience_s if self._pause_s is None else self._pause_s)
             if not ready and patience_s is not None:
                 return
             patience_s = None
@@ -77,6 +84,7 @@ class Loop:
             for fd in self._closing:
                 os.close(fd)
             self._closing.clear()
+            self._look()
 
     def _on_signal(self, events: int) -> None:
         if _signal.SIGTERM in os.read(self._wake, CHUNK_BYTES):

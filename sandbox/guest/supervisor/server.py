@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _signal
-import _socket
 import os
 import sys
 
@@ -14,6 +13,7 @@ from .jsonline import decode, encode
 from .kernels import Kernels
 from .loop import READ, Loop
 from .processes import Execution, kill_group
+from .relays import Relays, bound
 from .template import Template
 
 TYPE_CHECKING = False
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 LINE_MAX_BYTES = 2**20
+RETURN_LOOK_S = 0.003
 FIRST_REQUEST_S = 20.0
 """Who has made the sandbox speaks with it at once, unless it was killed just then."""
 
@@ -41,27 +42,24 @@ class Server:
 
     def __init__(self, run: str, guest: str, python: str) -> None:
         self._loop = Loop()
+        os.chdir(run)
+        self._connections: list[Endpoint] = []
+        self._relays = Relays(self._loop, self.admit)
         self._template = Template(self._loop, guest=guest, python=python, announce=self._announce)
-        self._kernels = Kernels(self._loop, self._template, guest=guest, python=python, announce=self._announce)
+        self._kernels = Kernels(
+            self._loop, self._template, self._relays, guest=guest, python=python, announce=self._announce
+        )
         self._listeners: list[Endpoint] = []
         self._executions: dict[int, Execution] = {}
-        self._listen(run)
+        self._listen()
 
     def run(self) -> None:
         """Serve until SIGTERM."""
         self._loop.run(first_within_s=FIRST_REQUEST_S)
 
-    def _listen(self, run: str) -> None:
+    def _listen(self) -> None:
         """Bind the socket under another name first, so that who sees `init.sock` can connect to it."""
-        os.chdir(run)
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            self._socket.bind(".init.sock")
-        finally:
-            os.umask(mask)
-        self._socket.listen(64)
-        self._socket.setblocking(False)
+        self._socket = bound(".init.sock")
         os.rename(".init.sock", "init.sock")
         self._loop.watch(self._socket.fileno(), READ, self._on_connect)
         try:
@@ -77,6 +75,42 @@ class Server:
         except OSError:
             return
         Request(self, self._loop, fd)
+
+    def admit(self, connection: Endpoint) -> None:
+        """Know a connection, for `leave`."""
+        self._connections = [known for known in self._connections if not known.closed]
+        self._connections.append(connection)
+
+    def _leave(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        """Have nothing to do with the host until a file appears in the run directory; the end of `connection` says so.
+
+        What is waited for is looked for again and again: what comes back may be in another run directory, and of what
+        changes on the host nothing else tells a kernel of the sandbox's own.
+        """
+        until = _string(request, "until")
+        if not until or "/" in until or until.startswith("."):
+            raise Refusal("invalid_request", "until must be the name of a file in the run directory")
+        answer(ok=True, stream=True)
+        self._loop.look(0, lambda: self._go(until, connection))
+
+    def _go(self, until: str, connection: Endpoint) -> None:
+        self._loop.forget(self._socket.fileno())
+        self._socket.close()
+        os.unlink("init.sock")
+        self._relays.leave()
+        for known in self._connections:
+            if known is not connection:
+                known.hang_up()
+        connection.hang_up()
+        self._connections = []
+        self._loop.look(RETURN_LOOK_S, lambda: self._come_back(until))
+
+    def _come_back(self, until: str) -> None:
+        if not os.path.exists(until):
+            return
+        self._loop.look(None)
+        self._relays.come_back()
+        self._listen()
 
     def _announce(self, event: Mapping[str, Any]) -> None:
         line = encode(event)
@@ -185,6 +219,7 @@ class Server:
         "signal": _signal,
         "exec": _exec,
         "forward": _forward,
+        "leave": _leave,
     }
 
 
@@ -195,6 +230,7 @@ class Request:
         self._server = server
         self._line = bytearray()
         self._connection = Endpoint(loop, fd, on_data=self._on_data, duplex=True)
+        server.admit(self._connection)
 
     def _on_data(self, data: bytes) -> None:
         self._line += data
