@@ -6,7 +6,8 @@
     ├ UnsupportedOperationError
     ├ NotFoundError (LookupError)
     │ ├ SandboxNotFoundError
-    │ └ SnapshotNotFoundError
+    │ ├ SnapshotNotFoundError
+    │ └ ImageNotFoundError
     ├ ConflictError
     │ └ InvalidTransitionError
     ├ CapacityError
@@ -16,6 +17,7 @@
     │ ├ SandboxStartError
     │ ├ SandboxDiedError               exit_code, oom_killed
     │ ├ TemplateError
+    │ ├ ImageBuildError              step, exit_code, output
     │ └ SnapshotError
     │   ├ SnapshotIncompatibleError     expected, found
     │   └ SnapshotCorruptError
@@ -89,6 +91,12 @@ class SnapshotNotFoundError(NotFoundError):
     code = "snapshot_not_found"
 
 
+class ImageNotFoundError(NotFoundError):
+    """No image of that name or digest was built here."""
+
+    code = "image_not_found"
+
+
 class ConflictError(WarmcellError):
     """The thing exists, but not in a state in which this can be done."""
 
@@ -141,6 +149,12 @@ class TemplateError(BackendError):
     """The fork server of a template crashed; kernels start without it."""
 
     code = "template_failed"
+
+
+class ImageBuildError(BackendError):
+    """A step of an image failed; nothing was kept. `details` has step, exit_code and the last lines of output."""
+
+    code = "image_build_failed"
 
 
 class SnapshotError(BackendError):

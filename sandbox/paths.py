@@ -78,6 +78,11 @@ class Paths:
         return self.state / "images"
 
     @property
+    def environments(self) -> Path:
+        """Python environments that were built as images, one directory each, and what is known of all images."""
+        return self.state / "environments"
+
+    @property
     def helper_socket(self) -> Path:
         """Root's own helper, as long as its keeper runs."""
         return self.runtime / "helper.sock"

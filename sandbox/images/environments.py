@@ -1,0 +1,272 @@
+"""Images for bubblewrap: Python environments, each a directory, made by uv where it is there, else by venv and pip.
+
+An environment is made in a sandbox, under the path that it will have, and gets that name only when it is whole.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.files import remove_tree
+from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.images import pythons
+from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell, full
+from warmcell.sandbox.images.bench import Bench, bench
+from warmcell.sandbox.images.dockerfile import SEARCH_PATH, pip_options, requirements_file
+from warmcell.sandbox.images.image import Image, told
+from warmcell.sandbox.images.steps import AptInstall, PipInstall, PythonBase, Run, SetEnv, Step
+from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec
+from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.snapshots.disk import sync_filesystem
+
+ABOUT = ".warmcell-image.json"
+"""In an environment: what it is. Without it there is none."""
+_BUILD = "/build"
+_CERTIFICATE = f"{_BUILD}/certificate.pem"
+_WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
+
+
+def build_paths(paths: Paths) -> Paths:
+    """The directories of sandboxes in which environments are made: what no sandbox sees is elsewhere for them."""
+    return Paths(runtime=paths.runtime, state=paths.environments / ".bench", leases=paths.leases)
+
+
+class EnvironmentBuilder:
+    """Implements `ImageBuilder`."""
+
+    name = "bubblewrap"
+    references = False
+
+    def __init__(
+        self, *, paths: Paths, backend: SandboxBackend, index: PackageIndex, network: Network = "host", uv: bool = True
+    ) -> None:
+        """Configure it.
+
+        Args:
+            paths: Of the keeper; environments are below `state`.
+            backend: Makes the sandboxes for builds; of `build_paths`.
+            index: Where packages come from.
+            network: What builds may reach.
+            uv: Use it where it is there.
+        """
+        self._paths = paths
+        self._root = paths.environments
+        self._backend = backend
+        self._index = index
+        self._network: Network = network
+        self._uv = uv
+
+    def open(self) -> None:
+        """Remove what a killed keeper left. Blocks."""
+        private_directory(self._root)
+        for pattern in (".new-*", ".gone-*", ".bench/layers/*"):
+            for left in self._root.glob(pattern):
+                remove_tree(left)
+
+    def check(self, image: Image) -> None:
+        """Packages and commands above a plain Python; see the port."""
+        if not isinstance(image.base, PythonBase):
+            raise UnsupportedOperationError(
+                "The bubblewrap backend's images begin with Image.python(...): it runs the machine's own programs",
+                hint=_WITH_DOCKER,
+            )
+        for step in image.steps:
+            if isinstance(step, AptInstall):
+                raise UnsupportedOperationError(
+                    f"The bubblewrap backend cannot install Debian packages ({', '.join(step.packages)}): "
+                    "its sandboxes have the machine's own",
+                    hint=f"Install them on this machine and leave the step out. Or: {_WITH_DOCKER}",
+                )
+
+    async def find(self, digest: str) -> Built | None:
+        """The environment, if its interpreter is still there."""
+        return await asyncio.to_thread(self._find, digest)
+
+    def _find(self, digest: str) -> Built | None:
+        place = self._place(digest)
+        try:
+            about = json.loads((place / ABOUT).read_text())
+        except (OSError, ValueError):
+            return None
+        python = place / "bin" / "python"
+        if about.get("digest") != digest or not os.access(python, os.X_OK):
+            return None
+        return Built(digest=digest, reference=digest, python=str(python), size_bytes=int(about["size_bytes"]))
+
+    async def build(self, image: Image, *, tell: Tell) -> Built:
+        """Make the environment; see the port."""
+        self.check(image)
+        work = self._root / f".new-{secrets.token_hex(6)}"
+        output = Output(tell)
+        try:
+            try:
+                await in_thread(self._make_room, work)
+                await self._make(image, work, output)
+                await in_thread(self._keep, work, image.digest)
+            finally:
+                await in_thread(remove_tree, work)
+        except OSError as error:
+            if isinstance(error, WarmcellError):  # A timeout is both.
+                raise
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise full({"step": "", "exit_code": None, "output": ""}) from error
+            raise output.error("the environment", error.strerror or str(error)) from error
+        built = await self.find(image.digest)
+        if built is None:
+            raise output.error("the environment", "its interpreter cannot be run")
+        return built
+
+    async def remove(self, digest: str) -> None:
+        """Remove the directory."""
+        await in_thread(self._remove, digest)
+
+    def _remove(self, digest: str) -> None:
+        gone = self._root / f".gone-{secrets.token_hex(6)}"
+        try:
+            self._place(digest).rename(gone)
+        except FileNotFoundError:
+            return
+        remove_tree(gone)
+
+    def _place(self, digest: str) -> Path:
+        """Short, for the first lines of scripts name it."""
+        return self._root / digest.removeprefix("sha256:")[:16]
+
+    def _make_room(self, work: Path) -> None:
+        private_directory(self._root)
+        private_directory(self._backend_state())
+        cache = private_directory(self._root / ".cache")
+        work.mkdir(mode=0o700)
+        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv"):
+            path.mkdir(mode=0o755, exist_ok=True)
+            path.chmod(0o755)
+
+    def _backend_state(self) -> Path:
+        return build_paths(self._paths).state
+
+    async def _make(self, image: Image, work: Path, output: Output) -> None:
+        assert isinstance(image.base, PythonBase)
+        python = await in_thread(pythons.find_python, image.base.version)
+        uv = await in_thread(pythons.find_uv) if self._uv else None
+        if python is None and uv is None:
+            raise BackendUnavailableError(
+                f"There is no Python {image.base.version} on this machine",
+                hint="Install it, or uv, which fetches it: pip install uv. Or declare another version.",
+            )
+        target = self._place(image.digest)
+        making = _Making(target=target, python=python, uv=uv, index=self._index)
+        certificate = self._index.certificate
+        if certificate is not None and not certificate.is_file():
+            raise BackendUnavailableError(
+                f"The certificate {certificate} is not there", hint="Mend c.Warmcell.index_certificate, or PIP_CERT."
+            )
+        spec = SandboxSpec(
+            python=str(python or pythons.own_python()),
+            backend=self._backend.name,
+            network=self._network,
+            limits=Limits(),
+            preload=(),
+            mounts=(
+                Mount(source=str(work / "env"), target=str(target), mode="rw"),
+                Mount(source=str(work / "tmp"), target=f"{_BUILD}/tmp", mode="rw"),
+                Mount(source=str(self._root / ".cache"), target=f"{_BUILD}/cache", mode="rw"),
+                *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
+                *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
+            ),
+        )
+        async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
+            await making.environment(at, image.base.version)
+            steps = image.all_steps
+            for number, step in enumerate(steps, 1):
+                output.line(f"[{number}/{len(steps)}] {told(step)}")
+                if isinstance(step, PipInstall):
+                    file = work / "tmp" / f"requirements-{number}.txt"
+                    await in_thread(file.write_bytes, requirements_file(step))
+                    await in_thread(file.chmod, 0o644)
+                await making.step(at, step, number)
+
+    def _keep(self, work: Path, digest: str) -> None:
+        """Give it its name, once all of it is on the disk."""
+        made, target = work / "env", self._place(digest)
+        about = {"digest": digest, "size_bytes": _size(made)}
+        (made / ABOUT).write_text(json.dumps(about))
+        sync_filesystem(made)
+        self._remove(digest)  # One whose interpreter has gone.
+        made.rename(target)
+
+
+class _Making:
+    """What the steps of one environment have in common."""
+
+    def __init__(self, *, target: Path, python: Path | None, uv: Path | None, index: PackageIndex) -> None:
+        self._target = target
+        self._python = python
+        self._uv = uv
+        self._given = {
+            **index.variables(_CERTIFICATE),
+            "PATH": f"{target}/bin:{SEARCH_PATH}",
+            "VIRTUAL_ENV": str(target),
+            "TMPDIR": f"{_BUILD}/tmp",
+            "PIP_CACHE_DIR": f"{_BUILD}/cache/pip",
+            "UV_CACHE_DIR": f"{_BUILD}/cache/uv",
+            "UV_PYTHON_INSTALL_DIR": f"{target}/python",
+            "UV_NO_CONFIG": "1",
+            "UV_NO_PROGRESS": "1",
+            "UV_LINK_MODE": "copy",
+            "UV_INDEX_STRATEGY": "unsafe-best-match",  # As pip does, so that an image is the same with both.
+        }
+        self._variables: dict[str, str] = {}
+
+    @property
+    def _env(self) -> Mapping[str, str]:
+        return {**self._given, **self._variables}
+
+    async def environment(self, at: Bench, version: str) -> None:
+        """Make the environment, with pip in it."""
+        if self._uv is not None:
+            argv = [*_UV, "venv", "--quiet", "--seed", "--python", str(self._python or version), str(self._target)]
+        else:
+            argv = [str(self._python), "-I", "-m", "venv", str(self._target)]
+        await at.run("the virtual environment", argv, env=self._env)
+
+    async def step(self, at: Bench, step: Step, number: int) -> None:
+        """Take one."""
+        match step:
+            case PipInstall():
+                await at.run(told(step), self._install(step, number), env=self._env)
+            case Run():
+                await at.run(told(step), ["/bin/sh", "-c", step.command], env=self._env)
+            case SetEnv():
+                self._variables.update(step.variables)
+
+    def _install(self, step: PipInstall, number: int) -> Sequence[str]:
+        file = f"{_BUILD}/tmp/requirements-{number}.txt"
+        python = f"{self._target}/bin/python"
+        if self._uv is None:
+            return [python, "-m", "pip", "install", *pip_options(step), "-r", file]
+        index = ["--default-index", step.index_url] if step.index_url else []
+        extra = [word for address in step.extra_index_urls for word in ("--index", address)]
+        pre = ["--prerelease", "allow"] if step.pre else []
+        return [*_UV, "pip", "install", "--compile-bytecode", "--python", python, *index, *extra, *pre, "-r", file]
+
+
+_UV = (f"{_BUILD}/uv", "--no-progress", "--color", "never")
+
+
+def _size(directory: Path) -> int:
+    """Bytes on the disk, of each file once."""
+    seen: set[int] = set()
+    size = 0
+    for top, folders, names in os.walk(directory):
+        for name in (*folders, *names):
+            about = os.lstat(os.path.join(top, name))
+            if about.st_ino not in seen:
+                seen.add(about.st_ino)
+                size += about.st_blocks * 512
+    return size
