@@ -270,6 +270,28 @@ class SnapshotInfo(Wire):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo(Wire):
+    """What is told of an image that was built here."""
+
+    digest: str
+    """Of what it is made of, "sha256:…"; images of one declaration have the same."""
+    names: tuple[str, ...] = ()
+    builder: str = ""
+    backends: tuple[str, ...] = ()
+    """Whose sandboxes can have it."""
+    reference: str = ""
+    """What these backends call it."""
+    python: str = ""
+    """Path of its interpreter in sandboxes; empty: whatever it brings."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    made_of: str = ""
+    """Its declaration in a line."""
+    size_bytes: int = 0
+    created_at: float = 0.0
+    last_used_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineReport(Wire):
     """A row of `warmcell doctor`: whether a snapshot engine works on this machine."""
 
@@ -312,6 +334,9 @@ class Capabilities(Wire):
     snapshot_engines: tuple[str, ...] = ("template",)
     layers: bool = False
     """Whether the private files of a sandbox can be saved, and sandboxes begin with them."""
+    own_kernel: bool = False
+    """Whether a sandbox's kernel is its own. The host then sees none of its processes, only what its kernel runs in, and a
+    lack of memory ends all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,8 @@ class ImageBuilder(Protocol):
     """One way to build. `ImageCache` sees to it that an image is built once at a time."""
 
     name: str
+    references: bool
+    """Whether its backends also take images that were not built here, as an engine calls them."""
 
     def check(self, image: Image) -> None:
         """See that it can build that; nothing is made.

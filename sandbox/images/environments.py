@@ -1,4 +1,6 @@
-"""Images for bubblewrap: Python environments, each a directory, made by uv where it is there, else by venv and pip.
+"""Images for backends that run the machine's own programs: Python environments, each a directory.
+
+uv makes them where it is there, else venv and pip do.
 
 An environment is made in a sandbox, under the path that it will have, and gets that name only when it is whole.
 """
@@ -40,7 +42,7 @@ def build_paths(paths: Paths) -> Paths:
 class EnvironmentBuilder:
     """Implements `ImageBuilder`."""
 
-    name = "bubblewrap"
+    name = "environment"
     references = False
 
     def __init__(
@@ -73,14 +75,14 @@ class EnvironmentBuilder:
         """Packages and commands above a plain Python; see the port."""
         if not isinstance(image.base, PythonBase):
             raise UnsupportedOperationError(
-                "The bubblewrap backend's images begin with Image.python(...): it runs the machine's own programs",
+                "Without containers an image begins with Image.python(...): sandboxes run the machine's own programs",
                 hint=_WITH_DOCKER,
             )
         for step in image.steps:
             if isinstance(step, AptInstall):
                 raise UnsupportedOperationError(
-                    f"The bubblewrap backend cannot install Debian packages ({', '.join(step.packages)}): "
-                    "its sandboxes have the machine's own",
+                    f"Without containers no Debian packages can be installed ({', '.join(step.packages)}): sandboxes "
+                    "have the machine's own",
                     hint=f"Install them on this machine and leave the step out. Or: {_WITH_DOCKER}",
                 )
 
