@@ -141,6 +141,42 @@ def _save_part(base: int, name: str, part: Part, marks: str, target: Path, began
             os.close(handle)
 
 
+def fill(base: int, saved: Saved, parts: Parts) -> None:
+    """Copy what a saved layer has into a sandbox whose trees, empty so far, nobody uses yet. Blocks.
+
+    Args:
+        base: A handle of the directory below which the trees are.
+        saved: What `look_at` has looked at.
+        parts: Where they are.
+
+    Raises:
+        SnapshotCorruptError: It holds more than it says.
+        SnapshotError: Anything else.
+    """
+    for name, part in parts.parts.items():
+        source = saved.part(name)
+        if source is None:
+            continue
+        handles: list[int] = []
+        try:
+            handles.append(os.open(source, trees.DIRECTORY))
+            handles.append(os.open(part.place, trees.DIRECTORY, dir_fd=base))
+            trees.Copy(
+                *handles[:2],
+                most_bytes=part.most_bytes,
+                most_entries=part.most_entries,
+                owners=os.geteuid() == 0,
+                onto=True,
+            ).run()
+        except trees.Refused:
+            raise _corrupt(saved.path) from None
+        except OSError as error:
+            raise _explain(error) from error
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+
 def look_at(path: Path, *, fits: Mapping[str, str]) -> Saved:
     """A saved layer, if it is of a sandbox that was planned alike. Blocks.
 

@@ -1,12 +1,12 @@
 """Places in a sandbox: what is its own wherever it runs on the host's files, and what may be put beside it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, SandboxSpec
+from warmcell.sandbox.models import MIB, Mount, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 RUN = "/run/warmcell"
@@ -73,6 +73,45 @@ def check_target(path: Path, *, what: str) -> None:
     lies_in = any(Path(own) in path.parents for own in RESERVED)
     if covers or lies_in:
         raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
+
+
+def mount_of(mount: Mount) -> tuple[Path, Path, Path | None]:
+    """The real path of what a spec wants mounted, where it goes, and by which path it was named if that is another.
+
+    Raises:
+        InvalidRequestError: It does not exist, or would cover or lie in what a sandbox needs.
+    """
+    source, target = Path(mount.source), Path(mount.target or mount.source)
+    if not source.is_absolute() or not target.is_absolute() or ".." in target.parts:
+        raise InvalidRequestError(f"The mount {mount.source!r} is not absolute", hint="Give absolute paths.")
+    if not source.exists():
+        raise InvalidRequestError(f"The mount {source} does not exist", hint="Create it, or leave the mount out.")
+    check_target(target, what="mount")
+    real = source.resolve()
+    if mount.target:
+        return real, target, None
+    check_target(real, what="mount")
+    return real, real, source
+
+
+def check_places(trees: Mapping[Path, Path]) -> None:
+    """What lies in a tree of the host must have a place there already: none is made on the host.
+
+    Args:
+        trees: Path in the sandbox to path on the host.
+
+    Raises:
+        InvalidRequestError: Something has none.
+    """
+    for target in trees:
+        around = [tree for tree in trees if tree in target.parents]
+        if around:
+            nearest = max(around, key=lambda tree: len(tree.parts))
+            if not (trees[nearest] / target.relative_to(nearest)).exists():
+                raise InvalidRequestError(
+                    f"{target} lies in {nearest}, which has no such place",
+                    hint=f"Create {target.name} there first, or choose another target for the mount.",
+                )
 
 
 def links_on(path: Path) -> Iterator[tuple[Path, str]]:

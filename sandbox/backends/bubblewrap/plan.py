@@ -19,6 +19,7 @@ from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
     RUN_BYTES,
+    check_places,
     home_path,
     persistent_home,
     variables,
@@ -134,7 +135,7 @@ def prepare(
     overlays.python(view, environment, layer_bytes=spec.limits.layer_bytes, disk=disk)
     if view.saved is not None:
         view.saved.check(view.parts)
-    rootfs.check_places(view)
+    check_places(view.host_trees)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
     return Prepared(

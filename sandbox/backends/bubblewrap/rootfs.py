@@ -14,7 +14,7 @@ from typing import Any
 from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
-from warmcell.sandbox.backends.places import IMAGES, RESERVED, check_target, links_on
+from warmcell.sandbox.backends.places import IMAGES, RESERVED, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GpuDevice, Mount, Network
 
@@ -208,37 +208,12 @@ def extra_mount(view: View, mount: Mount, number: int) -> None:
     Raises:
         InvalidRequestError: It does not exist, or would cover or lie in what a sandbox needs.
     """
-    source, target = Path(mount.source), Path(mount.target or mount.source)
-    if not source.is_absolute() or not target.is_absolute() or ".." in target.parts:
-        raise InvalidRequestError(f"The mount {mount.source!r} is not absolute", hint="Give absolute paths.")
-    if not source.exists():
-        raise InvalidRequestError(f"The mount {source} does not exist", hint="Create it, or leave the mount out.")
-    check_target(target, what="mount")
-    real = source.resolve()
-    if not mount.target:
-        view.aliases.append(source)
-        target = real
-        check_target(target, what="mount")
+    real, target, named = mount_of(mount)
+    if named is not None:
+        view.aliases.append(named)
     owner = view.foreign_owner(real) if mount.mode == "rw" else None
     view.clone(f"mount{number}", real, target, mode=mount.mode, owner=owner, recursive=True)
     view.asked.add(target)
-
-
-def check_places(view: View) -> None:
-    """What lies in a tree of the host must have a place there already: none is made on the host.
-
-    Raises:
-        InvalidRequestError: Something has none.
-    """
-    for target in view.host_trees:
-        around = [tree for tree in view.host_trees if tree in target.parents]
-        if around:
-            nearest = max(around, key=lambda tree: len(tree.parts))
-            if not (view.host_trees[nearest] / target.relative_to(nearest)).exists():
-                raise InvalidRequestError(
-                    f"{target} lies in {nearest}, which has no such place",
-                    hint=f"Create {target.name} there first, or choose another target for the mount.",
-                )
 
 
 def hide(view: View, paths: Sequence[Path]) -> None:

@@ -24,7 +24,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import (
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.environment import discover
 from warmcell.sandbox.backends.identity import choose
-from warmcell.sandbox.backends.places import GUEST, RUN, home_path, variables, workspace_of
+from warmcell.sandbox.backends.places import GUEST, RUN, check_places, home_path, variables, workspace_of
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -70,7 +70,7 @@ def plan_template(
     tree = guest_tree(paths)
     view.clone("guest", tree, Path(GUEST), mode="ro", owner=None, recursive=False)
     overlays.read_only(view, environment)
-    rootfs.check_places(view)
+    check_places(view.host_trees)
     rootfs.hide(view, [paths.runtime, paths.state])
     given = {**variables(identity, home=home, python=environment.python), **env}
     # Not of control groups: from within one of its own, older kernels let nobody join a group that lies outside.

@@ -67,6 +67,8 @@ class Subject:
     directory: Path
     """A private, existing directory with a short path; the subject makes what it needs below it."""
     python: str = sys.executable
+    image: str | None = None
+    """What its sandboxes are of, where that is no environment of the host's; `python` is a path in it then."""
     programs: bool = True
     """Whether its sandboxes run real programs; False for one in memory."""
     signals: bool = True
@@ -86,6 +88,7 @@ class Subject:
         network = changes.pop("network", self.backend.capabilities.networks[0])
         return SandboxSpec(
             python=changes.pop("python", self.python),
+            image=changes.pop("image", self.image),
             backend=self.backend.name,
             workspace=workspace,
             network=network,

@@ -8,7 +8,7 @@ from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.bubblewrap import rootfs
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.identity import Identity
-from warmcell.sandbox.backends.places import check_target, links_on
+from warmcell.sandbox.backends.places import check_places, check_target, links_on
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GpuDevice, Mount
 
@@ -95,9 +95,9 @@ def test_a_mount_in_a_tree_that_has_no_such_place_is_refused(view: View, tmp_pat
     mount = Mount(source=str(tmp_path / "data"), target=str(tmp_path / "work" / "data"))
     rootfs.extra_mount(view, mount, 0)
     with pytest.raises(InvalidRequestError, match="no such place"):
-        rootfs.check_places(view)
+        check_places(view.host_trees)
     (tmp_path / "work" / "data").mkdir()
-    rootfs.check_places(view)
+    check_places(view.host_trees)
     assert mount.target in view.entries
 
 

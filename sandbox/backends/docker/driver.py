@@ -1,0 +1,223 @@
+"""The `docker` backend: containers of an engine on this machine, whatever its runtime is."""
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from warmcell.sandbox.backends import layers
+from warmcell.sandbox.backends.docker import inside
+from warmcell.sandbox.backends.docker.engine import Container, Engine, EngineInfo
+from warmcell.sandbox.backends.docker.image import Images
+from warmcell.sandbox.backends.docker.instance import DockerInstance, Remains
+from warmcell.sandbox.backends.docker.labels import KEEPER, SANDBOX, container_name, ours
+from warmcell.sandbox.backends.docker.plan import Prepared, prepare
+from warmcell.sandbox.backends.docker.probe import probe
+from warmcell.sandbox.backends.places import RUN
+from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    SandboxStartError,
+)
+from warmcell.sandbox.models import (
+    BackendReport,
+    Capabilities,
+    GpuDevice,
+    LimitStatus,
+    SandboxId,
+    SandboxSpec,
+)
+from warmcell.sandbox.paths import Paths
+
+STOP_TIMEOUT_S = 5.0
+_NO_LIMIT = "the engine does not limit it here: its `docker info` says why"
+_NOT_SEEN = (
+    "The files of the container cannot be seen from here: its runtime {runtime} or the engine keeps them apart ({why})"
+)
+
+
+class DockerBackend:
+    """Implements `SandboxBackend`."""
+
+    name = "docker"
+
+    def __init__(self, *, paths: Paths, host: str = "", runtime: str = "", image: str = "") -> None:
+        """Configure it.
+
+        Args:
+            paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
+            host: The engine's socket, as in DOCKER_HOST.
+            runtime: What the engine calls a runtime (`runc`, `nvidia`); empty: its default.
+            image: Of sandboxes whose spec names none.
+        """
+        self._paths = paths
+        self._runtime = runtime
+        self._image = image
+        self.engine = Engine(host)
+        self.images = Images(self.engine, ours(SandboxId("")))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The same everywhere where it is ready."""
+        return Capabilities(isolated=True, gpus=True, networks=("none", "host"), layers=True)
+
+    async def probe(self) -> BackendReport:
+        """Ask the engine, and bring up a small sandbox of the configured image if there is one."""
+        return await probe(self, self.engine, self._image)
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
+        named: SandboxId | None = None,
+        progress: Callable[[str], None] = lambda detail: None,
+    ) -> DockerInstance:
+        """Bring up a container; see the port."""
+        progress("asking the container engine")
+        info = await in_thread(self.engine.info)
+        image, python = self._image_of(spec)
+        found = await in_thread(self.images.look_at, image, python, progress)
+        labels = ours(sandbox_id)
+        prepared = await in_thread(
+            prepare,
+            spec,
+            sandbox_id=sandbox_id,
+            directory=directory,
+            gpus=gpus,
+            paths=self._paths,
+            info=info,
+            image=found,
+            runtime=self._checked_runtime(info),
+            labels=labels,
+            layer=layer,
+            named=named,
+        )
+        remains = Remains(self.engine, directory, container_name(sandbox_id), labels)
+        try:
+            progress("making a container")
+            await in_thread(_make, remains, prepared)
+            progress("starting the container")
+            container = await in_thread(_start, remains)
+            await in_thread(_look_inside, remains, prepared, container, self._runtime or info.default_runtime)
+            return await _instance(remains, prepared, container, spec, info)
+        except BaseException:
+            await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
+            raise
+
+    def _image_of(self, spec: SandboxSpec) -> tuple[str, str]:
+        """The image, and the interpreter in it (empty: the first that it has)."""
+        if spec.image:
+            return spec.image, spec.python
+        if self._image:
+            return self._image, ""
+        raise InvalidRequestError(
+            "A container needs an image, and none is named",
+            hint="Name one in the kernelspec, or for all in c.Warmcell.docker_image.",
+        )
+
+    def _checked_runtime(self, info: EngineInfo) -> str:
+        if self._runtime and info.runtimes and self._runtime not in info.runtimes:
+            raise BackendUnavailableError(
+                f"The container engine has no runtime {self._runtime!r}",
+                hint=f"c.Warmcell.docker_runtime may be one of {', '.join(sorted(info.runtimes))}.",
+            )
+        return self._runtime
+
+
+def _make(remains: Remains, prepared: Prepared) -> None:
+    """Write what is bound into the container, and have it made. Blocks."""
+    for name, (content, mode) in prepared.files.items():
+        path = remains.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+    try:
+        remains.engine.create(remains.name, prepared.config)
+    except ConflictError:
+        there = remains.engine.look(remains.name)
+        # An answer that was lost, and asked for again, is a conflict with ourselves.
+        if there is None or any(there.labels.get(name) != remains.labels[name] for name in (KEEPER, SANDBOX)):
+            remains.foreign = True
+            raise
+    except NotFoundError as error:
+        raise SandboxStartError(error.message, hint=error.hint) from None
+
+
+def _start(remains: Remains) -> Container:
+    """Start it and take hold of its first process. Blocks."""
+    try:
+        remains.engine.start(remains.name)
+        container = remains.engine.look(remains.name)
+    except NotFoundError as error:
+        raise SandboxStartError(error.message, hint=error.hint) from None
+    if container is None:
+        raise SandboxStartError("The container was removed while it started", hint="Try again.")
+    if container.running and container.pid > 0:
+        with contextlib.suppress(ProcessLookupError):
+            remains.init_fd = os.pidfd_open(container.pid)
+            # By now the number could be somebody else's.
+            again = remains.engine.look(remains.name)
+            if again is not None and again.running and again.pid == container.pid:
+                return container
+            os.close(remains.init_fd)
+            remains.init_fd = -1
+    said = remains.engine.said(remains.name).strip()
+    raise SandboxStartError(
+        f"The container ended as it began, with exit code {container.exit_code}: {container.error or said}",
+        hint="Try its image: `docker run --rm IMAGE python3 --version`.",
+    )
+
+
+def _look_inside(remains: Remains, prepared: Prepared, container: Container, runtime: str) -> None:
+    """Open what the host needs of it, and put in what it begins with. Blocks."""
+    try:
+        remains.root_fd = inside.root(container.pid)
+        remains.run_fd = inside.place(remains.root_fd, RUN)
+    except OSError as error:
+        if error.errno == errno.ENOENT and not os.path.exists(f"/proc/{container.pid}"):
+            said = remains.engine.said(remains.name).strip()
+            raise SandboxStartError(f"The container ended as it began: {said}", hint="Look at its image.") from None
+        raise BackendUnavailableError(
+            _NOT_SEEN.format(runtime=runtime or "?", why=error.strerror),
+            hint="The engine must run on this machine, as root or as this user, with a runtime such as runc.",
+        ) from None
+    if prepared.saved is not None:
+        layers.fill(remains.root_fd, prepared.saved, prepared.parts)
+    if prepared.user_site:
+        inside.directories(
+            remains.root_fd, prepared.home, prepared.user_site, (prepared.identity.uid, prepared.identity.gid)
+        )
+
+
+async def _instance(
+    remains: Remains, prepared: Prepared, container: Container, spec: SandboxSpec, info: EngineInfo
+) -> DockerInstance:
+    run = remains.directory / "run"
+    await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+    return DockerInstance(
+        remains,
+        container,
+        run_directory=run,
+        limits=_limits(spec, info),
+        workspace_note=prepared.note,
+        parts=prepared.parts,
+        events=await in_thread(inside.memory_events, container.pid),
+    )
+
+
+def _limits(spec: SandboxSpec, info: EngineInfo) -> Mapping[str, LimitStatus]:
+    asked = {"memory": spec.limits.memory_bytes, "pids": spec.limits.pids, "cpu": spec.limits.cpus}
+    told = {
+        name: LimitStatus(value=value, enforced=info.can[name], why="" if info.can[name] else _NO_LIMIT)
+        for name, value in asked.items()
+    }
+    return {**told, "layer": LimitStatus(value=spec.limits.layer_bytes, enforced=True)}

@@ -1,0 +1,326 @@
+"""What is asked of the engine, in blocking calls. docker-py stays in here, and so do its errors."""
+
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    OperationTimeoutError,
+    SandboxStartError,
+    WarmcellError,
+)
+
+CALL_TIMEOUT_S = 60.0
+TAIL_BYTES = 4096
+TAIL_LINES = 64
+OLDEST_API = (1, 41)
+"""Of Docker 20.10: the first that gives a container control groups of its own to see."""
+_START = "Start it (`systemctl start docker`), or name another one: c.Warmcell.docker_host."
+_INSTALL = "Install it: pip install 'warmcell[docker]'."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says of itself."""
+
+    version: str
+    api: tuple[int, int]
+    runtimes: frozenset[str]
+    default_runtime: str
+    driver: str
+    """What keeps the files of images and containers."""
+    can: Mapping[str, bool]
+    """Whether it limits memory, pids, cpu."""
+    cdi: bool
+    """Whether it hands out devices by the names of the Container Device Interface."""
+    maps_users: bool
+    """Whether a container's users are others on the host (rootless, userns-remap)."""
+    live_restore: bool
+    """Whether containers stay when it is restarted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container as the engine sees it."""
+
+    id: str
+    labels: Mapping[str, str]
+    running: bool
+    pid: int
+    exit_code: int
+    oom_killed: bool
+    error: str
+
+
+class Engine:
+    """One engine. Holds no connection between calls; any thread may call."""
+
+    def __init__(self, host: str = "") -> None:
+        """Configure it.
+
+        Args:
+            host: As in DOCKER_HOST, `unix://…`; empty: that variable, else the system's or the user's own.
+        """
+        self._host = host
+        self._api = ""
+        self._info: EngineInfo | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return self._host or os.environ.get("DOCKER_HOST", "") or _usual()
+
+    def info(self, *, fresh: bool = False) -> EngineInfo:
+        """What it says of itself, asked once.
+
+        Raises:
+            BackendUnavailableError: It does not answer, is too old, or is not on this machine.
+        """
+        with self._lock:
+            if self._info is None or fresh:
+                with self._client() as client:
+                    self._info = _read_info(client.info(), str(client.api_version))
+            return self._info
+
+    def image(self, name: str) -> Mapping[str, Any]:
+        """What it says of an image.
+
+        Raises:
+            InvalidRequestError: It has no such image.
+        """
+        with self._client() as client:
+            try:
+                found: Mapping[str, Any] = client.inspect_image(name)
+            except _errors().ImageNotFound:
+                raise InvalidRequestError(
+                    f"The engine has no image {name!r}",
+                    hint=f"Get it (`docker pull {name}`), or build it: `warmcell images --help`.",
+                ) from None
+        return found
+
+    def create(self, name: str, config: Mapping[str, Any]) -> str:
+        """Make a container; its id.
+
+        Raises:
+            ConflictError: Another one is called so.
+            SandboxStartError: The engine refuses it.
+        """
+        with self._client() as client, _as_start_error():
+            made: Mapping[str, Any] = client.create_container_from_config(dict(config), name)
+        return str(made["Id"])
+
+    def start(self, container: str) -> None:
+        """Start it.
+
+        Raises:
+            NotFoundError: There is none.
+            SandboxStartError: The engine, or the image, refuses.
+        """
+        with self._client() as client, _as_start_error():
+            client.start(container)
+
+    def look(self, container: str) -> Container | None:
+        """How it is, None where there is none."""
+        with self._client() as client:
+            try:
+                found = client.inspect_container(container)
+            except _errors().NotFound:
+                return None
+        state = found["State"]
+        return Container(
+            id=found["Id"],
+            labels=found["Config"].get("Labels") or {},
+            running=bool(state.get("Running")),
+            pid=int(state.get("Pid") or 0),
+            exit_code=int(state.get("ExitCode") or 0),
+            oom_killed=bool(state.get("OOMKilled")),
+            error=str(state.get("Error") or ""),
+        )
+
+    def wait(self, container: str, *, timeout_s: float) -> int:
+        """Wait until it has ended; its exit code.
+
+        Raises:
+            NotFoundError: There is none.
+            OperationTimeoutError: It runs on.
+        """
+        with self._client(timeout_s=timeout_s) as client:
+            try:
+                return int(client.wait(container)["StatusCode"])
+            except _errors().NotFound:
+                raise NotFoundError(f"There is no container {container}", hint="Somebody has removed it.") from None
+
+    def said(self, container: str, *, errors_only: bool = True) -> str:
+        """The last words of what it printed, on stderr alone unless told otherwise; at most 4 KiB."""
+        with self._client() as client:
+            try:
+                told = client.logs(container, stdout=not errors_only, stderr=True, tail=TAIL_LINES)
+            except (_errors().NotFound, _errors().APIError):
+                return ""
+        return bytes(told)[-TAIL_BYTES:].decode(errors="replace")
+
+    def remove(self, container: str) -> None:
+        """Kill it and remove it with its anonymous volumes. That there is none is no failure."""
+        with self._client() as client:
+            try:
+                client.remove_container(container, force=True, v=True)
+            except _errors().NotFound:
+                return
+            except _errors().APIError as error:
+                if error.status_code != 409:
+                    raise
+                with contextlib.suppress(_errors().NotFound):  # Somebody else is removing it.
+                    client.wait(container, condition="removed")
+
+    def labelled(self, label: str) -> Sequence[Container]:
+        """All containers with a label, `NAME` or `NAME=VALUE`, running or not."""
+        with self._client() as client:
+            found = client.containers(all=True, filters={"label": [label]})
+        return [
+            Container(
+                id=one["Id"],
+                labels=one.get("Labels") or {},
+                running=one.get("State") == "running",
+                pid=0,
+                exit_code=0,
+                oom_killed=False,
+                error="",
+            )
+            for one in found
+        ]
+
+    @contextlib.contextmanager
+    def _client(self, *, timeout_s: float = CALL_TIMEOUT_S) -> "Iterator[Any]":
+        """A connection for one call. Whatever goes wrong comes out as an error of ours."""
+        try:
+            import docker
+        except ImportError:
+            raise BackendUnavailableError("docker-py is not installed", hint=_INSTALL) from None
+        import requests
+
+        address = self.address
+        _check_address(address)
+        try:
+            version = self._api or "auto"
+            client = docker.APIClient(base_url=address, version=version, timeout=int(timeout_s), num_pools=1)
+            try:
+                self._api = str(client.api_version)
+                yield client
+            finally:
+                client.close()
+        except WarmcellError:
+            raise
+        except requests.exceptions.Timeout as error:
+            raise OperationTimeoutError(
+                f"The container engine did not answer within {timeout_s:.0f} s",
+                hint="It may be overloaded, or wait for a disk: its log says more.",
+                details={"operation": "engine", "timeout": timeout_s},
+            ) from error
+        except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            raise _explained(error, address) from error
+
+
+def _usual() -> str:
+    own = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "docker.sock"
+    return f"unix://{own}" if os.getuid() != 0 and own.is_socket() else "unix:///var/run/docker.sock"
+
+
+def _check_address(address: str) -> None:
+    """It must be on this machine: guests are reached through files and process numbers."""
+    if not address.startswith("unix://"):
+        raise BackendUnavailableError(
+            f"The container engine at {address} is not on this machine",
+            hint="Run Warmcell where the engine runs, and name its socket: c.Warmcell.docker_host = 'unix://…'.",
+        )
+    path = Path(address.removeprefix("unix://"))
+    try:
+        there = stat.S_ISSOCK(path.stat().st_mode)
+    except PermissionError:
+        raise _no_right(address) from None
+    except OSError:
+        there = False
+    if not there:
+        raise BackendUnavailableError(f"No container engine listens at {path}", hint=_START)
+
+
+def _no_right(address: str) -> WarmcellError:
+    return BackendUnavailableError(
+        f"The container engine at {address} may not be used by this user",
+        hint="Whoever may use it has root's rights: as root, `usermod -aG docker USER`, then log in again.",
+    )
+
+
+def _explained(error: Exception, address: str) -> WarmcellError:
+    said = str(error)
+    if "Permission denied" in said:
+        return _no_right(address)
+    explanation = getattr(error, "explanation", None)
+    if explanation:
+        return SandboxStartError(f"The container engine refuses: {_short(str(explanation))}", hint=_OF_ENGINE)
+    return BackendUnavailableError(f"The container engine does not answer: {_short(said)}", hint=_START)
+
+
+_OF_ENGINE = "Its log says more: `journalctl -u docker`."
+
+
+@contextlib.contextmanager
+def _as_start_error() -> Iterator[None]:
+    errors = _errors()
+    try:
+        yield
+    except errors.APIError as error:
+        said = _short(str(error.explanation or error))
+        if error.status_code == 409:
+            raise ConflictError(
+                f"The container engine refuses a container of that name: {said}",
+                hint="Remove what is called so (`docker rm -f NAME`), then try again.",
+            ) from None
+        if error.status_code == 404 and "No such container" in said:
+            raise NotFoundError(f"The container is gone: {said}", hint="Somebody has removed it; try again.") from None
+        raise SandboxStartError(f"The container engine refuses: {said}", hint=_OF_ENGINE) from None
+
+
+def _errors() -> Any:
+    import docker.errors
+
+    return docker.errors
+
+
+def _short(said: str) -> str:
+    return " ".join(said.split())[:1000]
+
+
+def _read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
+    major, _, minor = api.partition(".")
+    found = (int(major), int(minor))
+    version = str(said.get("ServerVersion", "?"))
+    if found < OLDEST_API:
+        raise BackendUnavailableError(
+            f"The container engine {version} is too old", hint="Upgrade it to Docker 20.10 or newer."
+        )
+    security = " ".join(said.get("SecurityOptions") or ())
+    return EngineInfo(
+        version=version,
+        api=found,
+        runtimes=frozenset(said.get("Runtimes") or ()),
+        default_runtime=str(said.get("DefaultRuntime") or ""),
+        driver=str(said.get("Driver") or ""),
+        can={
+            "memory": bool(said.get("MemoryLimit")),
+            "pids": bool(said.get("PidsLimit")),
+            "cpu": bool(said.get("CpuCfsQuota")),
+        },
+        cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44),
+        maps_users="name=rootless" in security or "name=userns" in security,
+        live_restore=bool(said.get("LiveRestoreEnabled")),
+    )

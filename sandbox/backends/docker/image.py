@@ -1,0 +1,166 @@
+"""What an image brings, found out by running its Python once, in a container that has less than any sandbox."""
+
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    SandboxStartError,
+)
+
+OLDEST_PYTHON = (3, 9)
+CHECK_TIMEOUT_S = 60.0
+CHECK = """
+import json, os, site, sys
+try:
+    import ctypes
+    lacks = ""
+except ImportError as error:
+    lacks = str(error)
+print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
+    "user_site": sys.prefix == sys.base_prefix,
+    "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
+"""
+_NO_FILE = ("no such file or directory", "executable file not found", "not a directory", "is a directory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image, looked at."""
+
+    id: str
+    python: str
+    """Absolute path of the interpreter in it."""
+    version: tuple[int, int]
+    user_site: bool
+    """Whether that interpreter looks into its user's own packages."""
+    env: Mapping[str, str]
+    volumes: tuple[str, ...]
+    """Paths that it declares to be volumes."""
+
+
+class Images:
+    """What is known of an engine's images. Any thread may ask."""
+
+    def __init__(self, engine: Engine, labels: Mapping[str, str]) -> None:
+        """Know nothing yet.
+
+        Args:
+            engine: Which has them.
+            labels: Of the containers in which they are looked at.
+        """
+        self._engine = engine
+        self._labels = labels
+        self._known: dict[tuple[str, str], Image] = {}
+        self._lock = threading.Lock()
+
+    def look_at(self, name: str, python: str, progress: Callable[[str], None] = lambda detail: None) -> Image:
+        """What an image brings. Blocks, for a second where it is new.
+
+        Args:
+            name: As the engine calls it.
+            python: Path of an interpreter in it; empty: the first `python3` on its search path.
+            progress: Told where it takes a while.
+
+        Raises:
+            InvalidRequestError: The engine has no such image, or it has no Python of use; the error says which.
+        """
+        if python and not python.startswith("/"):
+            raise InvalidRequestError(
+                f"The interpreter {python!r} is not an absolute path",
+                hint="Give the path that it has in the image, or leave it out.",
+            )
+        said = self._engine.image(name)
+        key = (str(said["Id"]), python)
+        with self._lock:
+            known = self._known.get(key)
+            if known is None:
+                progress("looking at the image")
+                known = self._known[key] = self._examine(name, python, said)
+        return known
+
+    def _examine(self, name: str, python: str, said: Mapping[str, Any]) -> Image:
+        config = said.get("Config") or {}
+        found = self._run(name, str(said["Id"]), python or "python3")
+        major, minor = found["version"]
+        if (major, minor) < OLDEST_PYTHON:
+            raise InvalidRequestError(
+                f"The image {name} has Python {major}.{minor}, and sandboxes need 3.9 or newer",
+                hint="Choose a newer image, or name another interpreter in it.",
+            )
+        if found["lacks"]:
+            raise InvalidRequestError(
+                f"The Python of the image {name} cannot load ctypes ({found['lacks']}), which sandboxes need",
+                hint="Install libffi in the image, or choose a Python that was built with it.",
+            )
+        if found["links"]:
+            raise InvalidRequestError(
+                f"In the image {name} {', '.join(found['links'])} is a symbolic link",
+                hint="Make it a directory in the image: sandboxes have their own there.",
+            )
+        return Image(
+            id=str(said["Id"]),
+            python=found["python"],
+            version=(major, minor),
+            user_site=bool(found["user_site"]),
+            env=dict(str(one).partition("=")[::2] for one in config.get("Env") or ()),
+            volumes=tuple(sorted(config.get("Volumes") or ())),
+        )
+
+    def _run(self, name: str, image: str, python: str) -> Mapping[str, Any]:
+        called = f"warmcell-look-{secrets.token_hex(6)}"
+        try:
+            made = self._engine.create(called, self._container(image, python))
+            try:
+                self._engine.start(made)
+                code = self._engine.wait(made, timeout_s=CHECK_TIMEOUT_S)
+            except SandboxStartError as error:
+                if any(words in error.message for words in _NO_FILE):
+                    raise _no_python(name, python) from None
+                raise
+            said = self._engine.said(made, errors_only=False)
+        finally:
+            self._engine.remove(called)
+        try:
+            if code == 0:
+                found: Mapping[str, Any] = json.loads(said.splitlines()[-1])
+                return found
+        except (ValueError, IndexError):
+            pass
+        if code in (126, 127):
+            raise _no_python(name, python)
+        raise InvalidRequestError(
+            f"{python} in the image {name} is no Python of use: it ended with {code}: {said[-500:].strip()}",
+            hint="Try it: `docker run --rm IMAGE python3 --version`.",
+        )
+
+    def _container(self, image: str, python: str) -> Mapping[str, Any]:
+        return {
+            "Image": image,
+            "Entrypoint": [python],
+            "Cmd": ["-I", "-c", CHECK],
+            "User": "65534:65534",
+            "Labels": dict(self._labels),
+            "WorkingDir": "/",
+            "Healthcheck": {"Test": ["NONE"]},
+            "HostConfig": {
+                "NetworkMode": "none",
+                "ReadonlyRootfs": True,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"],
+                "PidsLimit": 16,
+                "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
+            },
+        }
+
+
+def _no_python(name: str, python: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The image {name} has no interpreter {python}",
+        hint="Install Python 3.9 or newer in it, or say where its interpreter is.",
+    )

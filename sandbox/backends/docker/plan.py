@@ -1,0 +1,321 @@
+"""From a spec to a container: everything that is decided before anything is made."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.backends import layers, seccomp
+from warmcell.sandbox.backends.docker.engine import EngineInfo
+from warmcell.sandbox.backends.docker.graphics import devices
+from warmcell.sandbox.backends.docker.image import Image
+from warmcell.sandbox.backends.etc import hostname, own
+from warmcell.sandbox.backends.identity import Identity, choose
+from warmcell.sandbox.backends.layers import Part, Parts, Saved
+from warmcell.sandbox.backends.places import (
+    GUEST,
+    RUN,
+    RUN_BYTES,
+    check_places,
+    home_path,
+    mount_of,
+    persistent_home,
+    variables,
+    workspace_of,
+)
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.guest_tree import guest_tree
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec
+from warmcell.sandbox.paths import Paths
+
+ETC = "etc"
+"""Directory, below the sandbox's own, of what is written for it."""
+PAGE_BYTES = 4096
+COVER_BYTES = 4096
+LOG_BYTES = "128k"
+RECURSIVELY_READ_ONLY = (1, 44)
+"""API from which a read-only mount has no writable ones below it."""
+_NO_COPY = "read-only: an engine of containers makes no copy-on-write view of a folder. Choose mode rw or ro."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What the driver makes, and what it tells about it."""
+
+    config: Mapping[str, Any]
+    """The container, as the engine's API takes it."""
+    files: Mapping[str, tuple[bytes, int]]
+    """Below the sandbox's directory: content and mode."""
+    identity: Identity
+    home: str
+    image: Image
+    parts: Parts
+    saved: Saved | None
+    note: str
+    """Why the workspace is not as asked for."""
+    user_site: str
+    """Directory in the sandbox that pip installs into; empty where that is there already, or of no use."""
+
+
+@dataclass(slots=True)
+class _Files:
+    """What the container shows of the host, while it is being planned."""
+
+    identity: Identity
+    info: EngineInfo
+    trees: dict[Path, Path] = field(default_factory=dict)
+    writable: set[Path] = field(default_factory=set)
+    memory: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def own(self, place: str, *, size_bytes: int, mode: str, options: str, part: str = "") -> None:
+        """A file system in memory that is the guest's."""
+        most = max(1024, size_bytes // PAGE_BYTES)
+        owner = f"uid={self.identity.uid},gid={self.identity.gid}"
+        self.memory[place] = f"rw,nosuid,nodev,{options},size={size_bytes},nr_inodes={most},mode={mode},{owner}"
+        if part:
+            self.parts[part] = Part(place=place.lstrip("/"), most_bytes=size_bytes, most_entries=most)
+
+    def show(self, source: Path, target: Path, *, mode: str) -> None:
+        """A tree of the host, writable only where the guest is whose files they are."""
+        owner = source.stat().st_uid
+        if mode == "rw" and (why := self._why_not_writable(owner)):
+            self.notes.append(f"{source} is read-only, since {why}.")
+            mode = "ro"
+        self.trees[target] = source
+        if mode == "rw":
+            self.writable.add(target)
+
+    def _why_not_writable(self, owner: int) -> str:
+        if self.info.maps_users:
+            return "this engine gives containers other users than the host has. Use an engine of the system's"
+        if owner == 0 and os.getuid() == 0:
+            return (
+                "its files belong to root, who is not let into a sandbox. Give the folder to an ordinary user "
+                "(chown -R USER), or use the bubblewrap backend, which can show them as the guest's"
+            )
+        return ""
+
+    def named(self, path: Path, real: Path) -> None:
+        """Show a tree under another path as well, by which it was asked for."""
+        if path != real and not any(path.is_relative_to(tree) for tree in self.trees):
+            self.trees[path] = self.trees[real]
+            if real in self.writable:
+                self.writable.add(path)
+
+    def mounts(self) -> list[Mapping[str, Any]]:
+        """As the engine takes them."""
+        made = []
+        for target, source in self.trees.items():
+            read_only = target not in self.writable
+            flat = read_only and self.info.api < RECURSIVELY_READ_ONLY
+            made.append(bind(source, str(target), read_only=read_only, flat=flat))
+        return made
+
+
+def bind(source: Path, target: str, *, read_only: bool = True, flat: bool = False) -> Mapping[str, Any]:
+    """A path of the host in a container.
+
+    Args:
+        source: On the host; it must be there.
+        target: In the container.
+        read_only: Whether it cannot be written.
+        flat: Without what is mounted below it.
+    """
+    return {
+        "Type": "bind",
+        "Source": str(source),
+        "Target": target,
+        "ReadOnly": read_only,
+        "BindOptions": {"Propagation": "rprivate", "NonRecursive": flat},
+    }
+
+
+def prepare(
+    spec: SandboxSpec,
+    *,
+    sandbox_id: SandboxId,
+    directory: Path,
+    gpus: Sequence[GpuDevice],
+    paths: Paths,
+    info: EngineInfo,
+    image: Image,
+    runtime: str,
+    labels: Mapping[str, str],
+    layer: Path | None = None,
+    named: SandboxId | None = None,
+) -> Prepared:
+    """Decide everything about a sandbox, and make its persistent home. Blocks.
+
+    Raises:
+        InvalidRequestError: The spec asks for what cannot be.
+        SnapshotError: The layer is of another spec, does not fit its limits, or is not whole.
+    """
+    limits = spec.limits
+    workspace = workspace_of(spec)
+    identity = choose(workspace)
+    home = home_path(spec, workspace, identity)
+    fits = {
+        "uid": str(identity.uid),
+        "gid": str(identity.gid),
+        "environment": f"{image.id} {image.python}",
+        "home": home,
+        "workspace": "",
+        "marks": "",
+    }
+    saved = None if layer is None else layers.look_at(layer, fits=fits)
+
+    files = _Files(identity=identity, info=info)
+    files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
+    files.own("/dev/shm", size_bytes=limits.shm_bytes, mode="1777", options="exec", part="shm")
+    files.own(RUN, size_bytes=RUN_BYTES, mode="0700", options="noexec")
+    for volume in image.volumes:
+        if volume not in files.memory:
+            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec")
+    if spec.home == "private":
+        files.own(home, size_bytes=limits.layer_bytes, mode="0700", options="exec", part="home")
+    else:
+        files.trees[Path(home)] = persistent_home(paths, identity, as_root=os.getuid() == 0)
+        files.writable.add(Path(home))
+    _shown(files, spec, workspace)
+    if saved is not None:
+        saved.check(files.parts)
+    _hide(files, [paths.runtime, paths.state], allowed=home)
+
+    site = f"{home}/.local/lib/python{image.version[0]}.{image.version[1]}/site-packages"
+    written = _written(identity, spec, home=home, name=hostname(named or sandbox_id))
+    mounts = [
+        *files.mounts(),
+        bind(guest_tree(paths), GUEST),
+        *(bind(directory / ETC / name, f"/etc/{target}") for name, (target, _, _) in written.items()),
+    ]
+    return Prepared(
+        config=_container(
+            spec,
+            image=image,
+            identity=identity,
+            env=_environment(identity, image, home=home, gpus=gpus, info=info),
+            name=hostname(named or sandbox_id),
+            labels=labels,
+            host={
+                "Tmpfs": files.memory,
+                "Mounts": mounts,
+                **({"Runtime": runtime} if runtime else {}),
+                **devices(gpus, info),
+            },
+        ),
+        files={f"{ETC}/{name}": (content, mode) for name, (_, content, mode) in written.items()},
+        identity=identity,
+        home=home,
+        image=image,
+        parts=Parts(parts=files.parts, marks="", fits=fits),
+        saved=saved,
+        note=" ".join(files.notes),
+        user_site=site if spec.home == "private" and saved is None and image.user_site else "",
+    )
+
+
+def _shown(files: _Files, spec: SandboxSpec, workspace: Path | None) -> None:
+    """The workspace and further mounts."""
+    own_places = set(files.trees)
+    if workspace is not None and spec.workspace is not None:
+        if spec.workspace.mode == "cow":
+            files.notes.append(_NO_COPY)
+        files.show(workspace, workspace, mode=spec.workspace.mode)
+    aliases = [] if workspace is None or spec.workspace is None else [(Path(spec.workspace.path), workspace)]
+    for mount in spec.mounts:
+        real, target, named = mount_of(mount)
+        files.show(real, target, mode=mount.mode)
+        if named is not None:
+            aliases.append((named, target))
+    check_places({target: source for target, source in files.trees.items() if target not in own_places})
+    for path, real in aliases:
+        files.named(path, real)
+
+
+def _hide(files: _Files, own_directories: Sequence[Path], *, allowed: str) -> None:
+    """Cover what is the keeper's own where it would show through a workspace or a mount.
+
+    Raises:
+        InvalidRequestError: A mount lies in it.
+    """
+    for path in {path.resolve() for path in own_directories if path.is_dir()}:
+        for target, source in files.trees.items():
+            if str(target) == allowed:
+                continue
+            if path == source or path in source.parents:
+                raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
+            if source in path.parents:
+                cover = str(target / path.relative_to(source))
+                files.memory[cover] = f"ro,nosuid,nodev,noexec,size={COVER_BYTES},mode=0555"
+
+
+def _written(identity: Identity, spec: SandboxSpec, *, home: str, name: str) -> Mapping[str, tuple[str, bytes, int]]:
+    """What is written for it below /etc: name of ours to name there, content and mode."""
+    text = own(identity, home=home, name=name, network=spec.network)
+    made = {
+        "passwd": ("passwd", text["passwd"], 0o644),
+        "group": ("group", text["group"], 0o644),
+        "pip.conf": ("xdg/pip/pip.conf", text["pip.conf"], 0o644),
+    }
+    if spec.network == "none":
+        made["resolv.conf"] = ("resolv.conf", b"", 0)  # The engine would copy the host's.
+    return made
+
+
+def _environment(
+    identity: Identity, image: Image, *, home: str, gpus: Sequence[GpuDevice], info: EngineInfo
+) -> Mapping[str, str]:
+    python = Path(image.python)
+    made = dict(variables(identity, home=home, python=python))
+    if "PATH" in image.env:
+        made["PATH"] = f"{python.parent}:{image.env['PATH']}"
+    real = any(not gpu.simulated for gpu in gpus)
+    if not real and ("nvidia" in info.runtimes or "NVIDIA_VISIBLE_DEVICES" in image.env):
+        made["NVIDIA_VISIBLE_DEVICES"] = "void"  # Images of CUDA's ask for all devices there are.
+    return made
+
+
+def _container(
+    spec: SandboxSpec,
+    *,
+    image: Image,
+    identity: Identity,
+    env: Mapping[str, str],
+    name: str,
+    labels: Mapping[str, str],
+    host: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    limits = spec.limits
+    steps = seccomp.denylist(platform.machine(), setgid=os.getuid() == 0).hex()
+    memory = {} if limits.memory_bytes is None else {"Memory": limits.memory_bytes, "MemorySwap": limits.memory_bytes}
+    return {
+        "Image": image.id,
+        "Entrypoint": [image.python, "-I", "-S", f"{GUEST}/confined.py"],
+        "Cmd": [steps, "--run", RUN, "--guest", GUEST, "--python", image.python],
+        "User": f"{identity.uid}:{identity.gid}",
+        "Env": [f"{variable}={value}" for variable, value in env.items()],
+        "Labels": dict(labels),
+        "WorkingDir": "/",
+        "Healthcheck": {"Test": ["NONE"]},
+        **({"Hostname": name} if spec.network == "none" else {}),
+        "HostConfig": {
+            "NetworkMode": spec.network,
+            "IpcMode": "private",
+            "CgroupnsMode": "private",
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "RestartPolicy": {"Name": "no"},
+            "Init": False,
+            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES, "max-file": "1"}},
+            **memory,
+            **({} if limits.pids is None else {"PidsLimit": limits.pids}),
+            **({} if limits.cpus is None else {"NanoCpus": int(limits.cpus * 1e9)}),
+            **host,
+        },
+    }

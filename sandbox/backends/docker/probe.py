@@ -1,0 +1,58 @@
+"""Whether containers can be had here, found out by asking the engine and making one."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
+
+TIMEOUT_S = 60.0
+NOT_TRIED = "no sandbox was tried: c.Warmcell.docker_image names no image"
+
+
+async def probe(backend: SandboxBackend, engine: Engine, image: str) -> BackendReport:
+    """Ask the engine, make a sandbox of an image if one is named, and take it down. Never raises."""
+    details = {"engine": engine.address}
+    why, hint = "", ""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            info = await asyncio.to_thread(engine.info, fresh=True)
+            details |= {
+                "version": f"{info.version}, API {info.api[0]}.{info.api[1]}",
+                "runtimes": ", ".join(sorted(info.runtimes)),
+                "storage": info.driver,
+                "after a restart of the engine": "sandboxes stay" if info.live_restore else "sandboxes have ended",
+            }
+            details |= await _try(backend) if image else {"tried": NOT_TRIED}
+    except WarmcellError as error:
+        why, hint = error.message, error.hint
+    except Exception as error:  # A probe tells what is wrong; it must not fail itself.
+        why, hint = f"{type(error).__name__}: {error}", "Report this: it is not a known lack."
+    return BackendReport(
+        name=backend.name, ready=not why, capabilities=backend.capabilities, why_not=why, hint=hint, details=details
+    )
+
+
+async def _try(backend: SandboxBackend) -> Mapping[str, str]:
+    sandbox_id = SandboxId(secrets.token_hex(6))
+    directory = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warmcell-probe-"))
+    limits = Limits(memory_bytes=GIB, pids=256, cpus=1.0, layer_bytes=64 * MIB, shm_bytes=16 * MIB)
+    try:
+        instance = await backend.create(
+            SandboxSpec(python="", limits=limits), sandbox_id=sandbox_id, directory=directory
+        )
+        await instance.stop()
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    told = {
+        name: "enforced" if status.enforced else f"not enforced: {status.why}"
+        for name, status in instance.limits.items()
+    }
+    return {"user": "root" if os.getuid() == 0 else f"uid {os.getuid()}", **told}
