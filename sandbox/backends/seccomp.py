@@ -13,12 +13,17 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from warmcell.sandbox.errors import BackendUnavailableError
 
 AUDIT_ARCH: Mapping[str, int] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 # For each name its number on x86_64 and on aarch64; None where that machine has no such call.
+_OCI_MACHINES: Mapping[str, str] = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
+_NEWER = ("open_tree_attr",)
+"""What kernels that are not Linux may not know by name."""
+
 _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "acct": (163, 89),
     "add_key": (248, 217),
@@ -115,7 +120,8 @@ _TERMINAL_INPUT = (0x5412, 0x541C)
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _PERSONALITIES = (0x0, 0x0008, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 """Linux, UNAME26 and their mixtures, no address randomisation (debuggers), and the question what it is."""
-_CREATES = 0o100 | 0o20000000
+_CREATE_BITS = (0o100, 0o20000000)
+_CREATES = _CREATE_BITS[0] | _CREATE_BITS[1]
 """O_CREAT and O_TMPFILE."""
 
 _LD, _JEQ, _JGE, _JSET, _RET = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -164,6 +170,41 @@ def template(machine: str | None = None) -> bytes:
     denylist(machine)
     denied = (*(name for name in _DENIED if name != "setns"), "pidfd_open", "process_vm_readv")
     return b"".join(struct.pack("=HBBI", *step) for step in _program(machine or platform.machine(), denied))
+
+
+def rules(machine: str | None = None) -> dict[str, Any]:
+    """The filter as an OCI configuration has it, for a kernel of the sandbox's own.
+
+    Left out is what such a kernel does not have at all: other socket families, terminals that type for others. Left out
+    too is clone3: gVisor of 2024 knows no error but EPERM, for which the C library does not fall back to clone. What it
+    can make are namespaces of the sandbox's own kernel.
+
+    Raises:
+        BackendUnavailableError: As `denylist`.
+    """
+    machine = machine or platform.machine()
+    denylist(machine)
+    bits = (stat.S_ISUID, stat.S_ISGID)
+
+    def refuse(names: Sequence[str], *args: tuple[int, int]) -> dict[str, Any]:
+        known = [name for name in names if number(name, machine) is not None]
+        same = [{"index": index, "value": bit, "valueTwo": bit, "op": "SCMP_CMP_MASKED_EQ"} for index, bit in args]
+        return {"names": known, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM, **({"args": same} if args else {})}
+
+    namespaces = [1 << bit for bit in range(32) if _NAMESPACES & 1 << bit]
+    made = [
+        refuse([name for name in _DENIED if name not in _NEWER]),
+        *(refuse(("clone", "unshare"), (0, bit)) for bit in namespaces),
+        *(refuse(("chmod", "fchmod", "creat", "mknod", "mkdir"), (1, bit)) for bit in bits),
+        *(refuse(("fchmodat", "mknodat", "mkdirat"), (2, bit)) for bit in bits),
+        *(refuse(("open",), (1, create), (2, bit)) for bit in bits for create in _CREATE_BITS),
+        *(refuse(("openat",), (2, create), (3, bit)) for bit in bits for create in _CREATE_BITS),
+    ]
+    return {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": [_OCI_MACHINES[machine]],
+        "syscalls": [rule for rule in made if rule["names"]],
+    }
 
 
 def number(name: str, machine: str) -> int | None:

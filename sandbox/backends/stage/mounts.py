@@ -89,7 +89,7 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     report = {made["name"]: why for made, _, why in clones}
     report.update({made["name"]: make_overlay(made, user=user) for made in plan["overlays"]})
     for made in plan.get("views", ()):
-        attach(clone(choose(made["of"], report)[0]), made["path"])
+        attach(clone(choose(made["of"], report)[0]), made["path"], there=made.get("there", False))
     for made in plan.get("nested", ()):
         nest(made, report)
     handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]

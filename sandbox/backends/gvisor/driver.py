@@ -1,0 +1,227 @@
+"""The `gvisor` backend: runsc, driven directly."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from warmcell.sandbox.backends.cgroups import Cgroups
+from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
+from warmcell.sandbox.backends.gvisor import binary, bundle
+from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepared, prepare
+from warmcell.sandbox.backends.gvisor.instance import NAME, STATE, GvisorInstance, Remains, no_layers
+from warmcell.sandbox.backends.gvisor.probe import probe
+from warmcell.sandbox.backends.gvisor.root import BASE
+from warmcell.sandbox.backends.nursery import STAGE_ENV
+from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.errors import SandboxStartError, SnapshotError, WarmcellError
+from warmcell.sandbox.models import BackendReport, Capabilities, GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.paths import Paths
+
+STOP_TIMEOUT_S = 10.0
+PID = "p"
+_LAYER = "what it changes of its environment is in its memory, which the memory limit alone caps"
+
+
+class GvisorBackend:
+    """Implements `SandboxBackend`."""
+
+    name = "gvisor"
+
+    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = ()) -> None:
+        """Configure it.
+
+        Args:
+            paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
+            hidden: Further directories that no sandbox sees, even where a workspace contains them.
+        """
+        self._paths = paths
+        self._hidden = tuple(hidden)
+        self._cgroups = Cgroups()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The same everywhere where it is ready."""
+        return Capabilities(
+            isolated=True,
+            gpus=False,
+            networks=("none",),
+            snapshot_engines=("template", "gvisor"),
+            own_kernel=True,
+        )
+
+    async def probe(self) -> BackendReport:
+        """Bring up a small sandbox and take it down again."""
+        return await probe(self)
+
+    async def create(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
+        named: SandboxId | None = None,
+        progress: Callable[[str], None] = lambda detail: None,
+        image: Path | None = None,
+        until: str = "",
+    ) -> GvisorInstance:
+        """Bring up a sandbox; see the port.
+
+        Args:
+            spec: As in the port, like all the rest but the last two.
+            sandbox_id: Its name.
+            directory: For it alone.
+            gpus: Its devices.
+            layer: Never: there are none.
+            named: Whose name it has as a host.
+            progress: Told what is being done.
+            image: Of a whole sandbox of an equal spec, made by this very runsc: this one goes on from it.
+            until: The file for which that one's init was told to wait.
+        """
+        if layer is not None:
+            raise no_layers()
+        progress("looking at the Python environment")
+        runsc = await in_thread(binary.find)
+        prepared = await in_thread(
+            prepare,
+            spec,
+            sandbox_id=sandbox_id,
+            directory=directory,
+            gpus=gpus,
+            paths=self._paths,
+            hidden=self._hidden,
+            named=named,
+            until=until,
+        )
+        progress("starting gVisor")
+        remains = Remains(directory)
+        begin = ["run"] if image is None else ["restore", f"--image-path={image}"]
+        try:
+            return await self._start(spec, sandbox_id, prepared, remains, runsc, begin)
+        except BaseException as error:
+            await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
+            if isinstance(error, StageFailedError):
+                raise _explain(error, restoring=image is not None) from error
+            raise
+
+    def _make_room(
+        self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains, prepared: Prepared
+    ) -> dict[str, LimitStatus]:
+        for name in (BASE, STATE):
+            (remains.directory / name).mkdir(0o700)
+        bundle.write(prepared, remains.directory)
+        os.mkfifo(remains.directory / PID, 0o600)
+        # Not its processes: those of the sandbox are not the host's, and the host's are threads of gVisor's.
+        remains.cgroup, limits = self._cgroups.make(sandbox_id, replace(spec.limits, pids=None))
+        limits["pids"] = LimitStatus(value=spec.limits.pids, enforced=True)
+        limits["layer"] = LimitStatus(value=spec.limits.layer_bytes, enforced=False, why=_LAYER)
+        return limits
+
+    async def _start(
+        self,
+        spec: SandboxSpec,
+        sandbox_id: SandboxId,
+        prepared: Prepared,
+        remains: Remains,
+        runsc: binary.Runsc,
+        begin: Sequence[str],
+    ) -> GvisorInstance:
+        limits = await in_thread(self._make_room, spec, sandbox_id, remains, prepared)
+        directory = remains.directory
+        pid_file = os.open(directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            argv = runsc.argv(directory / STATE, *begin, f"--pid-file={directory / PID}")
+            plan = _stage_plan(prepared, remains, [*argv, *_bundle_words(prepared, directory), NAME])
+            child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
+            report, (remains.run_fd, remains.base_fd) = await child.stage_report()
+            await child.executed()
+            pid = await _told_pid(pid_file, child)
+        finally:
+            os.close(pid_file)
+        run = directory / "run"
+        await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+        return GvisorInstance(
+            remains,
+            runsc=runsc,
+            sandbox_id=sandbox_id,
+            child=child,
+            pid=pid,
+            run_directory=run,
+            limits=limits,
+            workspace_note=_workspace_note(spec, prepared, report),
+        )
+
+
+def _bundle_words(prepared: Prepared, directory: Path) -> list[Any]:
+    asked = f"--bundle={directory / AS_ASKED}"
+    if prepared.workspace is None:
+        return [asked]
+    return [{"tree": prepared.workspace, "ok": [asked], "else": [f"--bundle={directory / READ_ONLY}"]}]
+
+
+def _stage_plan(prepared: Prepared, remains: Remains, argv: Sequence[Any]) -> Mapping[str, Any]:
+    return {
+        "cgroups": [] if remains.cgroup is None else [str(file) for file in remains.cgroup.entrances],
+        "keeper": os.getpid(),
+        "session": False,
+        "most_processes": None,
+        "mounts": prepared.mounts,
+        "argv": argv,
+        "env": dict(STAGE_ENV),
+        "inherit": {"control": [], "files": {}},
+    }
+
+
+async def _told_pid(fd: int, child: Child) -> int:
+    """The pid of the sandbox process, which runsc writes once that is up.
+
+    Raises:
+        StageFailedError: It ended instead.
+    """
+    loop, written = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fd, written.set)
+    ended = asyncio.ensure_future(child.wait())
+    waiting = asyncio.ensure_future(written.wait())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        said = os.read(fd, 32) if written.is_set() else b""
+    except TimeoutError:
+        said = b""
+    finally:
+        loop.remove_reader(fd)
+        for task in (ended, waiting):
+            task.cancel()
+        await asyncio.gather(ended, waiting, return_exceptions=True)
+    if not said.isdigit():
+        how = f"it ended with exit code {await child.kill()}"
+        raise StageFailedError(how, 0, child.tail)
+    return int(said)
+
+
+def _explain(failure: StageFailedError, *, restoring: bool) -> WarmcellError:
+    said = binary.first_line(failure.stderr) or str(failure)
+    details = {"step": str(failure), "stderr": failure.stderr[-1000:]}
+    if restoring:
+        return SnapshotError(
+            f"The sandbox could not be restored: {said}", hint="Start it anew; its image is as before.", details=details
+        )
+    return SandboxStartError(
+        f"The sandbox could not start: {said}",
+        hint="`warmcell doctor` says what this machine lacks.",
+        details=details,
+    )
+
+
+def _workspace_note(spec: SandboxSpec, prepared: Prepared, report: Mapping[str, str]) -> str:
+    why = report.get(prepared.workspace or "", "")
+    if not why or spec.workspace is None:
+        return ""
+    return (
+        f"read-only, since its files belong to somebody who is not let into a sandbox, and cannot be shown as the"
+        f" guest's ({why}). Give the folder to an ordinary user: chown -R USER {spec.workspace.path}"
+    )
