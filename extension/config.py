@@ -92,6 +92,26 @@ class Warmcell(Configurable):
     import_snapshots = Bool(
         False, help="Whether snapshots from elsewhere may be brought in: their files come from whoever made them."
     ).tag(config=True)
+    index_url = Unicode(
+        help="Where the packages of images come from. It may hold a password: it is part of no image. Empty: what "
+        "PIP_INDEX_URL says where the keeper is started, else PyPI."
+    ).tag(config=True)
+    index_certificate = Unicode(
+        help="File of certificates (PEM) that the index is checked against as images are built. Empty: what PIP_CERT "
+        "says, else the system's."
+    ).tag(config=True)
+    build_network = Enum(
+        ["host", "none"], "host", help="What may be reached as images are built: all that the machine can, or nothing."
+    ).tag(config=True)
+    build_with_uv = Bool(
+        True, help="Environments are made by uv where it is installed. False: by venv and pip always."
+    ).tag(config=True)
+    image_quota = Float(
+        None,
+        allow_none=True,
+        min=0.0,
+        help="Most disk space of all images together, in GiB; those that were used longest ago go. None: no cap.",
+    ).tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "

@@ -41,6 +41,13 @@ class GpuLeases(Protocol):
     async def status(self) -> list[dict[str, Any]]: ...
 
 
+class Images(Protocol):
+    """Images that were built here; `sandbox.images.cache.ImageCache` is the real one."""
+
+    async def resolve(self, spec: SandboxSpec, backend: str) -> SandboxSpec: ...
+    def backend_of(self, ref: str, *, default: str, among: Sequence[str]) -> str: ...
+
+
 class Registry:
     """The sandboxes of one keeper, and what each holds of the machine."""
 
@@ -60,6 +67,8 @@ class Registry:
         self._default_backend = default_backend
         self._gpus = gpus
         self._paths = paths
+        self.images: Images | None = None
+        """Looks up what specs call an image. None: backends are given the name as it is."""
         self._boxes: dict[SandboxId, LiveSandbox] = {}
         self._working: dict[SandboxId, asyncio.Task[Any]] = {}
         """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
@@ -118,7 +127,9 @@ class Registry:
             WarmcellError: The one that `create` would give, busy GPUs apart.
         """
         spec = self.bounds.check(spec)
-        self._backend(spec)
+        backend = self._backend(spec)
+        if spec.image is not None and self.images is not None:
+            spec = await self.images.resolve(spec, backend.name)
         if spec.gpu is not None:
             await self._gpus.check(spec.gpu)
         return spec
@@ -179,8 +190,22 @@ class Registry:
         children = [info.id for info in self.infos() if info.parent == sandbox_id]
         await asyncio.gather(*(self.stop(child) for child in children))
 
+    def images_in_use(self) -> set[str]:
+        """What images somebody's sandbox or snapshot names. Templates and prepared sandboxes can do without theirs."""
+        specs = [box.spec for box in self._boxes.values() if box.info.state not in TERMINAL]
+        store = self.memory.store
+        specs += [store.get(info.id).spec for info in store.infos() if info.kind != "template"]
+        return {spec.image for spec in specs if spec.image is not None}
+
+    def _backend_name(self, spec: SandboxSpec) -> str:
+        if spec.backend != "auto":
+            return spec.backend
+        if spec.image is None or self.images is None:
+            return self._default_backend
+        return self.images.backend_of(spec.image, default=self._default_backend, among=self.bounds.backends)
+
     def _backend(self, spec: SandboxSpec) -> SandboxBackend:
-        name = self._default_backend if spec.backend == "auto" else spec.backend
+        name = self._backend_name(spec)
         backend = self._backends.get(name)
         if backend is None:
             raise errors.InvalidRequestError(
@@ -202,7 +227,7 @@ class Registry:
         kernel_id: str | None = None,
         notebook: str | None = None,
     ) -> LiveSandbox:
-        backend = self._backends.get(self._default_backend if spec.backend == "auto" else spec.backend)
+        backend = self._backends.get(self._backend_name(spec))
         info = SandboxInfo(
             id=new_sandbox_id(),
             state=State.CREATING,

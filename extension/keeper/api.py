@@ -11,7 +11,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
-from warmcell.extension.keeper import self_api, snapshots_api
+from warmcell.extension.keeper import images_api, self_api, snapshots_api
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
@@ -24,6 +24,7 @@ from warmcell.extension.keeper.scope import GuestScope
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
+from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.service import SandboxService
@@ -46,6 +47,7 @@ class KeeperApi:
     kernels: Kernels
     memory: KernelMemory
     runs: Runs
+    images: ImageCache
     wiring: Wiring
     started_at: float
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
@@ -60,6 +62,7 @@ class KeeperApi:
                 (r"/events", EventsHandler),
                 (r"/check", CheckHandler),
                 *snapshots_api.routes(),
+                *images_api.routes(),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),

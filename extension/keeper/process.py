@@ -72,14 +72,25 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     wiring = Wiring(settings, paths)
     await asyncio.to_thread(wiring.remove_leftovers)
     service = wiring.service()
+    images = service.images = wiring.image_cache()
+    images.in_use = service.images_in_use
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
-    api = KeeperApi(service=service, kernels=kernels, memory=memory, runs=runs, wiring=wiring, started_at=time.time())
+    api = KeeperApi(
+        service=service,
+        kernels=kernels,
+        memory=memory,
+        runs=runs,
+        images=images,
+        wiring=wiring,
+        started_at=time.time(),
+    )
     sockets = GuestSockets(api.guest_application)
     kernels.sandbox_in_use = sockets.open
     kernels.sandbox_renewed = sockets.open_again
     await service.memory.open()
+    await images.open()
     kernels.ledger.open()
     await memory.revive()
     kernels.ledger.lose_rest()
@@ -107,7 +118,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
             look.cancel()
         kernels.start_no_more()
         await memory.suspend_all()
-        parts = (server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
+        parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
         for part in (*parts, wiring.nursery.close()):
             await _end(part)
         log.info("gone")

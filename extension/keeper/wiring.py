@@ -21,6 +21,9 @@ from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.nvml import NvmlInventory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.images.base import ImageBuilder, PackageIndex
+from warmcell.sandbox.images.cache import ImageCache
+from warmcell.sandbox.images.environments import EnvironmentBuilder, build_paths
 from warmcell.sandbox.models import GIB, EngineReport
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.saved import NO_ENGINE
@@ -66,6 +69,32 @@ class Wiring:
             criu = self.engine = CriuEngine(paths=paths, populate=settings.populate)
             self.images = CriuImages(criu)
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
+        self.image_builders = self._image_builders()
+
+    def _image_builders(self) -> Mapping[str, ImageBuilder]:
+        """Who builds images for which backend."""
+        settings, paths = self.settings, self.paths
+        index = PackageIndex.from_environment(
+            os.environ, url=settings.index_url, certificate=settings.index_certificate
+        )
+        environments = EnvironmentBuilder(
+            paths=paths,
+            backend=BubblewrapBackend(paths=build_paths(paths), nursery=self.nursery),
+            index=index,
+            network="none" if settings.build_network == "none" else "host",
+            uv=settings.build_with_uv,
+        )
+        own_programs = [name for name in ("bubblewrap", "gvisor", "process") if name in self.backends]
+        return dict.fromkeys(own_programs, environments)
+
+    def image_cache(self) -> ImageCache:
+        """The images of these drivers."""
+        quota = self.settings.image_quota
+        return ImageCache(
+            self.paths.environments / ".known",
+            self.image_builders,
+            quota_bytes=None if quota is None else int(quota * GIB),
+        )
 
     def service(self) -> SandboxService:
         """The engine with these drivers."""

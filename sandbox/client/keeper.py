@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -211,6 +211,17 @@ class SyncKeeperClient:
         except httpx.TransportError as error:
             raise _api.unreachable(error) from error
         return _api.read(response)
+
+    def lines(self, path: str, body: Any) -> Generator[dict[str, Any]]:
+        """POST a JSON body; the answer is JSON line by line, each as it comes. Raises as `KeeperClient.get`."""
+        try:
+            with self._http.stream("POST", path, json=body, timeout=_api.timeout(None)) as response:
+                if not response.is_success:
+                    raise _api.failure(response.status_code, response.read())
+                for line in response.iter_lines():
+                    yield json.loads(line)
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
 
     def close(self) -> None:
         """Drop the connections."""

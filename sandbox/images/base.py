@@ -146,7 +146,7 @@ class Output:
             return full(details)
         return ImageBuildError(
             f"The image could not be built: {step}: {why}",
-            hint="The output above its end says why; mend that step and build again.",
+            hint="Its output says why. Mend that step and build again.",
             details=details,
         )
 

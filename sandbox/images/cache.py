@@ -13,6 +13,7 @@ from warmcell.sandbox.errors import (
     ConflictError,
     ImageNotFoundError,
     InvalidRequestError,
+    UnsupportedOperationError,
     WarmcellError,
 )
 from warmcell.sandbox.images import texts
@@ -123,6 +124,30 @@ class ImageCache:
             record = await self._call(record, name)
         await self.trim(keep=record)
         return record.info
+
+    def backend_of(self, ref: str, *, default: str, among: Sequence[str]) -> str:
+        """For whose sandboxes an image is, where nobody has said: the usual backend's, if it can have it.
+
+        Args:
+            ref: What the image is called.
+            default: The usual backend.
+            among: Those that may be used.
+        """
+        candidates = [name for name in dict.fromkeys((default, *among)) if name in self._builders]
+        built = [name for name in candidates if self._records.find(ref, self._builders[name].name)]
+        engines = [name for name in candidates if self._builders[name].references]
+        return next(iter((*built, *engines)), default)
+
+    def backend_for(self, image: Image, *, default: str, among: Sequence[str]) -> str:
+        """Which backend to build for, where nobody has said: the usual one, if it can have such an image."""
+        for name in dict.fromkeys((default, *among)):
+            builder = self._builders.get(name)
+            if builder is None:
+                continue
+            with contextlib.suppress(UnsupportedOperationError, ImageNotFoundError):
+                builder.check(self._whole(image, builder))
+                return name
+        return default
 
     async def resolve(self, spec: SandboxSpec, backend: str) -> SandboxSpec:
         """The spec as a backend takes it: with its image's own name there, interpreter and variables.

@@ -11,25 +11,31 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from warmcell.sandbox.client.images import build_image
     from warmcell.sandbox.errors import WarmcellError
     from warmcell.sandbox.guest.kernel.hooks import after_restore, before_snapshot, fork
+    from warmcell.sandbox.images.image import Image
 
 _IN_KERNELS = "warmcell_guest.kernel.hooks"
 """What a kernel of ours has for its notebook. It is not part of this package's own copy of the guest's tree."""
 
 _EXPORTS = {
+    "Image": "warmcell.sandbox.images.image",
     "WarmcellError": "warmcell.sandbox.errors",
     "after_restore": _IN_KERNELS,
     "before_snapshot": _IN_KERNELS,
+    "build_image": "warmcell.sandbox.client.images",
     "fork": _IN_KERNELS,
 }
 """Public name to the module that defines it."""
 
 __all__ = [
+    "Image",
     "WarmcellError",
     "__version__",
     "after_restore",
     "before_snapshot",
+    "build_image",
     "fork",
     "load_ipython_extension",
     "unload_ipython_extension",

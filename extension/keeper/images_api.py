@@ -1,0 +1,104 @@
+"""REST of images: look, build while one looks on, remove. Handlers translate, no more."""
+
+import asyncio
+import json
+from typing import Any
+
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.keeper.http import JsonHandler
+from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.images.cache import ImageCache
+from warmcell.sandbox.images.image import Image
+from warmcell.sandbox.models import ImageInfo
+
+FIELDS = {"image": dict, "backend": str, "name": str, "again": bool}
+FORM = 'Send {"image": {…}, "backend": "auto", "name": "", "again": false}.'
+
+
+def routes() -> list[tuple[str, type[JsonHandler]]]:
+    """Paths below the API's prefix, for the user's own processes only."""
+    return [(r"/images", ImagesHandler), (r"/images/([^/]+)", ImageHandler)]
+
+
+class _Handler(JsonHandler):
+    @property
+    def images(self) -> ImageCache:
+        images: ImageCache = self.settings["keeper"].images
+        return images
+
+
+class ImagesHandler(_Handler):
+    """All images. A build answers a line of JSON for each line of output, the last one with the image or an error."""
+
+    def get(self) -> None:
+        infos = self.images.infos()
+        self.answer(
+            {
+                "images": [info.to_json() for info in infos],
+                "used_bytes": sum(info.size_bytes for info in infos),
+                "quota_bytes": self.images.quota_bytes,
+            }
+        )
+
+    async def post(self) -> None:
+        body = self.body()
+        for name, value in body.items():
+            if name not in FIELDS or not isinstance(value, FIELDS[name]):
+                raise InvalidRequestError(f"{name} is no part of a build, or not what it should be", hint=FORM)
+        image = Image.from_json(body.get("image"))
+        backend = body.get("backend") or "auto"
+        if backend == "auto":
+            wiring = self.settings["keeper"].wiring
+            backend = self.images.backend_for(
+                image, default=wiring.settings.backend, among=wiring.settings.bounds().backends
+            )
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        build = self.images.build(
+            image, backend=backend, name=body.get("name", ""), tell=lines.put_nowait, again=body.get("again", False)
+        )
+        try:
+            await self.unless_gone(self._tell(build, lines))
+        except StreamClosedError:
+            return
+
+    async def _tell(self, build: Any, lines: "asyncio.Queue[str | None]") -> None:
+        """Nothing is answered before the first line, so that what cannot be built at all has its own status."""
+        task: asyncio.Task[ImageInfo] = asyncio.create_task(build)
+        task.add_done_callback(lambda done: lines.put_nowait(None))
+        try:
+            line = await lines.get()
+            if line is None:
+                task.result()  # Raises what it refused with.
+            self.set_header("Content-Type", "application/x-ndjson")
+            while line is not None:
+                await self._send({"line": line})
+                line = await lines.get()
+            await self._send(_end(task))
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self.finish()
+
+    async def _send(self, what: dict[str, Any]) -> None:
+        self.write(json.dumps(what) + "\n")
+        await self.flush()
+
+
+class ImageHandler(_Handler):
+    """One image, by name or digest."""
+
+    def get(self, ref: str) -> None:
+        self.answer(self.images.info(ref).to_json())
+
+    async def delete(self, ref: str) -> None:
+        await self.images.remove(ref)
+        self.set_status(204)
+        self.finish()
+
+
+def _end(task: "asyncio.Task[ImageInfo]") -> dict[str, Any]:
+    try:
+        return {"image": task.result().to_json()}
+    except WarmcellError as error:
+        return {"error": error.to_json()}
