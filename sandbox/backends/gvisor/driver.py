@@ -17,6 +17,7 @@ from warmcell.sandbox.backends.gvisor.root import BASE
 from warmcell.sandbox.backends.nursery import STAGE_ENV
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError, SnapshotError, WarmcellError
+from warmcell.sandbox.guest_wire import wait_for_socket
 from warmcell.sandbox.models import BackendReport, Capabilities, GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 
@@ -139,11 +140,11 @@ class GvisorBackend:
             child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
             report, (remains.run_fd, remains.base_fd) = await child.stage_report()
             await child.executed()
-            pid = await _told_pid(pid_file, child)
+            run = directory / "run"
+            await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
+            pid = await _up(child, run, pid_file)
         finally:
             os.close(pid_file)
-        run = directory / "run"
-        await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
         return GvisorInstance(
             remains,
             runsc=runsc,
@@ -176,30 +177,27 @@ def _stage_plan(prepared: Prepared, remains: Remains, argv: Sequence[Any]) -> Ma
     }
 
 
-async def _told_pid(fd: int, child: Child) -> int:
-    """The pid of the sandbox process, which runsc writes once that is up.
+async def _up(child: Child, run: Path, pid_file: int) -> int:
+    """Wait until the guest's init serves, before which runsc cannot tell how a sandbox ends; the sandbox process's pid.
 
     Raises:
-        StageFailedError: It ended instead.
+        StageFailedError: It ended instead, or took too long.
     """
-    loop, written = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, written.set)
     ended = asyncio.ensure_future(child.wait())
-    waiting = asyncio.ensure_future(written.wait())
+    serving = asyncio.ensure_future(wait_for_socket(run))
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        said = os.read(fd, 32) if written.is_set() else b""
+            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
     except TimeoutError:
-        said = b""
+        pass
     finally:
-        loop.remove_reader(fd)
-        for task in (ended, waiting):
+        up = serving.done() and not serving.cancelled() and serving.exception() is None
+        for task in (ended, serving):
             task.cancel()
-        await asyncio.gather(ended, waiting, return_exceptions=True)
+        await asyncio.gather(ended, serving, return_exceptions=True)
+    said = os.read(pid_file, 32) if up else b""
     if not said.isdigit():
-        how = f"it ended with exit code {await child.kill()}"
-        raise StageFailedError(how, 0, child.tail)
+        raise StageFailedError(f"it ended with exit code {await child.kill()}", 0, child.tail)
     return int(said)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+from warmcell.sandbox.backends.base import SandboxInstance
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.testing.contract.subject import GUEST_TIMEOUT_S, Register, Subject, expect
@@ -60,7 +61,12 @@ async def a_file_in_the_run_directory_is_seen_on_both_sides(subject: Subject) ->
         expect((box.instance.run_directory / "from-guest").read_text() == "two", "the host does not see the guest's")
 
 
-@check(programs=True)
+def shares_the_kernel(subject: Subject) -> bool:
+    """Whether the host sees its processes."""
+    return not subject.own_kernel
+
+
+@check(programs=True, needs=shares_the_kernel)
 async def its_processes_are_listed_by_their_pids_on_the_host(subject: Subject) -> None:
     async with subject.box() as box:
         expect(box.instance.pid in box.instance.processes(), "the first process is not listed")
@@ -69,6 +75,18 @@ async def its_processes_are_listed_by_their_pids_on_the_host(subject: Subject) -
             await anext(process.output())
             names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in box.instance.processes()]
             expect("cat" in names, f"only {names} are listed")
+
+
+@check(programs=True, needs=lambda subject: subject.own_kernel)
+async def of_a_kernel_of_its_own_the_host_sees_what_it_runs_in_and_nothing_in_it(subject: Subject) -> None:
+    async with subject.box() as box:
+        await box.says("setsid sleep 54321 >/dev/null 2>&1 & sleep 0.1")
+        pids = list(box.instance.processes())
+        expect(box.instance.pid in pids, "what runs the kernel is not listed")
+        shown = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+        expect(not any(b"54321" in line for line in shown), "the host sees a process of its")
+    left = [pid for pid in pids if _state(pid) not in ("", "Z")]
+    expect(not left, f"{left} are left")
 
 
 @check()
@@ -141,7 +159,7 @@ async def its_end_is_told_when_its_first_process_is_killed(subject: Subject) -> 
 @check(programs=True)
 async def its_last_words_are_told_with_its_end(subject: Subject) -> None:
     instance = await subject.create()
-    await asyncio.to_thread(Path(f"/proc/{instance.processes()[-1]}/fd/2").write_text, "farewell")
+    await _last_words(subject, instance, "farewell")
     ended = await instance.stop()
     expect("farewell" in ended.message, f"its last words are {ended.message!r}")
 
@@ -149,12 +167,12 @@ async def its_last_words_are_told_with_its_end(subject: Subject) -> None:
 @check(programs=True)
 async def a_flood_of_last_words_is_cut(subject: Subject) -> None:
     instance = await subject.create()
-    await asyncio.to_thread(Path(f"/proc/{instance.processes()[-1]}/fd/2").write_text, "x" * 300_000)
+    await _last_words(subject, instance, "x" * 300_000)
     ended = await instance.stop()
     expect(0 < len(ended.message) <= 4096, f"{len(ended.message)} characters were kept")
 
 
-@check(programs=True)
+@check(programs=True, needs=shares_the_kernel)
 async def stop_kills_what_ignores_signals_and_has_left_its_session(subject: Subject) -> None:
     async with subject.box() as box:
         await box.says("trap '' TERM INT HUP; setsid sh -c 'trap \"\" TERM; sleep 300' >/dev/null 2>&1 & sleep 0.2")
@@ -204,6 +222,17 @@ async def nobody_answers_after_stop(subject: Subject) -> None:
         expect(False, "somebody answers")
     finally:
         await channel.close()
+
+
+async def _last_words(subject: Subject, instance: SandboxInstance, words: str) -> None:
+    """Have its init say something on its standard error."""
+    if not subject.own_kernel:
+        await asyncio.to_thread(Path(f"/proc/{instance.processes()[-1]}/fd/2").write_text, words)
+        return
+    channel = await GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S)
+    said = await channel.exec(["sh", "-c", "cat > /proc/1/fd/2"], input=words.encode(), timeout=10)
+    await channel.close()
+    expect(said.exit_code == 0, f"init's standard error cannot be written: {said.stderr}")
 
 
 def _state(pid: int) -> str:

@@ -80,6 +80,11 @@ class Subject:
         """As it declares itself."""
         return self.backend.capabilities.isolated
 
+    @property
+    def own_kernel(self) -> bool:
+        """As it declares itself."""
+        return self.backend.capabilities.own_kernel
+
     def spec(self, **changes: Any) -> SandboxSpec:
         """A small sandbox of this backend; `workspace` may be a path."""
         workspace = changes.pop("workspace", None)
