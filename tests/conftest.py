@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 
+from tests.engines import docker, dockerd
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
+
+__all__ = ["docker", "dockerd"]
+"""Fixtures from elsewhere."""
 
 ORDER = ("unit", "packaging", "contract", "integration", "security", "jupyter", "remote", "browser")
 """Folders of tests, the quick ones first."""
@@ -36,6 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=_rank)
+    for item in items:  # It is to be there before the test's own places are looked at.
+        if isinstance(item, pytest.Function) and item.get_closest_marker("docker") is not None:
+            item.fixturenames.insert(0, "dockerd")
     config.stash[USED] = {name for name in LANES for item in items if item.get_closest_marker(name) is not None}
 
 

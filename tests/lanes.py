@@ -114,6 +114,19 @@ def _criu() -> Absence | None:
     return _bubblewrap()
 
 
+def _gvisor() -> Absence | None:
+    from warmcell.sandbox.backends.gvisor import binary
+    from warmcell.sandbox.errors import BackendUnavailableError
+
+    if os.getuid() != 0:
+        return Absence("gVisor sandboxes need root", AS_ROOT)
+    try:
+        binary.find()
+    except BackendUnavailableError as error:
+        return Absence(error.message, PACKAGES)
+    return None
+
+
 def _ordinary_python() -> Absence | None:
     """An ordinary user can run this environment's Python."""
     tried = subprocess.run(
@@ -132,6 +145,17 @@ def _ordinary_python() -> Absence | None:
     return None
 
 
+def _docker() -> Absence | None:
+    if os.getuid() != 0:
+        return Absence("an engine of containers is started as root", AS_ROOT)
+    missing = [name for name in ("dockerd", "docker", "runc", "mmdebstrap") if shutil.which(name) is None]
+    if missing:
+        return Absence(f"{', '.join(missing)} not installed", PACKAGES)
+    if importlib.util.find_spec("docker") is None:
+        return Absence("docker-py is not installed", "make test")
+    return None
+
+
 def _browser() -> Absence | None:
     if chromium() is None:
         return Absence("no Chromium", PACKAGES)
@@ -145,5 +169,7 @@ LANES: Mapping[str, Lane] = {
     "user": Lane("an ordinary user's sandboxes; root becomes one for it", _user),
     "root": Lane("what only root can do", _root),
     "criu": Lane("memory snapshots of bubblewrap sandboxes", _criu),
+    "gvisor": Lane("sandboxes with a kernel of their own, by runsc", _gvisor),
+    "docker": Lane("containers of a Docker engine", _docker),
     "browser": Lane("a real Chromium on a real JupyterLab", _browser),
 }

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.leaks import Places
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.gvisor import GvisorBackend
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.paths import Paths
@@ -32,15 +35,33 @@ def _bubblewrap(places: Places) -> SandboxBackend:
     return BubblewrapBackend(paths=_paths(places), nursery=NURSERIES.setdefault(places, Nursery()))
 
 
-MAKERS: tuple[Callable[[Places], SandboxBackend], ...] = (_fake, _process, _bubblewrap)
+def _gvisor(places: Places) -> SandboxBackend:
+    return GvisorBackend(paths=_paths(places))
+
+
+def _docker(places: Places) -> SandboxBackend:
+    return DockerBackend(paths=_paths(places), host=ENGINES.get(places, ""), image=IMAGE)
+
+
+MAKERS: tuple[Callable[[Places], SandboxBackend], ...] = (_fake, _process, _bubblewrap, _docker, _gvisor)
+LANES = {_bubblewrap: pytest.mark.bubblewrap, _docker: pytest.mark.docker, _gvisor: pytest.mark.gvisor}
 NOWHERE = Places(Path("/nowhere"))
 NURSERIES: dict[Places, Nursery] = {}
 """What forks the sandboxes of a test."""
+ENGINES: dict[Places, str] = {}
+"""Where a test's engine of containers is."""
 
 
 def _subject(make: Callable[[Places], SandboxBackend], places: Places) -> Subject:
     directory = places.root / "c"
-    return Subject(backend=make(places), directory=directory, python=sys.executable, programs=make is not _fake)
+    contained = make is _docker
+    return Subject(
+        backend=make(places),
+        directory=directory,
+        python=PYTHON if contained else sys.executable,
+        image=IMAGE if contained else None,
+        programs=make is not _fake,
+    )
 
 
 def _promises() -> list[object]:
@@ -54,10 +75,19 @@ def _promises() -> list[object]:
 
 
 def _lane(make: Callable[[Places], SandboxBackend]) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.bubblewrap] if make is _bubblewrap else []
+    return [LANES[make]] if make in LANES else []
+
+
+@pytest.fixture
+def engine(places: Places, request: pytest.FixtureRequest) -> None:
+    """The engine of containers, for a test that needs one."""
+    if request.node.get_closest_marker("docker") is not None:
+        made: Dockerd = request.getfixturevalue("docker")
+        ENGINES[places] = made.host
 
 
 @pytest.mark.parametrize(("make", "check"), _promises())
+@pytest.mark.usefixtures("engine")
 async def test_promise(make: Callable[[Places], SandboxBackend], check: Check, places: Places) -> None:
     """A backend keeps a promise, and leaves nothing behind."""
     subject = _subject(make, places)
@@ -77,6 +107,8 @@ def test_the_suite_is_large_enough_to_prove_a_backend() -> None:
     """Every backend is held to at least the number of checks that other engines' suites have."""
     counts = {make.__name__: sum(check.applies(_subject(make, NOWHERE)) for check in CHECKS) for make in MAKERS}
     assert counts["_bubblewrap"] >= 60
+    assert counts["_gvisor"] >= 60
+    assert counts["_docker"] >= 60
     assert counts["_process"] >= 30
     assert counts["_fake"] >= 25
 

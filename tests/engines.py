@@ -1,0 +1,140 @@
+"""Engines of containers that belong to a run of the tests: with files, a socket and images of their own."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lanes import TOP
+from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.docker.labels import SANDBOX
+from warmcell.sandbox.errors import WarmcellError
+
+IMAGE = "warmcell-test:base"
+PYTHON = "/usr/bin/python3"
+"""In that image."""
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
+BASE_TIMEOUT_S = 300.0
+
+
+def base_image() -> Path:
+    """The archive of a small Debian with Python and ipykernel; made where it is not there yet, in half a minute."""
+    made = subprocess.run(
+        [TOP / "scripts" / "base-image"], capture_output=True, text=True, timeout=BASE_TIMEOUT_S, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    return Path(made.stdout.strip())
+
+
+class Dockerd:
+    """A Docker engine. It can be killed, and started again with all it had."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.host = f"unix://{directory}/sock"
+        self.engine = Engine(self.host)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        # What was killed has left them.
+        for left in (self.directory / "pid", self.directory / "sock"):
+            left.unlink(missing_ok=True)
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    "dockerd",
+                    *("--data-root", self.directory / "data", "--exec-root", self.directory / "x"),
+                    *("--pidfile", self.directory / "pid", "--host", self.host),
+                    *("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
+                    *("--bridge=none", "--log-level", "error"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As if it had crashed: containers run on."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(END_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Have it end its containers and itself."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(END_TIMEOUT_S)
+
+    def docker(self, *arguments: str) -> str:
+        """What docker's own command prints."""
+        said = subprocess.run(
+            ["docker", "--host", self.host, *arguments], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert said.returncode == 0, said.stderr
+        return said.stdout.strip()
+
+    def log(self) -> str:
+        """The end of what it has logged."""
+        return (self.directory / "log").read_text(errors="replace")[-4000:]
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(WarmcellError):
+            self.engine.info(fresh=True)
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def dockerd() -> Iterator[Dockerd]:
+    """A Docker engine for all tests of a run, with the test image."""
+    archive = base_image()
+    directory = Path(tempfile.mkdtemp(prefix="wd-", dir="/tmp"))
+    made = Dockerd(directory)
+    try:
+        made.start()
+        made.docker("import", str(archive), IMAGE)
+        yield made
+    finally:
+        made.stop()
+        _remove(directory)
+
+
+@pytest.fixture
+def docker(dockerd: Dockerd) -> Iterator[Dockerd]:
+    """The engine, on which a test may leave no container."""
+    yield dockerd
+    left = [f"{one.id[:12]} {dict(one.labels)}" for one in dockerd.engine.labelled(SANDBOX)]
+    for one in dockerd.engine.labelled(SANDBOX):
+        dockerd.engine.remove(one.id)
+    assert not left, f"containers are left: {left}"
+
+
+def _remove(directory: Path) -> None:
+    """What it leaves mounted, then its files."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines()[::-1]:
+        place = line.split()[4]
+        if place.startswith(f"{directory}/"):
+            subprocess.run(["umount", "--lazy", place], check=False, timeout=10)
+    for name in (directory / "x").rglob("*.pid"):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(name.read_text()), signal.SIGKILL)
+    shutil.rmtree(directory, ignore_errors=True)
