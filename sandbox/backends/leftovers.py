@@ -6,6 +6,7 @@ import signal
 
 from warmcell.sandbox.backends import cgroups, processes
 from warmcell.sandbox.backends.cgroups import Cgroups
+from warmcell.sandbox.backends.docker.orphans import remove_orphans
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.process import MARK
 from warmcell.sandbox.paths import Paths
@@ -31,6 +32,7 @@ def clean_leftovers(paths: Paths) -> list[str]:
     for group in cgroups.leftovers(Cgroups().parents()):
         if group.remove_within(GRACE_S):
             removed.append(f"control group {group.entrances[0].parent}")
+    removed += remove_orphans(paths)
     for kind, parent in (("run directory", paths.sandboxes), ("layer", paths.layers)):
         for directory in sorted(parent.glob("*")):
             remove_tree(directory)

@@ -13,6 +13,7 @@ from warmcell.sandbox.backends.docker.engine import Container, Engine, EngineInf
 from warmcell.sandbox.backends.docker.image import Images
 from warmcell.sandbox.backends.docker.instance import DockerInstance, Remains
 from warmcell.sandbox.backends.docker.labels import KEEPER, SANDBOX, container_name, ours
+from warmcell.sandbox.backends.docker.orphans import remember
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
 from warmcell.sandbox.backends.docker.probe import probe
 from warmcell.sandbox.backends.places import RUN
@@ -60,6 +61,8 @@ class DockerBackend:
         self._image = image
         self.engine = Engine(host)
         self.images = Images(self.engine, ours(SandboxId("")))
+        self._left: set[str] = set()
+        """Containers that are still to be removed, since the engine was away when they ended."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -83,7 +86,7 @@ class DockerBackend:
     ) -> DockerInstance:
         """Bring up a container; see the port."""
         progress("asking the container engine")
-        info = await in_thread(self.engine.info)
+        info = await in_thread(self._meet)
         image, python = self._image_of(spec)
         found = await in_thread(self.images.look_at, image, python, progress)
         labels = ours(sandbox_id)
@@ -101,7 +104,7 @@ class DockerBackend:
             layer=layer,
             named=named,
         )
-        remains = Remains(self.engine, directory, container_name(sandbox_id), labels)
+        remains = Remains(self.engine, directory, container_name(sandbox_id), labels, self._left)
         try:
             progress("making a container")
             await in_thread(_make, remains, prepared)
@@ -112,6 +115,16 @@ class DockerBackend:
         except BaseException:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             raise
+
+    def _meet(self) -> EngineInfo:
+        """See that the engine answers, and have it remove what it did not when it was away. Blocks."""
+        info = self.engine.info()
+        if self._left:
+            for name in list(self._left):
+                self.engine.remove(name)
+                self._left.discard(name)
+        remember(self._paths, self.engine.address)
+        return info
 
     def _image_of(self, spec: SandboxSpec) -> tuple[str, str]:
         """The image, and the interpreter in it (empty: the first that it has)."""

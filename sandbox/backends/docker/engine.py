@@ -53,6 +53,7 @@ class Container:
     """A container as the engine sees it."""
 
     id: str
+    name: str
     labels: Mapping[str, str]
     running: bool
     pid: int
@@ -139,6 +140,7 @@ class Engine:
         state = found["State"]
         return Container(
             id=found["Id"],
+            name=str(found["Name"]).lstrip("/"),
             labels=found["Config"].get("Labels") or {},
             running=bool(state.get("Running")),
             pid=int(state.get("Pid") or 0),
@@ -189,6 +191,7 @@ class Engine:
         return [
             Container(
                 id=one["Id"],
+                name=str((one.get("Names") or [one["Id"]])[0]).lstrip("/"),
                 labels=one.get("Labels") or {},
                 running=one.get("State") == "running",
                 pid=0,

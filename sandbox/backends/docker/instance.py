@@ -32,11 +32,12 @@ SILENT = "The container engine did not tell how the container ended: {}"
 class Remains:
     """What a container, or the start of one, has to give back: itself, descriptors and files."""
 
-    def __init__(self, engine: Engine, directory: Path, name: str, labels: Mapping[str, str]) -> None:
+    def __init__(self, engine: Engine, directory: Path, name: str, labels: Mapping[str, str], left: set[str]) -> None:
         self.engine = engine
         self.directory = directory
         self.name = name
         self.labels = labels
+        self._left = left
         self.foreign = False
         """Whether a container of that name is somebody else's."""
         self.init_fd = -1
@@ -72,6 +73,7 @@ class Remains:
         try:
             await in_thread(self._remove_container)
         except WarmcellError as error:
+            self._left.add(self.name)
             log.warning("the container %s is left to be removed later: %s", self.name, error)
 
     def _remove_files(self) -> None:
