@@ -231,11 +231,14 @@ class _Making:
 
     async def environment(self, at: Bench, version: str) -> None:
         """Make the environment, with pip in it."""
+        step = "the virtual environment"
         if self._uv is not None:
             argv = [*_UV, "venv", "--quiet", "--seed", "--python", str(self._python or version), str(self._target)]
-        else:
-            argv = [str(self._python), "-I", "-m", "venv", str(self._target)]
-        await at.run("the virtual environment", argv, env=self._env)
+            await at.run(step, argv, env=self._env)
+            return
+        await at.run(step, [str(self._python), "-I", "-m", "venv", "--without-pip", str(self._target)], env=self._env)
+        # By itself, since venv keeps what it says for itself.
+        await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=self._env)
 
     async def step(self, at: Bench, step: Step, number: int) -> None:
         """Take one."""

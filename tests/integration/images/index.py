@@ -1,0 +1,127 @@
+"""A package index that asks for a password, with a certificate that nobody else trusts, and one tiny package."""
+
+import base64
+import contextlib
+import hashlib
+import ssl
+import subprocess
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+USER, PASSWORD = "builder", "hunter2-never-in-an-image"
+PACKAGE = "wctiny"
+
+
+class PrivateIndex:
+    """Serves PACKAGE 1.0 and 2.0, and pip itself not."""
+
+    def __init__(self, directory: Path) -> None:
+        self.certificate = directory / "certificate.pem"
+        self.requests: list[str] = []
+        self._key = directory / "key.pem"
+        self._wheels = {wheel.name: wheel for wheel in (_wheel(directory, "1.0"), _wheel(directory, "2.0"))}
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+                *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", self._key, "-out", self.certificate),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self._key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    @property
+    def url(self) -> str:
+        """With its password."""
+        return f"https://{USER}:{PASSWORD}@127.0.0.1:{self._server.server_port}/simple"
+
+    def close(self) -> None:
+        """There is no such index any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        index = self
+        right = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                index.requests.append(self.path)
+                if self.headers["Authorization"] != right:
+                    self._answer(401, b"", {"WWW-Authenticate": 'Basic realm="index"'})
+                elif self.path == f"/simple/{PACKAGE}/":
+                    links = "".join(
+                        f'<a href="/files/{name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}">{name}</a>'
+                        for name, wheel in index._wheels.items()
+                    )
+                    self._answer(200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), {})
+                elif (name := self.path.removeprefix("/files/")) in index._wheels:
+                    self._answer(200, index._wheels[name].read_bytes(), {})
+                else:
+                    self._answer(404, b"", {})
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Type": "text/html", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        return Handler
+
+    def __enter__(self) -> "PrivateIndex":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.close()
+
+
+def _wheel(directory: Path, version: str) -> Path:
+    path = directory / f"{PACKAGE}-{version}-py3-none-any.whl"
+    about = f"{PACKAGE}-{version}.dist-info"
+    files = {
+        f"{PACKAGE}.py": f"version = {version!r}\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version}\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD"))
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(name, content)
+    return path
+
+
+@contextlib.contextmanager
+def private_index(directory: Path) -> Iterator[PrivateIndex]:
+    """One that listens."""
+    with PrivateIndex(directory) as index:
+        yield index
+
+
+def holds(directory: Path, secret: str) -> list[str]:
+    """Files of a tree that hold a secret, or have it in their name."""
+    found = []
+    for path in directory.rglob("*"):
+        said = str(path.readlink()).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        if secret in path.name or secret.encode() in said:
+            found.append(str(path))
+    return found
