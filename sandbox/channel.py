@@ -169,6 +169,21 @@ class GuestChannel:
         """
         await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
 
+    async def leave(self, until: str) -> None:
+        """Let init end every connection with the host, this channel's too, and come back when a file appears.
+
+        Args:
+            until: Name of that file in the run directory.
+
+        Raises:
+            TransportError: The guest is gone.
+            OperationTimeoutError: It did not leave in time.
+        """
+        request = {"op": "leave", "until": until}
+        async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (_, reader, _writer):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await reader.read()
+
     async def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
         """Signal a kernel or a process of `exec`.
 

@@ -5,7 +5,8 @@ How a sandbox starts: `bundle` decides everything, the stage (a process of its o
 runsc dies with the keeper's thread that started it, and its sandbox with runsc.
 """
 
-from warmcell.sandbox.backends.gvisor.driver import GvisorBackend
+from warmcell.sandbox.backends.gvisor.binary import CommandError, find
+from warmcell.sandbox.backends.gvisor.driver import GvisorBackend, shape_of
 from warmcell.sandbox.backends.gvisor.instance import GvisorInstance
 
-__all__ = ["GvisorBackend", "GvisorInstance"]
+__all__ = ["CommandError", "GvisorBackend", "GvisorInstance", "find", "shape_of"]

@@ -1,6 +1,7 @@
 """The `gvisor` backend: runsc, driven directly."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -100,9 +101,8 @@ class GvisorBackend:
         )
         progress("starting gVisor")
         remains = Remains(directory)
-        begin = ["run"] if image is None else ["restore", f"--image-path={image}"]
         try:
-            return await self._start(spec, sandbox_id, prepared, remains, runsc, begin)
+            return await self._start(spec, sandbox_id, prepared, remains, runsc, image, until)
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
@@ -129,12 +129,14 @@ class GvisorBackend:
         prepared: Prepared,
         remains: Remains,
         runsc: binary.Runsc,
-        begin: Sequence[str],
+        image: Path | None,
+        until: str,
     ) -> GvisorInstance:
         limits = await in_thread(self._make_room, spec, sandbox_id, remains, prepared)
         directory = remains.directory
         pid_file = os.open(directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            begin = ["run"] if image is None else ["restore", f"--image-path={image}"]
             argv = runsc.argv(directory / STATE, *begin, f"--pid-file={directory / PID}")
             plan = _stage_plan(prepared, remains, [*argv, *_bundle_words(prepared, directory), NAME])
             child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
@@ -143,18 +145,27 @@ class GvisorBackend:
             run = directory / "run"
             await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
             pid = await _up(child, run, pid_file)
+            if until:
+                (run / until).unlink(missing_ok=True)
         finally:
             os.close(pid_file)
         return GvisorInstance(
             remains,
             runsc=runsc,
-            sandbox_id=sandbox_id,
+            shape=shape_of(spec),
+            image=image,
             child=child,
             pid=pid,
             run_directory=run,
             limits=limits,
             workspace_note=_workspace_note(spec, prepared, report),
         )
+
+
+def shape_of(spec: SandboxSpec) -> str:
+    """Names what must be equal where an image goes on: the same mounts at the same places, with the same caps."""
+    parts = (spec.python, spec.workspace, spec.mounts, spec.home, spec.limits)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _bundle_words(prepared: Prepared, directory: Path) -> list[Any]:

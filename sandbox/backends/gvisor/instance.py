@@ -15,7 +15,7 @@ from warmcell.sandbox.backends.gvisor.binary import Runsc, command
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.errors import OperationTimeoutError, UnsupportedOperationError
-from warmcell.sandbox.models import LimitStatus, SandboxId
+from warmcell.sandbox.models import LimitStatus
 
 NAME = "w"
 """What runsc calls every sandbox: each has a state directory of its own, and socket paths are short."""
@@ -89,7 +89,8 @@ class GvisorInstance:
         remains: Remains,
         *,
         runsc: Runsc,
-        sandbox_id: SandboxId,
+        shape: str,
+        image: Path | None,
         child: Child,
         pid: int,
         run_directory: Path,
@@ -99,7 +100,10 @@ class GvisorInstance:
         self._remains = remains
         self._child = child
         self.runsc = runsc
-        self.id = sandbox_id
+        self.shape = shape
+        """Of its spec; an image of it goes on in sandboxes of an equal one."""
+        self.image = image
+        """From which it went on, if it did."""
         self.pid = pid
         self.run_directory = run_directory
         self.guest_run_directory = RUN
