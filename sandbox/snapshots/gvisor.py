@@ -25,7 +25,6 @@ from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, Gvisor
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
     CapacityError,
-    OperationTimeoutError,
     SnapshotCorruptError,
     SnapshotError,
     SnapshotIncompatibleError,
@@ -128,13 +127,13 @@ class GvisorEngine:
             )
             saved = time.perf_counter()
             await while_frozen()
+            if then == "go_on":
+                await asyncio.shield(asyncio.ensure_future(_go_on(place, until)))
         except BaseException as error:
             await asyncio.shield(asyncio.ensure_future(self._undo(place, draft, image, until)))
             if isinstance(error, CommandError):
                 raise _explain(error) from error
             raise
-        if then == "go_on":
-            await asyncio.shield(asyncio.ensure_future(_go_on(place, until)))
         done = time.perf_counter()
         return Dumped(
             image_bytes=about.image_bytes,
@@ -366,15 +365,20 @@ async def _go_on(place: GvisorInstance, until: str) -> None:
         guest_files.create(path).close()
     with contextlib.suppress(CommandError):  # It was not paused yet.
         await place.tell("resume")
+    back = asyncio.ensure_future(wait_for_socket(place.run_directory))
+    ended = asyncio.ensure_future(place.wait())
     try:
-        async with asyncio.timeout(BACK_TIMEOUT_S):
-            await wait_for_socket(place.run_directory)
-    except TimeoutError:
-        raise OperationTimeoutError(
-            "The sandbox did not come back after it was saved",
-            hint="Restart its kernel.",
-            details={"operation": "dump"},
-        ) from None
+        await asyncio.wait({back, ended}, timeout=BACK_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not back.done():
+            raise SnapshotError(
+                f"The sandbox {'ended while' if ended.done() else 'did not come back after'} it was saved",
+                hint="Restart its kernel.",
+            )
+        back.result()
+    finally:
+        for task in (back, ended):
+            task.cancel()
+        await asyncio.gather(back, ended, return_exceptions=True)
     path.unlink(missing_ok=True)
 
 

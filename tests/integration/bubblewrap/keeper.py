@@ -8,9 +8,11 @@ import asyncio
 import json
 import secrets
 import sys
+from collections.abc import Callable
 
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.gvisor import GvisorBackend
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.channel import GuestChannel
@@ -21,9 +23,12 @@ from warmcell.sandbox.paths import Paths
 
 async def main(name: str, count: int) -> None:
     paths = Paths.default().make()
-    backend: SandboxBackend = (
-        BubblewrapBackend(paths=paths, nursery=Nursery()) if name == "bubblewrap" else ProcessBackend()
-    )
+    makers: dict[str, Callable[[], SandboxBackend]] = {
+        "bubblewrap": lambda: BubblewrapBackend(paths=paths, nursery=Nursery()),
+        "gvisor": lambda: GvisorBackend(paths=paths),
+        "process": ProcessBackend,
+    }
+    backend = makers[name]()
     pids: list[int] = []
     for _ in range(count):
         sandbox_id = SandboxId(secrets.token_hex(6))
