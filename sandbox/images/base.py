@@ -1,5 +1,6 @@
 """What builds images: the port of every builder, and what is built and configured."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ LINE_MAX = 2000
 Tell = Callable[[str], None]
 """Gets each line of a build's output as it comes."""
 
+_COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 _FULL = ("no space left on device", "disk quota exceeded", "[errno 28]", "os error 28")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
@@ -94,8 +96,13 @@ class ImageBuilder(Protocol):
             BackendUnavailableError: Whoever keeps images cannot be asked.
         """
 
-    async def build(self, image: Image, *, tell: Tell) -> Built:
+    async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
         """Build it. What fails or is cancelled leaves nothing that `find` would find.
+
+        Args:
+            image: What is declared, without a name of another image in it.
+            tell: Gets each line of output; a step's first one is "[2/5] …".
+            again: Take nothing from an earlier build.
 
         Raises:
             ImageBuildError: A step failed; `details` has `step`, `exit_code` and the last lines of `output`.
@@ -121,7 +128,7 @@ class Output:
 
     def line(self, text: str) -> None:
         """A whole line."""
-        text = text[:LINE_MAX]
+        text = _COLOUR.sub("", text[:LINE_MAX])
         self._lines = [*self._lines[1 - TAIL_LINES :], text]
         self._tell(text)
 

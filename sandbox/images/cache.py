@@ -234,7 +234,7 @@ class ImageCache:
             built = None if again else await builder.find(image.digest)
             began = time.monotonic()
             if built is None:
-                built = await builder.build(image, tell=job.say)
+                built = await builder.build(image, tell=job.say, again=again)
                 log.info("image %s was built in %.1f s", image.digest[7:19], time.monotonic() - began)
             return await self._note(built, image, builder)
         finally:

@@ -101,7 +101,7 @@ class EnvironmentBuilder:
             return None
         return Built(digest=digest, reference=digest, python=str(python), size_bytes=int(about["size_bytes"]))
 
-    async def build(self, image: Image, *, tell: Tell) -> Built:
+    async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
         """Make the environment; see the port."""
         self.check(image)
         work = self._root / f".new-{secrets.token_hex(6)}"

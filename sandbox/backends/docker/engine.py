@@ -89,7 +89,7 @@ class Engine:
         """
         with self._lock:
             if self._info is None or fresh:
-                with self._client() as client:
+                with self.client() as client:
                     self._info = _read_info(client.info(), str(client.api_version))
             return self._info
 
@@ -99,7 +99,7 @@ class Engine:
         Raises:
             InvalidRequestError: It has no such image.
         """
-        with self._client() as client:
+        with self.client() as client:
             try:
                 found: Mapping[str, Any] = client.inspect_image(name)
             except _errors().ImageNotFound:
@@ -116,7 +116,7 @@ class Engine:
             ConflictError: Another one is called so.
             SandboxStartError: The engine refuses it.
         """
-        with self._client() as client, _as_start_error():
+        with self.client() as client, _as_start_error():
             made: Mapping[str, Any] = client.create_container_from_config(dict(config), name)
         return str(made["Id"])
 
@@ -127,12 +127,12 @@ class Engine:
             NotFoundError: There is none.
             SandboxStartError: The engine, or the image, refuses.
         """
-        with self._client() as client, _as_start_error():
+        with self.client() as client, _as_start_error():
             client.start(container)
 
     def look(self, container: str) -> Container | None:
         """How it is, None where there is none."""
-        with self._client() as client:
+        with self.client() as client:
             try:
                 found = client.inspect_container(container)
             except _errors().NotFound:
@@ -156,7 +156,7 @@ class Engine:
             NotFoundError: There is none.
             OperationTimeoutError: It runs on.
         """
-        with self._client(timeout_s=timeout_s) as client:
+        with self.client(timeout_s=timeout_s) as client:
             try:
                 return int(client.wait(container)["StatusCode"])
             except _errors().NotFound:
@@ -164,7 +164,7 @@ class Engine:
 
     def said(self, container: str, *, errors_only: bool = True) -> str:
         """The last words of what it printed, on stderr alone unless told otherwise; at most 4 KiB."""
-        with self._client() as client:
+        with self.client() as client:
             try:
                 told = client.logs(container, stdout=not errors_only, stderr=True, tail=TAIL_LINES)
             except (_errors().NotFound, _errors().APIError):
@@ -173,7 +173,7 @@ class Engine:
 
     def remove(self, container: str) -> None:
         """Kill it and remove it with its anonymous volumes. That there is none is no failure."""
-        with self._client() as client:
+        with self.client() as client:
             try:
                 client.remove_container(container, force=True, v=True)
             except _errors().NotFound:
@@ -186,7 +186,7 @@ class Engine:
 
     def labelled(self, label: str) -> Sequence[Container]:
         """All containers with a label, `NAME` or `NAME=VALUE`, running or not."""
-        with self._client() as client:
+        with self.client() as client:
             found = client.containers(all=True, filters={"label": [label]})
         return [
             Container(
@@ -202,17 +202,21 @@ class Engine:
             for one in found
         ]
 
+    def errors(self) -> Any:
+        """docker-py's own errors, for who has a `client`."""
+        return _errors()
+
     @contextlib.contextmanager
-    def _client(self, *, timeout_s: float = CALL_TIMEOUT_S) -> "Iterator[Any]":
+    def client(self, *, timeout_s: float = CALL_TIMEOUT_S) -> "Iterator[Any]":
         """A connection for one call. Whatever goes wrong comes out as an error of ours."""
+        address = self.address
+        _check_address(address)
         try:
             import docker
         except ImportError:
             raise BackendUnavailableError("docker-py is not installed", hint=_INSTALL) from None
         import requests
 
-        address = self.address
-        _check_address(address)
         try:
             version = self._api or "auto"
             client = docker.APIClient(base_url=address, version=version, timeout=int(timeout_s), num_pools=1)

@@ -43,7 +43,7 @@ class Shelf:
     async def find(self, digest: str) -> Built | None:
         return self.there.get(digest)
 
-    async def build(self, image: Image, *, tell: Tell) -> Built:
+    async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
         self.built.append(str(image))
         tell("first")
         self.began.set()
