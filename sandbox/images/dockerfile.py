@@ -100,8 +100,9 @@ class _Rendering:
         self._environment()
         name = f"requirements-{number}.txt"
         self._files[name] = requirements_file(step)
+        certificate = () if self._index.certificate is None else (CERTIFICATE,)
         install = [
-            f"COPY {json.dumps([name, f'{_PLACE}/'])}",
+            f"COPY {json.dumps([name, *certificate, f'{_PLACE}/'])}",
             run(PYTHON, "-m", "pip", "install", *pip_options(step), "--no-cache-dir", "-r", f"{_PLACE}/{name}"),
         ]
         if not self._index.private:
@@ -109,8 +110,6 @@ class _Rendering:
             return
         before, self._stage = self._stage, self._stage + 1
         self._lines += [f"FROM stage{before} AS packages{self._stage}"]
-        if self._index.certificate is not None:
-            self._lines.append(f"COPY {json.dumps([CERTIFICATE, f'{_PLACE}/'])}")
         # Engines know the proxies by themselves, and keep those that are not named here out of their history.
         self._lines += [f"ARG {name}" for name in self._variables() if name not in self._index.proxies]
         self._lines += install

@@ -44,8 +44,13 @@ def said(docker: Dockerd, image: str, *argv: str) -> str:
     return docker.docker("run", "--rm", "--network", "none", image, *argv)
 
 
-async def test_what_is_declared_is_in_the_image(docker: Dockerd, served: PrivateIndex) -> None:
-    """Packages, commands and variables, whatever letters they have; later packages take the place of earlier ones."""
+async def test_what_is_declared_is_in_the_image_and_nothing_else(
+    docker: Dockerd, served: PrivateIndex, tmp_path: Path
+) -> None:
+    """Packages, commands and variables, whatever letters they have; later packages take the place of earlier ones.
+
+    Of the operator's index, its password and its certificate there is nothing in it.
+    """
     image = (
         PLAIN.env(NASTY=NASTY)
         .pip_install(f"{PACKAGE}==1.0")
@@ -66,27 +71,21 @@ async def test_what_is_declared_is_in_the_image(docker: Dockerd, served: Private
         assert json.loads(said(docker, built.reference, built.python, "-c", code)) == ["2.0", NASTY, NASTY, 1]
         assert built.python == PYTHON
         assert await building.find(image.digest) == built
+        nothing_of_the_operators(docker, served, built.reference, tmp_path / "image.tar")
     finally:
         await building.remove(image.digest)
     assert await building.find(image.digest) is None
 
 
-async def test_nothing_of_the_operators_is_in_the_image(docker: Dockerd, served: PrivateIndex, tmp_path: Path) -> None:
+def nothing_of_the_operators(docker: Dockerd, served: PrivateIndex, image: str, file: Path) -> None:
     """Neither index nor password nor certificate, in no layer, no history and no configuration of it."""
-    image = PLAIN.pip_install(f"{PACKAGE}==1.0")
-    building = builder(docker, served)
-    built = await building.build(image, tell=lambda line: None)
-    try:
-        docker.docker("save", "--output", str(tmp_path / "image.tar"), built.reference)
-        whole = (tmp_path / "image.tar").read_bytes()
-        certificate = served.certificate.read_bytes().splitlines()[3]
-        for secret in (PASSWORD.encode(), served.url.encode(), certificate):
-            assert secret not in whole
-        history = docker.docker("history", "--no-trunc", built.reference)
-        assert "127.0.0.1" not in history
-        assert "PIP_" not in docker.docker("inspect", built.reference)
-    finally:
-        await building.remove(image.digest)
+    docker.docker("save", "--output", str(file), image)
+    whole = file.read_bytes()
+    for secret in (PASSWORD.encode(), served.url.encode(), served.certificate.read_bytes().splitlines()[3]):
+        assert secret not in whole
+    history = docker.docker("history", "--no-trunc", image)
+    assert "127.0.0.1" not in history
+    assert "PIP_" not in docker.docker("inspect", image)
 
 
 async def test_what_is_there_is_had_without_an_index(docker: Dockerd, served: PrivateIndex, places: Places) -> None:
