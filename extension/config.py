@@ -27,6 +27,16 @@ class Warmcell(Configurable):
         "bubblewrap",
         help="Backend of sandboxes that ask for none. `process` isolates nothing: everything says so.",
     ).tag(config=True)
+    docker_host = Unicode(
+        help="Socket of the engine of containers, as in `unix:///run/user/1000/docker.sock`. Empty: what DOCKER_HOST "
+        "says, else the usual one. Whoever may use a system's engine has root's rights; sandboxes have not."
+    ).tag(config=True)
+    docker_image = Unicode(
+        help="Image of containers whose kernelspec or notebook names none. Empty: they must name one."
+    ).tag(config=True)
+    docker_runtime = Unicode(
+        help="What the engine of containers calls the runtime to use: `runc`, `nvidia`. Empty: its default."
+    ).tag(config=True)
     networks = List(
         Unicode(), ["none", "host"], help="Networks that may be asked for: `none`, `host` (the machine's own)."
     ).tag(config=True)
@@ -92,6 +102,11 @@ class Warmcell(Configurable):
     import_snapshots = Bool(
         False, help="Whether snapshots from elsewhere may be brought in: their files come from whoever made them."
     ).tag(config=True)
+    docker_python_image = Unicode(
+        "python:{version}-slim",
+        help="Image with which `Image.python(...)` begins where an engine of containers builds it; `{version}` in it "
+        "is the version of Python.",
+    ).tag(config=True)
     index_url = Unicode(
         help="Where the packages of images come from. It may hold a password: it is part of no image. Empty: what "
         "PIP_INDEX_URL says where the keeper is started, else PyPI."
@@ -133,7 +148,7 @@ class Warmcell(Configurable):
         return Bounds.from_names(
             networks=self.networks,
             workspace_modes=self.workspace_modes,
-            backends=dict.fromkeys(["bubblewrap", self.backend]),
+            backends=dict.fromkeys(["bubblewrap", "docker", "gvisor", self.backend]),
             mounts=self.mounts,
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * GIB),
             max_cpus=self.max_cpus,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,6 @@ class Dockerd:
         self.directory = directory
         self.host = f"unix://{directory}/sock"
         self.engine = Engine(self.host)
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -49,9 +49,10 @@ class Dockerd:
         for left in (self.directory / "pid", self.directory / "sock"):
             left.unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            # It is nobody's child, and has nothing of the test's that happens to start it.
+            subprocess.run(
                 [
-                    "dockerd",
+                    *("setsid", "--fork", "dockerd"),
                     *("--data-root", self.directory / "data", "--exec-root", self.directory / "x"),
                     *("--pidfile", self.directory / "pid", "--host", self.host),
                     *("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
@@ -60,29 +61,42 @@ class Dockerd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                env={"PATH": os.environ["PATH"]},
+                check=True,
+                timeout=START_TIMEOUT_S,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():
-            assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
 
+    @property
+    def runs(self) -> bool:
+        """Whether it answers."""
+        return self._answers()
+
     def kill(self) -> None:
         """As if it had crashed: containers run on."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(END_TIMEOUT_S)
+        assert self._signal(signal.SIGKILL), "it does not end"
 
     def stop(self) -> None:
         """Have it end its containers and itself."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(END_TIMEOUT_S)
+        if not self._signal(signal.SIGTERM):
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> bool:
+        """Whether it has ended by that within a while."""
+        try:
+            process = os.pidfd_open(int((self.directory / "pid").read_text()))
+        except (OSError, ValueError):
+            return True
+        try:
+            signal.pidfd_send_signal(process, number)
+            return bool(select.select([process], [], [], END_TIMEOUT_S)[0])
+        except ProcessLookupError:
+            return True
+        finally:
+            os.close(process)
 
     def docker(self, *arguments: str) -> str:
         """What docker's own command prints."""

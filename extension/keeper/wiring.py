@@ -12,6 +12,9 @@ from warmcell.extension import doctor
 from warmcell.extension.config import Warmcell
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.gvisor import GvisorBackend
 from warmcell.sandbox.backends.leftovers import clean_leftovers
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
@@ -23,6 +26,7 @@ from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.images.base import ImageBuilder, PackageIndex
 from warmcell.sandbox.images.cache import ImageCache
+from warmcell.sandbox.images.containers import ContainerImageBuilder
 from warmcell.sandbox.images.environments import EnvironmentBuilder, build_paths
 from warmcell.sandbox.models import GIB, EngineReport
 from warmcell.sandbox.paths import Paths
@@ -32,6 +36,7 @@ from warmcell.sandbox.snapshots.archive import ImagePort
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.carrying import CriuImages
 from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper
+from warmcell.sandbox.snapshots.gvisor import GvisorEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import Upkeep
 
@@ -52,6 +57,13 @@ class Wiring:
             "bubblewrap": BubblewrapBackend(
                 paths=paths, helper=SystemHelper().connect if helped else None, nursery=self.nursery
             ),
+            "docker": DockerBackend(
+                paths=paths,
+                host=settings.docker_host,
+                runtime=settings.docker_runtime,
+                image=settings.docker_image,
+            ),
+            "gvisor": GvisorBackend(paths=paths),
             "process": ProcessBackend(),
         }
         if settings.backend not in self.backends:
@@ -68,6 +80,10 @@ class Wiring:
         if settings.snapshots == "auto" and (helped or os.getuid() == 0):
             criu = self.engine = CriuEngine(paths=paths, populate=settings.populate)
             self.images = CriuImages(criu)
+        self.engines: list[SnapshotEngine] = []
+        """Further ones, each for backends of its own."""
+        if settings.snapshots == "auto" and os.getuid() == 0:
+            self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths)))
         self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
         self.image_builders = self._image_builders()
 
@@ -84,8 +100,14 @@ class Wiring:
             network="none" if settings.build_network == "none" else "host",
             uv=settings.build_with_uv,
         )
+        containers = ContainerImageBuilder(
+            engine=Engine(settings.docker_host),
+            index=index,
+            network="none" if settings.build_network == "none" else "host",
+            python_image=settings.docker_python_image,
+        )
         own_programs = [name for name in ("bubblewrap", "gvisor", "process") if name in self.backends]
-        return dict.fromkeys(own_programs, environments)
+        return {**dict.fromkeys(own_programs, environments), "docker": containers}
 
     def image_cache(self) -> ImageCache:
         """The images of these drivers."""
@@ -105,6 +127,7 @@ class Wiring:
             paths=self.paths,
             bounds=self.settings.bounds(),
             engine=self.engine,
+            engines=self.engines,
             store=SnapshotStore(
                 self.paths.snapshots,
                 quota_bytes=None if self.settings.snapshot_quota is None else int(self.settings.snapshot_quota * GIB),

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import stat
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from warmcell.sandbox.errors import (
 )
 
 CALL_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
 TAIL_BYTES = 4096
 TAIL_LINES = 64
 OLDEST_API = (1, 41)
@@ -249,15 +250,16 @@ def _check_address(address: str) -> None:
             f"The container engine at {address} is not on this machine",
             hint="Run Warmcell where the engine runs, and name its socket: c.Warmcell.docker_host = 'unix://…'.",
         )
-    path = Path(address.removeprefix("unix://"))
-    try:
-        there = stat.S_ISSOCK(path.stat().st_mode)
-    except PermissionError:
-        raise _no_right(address) from None
-    except OSError:
-        there = False
-    if not there:
-        raise BackendUnavailableError(f"No container engine listens at {path}", hint=_START)
+    path = address.removeprefix("unix://")
+    with socket.socket(socket.AF_UNIX) as tried:
+        tried.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            tried.connect(path)
+        except PermissionError:
+            raise _no_right(address) from None
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise BackendUnavailableError(f"No container engine listens at {path} ({said})", hint=_START) from None
 
 
 def _no_right(address: str) -> WarmcellError:

@@ -37,6 +37,8 @@ COVER_BYTES = 4096
 LOG_BYTES = "128k"
 RECURSIVELY_READ_ONLY = (1, 44)
 """API from which a read-only mount has no writable ones below it."""
+_FOR_OTHERS = {False: 0o004, True: 0o001}
+"""Rights that somebody else needs to read a file, and to enter a directory."""
 _NO_COPY = "read-only: an engine of containers makes no copy-on-write view of a folder. Choose mode rw or ro."
 
 
@@ -81,8 +83,13 @@ class _Files:
 
     def show(self, source: Path, target: Path, *, mode: str) -> None:
         """A tree of the host, writable only where the guest is whose files they are."""
-        owner = source.stat().st_uid
-        if mode == "rw" and (why := self._why_not_writable(owner)):
+        found = source.stat()
+        if os.getuid() == 0 == found.st_uid and found.st_mode & _FOR_OTHERS[source.is_dir()] == 0:
+            raise InvalidRequestError(
+                f"{source} can be read by root alone, who is not let into a sandbox",
+                hint="Give it to an ordinary user (chown -R USER), or use the bubblewrap backend.",
+            )
+        if mode == "rw" and (why := self._why_not_writable(found.st_uid)):
             self.notes.append(f"{source} is read-only, since {why}.")
             mode = "ro"
         self.trees[target] = source

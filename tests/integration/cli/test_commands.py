@@ -91,7 +91,7 @@ def test_doctor_asks_a_keeper_that_runs(keeper: SyncKeeperClient, capsys: Output
     told = json.loads(capsys.readouterr().out)
     assert told["keeper"]["pid"] == keeper.get("/status")["pid"]
     assert [gpu["lease"] and gpu["lease"]["sandbox_id"] for gpu in told["gpus"]] == [sandbox["id"], None]
-    assert {backend["name"] for backend in told["backends"]} == {"bubblewrap", "process"}
+    assert {backend["name"] for backend in told["backends"]} == {"bubblewrap", "docker", "process"}
     assert main(["clean", "--yes"]) == 0
 
 
