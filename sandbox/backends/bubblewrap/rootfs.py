@@ -219,6 +219,8 @@ def extra_mount(view: View, mount: Mount, number: int) -> None:
 def hide(view: View, paths: Sequence[Path]) -> None:
     """Cover what is the keeper's own where it would show through a workspace or a mount.
 
+    What the sandbox runs on may lie in it, an image's environment: that stays.
+
     Raises:
         InvalidRequestError: A mount lies in it.
     """
@@ -228,4 +230,16 @@ def hide(view: View, paths: Sequence[Path]) -> None:
             if target in view.asked and (path == source or path in source.parents):
                 raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
             if source in path.parents:
-                view.bind(str(target / path.relative_to(source)), view.base / "nothing")
+                _cover(view, target / path.relative_to(source))
+
+
+def _cover(view: View, place: Path) -> None:
+    """Show nothing at a place but what is shown in it by itself, for which there is a directory then."""
+    inside = sorted(tree for tree in view.host_trees if place in tree.parents)
+    name = f"nothing{len(view.directories)}" if inside else "nothing"
+    wanted = {place, *(step for tree in inside for step in (tree, *tree.parents) if place in step.parents)}
+    if inside:
+        view.directories += [
+            {"path": str(Path(name, step.relative_to(place))), "mode": 0o755, "owner": None} for step in sorted(wanted)
+        ]
+    view.bind(str(place), view.base / name)
