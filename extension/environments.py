@@ -20,6 +20,7 @@ class KernelspecReport(Wire):
     display_name: str
     directory: str
     python: str
+    """Its interpreter, or "image" with the name of one."""
     ok: bool
     why: str = ""
     hint: str = ""
@@ -40,13 +41,14 @@ def kernelspecs() -> tuple[KernelspecReport, ...]:
 
 def _report(name: str, spec: dict[str, Any], directory: str, provisioner: dict[str, Any]) -> KernelspecReport:
     config = provisioner.get("config")
-    python = str(config.get("python") or sys.executable) if isinstance(config, dict) else sys.executable
-    why, hint = _problem(name, python)
+    config = config if isinstance(config, dict) else {}
+    python = str(config.get("python") or sys.executable)
+    why, hint = _problem(name, python) if not config.get("image") else ("", "")
     return KernelspecReport(
         name=name,
         display_name=str(spec.get("display_name", name)),
         directory=directory,
-        python=python,
+        python=python if not config.get("image") else f"image {config['image']}",
         ok=not why,
         why=why,
         hint=hint,

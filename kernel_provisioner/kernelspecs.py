@@ -44,6 +44,7 @@ class Installed(Wire):
     display_name: str
     directory: str
     python: str
+    """Empty: the image's."""
 
 
 def install(
@@ -58,7 +59,8 @@ def install(
     """Write a kernelspec whose kernels run in sandboxes with the environment of `python`. Blocks.
 
     Args:
-        python: Its interpreter. The environment needs ipykernel and nothing of ours.
+        python: Its interpreter. The environment needs ipykernel and nothing of ours. Empty with an `image` in `config`:
+            that image's, which is not looked at.
         name: Name of the kernelspec; made from the environment's folder if None.
         display_name: What the launcher shows; made from the version and the folder if None.
         user: For this user alone; the default if `prefix` is None too.
@@ -70,21 +72,26 @@ def install(
     """
     if user and prefix is not None:
         raise InvalidRequestError("A kernelspec is for this user or below a prefix", hint="Give one of the two.")
-    python = os.path.abspath(os.path.expanduser(python))
-    found = _ask(python)
-    environment = _environment(Path(found["prefix"]))
+    image = (config or {}).get("image")
+    if image and not python:
+        environment = str(image).rpartition("/")[2]
+        shown = f"{environment} (Warmcell)"
+    else:
+        python = os.path.abspath(os.path.expanduser(python))
+        found = _ask(python)
+        environment = _environment(Path(found["prefix"]))
+        shown = f"Python {'.'.join(map(str, found['version'][:2]))} ({environment}, Warmcell)"
     name = name if name is not None else f"{SHIPPED}-{re.sub(r'[^a-z0-9_]+', '-', environment.lower()).strip('-')}"
     if not _NAME.fullmatch(name):
         raise InvalidRequestError(
             f"{name!r} cannot be the name of a kernelspec",
             hint="Use lower-case letters, digits, dot, dash, underscore.",
         )
-    version = ".".join(map(str, found["version"][:2]))
-    display_name = display_name or f"Python {version} ({environment}, Warmcell)"
-    wishes = Wishes.from_json({**(config or {}), "python": python})
-    parse_size(wishes.memory)
+    display_name = display_name or shown
+    wanted = {**(config or {}), **({"python": python} if python else {})}
+    parse_size(Wishes.from_json(wanted).memory)
     with tempfile.TemporaryDirectory() as made:
-        _write(Path(made), spec(display_name, {**(config or {}), "python": python}))
+        _write(Path(made), spec(display_name, wanted))
         try:
             directory = KernelSpecManager().install_kernel_spec(made, name, user=prefix is None, prefix=prefix)
         except OSError as error:

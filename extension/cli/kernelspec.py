@@ -42,9 +42,9 @@ def _add_install(verbs: Verbs) -> None:
         "`ipykernel` and nothing of ours. What is set here is what a notebook starts with; it may ask for something "
         "else within the operator's bounds.",
     )
-    parser.add_argument(
-        "--python", metavar="PATH", default=sys.executable, help="its interpreter (default: the one that runs this)"
-    )
+    basis = parser.add_mutually_exclusive_group()
+    basis.add_argument("--python", metavar="PATH", help="its interpreter (default: the one that runs this)")
+    basis.add_argument("--image", metavar="NAME", help="an image instead of an environment of this machine's")
     parser.add_argument("--name", help="name of the kernelspec (default: made from the environment's folder)")
     parser.add_argument("--display-name", metavar="TEXT", help="what the launcher shows")
     place = parser.add_mutually_exclusive_group()
@@ -88,7 +88,7 @@ def run_install(arguments: argparse.Namespace) -> int:
     from warmcell.kernel_provisioner.kernelspecs import install
 
     installed = install(
-        arguments.python,
+        arguments.python or ("" if arguments.image else sys.executable),
         name=arguments.name,
         display_name=arguments.display_name,
         user=arguments.user,
@@ -144,6 +144,7 @@ def _config(arguments: argparse.Namespace) -> dict[str, Any]:
     from warmcell.sandbox.gpus.requests import canonical
 
     given = {
+        "image": arguments.image,
         "preload": arguments.preload,
         "template": arguments.template,
         "warmup": arguments.warmup,

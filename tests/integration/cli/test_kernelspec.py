@@ -111,3 +111,15 @@ def test_an_environment_that_is_gone_is_told_in_the_list(places: Places, capsys:
     capsys.readouterr()
     assert main(["kernelspec", "list"]) == 3
     assert "cure: " in capsys.readouterr().out
+
+
+def test_a_kernelspec_can_name_an_image(capsys: Output) -> None:
+    """Instead of an environment of this machine's: it is called as the image, and no interpreter is written down."""
+    assert main(["kernelspec", "install", "--image", "analysis", "--memory", "1GiB"]) == 0
+    assert capsys.readouterr().out.startswith("Installed kernelspec warmcell-analysis (analysis (Warmcell)) in ")
+    provisioner = KernelSpecManager().get_kernel_spec("warmcell-analysis").metadata["kernel_provisioner"]
+    assert provisioner["config"] == {"image": "analysis", "memory": "1GiB"}
+    shown = listed(capsys)["warmcell-analysis"]
+    assert (shown["python"], shown["ok"]) == ("image analysis", True)
+    with pytest.raises(SystemExit):
+        main(["kernelspec", "install", "--image", "analysis", "--python", sys.executable])
