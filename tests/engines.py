@@ -45,9 +45,9 @@ class Dockerd:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        # What was killed has left them.
-        for left in (self.directory / "pid", self.directory / "sock"):
-            left.unlink(missing_ok=True)
+        # What was killed has left them. The second is taken for a process that lives, as long as nobody has reaped it.
+        for left in ("pid", "x/containerd/containerd.pid", "sock"):
+            (self.directory / left).unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
             # It is nobody's child, and has nothing of the test's that happens to start it.
             subprocess.run(

@@ -1,0 +1,177 @@
+"""What goes wrong with an engine is told right each time, and nothing stays behind."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines import IMAGE, Dockerd
+from tests.integration.docker.boxes import paths_of, subject_of
+from tests.leaks import Places
+from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.docker.labels import SANDBOX, container_name
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    ConflictError,
+    InvalidRequestError,
+    SandboxStartError,
+    WarmcellError,
+)
+from warmcell.sandbox.models import SandboxId, SandboxSpec
+
+pytestmark = pytest.mark.docker
+END_TIMEOUT_S = 30.0
+
+
+@pytest.fixture
+def mortal(docker: Dockerd) -> Iterator[Dockerd]:
+    """The engine, which a test may kill; it is up again afterwards."""
+    yield docker
+    if not docker.runs:
+        docker.start()
+
+
+async def restarted(engine: Dockerd) -> None:
+    await asyncio.to_thread(engine.start)
+
+
+async def killed(engine: Dockerd) -> None:
+    await asyncio.to_thread(engine.kill)
+
+
+def containers(engine: Dockerd) -> list[str]:
+    return [one.name for one in engine.engine.labelled(SANDBOX)]
+
+
+async def test_a_sandbox_works_on_while_its_engine_is_gone(mortal: Dockerd, places: Places) -> None:
+    """What talks with the guest needs no engine; a stop ends it all the same, and the next start removes its record."""
+    subject = subject_of(places, mortal)
+    async with subject.box() as box:
+        await killed(mortal)
+        assert await box.says("echo still there") == "still there"
+        ended = await box.instance.stop()
+        assert ended.exit_code == 137
+        assert not box.instance.processes()
+        with pytest.raises(BackendUnavailableError) as failed:
+            await subject.create()
+        assert "docker" in failed.value.hint
+        await restarted(mortal)
+        async with subject.box() as other:
+            assert await asyncio.to_thread(containers, mortal) == [container_name(SandboxId(other.directory.name))]
+
+
+async def test_an_engine_that_comes_back_and_ends_its_containers_is_no_quiet_end(
+    mortal: Dockerd, places: Places
+) -> None:
+    """Without live-restore a restarted engine kills what runs: that is told, with nothing left."""
+    subject = subject_of(places, mortal)
+    async with subject.box() as box:
+        await killed(mortal)
+        await restarted(mortal)
+        ended = await asyncio.wait_for(box.instance.wait(), END_TIMEOUT_S)
+        assert ended.exit_code == 137
+        assert not ended.oom_killed
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.15])
+async def test_an_engine_that_is_killed_while_a_sandbox_starts_leaves_nothing(
+    mortal: Dockerd, places: Places, delay_s: float
+) -> None:
+    """The start fails with the engine's absence as its reason, or has worked; afterwards there is nothing of it."""
+    subject = subject_of(places, mortal)
+    await (await subject.create()).stop()  # The image is known now.
+    place = subject.place()
+    start = asyncio.ensure_future(subject.create(place=place))
+    await asyncio.sleep(delay_s)
+    await killed(mortal)
+    try:
+        made = await start
+    except WarmcellError as error:
+        assert error.hint
+    else:
+        await made.stop()
+    subject.nothing_is_left(*place)
+    await restarted(mortal)
+    await (await subject.create()).stop()
+    assert await asyncio.to_thread(containers, mortal) == []
+
+
+async def test_a_container_that_somebody_removes_is_told_to_be_gone(docker: Dockerd, places: Places) -> None:
+    """Its sandbox has ended, and the reason is said."""
+    subject = subject_of(places, docker)
+    async with subject.box() as box:
+        name = container_name(SandboxId(box.directory.name))
+        await asyncio.to_thread(docker.docker, "rm", "--force", name)
+        ended = await asyncio.wait_for(box.instance.wait(), END_TIMEOUT_S)
+        assert ended.exit_code == 137
+
+
+async def test_a_name_that_is_taken_is_a_conflict_and_its_container_stays(docker: Dockerd, places: Places) -> None:
+    """Nobody else's container is removed for ours."""
+    subject = subject_of(places, docker)
+    sandbox_id, directory = subject.place()
+    name = container_name(sandbox_id)
+    await asyncio.to_thread(docker.docker, "create", "--name", name, IMAGE, "true")
+    try:
+        with pytest.raises(ConflictError, match=name):
+            await subject.create(place=(sandbox_id, directory))
+        assert name in await asyncio.to_thread(docker.docker, "ps", "--all", "--format", "{{.Names}}")
+        subject.nothing_is_left(sandbox_id, directory)
+    finally:
+        await asyncio.to_thread(docker.docker, "rm", name)
+
+
+async def test_an_image_that_is_not_there_is_named_with_its_cure(docker: Dockerd, places: Places) -> None:
+    """Nothing is fetched behind anybody's back."""
+    with pytest.raises(InvalidRequestError, match="nobody/has:this") as failed:
+        await subject_of(places, docker).create(image="nobody/has:this")
+    assert "docker pull nobody/has:this" in failed.value.hint
+
+
+async def test_an_image_without_python_says_so(docker: Dockerd, places: Places, tmp_path: Path) -> None:
+    """An image needs nothing of ours but a Python, and its lack is told before anything starts."""
+    archive = tmp_path / "empty.tar"
+    await asyncio.to_thread(_write_archive, archive)
+    await asyncio.to_thread(docker.docker, "import", str(archive), "warmcell-test:empty")
+    try:
+        with pytest.raises(InvalidRequestError, match="has no interpreter python3"):
+            await subject_of(places, docker).create(image="warmcell-test:empty", python="")
+    finally:
+        await asyncio.to_thread(docker.docker, "rmi", "warmcell-test:empty")
+
+
+async def test_an_engine_that_is_not_there_is_told_with_its_cure(places: Places) -> None:
+    """Neither a missing socket nor one of another machine is taken for an engine."""
+    for host, words in ((f"unix://{places.root}/none", "listens"), ("tcp://192.0.2.1:2375", "not on this machine")):
+        with pytest.raises(BackendUnavailableError, match=words) as failed:
+            await asyncio.to_thread(Engine(host).info)
+        assert failed.value.hint
+
+
+async def test_a_runtime_that_the_engine_has_not_is_told_with_those_it_has(docker: Dockerd, places: Places) -> None:
+    """A misspelt runtime is no other one."""
+    from warmcell.sandbox.backends.docker import DockerBackend
+
+    backend = DockerBackend(paths=paths_of(places).make(), host=docker.host, image=IMAGE, runtime="runk")
+    sandbox_id, directory = subject_of(places, docker).place()
+    with pytest.raises(BackendUnavailableError, match="runk") as failed:
+        await backend.create(SandboxSpec(python=""), sandbox_id=sandbox_id, directory=directory)
+    assert "runc" in failed.value.hint
+
+
+async def test_an_image_whose_python_ends_at_once_is_a_failed_start(docker: Dockerd, places: Places) -> None:
+    """What it has said is part of the error."""
+    with pytest.raises((SandboxStartError, InvalidRequestError), match="/bin/cat"):
+        await subject_of(places, docker).create(python="/bin/cat")
+
+
+def _write_archive(path: Path) -> None:
+    import io
+    import tarfile
+
+    with tarfile.open(path, "w") as archive:
+        for name in ("tmp", "home", "dev", "etc", "proc", "sys"):
+            made = tarfile.TarInfo(name)
+            made.type = tarfile.DIRTYPE
+            archive.addfile(made, io.BytesIO())
