@@ -227,6 +227,8 @@ class BringingBack(Saved):
         try:
             async with self.store.use(snapshot) as held:
                 _check_fits(held.manifest, box.spec)
+                if (await self.check(box.spec)).whole:
+                    raise errors.UnsupportedOperationError("It would come with its kernel running")
                 twin.directory.mkdir(0o700)
                 await twin.rise(self._backend_of(box.spec), layer=held.layer)
         except BaseException:
@@ -253,7 +255,8 @@ class BringingBack(Saved):
             if not box.up:
                 tell.phase("sandbox")
                 box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
-                await box.rise(self._backend_of(box.spec), layer=held.layer)
+                maker = engine.maker(self._backend_of(box.spec), snapshot)
+                await box.rise(maker, layer=held.layer)
             created = time.perf_counter()
             if with_kernel:
                 tell.phase("restore")
@@ -266,6 +269,8 @@ class BringingBack(Saved):
                         started_from="template" if held.manifest.info.kind == "template" else "snapshot",
                     )
                 )
+            elif engine.whole:
+                await box.end_process(guest.pid)
             else:
                 await engine.enroll(box.instance)
         except BaseException:

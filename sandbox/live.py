@@ -69,6 +69,11 @@ class LiveSandbox(Box):
         await self._reached().adopt(kernel.pid)
         self.kernel = kernel
 
+    async def end_process(self, pid: int) -> None:
+        """Kill a kernel that has come with it, and is not wanted. Nothing happens when it is gone."""
+        with contextlib.suppress(errors.NotFoundError):
+            await self._reached().signal(pid, signal.SIGKILL, group=True)
+
     async def prepare(self) -> None:
         """Start the imports, here or in a process that is shared; `template_settled` and the template's status tell."""
         if not self.spec.preload:

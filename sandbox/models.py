@@ -335,8 +335,8 @@ class Capabilities(Wire):
     layers: bool = False
     """Whether the private files of a sandbox can be saved, and sandboxes begin with them."""
     own_kernel: bool = False
-    """Whether a sandbox's kernel is its own. The host then sees none of its processes, only what its kernel runs in, and
-    a lack of memory ends all of it."""
+    """Whether a sandbox's kernel is its own. The host then sees none of its processes, only what that kernel runs in,
+    and a lack of memory ends all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class Registry:
         paths: Paths,
         bounds: Bounds,
         engine: SnapshotEngine | None = None,
+        engines: Sequence[SnapshotEngine] = (),
         store: SnapshotStore | None = None,
     ) -> None:
         self.bounds = bounds
@@ -73,7 +74,11 @@ class Registry:
         self._working: dict[SandboxId, asyncio.Task[Any]] = {}
         """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
         self.memory = Memory(
-            engine=engine, store=store or SnapshotStore(paths.snapshots), backend_of=self._backend, paths=paths
+            engine=engine,
+            others=engines,
+            store=store or SnapshotStore(paths.snapshots),
+            backend_of=self._backend,
+            paths=paths,
         )
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
@@ -34,12 +34,16 @@ class Saved:
         self,
         *,
         engine: SnapshotEngine | None,
+        others: Sequence[SnapshotEngine] = (),
         store: SnapshotStore,
         backend_of: Callable[[SandboxSpec], SandboxBackend],
         paths: Paths,
     ) -> None:
         self.store = store
         self._engine = engine
+        self._others = {other.name: other for other in others}
+        """For backends that the first does not serve."""
+        self._reports: dict[str, asyncio.Task[EngineReport]] = {}
         self._backend_of = backend_of
         self._paths = paths
         self._trying: asyncio.Task[EngineReport] | None = None
@@ -56,8 +60,11 @@ class Saved:
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.gather(self._trying, return_exceptions=True)
-        if self._engine is not None:
-            await self._engine.close()
+        for report in self._reports.values():
+            report.cancel()
+        await asyncio.gather(*self._reports.values(), return_exceptions=True)
+        for engine in self._engines():
+            await engine.close()
 
     async def report(self) -> EngineReport:
         """Whether memory can be saved on this machine, tried for real."""
@@ -74,17 +81,40 @@ class Saved:
         Raises:
             UnsupportedOperationError: There is none; said before anything is done.
         """
+        backend = self._backend_of(spec)
+        able = [name for name in self._others if name in backend.capabilities.snapshot_engines]
+        if able:
+            return await self._other(able[0])
         report = await self.report()
         if self._engine is None or not report.ready:
             raise errors.UnsupportedOperationError(
                 f"Memory cannot be saved on this machine: {report.why_not}", hint=report.hint
             )
-        backend = self._backend_of(spec)
         if self._engine.name not in backend.capabilities.snapshot_engines:
             raise errors.UnsupportedOperationError(
                 f"The {backend.name} backend cannot save memory", hint="Use the bubblewrap backend."
             )
         return self._engine
+
+    async def _other(self, name: str) -> SnapshotEngine:
+        """One of those, tried once.
+
+        Raises:
+            UnsupportedOperationError: It does not work here.
+        """
+        engine = self._others[name]
+        if name not in self._reports:
+            self._reports[name] = asyncio.create_task(self._tried(engine))
+        report = await asyncio.shield(self._reports[name])
+        if not report.ready:
+            del self._reports[name]
+            raise errors.UnsupportedOperationError(
+                f"Memory of such a sandbox cannot be saved on this machine: {report.why_not}", hint=report.hint
+            )
+        return engine
+
+    def _engines(self) -> list[SnapshotEngine]:
+        return [*([] if self._engine is None else [self._engine]), *self._others.values()]
 
     async def enroll(self, box: LiveSandbox, *, template: bool = False) -> None:
         """A fresh sandbox becomes one whose kernels can be saved, for a template, where that is possible at all."""
@@ -99,15 +129,16 @@ class Saved:
 
     async def _try(self) -> EngineReport:
         """Probe the engine, and remove the images that no snapshot has."""
-        if self._engine is None:
-            return NO_ENGINE
-        report = await self._engine.probe()
+        return NO_ENGINE if self._engine is None else await self._tried(self._engine)
+
+    async def _tried(self, engine: SnapshotEngine) -> EngineReport:
+        report = await engine.probe()
         if report.ready:
             try:
-                for image in await self._engine.images():
+                for image in await engine.images():
                     if image.id not in self.store.ids:
                         log.warning("removed image %s, which belongs to no snapshot", image.id)
-                        await self._engine.drop(image.id)
+                        await engine.drop(image.id)
             except errors.WarmcellError as error:
                 log.error("images cannot be looked through: %s", error)
         return report
@@ -123,9 +154,9 @@ class Saved:
 
     async def image_dropped(self, snapshot: SnapshotId) -> None:
         """Told by the store of a snapshot that is gone."""
-        if self._engine is not None:
+        for engine in self._engines():
             with contextlib.suppress(errors.WarmcellError):
-                await self._engine.drop(snapshot)
+                await engine.drop(snapshot)
 
     async def _outlive(self, snapshot: SnapshotId) -> None:
         """Its kernel goes on from it, so it is not what a keeper would take up again."""

@@ -120,7 +120,7 @@ class Saving(Saved):
             clock.end("settle")
             record = frontend.record() if frontend is not None else {}
             manifest = dataclasses.replace(
-                self._manifest(box, kernel, snapshot, record, kind=kind, name=name, token=token),
+                self._manifest(box, kernel, snapshot, record, engine=engine.name, kind=kind, name=name, token=token),
                 environment=environment,
             )
 
@@ -132,7 +132,7 @@ class Saving(Saved):
 
             async def while_frozen() -> None:
                 clock.end("memory")
-                if coming is None or not coming.has_files:
+                if not engine.whole and (coming is None or not coming.has_files):
                     await box.instance.save_layer(draft.layer)
                 await draft.commit(manifest, durable=False)
                 clock.end("layer")
@@ -144,6 +144,8 @@ class Saving(Saved):
                         )
                 frozen.set()
 
+            if engine.whole:
+                await box.unwatch()
             dump = asyncio.ensure_future(
                 engine.dump(
                     box.instance,
@@ -151,13 +153,16 @@ class Saving(Saved):
                     image=snapshot,
                     then=then,
                     while_frozen=while_frozen,
-                    when_stopped=None if coming is None else when_stopped,
+                    when_stopped=None if coming is None or engine.whole else when_stopped,
                 )
             )
             thawed = asyncio.ensure_future(frozen.wait())
             gone_on = frontend is None
             try:
-                await asyncio.wait({dump, thawed}, return_when=asyncio.FIRST_COMPLETED)
+                # A whole sandbox is back only when all is done.
+                await asyncio.wait({dump} if engine.whole else {dump, thawed}, return_when=asyncio.FIRST_COMPLETED)
+                if engine.whole and then == "go_on" and dump.exception() is None:
+                    box.watch()
                 if frontend is not None and (then == "go_on" or (dump.done() and dump.exception() is not None)):
                     await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
                     gone_on = True
@@ -167,8 +172,9 @@ class Saving(Saved):
                 await asyncio.gather(dump, return_exceptions=True)
                 if frozen.is_set():
                     await self.store.discard(snapshot)
-                    if then == "stop":
-                        box.watch()
+                if engine.whole or (frozen.is_set() and then == "stop"):
+                    await box.unwatch()
+                    box.watch()
                 if frontend is not None and not gone_on:
                     with contextlib.suppress(errors.WarmcellError):  # What went wrong first is what the caller is told.
                         await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
@@ -187,6 +193,7 @@ class Saving(Saved):
         snapshot: SnapshotId,
         record: Mapping[str, Any],
         *,
+        engine: str,
         kind: SnapshotKind,
         name: str,
         token: str,
@@ -196,7 +203,7 @@ class Saving(Saved):
             id=snapshot,
             name=name,
             kind=kind,
-            engine=self._engine.name if self._engine is not None else "",
+            engine=engine,
             sandbox_id=box.info.id,
             kernel_id=box.info.kernel_id,
             notebook=box.info.notebook,

@@ -42,8 +42,10 @@ class Templates:
         if not spec.preload:
             return None
         try:
-            await self._memory.check(spec)
+            engine = await self._memory.check(spec)
         except errors.UnsupportedOperationError:
+            return None
+        if engine.whole:  # Its kernels come with a sandbox, and are wanted in one that is there.
             return None
         async with self._building:
             wanted = await asyncio.to_thread(identity, spec)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.models import EngineReport, SnapshotId
 
 Then = Literal["stop", "go_on"]
@@ -59,6 +60,12 @@ class SnapshotEngine(Protocol):
     """One way to save a kernel's memory. All methods raise `WarmcellError` and nothing else."""
 
     name: str
+    whole: bool
+    """Whether its images are of whole sandboxes, files included. Nobody may be connected with one while it is saved,
+    nothing is saved apart, and kernels come back only in sandboxes that `maker` has made, not in one that is there."""
+
+    def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
+        """What makes the sandbox that a kernel is restored in: the backend, unless images are of whole sandboxes."""
 
     async def probe(self) -> EngineReport:
         """Try it for real, once for each boot and version, with a small dump and restore. Never raises."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
     OperationTimeoutError,
@@ -187,6 +188,7 @@ class CriuEngine:
     """Implements `SnapshotEngine`."""
 
     name = "criu"
+    whole = False
 
     def __init__(self, *, paths: Paths, helper: Helper | None = None, populate: bool = False) -> None:
         """Configure it; nothing is started yet.
@@ -226,6 +228,10 @@ class CriuEngine:
             WarmcellError: It does not run.
         """
         return await self._ask({"op": "hello"})
+
+    def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
+        """The backend: a kernel comes back in any fresh sandbox."""
+        return backend
 
     async def enroll(self, place: Place, *, template: bool = False) -> None:
         """See the port."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox import guest_files
+from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance, find, shape_of
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
@@ -33,7 +34,18 @@ from warmcell.sandbox.errors import (
     WarmcellError,
 )
 from warmcell.sandbox.guest_wire import wait_for_socket
-from warmcell.sandbox.models import GIB, MIB, EngineReport, GpuDevice, Limits, SandboxId, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import (
+    GIB,
+    MIB,
+    BackendReport,
+    Capabilities,
+    EngineReport,
+    GpuDevice,
+    Limits,
+    SandboxId,
+    SandboxSpec,
+    SnapshotId,
+)
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
 from warmcell.sandbox.snapshots.disk import remove, sync_filesystem
@@ -66,6 +78,7 @@ class GvisorEngine:
     """Implements `SnapshotEngine`. Its images are of whole sandboxes: restored are sandboxes, by `maker`."""
 
     name = "gvisor"
+    whole = True
 
     def __init__(self, *, paths: Paths, backend: GvisorBackend) -> None:
         """Configure it; nothing is made yet."""
@@ -147,8 +160,8 @@ class GvisorEngine:
             },
         )
 
-    def maker(self, image: SnapshotId) -> "Maker":
-        """What makes sandboxes that go on from an image."""
+    def maker(self, backend: SandboxBackend, image: SnapshotId) -> "Maker":
+        """What makes sandboxes that go on from an image. Whatever the backend is, it is this engine's own."""
         return Maker(self, self._backend, image)
 
     async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
@@ -270,7 +283,7 @@ class GvisorEngine:
         )
         where = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="warmcell-probe-"))
         try:
-            for number, make in enumerate((self._backend.create, self.maker(image).create)):
+            for number, make in enumerate((self._backend.create, self.maker(self._backend, image).create)):
                 directory = where / str(number)
                 directory.mkdir(mode=0o700)
                 made = await make(spec, sandbox_id=SandboxId(secrets.token_hex(6)), directory=directory)
@@ -286,12 +299,22 @@ class GvisorEngine:
 
 
 class Maker:
-    """Implements `SandboxBackend` but for its probe: each sandbox goes on from one image."""
+    """Implements `SandboxBackend`: each sandbox goes on from one image."""
 
     def __init__(self, engine: GvisorEngine, backend: GvisorBackend, image: SnapshotId) -> None:
+        self.name = backend.name
         self._engine = engine
         self._backend = backend
         self._image = image
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """As any of this backend."""
+        return self._backend.capabilities
+
+    async def probe(self) -> BackendReport:
+        """As any of this backend."""
+        return await self._backend.probe()
 
     async def create(
         self,
@@ -300,10 +323,13 @@ class Maker:
         sandbox_id: SandboxId,
         directory: Path,
         gpus: Sequence[GpuDevice] = (),
+        layer: Path | None = None,
         named: SandboxId | None = None,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> GvisorInstance:
         """Bring up a sandbox that goes on from the image; it needs the image no more once it is up.
+
+        A layer is taken and not looked at: the image has the files.
 
         Raises:
             SnapshotIncompatibleError: The image is of another runsc, machine or spec; nothing was made.

@@ -71,7 +71,7 @@ class Boxes:
         sandbox_id = SandboxId(secrets.token_hex(6))
         directory = self._root / sandbox_id
         directory.mkdir(mode=0o700)
-        create = self.backend.create if image is None else self.engine.maker(image).create
+        create = self.backend.create if image is None else self.engine.maker(self.backend, image).create
         try:
             instance = await create(spec or self.spec(), sandbox_id=sandbox_id, directory=directory)
         except BaseException:

@@ -1,0 +1,48 @@
+"""Notebooks in gVisor sandboxes: a page that stays connected while its kernel is saved, put away and brought back."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.snapshots.notebooks import keeper, notebook
+from tests.leaks import Places
+
+pytestmark = pytest.mark.gvisor
+
+
+async def test_a_notebook_is_suspended_and_wakes_with_the_next_cell(places: Places, tmp_path: Path) -> None:
+    """Variables, files and packages are there, the page never lost its connection, and it can be done again."""
+    async with keeper(places) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        assert (await made.info())["backend"] == "gvisor"
+        await made.run("x = 1; kept = open('/tmp/kept', 'w+'); kept.write('kept'); kept.seek(1)")
+        for turn in range(2):
+            told = await made.do("suspend")
+            assert (told["state"], told["error"]) == ("suspended", None)
+            assert await made.run("x += 1; print(x)") == str(turn + 2)
+            info = await made.info()
+            assert (info["state"], info["started_from"], info["generation"]) == ("running", "snapshot", 1)
+        assert await made.run("print(kept.read())") == "ept"
+
+
+async def test_a_notebook_goes_back_and_on(places: Places, tmp_path: Path) -> None:
+    """To a named snapshot of its memory and its files; what it was since then is gone."""
+    async with keeper(places) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        await made.run("x = 1; open('/tmp/kept', 'w').write('then')")
+        assert (await made.run("%snapshot then")).startswith("Snapshot then ")
+        assert await made.run("x = 2; open('/tmp/kept', 'w').write('now'); print(x)") == "2"
+        await made.do("restore", snapshot="then")
+        assert await made.run("print(x, open('/tmp/kept').read())") == "1 then"
+        snapshots = (await client.get("/snapshots"))["snapshots"]
+        assert [(one["name"], one["engine"]) for one in snapshots] == [("then", "gvisor")]
+
+
+async def test_a_kernel_is_restarted_in_place(places: Places, tmp_path: Path) -> None:
+    """In the same sandbox, with its files; also of one that was suspended, whose kernel does not come back."""
+    async with keeper(places) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        await made.run("x = 1; open('/tmp/kept', 'w').write('kept')")
+        for verb in ("", "suspend"):
+            if verb:
+                await made.do(verb)
+            await client.post(f"/kernels/{made.kernel_id}/end", {"grace_s": 0})
+            await client.post("/kernels", made.body, timeout=120)
+            assert await made.run("print('x' in globals(), open('/tmp/kept').read())") == "False kept"
