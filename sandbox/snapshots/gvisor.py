@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,11 @@ class GvisorEngine:
             raise UnsupportedOperationError(
                 "Only gVisor sandboxes are saved by this engine", hint="Choose the gvisor backend."
             )
+        if place.unsaved:
+            raise UnsupportedOperationError(
+                "What a clone has changed in its copy of the folder cannot be saved",
+                hint="Save the kernel that it was made from, or let it write to files elsewhere.",
+            )
         until = f"back-{image}"
         began = time.perf_counter()
         versions = await asyncio.to_thread(_versions)
@@ -224,14 +229,20 @@ class GvisorEngine:
             )
         return about
 
-    def fit(self, image: SnapshotId, spec: SandboxSpec) -> About:
+    def fit(self, image: SnapshotId, spec: SandboxSpec) -> tuple[About, bool]:
         """What is told of an image that goes on here in a sandbox of that spec. Blocks.
+
+        With it comes whether it gets a copy-on-write folder where the saved one had it as it is.
 
         Raises:
             SnapshotIncompatibleError: It does not: it is of another runsc, machine or spec.
         """
         about = self.about(image)
-        expected, found = {**about.versions, "shape": about.shape}, {**_versions(), "shape": shape_of(spec)}
+        beside, shape = False, shape_of(spec)
+        if shape != about.shape and spec.workspace is not None and spec.workspace.mode == "cow":
+            as_it_was = replace(spec, workspace=replace(spec.workspace, mode="rw"))
+            beside, shape = True, shape_of(as_it_was)
+        expected, found = {**about.versions, "shape": about.shape}, {**_versions(), "shape": shape}
         for name, value in expected.items():
             if found.get(name) != value:
                 raise SnapshotIncompatibleError(
@@ -239,7 +250,7 @@ class GvisorEngine:
                     hint="Restore it where and as it was saved, or start the kernel anew.",
                     details={"expected": {name: value}, "found": {name: found.get(name)}},
                 )
-        return about
+        return about, beside
 
     def _draft(self, image: SnapshotId) -> Path:
         private_directory(self._paths.state)
@@ -335,7 +346,7 @@ class Maker:
             SnapshotIncompatibleError: The image is of another runsc, machine or spec; nothing was made.
             SnapshotError: It was tried and failed; the image is as before.
         """
-        about = await asyncio.to_thread(self._engine.fit, self._image, spec)
+        about, beside = await asyncio.to_thread(self._engine.fit, self._image, spec)
         return await self._backend.create(
             spec,
             sandbox_id=sandbox_id,
@@ -345,6 +356,7 @@ class Maker:
             progress=progress,
             image=self._engine.path(self._image),
             until=about.until,
+            beside=beside,
         )
 
 

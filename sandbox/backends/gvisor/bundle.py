@@ -12,7 +12,7 @@ from typing import Any
 
 from warmcell.sandbox.backends import etc, seccomp
 from warmcell.sandbox.backends.environment import PythonEnvironment, discover
-from warmcell.sandbox.backends.gvisor.root import BASE, ROOT, Root
+from warmcell.sandbox.backends.gvisor.root import BASE, CHANGES, ROOT, Root
 from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.places import (
     GUEST,
@@ -56,6 +56,7 @@ def prepare(
     hidden: Sequence[Path],
     named: SandboxId | None = None,
     until: str = "",
+    beside: bool = False,
 ) -> Prepared:
     """Decide everything about a sandbox, and make its persistent home. Blocks.
 
@@ -68,6 +69,7 @@ def prepare(
         hidden: What no sandbox sees.
         named: Whose name it has as a host.
         until: Of a sandbox that comes from an image: the file for which its init waits.
+        beside: A copy-on-write folder is a mount, as the folder was of the one that was saved.
 
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
@@ -90,11 +92,16 @@ def prepare(
     root.tree(Path(GUEST), guest_tree(paths))
     root.system()
     root.configuration(etc.compose(identity, home=home, name=name, network="none"))
+    lower: Path | None = None
     if workspace is not None and spec.workspace is not None:
         root.alias(Path(spec.workspace.path))
         root.asked.add(workspace)
-        if spec.workspace.mode == "cow":
+        if spec.workspace.mode == "cow" and not beside:
             root.own_tree(workspace)
+        elif spec.workspace.mode == "cow":
+            lower = root.overlay(workspace, size_bytes=spec.limits.layer_bytes)
+            root.bind(str(workspace), root.base / "changed", mode="rw")
+            root.shown[workspace] = workspace
         else:
             root.bind(str(workspace), root.clone(workspace, foreign=True), mode=spec.workspace.mode)
             root.shown[workspace] = workspace
@@ -121,6 +128,10 @@ def prepare(
         source, _ = root.binds[str(workspace)]
         written = source.name
         root.bind(str(workspace), source, mode="ro")
+        made[READ_ONLY] = root.oci_mounts()
+    elif lower is not None:
+        written = CHANGES
+        root.bind(str(workspace), lower, mode="ro")
         made[READ_ONLY] = root.oci_mounts()
     return Prepared(
         mounts=root.stage_plan(),

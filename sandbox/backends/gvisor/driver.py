@@ -70,11 +70,12 @@ class GvisorBackend:
         progress: Callable[[str], None] = lambda detail: None,
         image: Path | None = None,
         until: str = "",
+        beside: bool = False,
     ) -> GvisorInstance:
         """Bring up a sandbox; see the port.
 
         Args:
-            spec: As in the port, like all the rest but the last two.
+            spec: As in the port, like all the rest but the last three.
             sandbox_id: Its name.
             directory: For it alone.
             gpus: Its devices.
@@ -83,6 +84,7 @@ class GvisorBackend:
             progress: Told what is being done.
             image: Of a whole sandbox of an equal spec, made by this very runsc: this one goes on from it.
             until: The file for which that one's init was told to wait.
+            beside: That one's folder was not copy-on-write, and this one's is. What it changes there, no image has.
         """
         if layer is not None:
             raise no_layers()
@@ -98,11 +100,14 @@ class GvisorBackend:
             hidden=self._hidden,
             named=named,
             until=until,
+            beside=beside,
         )
         progress("starting gVisor")
         remains = Remains(directory)
         try:
-            return await self._start(spec, sandbox_id, prepared, remains, runsc, image, until)
+            made = await self._start(spec, sandbox_id, prepared, remains, runsc, image, until)
+            made.unsaved = beside
+            return made
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):

@@ -104,6 +104,8 @@ class GvisorInstance:
         """Of its spec; an image of it goes on in sandboxes of an equal one."""
         self.image = image
         """From which it went on, if it did."""
+        self.unsaved = False
+        """Whether it has changes that an image would not have."""
         self.pid = pid
         self.run_directory = run_directory
         self.guest_run_directory = RUN

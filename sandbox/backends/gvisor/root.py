@@ -18,6 +18,7 @@ ROOT = "root"
 PAGE_BYTES = 4096
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _NOTHING = "nothing"
+CHANGES = "changes"
 
 Owner = tuple[int, int] | None
 
@@ -38,6 +39,7 @@ class Root:
     links: dict[str, str] = field(default_factory=dict)
     clones: list[Mapping[str, Any]] = field(default_factory=list)
     file_systems: list[Mapping[str, Any]] = field(default_factory=list)
+    overlays: list[Mapping[str, Any]] = field(default_factory=list)
     trees: dict[Path, str] = field(default_factory=dict)
     """Guest path → clone, of what is in the root itself."""
     shown: dict[Path, Path] = field(default_factory=dict)
@@ -90,6 +92,31 @@ class Root:
         owner = f"uid={self.identity.uid},gid={self.identity.gid}"
         options = f"mode=0700,size={size_bytes},nr_inodes={size_bytes // PAGE_BYTES},{owner}"
         self.file_systems.append({"path": name, "options": options, "follow": False})
+
+    def overlay(self, tree: Path, *, size_bytes: int) -> Path:
+        """The same, outside of the sandbox's memory, so that no image has what it changes; where the stage has it.
+
+        Where the kernel refuses that, the report's `changes` says why.
+        """
+        lower = self.clone(tree, foreign=True)
+        found = tree.stat()
+        swapped = found.st_uid != self.identity.uid
+        owner = (self.identity.uid, self.identity.gid) if swapped else (found.st_uid, found.st_gid)
+        options = f"mode=0755,size={size_bytes},nr_inodes={max(1024, size_bytes // PAGE_BYTES)}"
+        self.file_systems.append({"path": CHANGES, "options": options, "follow": True})
+        self.directories[f"{CHANGES}/upper"] = (found.st_mode & 0o7777, owner)
+        self.directories[f"{CHANGES}/work"] = (0o755, owner)
+        self.overlays.append(
+            {
+                "name": CHANGES,
+                "path": "changed",
+                "lower": lower.name,
+                "upper": f"{CHANGES}/upper",
+                "work": f"{CHANGES}/work",
+                "options": ",redirect_dir=off,index=off,metacopy=off",
+            }
+        )
+        return lower
 
     def alias(self, path: Path) -> None:
         """A path, perhaps with symbolic links on the way, by which something is found too."""
@@ -149,6 +176,7 @@ class Root:
                 inside = Path("/", parent.relative_to(ROOT)) if parent.is_relative_to(ROOT) else None
                 if inside is None or not (str(parent) in self.links or _in_any(inside, trees)):
                     directories.setdefault(str(parent), (0o755, None))
+        mounted = {made["path"] for made in self.file_systems}
         files = {path for path in self.binds if self.binds[path][0].name in self._clones_of_files()}
         return {
             "base": str(self.base),
@@ -157,13 +185,13 @@ class Root:
             "directories": [
                 {"path": path, "mode": mode, "owner": owner}
                 for path, (mode, owner) in sorted(directories.items(), key=lambda item: len(Path(item[0]).parts))
-                if path != "run" and not (path.startswith(ROOT) and path.removeprefix(ROOT) in files)
+                if path not in mounted and not (path.startswith(ROOT) and path.removeprefix(ROOT) in files)
             ],
             "files": [{"path": path, "content": content.hex()} for path, content in self.files.items()],
             "links": [{"path": path, "target": target} for path, target in self.links.items()],
             "clones": self.clones,
             "fills": [],
-            "overlays": [],
+            "overlays": self.overlays,
             "views": [
                 {"of": self.trees[path], "path": f"{ROOT}{path}", "there": any(tree in path.parents for tree in trees)}
                 for path in trees

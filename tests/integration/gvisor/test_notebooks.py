@@ -46,3 +46,26 @@ async def test_a_kernel_is_restarted_in_place(places: Places, tmp_path: Path) ->
             await client.post(f"/kernels/{made.kernel_id}/end", {"grace_s": 0})
             await client.post("/kernels", made.body, timeout=120)
             assert await made.run("print('x' in globals(), open('/tmp/kept').read())") == "False kept"
+
+
+FORK = """
+import os, warmcell
+data, here = list(range(100)), os.getcwd()
+open(f"{here}/made", "w").write("before")
+f = warmcell.fork(3)
+if f.rank is None:
+    print([each.result(60)[:2] for each in f.clones], len({each.result(60)[2] for each in f.clones}))
+else:
+    found = open(f"{here}/made").read()
+    open(f"{here}/made", "w").write(str(f.rank))
+    f.done((sum(data[f.rank::3]), found, os.urandom(8)))
+"""
+
+
+async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
+    """Each clone goes on in the cell, with randomness and a copy of the folder that are its own."""
+    async with keeper(places) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        parts = [[sum(range(100)[rank::3]), "before"] for rank in range(3)]
+        assert await made.run(FORK) == f"{[tuple(part) for part in parts]} 3"
+        assert (tmp_path / "made").read_text() == "before"
+        assert await made.run("print(len(data), open(f'{here}/made').read())") == "100 before"
