@@ -1,7 +1,7 @@
 """What builds images: the port of every builder, and what is built and configured."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -81,6 +81,13 @@ class ImageBuilder(Protocol):
     name: str
     references: bool
     """Whether its backends also take images that were not built here, as an engine calls them."""
+
+    async def open(self, known: Collection[str] | None) -> None:
+        """Called once before all else: remove what a killed keeper left.
+
+        Args:
+            known: Digests of the images that are kept; others may go. None: that is not known.
+        """
 
     def check(self, image: Image) -> None:
         """See that it can build that; nothing is made.

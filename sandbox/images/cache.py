@@ -60,8 +60,11 @@ class ImageCache:
         return self._quota_bytes
 
     async def open(self) -> None:
-        """Read what is known."""
+        """Read what is known, and have builders remove the rest."""
         await asyncio.to_thread(self._records.load)
+        for builder in set(self._builders.values()):
+            known = {record.info.digest for record in self._records.all if record.info.builder == builder.name}
+            await builder.open(known if not self._records.unreadable else None)
 
     async def close(self) -> None:
         """Give up what is being built."""

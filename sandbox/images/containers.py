@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import assert_never
 
 from warmcell.sandbox.backends.docker import building
@@ -44,6 +44,9 @@ class ContainerImageBuilder:
         self._index = index
         self._network: Network = network
         self._python_image = python_image
+
+    async def open(self, known: Collection[str] | None) -> None:
+        """Nothing: an engine clears up after a build by itself, and images without a record may be another keeper's."""
 
     def check(self, image: Image) -> None:
         """An engine can do all that can be declared."""

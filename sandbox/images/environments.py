@@ -9,8 +9,9 @@ import asyncio
 import errno
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
@@ -29,6 +30,7 @@ from warmcell.sandbox.snapshots.disk import sync_filesystem
 
 ABOUT = ".warmcell-image.json"
 """In an environment: what it is. Without it there is none."""
+_ID = re.compile(r"[0-9a-f]{16}")
 _BUILD = "/build"
 _CERTIFICATE = f"{_BUILD}/certificate.pem"
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
@@ -64,12 +66,19 @@ class EnvironmentBuilder:
         self._network: Network = network
         self._uv = uv
 
-    def open(self) -> None:
-        """Remove what a killed keeper left. Blocks."""
+    async def open(self, known: Collection[str] | None) -> None:
+        """Remove what a killed keeper left; see the port."""
+        await in_thread(self._tidy, known)
+
+    def _tidy(self, known: Collection[str] | None) -> None:
         private_directory(self._root)
-        for pattern in (".new-*", ".gone-*", ".bench/layers/*"):
-            for left in self._root.glob(pattern):
-                remove_tree(left)
+        kept = None if known is None else {self._place(digest).name for digest in known}
+        for path in self._root.iterdir():
+            unknown = kept is not None and _ID.fullmatch(path.name) and path.name not in kept
+            if unknown or path.name.startswith((".new-", ".gone-")):
+                remove_tree(path)
+        for left in self._root.glob(".bench/layers/*"):
+            remove_tree(left)
 
     def check(self, image: Image) -> None:
         """Packages and commands above a plain Python; see the port."""

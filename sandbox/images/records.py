@@ -32,6 +32,8 @@ class Records:
         """Know nothing yet; `load` reads."""
         self._directory = directory
         self._records: dict[tuple[str, str], Record] = {}
+        self.unreadable = 0
+        """Files that are there but broken, or of another version."""
 
     @property
     def all(self) -> Sequence[Record]:
@@ -54,13 +56,15 @@ class Records:
         return ()
 
     def load(self) -> None:
-        """Read them. What cannot be read is none: the image is found again, or built again, when it is asked for."""
+        """Read them. What cannot be read is none: the image is found again when it is asked for."""
         private_directory(self._directory)
         self._records.clear()
+        self.unreadable = 0
         for path in self._directory.iterdir():
             try:
                 data = json.loads(path.read_bytes())
                 if data["format"] != FORMAT:
+                    self.unreadable += 1
                     continue
                 info = ImageInfo.from_json(data["info"])
                 record = Record(info=info, image=Image.from_json(data["image"]))
@@ -68,6 +72,8 @@ class Records:
             except (OSError, ValueError, KeyError, TypeError, InvalidRequestError):
                 if path.name.startswith("."):
                     path.unlink(missing_ok=True)
+                else:
+                    self.unreadable += 1
                 continue
             self._keep(dataclasses.replace(record, info=dataclasses.replace(info, last_used_at=used_at)))
 

@@ -26,15 +26,13 @@ def paths_of(places: Places) -> Paths:
 def builder(places: Places, *, uv: bool, index: PackageIndex = PYPI, network: str = "host") -> EnvironmentBuilder:
     """One of this test's directories."""
     paths = paths_of(places)
-    made = EnvironmentBuilder(
+    return EnvironmentBuilder(
         paths=paths,
         backend=BubblewrapBackend(paths=build_paths(paths)),
         index=index,
         network="none" if network == "none" else "host",
         uv=uv,
     )
-    made.open()
-    return made
 
 
 def left(places: Places) -> list[str]:

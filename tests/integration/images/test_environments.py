@@ -150,7 +150,9 @@ async def test_what_a_killed_keeper_was_building_is_none(places: Places) -> None
         process.send_signal(signal.SIGKILL)
         process.wait(30)
     assert any(name.startswith(".new-") for name in left(places))
+    (places.state / "environments" / ("0" * 16)).mkdir()  # as if it had been killed before it could note that down
     building = builder(places, uv=False)
+    await building.open(())
     assert left(places) == []
     assert await building.find(PLAIN.run(WAITING).digest) is None
     for directory in paths_of(places).sandboxes.iterdir():  # As the keeper itself clears up.

@@ -1,7 +1,7 @@
 """The cache of images: built once, found by name, kept while there is room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,11 @@ class Shelf:
         self.go = asyncio.Event()
         self.go.set()
         self.began = asyncio.Event()
+
+    async def open(self, known: Collection[str] | None) -> None:
+        if known is None:
+            return
+        self.there = {digest: built for digest, built in self.there.items() if digest in known}
 
     def check(self, image: Image) -> None:
         if any(isinstance(step, AptInstall) for step in image.steps):
@@ -262,7 +267,7 @@ async def test_a_beginning_of_a_digest_must_say_which(cache: ImageCache, monkeyp
 
 
 async def test_a_broken_record_is_none(cache: ImageCache, shelf: Shelf, tmp_path: Path) -> None:
-    """What is known of other images stays, and the image itself is found again."""
+    """What is known of other images stays, no image goes for it, and the image itself is found again."""
     await cache.build(PLAIN.run("1"), backend="bubblewrap")
     await cache.build(PLAIN.run("2"), backend="bubblewrap")
     (broken,) = (path for path in (tmp_path / "known").iterdir() if PLAIN.run("1").digest[7:19] in path.name)
@@ -281,3 +286,11 @@ async def test_a_full_disk_says_so(cache: ImageCache, tmp_path: Path) -> None:
     (tmp_path / "known").rmdir()
     with pytest.raises(CapacityError, match="cannot be written"):
         await cache.build(PLAIN.run("1"), backend="bubblewrap")
+
+
+async def test_what_has_no_record_is_cleared_away(cache: ImageCache, shelf: Shelf, tmp_path: Path) -> None:
+    """What a killed keeper had built but not noted down would else take room for ever."""
+    await cache.build(PLAIN.run("1"), backend="bubblewrap")
+    await shelf.build(PLAIN.run("2"), tell=lambda line: None)
+    await reopened(cache, tmp_path, shelf).open()
+    assert list(shelf.there) == [PLAIN.run("1").digest]
