@@ -76,7 +76,7 @@ class Cleaning:
         return f"The keeper (process {pid}) runs with {count} sandbox{'' if count == 1 else 'es'}"
 
     def clean(self) -> Cleaned:
-        """End the keeper with its kernels, and remove everything but logs, persistent homes and snapshots.
+        """End the keeper with its kernels, and remove everything but logs, persistent homes, snapshots and images.
 
         Raises:
             OperationTimeoutError: The keeper cannot be ended, or one is being started for too long.

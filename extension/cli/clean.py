@@ -16,7 +16,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="end all sandboxes and remove what is left of them",
         description="End your keeper with all its sandboxes and kernels, and remove what it, or one that was killed, "
         "left on this machine: processes, mounts, control groups, run directories, sockets and GPU leases. "
-        "Logs and persistent homes stay.",
+        "Logs, persistent homes, snapshots and images stay.",
     )
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask first")
     add_json(parser)
