@@ -7,29 +7,21 @@ goes on, and of each that is restored.
 
 import asyncio
 import contextlib
-import json
-import os
-import platform
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.backends.base import SandboxBackend
-from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance, find, shape_of
+from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
     CapacityError,
-    SnapshotCorruptError,
     SnapshotError,
-    SnapshotIncompatibleError,
-    SnapshotNotFoundError,
     UnsupportedOperationError,
     WarmcellError,
 )
@@ -46,32 +38,17 @@ from warmcell.sandbox.models import (
     SandboxSpec,
     SnapshotId,
 )
-from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
-from warmcell.sandbox.snapshots.disk import remove, sync_filesystem
+from warmcell.sandbox.snapshots.disk import failure
+from warmcell.sandbox.snapshots.whole import WholeImages, versions
 
-ABOUT = "about.json"
-TRIED = "tried.json"
-VERSION = 1
 SAVE_TIMEOUT_S = 600.0
 BACK_TIMEOUT_S = 20.0
 SAVE_TRIES, PAUSE_S = 4, 0.05
 """The sandbox's kernel may not be done yet with a connection that was closed."""
 NAME_IN_USE = "Cannot save endpoint"
 PROBE_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class About:
-    """What is told of an image beside it."""
-
-    until: str
-    pid: int
-    shape: str
-    versions: Mapping[str, str]
-    image_bytes: int
-    memory_bytes: int
-    created_at: float
 
 
 class GvisorEngine:
@@ -82,25 +59,24 @@ class GvisorEngine:
 
     def __init__(self, *, paths: Paths, backend: GvisorBackend) -> None:
         """Configure it; nothing is made yet."""
-        self._paths = paths
         self._backend = backend
-        self._base = paths.state / "whole"
+        self.kept = WholeImages(paths)
 
     async def probe(self) -> EngineReport:
         """Save and restore a small sandbox, once for each boot and version."""
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                versions = await asyncio.to_thread(_versions)
-                tried = await asyncio.to_thread(self._tried, versions)
+                found = await asyncio.to_thread(versions)
+                tried = await asyncio.to_thread(self.kept.tried, found)
                 if not tried:
                     await self._try()
-                    await asyncio.to_thread(self._note, versions)
+                    await asyncio.to_thread(self.kept.note, found)
         except WarmcellError as error:
             return EngineReport(name=self.name, ready=False, why_not=error.message, hint=error.hint)
         except Exception as error:  # A probe tells what is wrong; it must not fail itself.
             why = f"{type(error).__name__}: {error}"
             return EngineReport(name=self.name, ready=False, why_not=why, hint="Report this: it is not a known lack.")
-        return EngineReport(name=self.name, ready=True, details={"runsc": versions["runsc"]})
+        return EngineReport(name=self.name, ready=True, details={"runsc": found["runsc"]})
 
     async def enroll(self, place: Place, *, template: bool = False) -> None:
         """Nothing needs to be done."""
@@ -130,34 +106,39 @@ class GvisorEngine:
             )
         until = f"back-{image}"
         began = time.perf_counter()
-        versions = await asyncio.to_thread(_versions)
-        draft = await asyncio.to_thread(self._draft, image)
+        found = await asyncio.to_thread(versions)
+        try:
+            draft = await asyncio.to_thread(self.kept.draft, image)
+        except OSError as error:
+            raise failure(error, "save the sandbox") from error
         try:
             await GuestChannel(place.run_directory).leave(until)
         except BaseException:
-            await asyncio.to_thread(remove, draft)
+            await asyncio.to_thread(self.kept.drop, image)
             raise
         try:
             left = time.perf_counter()
             await _save(place, draft)
             about = await asyncio.to_thread(
-                _finish, draft, self._base / image, until=until, pid=pid, shape=place.shape, versions=versions
+                self.kept.finish, image, until=until, pid=pid, shape=place.shape, versions=found
             )
             saved = time.perf_counter()
             await while_frozen()
             if then == "go_on":
                 await asyncio.shield(asyncio.ensure_future(_go_on(place, until)))
         except BaseException as error:
-            await asyncio.shield(asyncio.ensure_future(self._undo(place, draft, image, until)))
+            await asyncio.shield(asyncio.ensure_future(self._undo(place, image, until)))
             if isinstance(error, CommandError):
                 raise _explain(error) from error
+            if isinstance(error, OSError):
+                raise failure(error, "save the sandbox") from error
             raise
         done = time.perf_counter()
         return Dumped(
             image_bytes=about.image_bytes,
             memory_bytes=about.memory_bytes,
             pids=(pid,),
-            versions=versions,
+            versions=found,
             ms={
                 "leave": round(1000 * (left - began), 1),
                 "save": round(1000 * (saved - left), 1),
@@ -167,7 +148,7 @@ class GvisorEngine:
 
     def maker(self, backend: SandboxBackend, image: SnapshotId) -> "Maker":
         """What makes sandboxes that go on from an image. Whatever the backend is, it is this engine's own."""
-        return Maker(self, self._backend, image)
+        return Maker(self.kept, self._backend, image)
 
     async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
         """Tell of the kernel in a sandbox that `maker` has made; it goes on already.
@@ -177,8 +158,8 @@ class GvisorEngine:
             SnapshotNotFoundError: There is no such image.
             SnapshotCorruptError: The image is not what was written.
         """
-        about = await asyncio.to_thread(self.about, image)
-        if not isinstance(place, GvisorInstance) or place.image != self._base / image:
+        about = await asyncio.to_thread(self.kept.about, image)
+        if not isinstance(place, GvisorInstance) or place.image != self.kept.path(image):
             raise UnsupportedOperationError(
                 "An image of a whole sandbox cannot be restored in another one",
                 hint="Restore it as a sandbox of its own.",
@@ -187,102 +168,24 @@ class GvisorEngine:
 
     async def populate(self, image: SnapshotId) -> int:
         """Nothing is left to be read: all memory is."""
-        await asyncio.to_thread(self.about, image)
+        await asyncio.to_thread(self.kept.about, image)
         return 0
 
     async def images(self) -> list[ImageInfo]:
         """See the port."""
-        return await asyncio.to_thread(self._images)
+        return await asyncio.to_thread(self.kept.all)
 
     async def drop(self, image: SnapshotId) -> None:
         """See the port."""
-        await asyncio.to_thread(remove, self._base / image)
+        await asyncio.to_thread(self.kept.drop, image)
 
     async def close(self) -> None:
         """Nothing was started."""
 
-    def path(self, image: SnapshotId) -> Path:
-        """Where an image is."""
-        return self._base / image
-
-    def about(self, image: SnapshotId) -> About:
-        """What is told of an image. Blocks.
-
-        Raises:
-            SnapshotNotFoundError: There is no such image.
-            SnapshotCorruptError: It is not what was written.
-        """
-        path = self._base / image
-        if not path.is_dir():
-            raise SnapshotNotFoundError(f"There is no image {image}", hint="It was removed; start the kernel anew.")
-        try:
-            said = json.loads((path / ABOUT).read_text())
-            sizes = said.pop("sizes")
-            format_version = said.pop("version")
-            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
-            about = About(**said)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            whole, format_version, about = False, VERSION, None
-        if not whole or about is None or format_version != VERSION:
-            raise SnapshotCorruptError(
-                f"The image {image} is not whole", hint="Remove this snapshot, and start the kernel anew."
-            )
-        return about
-
-    def fit(self, image: SnapshotId, spec: SandboxSpec) -> tuple[About, bool]:
-        """What is told of an image that goes on here in a sandbox of that spec. Blocks.
-
-        With it comes whether it gets a copy-on-write folder where the saved one had it as it is.
-
-        Raises:
-            SnapshotIncompatibleError: It does not: it is of another runsc, machine or spec.
-        """
-        about = self.about(image)
-        beside, shape = False, shape_of(spec)
-        if shape != about.shape and spec.workspace is not None and spec.workspace.mode == "cow":
-            as_it_was = replace(spec, workspace=replace(spec.workspace, mode="rw"))
-            beside, shape = True, shape_of(as_it_was)
-        expected, found = {**about.versions, "shape": about.shape}, {**_versions(), "shape": shape}
-        for name, value in expected.items():
-            if found.get(name) != value:
-                raise SnapshotIncompatibleError(
-                    f"The snapshot needs another {_WORDS.get(name, name)}: {value}, not {found.get(name)}",
-                    hint="Restore it where and as it was saved, or start the kernel anew.",
-                    details={"expected": {name: value}, "found": {name: found.get(name)}},
-                )
-        return about, beside
-
-    def _draft(self, image: SnapshotId) -> Path:
-        private_directory(self._paths.state)
-        draft = private_directory(self._base) / f".{image}"
-        draft.mkdir(mode=0o700)
-        return draft
-
-    async def _undo(self, place: GvisorInstance, draft: Path, image: SnapshotId, until: str) -> None:
-        for path in (draft, self._base / image):
-            await asyncio.to_thread(remove, path)
+    async def _undo(self, place: GvisorInstance, image: SnapshotId, until: str) -> None:
+        await asyncio.to_thread(self.kept.drop, image)
         with contextlib.suppress(WarmcellError, CommandError):  # What went wrong first is what the caller is told.
             await _go_on(place, until)
-
-    def _images(self) -> list[ImageInfo]:
-        found = []
-        for path in sorted(self._base.glob("*")) if self._base.is_dir() else []:
-            if path.name.startswith("."):
-                continue
-            with contextlib.suppress(WarmcellError):
-                about = self.about(SnapshotId(path.name))
-                found.append(
-                    ImageInfo(id=SnapshotId(path.name), image_bytes=about.image_bytes, created_at=about.created_at)
-                )
-        return found
-
-    def _tried(self, versions: Mapping[str, str]) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            return bool(json.loads((self._base / f".{TRIED}").read_text()) == {**versions, "boot": _boot()})
-        return False
-
-    def _note(self, versions: Mapping[str, str]) -> None:
-        (private_directory(self._base) / f".{TRIED}").write_text(json.dumps({**versions, "boot": _boot()}))
 
     async def _try(self) -> None:
         """Raises WarmcellError: It cannot be done here."""
@@ -312,9 +215,9 @@ class GvisorEngine:
 class Maker:
     """Implements `SandboxBackend`: each sandbox goes on from one image."""
 
-    def __init__(self, engine: GvisorEngine, backend: GvisorBackend, image: SnapshotId) -> None:
+    def __init__(self, images: WholeImages, backend: GvisorBackend, image: SnapshotId) -> None:
         self.name = backend.name
-        self._engine = engine
+        self._images = images
         self._backend = backend
         self._image = image
 
@@ -346,7 +249,7 @@ class Maker:
             SnapshotIncompatibleError: The image is of another runsc, machine or spec; nothing was made.
             SnapshotError: It was tried and failed; the image is as before.
         """
-        about, beside = await asyncio.to_thread(self._engine.fit, self._image, spec)
+        about, beside = await asyncio.to_thread(self._images.fit, self._image, spec)
         return await self._backend.create(
             spec,
             sandbox_id=sandbox_id,
@@ -354,13 +257,10 @@ class Maker:
             gpus=gpus,
             named=named,
             progress=progress,
-            image=self._engine.path(self._image),
+            image=self._images.path(self._image),
             until=about.until,
             beside=beside,
         )
-
-
-_WORDS = {"runsc": "version of runsc", "cpu": "kind of processor", "shape": "kind of sandbox"}
 
 
 async def _nothing() -> None:
@@ -425,22 +325,6 @@ def _empty(draft: Path) -> None:
         path.unlink()
 
 
-def _finish(draft: Path, target: Path, **about: Any) -> About:
-    """Describe an image, put it on the disk, and give it its name."""
-    sizes = {path.name: path.stat().st_size for path in draft.iterdir()}
-    made = About(
-        image_bytes=sum(path.stat().st_blocks * 512 for path in draft.iterdir()),
-        memory_bytes=sizes.get("pages.img", 0),
-        created_at=time.time(),
-        **about,
-    )
-    told = {name: getattr(made, name) for name in About.__slots__}
-    (draft / ABOUT).write_text(json.dumps({"version": VERSION, "sizes": sizes, **told}))
-    sync_filesystem(draft)
-    os.rename(draft, target)
-    return made
-
-
 def _explain(error: CommandError) -> WarmcellError:
     said = str(error)
     if "no space left" in said.lower():
@@ -448,17 +332,3 @@ def _explain(error: CommandError) -> WarmcellError:
             "The sandbox cannot be saved: the disk is full", hint="Free space where Warmcell keeps its state."
         )
     return SnapshotError(f"The sandbox cannot be saved: {said}", hint="It goes on as before; try again later.")
-
-
-def _versions() -> dict[str, str]:
-    """What a restore needs to be equal. Blocks.
-
-    Raises:
-        BackendUnavailableError: There is no runsc.
-    """
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    return {"runsc": find().version, "machine": platform.machine(), "cpu": " ".join(sorted(flags.split()[2:]))}
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -104,7 +104,7 @@ async def test_a_damaged_image_is_an_error_and_nothing_is_left(boxes: Boxes) -> 
     kernel = await box.start_kernel()
     image = await boxes.save(box, kernel, then="stop")
     await box.instance.stop()
-    path = boxes.engine.path(image) / "checkpoint.img"
+    path = boxes.engine.kept.path(image) / "checkpoint.img"
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(SnapshotError) as failed:
         await boxes.make(image=image)

@@ -187,7 +187,7 @@ async def test_an_image_that_is_gone_or_not_whole_is_refused(boxes: Boxes) -> No
     box = await boxes.make()
     kernel = await box.start_kernel()
     image = await boxes.save(box, kernel, then="stop")
-    path = boxes.engine.path(image)
+    path = boxes.engine.kept.path(image)
     with (path / "pages.img").open("r+b") as pages:
         pages.truncate(4096)
     with pytest.raises(SnapshotCorruptError):
@@ -214,7 +214,7 @@ async def test_what_fails_while_it_stands_still_leaves_it_as_it_was(boxes: Boxes
     again = await box.kernel_again(kernel)
     assert await again.value("kept") == "kept"
     assert await boxes.engine.images() == []
-    assert [path.name for path in boxes.engine.path(SnapshotId("x")).parent.iterdir()] == []
+    assert [path.name for path in boxes.engine.kept.path(SnapshotId("x")).parent.iterdir()] == []
     again.client.stop_channels()
 
 
