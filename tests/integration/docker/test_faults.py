@@ -1,6 +1,7 @@
 """What goes wrong with an engine is told right each time, and nothing stays behind."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from warmcell.sandbox.errors import (
 )
 from warmcell.sandbox.models import SandboxId, SandboxSpec
 
-pytestmark = pytest.mark.docker
+pytestmark = [
+    pytest.mark.docker,
+    # docker-py leaves the socket of a connection that was refused to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 END_TIMEOUT_S = 30.0
 
 
@@ -30,6 +35,7 @@ def mortal(docker: Dockerd) -> Iterator[Dockerd]:
     yield docker
     if not docker.runs:
         docker.start()
+    gc.collect()
 
 
 async def restarted(engine: Dockerd) -> None:
@@ -61,16 +67,14 @@ async def test_a_sandbox_works_on_while_its_engine_is_gone(mortal: Dockerd, plac
             assert await asyncio.to_thread(containers, mortal) == [container_name(SandboxId(other.directory.name))]
 
 
-async def test_an_engine_that_comes_back_and_ends_its_containers_is_no_quiet_end(
-    mortal: Dockerd, places: Places
-) -> None:
+async def test_an_end_by_an_engine_that_comes_back_is_told(mortal: Dockerd, places: Places) -> None:
     """Without live-restore a restarted engine kills what runs: that is told, with nothing left."""
     subject = subject_of(places, mortal)
     async with subject.box() as box:
         await killed(mortal)
         await restarted(mortal)
         ended = await asyncio.wait_for(box.instance.wait(), END_TIMEOUT_S)
-        assert ended.exit_code == 137
+        assert ended.exit_code in (137, 143)  # It asks first, and kills what does not end.
         assert not ended.oom_killed
 
 

@@ -1,0 +1,85 @@
+"""What is special about sandboxes that are containers."""
+
+import asyncio
+import json
+
+import pytest
+
+from tests.engines import PYTHON, Dockerd
+from tests.integration.docker.boxes import subject_of
+from tests.leaks import Places
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import Workspace
+
+pytestmark = pytest.mark.docker
+
+DENIED = """
+import ctypes, json, os
+libc = ctypes.CDLL(None, use_errno=True)
+numbers = {"userfaultfd": 323, "bpf": 321, "perf_event_open": 298, "keyctl": 250, "io_uring_setup": 425, "ptrace": 101}
+told = {}
+for name, number in numbers.items():
+    made = libc.syscall(number, 0, 0, 0, 0, 0)
+    told[name] = "allowed" if made >= 0 else os.strerror(ctypes.get_errno())
+print(json.dumps(told))
+"""
+
+
+async def test_packages_go_home_and_come_before_the_images_own(docker: Dockerd, places: Places) -> None:
+    """The image is read-only, and pip installs all the same, upgrades included."""
+    async with subject_of(places, docker).box() as box:
+        site = (await box.run(PYTHON, "-c", "import site; print(site.getusersitepackages())")).stdout.strip()
+        await box.says(f"mkdir {site}/ipykernel && echo 'name = 42' > {site}/ipykernel/__init__.py")
+        said = await box.run(PYTHON, "-c", "import ipykernel; print(ipykernel.name)")
+        assert said.stdout == "42\n", said.stderr
+
+
+async def test_the_filter_of_ours_is_there_beside_the_engines(docker: Dockerd, places: Places) -> None:
+    """What the engine's profile of some versions lets through is refused by ours."""
+    async with subject_of(places, docker).box() as box:
+        told = json.loads((await box.run(PYTHON, "-c", DENIED)).stdout)
+        assert set(told.values()) == {"Operation not permitted"}, told
+        filters = await box.says("grep Seccomp_filters /proc/1/status")
+        assert int(filters.split()[1]) >= 2
+
+
+async def test_nothing_that_the_engine_adds_is_in_the_environment(docker: Dockerd, places: Places) -> None:
+    """A clone has another name than its source, so none may be told by a variable."""
+    async with subject_of(places, docker).box() as box:
+        assert "HOSTNAME" not in await box.says("env")
+
+
+@pytest.mark.root
+async def test_a_folder_of_roots_is_read_only_and_says_why(docker: Dockerd, places: Places) -> None:
+    """Nobody in a container is root, and engines cannot show root's files as somebody else's."""
+    subject = subject_of(places, docker)
+    async with subject.box(workspace=subject.folder("work")) as box:
+        assert "chown" in box.instance.workspace_note
+        assert (await box.shell(f"touch {subject.folder('work')}/new")).exit_code != 0
+    closed = subject.folder("closed")
+    closed.chmod(0o700)
+    with pytest.raises(InvalidRequestError, match="by root alone"):
+        await subject.create(workspace=Workspace(path=str(closed)))
+
+
+async def test_what_belongs_to_the_keeper_is_covered_in_a_workspace_around_it(docker: Dockerd, places: Places) -> None:
+    """A workspace that contains our directories shows nothing of them, and one inside them is refused."""
+    subject = subject_of(places, docker)
+    (places.state / "secret").write_text("secret")
+    places.state.chmod(0o755)
+    places.root.chmod(0o755)
+    async with subject.box(workspace=places.root) as box:
+        assert await box.says(f"stat --file-system --format %T {places.state} {places.runtime}") == "tmpfs\ntmpfs"
+        assert (await box.shell(f"cat {places.state}/secret")).exit_code != 0
+    with pytest.raises(InvalidRequestError, match="belongs to Warmcell"):
+        await subject.create(workspace=places.state)
+
+
+async def test_ten_sandboxes_start_at_once(docker: Dockerd, places: Places) -> None:
+    """Each answers, and the loop goes on meanwhile: nothing of the engine's is waited for in it."""
+    subject = subject_of(places, docker)
+    made = await asyncio.gather(*(subject.create() for _ in range(10)))
+    try:
+        assert len({one.pid for one in made}) == 10
+    finally:
+        await asyncio.gather(*(one.stop() for one in made))
