@@ -38,6 +38,8 @@ def builder(places: Places, *, uv: bool, index: PackageIndex = PYPI, network: st
 def left(places: Places) -> list[str]:
     """What lies where environments are, hidden directories of ours apart."""
     directory = places.state / "environments"
+    if not directory.is_dir():
+        return []
     return sorted(path.name for path in directory.iterdir() if path.name not in {".bench", ".cache", ".known"})
 
 

@@ -59,7 +59,7 @@ def configured(places: Places, served: PrivateIndex) -> None:
 
 def test_a_build_that_fails_shows_its_output(places: Places, tmp_path: Path, capsys: Output) -> None:
     """On the command line and in Python: the output, the step and the cure."""
-    configure(places, build_with_uv=False)
+    configure(places)
     (tmp_path / "images.py").write_text(
         f"from warmcell import Image\nimage = Image.python({OWN!r}, kernel=False).run('echo what went wrong; exit 3')\n"
     )
@@ -126,7 +126,7 @@ async def test_an_image_that_nobody_has_built_is_named_by_the_start(places: Plac
 
 async def test_a_workspace_around_images_shows_none_but_the_own(places: Places) -> None:
     """The folder of a notebook may hold the keeper's state: of that the sandbox sees what it runs on, and no more."""
-    built = await builder(places, uv=False).build(PLAIN.run("true"), tell=lambda line: None)
+    built = await builder(places, uv=True).build(PLAIN.run("true"), tell=lambda line: None)
     (places.state / "environments" / "other").mkdir()
     spec = SandboxSpec(python=built.python, workspace=Workspace(path=str(places.root)))
     code = f"import os; print(os.listdir({str(places.state)!r}), os.listdir({str(places.state / 'environments')!r}))"
