@@ -6,18 +6,28 @@ would lead to the host's own files.
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
+EXEC_TIMEOUT_S = 3.0
+PAUSE_S = 0.002
 _STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def root(pid: int) -> int:
-    """A handle of its root directory.
+def root(pid: int, *, timeout_s: float = EXEC_TIMEOUT_S) -> int:
+    """A handle of its root directory. Blocks: an ordinary user may not look until the runtime has become our program.
 
     Raises:
         OSError: It has ended, or may not be looked into.
     """
-    return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(PAUSE_S)  # No event tells of it.
 
 
 def place(top: int, path: str) -> int:
