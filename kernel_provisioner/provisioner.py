@@ -259,10 +259,15 @@ class WarmcellProvisioner(KernelProvisionerBase):
         body = {"sessions": [dict(one) for one in sessions], "notebook": notebook, "session_name": notebook}
         await self._keeper.ask(lambda it: it.post(f"{self._path()}/sessions", body))
 
+    async def will_leave(self) -> None:
+        """Say that this process is about to leave the kernel, so that its next server waits for that."""
+        await self._tell("leave", {"soon": True}, timeout=POLL_TIMEOUT_S)
+
     async def leave(self) -> None:
         """This process has nothing to do with the kernel any more, which stays with the keeper."""
         self._running = False
         self._epoch += 1
+        await self._tell("leave", {}, timeout=POLL_TIMEOUT_S)
         await self._keeper.close()
 
     async def _kernel(self) -> Mapping[str, Any]:
@@ -345,10 +350,10 @@ class WarmcellProvisioner(KernelProvisionerBase):
     def _path(self) -> str:
         return f"/kernels/{self.kernel_id}"
 
-    async def _tell(self, verb: str, body: Mapping[str, Any]) -> None:
+    async def _tell(self, verb: str, body: Mapping[str, Any], **how: float) -> None:
         """A verb on the kernel. One that is gone needs it no more; after another failure Jupyter tries harder."""
         try:
-            await self._keeper.ask(lambda it: it.post(f"{self._path()}/{verb}", dict(body)))
+            await self._keeper.ask(lambda it: it.post(f"{self._path()}/{verb}", dict(body), **how))
         except (NotFoundError, TransportError) as error:
             self.log.debug("Kernel %s was not there for %s: %s", self.kernel_id, verb, error)
         except WarmcellError as error:

@@ -51,6 +51,8 @@ class LiveSandbox(Box):
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
         self._coming_up = asyncio.Lock()
+        self.stays = False
+        """It outlives the sandbox from which it was made: a clone that a Jupyter server has."""
 
     @property
     def prepared(self) -> bool:

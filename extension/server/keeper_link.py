@@ -27,9 +27,9 @@ class KeeperLink:
         self._client: KeeperClient | None = None
         self._connecting = asyncio.Lock()
 
-    async def get(self, path: str) -> Any:
-        """GET from the keeper."""
-        return await self._ask("get", path)
+    async def get(self, path: str, **how: Any) -> Any:
+        """GET from the keeper; with `timeout` in seconds, if another than the usual one."""
+        return await self._ask("get", path, **how)
 
     async def post(self, path: str, body: Any) -> Any:
         """POST to the keeper. Only for verbs that change nothing: it may be sent twice."""
@@ -94,14 +94,14 @@ class KeeperLink:
         if self._client is not None:
             await self._drop(self._client)
 
-    async def _ask(self, verb: str, path: str, *body: Any) -> Any:
+    async def _ask(self, verb: str, path: str, *body: Any, **how: Any) -> Any:
         client = await self._connected()
         try:
-            return await getattr(client, verb)(path, *body)
+            return await getattr(client, verb)(path, *body, **how)
         except TransportError:
             await self._drop(client)
             client = await self._connected()
-            return await getattr(client, verb)(path, *body)
+            return await getattr(client, verb)(path, *body, **how)
 
     async def _drop(self, client: KeeperClient) -> None:
         """Let go of this connection, but not of one that somebody has made anew meanwhile."""
