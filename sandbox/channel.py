@@ -280,7 +280,7 @@ class GuestChannel:
             yield reader, writer
 
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """The present state, then every change, until the guest is gone.
+        """The present state, with the latest ends of kernels, then every change, until the guest is gone.
 
         Each is checked: `{"event": "template", …}` has the fields of `TemplateStatus`, `{"event": "kernel", …}` has
         `pid`, `state` ("running" or "exited") and, when it has exited, `exit_code`. Other kinds are left out.

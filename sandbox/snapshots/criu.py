@@ -255,6 +255,9 @@ class CriuEngine:
             await while_frozen()
             talk.writer.write(b'{"thaw": true}\n')
             said = await talk.answer()
+            if then == "stop":  # Ended only now that this is known here, and before the helper hangs up.
+                with contextlib.suppress(ConnectionError):
+                    await talk.reader.read()
         return Dumped(
             image_bytes=said["image_bytes"],
             memory_bytes=said["memory_bytes"],

@@ -33,6 +33,8 @@ SHELVED = re.compile(r"/[.]?[a-z0-9]{12}$")
 CRIU_S = 0.05
 """About as long as CRIU runs."""
 
+LOOK_S = 0.003
+
 THREADS = """
 import threading, time
 sleeping = [threading.Thread(target=lambda: [time.sleep(0.01) for _ in range(100_000)], daemon=True) for _ in range(4)]
@@ -74,6 +76,14 @@ def stopped(places: Places) -> list[int]:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt":
                 found.append(pid)
     return found
+
+
+def inner_pid(pid: int) -> int:
+    """The number of a process in its own pid namespace; 0 of one that has ended."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
+    return 0
 
 
 class Trials:
@@ -237,6 +247,38 @@ async def test_a_kernel_with_threads_survives_its_saver(trials: Trials) -> None:
             assert stopped(trials.places) == []
         assert (await made.do("snapshot"))["id"]
     async with await KeeperClient.connect() as client:
+        await end_all(client)
+
+
+async def test_a_suspension_whose_worker_is_killed_at_its_end(trials: Trials) -> None:
+    """The helper's work is killed in the moment in which it has ended the kernel: that is saved, and goes on."""
+    async with await KeeperClient.connect() as client, notebook(client, trials.workspace) as made:
+        guest_pid = int(
+            await made.run(
+                "import os; x, data = 0, bytearray(9); open('/tmp/file', 'w').write('kept'); print(os.getpid())"
+            )
+        )
+        keeper = int((await client.get("/status"))["pid"])
+        for number in range(1, 6):
+            pid = next(one for one in processes_of(trials.places) if inner_pid(one) == guest_pid)
+            ended = asyncio.Event()
+            handle = os.pidfd_open(pid)
+            asyncio.get_running_loop().add_reader(handle, ended.set)
+            try:
+                doing = asyncio.create_task(made.do("suspend"))
+                workers: list[int] = []
+                while not ended.is_set():
+                    workers = [below for below, name in descendants(keeper).items() if name == "warmcell-work"]
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), LOOK_S)
+                for worker in workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, signal.SIGKILL)
+            finally:
+                asyncio.get_running_loop().remove_reader(handle)
+                os.close(handle)
+            assert (await asyncio.wait_for(doing, 30))["state"] == "suspended"
+            assert await made.run(CELL) == f"{number} {number} kept"
         await end_all(client)
 
 
