@@ -14,6 +14,7 @@ from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
+from warmcell.extension.server.managers import use_prompt_managers
 from warmcell.extension.server.sessions import remembering
 from warmcell.extension.server.takeover import Takeover
 from warmcell.extension.server.websocket import use_prompt_connections
@@ -73,6 +74,8 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
         use_prompt_connections(self.settings)
+        if isinstance(self.serverapp.kernel_manager, AsyncMappingKernelManager):
+            use_prompt_managers(self.serverapp.kernel_manager)
         self._adopted = False
         self.takeover = Takeover(self.serverapp, self.link, self.log)
         try:
