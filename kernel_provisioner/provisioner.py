@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -34,6 +35,8 @@ RESTART_GRACE_S: Final = 0.3
 SHUTDOWN_GRACE_S: Final = 1.0
 """How long a kernel has, once it was asked to shut down, before it is killed."""
 TCP_ATTEMPTS: Final = 3
+FRESH_S: Final = 0.5
+"""So soon after its start a kernel is not asked for again: a websocket that opens right then need not wait for it."""
 GONE: Final = 1
 """Exit code of a kernel that nobody knows any more."""
 
@@ -116,6 +119,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         self._folder = ""
         self._epoch = 0
         """Counts starts and ends, so that an answer from before one is known as old."""
+        self._fresh_until = 0.0
+        """Before this time, of the monotonic clock, it is known to live."""
 
     # What Jupyter asks about.
 
@@ -128,6 +133,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """None while the kernel runs, and where that cannot be known; else its exit code."""
         if not self._running:
             return self._exit_code or 0
+        if time.monotonic() < self._fresh_until:
+            return None
         epoch = self._epoch
         try:
             kernel = await self._keeper.ask(
@@ -188,6 +195,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel's process group; SIGINT interrupts what runs."""
         if self._running and signum:
+            self._fresh_until = 0.0
             await self._tell("signal", {"signum": int(signum)})
 
     async def terminate(self, restart: bool = False) -> None:
@@ -198,12 +206,14 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """End the process at once. The sandbox stays."""
         if self._running:
             self._epoch += 1
+            self._fresh_until = 0.0
             await self._tell("end", {"grace_s": 0.0})
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Give the kernel, which was asked to leave, a moment to do so; returns when its process is gone."""
         if self._running:
             self._epoch += 1
+            self._fresh_until = 0.0
             grace = RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S
             await self._tell("end", {"grace_s": grace, "restart": restart})
 
@@ -306,6 +316,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
             await self._keeper.close()  # Jupyter drops a provisioner that did not start, without another word.
             raise
         self._begin()
+        self._fresh_until = time.monotonic() + FRESH_S
         return self.connection_info
 
     async def _start(self, body: dict[str, Any]) -> Any:
