@@ -114,12 +114,22 @@ export interface ISnapshotInfo {
   readonly name: string;
   /** What it is for: "named" ones are the user's own. */
   readonly kind: string;
+  /** The kernel that it is of; null for one that was brought in. */
+  readonly kernel_id: string | null;
   readonly created_at: number;
   /** What it takes on the disk: memory and files. */
   readonly image_bytes: number;
   readonly layer_bytes: number;
   /** How much memory it brings back. */
   readonly memory_bytes: number;
+}
+
+/** What a kernel can be put back to. */
+export interface ISnapshots {
+  /** The newest first: its own, and those that were brought in. */
+  readonly snapshots: readonly ISnapshotInfo[];
+  /** Whether the server takes snapshots from elsewhere. */
+  readonly imports: boolean;
 }
 
 /** One message of the server's event stream. */
@@ -231,11 +241,11 @@ export interface ISandboxes extends IObservableDisposable {
   saveSnapshot(id: string, name: string): Promise<ISnapshotInfo>;
 
   /**
-   * What a kernel can be put back to, the newest first.
+   * What a kernel can be put back to.
    *
    * @throws {@link ApiError}
    */
-  snapshots(kernelId: string): Promise<ISnapshotInfo[]>;
+  snapshots(kernelId: string): Promise<ISnapshots>;
 
   /**
    * Put a sandbox's kernel back to a snapshot of it.
@@ -250,6 +260,23 @@ export interface ISandboxes extends IObservableDisposable {
    * @throws {@link ApiError} It is still there.
    */
   removeSnapshot(snapshotId: string): Promise<void>;
+
+  /**
+   * Give a snapshot another name.
+   *
+   * @throws {@link ApiError} It keeps the one that it has.
+   */
+  renameSnapshot(snapshotId: string, name: string): Promise<ISnapshotInfo>;
+
+  /** Where a snapshot is had as a file. */
+  snapshotUrl(snapshotId: string): string;
+
+  /**
+   * Bring in such a file.
+   *
+   * @throws {@link ApiError} Nothing of it is there.
+   */
+  importSnapshot(file: Blob): Promise<ISnapshotInfo>;
 }
 
 export const ISandboxes = new Token<ISandboxes>(

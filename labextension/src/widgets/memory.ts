@@ -75,7 +75,7 @@ export async function restoreSnapshot(notebook: NotebookSandbox): Promise<void> 
   await orSayWhy(notebook, async (id, kernelId) => {
     const chosen = await chooseSnapshot({
       name: nameOf(notebook),
-      snapshots: await sandboxes.snapshots(kernelId),
+      found: await sandboxes.snapshots(kernelId),
       sandboxes,
       trans
     });
