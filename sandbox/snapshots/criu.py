@@ -240,11 +240,14 @@ class CriuEngine:
         then: Then,
         while_frozen: Callable[[], Awaitable[None]],
         when_stopped: Callable[[], Awaitable[None]] | None = None,
+        passing: bool = False,
     ) -> Dumped:
         """See the port."""
         request: dict[str, object] = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self.store}
         if when_stopped is not None:
             request["early"] = True
+        if passing:
+            request["passing"] = True
         async with deadline("dump", DUMP_TIMEOUT_S), self.talk(request, place=place) as talk:
             said = await talk.answer()
             if when_stopped is not None and "stopped" in said:
