@@ -143,14 +143,21 @@ class Preparing(Registry):
         return None
 
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
-        """A sandbox for the pool: up, and its template settled."""
+        """A sandbox for the pool: up, and its template settled. One that is not from a template's snapshot, where there
+        is one, would be of no use to a start.
+
+        Raises:
+            WarmcellError: It could not be made.
+        """
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
         try:
             known = await self._templates.find(box.spec)
-            if not await self._from_template(box, ()):
-                await self._bring_up_prepared(box)
-                await box.come_up()
-            came_meanwhile = known is None and await self._templates.find(box.spec) is not None
+            if known is not None:
+                await self._clone_template(box, known, ())
+                return box
+            await self._bring_up_prepared(box)
+            await box.come_up()
+            came_meanwhile = await self._templates.find(box.spec) is not None
         except BaseException:
             await box.stop()
             raise
@@ -165,14 +172,17 @@ class Preparing(Registry):
         if template is None:
             return False
         try:
-            await self.memory.clone(box, template, devices)
+            await self._clone_template(box, template, devices)
         except errors.WarmcellError as error:
             log.warning("sandbox %s does not come from its template's snapshot: %s", box.info.id, error)
             await box.discard()
             box.kernel = None
             return False
-        box.tell(template=self._templates.status(template))
         return True
+
+    async def _clone_template(self, box: LiveSandbox, template: SnapshotId, devices: tuple[GpuDevice, ...]) -> None:
+        await self.memory.clone(box, template, devices)
+        box.tell(template=self._templates.status(template))
 
     async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
         """A kernel that has imported what it is to import, saved before anybody uses it."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -10,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.integration.keeper.conftest import until
 from tests.integration.snapshots.notebooks import Notebook, body, keeper, notebook, page
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.paths import Paths
 
 pytestmark = pytest.mark.criu
 
@@ -106,6 +110,29 @@ async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -
             "template",
             {"restore", "ready"},
         )
+
+
+def restore_has_failed() -> bool:
+    """Whether the helper has refused one."""
+    return re.search(r"op='restore' .* snapshot_\w+:", Paths.default().keeper_log.read_text()) is not None
+
+
+async def test_a_template_that_cannot_be_had_for_a_moment_is_tried_again(places: Places, tmp_path: Path) -> None:
+    """What waits comes from the template all the same: what has imported the modules itself is of no use to a start."""
+    async with keeper(places, prepared=1) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+        (image,) = (Paths.default().images / str(os.getuid())).glob("[a-z0-9]*")
+        away = image.rename(image.with_name(f".{image.name}"))
+        try:
+            _, asked = await started(client, tmp_path)
+            await until(lambda: asyncio.to_thread(restore_has_failed))
+        finally:
+            away.rename(image)
+        await until_prepared(client, 1)
+        info, again = await started(client, tmp_path)
+        assert "pool" in info["phases_ms"], info["phases_ms"]
+        for each in (asked, again):
+            await client.delete(f"/kernels/{each['kernel_id']}")
 
 
 async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_path: Path) -> None:
