@@ -85,6 +85,11 @@ export class Api {
     return clone;
   }
 
+  /** Have the kernel of a clone listed by the server. */
+  async open(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/open`, {});
+  }
+
   /** End a sandbox. */
   async stop(id: string): Promise<void> {
     await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}`);

@@ -87,6 +87,8 @@ export interface ISandboxInfo {
   readonly backend: string;
   readonly isolated: boolean;
   readonly owner: string;
+  /** The sandbox from which it was made. */
+  readonly parent: string | null;
   readonly kernel_id: string | null;
   readonly notebook: string | null;
   readonly workspace_note: string;
@@ -175,6 +177,9 @@ export interface ISandboxes extends IObservableDisposable {
   /** Templates in use, by name. */
   readonly templates: readonly ITemplateInfo[];
 
+  /** All sandboxes that are known, those of the user's other servers included. */
+  readonly all: readonly ISandboxInfo[];
+
   /** The sandbox of this id, if it is known. */
   get(id: string): ISandboxInfo | null;
 
@@ -225,6 +230,13 @@ export interface ISandboxes extends IObservableDisposable {
    * @throws {@link ApiError} There is no clone.
    */
   fork(id: string): Promise<ISandboxInfo>;
+
+  /**
+   * Have the kernel of a clone listed by this server; from then on it outlives what it was made from.
+   *
+   * @throws {@link ApiError} It is as it was.
+   */
+  open(id: string): Promise<void>;
 
   /**
    * End a sandbox and its kernel.

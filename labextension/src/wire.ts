@@ -181,6 +181,7 @@ export function readSandbox(value: unknown): ISandboxInfo {
     backend: text(data.backend),
     isolated: data.isolated === true,
     owner: text(data.owner),
+    parent: textOrNull(data.parent),
     kernel_id: textOrNull(data.kernel_id),
     notebook: textOrNull(data.notebook),
     workspace_note: text(data.workspace_note),

@@ -19,6 +19,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     backend: 'bubblewrap',
     isolated: true,
     owner: 'notebook',
+    parent: null,
     kernel_id: 'k1',
     notebook: '/home/ada/notes/demo.ipynb',
     workspace_note: '',

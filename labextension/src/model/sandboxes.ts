@@ -83,6 +83,10 @@ export class SandboxesModel implements ISandboxes {
     return [...this._state.templates.values()];
   }
 
+  get all(): readonly ISandboxInfo[] {
+    return [...this._state.sandboxes.values()];
+  }
+
   get(id: string): ISandboxInfo | null {
     return this._state.sandboxes.get(id) ?? null;
   }
@@ -121,6 +125,10 @@ export class SandboxesModel implements ISandboxes {
 
   fork(id: string): Promise<ISandboxInfo> {
     return this._api.fork(id);
+  }
+
+  open(id: string): Promise<void> {
+    return this._api.open(id);
   }
 
   stop(id: string): Promise<void> {
