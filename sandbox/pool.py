@@ -111,6 +111,15 @@ class WarmPool:
             self._refill(shape)
         return box
 
+    def next(self, shape: Shape) -> LiveSandbox | None:
+        """The one that `take` would give. Does not count as demand."""
+        boxes = self._ready.get(shape)
+        return boxes[-1] if boxes and boxes[-1].prepared else None
+
+    def put_away(self, box: LiveSandbox) -> None:
+        """Remove one that was taken, or what was given for it, when no start is under way; returns at once."""
+        self._spawn(self._put_away(box))
+
     def want(self, spec: SandboxSpec, *, cheap: bool = False) -> None:
         """Have sandboxes of this shape ready soon; returns at once.
 
@@ -289,6 +298,11 @@ class WarmPool:
                 if shape == keep:
                     return False
             return True
+
+    async def _put_away(self, box: LiveSandbox) -> None:
+        if self._quiet is not None:
+            await self._quiet()
+        await box.discard()
 
     async def _end(self, box: LiveSandbox) -> None:
         """Remove it entirely, also if whoever waits for that is cancelled."""

@@ -131,7 +131,37 @@ class Preparing(Registry):
             if box.kernel.token:
                 return box.kernel
             raise errors.ConflictError(f"Sandbox {box.info.id} has a kernel", hint="End it first.")
-        return await self.memory.restore_into(box, template)
+        return await self._kernel_of_prepared(box, template) or await self.memory.restore_into(box, template)
+
+    async def _kernel_of_prepared(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess | None:
+        """Where a notebook's kernels have left nothing, what is prepared takes the place of what its sandbox was."""
+        if box.info.kernel_id is None or box.gpus:
+            return None
+        waiting = self._pool.next(box.shape)
+        if waiting is None or waiting.info.snapshot != template:
+            return None
+        if not await box.instance.can_be_replaced_by(waiting.instance):
+            return None
+        prepared = self._pool.take(box.shape)
+        if prepared is None:
+            return None
+        try:
+            if not await box.give_way(prepared):
+                return None
+        finally:
+            self._pool.put_away(prepared)
+        kernel = box.kernel
+        assert kernel is not None
+        kernel.generation = box.info.generation + 1
+        box.tell(
+            generation=kernel.generation,
+            exit_code=None,
+            started_from=None,
+            started_ms=None,
+            snapshot=template,
+            phases_ms={"pool": 0.0},
+        )
+        return kernel
 
     async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
         """A prepared sandbox, unless its environment has changed since."""

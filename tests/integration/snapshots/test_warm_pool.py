@@ -103,6 +103,7 @@ async def test_a_restart_says_what_itself_took(places: Places, tmp_path: Path) -
         await until_prepared(client, 1)
         info, asked = await started(client, tmp_path)
         assert "pool" in info["phases_ms"]
+        await says(asked, "open('/tmp/left', 'w')")  # So that it stays in its sandbox.
         await client.post(f"/kernels/{asked['kernel_id']}/end", {"grace_s": 0})
         again = await client.post("/kernels", asked, timeout=120)
         assert (again["id"], again["started_from"], set(again["phases_ms"])) == (
