@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from warmcell.sandbox import errors
@@ -50,6 +50,8 @@ class Preparing(Registry):
         """Sandboxes whose template is being built elsewhere; what becomes of it is told as theirs."""
         self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
         """Makes who has a template settle before it is saved."""
+        self.rehearse: Callable[[LiveSandbox], Awaitable[None]] = _nothing
+        """Has a kernel that is to wait do beforehand what every kernel does first."""
 
     async def templates(self) -> list[TemplateInfo]:
         """The templates in use, by name and interpreter."""
@@ -184,6 +186,7 @@ class Preparing(Registry):
             known = await self._templates.find(box.spec)
             if known is not None:
                 await self._clone_template(box, known, ())
+                await self.rehearse(box)
                 return box
             await self._bring_up_prepared(box)
             await box.come_up()
@@ -322,6 +325,10 @@ class Preparing(Registry):
             prepared=sum(_template(one.spec) == key for one in self._pool.prepared()),
             prepared_bytes=0,
         )
+
+
+async def _nothing(box: LiveSandbox) -> None:
+    """It waits as it is."""
 
 
 def _template(spec: SandboxSpec) -> tuple[object, ...]:

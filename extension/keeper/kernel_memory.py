@@ -16,7 +16,7 @@ from typing import Any
 from warmcell.extension.keeper.front import Front, answer
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.kernels import Kernels
-from warmcell.extension.keeper.template_front import TemplateFront
+from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.coming import Coming
@@ -46,6 +46,7 @@ class KernelMemory:
         self._paths = paths
         kernels.front_of = self.front
         service.template_front = TemplateFront
+        service.rehearse = rehearse
 
     def front(self, kernel: Kernel, box: LiveSandbox) -> Frontend:
         """Who speaks with the kernel's process in this sandbox."""
