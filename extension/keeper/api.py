@@ -329,7 +329,7 @@ class KernelVerbHandler(Handler):
         else:
             server = body.get("server")
             server = None if server is None else _text(server, "server")
-            self.keeper.memory.finish(kernels.adopt(kernel_id, server=server, owner_pid=self.peer()[0]))
+            kernels.adopt(kernel_id, server=server, owner_pid=self.peer()[0])
         self.answer(kernels.get(kernel_id).describe())
 
 

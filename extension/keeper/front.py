@@ -58,7 +58,6 @@ class Front:
             "inherited": list(self._inherited),
             "info": self._info,
             "asks": self._kernel.asks,
-            "unfinished": self._kernel.put_off and bool(self._inherited),
         }
 
     async def pause(self, *, token: str) -> None:
@@ -85,7 +84,6 @@ class Front:
         await unless_dead(kernel, back)
         if restored and record.get("asks"):  # It was saved at its own wish, and waits to be told.
             await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
-        self._kernel.unfinished = False
         if self._kernel.process is not kernel:
             self._followed(self._kernel, kernel, self._box)
 
@@ -95,7 +93,6 @@ class Front:
 
     async def sleep(self, record: Mapping[str, Any]) -> None:
         """Answer for a kernel that is not there, and have it woken for the rest."""
-        self._kernel.unfinished = record.get("unfinished") is True
         await self._kernel.proxy.suspended(
             info=record.get("info"),
             on_wake=lambda: self._wake(self._kernel),

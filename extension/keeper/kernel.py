@@ -47,10 +47,6 @@ class Kernel:
     """Token of the wish that its cell waits for, while that is done."""
     waking: bool = False
     """Something that a client wants of it has it resumed now."""
-    put_off: bool = False
-    """It is suspended because its server or its keeper goes, not because anybody wants it to stop working."""
-    unfinished: bool = False
-    """It was put off in the middle of a cell, so the next server has it go on."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

@@ -76,7 +76,6 @@ class KernelMemory:
                 )
             if self._service.info(sandbox_id).state is State.SUSPENDED:  # somebody else was faster
                 return self._service.info(sandbox_id)
-            kernel.put_off = self._kernels.closed or (kernel.owner is not None and kernel.owner.leaving)
             return await self._service.suspend(sandbox_id)
 
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
@@ -281,9 +280,6 @@ class KernelMemory:
             except (errors.WarmcellError, KeyError) as error:
                 log.error("suspended kernel %s cannot be taken up: %s", info.kernel_id, error)
                 self._kernels.ledger.lose(info.kernel_id or "", str(error))
-        for kernel in self._kernels.all():
-            if kernel.owned:
-                self.finish(kernel)
         for box in reversed(revived):  # The one that was suspended last is the likeliest.
             self._service.memory.twins.want(box)
 
@@ -336,11 +332,6 @@ class KernelMemory:
         kernel.sandbox_id, kernel.started = info.id, True
         self._kernels.note(kernel)
         return info
-
-    def finish(self, kernel: Kernel) -> None:
-        """A server has it that stays: what it was put off from goes on, although nobody asks for anything."""
-        if kernel.unfinished:
-            self._on_wake(kernel)
 
     def _on_wake(self, kernel: Kernel) -> None:
         if not kernel.waking:  # What fails sleeps again, and is woken by what still waits until that is answered.

@@ -17,7 +17,7 @@ from warmcell.sandbox.errors import ConflictError, NotFoundError, TransportError
 LEAVING_PATIENCE_S: Final = 60.0
 """A server begins to serve without the kernels that one which is ending has not saved by then; they come later."""
 
-LATE_S: Final = 30.0
+LATE_S: Final = 120.0
 """A server that does not say yet that it is ending is followed for so long: a signal may be on its way. What two
 servers of one folder do later is their own affair."""
 

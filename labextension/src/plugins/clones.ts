@@ -60,7 +60,7 @@ export const clones: JupyterFrontEndPlugin<void> = {
             path ?? name,
             sandbox.id
           ),
-        detail: () => words.state(sandbox.state, trans),
+        detail: () => (sandbox.state === 'running' ? '' : words.state(sandbox.state, trans)),
         ...(path === null
           ? {}
           : {
