@@ -56,7 +56,7 @@ bench: setup-dev
 long: setup-dev
 	mkdir -p .cache
 	{ date -u; CI=$(if $(TEST_ARGS),,true) $(BIN)/python -m pytest --long -v -rP --durations=0 $(TEST_ARGS); } 2>&1 \
-	  | sed 's|$(CURDIR)|.|g' | tee .cache/long.log
+	  | sed -u 's|$(CURDIR)|.|g' | tee .cache/long.log
 	$(if $(TEST_ARGS),,mv .cache/long.log benchmarks/results/long-$$(date -u +%Y-%m-%d).log)
 
 docs: setup-dev

@@ -327,7 +327,7 @@ class KernelMemory:
                 frontend=lambda box: self.front(kernel, box),
             )
         except BaseException:
-            await self._kernels.remove(kernel_id)
+            await to_its_end(self._kernels.remove(kernel_id))  # The fork may be given up while one clone already goes.
             raise
         kernel.sandbox_id, kernel.started = info.id, True
         self._kernels.note(kernel)
@@ -352,6 +352,16 @@ class KernelMemory:
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
         return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
+
+
+async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
+    """Do it, also if whoever waits for that is cancelled meanwhile."""
+    work = asyncio.create_task(what)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
 
 
 def _result(run_directory: Path) -> bytes | None:

@@ -200,8 +200,9 @@ class Trials:
             return "lost"
 
     async def _nothing_left(self, client: KeeperClient) -> None:
-        """No process, no directory of a sandbox, no snapshot, no image."""
-        shelves = (self.paths.sandboxes, self.paths.snapshots, self.paths.images / str(os.getuid()))
+        """No process, no directory of a sandbox or of a kernel's sockets, no snapshot, no image."""
+        images = self.paths.images / str(os.getuid())
+        shelves = (self.paths.sandboxes, self.paths.kernels, self.paths.snapshots, images)
 
         def left() -> list[str]:
             entries = [str(one) for each in shelves if each.exists() for one in each.iterdir()]
