@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start
+from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
 from benchmarks.server import Channels, JupyterServer
 from tests.leaks import own_places
@@ -25,6 +25,7 @@ async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) 
         for engine in engines:
             places = stack.enter_context(own_places())
             server = await stack.enter_async_context(JupyterServer(places, settings=STARTS[engine]))
+            await in_use(server, prepared=True)
             kernels[engine] = await _ready(server, OURS, stack)
             await server.warm()
         kernels[None] = await _ready(server, PLAIN, stack)

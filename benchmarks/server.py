@@ -91,10 +91,10 @@ class JupyterServer:
         self._process.kill()
         await self._process.wait()
 
-    async def stop(self) -> None:
+    async def stop(self, *, timeout: float = END_TIMEOUT_S) -> None:
         """SIGTERM the server alone, and wait for its end; it does with its kernels what it always does."""
         self._process.terminate()
-        async with asyncio.timeout(END_TIMEOUT_S):
+        async with asyncio.timeout(timeout):
             await self._process.wait()
 
     async def start_kernel(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""A provisioner's connection to the keeper, from whatever event loop asks.
+"""A Jupyter process's connection to the keeper, from whatever event loop asks.
 
 jupyter_client runs the calls of a synchronous KernelManager in loops that change, and a connection belongs to one.
 """
@@ -43,10 +43,25 @@ class KeeperLink:
             try:
                 return await request(shared.client)
             except TransportError:
-                if _shared().get(self.paths) is shared:  # It is no good for the others either.
-                    del _shared()[self.paths]
-                await self.close()
+                await self.drop(shared.client)
         return await request((await self._connect(start=start, patience_s=patience_s)).client)
+
+    async def client(self, *, start: bool = False, patience_s: float | None = None) -> KeeperClient:
+        """The connection of this loop, made if there is none; whoever finds that it is dead says so to `drop`.
+
+        Raises:
+            TransportError: There is no keeper.
+        """
+        shared = self._joined(_shared().get(self.paths))
+        return (shared or await self._connect(start=start, patience_s=patience_s)).client
+
+    async def drop(self, client: KeeperClient) -> None:
+        """That connection is a dead one. One that was made anew meanwhile stays."""
+        mine = self._mine.get(asyncio.get_running_loop())
+        if mine is not None and mine.client is client:
+            if _shared().get(self.paths) is mine:  # It is no good for the others either.
+                del _shared()[self.paths]
+            await self.close()
 
     async def close(self) -> None:
         """Let go of the connection of this loop; the last one that has it drops it. Idempotent."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -34,6 +35,8 @@ RESTART_GRACE_S: Final = 0.3
 SHUTDOWN_GRACE_S: Final = 1.0
 """How long a kernel has, once it was asked to shut down, before it is killed."""
 TCP_ATTEMPTS: Final = 3
+FRESH_S: Final = 0.5
+"""So soon after its start a kernel is not asked for again: a websocket that opens right then need not wait for it."""
 GONE: Final = 1
 """Exit code of a kernel that nobody knows any more."""
 
@@ -124,6 +127,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         self._folder = ""
         self._epoch = 0
         """Counts starts and ends, so that an answer from before one is known as old."""
+        self._fresh_until = 0.0
+        """Before this time, of the monotonic clock, it is known to live."""
 
     # What Jupyter asks about.
 
@@ -136,6 +141,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """None while the kernel runs, and where that cannot be known; else its exit code."""
         if not self._running:
             return self._exit_code or 0
+        if time.monotonic() < self._fresh_until:
+            return None
         epoch = self._epoch
         try:
             kernel = await self._keeper.ask(
@@ -196,6 +203,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
     async def send_signal(self, signum: int) -> None:
         """Signal the kernel's process group; SIGINT interrupts what runs."""
         if self._running and signum:
+            self._fresh_until = 0.0
             await self._tell("signal", {"signum": int(signum)})
 
     async def terminate(self, restart: bool = False) -> None:
@@ -206,12 +214,14 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """End the process at once. The sandbox stays."""
         if self._running:
             self._epoch += 1
+            self._fresh_until = 0.0
             await self._tell("end", {"grace_s": 0.0})
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Give the kernel, which was asked to leave, a moment to do so; returns when its process is gone."""
         if self._running:
             self._epoch += 1
+            self._fresh_until = 0.0
             grace = RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S
             await self._tell("end", {"grace_s": grace, "restart": restart})
 
@@ -267,10 +277,15 @@ class WarmcellProvisioner(KernelProvisionerBase):
         body = {"sessions": [dict(one) for one in sessions], "notebook": notebook, "session_name": notebook}
         await self._keeper.ask(lambda it: it.post(f"{self._path()}/sessions", body))
 
+    async def will_leave(self) -> None:
+        """Say that this process is about to leave the kernel, so that its next server waits for that."""
+        await self._tell("leave", {"soon": True}, timeout=POLL_TIMEOUT_S)
+
     async def leave(self) -> None:
         """This process has nothing to do with the kernel any more, which stays with the keeper."""
         self._running = False
         self._epoch += 1
+        await self._tell("leave", {}, timeout=POLL_TIMEOUT_S)
         await self._keeper.close()
 
     async def _kernel(self) -> Mapping[str, Any]:
@@ -309,6 +324,7 @@ class WarmcellProvisioner(KernelProvisionerBase):
             await self._keeper.close()  # Jupyter drops a provisioner that did not start, without another word.
             raise
         self._begin()
+        self._fresh_until = time.monotonic() + FRESH_S
         return self.connection_info
 
     async def _start(self, body: dict[str, Any]) -> Any:
@@ -353,10 +369,10 @@ class WarmcellProvisioner(KernelProvisionerBase):
     def _path(self) -> str:
         return f"/kernels/{self.kernel_id}"
 
-    async def _tell(self, verb: str, body: Mapping[str, Any]) -> None:
+    async def _tell(self, verb: str, body: Mapping[str, Any], **how: float) -> None:
         """A verb on the kernel. One that is gone needs it no more; after another failure Jupyter tries harder."""
         try:
-            await self._keeper.ask(lambda it: it.post(f"{self._path()}/{verb}", dict(body)))
+            await self._keeper.ask(lambda it: it.post(f"{self._path()}/{verb}", dict(body), **how))
         except (NotFoundError, TransportError) as error:
             self.log.debug("Kernel %s was not there for %s: %s", self.kernel_id, verb, error)
         except WarmcellError as error:

@@ -63,6 +63,14 @@ class GuestChannel:
     def __init__(self, run_directory: Path) -> None:
         self._run_directory = run_directory
         self._open: set[asyncio.StreamWriter] = set()
+        self.asked = 0
+        """Requests until now."""
+        self._under_way = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked of the guest, and nothing that was asked for goes on."""
+        return self._under_way == 0
 
     @classmethod
     async def open(cls, run_directory: Path, *, timeout: float = 10.0) -> Self:
@@ -295,7 +303,7 @@ class GuestChannel:
             yield reader, writer
 
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
-        """The present state, then every change, until the guest is gone.
+        """The present state, with the latest ends of kernels, then every change, until the guest is gone.
 
         Each is checked: `{"event": "template", …}` has the fields of `TemplateStatus`, `{"event": "kernel", …}` has
         `pid`, `state` ("running" or "exited") and, when it has exited, `exit_code`. Other kinds are left out.
@@ -336,6 +344,18 @@ class GuestChannel:
                 f"A request of {len(line)} bytes is more than a sandbox takes",
                 hint="Make the environment or the command shorter.",
             )
+        self.asked += 1
+        self._under_way += 1
+        try:
+            async with self._answered(line, request, timeout=timeout) as opened:
+                yield opened
+        finally:
+            self._under_way -= 1
+
+    @contextlib.asynccontextmanager
+    async def _answered(
+        self, line: bytes, request: Mapping[str, object], *, timeout: float
+    ) -> AsyncGenerator[tuple[Mapping[str, Any], asyncio.StreamReader, asyncio.StreamWriter]]:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for may lose a cancellation
             connection = await connect(self._run_directory)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)

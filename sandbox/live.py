@@ -51,6 +51,8 @@ class LiveSandbox(Box):
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
         self._coming_up = asyncio.Lock()
+        self.stays = False
+        """It outlives the sandbox from which it was made: a clone that a Jupyter server has."""
 
     @property
     def prepared(self) -> bool:
@@ -73,6 +75,25 @@ class LiveSandbox(Box):
         """Kill a kernel that has come with it, and is not wanted. Nothing happens when it is gone."""
         with contextlib.suppress(errors.NotFoundError):
             await self._reached().signal(pid, signal.SIGKILL, group=True)
+
+    async def give_way(self, other: "LiveSandbox") -> bool:
+        """Exchange what is behind this one with `other`, which has a kernel already, if the next kernel misses nothing
+        there; whether it was done. `other` is then what is to be removed.
+        """
+        exchanged = False
+        try:
+            for box in (self, other):
+                await box.unwatch()
+            channel = self._reached()
+            asked = channel.asked
+            if channel.idle and await self.instance.can_be_replaced_by(other.instance) and channel.asked == asked:
+                await self.become(other)  # Without a wait, so nobody has asked anything of it since.
+                self.named, other.named = other.named, self.named
+                exchanged = True
+        finally:
+            if not exchanged:
+                self.watch()
+        return exchanged
 
     async def prepare(self) -> None:
         """Start the imports, here or in a process that is shared; `template_settled` and the template's status tell."""

@@ -36,6 +36,9 @@ FORGOTTEN_S = 600.0
 EMPTY_BYTES = 8 * 2**20
 """A sandbox with no process but its first takes less."""
 
+RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""After a sandbox that could not be made: what was in the way may have gone. Then demand has to come again."""
+
 TEND_S = 5.0
 """How often to look for what is too much."""
 
@@ -107,6 +110,15 @@ class WarmPool:
         if shape in self._cheap:
             self._refill(shape)
         return box
+
+    def next(self, shape: Shape) -> LiveSandbox | None:
+        """The one that `take` would give. Does not count as demand."""
+        boxes = self._ready.get(shape)
+        return boxes[-1] if boxes and boxes[-1].prepared else None
+
+    def put_away(self, box: LiveSandbox) -> None:
+        """Remove one that was taken, or what was given for it, when no start is under way; returns at once."""
+        self._spawn(self._put_away(box))
 
     def want(self, spec: SandboxSpec, *, cheap: bool = False) -> None:
         """Have sandboxes of this shape ready soon; returns at once.
@@ -189,10 +201,16 @@ class WarmPool:
 
     def _refill(self, shape: Shape) -> None:
         if not self._closed and shape not in self._filling and shape not in self._too_large:
-            task = self._filling[shape] = self._spawn(self._fill(shape, self._specs[shape]))
-            task.add_done_callback(lambda _: self._filling.pop(shape, None))
+            self._filling[shape] = self._spawn(self._filled(shape))
+
+    async def _filled(self, shape: Shape) -> None:
+        try:
+            await self._fill(shape, self._specs[shape])
+        finally:  # At once: who takes one in the next moment has to find that nobody is at it.
+            del self._filling[shape]
 
     async def _fill(self, shape: Shape, spec: SandboxSpec) -> None:
+        pauses_s = iter(RETRY_PAUSES_S)
         while True:
             if self._quiet is not None:
                 await self._quiet()
@@ -204,7 +222,12 @@ class WarmPool:
                 box = await self._make(spec)
             except WarmcellError as error:
                 log.warning("no sandbox could be prepared for template %s: %s", spec.template, error)
-                return
+                pause_s = next(pauses_s, None)
+                if pause_s is None:
+                    return
+                await asyncio.sleep(pause_s)
+                continue
+            pauses_s = iter(RETRY_PAUSES_S)
             if not box.prepared:
                 log.warning("template %s did not become ready; nothing is kept prepared for it", spec.template)
                 await self._end(box)
@@ -275,6 +298,11 @@ class WarmPool:
                 if shape == keep:
                     return False
             return True
+
+    async def _put_away(self, box: LiveSandbox) -> None:
+        if self._quiet is not None:
+            await self._quiet()
+        await box.discard()
 
     async def _end(self, box: LiveSandbox) -> None:
         """Remove it entirely, also if whoever waits for that is cancelled."""

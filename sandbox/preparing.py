@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from warmcell.sandbox import errors
@@ -50,6 +50,8 @@ class Preparing(Registry):
         """Sandboxes whose template is being built elsewhere; what becomes of it is told as theirs."""
         self.template_front: Callable[[LiveSandbox], Frontend | None] = lambda box: None
         """Makes who has a template settle before it is saved."""
+        self.rehearse: Callable[[LiveSandbox], Awaitable[None]] = _nothing
+        """Has a kernel that is to wait do beforehand what every kernel does first."""
 
     async def templates(self) -> list[TemplateInfo]:
         """The templates in use, by name and interpreter."""
@@ -131,7 +133,37 @@ class Preparing(Registry):
             if box.kernel.token:
                 return box.kernel
             raise errors.ConflictError(f"Sandbox {box.info.id} has a kernel", hint="End it first.")
-        return await self.memory.restore_into(box, template)
+        return await self._kernel_of_prepared(box, template) or await self.memory.restore_into(box, template)
+
+    async def _kernel_of_prepared(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess | None:
+        """Where a notebook's kernels have left nothing, what is prepared takes the place of what its sandbox was."""
+        if box.info.kernel_id is None or box.gpus:
+            return None
+        waiting = self._pool.next(box.shape)
+        if waiting is None or waiting.info.snapshot != template:
+            return None
+        if not await box.instance.can_be_replaced_by(waiting.instance):
+            return None
+        prepared = self._pool.take(box.shape)
+        if prepared is None:
+            return None
+        try:
+            if not await box.give_way(prepared):
+                return None
+        finally:
+            self._pool.put_away(prepared)
+        kernel = box.kernel
+        assert kernel is not None
+        kernel.generation = box.info.generation + 1
+        box.tell(
+            generation=kernel.generation,
+            exit_code=None,
+            started_from=None,
+            started_ms=None,
+            snapshot=template,
+            phases_ms={"pool": 0.0},
+        )
+        return kernel
 
     async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
         """A prepared sandbox, unless its environment has changed since."""
@@ -143,14 +175,22 @@ class Preparing(Registry):
         return None
 
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:
-        """A sandbox for the pool: up, and its template settled."""
+        """A sandbox for the pool: up, and its template settled. One that is not from a template's snapshot, where there
+        is one, would be of no use to a start.
+
+        Raises:
+            WarmcellError: It could not be made.
+        """
         box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
         try:
             known = await self._templates.find(box.spec)
-            if not await self._from_template(box, ()):
-                await self._bring_up_prepared(box)
-                await box.come_up()
-            came_meanwhile = known is None and await self._templates.find(box.spec) is not None
+            if known is not None:
+                await self._clone_template(box, known, ())
+                await self.rehearse(box)
+                return box
+            await self._bring_up_prepared(box)
+            await box.come_up()
+            came_meanwhile = await self._templates.find(box.spec) is not None
         except BaseException:
             await box.stop()
             raise
@@ -165,14 +205,17 @@ class Preparing(Registry):
         if template is None:
             return False
         try:
-            await self.memory.clone(box, template, devices)
+            await self._clone_template(box, template, devices)
         except errors.WarmcellError as error:
             log.warning("sandbox %s does not come from its template's snapshot: %s", box.info.id, error)
             await box.discard()
             box.kernel = None
             return False
-        box.tell(template=self._templates.status(template))
         return True
+
+    async def _clone_template(self, box: LiveSandbox, template: SnapshotId, devices: tuple[GpuDevice, ...]) -> None:
+        await self.memory.clone(box, template, devices)
+        box.tell(template=self._templates.status(template))
 
     async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
         """A kernel that has imported what it is to import, saved before anybody uses it."""
@@ -282,6 +325,10 @@ class Preparing(Registry):
             prepared=sum(_template(one.spec) == key for one in self._pool.prepared()),
             prepared_bytes=0,
         )
+
+
+async def _nothing(box: LiveSandbox) -> None:
+    """It waits as it is."""
 
 
 def _template(spec: SandboxSpec) -> tuple[object, ...]:

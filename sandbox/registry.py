@@ -140,7 +140,7 @@ class Registry:
         return spec
 
     async def stop(self, sandbox_id: SandboxId) -> None:
-        """Stop it, and what was made from inside it, also while it comes up. Idempotent: an unknown id is gone.
+        """Stop it, and what was made from it and does not stay, also while it comes up. Idempotent.
 
         Raises:
             OperationTimeoutError: Processes of it do not end. It stays listed, and keeps its GPUs.
@@ -192,7 +192,7 @@ class Registry:
         return box is not None and box.info.state is State.RUNNING
 
     async def _stop_children(self, sandbox_id: SandboxId) -> None:
-        children = [info.id for info in self.infos() if info.parent == sandbox_id]
+        children = [box.info.id for box in self._boxes.values() if box.info.parent == sandbox_id and not box.stays]
         await asyncio.gather(*(self.stop(child) for child in children))
 
     def images_in_use(self) -> set[str]:

@@ -154,6 +154,7 @@ class Saving(Saved):
                     then=then,
                     while_frozen=while_frozen,
                     when_stopped=None if coming is None or engine.whole else when_stopped,
+                    passing=kind == "fork",
                 )
             )
             thawed = asyncio.ensure_future(frozen.wait())

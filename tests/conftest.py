@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 
+from benchmarks import machine
 from tests.engines import docker, dockerd
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
+from warmcell.sandbox.helper import program
+from warmcell.sandbox.helper.problems import HelperError
+from warmcell.sandbox.snapshots.criu import helper_environment
 
 __all__ = ["docker", "dockerd"]
 """Fixtures from elsewhere."""
@@ -31,6 +35,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: the long form of a test; runs with --long (make long)")
     for name, lane in LANES.items():
         config.addinivalue_line("markers", f"{name}: lane: {lane.about}")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """The log of the long tests is kept, so it says of what and where it is."""
+    if not config.getoption("--long"):
+        return []
+    try:
+        criu = program.find(helper_environment()).version
+    except HelperError as error:
+        criu = error.message
+    return [
+        f"commit: {machine.commit()} (+: with changes)",
+        f"machine: {machine.sentence(machine.describe())}",
+        f"CRIU: {criu}",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -66,7 +66,7 @@ class KeeperApi:
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
-                (r"/kernels/([^/]+)/(signal|end|adopt|sessions)", KernelVerbHandler),
+                (r"/kernels/([^/]+)/(signal|end|adopt|leave|sessions)", KernelVerbHandler),
             ],
             scope=None,
         )
@@ -294,6 +294,10 @@ class KernelHandler(Handler):
         if wait is not None:
             timeout = _number(_parsed(wait), "wait", most=LONGEST_WAIT_S)
             await self.unless_gone(kernels.wait(kernel_id, timeout=timeout))
+        unowned = self.get_query_argument("unowned", None)
+        if unowned is not None:
+            timeout = _number(_parsed(unowned), "unowned", most=LONGEST_WAIT_S)
+            await self.unless_gone(kernels.unowned(kernel_id, timeout=timeout))
         self.answer(kernels.get(kernel_id).describe())
 
     async def delete(self, kernel_id: str) -> None:
@@ -311,7 +315,7 @@ class OpenSessions(Wire):
 
 
 class KernelVerbHandler(Handler):
-    """Signal a kernel, end its process, own it, or say what is open on it."""
+    """Signal a kernel, end its process, own it or let go of it, or say what is open on it."""
 
     async def post(self, kernel_id: str, verb: str) -> None:
         kernels, body = self.keeper.kernels, self.body()
@@ -323,6 +327,8 @@ class KernelVerbHandler(Handler):
         elif verb == "sessions":
             said = OpenSessions.from_json(body)
             kernels.set_sessions(kernel_id, said.sessions, notebook=said.notebook, session_name=said.session_name)
+        elif verb == "leave":
+            kernels.leave(kernel_id, owner_pid=self.peer()[0], soon=body.get("soon") is True)
         else:
             server = body.get("server")
             server = None if server is None else _text(server, "server")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from warmcell.extension.keeper.ledger import KernelNote, SessionNote
-from warmcell.extension.keeper.owners import OwnerWatch
+from warmcell.extension.keeper.owners import OwnerWatch, process_name
 from warmcell.kernel_provisioner.proxy import KernelProxy
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.models import SandboxId, SandboxSpec, Wire
@@ -58,6 +58,11 @@ class Kernel:
     def alive(self) -> bool:
         return self.process is not None and self.process.alive
 
+    @property
+    def owned(self) -> bool:
+        """Whether a process that lives has it."""
+        return self.owner is not None and self.owner.alive
+
     def describe(self) -> dict[str, Any]:
         """A row of `GET /kernels`. It has the key, so it never leaves the keeper's socket."""
         return {
@@ -69,7 +74,8 @@ class Kernel:
             "notebook": self.request.notebook,
             "kernel_name": self.request.kernel_name,
             "server": self.request.server,
-            "server_alive": self.owner is not None and self.owner.alive,
+            "server_alive": self.owned,
+            "server_leaving": self.owned and self.owner is not None and self.owner.leaving,
             "busy": self.proxy.busy,
             "cwd": self.request.cwd,
             "session_name": self.request.env.get("JPY_SESSION_NAME"),
@@ -85,6 +91,7 @@ class Kernel:
             session_name=self.request.env.get("JPY_SESSION_NAME"),
             kernel_name=self.request.kernel_name,
             sessions=self.sessions,
+            owner=process_name(self.owner.pid) if self.owner is not None and self.owned else "",
         )
 
     def call(self, *, notebook: str | None, session_name: str | None) -> None:

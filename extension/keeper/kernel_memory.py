@@ -16,7 +16,7 @@ from typing import Any
 from warmcell.extension.keeper.front import Front, answer
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.kernels import Kernels
-from warmcell.extension.keeper.template_front import TemplateFront
+from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.coming import Coming
@@ -46,6 +46,7 @@ class KernelMemory:
         self._paths = paths
         kernels.front_of = self.front
         service.template_front = TemplateFront
+        service.rehearse = rehearse
 
     def front(self, kernel: Kernel, box: LiveSandbox) -> Frontend:
         """Who speaks with the kernel's process in this sandbox."""
@@ -326,7 +327,7 @@ class KernelMemory:
                 frontend=lambda box: self.front(kernel, box),
             )
         except BaseException:
-            await self._kernels.remove(kernel_id)
+            await to_its_end(self._kernels.remove(kernel_id))  # The fork may be given up while one clone already goes.
             raise
         kernel.sandbox_id, kernel.started = info.id, True
         self._kernels.note(kernel)
@@ -351,6 +352,16 @@ class KernelMemory:
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
         return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
+
+
+async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
+    """Do it, also if whoever waits for that is cancelled meanwhile."""
+    work = asyncio.create_task(what)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
 
 
 def _result(run_directory: Path) -> bytes | None:

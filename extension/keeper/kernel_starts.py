@@ -184,9 +184,11 @@ class KernelStarts:
         oom_before = box.oom_kills()
         process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
         started = time.perf_counter()
+        oom_before = min(oom_before, box.oom_kills())  # What is behind the sandbox may be another one now.
         box.frontend = self.front_of(kernel, box)
         self.spawn(self._watch(kernel, process, box, oom_before))
         if process.token:  # It has been up for a while, and waits for somebody to become.
+            self.sandbox_in_use(box)
             prefix, token = str(process.socket_prefix), process.token
             go_on = kernel.proxy.go_on(
                 prefix,

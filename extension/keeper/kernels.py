@@ -8,6 +8,7 @@ import signal
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.kernel_starts import KernelStarts
 from warmcell.extension.keeper.ledger import SessionNote
+from warmcell.extension.keeper.owners import pid_of
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import State
@@ -79,6 +80,9 @@ class Kernels(KernelStarts):
         """A kernel that the keeper before had is here; it keeps its sessions and the name of its notebook."""
         note = self.ledger.take_up(kernel.request.kernel_id)
         if note is not None:
+            owner = pid_of(note.owner)
+            if owner is not None:  # its server has seen the keeper go, and goes on
+                self._own(kernel, owner)
             kernel.sessions = note.sessions
             kernel.call(notebook=note.notebook, session_name=note.session_name)
             box = self._find(kernel)
@@ -143,9 +147,45 @@ class Kernels(KernelStarts):
         persistent = kernel.request.persistent or server is not None
         kernel.request = dataclasses.replace(kernel.request, server=server, persistent=persistent)
         self._own(kernel, owner_pid)
+        box = self._find(kernel)
+        if box is not None and persistent:
+            box.stays = True
         self.note(kernel)
         log.info("kernel %s adopted by process %d for %s", kernel_id, owner_pid, server)
         return kernel
+
+    def leave(self, kernel_id: str, *, owner_pid: int, soon: bool) -> Kernel:
+        """The process that owns it lets go of it, so that another one may adopt it.
+
+        Args:
+            kernel_id: Which.
+            owner_pid: Of whom this comes. From others than the owner it means nothing.
+            soon: Not yet, but before long: whoever comes for it had better wait.
+        """
+        kernel = self.get(kernel_id)
+        if kernel.owner is not None and kernel.owner.pid == owner_pid and kernel.request.persistent:
+            if soon:
+                kernel.owner.leaving = True
+            else:
+                kernel.owner.close()
+                kernel.owner = None
+                self.note(kernel)
+        return kernel
+
+    async def unowned(self, kernel_id: str, *, timeout: float) -> Kernel:
+        """Wait until no process owns it, at most `timeout` seconds.
+
+        Raises:
+            NotFoundError: It is removed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while (kernel := self.get(kernel_id)).owned:
+                    assert kernel.owner is not None
+                    await kernel.owner.over.wait()
+        except TimeoutError:
+            pass
+        return self.get(kernel_id)
 
     def set_sessions(
         self, kernel_id: str, sessions: tuple[SessionNote, ...], *, notebook: str | None, session_name: str | None

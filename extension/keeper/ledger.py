@@ -45,6 +45,8 @@ class KernelNote(Wire):
     """What its code sees as JPY_SESSION_NAME."""
     kernel_name: str = ""
     sessions: tuple[SessionNote, ...] = ()
+    owner: str = ""
+    """The process that has it, as `owners.process_name` calls it. It may have ended since."""
     why: str = ""
     """Why it is lost; empty while it is not."""
     lost_at: float = 0.0

@@ -3,18 +3,39 @@
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
+
+from warmcell.sandbox.backends.processes import start_time
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def process_name(pid: int) -> str:
+    """What no other process is ever called, although pids are used again. Empty: it has ended, or is not in sight."""
+    started = start_time(pid) if pid > 0 else None
+    return "" if started is None else f"{pid}-{started}-{BOOT.read_text().strip()}"
+
+
+def pid_of(name: str) -> int | None:
+    """The process of this name, if it lives."""
+    pid = name.partition("-")[0]
+    return int(pid) if pid.isdecimal() and process_name(int(pid)) == name else None
 
 
 class OwnerWatch:
     """Calls back when a process has ended; `alive` says whether it still runs."""
 
     def __init__(self, pid: int, ended: Callable[[], None]) -> None:
-        """A process that is gone already is reported from the loop, as if it ended now.
+        """A process that is gone already is reported from the loop, as if it ended now. `ended` is not called twice.
 
         One that cannot be seen from here (pid 0: it lives in a pid namespace beside ours) counts as alive.
         """
         self.pid = pid
         self.alive = True
+        self.leaving = False
+        """It has said that it will let go."""
+        self.over = asyncio.Event()
+        """Set when it has ended, or owns no more."""
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._fd: int | None = None
@@ -30,6 +51,7 @@ class OwnerWatch:
 
     def close(self) -> None:
         """Watch no longer. Idempotent."""
+        self.over.set()
         if self._soon is not None:
             self._soon.cancel()
             self._soon = None

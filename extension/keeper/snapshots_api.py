@@ -77,6 +77,7 @@ class SnapshotsHandler(_Handler):
                 "unreadable": [{"id": one.id, "error": one.error.to_json()} for one in unreadable],
                 "used_bytes": self.api.store.used_bytes,
                 "quota_bytes": self.api.store.quota_bytes,
+                "imports": self.api.imports,
             }
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -24,7 +25,10 @@ WARMUP_TIMEOUT_S = 300.0
 WARMUP = "warm-up"
 """Stands among the modules that failed."""
 
-FIRST_CELL = "get_ipython().display_formatter.format(0)"
+IDLE_TIMEOUT_S = 2.0
+"""After a reply, for the word that ends its request. Nothing breaks without it."""
+
+FIRST_CELL = "get_ipython().display_formatter.format(0); print(flush=True)"
 
 _FUNCTION = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
@@ -57,7 +61,7 @@ class TemplateFront:
                 async with asyncio.timeout(READY_TIMEOUT_S):
                     await client._async_wait_for_ready(timeout=READY_TIMEOUT_S)
                 # What every kernel's first cell would load, and its first result, of which nothing is kept.
-                await _executed(client, FIRST_CELL, timeout_s=ANSWER_TIMEOUT_S)
+                await _first_cell(client)
             except TimeoutError as error:
                 raise errors.OperationTimeoutError(
                     "The template's kernel does not answer", hint="Try again."
@@ -89,6 +93,30 @@ class TemplateFront:
 
     async def sleep(self, record: Mapping[str, Any]) -> None:
         """It has no clients."""
+
+
+async def rehearse(box: LiveSandbox) -> None:
+    """Have a kernel that waits in a prepared sandbox come to life, run a first cell, and wait again.
+
+    A restored kernel gets each page that it writes for the first time by a fault, some two thousand until its first
+    reply. Now nobody waits for that.
+
+    Raises:
+        WarmcellError: It does not answer, and is of no use.
+    """
+    kernel = box.kernel
+    if kernel is None or not kernel.token:
+        return
+    token, kernel.token = kernel.token, ""
+    again = secrets.token_hex(16)
+    async with connected(kernel) as client:
+        await ask(client, "warmcell_after_restore_request", {"token": token, "clone": True})
+        try:
+            await _first_cell(client)
+        except TimeoutError as error:
+            raise errors.OperationTimeoutError("A prepared kernel does not answer", hint="Try again.") from error
+        await ask(client, "warmcell_before_snapshot_request", {"token": again})
+    kernel.token = again
 
 
 @contextlib.asynccontextmanager
@@ -143,13 +171,32 @@ def warmup_code(what: str) -> str:
     return f"exec(compile({json.dumps(what)}, '<{WARMUP}>', 'exec'), {{'__name__': '__warmup__'}})"
 
 
+async def _first_cell(client: AsyncKernelClient) -> None:
+    """Run it to its very end: what is said of it later would be kept for whoever comes next.
+
+    Raises:
+        TimeoutError: There was no reply.
+    """
+    msg_id = client.execute(FIRST_CELL, silent=False, store_history=False)
+    await _reply(client, msg_id, timeout_s=ANSWER_TIMEOUT_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(IDLE_TIMEOUT_S):
+            while True:
+                said = await client.get_iopub_msg()
+                if said["parent_header"].get("msg_id") == msg_id and said["content"].get("execution_state") == "idle":
+                    return
+
+
 async def _executed(client: AsyncKernelClient, code: str, *, timeout_s: float) -> Mapping[str, Any]:
     """The reply to a cell that nobody sees.
 
     Raises:
         TimeoutError: There was none.
     """
-    msg_id = client.execute(code, silent=True, store_history=False)
+    return await _reply(client, client.execute(code, silent=True, store_history=False), timeout_s=timeout_s)
+
+
+async def _reply(client: AsyncKernelClient, msg_id: str, *, timeout_s: float) -> Mapping[str, Any]:
     async with asyncio.timeout(timeout_s):
         while (reply := await client.get_shell_msg())["parent_header"].get("msg_id") != msg_id:
             pass

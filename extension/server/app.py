@@ -1,8 +1,7 @@
 """Where the extension is put together: configuration, routes, kernels that outlived another server."""
 
 import asyncio
-import contextlib
-from typing import Any, cast
+from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.gateway.gateway_client import GatewayClient
@@ -15,9 +14,10 @@ from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
-from warmcell.extension.server.sessions import RememberingSessionManager, remembering
+from warmcell.extension.server.managers import use_prompt_managers
+from warmcell.extension.server.sessions import remembering
+from warmcell.extension.server.takeover import Takeover
 from warmcell.extension.server.websocket import use_prompt_connections
-from warmcell.kernel_provisioner.adopt import adopt
 from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
 from warmcell.sandbox.errors import WarmcellError
 
@@ -74,7 +74,10 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
         use_prompt_connections(self.settings)
+        if isinstance(self.serverapp.kernel_manager, AsyncMappingKernelManager):
+            use_prompt_managers(self.serverapp.kernel_manager)
         self._adopted = False
+        self.takeover = Takeover(self.serverapp, self.link, self.log)
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # the usual way: the loop starts when all extensions are loaded
@@ -92,42 +95,9 @@ class WarmcellApp(ExtensionApp):
         """Take over kernels whose server is gone: before a page asks for the list and, not finding its own, starts
         another.
         """
-        if self._adopted:
-            return
-        self._adopted = True
-        serverapp = self.serverapp
-        assert serverapp is not None
-        try:
-            found = await self.link.kernels()
-        except WarmcellError as error:
-            self.log.warning("Warmcell: kernels of an earlier server could not be looked up: %s", error)
-            return
-        root = str(serverapp.root_dir)
-        for kernel in found["kernels"]:
-            if kernel["server"] == root and not kernel["server_alive"]:
-                await self._adopt_kernel(serverapp, kernel)
-        for lost in found["lost"]:
-            if lost["server"] == root:
-                await self._tell_loss(lost)
-
-    async def _adopt_kernel(self, serverapp: ServerApp, kernel: dict[str, Any]) -> None:
-        """One that ended while no server looked is adopted too: it is restarted as if it had just died, and said so."""
-        try:
-            await adopt(cast(AsyncMappingKernelManager, serverapp.kernel_manager), kernel)
-            sessions = serverapp.session_manager
-            if isinstance(sessions, RememberingSessionManager):
-                await sessions.recreate(kernel["sessions"], kernel["kernel_id"])
-            self.log.info("Warmcell: kernel %s goes on with this server", kernel["kernel_id"])
-        except Exception:
-            self.log.exception("Warmcell: kernel %s could not be re-attached", kernel["kernel_id"])
-
-    async def _tell_loss(self, lost: dict[str, Any]) -> None:
-        """The page says it when the notebook gets its next kernel; of a kernel without a notebook nobody else does."""
-        which = lost["notebook"] or "no notebook"
-        self.log.warning("Warmcell: kernel %s (%s): %s", lost["kernel_id"], which, lost["why"])
-        if lost["notebook"] is None:
-            with contextlib.suppress(WarmcellError):
-                await self.link.delete(f"/kernels/{lost['kernel_id']}")
+        if not self._adopted:
+            self._adopted = True
+            await self.takeover.begin()
 
     async def stop_extension(self) -> None:
         """The server ends. Kernels that nobody has shut down stay with the keeper; the others Jupyter ends next."""
@@ -137,6 +107,7 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.ending = True
         kernels = self.serverapp.kernel_manager
         try:
+            await self.takeover.end()
             if self.warmcell.keep_kernels and isinstance(kernels, AsyncMappingKernelManager):
                 await keep_all(kernels, self.log)
             await asyncio.wait_for(self.link.close(), 5)

@@ -1,10 +1,14 @@
-"""A server's connection to the keeper: made when first needed, made again when the keeper was replaced."""
+"""A server's connection to the keeper: made when first needed, made again when the keeper was replaced.
+
+It is the one that the server's kernels use, so a kernel that is started while a page is open finds it there.
+"""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+from warmcell.kernel_provisioner import keeper_link
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.client.start import has_kernels
 from warmcell.sandbox.errors import TransportError
@@ -24,12 +28,11 @@ class KeeperLink:
     """Forwards requests. A keeper that is gone is started again once per request, then the error stands."""
 
     def __init__(self) -> None:
-        self._client: KeeperClient | None = None
-        self._connecting = asyncio.Lock()
+        self._link = keeper_link.KeeperLink(Paths.default())
 
-    async def get(self, path: str) -> Any:
-        """GET from the keeper."""
-        return await self._ask("get", path)
+    async def get(self, path: str, **how: Any) -> Any:
+        """GET from the keeper; with `timeout` in seconds, if another than the usual one."""
+        return await self._ask("get", path, **how)
 
     async def post(self, path: str, body: Any) -> Any:
         """POST to the keeper. Only for verbs that change nothing: it may be sent twice."""
@@ -69,7 +72,7 @@ class KeeperLink:
                 async for event in events:
                     yield event
         except TransportError:
-            await self._drop(client)
+            await self._link.drop(client)
             raise
 
     async def kernels(self) -> dict[str, list[dict[str, Any]]]:
@@ -91,26 +94,10 @@ class KeeperLink:
 
     async def close(self) -> None:
         """Let go of the keeper, which ends if nobody else needs it."""
-        if self._client is not None:
-            await self._drop(self._client)
+        await self._link.close()
 
-    async def _ask(self, verb: str, path: str, *body: Any) -> Any:
-        client = await self._connected()
-        try:
-            return await getattr(client, verb)(path, *body)
-        except TransportError:
-            await self._drop(client)
-            client = await self._connected()
-            return await getattr(client, verb)(path, *body)
-
-    async def _drop(self, client: KeeperClient) -> None:
-        """Let go of this connection, but not of one that somebody has made anew meanwhile."""
-        if self._client is client:
-            self._client = None
-        await client.close()
+    async def _ask(self, verb: str, path: str, *body: Any, **how: Any) -> Any:
+        return await self._link.ask(lambda it: getattr(it, verb)(path, *body, **how), start=True, patience_s=PATIENCE_S)
 
     async def _connected(self) -> KeeperClient:
-        async with self._connecting:
-            if self._client is None:
-                self._client = await KeeperClient.connect(patience_s=PATIENCE_S)
-            return self._client
+        return await self._link.client(start=True, patience_s=PATIENCE_S)

@@ -90,6 +90,7 @@ async def keep_all(kernels: AsyncMappingKernelManager, log: Logger) -> None:
 async def _keep(
     kernels: AsyncMappingKernelManager, kernel_id: str, provisioner: WarmcellProvisioner, log: Logger
 ) -> None:
+    await provisioner.will_leave()
     try:
         await provisioner.suspend(even_busy=True)
         log.info("Warmcell: kernel %s is suspended; the next server takes it up", kernel_id)

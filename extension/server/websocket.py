@@ -18,7 +18,13 @@ class PromptConnection(ZMQChannelsWebsocketConnection):
     """
 
     def connect(self) -> asyncio.Future[None] | None:  # type: ignore[override]
-        """Begin to forward."""
+        """Begin to forward.
+
+        A kernel of ours is started when it has answered. Jupyter takes it for starting until the next thing it says
+        has come by another way, and looks again only after 50 ms.
+        """
+        if self._is_ours() and self.kernel_manager.execution_state == "starting":
+            self.kernel_manager.execution_state = "idle"
         connected = super().connect()
         if connected is not None:
             # Not before: tornado is still about to reset the connection after the request that it began with.
@@ -36,8 +42,11 @@ class PromptConnection(ZMQChannelsWebsocketConnection):
         says the next thing: a suspended one not before its next cell.
         """
         state = getattr(self.kernel_manager, "execution_state", None)
-        if provisioner_of(self.kernel_manager) is not None and state in ("idle", "busy"):
+        if self._is_ours() and state in ("idle", "busy"):
             self._send_status_message(state)  # type: ignore[no-untyped-call]
+
+    def _is_ours(self) -> bool:
+        return provisioner_of(self.kernel_manager) is not None
 
     def _send_at_once(self) -> None:
         if self.websocket_handler.ws_connection is not None:

@@ -2,8 +2,24 @@ import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
 import { EventParser } from './sse';
-import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISnapshotInfo, ServerEvent } from './tokens';
-import { readError, readEvent, readGpu, readList, readSandbox, readSnapshot } from './wire';
+import type {
+  IChoice,
+  IErrorInfo,
+  IGpu,
+  ISandboxInfo,
+  ISnapshotInfo,
+  ISnapshots,
+  ServerEvent
+} from './tokens';
+import {
+  readError,
+  readEvent,
+  readGpu,
+  readList,
+  readSandbox,
+  readSnapshot,
+  readSnapshots
+} from './wire';
 
 const ROOT = 'warmcell/api/v1';
 
@@ -69,6 +85,11 @@ export class Api {
     return clone;
   }
 
+  /** Have the kernel of a clone listed by the server. */
+  async open(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/open`, {});
+  }
+
   /** End a sandbox. */
   async stop(id: string): Promise<void> {
     await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}`);
@@ -80,10 +101,9 @@ export class Api {
     return readSnapshot(await this._json('POST', path, { name }));
   }
 
-  /** The snapshots of a kernel. */
-  async snapshots(kernelId: string): Promise<ISnapshotInfo[]> {
-    const path = `snapshots?kernel_id=${encodeURIComponent(kernelId)}`;
-    return readList(await this._json('GET', path), 'snapshots', readSnapshot);
+  /** All snapshots. */
+  async snapshots(): Promise<ISnapshots> {
+    return readSnapshots(await this._json('GET', 'snapshots'));
   }
 
   /** Put a sandbox's kernel back to a snapshot. */
@@ -95,6 +115,28 @@ export class Api {
   /** Remove a snapshot. */
   async removeSnapshot(snapshotId: string): Promise<void> {
     await this._json('DELETE', `snapshots/${encodeURIComponent(snapshotId)}`);
+  }
+
+  /** Give a snapshot another name. */
+  async renameSnapshot(snapshotId: string, name: string): Promise<ISnapshotInfo> {
+    const path = `snapshots/${encodeURIComponent(snapshotId)}`;
+    return readSnapshot(await this._json('PATCH', path, { name }));
+  }
+
+  /** Where a snapshot is had as a file. */
+  snapshotUrl(snapshotId: string): string {
+    return this._url(`snapshots/${encodeURIComponent(snapshotId)}/export`);
+  }
+
+  /** Bring in such a file. */
+  async importSnapshot(file: Blob): Promise<ISnapshotInfo> {
+    const headers = { 'Content-Type': 'application/zstd' };
+    const response = await this._request('snapshots/import', {
+      method: 'POST',
+      body: file,
+      headers
+    });
+    return readSnapshot((await response.json()) as unknown);
   }
 
   /**
@@ -133,6 +175,10 @@ export class Api {
     }
   }
 
+  private _url(path: string): string {
+    return URLExt.join(this._settings.baseUrl, ROOT, path);
+  }
+
   private async _json(method: string, path: string, body?: unknown): Promise<unknown> {
     const response = await this._request(path, {
       method,
@@ -142,7 +188,7 @@ export class Api {
   }
 
   private async _request(path: string, init: RequestInit): Promise<Response> {
-    const url = URLExt.join(this._settings.baseUrl, ROOT, path);
+    const url = this._url(path);
     let response: Response;
     try {
       response = await ServerConnection.makeRequest(url, init, this._settings);

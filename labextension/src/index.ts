@@ -1,6 +1,7 @@
 import type { JupyterFrontEndPlugin } from '@jupyterlab/application';
 
 import { banner } from './plugins/banner';
+import { clones } from './plugins/clones';
 import { memory } from './plugins/memory';
 import { notices } from './plugins/notices';
 import { picker } from './plugins/picker';
@@ -15,6 +16,7 @@ const plugins: JupyterFrontEndPlugin<unknown>[] = [
   banner,
   picker,
   memory,
+  clones,
   notices
 ];
 

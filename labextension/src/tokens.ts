@@ -87,6 +87,8 @@ export interface ISandboxInfo {
   readonly backend: string;
   readonly isolated: boolean;
   readonly owner: string;
+  /** The sandbox from which it was made. */
+  readonly parent: string | null;
   readonly kernel_id: string | null;
   readonly notebook: string | null;
   readonly workspace_note: string;
@@ -114,12 +116,22 @@ export interface ISnapshotInfo {
   readonly name: string;
   /** What it is for: "named" ones are the user's own. */
   readonly kind: string;
+  /** The kernel that it is of; null for one that was brought in. */
+  readonly kernel_id: string | null;
   readonly created_at: number;
   /** What it takes on the disk: memory and files. */
   readonly image_bytes: number;
   readonly layer_bytes: number;
   /** How much memory it brings back. */
   readonly memory_bytes: number;
+}
+
+/** What a kernel can be put back to. */
+export interface ISnapshots {
+  /** The newest first: its own, and those that were brought in. */
+  readonly snapshots: readonly ISnapshotInfo[];
+  /** Whether the server takes snapshots from elsewhere. */
+  readonly imports: boolean;
 }
 
 /** One message of the server's event stream. */
@@ -164,6 +176,9 @@ export interface ISandboxes extends IObservableDisposable {
 
   /** Templates in use, by name. */
   readonly templates: readonly ITemplateInfo[];
+
+  /** All sandboxes that are known, those of the user's other servers included. */
+  readonly all: readonly ISandboxInfo[];
 
   /** The sandbox of this id, if it is known. */
   get(id: string): ISandboxInfo | null;
@@ -217,6 +232,13 @@ export interface ISandboxes extends IObservableDisposable {
   fork(id: string): Promise<ISandboxInfo>;
 
   /**
+   * Have the kernel of a clone listed by this server; from then on it outlives what it was made from.
+   *
+   * @throws {@link ApiError} It is as it was.
+   */
+  open(id: string): Promise<void>;
+
+  /**
    * End a sandbox and its kernel.
    *
    * @throws {@link ApiError}
@@ -231,11 +253,11 @@ export interface ISandboxes extends IObservableDisposable {
   saveSnapshot(id: string, name: string): Promise<ISnapshotInfo>;
 
   /**
-   * What a kernel can be put back to, the newest first.
+   * What a kernel can be put back to.
    *
    * @throws {@link ApiError}
    */
-  snapshots(kernelId: string): Promise<ISnapshotInfo[]>;
+  snapshots(kernelId: string): Promise<ISnapshots>;
 
   /**
    * Put a sandbox's kernel back to a snapshot of it.
@@ -250,6 +272,23 @@ export interface ISandboxes extends IObservableDisposable {
    * @throws {@link ApiError} It is still there.
    */
   removeSnapshot(snapshotId: string): Promise<void>;
+
+  /**
+   * Give a snapshot another name.
+   *
+   * @throws {@link ApiError} It keeps the one that it has.
+   */
+  renameSnapshot(snapshotId: string, name: string): Promise<ISnapshotInfo>;
+
+  /** Where a snapshot is had as a file. */
+  snapshotUrl(snapshotId: string): string;
+
+  /**
+   * Bring in such a file.
+   *
+   * @throws {@link ApiError} Nothing of it is there.
+   */
+  importSnapshot(file: Blob): Promise<ISnapshotInfo>;
 }
 
 export const ISandboxes = new Token<ISandboxes>(

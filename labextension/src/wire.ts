@@ -10,6 +10,7 @@ import type {
   IPhase,
   ISandboxInfo,
   ISnapshotInfo,
+  ISnapshots,
   ITemplateInfo,
   ITemplateStatus,
   SandboxState,
@@ -180,6 +181,7 @@ export function readSandbox(value: unknown): ISandboxInfo {
     backend: text(data.backend),
     isolated: data.isolated === true,
     owner: text(data.owner),
+    parent: textOrNull(data.parent),
     kernel_id: textOrNull(data.kernel_id),
     notebook: textOrNull(data.notebook),
     workspace_note: text(data.workspace_note),
@@ -209,10 +211,18 @@ export function readSnapshot(value: unknown): ISnapshotInfo {
     id,
     name: text(data.name),
     kind: text(data.kind),
+    kernel_id: textOrNull(data.kernel_id),
     created_at: number(data.created_at),
     image_bytes: number(data.image_bytes),
     layer_bytes: number(data.layer_bytes),
     memory_bytes: number(data.memory_bytes)
+  };
+}
+
+export function readSnapshots(value: unknown): ISnapshots {
+  return {
+    snapshots: readList(value, 'snapshots', readSnapshot),
+    imports: isFields(value) && value.imports === true
   };
 }
 

@@ -146,15 +146,34 @@ test('a fork answers its clone, and one without a clone is an error', async () =
   await assert.rejects(empty.fork('a'), { code: 'protocol' });
 });
 
-test('snapshots are saved by name, restored and removed by id', async () => {
+test('snapshots are saved by name, renamed, restored and removed by id', async () => {
   const { api, asked } = answering(() => json({ id: 's', name: 'first', memory_bytes: 7 }));
   const saved = await api.saveSnapshot('a', 'first');
+  await api.renameSnapshot('s', 'best');
   await api.restoreSnapshot('a', 's');
   await api.removeSnapshot('s');
   assert.deepEqual([saved.name, saved.memory_bytes], ['first', 7]);
   assert.deepEqual(asked, [
     { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/a/snapshot', body: { name: 'first' } },
+    { method: 'PATCH', path: '/base/warmcell/api/v1/snapshots/s', body: { name: 'best' } },
     { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/a/restore', body: { snapshot: 's' } },
     { method: 'DELETE', path: '/base/warmcell/api/v1/snapshots/s', body: null }
   ]);
+});
+
+test('an archive has an address below the base URL, and goes back as the bytes that it is', async () => {
+  const { api, asked } = answering(() => json({ id: 's2', name: 'again', kernel_id: null }, 201));
+  assert.equal(api.snapshotUrl('s/1'), `${BASE}warmcell/api/v1/snapshots/s%2F1/export`);
+  const brought = await api.importSnapshot(new Blob(['{"bytes": 1}']));
+  assert.deepEqual([brought.id, brought.kernel_id], ['s2', null]);
+  assert.deepEqual(asked, [
+    { method: 'POST', path: '/base/warmcell/api/v1/snapshots/import', body: { bytes: 1 } }
+  ]);
+});
+
+test('a server that does not say so takes no snapshots from elsewhere', async () => {
+  const { api: silent } = answering(() => json({ snapshots: [] }));
+  assert.equal((await silent.snapshots()).imports, false);
+  const { api: willing } = answering(() => json({ snapshots: [], imports: true }));
+  assert.equal((await willing.snapshots()).imports, true);
 });

@@ -2,7 +2,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { ISituation } from '../src/model/situation';
-import type { IGpu, IGpuDevice, ISandboxInfo, ITemplateStatus } from '../src/tokens';
+import type { IGpu, IGpuDevice, ISandboxInfo, ISnapshotInfo, ITemplateStatus } from '../src/tokens';
 
 export const GIB = 2 ** 30;
 
@@ -19,6 +19,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     backend: 'bubblewrap',
     isolated: true,
     owner: 'notebook',
+    parent: null,
     kernel_id: 'k1',
     notebook: '/home/ada/notes/demo.ipynb',
     workspace_note: '',
@@ -35,6 +36,20 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     error: null,
     previous_error: null,
     resumed_ms: null,
+    ...change
+  };
+}
+
+export function snapshot(change: Partial<ISnapshotInfo> = {}): ISnapshotInfo {
+  return {
+    id: 's1',
+    name: 'first',
+    kind: 'named',
+    kernel_id: 'k1',
+    created_at: 1000,
+    image_bytes: 0,
+    layer_bytes: 0,
+    memory_bytes: 0,
     ...change
   };
 }

@@ -48,6 +48,8 @@ class Parts:
     """What overlays keep their marks in: "user" or "trusted" attributes."""
     fits: Mapping[str, str]
     """What must be equal for a sandbox that begins with the saved layer."""
+    shown: tuple[str, ...] = ()
+    """Places, below the same base, of what is the host's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,6 +86,10 @@ class ProcessInstance:
         """Never: its files are the host's own."""
         raise _no_layers()
 
+    async def can_be_replaced_by(self, other: object) -> bool:
+        """Never: its files are the host's own."""
+        return False
+
     async def wait(self) -> ExitInfo:
         """Wait for its end."""
         return await asyncio.shield(self._ended)

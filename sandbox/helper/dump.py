@@ -10,13 +10,14 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, enter, held, linux, program, tracing, view
+from warmcell.sandbox.helper import criu, enter, held, program, view
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import lazy
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full
+from warmcell.sandbox.helper.tree import Guardian, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,14 +29,10 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.shelf import Draft, Shelf
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-STOP_TIMEOUT_S = 10.0
-UNTRACED_LOOK_S = 0.001
 REMAPS = "remap-fpath.img"
 """What criu writes of files whose names are gone: some of them get others."""
 OVERCOMMIT = "/proc/sys/vm/overcommit_memory"
 STRICT = "2"
-GUARDED_S = 1800.0
-"""Longer than criu and the copy of the layer may take."""
 FIRST_PID = 1000
 """Kernels have numbers from here on, since what restores them has small ones."""
 FIRST_PID_OF_TEMPLATES = 20_000
@@ -59,103 +56,6 @@ def enroll(place: Place, cache: bytes, *, template: bool) -> None:
         os.close(fd)
 
 
-class Tree:
-    """The processes of a kernel, to be set going again or ended."""
-
-    def __init__(self, place: Place, pid: int) -> None:
-        self._place, self.pid = place, pid
-        self.saved: tracing.Saved | None = None
-        self.stopped_before = {one for one in place.processes(pid) if _is_stopped(one)}
-
-    def pids(self) -> list[int]:
-        """Of the host, the kernel first."""
-        return list(self._place.processes(self.pid))
-
-    def stop(self) -> None:
-        """Stop every process, and wait until no thread of any runs."""
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        running = True
-        while running:
-            running = False
-            for pid in self.pids():
-                if not _all_stopped(pid):
-                    running = True
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGSTOP)
-            if time.monotonic() > deadline:
-                raise HelperError(
-                    "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
-                )
-        self.saved = tracing.Saved(self.pids())
-
-    def is_whole(self) -> bool:
-        """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
-        return not any(status(pid).get("State", "").startswith("Z") and _is_traced(pid) for pid in self.pids())
-
-    def thaw(self, *, repair: bool = False) -> None:
-        """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
-        if repair and self.saved is not None:
-            self._wait_until_untraced()
-            self.saved.put_back()
-        for pid in reversed(self.pids()):
-            if pid not in self.stopped_before:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-    def _wait_until_untraced(self) -> None:
-        """A tracer that dies closes its descriptors before it lets go of its threads."""
-        deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(map(_is_traced, self.pids())) and time.monotonic() < deadline:
-            time.sleep(UNTRACED_LOOK_S)
-
-    def end(self) -> None:
-        """Kill all of it."""
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-class Guardian:
-    """A process that sets a tree going again should this one be killed before it has."""
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-        self._reading, self.held = os.pipe2(os.O_CLOEXEC)
-        self._children = [self._forked()]
-
-    def _forked(self) -> int:
-        child = os.fork()
-        if child == 0:
-            try:
-                linux.close_but([2, self._reading])
-                linux.name_process("warmcell-thaw")
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
-                waiting = select.poll()
-                waiting.register(self._reading, select.POLLIN | select.POLLHUP)
-                # What was held is let go of when criu has ended too, which goes on without who started it.
-                if not waiting.poll(1e3 * GUARDED_S) or not os.read(self._reading, 1):
-                    self._tree.thaw(repair=True)
-            finally:
-                os._exit(0)
-        return child
-
-    def renew(self) -> None:
-        """Have one instead that knows from where the threads of the tree, which is stopped, would have to go on."""
-        self._children.append(self._forked())
-        os.kill(self._children[0], signal.SIGKILL)
-        os.close(self._reading)
-
-    def dismiss(self) -> None:
-        """The tree goes on, or is dead."""
-        os.write(self.held, b".")
-        os.close(self.held)
-
-    def wait(self) -> None:
-        """Until no process of it is left."""
-        for child in self._children:
-            os.waitpid(child, 0)
-
-
 def dump(
     program_: Program,
     shelf: Shelf,
@@ -167,10 +67,11 @@ def dump(
     nothing: int,
     cache: bytes,
     frozen: Callable[[bool], None],
+    saved: Callable[[Draft, dict[str, Any]], None],
     stopped: Callable[[], None] | None = None,
     reader: tuple[int, int] = (0, 0),
-) -> tuple[Draft, dict[str, Any]]:
-    """Save the kernel; returns the image, which has its name, and what is said to the caller.
+) -> Draft:
+    """Save the kernel; returns the image, which has its name.
 
     Args:
         program_: Which criu.
@@ -183,6 +84,8 @@ def dump(
         cache: What criu knows of this kernel of the machine.
         frozen: Tells the caller that the tree is stopped, and whether criu has given files further names since, and
             returns when the caller has its layer.
+        saved: Tells the caller of the image, all of which is there. A kernel that is to end ends after that: until it
+            is said, the caller cannot know whether there is an image, and takes the kernel to live. Raises nothing.
         stopped: Tells the caller that the tree is stopped before its memory is written, if that is of use.
         reader: uid and gid of the caller, with whose rights files of the host are kept.
 
@@ -264,8 +167,30 @@ def dump(
         needed = lazy.page_files(Path(draft.path))
         draft.commit(about, old_pages={name: inode for name, inode in found.pages.items() if name in needed})
         keep = True
-        if then == "stop":  # Not before all of it is there: until then it can still go on.
-            tree.end()
+        ms = {
+            "stop": stopped_ms,
+            "dump": dumped_ms,
+            "frozen": thawed_ms,
+            "edit": edited_ms,
+            "all": 1e3 * (time.perf_counter() - began),
+        }
+        told = {
+            "memory_bytes": about["memory_bytes"],
+            "pids": about["pids"],
+            "versions": {
+                "engine": "criu",
+                "criu": program_.version,
+                "linux": program.release(),
+                "cpu": " ".join(program.flags()),
+            },
+            "ms": {name: round(value, 1) for name, value in ms.items()},
+        }
+        ending = tree.handles() if then == "stop" else []
+        saved(draft, told)
+        for handle in ending:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
     except OSError as error:
         raise full(error, "the image directory") or error from error
     finally:
@@ -278,21 +203,7 @@ def dump(
         guardian.wait()
         if not keep:
             draft.close(keep=False)
-    ms = {
-        "stop": stopped_ms,
-        "dump": dumped_ms,
-        "frozen": thawed_ms,
-        "edit": edited_ms,
-        "all": 1e3 * (time.perf_counter() - began),
-    }
-    versions = {"engine": "criu", "criu": program_.version, "linux": program.release()}
-    versions["cpu"] = " ".join(program.flags())
-    return draft, {
-        "memory_bytes": about["memory_bytes"],
-        "pids": about["pids"],
-        "versions": versions,
-        "ms": {name: round(value, 1) for name, value in ms.items()},
-    }
+    return draft
 
 
 def wait_for_thaw(caller: int, read: Callable[[], bool], *, timeout_s: float) -> None:
@@ -315,24 +226,6 @@ def _user(pid: int) -> tuple[int, int]:
     if not found:
         raise HelperError("conflict", "The kernel has ended", hint="Start it anew.")
     return int(found["Uid"].split()[0]), int(found["Gid"].split()[0])
-
-
-def _all_stopped(pid: int) -> bool:
-    threads: list[str] = []
-    with contextlib.suppress(OSError):
-        threads = os.listdir(f"/proc/{pid}/task")
-    return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
-
-
-def _is_traced(pid: int) -> bool:
-    threads: list[str] = []
-    with contextlib.suppress(OSError):
-        threads = os.listdir(f"/proc/{pid}/task")
-    return any(status(f"{pid}/task/{thread}").get("TracerPid", "0") != "0" for thread in threads)
-
-
-def _is_stopped(pid: int) -> bool:
-    return status(pid).get("State", "").startswith("T")
 
 
 def _resident_bytes(pid: int) -> int:

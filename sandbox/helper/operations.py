@@ -13,9 +13,11 @@ from warmcell.sandbox.helper.shelf import ID, Shelf, full
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Any
 
     from warmcell.sandbox.helper.maker import Maker
     from warmcell.sandbox.helper.places import Place
+    from warmcell.sandbox.helper.shelf import Draft
     from warmcell.sandbox.helper.wire import Conversation
 
 VERSION = "1"
@@ -153,8 +155,11 @@ class Helper:
                 timeout_s=THAW_TIMEOUT_S,
             )
 
+        def saved(draft: Draft, told: Mapping[str, Any]) -> None:
+            conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **told})
+
         shelf = self._shelf(conversation)
-        draft, answer = dump.dump(
+        draft = dump.dump(
             self.program(),
             shelf,
             place,
@@ -164,11 +169,14 @@ class Helper:
             nothing=probe.nothing(self.base),
             cache=probe.cache(self.program(), self.base),
             frozen=frozen,
+            saved=saved,
             stopped=stopped if conversation.request.get("early") is True else None,
             reader=(conversation.uid, conversation.gid),
         )
-        conversation.say({"ok": True, "image_bytes": draft.own_bytes(), **answer})
         conversation.close()
+        if conversation.request.get("passing") is True:  # It is gone before anybody could need a checksum of it.
+            draft.close(keep=True)
+            return
         # The image can be used already; the rest takes time and nobody waits for it.
         os.nice(BACKGROUND_NICE)
         with contextlib.suppress(FileNotFoundError):

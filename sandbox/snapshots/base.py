@@ -87,6 +87,7 @@ class SnapshotEngine(Protocol):
         then: Then,
         while_frozen: Callable[[], Awaitable[None]],
         when_stopped: Callable[[], Awaitable[None]] | None = None,
+        passing: bool = False,
     ) -> Dumped:
         """Save the kernel `pid` (as the guest sees it) and all processes below it.
 
@@ -95,6 +96,8 @@ class SnapshotEngine(Protocol):
 
         `when_stopped` is awaited before, while its memory is still being written: the files are then as they will be.
         Where that was not so, since files that were open and removed got names, it is awaited once more.
+
+        An image that is `passing` is dropped soon: it need not outlive the machine's present run.
 
         Raises:
             UnsupportedOperationError: It holds what cannot be saved; the message names it.

@@ -246,11 +246,14 @@ class CriuEngine:
         then: Then,
         while_frozen: Callable[[], Awaitable[None]],
         when_stopped: Callable[[], Awaitable[None]] | None = None,
+        passing: bool = False,
     ) -> Dumped:
         """See the port."""
         request: dict[str, object] = {"op": "dump", "image": image, "pid": pid, "then": then, "store": self.store}
         if when_stopped is not None:
             request["early"] = True
+        if passing:
+            request["passing"] = True
         async with deadline("dump", DUMP_TIMEOUT_S), self.talk(request, place=place) as talk:
             said = await talk.answer()
             if when_stopped is not None and "stopped" in said:
@@ -261,6 +264,9 @@ class CriuEngine:
             await while_frozen()
             talk.writer.write(b'{"thaw": true}\n')
             said = await talk.answer()
+            if then == "stop":  # Ended only now that this is known here, and before the helper hangs up.
+                with contextlib.suppress(ConnectionError):
+                    await talk.reader.read()
         return Dumped(
             image_bytes=said["image_bytes"],
             memory_bytes=said["memory_bytes"],

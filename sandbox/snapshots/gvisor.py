@@ -90,6 +90,7 @@ class GvisorEngine:
         then: Then,
         while_frozen: Callable[[], Awaitable[None]],
         when_stopped: Callable[[], Awaitable[None]] | None = None,
+        passing: bool = False,
     ) -> Dumped:
         """Save the whole sandbox that a kernel is in; see the port.
 

@@ -63,6 +63,8 @@ class FakeInstance:
         """Kernels that were asked for, the latest last."""
         self.requests: list[Mapping[str, Any]] = []
         """Every request that came, in order."""
+        self.replaceable = False
+        """Whether another one is as good."""
         self._ended: asyncio.Future[ExitInfo] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
         self._listeners: list[asyncio.StreamWriter] = []
@@ -96,6 +98,10 @@ class FakeInstance:
     async def save_layer(self, target: Path) -> None:
         """It has no files; a note stands for them."""
         await in_thread((target / "layer.json").write_text, json.dumps({"pid": self.pid}))
+
+    async def can_be_replaced_by(self, other: object) -> bool:
+        """As it was told."""
+        return self.replaceable
 
     async def stop(self, *, timeout: float = 5.0) -> ExitInfo:
         """End it and remove its files."""

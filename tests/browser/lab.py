@@ -28,6 +28,8 @@ END_TIMEOUT_S = 30.0
 BUILT = TOP / "src" / "warmcell" / "labextension"
 QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}
 """Settings of JupyterLab under which it looks for nothing on the internet."""
+OWN_FIRST = {"JUPYTER_PREFER_ENV_PATH": "0"}
+"""Else Jupyter takes the labextension that was installed last, not the one of this tree."""
 FOREIGN = {"ipyparallel-labextension": True}
 """Labextensions that only the tests' environment has."""
 
@@ -56,7 +58,7 @@ class Lab:
         """Start it, again at the address where it was, and wait until it listens."""
         self._process = subprocess.Popen(
             self._argv(),
-            env={**os.environ, **self.places.env, **self.env, "JUPYTER_TOKEN": self.token},
+            env={**os.environ, **OWN_FIRST, **self.places.env, **self.env, "JUPYTER_TOKEN": self.token},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -30,6 +30,9 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
 
         notebook.kernel_menu("Restore Snapshot…")
         expect(notebook.dialog).to_contain_text("This kernel has no snapshots", timeout=START_TIMEOUT_MS)
+        expect(notebook.dialog.get_by_role("button", name="Restore")).to_be_disabled()
+        notebook.dialog.get_by_role("button", name="Import…").press("Enter")
+        expect(notebook.dialog.get_by_role("alert")).to_contain_text("set c.Warmcell.import_snapshots")
         notebook.dialog.get_by_role("button", name="Close", exact=True).click()
         for name in ("as begun", "a mistake"):
             notebook.kernel_menu("Save Snapshot…")
@@ -54,6 +57,7 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
         expect(notebook.dialog.get_by_role("radio")).to_have_count(2, timeout=START_TIMEOUT_MS)
         page.screenshot(path=pictures / "restore-snapshot.png", style=QUIET)
         notebook.dialog.get_by_role("button", name="Remove snapshot a mistake").click()
+        notebook.dialog.get_by_role("button", name="Remove", exact=True).click()
         expect(notebook.dialog.get_by_role("radio")).to_have_count(1, timeout=START_TIMEOUT_MS)
         notebook.dialog.get_by_role("button", name="Restore").click()
         expect(page.get_by_text("The kernel is as it was in “as begun”").first).to_be_visible(timeout=START_TIMEOUT_MS)

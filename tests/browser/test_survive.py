@@ -67,7 +67,7 @@ class Notebooks:
         return {states[kernel_id] for _, kernel_id in self._sessions.values()}
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=[pytest.mark.long, pytest.mark.timeout(1200)])])
 def test_open_notebooks_outlive_server_and_keeper(places: Places, page: Page, count: int) -> None:
     """Server stopped, server killed, keeper stopped; each with the tabs left open, and with a reload."""
     with Lab(places, settings={"prepared": 0}) as lab:

@@ -55,6 +55,21 @@ async def test_a_clone_is_a_kernel_of_the_server_and_outlives_it(places: Places,
         assert (await second.http.get(f"{API}/sandboxes")).json() == {"sandboxes": []}
 
 
+async def test_a_fork_outlives_the_kernel_that_it_came_from(server: JupyterServer) -> None:
+    """Its source is shut down, and it goes on with all it has."""
+    source = await server.start_kernel("warmcell")
+    async with server.channels(source) as channels:
+        await channels.execute("kept = [1, 2]")
+    box = (await server.sandbox(source))["id"]
+    (clone,) = (await server.http.post(f"{API}/sandboxes/{box}/fork", json={"n": 1})).json()["sandboxes"]
+    await server.delete_kernel(source)
+    async with server.channels(clone["kernel_id"]) as copy:
+        await copy.execute("assert kept == [1, 2]")
+    assert await kernels(server) == {clone["kernel_id"]}
+    assert (await server.sandbox(clone["kernel_id"]))["id"] == clone["id"]
+    await server.delete_kernel(clone["kernel_id"])
+
+
 BUSY = """
 import time
 n = ended = 0

@@ -26,6 +26,7 @@ from tests.jupyter.warmcell_kernels import (
     until,
 )
 from tests.leaks import Places
+from warmcell.extension.server.keeper_link import KeeperLink as ServerLink
 from warmcell.kernel_provisioner import provisioner as provisioner_module
 from warmcell.kernel_provisioner.keeper_link import KeeperLink
 from warmcell.sandbox.client.keeper import KeeperClient
@@ -197,6 +198,7 @@ async def test_a_restarter_that_asks_during_a_shutdown_hears_of_no_death(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its poll may be answered after the shutdown; a death told then would start the kernel again."""
+    monkeypatch.setattr(provisioner_module, "FRESH_S", 0.0)
     async with started(cwd=folder) as manager:
         provisioner = provisioner_of(manager)
         asked, answer = asyncio.Event(), asyncio.Event()
@@ -430,6 +432,33 @@ async def test_kernels_of_one_process_share_their_connection_to_the_keeper() -> 
     assert await one.ask(pid, start=True) == second
     await one.close()
     await other.close()
+
+
+async def test_the_kernels_of_a_server_use_the_connection_that_its_pages_have() -> None:
+    """A kernel that is started beside an open page connects to nobody; the end of either leaves it to the other."""
+    page, kernel = ServerLink(), KeeperLink(Paths.default())
+    pid = (await page.get("/status"))["pid"]
+    of_page, of_kernel = await page._connected(), await kernel.client()
+    assert of_kernel is of_page
+    await page.close()
+    assert (await (await kernel.client()).get("/status"))["pid"] == pid
+    assert (await page.get("/status"))["pid"] == pid
+    await kernel.close()
+    assert (await of_page.get("/status"))["pid"] == pid
+    await page.close()
+
+
+async def test_a_kernel_that_was_just_started_is_not_asked_for(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A websocket that opens right after a start costs no request; whoever has ended the kernel hears that it ended."""
+    calls = Calls(monkeypatch)
+    monkeypatch.setattr(provisioner_module, "FRESH_S", TIMEOUT_S)
+    async with started(cwd=folder) as manager:
+        calls.seen.clear()
+        assert await manager.is_alive()
+        assert calls.seen == []
+        await manager.signal_kernel(signal.SIGKILL)
+        await until(lambda: _not(manager.is_alive()))
+        assert calls.seen
 
 
 def test_a_synchronous_manager_works(folder: str) -> None:

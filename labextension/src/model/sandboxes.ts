@@ -10,10 +10,11 @@ import type {
   ISandboxInfo,
   ISandboxes,
   ISnapshotInfo,
+  ISnapshots,
   ITemplateInfo,
   ServerEvent
 } from '../tokens';
-import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
+import { choosable, EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
 
 /** Between the end of one stream and the next attempt. */
 const RETRY_MS = 500;
@@ -82,6 +83,10 @@ export class SandboxesModel implements ISandboxes {
     return [...this._state.templates.values()];
   }
 
+  get all(): readonly ISandboxInfo[] {
+    return [...this._state.sandboxes.values()];
+  }
+
   get(id: string): ISandboxInfo | null {
     return this._state.sandboxes.get(id) ?? null;
   }
@@ -122,6 +127,10 @@ export class SandboxesModel implements ISandboxes {
     return this._api.fork(id);
   }
 
+  open(id: string): Promise<void> {
+    return this._api.open(id);
+  }
+
   stop(id: string): Promise<void> {
     return this._api.stop(id);
   }
@@ -130,11 +139,8 @@ export class SandboxesModel implements ISandboxes {
     return this._api.saveSnapshot(id, name);
   }
 
-  async snapshots(kernelId: string): Promise<ISnapshotInfo[]> {
-    const found = await this._api.snapshots(kernelId);
-    return found
-      .filter(({ kind }) => kind === 'named')
-      .sort((one, other) => other.created_at - one.created_at);
+  async snapshots(kernelId: string): Promise<ISnapshots> {
+    return choosable(await this._api.snapshots(), kernelId);
   }
 
   restoreSnapshot(id: string, snapshotId: string): Promise<void> {
@@ -143,6 +149,18 @@ export class SandboxesModel implements ISandboxes {
 
   removeSnapshot(snapshotId: string): Promise<void> {
     return this._api.removeSnapshot(snapshotId);
+  }
+
+  renameSnapshot(snapshotId: string, name: string): Promise<ISnapshotInfo> {
+    return this._api.renameSnapshot(snapshotId, name);
+  }
+
+  snapshotUrl(snapshotId: string): string {
+    return this._api.snapshotUrl(snapshotId);
+  }
+
+  importSnapshot(file: Blob): Promise<ISnapshotInfo> {
+    return this._api.importSnapshot(file);
   }
 
   /** Begin to follow the server's events. */

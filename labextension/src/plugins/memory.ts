@@ -6,7 +6,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { NotebookSandbox } from '../model/notebook';
 import { isBroken, isStarting } from '../model/situation';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
-import { fork, restoreSnapshot, resume, saveSnapshot, suspend } from '../widgets/memory';
+import { fork, forkHost, restoreSnapshot, resume, saveSnapshot, suspend } from '../widgets/memory';
 
 const COMMANDS = [
   CommandIDs.suspend,
@@ -91,17 +91,7 @@ export const memory: JupyterFrontEndPlugin<void> = {
       trans.__('Fork Notebook and Kernel'),
       trans.__('Open a copy of the notebook with a copy of its kernel, all variables included'),
       isUsable,
-      notebook =>
-        fork(notebook, {
-          contents: app.serviceManager.contents,
-          open: async (path, id) => {
-            await app.commands.execute('docmanager:open', {
-              path,
-              factory: 'Notebook',
-              kernel: { id }
-            });
-          }
-        })
+      notebook => fork(notebook, forkHost(app))
     );
     add(
       CommandIDs.saveSnapshot,

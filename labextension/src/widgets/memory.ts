@@ -1,10 +1,13 @@
+import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { InputDialog, Notification } from '@jupyterlab/apputils';
 import { PathExt } from '@jupyterlab/coreutils';
 import type { Contents } from '@jupyterlab/services';
+import type { TranslationBundle } from '@jupyterlab/translation';
 
 import { freeName } from '../model/names';
 import type { NotebookSandbox } from '../model/notebook';
 import * as words from '../model/words';
+import type { ISandboxes, ISandboxInfo } from '../tokens';
 import { chooseSnapshot } from './snapshots';
 
 /** Work that takes longer than this says that it goes on. */
@@ -29,6 +32,16 @@ export interface IForkHost {
   readonly open: (path: string, kernelId: string) => Promise<void>;
 }
 
+/** That of this application. */
+export function forkHost(app: JupyterFrontEnd): IForkHost {
+  return {
+    contents: app.serviceManager.contents,
+    open: async (path, id) => {
+      await app.commands.execute('docmanager:open', { path, factory: 'Notebook', kernel: { id } });
+    }
+  };
+}
+
 /** Clone a notebook's kernel and open a copy of the notebook, as it is in the page, with the clone. */
 export async function fork(notebook: NotebookSandbox, host: IForkHost): Promise<void> {
   const { sandboxes, trans } = notebook;
@@ -37,14 +50,48 @@ export async function fork(notebook: NotebookSandbox, host: IForkHost): Promise<
     const content = notebook.content();
     const clone = await slowly(pending, sandboxes.fork(id));
     try {
-      const path = await freePath(host.contents, notebook.context.path);
-      await host.contents.save(path, { type: 'notebook', format: 'json', content });
-      await host.open(path, clone.kernel_id ?? '');
+      await openCopy(host, notebook.context.path, content, clone.kernel_id);
     } catch (reason) {
       await sandboxes.stop(clone.id);
       throw reason;
     }
   });
+}
+
+export interface IOpenOptions {
+  /** The clone. */
+  readonly sandbox: ISandboxInfo;
+  /** The notebook whose cell has made it, and its content as it is in the page; undefined: as it is on disk. */
+  readonly path: string;
+  readonly content: unknown;
+  readonly sandboxes: ISandboxes;
+  readonly trans: TranslationBundle;
+  readonly host: IForkHost;
+}
+
+/** Open a copy of a notebook with a clone that one of its cells has made; if that cannot be, say why. */
+export async function openClone(options: IOpenOptions): Promise<void> {
+  const { sandbox, sandboxes, path, host } = options;
+  try {
+    const content: unknown = options.content ?? (await host.contents.get(path)).content;
+    await sandboxes.open(sandbox.id);
+    await openCopy(host, path, content, sandbox.kernel_id);
+  } catch (reason) {
+    sayWhy(PathExt.basename(path), reason);
+  }
+}
+
+/** End clones; if one does not, say why. */
+export async function stopClones(
+  ids: readonly string[],
+  sandboxes: ISandboxes,
+  trans: TranslationBundle
+): Promise<void> {
+  for (const ended of await Promise.allSettled(ids.map(id => sandboxes.stop(id)))) {
+    if (ended.status === 'rejected') {
+      sayWhy(trans.__('Clone'), ended.reason);
+    }
+  }
 }
 
 /** Ask for a name and save a notebook's kernel under it. */
@@ -75,7 +122,7 @@ export async function restoreSnapshot(notebook: NotebookSandbox): Promise<void> 
   await orSayWhy(notebook, async (id, kernelId) => {
     const chosen = await chooseSnapshot({
       name: nameOf(notebook),
-      snapshots: await sandboxes.snapshots(kernelId),
+      found: await sandboxes.snapshots(kernelId),
       sandboxes,
       trans
     });
@@ -92,6 +139,18 @@ export async function restoreSnapshot(notebook: NotebookSandbox): Promise<void> 
 
 function nameOf(notebook: NotebookSandbox): string {
   return PathExt.basename(notebook.context.path);
+}
+
+/** Open a copy of a notebook with a kernel that runs. */
+async function openCopy(
+  host: IForkHost,
+  notebook: string,
+  content: unknown,
+  kernelId: string | null
+): Promise<void> {
+  const path = await freePath(host.contents, notebook);
+  await host.contents.save(path, { type: 'notebook', format: 'json', content });
+  await host.open(path, kernelId ?? '');
 }
 
 /** A path beside a notebook that nothing has. */
@@ -130,10 +189,13 @@ async function orSayWhy(
   try {
     await work(sandbox.id, sandbox.kernel_id ?? '');
   } catch (reason) {
-    const { message, hint } = words.asError(reason);
-    Notification.error(
-      [`${nameOf(notebook)}:`, words.sentence(message), words.sentence(hint)].join(' ').trim(),
-      { autoClose: false }
-    );
+    sayWhy(nameOf(notebook), reason);
   }
+}
+
+function sayWhy(who: string, reason: unknown): void {
+  const { message, hint } = words.asError(reason);
+  Notification.error([`${who}:`, words.sentence(message), words.sentence(hint)].join(' ').trim(), {
+    autoClose: false
+  });
 }

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends import layers, likeness
+from warmcell.sandbox.backends.base import ExitInfo, SandboxInstance
 from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
@@ -117,6 +117,8 @@ class BubblewrapInstance:
         """Where kernels can enter it from a template's process."""
         self._stopping: asyncio.Task[int] | None = None
         self._oom_kills = 0
+        self._first = frozenset(self.processes())
+        """Those that it began with, which end with it."""
         self._ended = asyncio.create_task(self._watch())
 
     def processes(self) -> Sequence[int]:
@@ -162,6 +164,25 @@ class BubblewrapInstance:
         finally:
             for handle in handles:
                 os.close(handle)
+
+    async def can_be_replaced_by(self, other: SandboxInstance) -> bool:
+        """Whether it has no more processes than it began with, and the other's files; see the port."""
+        if not isinstance(other, BubblewrapInstance) or self._parts != other._parts or not self._is_bare():
+            return False
+        mine, theirs = self._remains, other._remains
+        if mine.base_fd < 0 or theirs.base_fd < 0 or (mine.layer_fd < 0) != (theirs.layer_fd < 0):
+            return False
+        one, other_one, *began_with = handles = [
+            os.dup(fd) for fd in (mine.base_fd, theirs.base_fd, mine.layer_fd, theirs.layer_fd) if fd >= 0
+        ]
+        try:
+            return await in_thread(likeness.alike, one, other_one, began_with, self._parts) and self._is_bare()
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+    def _is_bare(self) -> bool:
+        return not self._child.ended and self._first.issuperset(self.processes())
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

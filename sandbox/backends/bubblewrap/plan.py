@@ -158,7 +158,12 @@ def prepare(
         python=environment.python,
         env=variables(identity, home=home, python=environment.python),
         disk=disk,
-        parts=Parts(parts=view.parts, marks=fits["marks"], fits=fits),
+        parts=Parts(
+            parts=view.parts,
+            marks=fits["marks"],
+            fits=fits,
+            shown=tuple(str(made["path"]) for made in view.clones),
+        ),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )

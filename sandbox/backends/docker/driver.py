@@ -223,6 +223,7 @@ async def _instance(
         limits=_limits(spec, info),
         workspace_note=prepared.note,
         parts=prepared.parts,
+        layer=None if prepared.saved is None else prepared.saved.path,
         events=await in_thread(inside.memory_events, container.pid),
     )
 

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.base import ExitInfo
+from warmcell.sandbox.backends import layers, likeness
+from warmcell.sandbox.backends.base import ExitInfo, SandboxInstance
 from warmcell.sandbox.backends.cgroups.group import counter
 from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.layers import Parts
@@ -102,11 +102,13 @@ class DockerInstance:
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
         parts: Parts,
+        layer: Path | None,
         events: Path | None,
     ) -> None:
         self._remains = remains
         self._container = container
         self._parts = parts
+        self._layer = layer
         self._events = events
         self.pid = container.pid
         self.run_directory = run_directory
@@ -142,6 +144,22 @@ class DockerInstance:
             await in_thread(layers.save, handle, self._parts, target, began_with=-1)
         finally:
             os.close(handle)
+
+    async def can_be_replaced_by(self, other: SandboxInstance) -> bool:
+        """Whether nothing but init runs in it, and it has the other's files; see the port."""
+        if not isinstance(other, DockerInstance) or (self._parts, self._layer) != (other._parts, other._layer):
+            return False
+        if -1 in (self._remains.root_fd, other._remains.root_fd) or not self._is_bare():
+            return False
+        one, another = handles = [os.dup(each._remains.root_fd) for each in (self, other)]
+        try:
+            return await in_thread(likeness.alike, one, another, (), self._parts) and self._is_bare()
+        finally:
+            for handle in handles:
+                os.close(handle)
+
+    def _is_bare(self) -> bool:
+        return self.processes() == (self.pid,)
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

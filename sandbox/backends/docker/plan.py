@@ -218,7 +218,9 @@ def prepare(
         identity=identity,
         home=home,
         image=image,
-        parts=Parts(parts=files.parts, marks="", fits=fits),
+        parts=Parts(
+            parts=files.parts, marks="", fits=fits, shown=tuple(str(place).lstrip("/") for place in files.trees)
+        ),
         saved=saved,
         note=" ".join(files.notes),
         user_site=site if spec.home == "private" and saved is None and image.user_site else "",

@@ -131,6 +131,10 @@ class GvisorInstance:
         """Never: an image of the sandbox has its files."""
         raise no_layers()
 
+    async def can_be_replaced_by(self, other: object) -> bool:
+        """Never: nobody sees its files from outside."""
+        return False
+
     async def tell(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
         """Run a command of runsc's on it, its words with the sandbox's name left out at the end.
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LAST_WORDS_BYTES = 4096
 """How much of what a failing start has printed is kept."""
+ENDED_KEPT = 8
+"""Who begins to listen is told of so many that have ended: it may have listened before, and missed the end."""
 
 
 class Kernel:
@@ -60,12 +62,14 @@ class Kernels:
         self._asked: dict[int, Kernel] = {}
         self._adopted: dict[int, int] = {}
         self._alive: dict[int, Kernel] = {}
+        self._ended: dict[int, int] = {}
         template.on_forked = self._on_forked
         template.on_exited = self._on_exited
 
     def present(self) -> list[dict[str, Any]]:
-        """An event for each living kernel."""
-        return [_running(pid) for pid, kernel in self._alive.items() if kernel.running]
+        """An event for each living kernel, and for those that have ended last."""
+        ended = [_exited(pid, code) for pid, code in self._ended.items() if pid not in self._alive]
+        return [*ended, *(_running(pid) for pid, kernel in self._alive.items() if kernel.running)]
 
     def start(
         self, connection: Endpoint, answer: Report, *, file: str, env: Mapping[str, str], cwd: str, engine: str
@@ -240,7 +244,11 @@ class Kernels:
             for directory in (".", OWN):
                 _remove_sockets(directory, kernel.sockets or f".e{pid}")
             if kernel.running:
-                self._announce({"event": "kernel", "pid": pid, "state": "exited", "exit_code": code})
+                self._ended.pop(pid, None)
+                self._ended[pid] = code
+                while len(self._ended) > ENDED_KEPT:
+                    del self._ended[next(iter(self._ended))]
+                self._announce(_exited(pid, code))
 
 
 def _remove_sockets(directory: str, name: str) -> None:
@@ -255,3 +263,7 @@ def _remove_sockets(directory: str, name: str) -> None:
 
 def _running(pid: int) -> dict[str, Any]:
     return {"event": "kernel", "pid": pid, "state": "running"}
+
+
+def _exited(pid: int, code: int) -> dict[str, Any]:
+    return {"event": "kernel", "pid": pid, "state": "exited", "exit_code": code}

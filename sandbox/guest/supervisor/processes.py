@@ -21,11 +21,8 @@ FRAME_MAX_BYTES = 2**20
 LEFTOVER_MAX_BYTES = 4 * 2**20
 """What an ended process may have left in its pipes; the kernel's own bound on a pipe is 1 MiB."""
 
-OUR_SIGNALS = (
-    *(_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP),
-    *(_signal.SIGPIPE, _signal.SIGXFSZ),  # Which every Python ignores.
-)
-"""Those that init handles or ignores."""
+SIGNALS = _signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP}
+"""Those that a process starts with unhandled, whatever init handles and whatever was ignored where the keeper began."""
 
 NOT_FOUND, NOT_RUNNABLE = 127, 126
 """Exit codes of a command that cannot be started, as a shell has them."""
@@ -76,7 +73,7 @@ def _become(
     """Turn this fresh child into `argv`."""
     try:
         _signal.set_wakeup_fd(-1)
-        for number in OUR_SIGNALS:
+        for number in SIGNALS:
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         os.setsid()

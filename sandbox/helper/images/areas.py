@@ -10,9 +10,9 @@ in the choice, and of those only pages that were dumped:
 - The last page of an area stays. mremap(2) then cannot make the file's part longer: it fails across the border, and
   the C library copies instead.
 
-A mapping of a page file, left by an earlier restore, is taken apart where it was written since: what was dumped of it
-becomes a mapping of the new page file, what was not stays one of the old. So memory that is written again and again is
-mapped again and again, too.
+A private mapping of a file is taken apart where it was written: what was dumped of it becomes a mapping of the page
+file, what was not stays as it is. Such are the data of libraries, nearly all of which the linker has written, and what
+an earlier restore has left; so memory that is written again and again is mapped again and again, too.
 """
 
 from bisect import bisect_left, bisect_right
@@ -50,11 +50,10 @@ def may_be_mapped(area: Area) -> bool:
     )
 
 
-def may_be_mapped_anew(area: Area, page_file_ids: frozenset[int]) -> bool:
-    """True where an area is a mapping of one of these page files, and pages of it may come from another."""
+def may_be_mapped_anew(area: Area) -> bool:
+    """True where an area is a private mapping of a file, and what was written of it may come from another."""
     return (
         area.status == criu.REGULAR | criu.FILE_PRIVATE
-        and area.shmid in page_file_ids
         and area.flags == criu.MAP_PRIVATE
         and area.prot in (criu.PROT_READ, criu.PROT_READ | criu.PROT_WRITE)
         and not area.madv & ~_MADVICE
@@ -62,7 +61,13 @@ def may_be_mapped_anew(area: Area, page_file_ids: frozenset[int]) -> bool:
 
 
 def choose(
-    areas: Sequence[Area], found: PageMap, *, least_pages: int, most: int, page_file_ids: frozenset[int] = frozenset()
+    areas: Sequence[Area],
+    found: PageMap,
+    *,
+    least_pages: int,
+    most: int,
+    page_file_ids: frozenset[int] = frozenset(),
+    again: bool = True,
 ) -> list[Mapped]:
     """The runs worth mapping, by address.
 
@@ -71,19 +76,24 @@ def choose(
         found: What was dumped of them.
         least_pages: A run that is shorter is cheaper to copy.
         most: How many at most; the longest are taken. Fewer where an area is in many pieces from earlier restores.
-        page_file_ids: Mappings of these files are taken apart as well.
+        page_file_ids: Files of earlier restores.
+        again: Take mappings of those apart as well.
     """
     least = least_pages * PAGE_BYTES
 
     def limit(area: Area) -> int:
         if may_be_mapped(area):
             return area.end - PAGE_BYTES
-        return area.end if may_be_mapped_anew(area, page_file_ids) else area.start
+        if not may_be_mapped_anew(area):
+            return area.start
+        if area.shmid in page_file_ids:
+            return area.end if again else area.start
+        return area.end - PAGE_BYTES
 
     chosen = [
         mapped for mapped in within(areas, pagemap.runs(found), limit) if mapped.run.end - mapped.run.start >= least
     ]
-    if page_file_ids:
+    if page_file_ids and again:
         most = min(most, max(_LEAST_ROOM, (most - joints(areas, page_file_ids)) // 2))
     room = max(0, min(most, (_MOST_AREAS - len(areas)) // 2))
     if len(chosen) > room:

@@ -114,7 +114,9 @@ def compact(
             areas = criu.areas(mm)
             found = lazy.read_pagemap(image, pid)
             lazy.check_flags(found)
-            chosen = areas_of.choose(areas, found, least_pages=least_pages, most=most_mappings)
+            chosen = areas_of.choose(
+                areas, found, least_pages=least_pages, most=most_mappings, page_file_ids=frozenset(by_id), again=False
+            )
             over = _dumped_over(areas, found, by_id)
             taken = sorted([*chosen, *over], key=lambda mapped: mapped.run.start)
             kept = areas_of.keep(found, taken)
@@ -200,16 +202,16 @@ def _lay_out(
                 layout.sources.append(_Source(None, run.offset_bytes, run.end - run.start, to_bytes, over=True))
             layout.length_bytes += area.end - area.start
         elif parts:
-            start = area.start
+            start, anonymous = area.start, bool(area.flags & criu.MAP_ANONYMOUS)
             for run in (part.run for part in parts):
                 if start < run.start:
-                    layout.areas.append(criu.placed(area.anonymous(), start, run.start))
-                add(area, run.start, run.end, anonymous=True)
+                    layout.areas.append(area.part(start, run.start))
+                add(area, run.start, run.end, anonymous=anonymous)
                 layout.sources.append(_Source(None, run.offset_bytes, run.end - run.start, layout.length_bytes))
                 layout.length_bytes += run.end - run.start
                 start = run.end
             if start < area.end:
-                layout.areas.append(criu.placed(area.anonymous(), start, area.end))
+                layout.areas.append(area.part(start, area.end))
         else:
             layout.areas.append(area.raw)
     return layout

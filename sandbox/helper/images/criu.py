@@ -170,6 +170,12 @@ class Area:
         """What all parts of this anonymous area have in common; `placed` makes the message of one."""
         return replaced(self.raw, {_START: None, _END: None, _PGOFF: None}) + _NO_OFFSET
 
+    def part(self, start: int, end: int) -> bytes:
+        """The message of a part of this area that stays what it was."""
+        if self.flags & MAP_ANONYMOUS:
+            return placed(self.anonymous(), start, end)
+        return placed(self.other_mapping(self.shmid), start, end, self.pgoff + start - self.start)
+
     def mapping(self, file_id: int) -> bytes:
         """What parts of this anonymous area have in common when they are private mappings of a file."""
         values = {
@@ -185,7 +191,10 @@ class Area:
 
     def other_mapping(self, file_id: int) -> bytes:
         """What parts of this mapping of a file, and its neighbours, have in common when they are of another file."""
-        return replaced(self.raw, {_START: None, _END: None, _PGOFF: None, SHMID: file_id})
+        values = {_START: None, _END: None, _PGOFF: None, SHMID: file_id}
+        if file_id != self.shmid:
+            values[_FDFLAGS] = 0  # Its own file may have been open for writing.
+        return replaced(self.raw, values)
 
 
 def placed(common: bytes, start: int, end: int, offset_bytes: int | None = None) -> bytes:

@@ -197,7 +197,8 @@ def mapped(image: Path, *, prefix: str = PREFIX) -> list[tuple[str, int, int]]:
 def page_file_entries(entries: Iterable[bytes], prefix: str) -> list[RegularFile]:
     """Those of the messages of `files.img` that are page files."""
     found = []
-    for file in filter(None, map(criu.regular_file, entries)):
+    named = f"{prefix}/".encode()
+    for file in filter(None, (criu.regular_file(entry) for entry in entries if named in entry)):
         directory, _, name = file.path.rpartition("/")
         if directory == prefix and _ID.fullmatch(name):
             found.append(file)

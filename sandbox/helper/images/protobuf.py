@@ -4,7 +4,7 @@ Messages stay bytes. What is not asked for is never decoded, and is kept byte fo
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from warmcell.sandbox.helper.images.errors import corrupt
 
@@ -13,8 +13,7 @@ _LONGEST_VARINT = 10
 _FIXED = {FIXED64: 8, FIXED32: 4}
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """One field where it stands: `message[start:end]` is its tag and its value."""
 
     number: int
@@ -63,14 +62,19 @@ def fields(message: bytes) -> Iterator[Field]:
     at, length = 0, len(message)
     while at < length:
         start = at
-        tag, at = read_varint(message, at)
+        tag, at = message[at], at + 1
+        if tag > 0x7F:
+            tag, at = read_varint(message, start)
         number, wire = tag >> 3, tag & 7
         value: int | bytes
-        if wire == VARINT:
-            value, at = read_varint(message, at)
-        elif wire == BYTES:
-            size, at = read_varint(message, at)
-            value, at = message[at : at + size], at + size
+        if wire in (VARINT, BYTES):
+            if at < length and message[at] < 0x80:  # As nearly all are; a call takes longer than this.
+                size, at = message[at], at + 1
+            else:
+                size, at = read_varint(message, at)
+            value = size
+            if wire == BYTES:
+                value, at = message[at : at + size], at + size
         elif wire in _FIXED:
             size = _FIXED[wire]
             value, at = int.from_bytes(message[at : at + size], "little"), at + size

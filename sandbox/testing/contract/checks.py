@@ -1,6 +1,6 @@
 """All checks, in the order in which they run."""
 
-from warmcell.sandbox.testing.contract import files, isolation, layers, life, limits, requests
+from warmcell.sandbox.testing.contract import files, isolation, layers, life, limits, replacing, requests
 
 CHECKS = (
     *requests.check.checks,
@@ -8,5 +8,6 @@ CHECKS = (
     *limits.check.checks,
     *files.check.checks,
     *layers.check.checks,
+    *replacing.check.checks,
     *isolation.check.checks,
 )

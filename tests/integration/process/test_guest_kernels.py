@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from tests.integration.process.guest import Client, Guest, Kernel, gone, running_guest
+from tests.integration.process.guest import TIMEOUT_S, Client, Guest, Kernel, gone, running_guest
 from tests.leaks import Places
 from warmcell.sandbox.channel import KernelStarted
 from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
@@ -151,6 +151,21 @@ async def test_a_kernel_s_end_is_told_with_its_exit_code(guest: Guest) -> None:
         assert (await guest.event(event="kernel", pid=left.pid, state="exited"))["exit_code"] == 9
         await guest.channel.signal(killed.pid, signal.SIGKILL, group=True)
         assert (await guest.event(event="kernel", pid=killed.pid, state="exited"))["exit_code"] == 137
+
+
+async def test_who_begins_to_listen_is_told_of_a_kernel_that_has_ended(guest: Guest) -> None:
+    """A kernel's end while nobody listens is told later, with its exit code, before what lives."""
+    killed, living = await guest.kernel("cold"), await guest.kernel("cold")
+    await guest.channel.signal(killed.pid, signal.SIGKILL, group=True)
+    await guest.event(event="kernel", pid=killed.pid, state="exited")
+    told = []
+    async with asyncio.timeout(TIMEOUT_S):
+        async for event in guest.channel.events():
+            if event["event"] == "kernel":
+                told.append((event["pid"], event["state"], event.get("exit_code")))
+                if event["pid"] == living.pid:
+                    break
+    assert told == [(killed.pid, "exited", 137), (living.pid, "running", None)]
 
 
 async def test_a_kernel_that_is_asked_to_end_does_so_at_once(guest: Guest) -> None:

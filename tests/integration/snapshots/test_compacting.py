@@ -102,7 +102,7 @@ async def test_what_was_changed_is_mapped_again(boxes: Boxes, monkeypatch: pytes
     box = await boxes.running(each=CHANGES, mib=16)
     await boxes.dump(box, FIRST, then="stop")
     box = await boxes.restored(FIRST)
-    seen = await box.goes_on(past=await box.count() + 60)
+    seen = await box.goes_on(past=await box.count() + 90)  # Each part has had its turn.
     await boxes.dump(box, SECOND, then="stop")
     await until_finished(boxes, SECOND)
     copied = boxes.paths.images / "0" / SECOND / "pages-1.img"

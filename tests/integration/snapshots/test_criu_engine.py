@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.boxes import Boxes, boxes_of
+from tests.integration.snapshots.boxes import Boxes, boxes_of, nothing
 from tests.leaks import Places
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -167,6 +167,23 @@ async def test_memory_that_nobody_needs_goes(boxes: Boxes) -> None:
     await boxes.engine.drop(SnapshotId(SECOND))
     await boxes.engine.close()
     assert list((images_of(boxes) / ".pages").iterdir()) == []
+
+
+async def test_a_passing_image_is_restored_as_any_other(boxes: Boxes) -> None:
+    """Only that no checksum of its memory is computed; what comes from it is saved again, with all checksums."""
+    source = await boxes.running(mib=8)
+    await boxes.engine.dump(
+        source, pid=source.kernel, image=SnapshotId(FIRST), then="go_on", while_frozen=nothing, passing=True
+    )
+    clone = await boxes.restored(FIRST)
+    await boxes.dump(clone, SECOND, then="stop")
+    await until_finished(boxes, SECOND)
+    assert '"finished": null' in (images_of(boxes) / FIRST / "image.json").read_text()
+    (pages,) = (images_of(boxes) / FIRST / "memory").iterdir()
+    assert (images_of(boxes) / ".pages" / f"{pages.name}.json").exists()
+    await boxes.engine.drop(SnapshotId(FIRST))
+    again = await boxes.restored(SECOND)
+    await again.goes_on()
 
 
 async def test_children_come_along(boxes: Boxes) -> None:

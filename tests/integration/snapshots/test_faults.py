@@ -33,6 +33,8 @@ SHELVED = re.compile(r"/[.]?[a-z0-9]{12}$")
 CRIU_S = 0.05
 """About as long as CRIU runs."""
 
+LOOK_S = 0.003
+
 THREADS = """
 import threading, time
 sleeping = [threading.Thread(target=lambda: [time.sleep(0.01) for _ in range(100_000)], daemon=True) for _ in range(4)]
@@ -76,6 +78,14 @@ def stopped(places: Places) -> list[int]:
     return found
 
 
+def inner_pid(pid: int) -> int:
+    """The number of a process in its own pid namespace; 0 of one that has ended."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
+    return 0
+
+
 class Trials:
     """A keeper, replaced when it was killed, and what each trial does with it."""
 
@@ -106,7 +116,8 @@ class Trials:
             for info in (await client.get("/snapshots"))["snapshots"]:
                 await client.delete(f"/snapshots/{info['id']}?force=1")
             await self._nothing_left(client)
-        return f"{verb}, {victim} killed: {outcome!r}, {where}"
+        ended = f"{type(outcome).__name__}: {outcome.message}" if isinstance(outcome, WarmcellError) else "done"
+        return f"{verb}, {victim} killed: {ended}, {where}"
 
     async def disturbed(
         self, made: Notebook, verb: str, victim: str, moments: random.Random
@@ -189,8 +200,9 @@ class Trials:
             return "lost"
 
     async def _nothing_left(self, client: KeeperClient) -> None:
-        """No process, no directory of a sandbox, no snapshot, no image."""
-        shelves = (self.paths.sandboxes, self.paths.snapshots, self.paths.images / str(os.getuid()))
+        """No process, no directory of a sandbox or of a kernel's sockets, no snapshot, no image."""
+        images = self.paths.images / str(os.getuid())
+        shelves = (self.paths.sandboxes, self.paths.kernels, self.paths.snapshots, images)
 
         def left() -> list[str]:
             entries = [str(one) for each in shelves if each.exists() for one in each.iterdir()]
@@ -240,6 +252,38 @@ async def test_a_kernel_with_threads_survives_its_saver(trials: Trials) -> None:
         await end_all(client)
 
 
+async def test_a_suspension_whose_worker_is_killed_at_its_end(trials: Trials) -> None:
+    """The helper's work is killed in the moment in which it has ended the kernel: that is saved, and goes on."""
+    async with await KeeperClient.connect() as client, notebook(client, trials.workspace) as made:
+        guest_pid = int(
+            await made.run(
+                "import os; x, data = 0, bytearray(9); open('/tmp/file', 'w').write('kept'); print(os.getpid())"
+            )
+        )
+        keeper = int((await client.get("/status"))["pid"])
+        for number in range(1, 6):
+            pid = next(one for one in processes_of(trials.places) if inner_pid(one) == guest_pid)
+            ended = asyncio.Event()
+            handle = os.pidfd_open(pid)
+            asyncio.get_running_loop().add_reader(handle, ended.set)
+            try:
+                doing = asyncio.create_task(made.do("suspend"))
+                workers: list[int] = []
+                while not ended.is_set():
+                    workers = [below for below, name in descendants(keeper).items() if name == "warmcell-work"]
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), LOOK_S)
+                for worker in workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, signal.SIGKILL)
+            finally:
+                asyncio.get_running_loop().remove_reader(handle)
+                os.close(handle)
+            assert (await asyncio.wait_for(doing, 30))["state"] == "suspended"
+            assert await made.run(CELL) == f"{number} {number} kept"
+        await end_all(client)
+
+
 async def test_a_trap_of_its_own_ends_a_kernel(places: Places, tmp_path: Path) -> None:
     """That saving is safe from traps does not make a kernel immune to them."""
     async with keeper(places) as client, notebook(client, tmp_path) as made:
@@ -257,6 +301,6 @@ async def test_killed_at_random_for_long(trials: Trials) -> None:
     """Two hundred of the trials: every verb with every victim, at ten moments each."""
     for seed in range(200):
         try:
-            await asyncio.wait_for(trials.run(seed), 60)
+            print(f"trial {seed}:", await asyncio.wait_for(trials.run(seed), 60))  # noqa: T201 - for the log that is kept
         except Exception as error:
             raise AssertionError(f"trial {seed}") from error

@@ -1,6 +1,7 @@
 """Kernels that nobody uses give their memory back by themselves, and come back with all they had."""
 
 import asyncio
+import contextlib
 import ctypes.util
 import shutil
 import subprocess
@@ -33,30 +34,40 @@ def log(places: Places) -> list[str]:
 
 async def test_only_what_is_idle_is_suspended(places: Places, tmp_path: Path) -> None:
     """A cell that runs, a thread that prints and a widget that moves keep their kernels; silence does not."""
-    async with (
-        keeper(places, suspend_after=1.0) as client,
-        notebook(client, tmp_path) as silent,
-        notebook(client, tmp_path) as busy,
-        notebook(client, tmp_path) as printing,
-        notebook(client, tmp_path) as widget,
-    ):
+    enough = tmp_path / "enough"
+    until_enough = f"while not pathlib.Path({str(enough)!r}).exists():"
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(keeper(places, suspend_after=2.0))
+
+        async def opened() -> Notebook:
+            return await stack.enter_async_context(notebook(client, tmp_path))
+
+        # Each has something to do from its start on: none is idle while the next one starts.
+        silent = await opened()
         await silent.run("x = 41")
-        cell = busy.page.send("import time; time.sleep(6); print('done')")
+        busy = await opened()
+        cell = busy.page.send(f"import pathlib, time\n{until_enough}\n    time.sleep(.1)\nprint('done')")
+        printing = await opened()
         await printing.run(
-            "import threading, time\n"
-            "threading.Thread(target=lambda: [(print(n), time.sleep(.2)) for n in range(30)], daemon=True).start()"
+            "import pathlib, threading, time\n"
+            f"def tick():\n    {until_enough}\n        print(1)\n        time.sleep(.2)\n"
+            "threading.Thread(target=tick, daemon=True).start()"
         )
-        await widget.run("def opened(comm, message):\n    comm.on_msg(lambda message: comm.send({'echo': 1}))")
-        await widget.run("get_ipython().kernel.comm_manager.register_target('test', opened)")
+        widget = await opened()
+        await widget.run(
+            "def opened(comm, message):\n    comm.on_msg(lambda message: comm.send({'echo': 1}))\n"
+            "get_ipython().kernel.comm_manager.register_target('test', opened)"
+        )
         client_of = widget.page.client
         opening = client_of.session.msg("comm_open", {"comm_id": "c1", "target_name": "test", "data": {}})
         client_of.shell_channel.send(opening)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 6
         while time.monotonic() < until:
             client_of.shell_channel.send(client_of.session.msg("comm_msg", {"comm_id": "c1", "data": {}}))
             await asyncio.sleep(0.2)
             assert [(await book.info())["state"] for book in (busy, printing, widget)] == ["running"] * 3
         assert (await silent.info())["state"] == "suspended"
+        enough.touch()
         await busy.page.done(cell)
         assert busy.page.said(cell) == "done"
         for book in (busy, printing, widget):

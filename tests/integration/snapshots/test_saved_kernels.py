@@ -155,7 +155,7 @@ async def test_the_original_goes_on_and_clones_differ(boxes: Boxes) -> None:
     await source.line.run(f"{PRINTER}\nimport random; random.seed(1)")
     await dumped(boxes, source, FIRST, then="go_on")
     copies = [await came_back(boxes, FIRST, source) for _ in range(2)]
-    source.line.call()
+    await source.line.call_again()
     await source.line.go_on()
     drawn = [await each.line.value("random.random()") for each in (source, *copies)]
     assert len(set(drawn)) == 3

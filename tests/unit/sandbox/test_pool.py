@@ -9,9 +9,11 @@ import pytest
 
 from tests.leaks import Places
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.errors import SandboxStartError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.pool import FORGOTTEN_S, MEMORY_S, MOST, WarmPool
@@ -223,6 +225,47 @@ async def test_a_start_whose_end_is_never_told_is_waited_for_once(monkeypatch: p
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.15):
             await starts.quiet()
+
+
+async def test_one_that_could_not_be_made_is_tried_again(
+    pool_of: Pool, service: SandboxService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in the way may have gone; what fails for good is not tried for ever."""
+    monkeypatch.setattr("warmcell.sandbox.pool.RETRY_PAUSES_S", (0.001, 0.001))
+    pool = pool_of()
+    failures = iter(range(2))
+    tries = 0
+
+    async def make(asked: SandboxSpec) -> LiveSandbox:
+        nonlocal tries
+        tries += 1
+        if next(failures, None) is not None:
+            raise SandboxStartError("not now")
+        return await service._prepare(asked)
+
+    monkeypatch.setattr(pool, "_make", make)
+    await filled(pool, spec())
+    assert (len(pool.prepared()), tries) == (1, 3)
+    failures = iter(range(9))
+    await take(pool, spec())
+    await filled(pool, spec())
+    assert (len(pool.prepared()), tries) == (0, 6)
+
+
+async def test_one_that_is_taken_as_soon_as_enough_wait_is_replaced(pool_of: Pool) -> None:
+    """Also where that is in the very moment in which the pool has seen that there are enough."""
+    taken: list[LiveSandbox | None] = []
+
+    async def quiet() -> None:
+        if pool.prepared() and not taken:  # It is about to look how many wait, and then to be done.
+            asyncio.get_running_loop().call_soon(lambda: taken.append(pool.take(spec().shape())))
+
+    pool = pool_of(quiet=quiet)
+    pool.want(spec(), cheap=True)
+    await until(lambda: bool(taken))
+    assert taken[0] is not None
+    await taken[0].stop()
+    await until(lambda: len(pool.prepared()) == 1)
 
 
 async def test_none_is_left_where_memory_is_short_or_they_are_of_no_use(pool_of: Pool) -> None:

@@ -162,13 +162,17 @@ Page = tuple[bytes, tuple[int, ...]]
 
 
 def memory(image: Path, pid: int) -> dict[int, Page]:
-    """What a restore gives: for each page of each area its content, and what the area is but for how it is backed."""
+    """What a restore gives: for each page of each area its content, and what the area is but for how it is backed.
+
+    What backs a page counts only where it is a file of the sandbox's and the page is still as it is there.
+    """
     names = {}
     for message in messages(image / "files.img"):
         entry = decode(message)
         reg = decode(entry[3][0])  # type: ignore[arg-type]
         names[entry[2][0]] = reg[6][0].decode()  # type: ignore[union-attr]
     found: dict[int, Page] = {}
+    of_files: set[int] = set()
     order = 0
     for raw in decode(messages(image / f"mm-{pid}.img")[0])[14]:
         assert isinstance(raw, bytes)
@@ -185,15 +189,18 @@ def memory(image: Path, pid: int) -> dict[int, Page]:
         order = end
         name = names.get(area[4], "") if status & FILE_PRIVATE else ""
         ours = name.startswith(PREFIX)
-        how = (area[5], area[6] & ~0x20, area.get(9, 0))  # type: ignore[operator]
-        kind = () if ours or status & ~HEAP == REGULAR | ANON_PRIVATE else (status, area[4], pgoff)
+        access = (area[5], area[6] & ~0x20, area.get(9, 0))  # type: ignore[operator]
+        if status & FILE_PRIVATE:
+            of_files.update(range(start // PAGE, end // PAGE))
+        plain = ours or status & ~HEAP == REGULAR | ANON_PRIVATE
         for address in range(start, end, PAGE):
+            kind = () if plain else (status, area[4], pgoff + address - start)
             content = bytes(PAGE)
             if ours:
                 with open(image / "memory" / name.rpartition("/")[2], "rb") as file:
                     file.seek(pgoff + address - start)
                     content = file.read(PAGE)
-            found[address // PAGE] = (content, (*how, *kind))  # type: ignore[arg-type]
+            found[address // PAGE] = (content, (*access, *kind))  # type: ignore[arg-type]
     head, *entries = messages(image / f"pagemap-{pid}.img")
     pages = (image / f"pages-{decode(head)[1][0]!r}.img").read_bytes()
     offset = last = 0
@@ -208,7 +215,8 @@ def memory(image: Path, pid: int) -> dict[int, Page]:
         last = first + count * PAGE
         for page in range(first // PAGE, first // PAGE + count):
             if flags & PRESENT:
-                found[page] = (pages[offset : offset + PAGE], found[page][1])
+                how = found[page][1]
+                found[page] = (pages[offset : offset + PAGE], how[:3] if page in of_files else how)
                 offset += PAGE
             else:
                 assert page in found

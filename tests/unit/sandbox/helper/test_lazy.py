@@ -337,6 +337,32 @@ def test_a_child_may_keep_what_its_parent_has_written(tmp_path: Path) -> None:
     assert one.shmid != other.shmid
 
 
+def test_what_was_written_of_a_library_is_mapped(tmp_path: Path) -> None:
+    """By whatever edits the image; what was not written, and the end, stays the library's, each part where it was."""
+    library = {"prot": 3, "flags": 2, "status": REGULAR | FILE_PRIVATE, "shmid": 2}
+    content = b"".join(page_of(number) for number in range(1, 51))
+    vmas = [Vma(1000, 100, pgoff=8 * PAGE, **library), Vma(3000, 30, **library), Vma(5000, 4, flags=0x122)]
+    entries = [Entry(1010, 50, content), Entry(3000, 30, content[: 30 * PAGE]), Entry(5000, 1, page_of(1))]
+    for name in ("edited", "compacted"):
+        image = write(tmp_path / name, [Process(7, vmas, entries)], FILES)
+        before = memory(image, 7)
+        if name == "edited":
+            lazy.edit(image, page_file="a" * 12, least_bytes=1, durable=False)
+        else:
+            compact(image, page_file="a" * 12, durable=False)
+        assert memory(image, 7) == before
+        found = [area for area in criu.areas(messages(image / "mm-7.img")[0]) if area.start < 5000 * PAGE]
+        ours = max(area.shmid for area in found)
+        assert [(area.start // PAGE, area.shmid, area.pgoff // PAGE) for area in found] == [
+            (1000, 2, 8),
+            (1010, ours, 0),
+            (1060, 2, 68),
+            (3000, ours, 50),
+            (3029, 2, 29),
+        ]
+        assert ours != 2
+
+
 def test_pieces_are_bounded(tmp_path: Path) -> None:
     """Memory that is in many pieces gets few new ones, the longest; the rest is copied until it is compacted."""
     mapped = {"prot": 3, "flags": 2, "status": REGULAR | FILE_PRIVATE, "shmid": 2}
@@ -351,7 +377,8 @@ def test_pieces_are_bounded(tmp_path: Path) -> None:
     chosen = areas_code.choose(areas, found, least_pages=1, most=1400, page_file_ids=frozenset({2}))
     assert len(chosen) == 256
     assert {mapped.run.end - mapped.run.start for mapped in chosen} == {2 * PAGE}
-    assert not areas_code.choose(areas, found, least_pages=1, most=1400)
+    ids = frozenset({2})
+    assert not areas_code.choose(areas, found, least_pages=1, most=1400, page_file_ids=ids, again=False)
 
 
 def test_other_files_of_the_directory_stay(tmp_path: Path) -> None:

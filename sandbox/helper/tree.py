@@ -1,0 +1,141 @@
+"""A kernel's processes while they stand still: stopped, set going again, or ended, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+
+from warmcell.sandbox.helper import linux, tracing
+from warmcell.sandbox.helper.places import status
+from warmcell.sandbox.helper.problems import HelperError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from warmcell.sandbox.helper.places import Place
+
+STOP_TIMEOUT_S = 10.0
+UNTRACED_LOOK_S = 0.001
+GUARDED_S = 1800.0
+"""Longer than criu and the copy of the layer may take."""
+
+
+class Tree:
+    """The processes of a kernel, to be set going again or ended."""
+
+    def __init__(self, place: Place, pid: int) -> None:
+        self._place, self.pid = place, pid
+        self.saved: tracing.Saved | None = None
+        self.stopped_before = {one for one in place.processes(pid) if _is_stopped(one)}
+
+    def pids(self) -> list[int]:
+        """Of the host, the kernel first."""
+        return list(self._place.processes(self.pid))
+
+    def stop(self) -> None:
+        """Stop every process, and wait until no thread of any runs."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        running = True
+        while running:
+            running = False
+            for pid in self.pids():
+                if not _all_stopped(pid):
+                    running = True
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGSTOP)
+            if time.monotonic() > deadline:
+                raise HelperError(
+                    "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
+                )
+        self.saved = tracing.Saved(self.pids())
+
+    def is_whole(self) -> bool:
+        """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
+        return not any(status(pid).get("State", "").startswith("Z") and _is_traced(pid) for pid in self.pids())
+
+    def thaw(self, *, repair: bool = False) -> None:
+        """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
+        try:
+            if repair and self.saved is not None:
+                self._wait_until_untraced()
+                self.saved.put_back()
+        finally:
+            for pid in reversed(self.pids()):
+                if pid not in self.stopped_before:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGCONT)
+
+    def _wait_until_untraced(self) -> None:
+        """A tracer that dies closes its descriptors before it lets go of its threads."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while any(map(_is_traced, self.pids())) and time.monotonic() < deadline:
+            time.sleep(UNTRACED_LOOK_S)
+
+    def handles(self) -> list[int]:
+        """Descriptors of its processes, which name them also when their numbers are others'."""
+        found = []
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                found.append(os.pidfd_open(pid))
+        return found
+
+
+class Guardian:
+    """A process that sets a tree going again should this one be killed before it has."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._reading, self.held = os.pipe2(os.O_CLOEXEC)
+        self._children = [self._forked()]
+
+    def _forked(self) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                linux.close_but([2, self._reading])
+                linux.name_process("warmcell-thaw")
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                waiting = select.poll()
+                waiting.register(self._reading, select.POLLIN | select.POLLHUP)
+                # What was held is let go of when criu has ended too, which goes on without who started it.
+                if not waiting.poll(1e3 * GUARDED_S) or not os.read(self._reading, 1):
+                    self._tree.thaw(repair=True)
+            finally:
+                os._exit(0)
+        return child
+
+    def renew(self) -> None:
+        """Have one instead that knows from where the threads of the tree, which is stopped, would have to go on."""
+        self._children.append(self._forked())
+        os.kill(self._children[0], signal.SIGKILL)
+        os.close(self._reading)
+
+    def dismiss(self) -> None:
+        """The tree goes on, or is dead."""
+        os.write(self.held, b".")
+        os.close(self.held)
+
+    def wait(self) -> None:
+        """Until no process of it is left."""
+        for child in self._children:
+            os.waitpid(child, 0)
+
+
+def _all_stopped(pid: int) -> bool:
+    threads: list[str] = []
+    with contextlib.suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
+
+
+def _is_traced(pid: int) -> bool:
+    threads: list[str] = []
+    with contextlib.suppress(OSError):
+        threads = os.listdir(f"/proc/{pid}/task")
+    return any(status(f"{pid}/task/{thread}").get("TracerPid", "0") != "0" for thread in threads)
+
+
+def _is_stopped(pid: int) -> bool:
+    return status(pid).get("State", "").startswith("T")
