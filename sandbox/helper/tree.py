@@ -68,9 +68,9 @@ class Tree:
                         os.kill(pid, signal.SIGCONT)
 
     def _wait_until_untraced(self) -> None:
-        """A tracer that dies closes its descriptors before it lets go of its threads."""
+        """A tracer that dies closes its descriptors before it lets go of its threads. The dead need not be put back."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(map(_is_traced, self.pids())) and time.monotonic() < deadline:
+        while any(_is_traced(pid, alive=True) for pid in self.pids()) and time.monotonic() < deadline:
             time.sleep(UNTRACED_LOOK_S)
 
     def handles(self) -> list[int]:
@@ -130,11 +130,15 @@ def _all_stopped(pid: int) -> bool:
     return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
 
 
-def _is_traced(pid: int) -> bool:
+def _is_traced(pid: int, *, alive: bool = False) -> bool:
+    """Whether any thread of it is; of those that live only, if asked."""
     threads: list[str] = []
     with contextlib.suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
-    return any(status(f"{pid}/task/{thread}").get("TracerPid", "0") != "0" for thread in threads)
+    found = (status(f"{pid}/task/{thread}") for thread in threads)
+    return any(
+        one.get("TracerPid", "0") != "0" and not (alive and one.get("State", "")[:1] in ("Z", "X")) for one in found
+    )
 
 
 def _is_stopped(pid: int) -> bool:
