@@ -35,8 +35,17 @@ class Tree:
         return list(self._place.processes(self.pid))
 
     def stop(self) -> None:
-        """Stop every process, and wait until no thread of any runs."""
+        """Stop every process, note down how its threads stand, and wait until no thread of any runs.
+
+        A thread that has been looked at goes back to being stopped by itself, which on a busy machine takes a while.
+        criu must not find it on the way there: it would have it run on, and wait for it in vain.
+        """
         deadline = time.monotonic() + STOP_TIMEOUT_S
+        self._stop_all(deadline)
+        self.saved = tracing.Saved(self.pids())
+        self._stop_all(deadline)
+
+    def _stop_all(self, deadline: float) -> None:
         running = True
         while running:
             running = False
@@ -49,7 +58,6 @@ class Tree:
                 raise HelperError(
                     "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
                 )
-        self.saved = tracing.Saved(self.pids())
 
     def is_whole(self) -> bool:
         """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
