@@ -203,8 +203,12 @@ class BringingBack(Saved):
         saved = time.perf_counter()
         if layer is not None:
             async with coming.turn:
-                box.directory.mkdir(0o700)
-                await box.rise(self._backend_of(box.spec), layer=layer)
+                try:
+                    box.directory.mkdir(0o700)
+                    await box.rise(self._backend_of(box.spec), layer=layer)
+                except errors.WarmcellError:
+                    if not coming.stale:  # Else its files went while it was made.
+                        raise
         created = time.perf_counter()
         box.phase("restore")
         snapshot = await coming.snapshot()

@@ -18,7 +18,7 @@ class Coming:
         self.turn = asyncio.Semaphore(AT_ONCE)
         """Held while a sandbox is made for it."""
         self.stale = False
-        """Whether its files were saved once more, so that sandboxes with the first ones are of no use."""
+        """Whether its files are saved once more, so that sandboxes with the first ones are of no use, or fail."""
         self._layer: asyncio.Future[Path | None] = loop.create_future()
         self._snapshot: asyncio.Future[SnapshotId] = loop.create_future()
         self._fd = -1
@@ -36,10 +36,13 @@ class Coming:
         """Wait until all of it is there."""
         return await asyncio.shield(self._snapshot)
 
+    def files_go(self) -> None:
+        """They are about to be removed, if there are any, and saved anew."""
+        self.stale = self._layer.done()
+
     def files_are(self, layer: Path) -> None:
-        """They are saved, and nothing of the kernel runs. Said again: those of before do not count."""
-        if self._layer.done():
-            self.stale = True
+        """They are saved, and nothing of the kernel runs. Of use to nobody if they were there before."""
+        if self.stale:
             return
         self._fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._layer.set_result(Path(f"/proc/{os.getpid()}/fd/{self._fd}"))

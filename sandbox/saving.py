@@ -126,6 +126,7 @@ class Saving(Saved):
 
             async def when_stopped() -> None:
                 assert coming is not None
+                coming.files_go()
                 await draft.empty()
                 await box.instance.save_layer(draft.layer)
                 coming.files_are(draft.layer)

@@ -1,6 +1,7 @@
 """Lanes, places and the leak check: what every test has around it."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # As from a terminal: a shell has it ignored in what it starts in the background, and so would every plain kernel.
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", "long: the long form of a test; runs with --long (make long)")
     for name, lane in LANES.items():
         config.addinivalue_line("markers", f"{name}: lane: {lane.about}")

@@ -18,6 +18,7 @@ import os
 import re
 import signal
 import struct
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ CONTEXT_BYTES = 304
 ONLY_TRAPS = struct.pack("Q", ((1 << 64) - 1) & ~sum(1 << (one - 1) for one in (5, 9, 19)))
 """The mask of a thread that runs code of criu's or of ours: a trap that was blocked would lose its handler."""
 TRIES = 10
+REAP_TIMEOUT_S, REAP_LOOK_S = 1.0, 0.001
+"""How long the end of a killed thread may take, and how often to look: no event of it tells one thread from another."""
 _AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -236,7 +239,19 @@ def _traced(thread: int) -> Iterator[None]:
         os.waitpid(thread, WALL)
         yield
     finally:
-        _ptrace(PTRACE_DETACH, thread, 0, 0)
+        try:
+            _ptrace(PTRACE_DETACH, thread, 0, 0)
+        except OSError:
+            _reap(thread)
+            raise
+
+
+def _reap(thread: int) -> None:
+    """One that was killed while it was traced stays there, and its end unheard, until its tracer takes note."""
+    deadline = time.monotonic() + REAP_TIMEOUT_S
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(thread, WALL | os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(REAP_LOOK_S)
 
 
 def _get(thread: int, kind: int, size: int) -> bytes:

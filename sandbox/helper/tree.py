@@ -35,8 +35,17 @@ class Tree:
         return list(self._place.processes(self.pid))
 
     def stop(self) -> None:
-        """Stop every process, and wait until no thread of any runs."""
+        """Stop every process, note down how its threads stand, and wait until no thread of any runs.
+
+        A thread that has been looked at goes back to being stopped by itself, which on a busy machine takes a while.
+        criu must not find it on the way there: it would have it run on, and wait for it in vain.
+        """
         deadline = time.monotonic() + STOP_TIMEOUT_S
+        self._stop_all(deadline)
+        self.saved = tracing.Saved(self.pids())
+        self._stop_all(deadline)
+
+    def _stop_all(self, deadline: float) -> None:
         running = True
         while running:
             running = False
@@ -49,7 +58,6 @@ class Tree:
                 raise HelperError(
                     "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
                 )
-        self.saved = tracing.Saved(self.pids())
 
     def is_whole(self) -> bool:
         """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
@@ -68,9 +76,9 @@ class Tree:
                         os.kill(pid, signal.SIGCONT)
 
     def _wait_until_untraced(self) -> None:
-        """A tracer that dies closes its descriptors before it lets go of its threads."""
+        """A tracer that dies closes its descriptors before it lets go of its threads. The dead need not be put back."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(map(_is_traced, self.pids())) and time.monotonic() < deadline:
+        while any(_is_traced(pid, alive=True) for pid in self.pids()) and time.monotonic() < deadline:
             time.sleep(UNTRACED_LOOK_S)
 
     def handles(self) -> list[int]:
@@ -130,11 +138,15 @@ def _all_stopped(pid: int) -> bool:
     return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
 
 
-def _is_traced(pid: int) -> bool:
+def _is_traced(pid: int, *, alive: bool = False) -> bool:
+    """Whether any thread of it is; of those that live only, if asked."""
     threads: list[str] = []
     with contextlib.suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
-    return any(status(f"{pid}/task/{thread}").get("TracerPid", "0") != "0" for thread in threads)
+    found = (status(f"{pid}/task/{thread}") for thread in threads)
+    return any(
+        one.get("TracerPid", "0") != "0" and not (alive and one.get("State", "")[:1] in ("Z", "X")) for one in found
+    )
 
 
 def _is_stopped(pid: int) -> bool:

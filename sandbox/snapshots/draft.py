@@ -129,7 +129,7 @@ class Draft:
         self.layer.mkdir(mode=0o700)
 
     def _make_layer(self) -> None:
-        if os.listdir(self.layer):  # A new directory: who has begun with the old one keeps that.
+        if os.listdir(self.layer):  # A new directory: who has opened the old one sees nothing of what comes.
             disk.remove(self.layer)
             self.layer.mkdir(mode=0o700)
 

@@ -25,7 +25,7 @@ def wait_for_answer(run: str, token: str) -> dict[str, Any]:
             try:
                 with open(answered, "rb") as file:
                     said = file.read()
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):  # The keeper makes it, then gives the right to read it.
                 said = b""
             if said.endswith(b"\n"):
                 return dict(json.loads(said))

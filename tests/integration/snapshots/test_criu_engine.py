@@ -107,7 +107,10 @@ async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: B
         assert await clone.goes_on() <= seen[1] + 200
         assert await clone.goes_on(past=seen[1] + 5) > seen[1]
         assert int(await clone.sh("sleep 0 & echo $!")) > clone.kernel
-    assert [(one.id, one.image_bytes) for one in await boxes.engine.images()] == [(FIRST, dumped.image_bytes)]
+    (image,) = await boxes.engine.images()
+    assert image.id == FIRST
+    # What is counted is what the disk takes, which may be some blocks of its own more once all is written.
+    assert image.image_bytes == pytest.approx(dumped.image_bytes, abs=1 << 18)
     elsewhere = dataclasses.replace(boxes.paths, state=boxes.paths.state / "other")
     assert await CriuEngine(paths=elsewhere, helper=SystemHelper(boxes.paths.helper_socket)).images() == []
 

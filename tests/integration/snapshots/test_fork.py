@@ -75,6 +75,7 @@ rows = [open(place).read().split() for place in places]
 print(*{found == [str(row) for row in range(1, len(found) + 1)] for found in rows}, os.path.exists("/tmp/only-here"))
 """
 NAMELESS = """
+for number in range(5000): open(f"/tmp/one-of-many-{number}", "x").close()
 with open("/tmp/first", "w") as file: file.write("nameless")
 os.link("/tmp/first", "/tmp/second"); held = open("/tmp/first"); os.unlink("/tmp/first")
 """
@@ -90,7 +91,7 @@ async def test_a_clones_files_are_those_of_the_freeze(places: Places, tmp_path: 
                     assert await one.run(WHOLE) == "True True"
                     await one.do("suspend")
                     assert await one.run(WHOLE) == "True True"
-        await made.run(NAMELESS)  # CRIU gives such a file a name while the kernel stands still.
+        await made.run(NAMELESS)  # CRIU gives such a file a name while the kernel stands still, so all are saved again.
         async with clones(made, 2) as forked:
             for one in forked:
                 assert await one.run("print(held.read(), os.listdir('/tmp').count('second'))") == "nameless 1"

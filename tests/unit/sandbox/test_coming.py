@@ -28,9 +28,13 @@ async def test_files_are_found_under_one_name_while_they_move(tmp_path: Path) ->
 
 
 async def test_files_that_are_saved_again_make_the_first_stale(tmp_path: Path) -> None:
-    """Sandboxes that were made with the first ones are told."""
+    """Sandboxes that are made with the first ones are told before these are removed."""
     coming = Coming()
+    coming.files_go()
+    assert not coming.stale
     coming.files_are(tmp_path)
+    coming.files_go()
+    assert coming.stale
     coming.files_are(tmp_path)
     assert coming.stale
     coming.close()
