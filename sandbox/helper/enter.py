@@ -365,4 +365,4 @@ def _names(options: str) -> list[str]:
     named = [word for word in words if word.startswith("name=")]
     plain = {"rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "release_agent"}
     controllers = [word for word in words if word.partition("=")[0] not in plain and word not in named]
-    return [*named, ",".join(controllers), *controllers]
+    return [*named, *([",".join(controllers), *controllers] if controllers else [])]

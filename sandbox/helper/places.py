@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-NAMESPACES = ("ipc", "uts", "net", "pid", "mnt")
+NAMESPACES = ("ipc", "uts", "net", "cgroup", "pid", "mnt")
 """In the order in which they are joined: after the last no file of the host can be reached any more."""
 
 

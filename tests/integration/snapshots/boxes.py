@@ -7,11 +7,16 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
+
+from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.leaks import Places
-from warmcell.sandbox.backends.base import SandboxInstance
+from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
+from warmcell.sandbox.backends.docker import DockerBackend
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.models import MIB, Limits, SandboxId, SandboxSpec, SnapshotId, Workspace
 from warmcell.sandbox.paths import Paths
@@ -45,6 +50,7 @@ class Box:
 
     instance: SandboxInstance
     channel: GuestChannel
+    python: str = sys.executable
     kernel: int = 0
 
     @property
@@ -60,7 +66,7 @@ class Box:
         """Start the program; its number."""
         program = PROGRAM.format(before=before, each=each, mib=mib)
         script = 'cd / && setsid "$0" -c "$1" </dev/null >/dev/null 2>&1 & echo $!'
-        done = await self.channel.exec(["sh", "-c", script, sys.executable, program])
+        done = await self.channel.exec(["sh", "-c", script, self.python, program])
         self.kernel = int(done.stdout)
         await self.goes_on()
         return self.kernel
@@ -90,27 +96,27 @@ class Boxes:
     paths: Paths
     engine: CriuEngine
     stack: AsyncExitStack
-    backend: BubblewrapBackend = field(init=False)
+    backend: SandboxBackend
+    python: str = sys.executable
+    image: str | None = None
 
-    def __post_init__(self) -> None:
-        self.backend = BubblewrapBackend(paths=self.paths)
-
-    async def fresh(self, *, enrolled: bool = False, workspace: str | None = None) -> Box:
+    async def fresh(self, *, enrolled: bool = False, workspace: str | None = None, layer: Path | None = None) -> Box:
         """A sandbox in which nothing was started."""
         sandbox_id = SandboxId(secrets.token_hex(6))
         directory = self.paths.sandboxes / sandbox_id
         directory.mkdir(mode=0o700)
         self.stack.callback(shutil.rmtree, directory)
         spec = SandboxSpec(
-            python=sys.executable,
+            python=self.python,
+            image=self.image,
             limits=Limits(memory_bytes=1024 * MIB, layer_bytes=64 * MIB),
             workspace=Workspace(path=workspace) if workspace else None,
         )
-        instance = await self.backend.create(spec, sandbox_id=sandbox_id, directory=directory)
+        instance = await self.backend.create(spec, sandbox_id=sandbox_id, directory=directory, layer=layer)
         self.stack.push_async_callback(instance.stop)
         channel = await GuestChannel.open(instance.run_directory)
         self.stack.push_async_callback(channel.close)
-        box = Box(instance, channel)
+        box = Box(instance, channel, self.python)
         if enrolled:
             await self.engine.enroll(box)
         return box
@@ -145,11 +151,29 @@ async def nothing() -> None:
     """No layer to save."""
 
 
+ON_EACH = pytest.mark.parametrize(
+    "boxes", ["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)], indirect=True
+)
+"""For tests of what is the same whatever a sandbox is made of."""
+
+
+def engine_of(request: pytest.FixtureRequest) -> Dockerd | None:
+    """The engine of containers whose sandboxes a test asks for in `ON_EACH`; None: they are bubblewrap's."""
+    if getattr(request, "param", "bubblewrap") != "docker":
+        return None
+    made: Dockerd = request.getfixturevalue("docker")
+    return made
+
+
 @asynccontextmanager
-async def boxes_of(places: Places) -> AsyncIterator[Boxes]:
+async def boxes_of(places: Places, containers: Dockerd | None = None) -> AsyncIterator[Boxes]:
     """Sandboxes and an engine below the directories of a test; all ended when the block ends."""
     paths = Paths(runtime=places.runtime, state=places.state, leases=places.leases).make()
     engine = CriuEngine(paths=paths)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.close)
-        yield Boxes(paths, engine, stack)
+        if containers is None:
+            yield Boxes(paths, engine, stack, BubblewrapBackend(paths=paths))
+        else:
+            backend = DockerBackend(paths=paths, host=containers.host, image=IMAGE)
+            yield Boxes(paths, engine, stack, backend, python=PYTHON, image=IMAGE)

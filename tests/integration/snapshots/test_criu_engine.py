@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.boxes import Boxes, boxes_of, nothing
+from tests.integration.snapshots.boxes import ON_EACH, Boxes, boxes_of, engine_of, nothing
 from tests.leaks import Places
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -40,8 +40,8 @@ FIRST, SECOND, THIRD = "a" * 12, "b" * 12, "c" * 12
 
 
 @pytest.fixture
-async def boxes(places: Places) -> AsyncIterator[Boxes]:
-    async with boxes_of(places) as made:
+async def boxes(places: Places, request: pytest.FixtureRequest) -> AsyncIterator[Boxes]:
+    async with boxes_of(places, engine_of(request)) as made:
         yield made
 
 
@@ -84,6 +84,7 @@ async def test_it_says_that_it_is_ready(boxes: Boxes) -> None:
     assert min(took[1:]) < took[0] / 3, took
 
 
+@ON_EACH
 async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: Boxes) -> None:
     """One image, three sandboxes, one process number in all; nothing moves while the layer is saved."""
     source = await boxes.running()
@@ -115,6 +116,7 @@ async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: B
     assert await CriuEngine(paths=elsewhere, helper=SystemHelper(boxes.paths.helper_socket)).images() == []
 
 
+@ON_EACH
 async def test_stop_ends_the_kernel_when_its_layer_is_saved(boxes: Boxes) -> None:
     """Not before: should saving the layer fail it goes on."""
     source = await boxes.running()
@@ -133,6 +135,7 @@ async def test_stop_ends_the_kernel_when_its_layer_is_saved(boxes: Boxes) -> Non
     assert leftovers(boxes) == [FIRST]
 
 
+@ON_EACH
 async def test_a_restore_of_a_restore_of_a_restore(boxes: Boxes) -> None:
     """Memory that did not change is shared by the chain, and outlives the images that brought it."""
     source = await boxes.running(mib=24)
@@ -189,6 +192,7 @@ async def test_a_passing_image_is_restored_as_any_other(boxes: Boxes) -> None:
     await again.goes_on()
 
 
+@ON_EACH
 async def test_children_come_along(boxes: Boxes) -> None:
     """A pipe between the kernel and a child of it still works, on both sides, and so does what is held open."""
     before = (
@@ -211,8 +215,9 @@ async def test_children_come_along(boxes: Boxes) -> None:
     assert set(dumped.pids) <= set(await clone.numbers())
 
 
+@ON_EACH
 async def test_what_is_restored_is_in_the_control_groups_of_its_sandbox(boxes: Boxes) -> None:
-    """All of it, children included, so that its limits hold; criu begins outside of them."""
+    """All of it, children included, so that its limits hold, and in its namespaces; criu begins outside of them."""
     children = "import subprocess; [subprocess.Popen(['sleep', '600']) for _ in range(3)]"
     source = await boxes.running(before=children)
     await boxes.dump(source, FIRST, then="stop")
@@ -224,6 +229,8 @@ async def test_what_is_restored_is_in_the_control_groups_of_its_sandbox(boxes: B
         tree = [kernel, *guest_places.children(kernel)]
         assert len(tree) == 4
         assert {pid: Path(f"/proc/{pid}/cgroup").read_text() for pid in tree} == dict.fromkeys(tree, groups)
+        for name in guest_places.NAMESPACES:
+            assert len({os.readlink(f"/proc/{pid}/ns/{name}") for pid in (clone.pid, *tree)}) == 1, name
 
 
 STARTS_AT_ONCE = """
@@ -262,6 +269,7 @@ async def test_a_stopped_child_stays_stopped(boxes: Boxes) -> None:
     assert await source.sh(f"cut -d' ' -f3 /proc/{dumped.pids[1]}/stat") == "T"
 
 
+@ON_EACH
 async def test_an_open_file_that_has_changed_is_named(boxes: Boxes, places: Places) -> None:
     """The kernel would read on in another file; so it does not start."""
     workspace = places.root / "w"
@@ -386,6 +394,7 @@ async def test_what_is_not_there_and_what_is_there_twice(boxes: Boxes) -> None:
     assert await boxes.engine.images() == []
 
 
+@ON_EACH
 async def test_what_cannot_be_saved_is_named(boxes: Boxes) -> None:
     """A socket whose other end is not of the kernel; it runs on."""
     before = (
