@@ -11,14 +11,14 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 
 from benchmarks import machine
-from tests.engines import docker, dockerd
+from tests.engines import docker, dockerd, mortal
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
 from warmcell.sandbox.helper import program
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.snapshots.criu import helper_environment
 
-__all__ = ["docker", "dockerd"]
+__all__ = ["docker", "dockerd", "mortal"]
 """Fixtures from elsewhere."""
 
 ORDER = ("unit", "packaging", "contract", "integration", "security", "jupyter", "remote", "browser")

@@ -1,6 +1,7 @@
 """Engines of containers that belong to a run of the tests: with files, a socket and images of their own."""
 
 import contextlib
+import gc
 import os
 import select
 import shutil
@@ -45,8 +46,8 @@ class Dockerd:
         self.host = f"unix://{directory}/sock"
         self.engine = Engine(self.host)
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def start(self, *, live_restore: bool = False) -> None:
+        """Start it, and wait until it answers; `live_restore`: with it containers stay that the last one has left."""
         # What was killed has left them. The second is taken for a process that lives, as long as nobody has reaped it.
         for left in ("pid", "x/containerd/containerd.pid", "sock"):
             (self.directory / left).unlink(missing_ok=True)
@@ -59,6 +60,7 @@ class Dockerd:
                     *("--pidfile", self.directory / "pid", "--host", self.host),
                     *("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
                     *("--bridge=none", "--log-level", "error"),
+                    *(["--live-restore"] if live_restore else []),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -73,6 +75,11 @@ class Dockerd:
             time.sleep(0.05)
 
     @property
+    def live_restore(self) -> bool:
+        """Whether containers stay when it is started again."""
+        return self.engine.info(fresh=True).live_restore
+
+    @property
     def runs(self) -> bool:
         """Whether it answers."""
         return self._answers()
@@ -80,6 +87,17 @@ class Dockerd:
     def kill(self) -> None:
         """As if it had crashed: containers run on."""
         assert self._signal(signal.SIGKILL), "it does not end"
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """As if it waited for a disk: it listens, and answers nobody."""
+        process = os.pidfd_open(int((self.directory / "pid").read_text()))
+        try:
+            signal.pidfd_send_signal(process, signal.SIGSTOP)
+            yield
+        finally:
+            signal.pidfd_send_signal(process, signal.SIGCONT)
+            os.close(process)
 
     def stop(self) -> None:
         """Have it end its containers and itself."""
@@ -144,6 +162,16 @@ def docker(dockerd: Dockerd) -> Iterator[Dockerd]:
     for one in dockerd.engine.labelled(SANDBOX):
         dockerd.engine.remove(one.id)
     assert not left, f"containers are left: {left}"
+
+
+@pytest.fixture
+def mortal(docker: Dockerd) -> Iterator[Dockerd]:
+    """The engine, which a test may kill; it is up again afterwards, as it always is."""
+    yield docker
+    if not docker.runs or docker.live_restore:
+        docker.stop()
+        docker.start()
+    gc.collect()  # docker-py leaves the socket of a connection that was refused to it.
 
 
 def _remove(directory: Path) -> None:

@@ -57,6 +57,8 @@ class Container:
     name: str
     labels: Mapping[str, str]
     running: bool
+    removing: bool
+    """Whether somebody removes it just now."""
     pid: int
     exit_code: int
     oom_killed: bool
@@ -115,6 +117,7 @@ class Engine:
 
         Raises:
             ConflictError: Another one is called so.
+            InvalidRequestError: Its image is not there.
             SandboxStartError: The engine refuses it.
         """
         with self.client() as client, _as_start_error():
@@ -144,6 +147,7 @@ class Engine:
             name=str(found["Name"]).lstrip("/"),
             labels=found["Config"].get("Labels") or {},
             running=bool(state.get("Running")),
+            removing=state.get("Status") == "removing",
             pid=int(state.get("Pid") or 0),
             exit_code=int(state.get("ExitCode") or 0),
             oom_killed=bool(state.get("OOMKilled")),
@@ -195,6 +199,7 @@ class Engine:
                 name=str((one.get("Names") or [one["Id"]])[0]).lstrip("/"),
                 labels=one.get("Labels") or {},
                 running=one.get("State") == "running",
+                removing=one.get("State") == "removing",
                 pid=0,
                 exit_code=0,
                 oom_killed=False,
@@ -289,6 +294,11 @@ def _as_start_error() -> Iterator[None]:
         yield
     except errors.APIError as error:
         said = _short(str(error.explanation or error))
+        if isinstance(error, errors.ImageNotFound):
+            raise InvalidRequestError(
+                f"The image was removed while a container of it was made: {said}",
+                hint="Get it again (`docker pull IMAGE`), or build it: `warmcell images --help`.",
+            ) from None
         if error.status_code == 409:
             raise ConflictError(
                 f"The container engine refuses a container of that name: {said}",

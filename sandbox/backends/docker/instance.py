@@ -197,6 +197,8 @@ class DockerInstance:
             return ExitInfo(exit_code=KILLED, message=REMOVED)
         except WarmcellError as error:
             return ExitInfo(exit_code=KILLED, oom_killed=self._oom_kills > 0, message=SILENT.format(error.message))
+        if found is None or found.removing:
+            said = REMOVED
         short = (found is not None and found.oom_killed) or self._oom_kills > 0
         return ExitInfo(exit_code=code, oom_killed=short and code == KILLED, message=said)
 

@@ -1,8 +1,6 @@
 """What goes wrong with an engine is told right each time, and nothing stays behind."""
 
 import asyncio
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,17 +27,8 @@ pytestmark = [
 END_TIMEOUT_S = 30.0
 
 
-@pytest.fixture
-def mortal(docker: Dockerd) -> Iterator[Dockerd]:
-    """The engine, which a test may kill; it is up again afterwards."""
-    yield docker
-    if not docker.runs:
-        docker.start()
-    gc.collect()
-
-
-async def restarted(engine: Dockerd) -> None:
-    await asyncio.to_thread(engine.start)
+async def restarted(engine: Dockerd, *, live_restore: bool = False) -> None:
+    await asyncio.to_thread(engine.start, live_restore=live_restore)
 
 
 async def killed(engine: Dockerd) -> None:
@@ -78,6 +67,29 @@ async def test_an_end_by_an_engine_that_comes_back_is_told(mortal: Dockerd, plac
         assert not ended.oom_killed
 
 
+async def test_a_sandbox_stays_where_the_engine_takes_its_containers_over(mortal: Dockerd, places: Places) -> None:
+    """With live-restore it runs on, and is ended as any other, as the engine that came back knows it."""
+    subject = subject_of(places, mortal)
+    await killed(mortal)
+    await restarted(mortal, live_restore=True)
+    async with subject.box() as box, subject.box() as other:
+        await killed(mortal)
+        await restarted(mortal, live_restore=True)
+        assert await box.says("echo still there") == "still there"
+        assert len(await asyncio.to_thread(containers, mortal)) == 2
+        ended = await box.instance.stop()
+        assert (ended.exit_code, ended.message) == (137, "")
+        assert await asyncio.to_thread(containers, mortal) == [container_name(SandboxId(other.directory.name))]
+        assert await other.says("echo as well") == "as well"
+
+
+async def test_an_image_that_goes_while_a_sandbox_starts_is_named_with_its_cure(docker: Dockerd) -> None:
+    """There is time between the look at it and the container."""
+    with pytest.raises(InvalidRequestError, match="nobody/has:this") as failed:
+        await asyncio.to_thread(docker.engine.create, "warmcell-none", {"Image": "nobody/has:this"})
+    assert "docker pull" in failed.value.hint
+
+
 @pytest.mark.parametrize("delay_s", [0.0, 0.05, 0.15])
 async def test_an_engine_that_is_killed_while_a_sandbox_starts_leaves_nothing(
     mortal: Dockerd, places: Places, delay_s: float
@@ -108,7 +120,7 @@ async def test_a_container_that_somebody_removes_is_told_to_be_gone(docker: Dock
         name = container_name(SandboxId(box.directory.name))
         await asyncio.to_thread(docker.docker, "rm", "--force", name)
         ended = await asyncio.wait_for(box.instance.wait(), END_TIMEOUT_S)
-        assert ended.exit_code == 137
+        assert (ended.exit_code, ended.message) == (137, "The container was removed by somebody else")
 
 
 async def test_a_name_that_is_taken_is_a_conflict_and_its_container_stays(docker: Dockerd, places: Places) -> None:
