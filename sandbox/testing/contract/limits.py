@@ -110,13 +110,13 @@ async def an_enforced_limit_of_processes_holds(subject: Subject) -> None:
 @check(programs=True)
 async def an_enforced_processor_limit_holds(subject: Subject) -> None:
     """A kernel of a sandbox's own counts coarsely, and counts what it is kept from: one second of three must do."""
-    async with subject.box(limits=dataclasses.replace(CAPPED, cpus=0.2)) as box:
+    async with subject.box(limits=CAPPED) as box:
         if not box.instance.limits["cpu"].enforced:
             return
         used_s = [float((await box.run(subject.python, "-c", SPINNING)).stdout)]
-        while min(used_s) >= 0.7 and len(used_s) < 3:
+        while min(used_s) >= 0.8 and len(used_s) < 3:
             used_s.append(float((await box.run(subject.python, "-c", SPINNING)).stdout))
-        expect(min(used_s) < 0.7, f"{min(used_s):.2f} s of processor time in a second at a limit of 0.2")
+        expect(min(used_s) < 0.8, f"{min(used_s):.2f} s of processor time in a second at a limit of 0.5")
 
 
 @check(programs=True)
