@@ -67,7 +67,13 @@ class DockerBackend:
     @property
     def capabilities(self) -> Capabilities:
         """The same everywhere where it is ready."""
-        return Capabilities(isolated=True, gpus=True, networks=("none", "host"), layers=True)
+        return Capabilities(
+            isolated=True,
+            gpus=True,
+            networks=("none", "host"),
+            snapshot_engines=("template", "criu"),
+            layers=True,
+        )
 
     async def probe(self) -> BackendReport:
         """Ask the engine, and bring up a small sandbox of the configured image if there is one."""

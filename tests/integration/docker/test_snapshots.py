@@ -1,0 +1,131 @@
+"""Kernels in containers are saved, brought back, put back and forked like any other."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.server import end_keeper
+from tests.engines import IMAGE, Dockerd
+from tests.integration.snapshots.notebooks import clones, end_all, keeper, notebook, page
+from tests.integration.snapshots.test_faults_storage import gone
+from tests.integration.snapshots.test_fork import FORK
+from tests.integration.snapshots.test_host_name import NAME
+from tests.integration.snapshots.test_warm_pool import says, started, until_prepared
+from tests.lanes import ordinary_uid
+from tests.leaks import Places
+from warmcell.sandbox.client.keeper import KeeperClient
+
+pytestmark = [pytest.mark.docker, pytest.mark.criu]
+
+OURS: dict[str, Any] = {"backend": "docker", "image": IMAGE, "python": ""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A workspace of somebody who is let into a container."""
+    os.chown(tmp_path, ordinary_uid(), ordinary_uid())
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def ended(places: Places, docker: Dockerd) -> Iterator[None]:
+    """The keeper ends before its containers are looked for."""
+    yield
+    end_keeper(places)
+
+
+def containers(docker: Dockerd) -> list[str]:
+    """All that there are, whether they run or not."""
+    return docker.docker("ps", "--all", "--quiet", "--no-trunc").split()
+
+
+HOLDS = """
+import os, subprocess, threading
+private = [open(path, "w+") for path in ("/tmp/kept", "/dev/shm/kept", os.path.expanduser("~/kept"))]
+shared = open("kept", "w+")
+for each in (*private, shared): each.write("0123456789"); each.flush(); each.seek(4)
+child = subprocess.Popen(["cat"], stdin=-1, stdout=-1, text=True, bufsize=1)
+ticks, count = 0, 0
+def tick():
+    global ticks
+    while True: ticks += 1; stopped.wait(0.005)
+stopped = threading.Event(); threading.Thread(target=tick, daemon=True).start()
+"""
+LOOK = """
+count += 1
+seen = ticks
+while ticks < seen + 3: stopped.wait(0.005)
+child.stdin.write(f"{count}\\n")
+print(count, child.stdout.readline().strip(), [each.read(1) for each in (*private, shared)])
+"""
+
+
+async def test_what_it_holds_goes_on(places: Places, docker: Dockerd, folder: Path) -> None:
+    """Memory, threads, children and open files, again and again; of a suspended one no container is left."""
+    async with keeper(places, docker_host=docker.host) as client, notebook(client, folder, **OURS) as made:
+        assert await made.run(HOLDS) == ""
+        for turn in range(1, 4):
+            assert await made.run(LOOK) == f"{turn} {turn} {4 * [str(turn + 3)]}"
+            had = containers(docker)
+            await made.do("suspend")
+            assert (await made.info())["state"] == "suspended"
+            assert not set(had) & set(containers(docker))
+        await made.run("x = 1; private[0].seek(0); private[0].write('then'); private[0].flush()")
+        assert (await made.run("%snapshot then")).startswith("Snapshot then ")
+        await made.run("x = 2; private[0].write(' and more'); private[0].flush()")
+        await made.do("restore", snapshot="then")
+        assert await made.run("print(x, open('/tmp/kept').read()[:6])") == "1 then45"
+
+
+async def test_a_kernel_forks_itself_and_is_forked(places: Places, docker: Dockerd, folder: Path) -> None:
+    """Clones go on in the cell, with randomness, names and files of their own; they go with whoever removes them."""
+    async with keeper(places, docker_host=docker.host) as client, notebook(client, folder, **OURS) as made:
+        assert await made.run(FORK) == "said before\nTrue 4 4"
+        await made.run("[each.kill() for each in f.clones]; mine = 0; open('/tmp/mine', 'w').write('0')")
+        assert len(containers(docker)) == 1
+        async with clones(made, 2) as forked:
+            for number, each in enumerate((made, *forked)):
+                await each.run(f"mine += {number}; open('/tmp/mine', 'w').write('{number}')")
+            for number, each in enumerate((made, *forked)):
+                assert await each.run("print(mine, open('/tmp/mine').read())") == f"{number} {number}"
+            for each in forked:
+                await client.delete(f"/kernels/{each.kernel_id}")
+        assert len(containers(docker)) == 1
+
+
+async def test_starts_and_restarts_come_from_a_template(places: Places, docker: Dockerd, folder: Path) -> None:
+    """Prepared in a container, or restored in the one that has files of the kernel before."""
+    spec = {**OURS, "preload": ["decimal"]}
+    async with keeper(places, docker_host=docker.host, prepared=1) as client, notebook(client, folder, **spec):
+        await until_prepared(client, 1)
+        info, asked = await started(client, folder, **spec)
+        assert (info["started_from"], "pool" in info["phases_ms"]) == ("template", True)
+        assert await says(asked, "import sys; print('decimal' in sys.modules)") == "True"
+        for files, step in (("", "pool"), ("left = open('/tmp/left', 'w')", "restore")):
+            await until_prepared(client, 1)
+            assert await says(asked, f"x = 1; {files}") == ""
+            await client.post(f"/kernels/{asked['kernel_id']}/end", {"grace_s": 0})
+            info = await client.post("/kernels", asked, timeout=120)
+            assert (info["started_from"], step in info["phases_ms"]) == ("template", True)
+            assert (
+                await says(asked, "import os; print('x' in globals(), os.path.exists('/tmp/left'))")
+                == f"False {bool(files)}"
+            )
+
+
+async def test_the_next_keeper_takes_them_up(places: Places, docker: Dockerd, folder: Path) -> None:
+    """A keeper that ends has saved its kernels, and left no container; in the next one they go on, named as before."""
+    async with keeper(places, docker_host=docker.host) as client, notebook(client, folder, **OURS) as made:
+        await made.run("x = 1; open('/tmp/kept', 'w').write('then')")
+        name = await made.run(NAME)
+        assert name.endswith(" True")
+        await made.do("suspend")
+        await gone(client, signum=15)
+        assert containers(docker) == []
+        async with await KeeperClient.connect() as second, page(made.body["connection"]) as opened:
+            assert await opened.run("print(x, open('/tmp/kept').read())") == "1 then"
+            assert await opened.run(NAME) == name
+            await end_all(second)
