@@ -14,6 +14,7 @@ from traitlets.config import Configurable
 from traitlets.config.loader import Config
 
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.choosing import AUTO, USUAL
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GIB
 
@@ -24,8 +25,9 @@ class Warmcell(Configurable):
     """Settings of one user's keeper and of the Jupyter servers beside it."""
 
     backend = Unicode(
-        "bubblewrap",
-        help="Backend of sandboxes that ask for none. `process` isolates nothing: everything says so.",
+        "auto",
+        help="Backend of sandboxes that name none. `auto`: bubblewrap, docker for images that only an engine of "
+        "containers has, gvisor for agents where it serves. `process` isolates nothing: everything says so.",
     ).tag(config=True)
     docker_host = Unicode(
         help="Socket of the engine of containers, as in `unix:///run/user/1000/docker.sock`. Empty: what DOCKER_HOST "
@@ -143,12 +145,17 @@ class Warmcell(Configurable):
         False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
     ).tag(config=True)
 
+    @property
+    def usual_backend(self) -> str:
+        """What notebooks get that name neither backend nor image."""
+        return USUAL if self.backend == AUTO else self.backend
+
     def bounds(self) -> Bounds:
         """The operator's caps as the engine takes them."""
         return Bounds.from_names(
             networks=self.networks,
             workspace_modes=self.workspace_modes,
-            backends=dict.fromkeys(["bubblewrap", "docker", "gvisor", self.backend]),
+            backends=[name for name in dict.fromkeys(["bubblewrap", "docker", "gvisor", self.backend]) if name != AUTO],
             mounts=self.mounts,
             max_memory_bytes=None if self.max_memory is None else int(self.max_memory * GIB),
             max_cpus=self.max_cpus,

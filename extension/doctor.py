@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from warmcell.extension import environments, machine
 from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.choosing import AGENT, AUTO, Choice, Choosing
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.gpus.pool import GpuPool
-from warmcell.sandbox.models import BackendReport, EngineReport, Wire
+from warmcell.sandbox.models import BackendReport, EngineReport, SandboxSpec, Wire
 from warmcell.sandbox.paths import Paths
 
 PROBE_TIMEOUT_S = 60.0
@@ -33,12 +34,29 @@ class Finding(Wire):
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row(Wire):
+    """A backend in a line."""
+
+    backend: str
+    ready: bool
+    isolation: str
+    gpu: bool
+    snapshot: str
+    """The engine that saves its memory here; empty: none."""
+    fork: bool
+    rootless: bool
+    why_not: str
+    hint: str
+
+
 async def collect(
     backends: Mapping[str, SandboxBackend],
     gpus: GpuPool,
     *,
     paths: Paths,
-    default: str = "bubblewrap",
+    configured: str = AUTO,
+    among: Sequence[str] = (),
     engines: Sequence[EngineReport] = (),
 ) -> dict[str, Any]:
     """Look at everything, and try each backend for real.
@@ -47,7 +65,8 @@ async def collect(
         backends: All that are wired, by name.
         gpus: The machine's GPUs and leases.
         paths: Where this user's files lie.
-        default: The backend of sandboxes that ask for none.
+        configured: `c.Warmcell.backend`.
+        among: The backends that may be used.
         engines: What saves kernels' memory, as it was found.
     """
     reports, devices, versions, specs = await asyncio.gather(
@@ -59,10 +78,12 @@ async def collect(
     devices, gpu_findings = devices
     drivers = {str(device["driver_version"]) for device in devices if device["driver_version"]}
     versions = (*versions, *map(machine.driver_version, sorted(drivers)))
+    choices = await _choices(backends, reports, configured=configured, among=among)
+    default = choices["notebooks"].backend
     limits = _limits(next((report for report in reports if report.name == default), None))
     findings = (
         *_backend_findings(reports, default, limits),
-        *_engine_findings(engines),
+        *_engine_findings(engines, next((report for report in reports if report.name == default), None)),
         *gpu_findings,
         *(
             Finding(severity=version.severity, message=version.message, hint=version.hint)
@@ -86,6 +107,8 @@ async def collect(
         },
         "paths": {"runtime": str(paths.runtime), "state": str(paths.state), "leases": str(paths.leases)},
         "default_backend": default,
+        "chosen": {who: {"backend": choice.backend, "why": choice.why} for who, choice in choices.items()},
+        "table": [row(report, engines).to_json() for report in reports],
         "backends": [report.to_json() for report in reports],
         "engines": [engine.to_json() for engine in engines],
         "limits": limits,
@@ -94,6 +117,34 @@ async def collect(
         "kernelspecs": [spec.to_json() for spec in specs],
         "findings": [finding.to_json() for finding in findings],
     }
+
+
+def row(report: BackendReport, engines: Sequence[EngineReport]) -> Row:
+    """What a backend gives on this machine: what it can do by itself, and by the engines that work here."""
+    able = [engine.name for engine in engines if engine.ready and engine.name in report.capabilities.memory_engines]
+    snapshot = able[0] if able and report.ready else ""
+    return Row(
+        backend=report.name,
+        ready=report.ready,
+        isolation=report.capabilities.isolation,
+        gpu=report.capabilities.gpus,
+        snapshot=snapshot,
+        fork=bool(snapshot),
+        rootless=report.capabilities.rootless,
+        why_not=report.why_not,
+        hint=report.hint,
+    )
+
+
+async def _choices(
+    backends: Mapping[str, SandboxBackend], reports: Sequence[BackendReport], *, configured: str, among: Sequence[str]
+) -> Mapping[str, Choice]:
+    """What sandboxes get that name neither backend nor image."""
+    choosing = Choosing(backends, configured=configured, among=among)
+    for report in reports:
+        choosing.know(report)
+    spec = SandboxSpec(python="")
+    return {"notebooks": choosing.for_notebook(spec), "agents": await choosing.for_owner(spec, AGENT)}
 
 
 async def _probe_all(backends: Iterable[SandboxBackend]) -> list[BackendReport]:
@@ -124,9 +175,11 @@ async def _gpus(gpus: GpuPool) -> tuple[list[dict[str, Any]], tuple[Finding, ...
     return devices, ()
 
 
-def _engine_findings(engines: Sequence[EngineReport]) -> Iterable[Finding]:
+def _engine_findings(engines: Sequence[EngineReport], chosen: BackendReport | None) -> Iterable[Finding]:
+    """Of the engine of the usual backend; others are for who asks for theirs, and in the table."""
+    own = ("none", *(chosen.capabilities.memory_engines if chosen is not None else ()))
     for engine in engines:
-        if not engine.ready:
+        if not engine.ready and engine.name in own:
             yield Finding(
                 severity="note",
                 message=f"Kernels cannot be suspended, restored or forked: {engine.why_not}",
@@ -164,7 +217,7 @@ def _backend_findings(
         yield Finding(
             severity="warning",
             message=f"Kernels run without isolation, since c.Warmcell.backend is {default!r}",
-            hint='Set it to "bubblewrap".',
+            hint='Set it to "auto".',
         )
     for name, limit in limits.items():
         if not limit["enforced"]:

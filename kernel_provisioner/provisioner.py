@@ -48,9 +48,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
     jupyter_client's `kill` and `terminate` do not say truthfully whether a restart follows.
     """
 
-    backend = Unicode("auto", help="What isolates: bubblewrap, or process (no isolation); auto: as configured.").tag(
-        config=True
-    )
+    backend = Unicode(
+        "auto",
+        help="What isolates: bubblewrap, docker, gvisor, or process (no isolation). auto: as configured, which is "
+        "bubblewrap, and docker for images that an engine of containers has.",
+    ).tag(config=True)
     python = Unicode(
         "",
         help="Interpreter of the kernel's environment, an absolute path. Empty: the image's, without one the one that "

@@ -207,6 +207,8 @@ class SandboxInfo(Wire):
     backend: str
     isolated: bool
     """False for the `process` backend, which whoever shows it marks as unsafe."""
+    backend_why: str = ""
+    """Why that backend, as in "it was chosen, since …". Empty: it was asked for."""
     owner: str
     """Who asked for it: "notebook", "remote", "pool", "client"."""
     parent: SandboxId | None = None
@@ -337,6 +339,18 @@ class Capabilities(Wire):
     own_kernel: bool = False
     """Whether a sandbox's kernel is its own. The host then sees none of its processes, only what that kernel runs in,
     and a lack of memory ends all of it."""
+    rootless: bool = True
+    """Whether ordinary users can have it."""
+
+    @property
+    def isolation(self) -> str:
+        """What is between a sandbox and the host, in two words at most."""
+        return "own kernel" if self.own_kernel else "namespaces" if self.isolated else "none"
+
+    @property
+    def memory_engines(self) -> tuple[str, ...]:
+        """The engines that save its memory, and so let it be suspended, restored and forked. A template does not."""
+        return tuple(name for name in self.snapshot_engines if name != "template")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

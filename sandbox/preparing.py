@@ -263,6 +263,7 @@ class Preparing(Registry):
         self._boxes[asked.info.id] = prepared
         prepared.tell(
             id=asked.info.id,
+            backend_why=asked.info.backend_why,
             owner=asked.info.owner,
             parent=asked.info.parent,
             kernel_id=asked.info.kernel_id,

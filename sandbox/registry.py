@@ -10,6 +10,7 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
+from warmcell.sandbox.choosing import Choice, Choosing, Images, chosen
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -41,13 +42,6 @@ class GpuLeases(Protocol):
     async def status(self) -> list[dict[str, Any]]: ...
 
 
-class Images(Protocol):
-    """Images that were built here; `sandbox.images.cache.ImageCache` is the real one."""
-
-    async def resolve(self, spec: SandboxSpec, backend: str) -> SandboxSpec: ...
-    def backend_of(self, ref: str, *, default: str, among: Sequence[str]) -> str: ...
-
-
 class Registry:
     """The sandboxes of one keeper, and what each holds of the machine."""
 
@@ -65,11 +59,9 @@ class Registry:
     ) -> None:
         self.bounds = bounds
         self._backends = backends
-        self._default_backend = default_backend
+        self.choosing = Choosing(backends, configured=default_backend, among=bounds.backends)
         self._gpus = gpus
         self._paths = paths
-        self.images: Images | None = None
-        """Looks up what specs call an image. None: backends are given the name as it is."""
         self._boxes: dict[SandboxId, LiveSandbox] = {}
         self._working: dict[SandboxId, asyncio.Task[Any]] = {}
         """What is being done with a sandbox that `stop` may cut short: its start, or something with its memory."""
@@ -125,19 +117,33 @@ class Registry:
         """What each backend can do here, tried for real."""
         return await asyncio.gather(*(backend.probe() for backend in self._backends.values()))
 
-    async def check(self, spec: SandboxSpec) -> SandboxSpec:
-        """The spec as it would be made; makes nothing.
+    @property
+    def images(self) -> Images | None:
+        """Looks up what specs call an image. None: backends are given the name as it is."""
+        return self.choosing.images
+
+    @images.setter
+    def images(self, images: Images | None) -> None:
+        self.choosing.images = images
+
+    async def check(self, spec: SandboxSpec, *, owner: str = "notebook") -> SandboxSpec:
+        """The spec as it would be made for somebody, its backend named; makes nothing.
 
         Raises:
             WarmcellError: The one that `create` would give, busy GPUs apart.
         """
+        return (await self._checked(spec, owner))[0]
+
+    async def _checked(self, spec: SandboxSpec, owner: str) -> tuple[SandboxSpec, Choice]:
         spec = self.bounds.check(spec)
+        choice = await self.choosing.for_owner(spec, owner)
+        spec = chosen(spec, choice)
         backend = self._backend(spec)
         if spec.image is not None and self.images is not None:
             spec = await self.images.resolve(spec, backend.name)
         if spec.gpu is not None:
             await self._gpus.check(spec.gpu)
-        return spec
+        return spec, choice
 
     async def stop(self, sandbox_id: SandboxId) -> None:
         """Stop it, and what was made from it and does not stay, also while it comes up. Idempotent.
@@ -202,15 +208,8 @@ class Registry:
         specs += [store.get(info.id).spec for info in store.infos() if info.kind != "template"]
         return {spec.image for spec in specs if spec.image is not None}
 
-    def _backend_name(self, spec: SandboxSpec) -> str:
-        if spec.backend != "auto":
-            return spec.backend
-        if spec.image is None or self.images is None:
-            return self._default_backend
-        return self.images.backend_of(spec.image, default=self._default_backend, among=self.bounds.backends)
-
     def _backend(self, spec: SandboxSpec) -> SandboxBackend:
-        name = self._backend_name(spec)
+        name = self.choosing.for_notebook(spec).backend
         backend = self._backends.get(name)
         if backend is None:
             raise errors.InvalidRequestError(
@@ -232,12 +231,14 @@ class Registry:
         kernel_id: str | None = None,
         notebook: str | None = None,
     ) -> LiveSandbox:
-        backend = self._backends.get(self._backend_name(spec))
+        choice = self.choosing.for_notebook(spec)
+        backend = self._backends.get(choice.backend)
         info = SandboxInfo(
             id=new_sandbox_id(),
             state=State.CREATING,
-            backend=backend.name if backend is not None else spec.backend,
+            backend=choice.backend,
             isolated=backend.capabilities.isolated if backend is not None else True,
+            backend_why=choice.why,
             owner=owner,
             parent=parent,
             kernel_id=kernel_id,

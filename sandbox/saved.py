@@ -75,6 +75,10 @@ class Saved:
             self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
         return report
 
+    async def reports(self) -> list[EngineReport]:
+        """The same of each engine, the one that serves most backends first."""
+        return list(await asyncio.gather(self.report(), *map(self._report_of, self._others)))
+
     async def check(self, spec: SandboxSpec) -> SnapshotEngine:
         """The engine that saves sandboxes of this kind.
 
@@ -102,16 +106,21 @@ class Saved:
         Raises:
             UnsupportedOperationError: It does not work here.
         """
-        engine = self._others[name]
-        if name not in self._reports:
-            self._reports[name] = asyncio.create_task(self._tried(engine))
-        report = await asyncio.shield(self._reports[name])
+        report = await self._report_of(name)
         if not report.ready:
-            del self._reports[name]
             raise errors.UnsupportedOperationError(
                 f"Memory of such a sandbox cannot be saved on this machine: {report.why_not}", hint=report.hint
             )
-        return engine
+        return self._others[name]
+
+    async def _report_of(self, name: str) -> EngineReport:
+        if name not in self._reports:
+            self._reports[name] = asyncio.create_task(self._tried(self._others[name]))
+        trying = self._reports[name]
+        report = await asyncio.shield(trying)
+        if not report.ready and self._reports.get(name) is trying:
+            del self._reports[name]
+        return report
 
     def _engines(self) -> list[SnapshotEngine]:
         return [*([] if self._engine is None else [self._engine]), *self._others.values()]

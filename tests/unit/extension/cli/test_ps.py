@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from warmcell.extension.cli.ps import HEADINGS, notes, row
+from warmcell.extension.cli.ps import HEADINGS, choices, notes, row
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import (
     GIB,
@@ -90,3 +90,14 @@ def test_a_suspended_kernel_says_what_it_takes() -> None:
     columns = dict(zip(HEADINGS, row(asleep, [saved, named, other]), strict=True))
     assert (columns["STATE"], columns["START"]) == ("suspended", "35 MiB on disk")
     assert list(notes(asleep, [saved, named, other])) == ["abc: snapshots: before"]
+
+
+def test_why_a_backend_was_chosen_is_said_once_for_each_reason() -> None:
+    """With those that have it for that reason; who asked for it by name needs none."""
+    usual = {"backend_why": "no image is asked for"}
+    infos = [info(id=SandboxId("a"), **usual), info(id=SandboxId("b"), **usual), info(id=SandboxId("c"))]
+    infos.append(info(id=SandboxId("d"), backend="gvisor", backend_why="nobody has read what an agent runs"))
+    assert list(choices(infos)) == [
+        "a, b: bubblewrap was chosen, since no image is asked for",
+        "d: gvisor was chosen, since nobody has read what an agent runs",
+    ]
