@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends import layers, likeness
@@ -65,23 +65,26 @@ class Remains:
                 hint="They wait for a device or a network file system; they end when it answers.",
                 details={"operation": "stop", "timeout": timeout},
             )
-        # `run` leads to a descriptor by its number: it goes before the number can be another sandbox's.
-        await in_thread(self._remove_files)
-        for fd in {self.run_fd, self.root_fd, self.init_fd} - {-1}:
-            os.close(fd)
+        handles = {self.run_fd, self.root_fd, self.init_fd} - {-1}
         self.init_fd = self.root_fd = self.run_fd = -1
+        await in_thread(self._remove_files, handles)
         try:
             await in_thread(self._remove_container)
         except WarmcellError as error:
             self._left.add(self.name)
             log.warning("the container %s is left to be removed later: %s", self.name, error)
 
-    def _remove_files(self) -> None:
-        for path in sorted(self.directory.glob("*")):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _remove_files(self, handles: Collection[int]) -> None:
+        """Blocks: with the last handle of a container's files the kernel takes all its mounts down."""
+        try:
+            for path in sorted(self.directory.glob("*")):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        finally:  # `run` leads to a handle by its number: it goes before the number can be another sandbox's.
+            for handle in handles:
+                os.close(handle)
 
     def _remove_container(self) -> None:
         if not self.foreign:
