@@ -69,8 +69,8 @@ def p99(seen: Lateness, window: tuple[float, float]) -> float:
 
 
 async def test_ten_starts_and_ends_do_not_hold_the_keeper_up(places: Places, docker: Dockerd) -> None:
-    """Its event loop is at most three times as late as that of a keeper beside it which has nothing to do. Both have
-    the same ten containers to share the processors with; what else the machine does can only make a round of ours worse.
+    """Its event loop is at most three times as late as that of a keeper beside it that has nothing to do. Both have the
+    same containers to share the processors with; what else the machine does can only make a round of ours worse.
     """
     others = Places(places.root / "i")
     for directory in (others.root, others.runtime, others.state, others.leases):
