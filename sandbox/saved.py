@@ -125,6 +125,10 @@ class Saved:
     def _engines(self) -> list[SnapshotEngine]:
         return [*([] if self._engine is None else [self._engine]), *self._others.values()]
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """What the environment of such sandboxes is known by, see `SandboxBackend`. Blocks."""
+        return self._backend_of(spec).fingerprint(spec)
+
     async def enroll(self, box: LiveSandbox, *, template: bool = False) -> None:
         """A fresh sandbox becomes one whose kernels can be saved, for a template, where that is possible at all."""
         try:

@@ -27,7 +27,7 @@ class SharedTemplates:
         opener = getattr(backend, "nest", None)
         if opener is None or not spec.preload or await self._can_save(spec):
             return None
-        key = (await asyncio.to_thread(identity, spec)).get("digest"), spec.mounts, spec.network
+        key = await asyncio.to_thread(_digest, spec, backend), spec.mounts, spec.network
         async with self._opening:
             if key not in self._open:
                 nest = await opener(spec)
@@ -48,3 +48,7 @@ class SharedTemplates:
             task = asyncio.create_task(shared.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+def _digest(spec: SandboxSpec, backend: SandboxBackend) -> str:
+    return identity(spec, backend.fingerprint(spec))["digest"]

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest.supervisor.template import read_at_start
@@ -35,7 +34,13 @@ class Templates:
 
     async def find(self, spec: SandboxSpec) -> SnapshotId | None:
         """The template that a kernel of this spec can come from now."""
-        return await self._find(await asyncio.to_thread(identity, spec)) if spec.preload else None
+        if not spec.preload:
+            return None
+        try:
+            return await self._find(await asyncio.to_thread(self._identity, spec))
+        except errors.WarmcellError as error:
+            log.warning("template %s is not looked for: %s", spec.template, error)
+            return None
 
     async def ensure(self, spec: SandboxSpec) -> SnapshotId | None:
         """The template of this spec, built first where there is none; None where there can be none."""
@@ -48,7 +53,11 @@ class Templates:
         if engine.whole:  # Its kernels come with a sandbox, and are wanted in one that is there.
             return None
         async with self._building:
-            wanted = await asyncio.to_thread(identity, spec)
+            try:
+                wanted = await asyncio.to_thread(self._identity, spec)
+            except errors.WarmcellError as error:
+                log.warning("template %s cannot be made: %s", spec.template, error)
+                return None
             found = await self._find(wanted)
             if found is not None or wanted["digest"] in self._failed:
                 return found
@@ -67,6 +76,9 @@ class Templates:
             return TemplateStatus.from_json(self._memory.store.get(template).kernel["template"])
         return None
 
+    def _identity(self, spec: SandboxSpec) -> dict[str, str]:
+        return identity(spec, self._memory.fingerprint(spec))
+
     async def _find(self, wanted: Mapping[str, str]) -> SnapshotId | None:
         store = self._memory.store
         for info in store.infos(kind="template"):
@@ -82,8 +94,13 @@ class Templates:
                 await store.discard(info.id)
 
 
-def identity(spec: SandboxSpec) -> dict[str, str]:
-    """What two specs share whose kernels can come from one template. Looks at the environment's files; blocks."""
+def identity(spec: SandboxSpec, fingerprint: str) -> dict[str, str]:
+    """What two specs share whose kernels can come from one template. Looks at the workspace's owner; blocks.
+
+    Args:
+        spec: Of sandboxes.
+        fingerprint: As their backend knows their environment by.
+    """
     name = {
         "template": spec.template,
         "backend": spec.backend,
@@ -94,7 +111,7 @@ def identity(spec: SandboxSpec) -> dict[str, str]:
         "env": read_at_start(spec.env),
         "owner": _owner(spec),
     }
-    written = {"name": _digest(name), "environment": _digest(_stamps(spec.python))}
+    written = {"name": _digest(name), "environment": _digest(fingerprint)}
     return {**written, "digest": _digest(written)}
 
 
@@ -106,19 +123,6 @@ def _owner(spec: SandboxSpec) -> int | None:
         return os.stat(spec.workspace.path).st_uid
     except OSError:
         return None
-
-
-def _stamps(python: str) -> list[object]:
-    """What changes when the interpreter or a package of its environment does."""
-    prefix = Path(python).parent.parent
-    places = [Path(python).resolve(), *sorted(prefix.glob("lib*/python3*/site-packages"))]
-    places += [file for place in places[1:] for file in sorted(place.glob("*.pth"))]
-    found: list[object] = []
-    for place in places:
-        with contextlib.suppress(OSError):
-            seen = place.stat()
-            found.append([str(place), seen.st_ino, seen.st_mtime_ns])
-    return found
 
 
 def _digest(value: object) -> str:

@@ -108,6 +108,14 @@ class SandboxBackend(Protocol):
     async def probe(self) -> BackendReport:
         """Try it for real, once, and say what is missing with its cure. Never raises."""
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """Names the interpreter and the packages that its sandboxes of this spec come with; where any of these has
+        changed it is another one. Blocks, for some milliseconds.
+
+        Raises:
+            WarmcellError: It cannot be known.
+        """
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -3,6 +3,9 @@
 An interpreter that a guest could have written must not run on the host, so nothing is executed here.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -80,6 +83,19 @@ def discover(python: str) -> PythonEnvironment:
         trees=tuple(_outermost([tree for tree in trees if not _below(tree, SYSTEM)], apart_from=layered_tree)),
         names=(path, Path(settings["home"])) if "home" in settings else (path,),
     )
+
+
+def fingerprint(python: str) -> str:
+    """Another one where the interpreter, or a package of its environment, has changed."""
+    prefix = Path(python).parent.parent
+    places = [Path(python).resolve(), *sorted(prefix.glob("lib*/python3*/site-packages"))]
+    places += [file for place in places[1:] for file in sorted(place.glob("*.pth"))]
+    found: list[object] = []
+    for place in places:
+        with contextlib.suppress(OSError):
+            seen = place.stat()
+            found.append([str(place), seen.st_ino, seen.st_mtime_ns])
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def _virtual_environment(python: Path) -> tuple[Path | None, dict[str, str]]:

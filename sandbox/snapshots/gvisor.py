@@ -231,6 +231,10 @@ class Maker:
         """As any of this backend."""
         return await self._backend.probe()
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """As any of this backend."""
+        return self._backend.fingerprint(spec)
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -218,6 +218,10 @@ class FakeBackend:
             hint=failure.hint if failure else "",
         )
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """The same as long as the interpreter is where it was."""
+        return spec.python
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -14,6 +14,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
+from warmcell.sandbox.backends.environment import fingerprint
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
@@ -79,6 +80,10 @@ class BubblewrapBackend:
     async def probe(self) -> BackendReport:
         """Bring up a small sandbox and take it down again."""
         return await probe(self, self._cgroups)
+
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """Of the environment on the host."""
+        return fingerprint(spec.python)
 
     async def create(
         self,

@@ -123,6 +123,10 @@ class Nest:
             raise
         return cls(backend, paths, cgroups, server, control, control.take_fds(), said["pid"])
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """As of that backend."""
+        return self._backend.fingerprint(spec)
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -79,6 +79,11 @@ class DockerBackend:
         """Ask the engine, and bring up a small sandbox of the configured image if there is one."""
         return await probe(self, self.engine, self._image)
 
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """The id of its image, which a name can be given anew."""
+        image, python = self._image_of(spec)
+        return f"{self.images.id_of(image)} {python}"
+
     async def create(
         self,
         spec: SandboxSpec,

@@ -9,7 +9,9 @@ from typing import Any
 
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.errors import (
+    BackendUnavailableError,
     InvalidRequestError,
+    OperationTimeoutError,
     SandboxStartError,
 )
 
@@ -57,6 +59,7 @@ class Images:
         self._engine = engine
         self._labels = labels
         self._known: dict[tuple[str, str], Image] = {}
+        self._called: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def look_at(self, name: str, python: str, progress: Callable[[str], None] = lambda detail: None) -> Image:
@@ -83,6 +86,20 @@ class Images:
                 progress("looking at the image")
                 known = self._known[key] = self._examine(name, python, said)
         return known
+
+    def id_of(self, name: str) -> str:
+        """Which image is called so; while the engine is away the one that was. Blocks.
+
+        Raises:
+            InvalidRequestError: The engine has no such image.
+            BackendUnavailableError: It does not answer, and never has told.
+        """
+        try:
+            self._called[name] = str(self._engine.image(name)["Id"])
+        except (BackendUnavailableError, OperationTimeoutError):
+            if name not in self._called:
+                raise
+        return self._called[name]
 
     def _examine(self, name: str, python: str, said: Mapping[str, Any]) -> Image:
         config = said.get("Config") or {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
+from warmcell.sandbox.backends.environment import fingerprint
 from warmcell.sandbox.backends.gvisor import binary, bundle
 from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepared, prepare
 from warmcell.sandbox.backends.gvisor.instance import NAME, STATE, GvisorInstance, Remains, no_layers
@@ -58,6 +59,10 @@ class GvisorBackend:
     async def probe(self) -> BackendReport:
         """Bring up a small sandbox and take it down again."""
         return await probe(self)
+
+    def fingerprint(self, spec: SandboxSpec) -> str:
+        """Of the environment on the host."""
+        return fingerprint(spec.python)
 
     async def create(
         self,

@@ -13,13 +13,14 @@ from tests.integration.snapshots.notebooks import clones, end_all, keeper, noteb
 from tests.integration.snapshots.test_faults_storage import gone
 from tests.integration.snapshots.test_fork import FORK
 from tests.integration.snapshots.test_host_name import NAME
-from tests.integration.snapshots.test_warm_pool import says, started, until_prepared
+from tests.integration.snapshots.test_warm_pool import says, started, templates, until_prepared, until_renewed
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.criu]
 
+MOVING = "warmcell-test:moving"
 OURS: dict[str, Any] = {"backend": "docker", "image": IMAGE, "python": ""}
 
 
@@ -96,9 +97,27 @@ async def test_a_kernel_forks_itself_and_is_forked(places: Places, docker: Docke
         assert len(containers(docker)) == 1
 
 
-async def test_starts_and_restarts_come_from_a_template(places: Places, docker: Dockerd, folder: Path) -> None:
-    """Prepared in a container, or restored in the one that has files of the kernel before."""
-    spec = {**OURS, "preload": ["decimal"]}
+@pytest.fixture
+def moving(docker: Dockerd) -> Iterator[str]:
+    """A name of the test image that a test may give to another one."""
+    docker.docker("tag", IMAGE, MOVING)
+    yield MOVING
+    docker.docker("rmi", "--force", MOVING)
+
+
+def renew(docker: Dockerd, name: str) -> None:
+    """Have another image be called so, with a variable in it."""
+    made = docker.docker("create", IMAGE, "true")
+    docker.docker("commit", "--change", "ENV RENEWED=yes", made, name)
+    docker.docker("rm", made)
+
+
+async def test_starts_and_restarts_come_from_a_template(
+    places: Places, docker: Dockerd, folder: Path, moving: str
+) -> None:
+    """Prepared in a container, or restored in the one that has files; never from a template of an older image."""
+    spec = {**OURS, "image": moving, "preload": ["decimal"]}
+    look = "import os; print('x' in globals(), os.path.exists('/tmp/left'), os.environ.get('RENEWED'))"
     async with keeper(places, docker_host=docker.host, prepared=1) as client, notebook(client, folder, **spec):
         await until_prepared(client, 1)
         info, asked = await started(client, folder, **spec)
@@ -110,10 +129,17 @@ async def test_starts_and_restarts_come_from_a_template(places: Places, docker: 
             await client.post(f"/kernels/{asked['kernel_id']}/end", {"grace_s": 0})
             info = await client.post("/kernels", asked, timeout=120)
             assert (info["started_from"], step in info["phases_ms"]) == ("template", True)
-            assert (
-                await says(asked, "import os; print('x' in globals(), os.path.exists('/tmp/left'))")
-                == f"False {bool(files)}"
-            )
+            assert await says(asked, look) == f"False {bool(files)} None"
+        await until_prepared(client, 1)
+        (before,) = await templates(client)
+        renew(docker, moving)
+        info, asked = await started(client, folder, **spec)
+        assert info["started_from"] == "cold"
+        assert await says(asked, look) == "False False yes"
+        await until_renewed(client, before)
+        info, asked = await started(client, folder, **spec)
+        assert info["started_from"] == "template"
+        assert await says(asked, look) == "False False yes"
 
 
 async def test_the_next_keeper_takes_them_up(places: Places, docker: Dockerd, folder: Path) -> None:

@@ -185,6 +185,15 @@ async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_
             await client.delete(f"/kernels/{asked['kernel_id']}")
 
 
+async def until_renewed(client: KeeperClient, before: str) -> None:
+    """Wait until there is another template than the one that there was, and a sandbox waits that comes from it."""
+    deadline = time.monotonic() + 60
+    while before in (known := await templates(client)) or not known:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    await until_prepared(client, 1)
+
+
 async def test_an_environment_that_has_changed_gets_a_new_template(places: Places, tmp_path: Path) -> None:
     """Not even a prepared sandbox of the old one is used, and the old one goes."""
     python, packages = environment(tmp_path / "venv")
@@ -201,11 +210,7 @@ async def test_an_environment_that_has_changed_gets_a_new_template(places: Place
         info, asked = await started(client, workspace, **spec)
         assert info["started_from"] != "template"
         assert await says(asked, "import thing; print(thing.VERSION)") == "22"
-        deadline = time.monotonic() + 60
-        while before in (known := await templates(client)) or not known:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
-        await until_prepared(client, 1)
+        await until_renewed(client, before)
         info, asked = await started(client, workspace, **spec)
         assert info["started_from"] == "template"
         assert await says(asked, "import thing; print(thing.VERSION)") == "22"
