@@ -1,7 +1,9 @@
 """Kernels in containers are saved, brought back, put back and forked like any other."""
 
+import asyncio
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from tests.integration.snapshots.test_warm_pool import says, started, templates,
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 
 pytestmark = [pytest.mark.docker, pytest.mark.criu]
 
+WAIT_S = 60.0
 MOVING = "warmcell-test:moving"
 OURS: dict[str, Any] = {"backend": "docker", "image": IMAGE, "python": ""}
 
@@ -33,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def ended(places: Places, docker: Dockerd) -> Iterator[None]:
-    """The keeper ends before its containers are looked for."""
+    """The keeper ends before its containers are looked for, and before its engine is back for other tests."""
     yield
     end_keeper(places)
 
@@ -155,3 +159,45 @@ async def test_the_next_keeper_takes_them_up(places: Places, docker: Dockerd, fo
             assert await opened.run("print(x, open('/tmp/kept').read())") == "1 then"
             assert await opened.run(NAME) == name
             await end_all(second)
+
+
+async def until_there_are(count: int, engine: Dockerd, *, unless: "asyncio.Task[object] | None" = None) -> None:
+    """Wait until there are so many containers, or a task has ended."""
+    async with asyncio.timeout(WAIT_S):
+        while len(await asyncio.to_thread(containers, engine)) != count:
+            if unless is not None and unless.done():
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_an_engine_that_is_gone_loses_no_kernel(places: Places, mortal: Dockerd, folder: Path) -> None:
+    """It is saved without; what needs a container fails by name and changes nothing, and works when it is back."""
+    for step in (mortal.kill, partial(mortal.start, live_restore=True)):
+        await asyncio.to_thread(step)
+    async with keeper(places, docker_host=mortal.host) as client, notebook(client, folder, **OURS) as made:
+        await made.run("x = 1")
+        await asyncio.to_thread(mortal.kill)
+        assert (await made.run("%snapshot then")).startswith("Snapshot then ")
+        await made.run("x = 2")
+        with pytest.raises(BackendUnavailableError, match="engine"):
+            await made.do("restore", snapshot="then")
+        assert await made.run("print(x)") == "2"
+        await made.until_idle()
+        await made.do("suspend")
+        with pytest.raises(BackendUnavailableError, match="engine"):
+            await made.do("resume")
+        assert (await made.info())["state"] == "suspended"
+        await asyncio.to_thread(mortal.start, live_restore=True)
+        assert await made.run("print(x)") == "2"
+        await until_there_are(1, mortal)
+
+        restoring = asyncio.create_task(made.do("restore", snapshot="then"))
+        await until_there_are(2, mortal, unless=restoring)
+        await asyncio.to_thread(mortal.kill)
+        (failed,) = await asyncio.gather(restoring, return_exceptions=True)
+        x = await made.run("print(x)")
+        assert x == "2" if isinstance(failed, WarmcellError) else x == "1", failed
+        await asyncio.to_thread(mortal.start, live_restore=True)
+        await made.do("restore", snapshot="then")
+        assert await made.run("print(x)") == "1"
+        await until_there_are(1, mortal)
