@@ -32,7 +32,7 @@ async def kernel_lives(told: Mapping[str, Any], say: Callable[[object], None]) -
 
 
 async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[object], None]) -> None:
-    started, connection = await _start(keeper, told["workspace"])
+    started, connection = await _start(keeper, told["workspace"], told.get("spec", {}))
     sandbox = started["id"]
     say({"limits": {name: one["why"] or one["enforced"] for name, one in started["limits"].items()}})
     async with _client(connection) as client:
@@ -51,7 +51,9 @@ async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[ob
                 say(await _run(other, "x += 1; print(x, f.closed)"))
 
 
-async def _start(keeper: KeeperClient, workspace: str) -> tuple[dict[str, Any], dict[str, Any]]:
+async def _start(
+    keeper: KeeperClient, workspace: str, wishes: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     kernel_id = str(uuid.uuid4())
     ports = {f"{name}_port": number for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)}
     connection = {
@@ -62,7 +64,7 @@ async def _start(keeper: KeeperClient, workspace: str) -> tuple[dict[str, Any], 
         "signature_scheme": "hmac-sha256",
     }
     spec = SandboxSpec(python=sys.executable, workspace=Workspace(path=workspace), preload=()).to_json()
-    asked = {"kernel_id": kernel_id, "spec": spec, "connection": connection, "cwd": workspace}
+    asked = {"kernel_id": kernel_id, "spec": {**spec, **wishes}, "connection": connection, "cwd": workspace}
     return await keeper.post("/kernels", {**asked, "persistent": True, "server": "test"}, timeout=120), connection
 
 

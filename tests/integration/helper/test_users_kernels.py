@@ -4,20 +4,42 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.server import end_keeper
 from tests.conftest import OrdinaryUser
+from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.integration.helper.system import MOST, SystemHelper, User
+from tests.integration.snapshots.notebooks import configure
 from tests.leaks import own_places
 
 pytestmark = [pytest.mark.user, pytest.mark.criu, pytest.mark.timeout(180)]
 
 
-async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: User) -> None:
+@pytest.fixture
+def wishes(user: User, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """What a kernelspec would say of a sandbox of the kind that the test is for."""
+    if request.param != "docker":
+        yield {}
+        return
+    containers: Dockerd = request.getfixturevalue("docker")
+    configure(user.places, docker_host=containers.host)
+    socket = Path(containers.host.removeprefix("unix://"))
+    before = socket.stat().st_uid
+    os.chown(socket, user.uid, -1)  # As who is in the group of the engine.
+    yield {"backend": "docker", "image": IMAGE, "python": PYTHON}
+    end_keeper(user.places)
+    os.chown(socket, before, -1)
+
+
+@pytest.mark.parametrize("wishes", ["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
+async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: User, wishes: dict[str, Any]) -> None:
     """All that root's kernels can an ordinary user's can, with limits that hold."""
-    said = await user.run("kernel", told={"workspace": str(user.folder("w"))}, timeout=150)
+    said = await user.run("kernel", told={"workspace": str(user.folder("w")), "spec": wishes}, timeout=150)
     enforced = said[1]["limits"]
     assert enforced == {"memory": True, "pids": True, "cpu": True, "layer": True}
     assert said[2:] == [
