@@ -11,7 +11,7 @@ import stat
 
 from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.criu import CACHE, DOOR
-from warmcell.sandbox.helper.problems import incompatible
+from warmcell.sandbox.helper.problems import HelperError, incompatible
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ ROOM_BYTES = "1m"
 
 def make_room(cache: bytes) -> None:
     """Mount the helper's own room at /.warmcell, once, and give criu what it knows of this kernel."""
-    if _is_mounted(DOOR):
+    if _is_ours(DOOR):
         return
-    if not os.path.isdir(DOOR) or (cache and not os.path.exists(f"/run/{CACHE}")):
+    if not os.path.isdir(DOOR) or (cache and _content(f"/run/{CACHE}", len(cache) + 1) != cache):
         _write_below_root(cache)
+    if os.path.islink(DOOR):  # An image can bring anything.
+        raise HelperError("unsupported", f"{DOOR} is a link in this sandbox", hint="Take it out of the image.")
     linux.mount("warmcell", DOOR, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, f"mode=0700,size={ROOM_BYTES}")
     if cache:
         _write(f"{DOOR}/{CACHE}", cache)
@@ -94,10 +96,23 @@ def sweep(folders: Sequence[str]) -> None:
                 os.close(fd)
 
 
-def _is_mounted(path: str) -> bool:
+def _is_ours(path: str) -> bool:
+    """Whether something is mounted there that only root can enter; an image may have a volume of that name."""
     with contextlib.suppress(OSError):
-        return os.stat(path).st_dev != os.stat("/").st_dev
+        found = os.lstat(path)
+        return found.st_dev != os.stat("/").st_dev and (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o700)
     return False
+
+
+def _content(path: str, most: int) -> bytes:
+    """Of a plain file, at most so much; nothing if it is none."""
+    with contextlib.suppress(OSError):
+        fd = linux.open_plain(path, flags=os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.read(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+    return b""
 
 
 def _write_below_root(cache: bytes) -> None:
@@ -108,8 +123,9 @@ def _write_below_root(cache: bytes) -> None:
         with contextlib.suppress(FileExistsError):
             os.mkdir(DOOR[1:], 0o700, dir_fd=tree)
         if cache and os.stat("/run").st_dev == os.stat("/").st_dev:
-            with contextlib.suppress(FileExistsError):
-                _write(f"run/{CACHE}", cache, dir_fd=tree)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"run/{CACHE}", dir_fd=tree)
+            _write(f"run/{CACHE}", cache, dir_fd=tree)
     finally:
         os.close(tree)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.engines import IMAGE, Dockerd
 from tests.integration.snapshots.boxes import Boxes, boxes_of
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
-from warmcell.sandbox.errors import SnapshotCorruptError
+from warmcell.sandbox.errors import SnapshotCorruptError, UnsupportedOperationError
 from warmcell.sandbox.helper.images import criu as image_files
 from warmcell.sandbox.helper.images.protobuf import inner, replaced
 from warmcell.sandbox.helper.seals import Seals, checksum
@@ -27,6 +28,7 @@ from warmcell.sandbox.snapshots.criu import helper_environment
 pytestmark = pytest.mark.criu
 
 FIRST = "a" * 12
+PLANTED = "warmcell-test:planted"
 THREAD, CREDS, UIDS, PERMITTED = 5, 10, (1, 3, 5, 7), 10
 
 
@@ -251,3 +253,53 @@ async def test_requests_that_are_none(server: Server, boxes: Boxes) -> None:
             except OSError:
                 continue
     assert (await asyncio.to_thread(server.ask, {"op": "images"}))["ok"]
+
+
+def image_with(containers: Dockerd, change: str, *copied: tuple[Path, str]) -> None:
+    """An image of a test's own, with a line of a Dockerfile and files."""
+    made = containers.docker("create", IMAGE, "true")
+    for source, target in copied:
+        containers.docker("cp", str(source), f"{made}:{target}")
+    containers.docker("commit", "--change", change, made, PLANTED)
+    containers.docker("rm", made)
+
+
+@pytest.fixture
+def containers(docker: Dockerd) -> Iterator[Dockerd]:
+    """The engine, with no image called `PLANTED` afterwards."""
+    yield docker
+    docker.docker("rmi", "--force", PLANTED)
+
+
+@pytest.mark.docker
+async def test_what_an_image_brings_is_not_taken_for_the_helpers(
+    containers: Dockerd, places: Places, tmp_path: Path
+) -> None:
+    """Neither what criu is to know of the machine nor the place for page files; the guest enters neither."""
+    (tmp_path / "kdat").write_bytes(b"planted" * 1000)
+    image_with(containers, 'VOLUME ["/.warmcell"]', (tmp_path / "kdat", "/run/criu.kdat"))
+    async with boxes_of(places, containers) as boxes:
+        boxes.image = PLANTED
+        source = await boxes.running()
+        await boxes.dump(source, FIRST)
+        clone = await boxes.restored(FIRST)
+        await clone.goes_on(past=await clone.goes_on())
+        for box in (source, clone):
+            look = "stat --format '%u %a' /.warmcell; cmp /.warmcell/criu.kdat /run/criu.kdat && echo same"
+            assert enter(box.pid, look).stdout == "0 700\nsame\n"
+            assert await box.sh("ls /.warmcell") == ""
+
+
+@pytest.mark.docker
+async def test_an_image_that_leads_the_helper_elsewhere_is_refused(
+    containers: Dockerd, places: Places, tmp_path: Path
+) -> None:
+    """Its sandboxes work; saved they are not, and nothing is mounted where the link leads to."""
+    (tmp_path / "link").symlink_to("/tmp")
+    image_with(containers, "LABEL planted=yes", (tmp_path / "link", "/.warmcell"))
+    async with boxes_of(places, containers) as boxes:
+        boxes.image = PLANTED
+        box = await boxes.fresh()
+        with pytest.raises(UnsupportedOperationError, match="link"):
+            await boxes.engine.enroll(box)
+        assert await box.sh("echo there > /tmp/file && cat /tmp/file") == "there"

@@ -74,9 +74,10 @@ class _Files:
     notes: list[str] = field(default_factory=list)
 
     def own(self, place: str, *, size_bytes: int, mode: str, options: str, part: str = "") -> None:
-        """A file system in memory that is the guest's."""
+        """A file system in memory that is the guest's, or root's where others of ours lie below."""
         most = max(1024, size_bytes // PAGE_BYTES)
-        owner = f"uid={self.identity.uid},gid={self.identity.gid}"
+        above = f"{RUN}/".startswith(f"{place}/") and place != RUN
+        owner = "uid=0,gid=0" if above else f"uid={self.identity.uid},gid={self.identity.gid}"
         self.memory[place] = f"rw,nosuid,nodev,{options},size={size_bytes},nr_inodes={most},mode={mode},{owner}"
         if part:
             self.parts[part] = Part(place=place.lstrip("/"), most_bytes=size_bytes, most_entries=most)
