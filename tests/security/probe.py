@@ -116,10 +116,6 @@ def unshared(flag):
     return errno.errorcode.get(code, "") if code else ""
 
 
-def opened(path, flags):
-    os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC))
-
-
 def written(path):
     """Open for writing; what anybody may open is written as it is, since the kernel may check only then."""
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -132,11 +128,17 @@ def written(path):
 
 
 def listed(path):
-    """Whether anything of a path can be read."""
+    """Whether anything of a path can be read; what engines of containers put over it is empty."""
     if os.path.isdir(path):
-        os.listdir(path)
+        found = os.listdir(path)
     else:
-        opened(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.read(fd, 1)
+        finally:
+            os.close(fd)
+    if not found:
+        raise OSError(errno.ENODATA, "nothing is in it")
 
 
 def connected(address, port):
