@@ -46,6 +46,7 @@ _NAMED = (
     (r"File (\S+) has bad size (\d+) \(expect (\d+)\)", "snapshot_incompatible", "{0}|{2} bytes|{1} bytes"),
     (r"File (\S+) has bad (?:build-ID|mode \S+) .*", "snapshot_incompatible", "{0}|as it was|another version"),
     (r"Can't open (?:file )?(/?\S+)(?: on restore)?: No such file", "snapshot_incompatible", "{0}|there|missing"),
+    (r"Can't open file (\S+)(?: on restore)?: Read-only", "snapshot_incompatible", "{0}|open for writing|read-only"),
     (r"Can't (?:link|open) (\S*link_remap\S*)", "snapshot_incompatible", "{0}|there|missing"),
     (r"[Pp]id (\d+).* (?:already exists|File exists)|Can't fork for (\d+): File exists", "conflict", ""),
 )

@@ -38,6 +38,12 @@ def explained(directory: Path, verb: str, log: str, *, code: int = 1) -> dict[st
             "snapshot_incompatible",
             "/tmp/x",
         ),
+        (
+            "restore",
+            "Error (criu/files-reg.c:2): Can't open file home/me/log on restore: Read-only file system",
+            "snapshot_incompatible",
+            "/home/me/log was open for writing and is read-only",
+        ),
         ("restore", "Error (criu/cr-restore.c:5): Pid 1003 do not match, already exists", "conflict", "number"),
         ("restore", "Error (criu/mem.c:5): Broken", "snapshot_failed", "Broken"),
     ],
