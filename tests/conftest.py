@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=_rank)
     for item in items:  # It is to be there before the test's own places are looked at.
         if isinstance(item, pytest.Function) and item.get_closest_marker("docker") is not None:
-            item.fixturenames.insert(0, "dockerd")
+            item.fixturenames = ["dockerd", *item.fixturenames]  # The list is that of all of a test's parameters.
     config.stash[USED] = {name for name in LANES for item in items if item.get_closest_marker(name) is not None}
 
 
