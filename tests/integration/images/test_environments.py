@@ -53,26 +53,21 @@ async def test_packages_commands_and_variables_are_there_in_sandboxes(places: Pl
 
 
 async def test_an_index_with_a_password_and_a_certificate_of_its_own(places: Places, tmp_path: Path) -> None:
-    """Packages come from the operator's index, of which nothing is in the image; commands reach it too."""
+    """Packages come from the operator's index, of which nothing is in the image; commands reach it too.
+
+    When the index is gone, and builds may reach nothing, the same declaration is answered at once.
+    """
     image = PLAIN.pip_install(f"{PACKAGE}>=1").run(f"pip install {PACKAGE}==1.0")
-    with private_index(tmp_path) as served:
-        index = PackageIndex(url=served.url, certificate=served.certificate)
-        built = await builder(places, uv=False, index=index).build(image, tell=lambda line: None)
-        assert {f"/files/{PACKAGE}-{version}-py3-none-any.whl" for version in ("1.0", "2.0")} <= set(served.requests)
-    assert built.digest == image.digest
-    assert holds(places.state / "environments" / image.digest[7:23], PASSWORD) == []
-    found = await run_in(places, SandboxSpec(python=built.python), f"import {PACKAGE}; print({PACKAGE}.version)")
-    assert found == "1.0"
-
-
-async def test_what_is_there_is_had_without_any_network(places: Places, tmp_path: Path) -> None:
-    """The index is gone, and builds may reach nothing: the same declaration is answered at once."""
-    image = PLAIN.pip_install(PACKAGE)
     with private_index(tmp_path) as served:
         index = PackageIndex(url=served.url, certificate=served.certificate)
         cache = ImageCache(places.state / "known", {"bubblewrap": builder(places, uv=False, index=index)})
         await cache.open()
         first = await cache.build(image, backend="bubblewrap")
+        assert {f"/files/{PACKAGE}-{version}-py3-none-any.whl" for version in ("1.0", "2.0")} <= set(served.requests)
+    assert first.digest == image.digest
+    assert holds(places.state / "environments" / image.digest[7:23], PASSWORD) == []
+    found = await run_in(places, SandboxSpec(python=first.python), f"import {PACKAGE}; print({PACKAGE}.version)")
+    assert found == "1.0"
     offline = builder(places, uv=False, index=index, network="none")
     cache = ImageCache(places.state / "known", {"bubblewrap": offline})
     await cache.open()

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import random
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.integration.snapshots.notebooks import Notebook, Page, keeper, notebook, page
 from tests.leaks import Places
+from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(240)]
 
@@ -65,7 +67,7 @@ async def script(notebook: Notebook) -> list[str]:
     """Run the cells, as a person does who has typed ahead."""
     asked = [notebook.page.send(code, stop_on_error=False) for code in CELLS]
     for msg_id in asked:
-        await notebook.page.done(msg_id, timeout=30)
+        await notebook.page.done(msg_id, timeout=120)
     return asked
 
 
@@ -87,30 +89,43 @@ async def disturb(notebook: Notebook, verb: str, done: list[str]) -> None:
 
 
 async def test_nothing_that_is_said_is_lost_or_said_twice(places: Places, tmp_path: Path) -> None:
-    """Every message of a script in a kernel that is suspended, saved or cloned again and again."""
-    async with keeper(places) as client:
-        async with notebook(client, tmp_path) as undisturbed:
-            wanted = sequences(undisturbed.page, await script(undisturbed))
-            assert wanted[1] == "".join(f"line {number}\n" for number in range(400))
-            await client.delete(f"/kernels/{undisturbed.kernel_id}")
+    """Every message of a script, in kernels beside each other that are suspended, saved or cloned again and again."""
+    async with keeper(places) as client, asyncio.TaskGroup() as all_of_them:
+        wanted = all_of_them.create_task(as_it_is(client, tmp_path))
         for verb in ("suspend", "snapshot", "fork"):
-            async with notebook(client, tmp_path) as made, page(made.body["connection"]) as other:
-                await other.ready()
-                done: list[str] = []
-                disturbing = asyncio.create_task(disturb(made, verb, done))
-                try:
-                    asked = await script(made)
-                finally:
-                    disturbing.cancel()
-                    await asyncio.gather(disturbing, return_exceptions=True)
-                assert disturbing.cancelled(), disturbing.exception()
-                assert len(done) >= 2, (verb, done)
-                assert sequences(made.page, asked) == wanted, verb
-                names = [each["header"]["msg_id"] for each in made.page.heard]
-                assert len(set(names)) == len(names)
-                await other.until(functools.partial(has_heard, other, names[-1]))
-                assert of_cells(other, asked) == of_cells(made.page, asked)
-                await client.delete(f"/kernels/{made.kernel_id}")
+            all_of_them.create_task(as_it_is_when_disturbed(client, tmp_path, verb, wanted))
+
+
+async def as_it_is(client: KeeperClient, folder: Path) -> tuple[list[list[Any]], str]:
+    """What an undisturbed kernel says."""
+    async with notebook(client, folder) as made:
+        wanted = sequences(made.page, await script(made))
+        assert wanted[1] == "".join(f"line {number}\n" for number in range(400))
+        await client.delete(f"/kernels/{made.kernel_id}")
+        return wanted
+
+
+async def as_it_is_when_disturbed(
+    client: KeeperClient, folder: Path, verb: str, wanted: Awaitable[tuple[list[list[Any]], str]]
+) -> None:
+    """A kernel to which one thing is done again and again says the same, to all who listen."""
+    async with notebook(client, folder) as made, page(made.body["connection"]) as other:
+        await other.ready()
+        done: list[str] = []
+        disturbing = asyncio.create_task(disturb(made, verb, done))
+        try:
+            asked = await script(made)
+        finally:
+            disturbing.cancel()
+            await asyncio.gather(disturbing, return_exceptions=True)
+        assert disturbing.cancelled(), disturbing.exception()
+        assert len(done) >= 2, (verb, done)
+        assert sequences(made.page, asked) == await wanted, verb
+        names = [each["header"]["msg_id"] for each in made.page.heard]
+        assert len(set(names)) == len(names)
+        await other.until(functools.partial(has_heard, other, names[-1]))
+        assert of_cells(other, asked) == of_cells(made.page, asked)
+        await client.delete(f"/kernels/{made.kernel_id}")
 
 
 async def test_a_reply_says_what_the_kernel_said(places: Places, tmp_path: Path) -> None:

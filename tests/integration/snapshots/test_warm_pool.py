@@ -76,7 +76,7 @@ async def says(asked: dict[str, Any], code: str) -> str:
 
 
 async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places, tmp_path: Path) -> None:
-    """None waits for a sandbox or a restore; a while later no more than one waits."""
+    """None waits for a sandbox or a restore, nor does any of a burst when there was one just before."""
     async with keeper(places, prepared=1) as client, first(client, tmp_path):
         await until_prepared(client, 1)
         for _ in range(10):
@@ -93,6 +93,17 @@ async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places
         again = await asyncio.gather(*(started(client, tmp_path) for _ in range(5)))
         assert all("pool" in info["phases_ms"] for info, _ in again)
         for _, asked in [*many, *again]:
+            await client.delete(f"/kernels/{asked['kernel_id']}")
+
+
+@pytest.mark.long
+async def test_a_while_after_a_burst_no_more_than_one_waits(places: Places, tmp_path: Path) -> None:
+    """What demand brought goes when it is forgotten; the unit tests say so with a clock of their own."""
+    async with keeper(places, prepared=1) as client, first(client, tmp_path):
+        await until_prepared(client, 1)
+        many = [await started(client, tmp_path) for _ in range(5)]
+        await until_prepared(client, 5)
+        for _, asked in many:
             await client.delete(f"/kernels/{asked['kernel_id']}")
         await until_prepared(client, 1, timeout_s=60)
 
