@@ -1,4 +1,4 @@
-"""The contract as a command: `python -m warmcell.sandbox.testing.contract bubblewrap|docker|helped|process|…`.
+"""The contract as a command: `python -m warmcell.sandbox.testing.contract bubblewrap|docker|gvisor|…`.
 
 `helped` is bubblewrap with sandboxes that the system's helper makes.
 
@@ -24,9 +24,9 @@ CHECK_TIMEOUT_S = 90.0
 def main(arguments: list[str] | None = None) -> int:
     """Check one backend; 0 if it keeps its promises."""
     parser = argparse.ArgumentParser(prog="python -m warmcell.sandbox.testing.contract", description=__doc__)
-    parser.add_argument("backend", help="bubblewrap, docker, helped, process, or MODULE:FACTORY of another")
+    parser.add_argument("backend", help="bubblewrap, docker, gvisor, helped, process, or MODULE:FACTORY of another")
     parser.add_argument("--python", default=sys.executable, help="interpreter whose environment sandboxes get")
-    parser.add_argument("--image", help="image of the sandboxes, in which that interpreter is (docker, gvisor)")
+    parser.add_argument("--image", help="image of the sandboxes, in which that interpreter is (docker)")
     parser.add_argument("--only", default="", help="part of the names of the checks to run")
     parser.add_argument("--list", action="store_true", help="only print the names of the checks that apply")
     chosen = parser.parse_args(arguments)
@@ -62,6 +62,11 @@ def make(name: str, directory: Path) -> SandboxBackend:
 
         paths = Paths(runtime=directory / "r", state=directory / "s", leases=directory / "l").make()
         return DockerBackend(paths=paths)
+    if name == "gvisor":
+        from warmcell.sandbox.backends.gvisor import GvisorBackend
+
+        paths = Paths(runtime=directory / "r", state=directory / "s", leases=directory / "l").make()
+        return GvisorBackend(paths=paths)
     module, _, factory = name.partition(":")
     backend: SandboxBackend = getattr(importlib.import_module(module), factory)()
     return backend
