@@ -220,6 +220,13 @@ class Registry:
                 f"The {name} backend has no network {spec.network!r}",
                 hint=f"Ask for {' or '.join(backend.capabilities.networks)} in the kernelspec or the Warmcell menu.",
             )
+        if spec.gpu is not None and not backend.capabilities.gpus:
+            able = [
+                other for other, one in self._backends.items() if one.capabilities.gpus and one.capabilities.isolated
+            ]
+            raise errors.UnsupportedOperationError(
+                f"The {name} backend has no GPUs", hint=f"Use {' or '.join(able)}, or do without."
+            )
         return backend
 
     def _new(

@@ -201,6 +201,10 @@ def _check(spec: SandboxSpec) -> None:
             f"There is no interpreter {spec.python}",
             hint="Give the path that `python -c 'import sys; print(sys.executable)'` prints.",
         )
+    if spec.network != "host":
+        raise UnsupportedOperationError(
+            "Without isolation the network cannot be taken away", hint='Use the bubblewrap backend, or network "host".'
+        )
     workspace = spec.workspace
     if workspace is not None and workspace.mode == "cow":
         raise UnsupportedOperationError(

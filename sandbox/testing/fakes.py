@@ -13,7 +13,7 @@ from typing import Any
 
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.models import (
     BackendReport,
     Capabilities,
@@ -235,6 +235,8 @@ class FakeBackend:
     ) -> FakeInstance:
         """A sandbox in memory; see the port. Of a layer it only takes note."""
         _check(spec)
+        if spec.network not in self.capabilities.networks:
+            raise UnsupportedOperationError("A fake has no such network", hint='Choose network "host".')
         progress("pretending")
         if self.fails_with is not None:
             raise self.fails_with

@@ -2,10 +2,10 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
-from warmcell.sandbox.models import Mount, Workspace
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.models import GpuDevice, Mount, Network, Workspace
 from warmcell.sandbox.testing.contract.subject import Register, Subject, expect
 
 check = Register()
@@ -20,6 +20,19 @@ async def refused(subject: Subject, **changes: Any) -> WarmcellError:
         subject.nothing_is_left(*place)
         expect(error.hint, f"{error.message!r} names no cure")
         return error
+    await instance.stop()
+    raise AssertionError(f"{changes} was accepted")
+
+
+async def unsupported(subject: Subject, **changes: Any) -> None:
+    """What it declares that it cannot do is refused as that, with a cure, having left nothing."""
+    place = subject.place()
+    try:
+        instance = await subject.create(place=place, **changes)
+    except UnsupportedOperationError as error:
+        subject.nothing_is_left(*place)
+        expect(error.hint, f"{error.message!r} names no cure")
+        return
     await instance.stop()
     raise AssertionError(f"{changes} was accepted")
 
@@ -48,6 +61,18 @@ async def its_capabilities_name_at_least_one_network(subject: Subject) -> None:
 @check(isolated=False)
 async def without_isolation_it_offers_no_closed_network(subject: Subject) -> None:
     expect("none" not in subject.backend.capabilities.networks, "it offers a network that it cannot close")
+
+
+@check(needs=lambda subject: set(subject.backend.capabilities.networks) < set(get_args(Network)))
+async def a_network_that_it_has_not_is_refused_before_anything_is_made(subject: Subject) -> None:
+    for network in set(get_args(Network)) - set(subject.backend.capabilities.networks):
+        await unsupported(subject, network=network)
+
+
+@check(needs=lambda subject: not subject.backend.capabilities.gpus)
+async def gpus_that_it_cannot_give_are_refused_before_anything_is_made(subject: Subject) -> None:
+    gpu = GpuDevice(uuid="GPU-1", index=0, name="A100", memory_total_bytes=1, device_nodes=("/dev/null",))
+    await unsupported(subject, gpus=(gpu,))
 
 
 @check()

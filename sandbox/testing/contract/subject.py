@@ -117,8 +117,8 @@ class Subject:
     async def create(self, *, place: tuple[SandboxId, Path] | None = None, **changes: Any) -> SandboxInstance:
         """A sandbox that the check stops itself."""
         sandbox_id, directory = place or self.place()
-        layer = changes.pop("layer", None)
-        return await self.backend.create(self.spec(**changes), sandbox_id=sandbox_id, directory=directory, layer=layer)
+        given = {name: changes.pop(name) for name in ("gpus", "layer") if name in changes}
+        return await self.backend.create(self.spec(**changes), sandbox_id=sandbox_id, directory=directory, **given)
 
     @contextlib.asynccontextmanager
     async def box(self, **changes: Any) -> AsyncIterator[Box]:

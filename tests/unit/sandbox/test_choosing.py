@@ -11,7 +11,7 @@ from tests.leaks import Places
 from warmcell.sandbox import choosing
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.choosing import Choice, Choosing
-from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
+from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError, UnsupportedOperationError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
@@ -190,3 +190,10 @@ async def test_what_only_others_have_is_refused_by_name(service: SandboxService)
     """`process` is never chosen, and never to be had where the operator has not named it."""
     with pytest.raises(InvalidRequestError, match="'process' is not allowed"):
         await service.create(spec(backend="process"), owner="client")
+
+
+async def test_a_gpu_where_there_can_be_none_is_refused_with_those_that_can(service: SandboxService) -> None:
+    """Before a GPU is looked for; who names no backend is not refused for it."""
+    with pytest.raises(UnsupportedOperationError, match="gvisor backend has no GPUs") as caught:
+        await service.check(spec(backend="gvisor", gpu="A100"), owner="client")
+    assert caught.value.hint == "Use bubblewrap or docker, or do without."
