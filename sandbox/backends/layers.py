@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def fill(base: int, saved: Saved, parts: Parts) -> None:
     """
     for name, part in parts.parts.items():
         source = saved.part(name)
-        if source is None:
+        if source is None or name in OVERLAY_PARTS:  # Those are mounted.
             continue
         handles: list[int] = []
         try:
@@ -233,3 +234,23 @@ def _explain(error: OSError | trees.Refused) -> WarmcellError:
         f"The sandbox's files cannot be saved: {error.strerror or error}",
         hint="The state directory must be on a disk that has links and extended attributes, such as ext4 or XFS.",
     )
+
+
+def marks(*, as_root: bool) -> str:
+    """What an overlay of a sandbox keeps its marks in.
+
+    Attributes of the user's, which a layer can be saved and shared with by anybody, where file systems in memory have
+    them. Root can do with its own.
+    """
+    return "trusted" if as_root and memory_lacks_attributes() else "user"
+
+
+def marks_option(*, as_root: bool) -> str:
+    """The same, as an option of the mount; features that the user's attributes rule out are off in any case."""
+    return ",userxattr" if marks(as_root=as_root) == "user" else ",redirect_dir=off,index=off,metacopy=off"
+
+
+def memory_lacks_attributes() -> bool:
+    """Whether memory file systems have no attributes of users: Linux before 6.6."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is not None and tuple(map(int, release.groups())) < (6, 6)

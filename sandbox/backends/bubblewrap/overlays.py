@@ -1,9 +1,8 @@
 """Overlays: what a sandbox may change of the host's trees for itself alone, above a saved layer where there is one."""
 
-import os
-import re
 from pathlib import Path
 
+from warmcell.sandbox.backends import layers
 from warmcell.sandbox.backends.bubblewrap.rootfs import View, most_entries
 from warmcell.sandbox.backends.environment import PythonEnvironment
 from warmcell.sandbox.backends.layers import Part
@@ -117,7 +116,7 @@ def _overlay(
         base=saved is not None,
     )
     made = {"layer": "environment", "changes": "changed"}[name]
-    options = marks_option(view)
+    options = layers.marks_option(as_root=view.as_root)
     view.overlays.append(
         {
             "name": name,
@@ -128,26 +127,6 @@ def _overlay(
             "options": options,
         }
     )
-
-
-def marks(view: View) -> str:
-    """What an overlay of this sandbox keeps its marks in.
-
-    Attributes of the user's, which a layer can be saved and shared with by anybody, where file systems in memory have
-    them. Root can do with its own.
-    """
-    return "trusted" if view.as_root and memory_lacks_attributes() else "user"
-
-
-def marks_option(view: View) -> str:
-    """The same, as an option of the mount; features that the user's attributes rule out are off in any case."""
-    return ",userxattr" if marks(view) == "user" else ",redirect_dir=off,index=off,metacopy=off"
-
-
-def memory_lacks_attributes() -> bool:
-    """Whether memory file systems have no attributes of users: Linux before 6.6."""
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return release is not None and tuple(map(int, release.groups())) < (6, 6)
 
 
 def _skeleton(view: View, environment: PythonEnvironment, layered: Path) -> list[str]:

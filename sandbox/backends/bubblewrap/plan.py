@@ -91,7 +91,7 @@ def prepare(
         "environment": str(environment.layered or environment.python),
         "home": home,
         "workspace": str(workspace) if cow else "",
-        "marks": overlays.marks(view),
+        "marks": saved_layers.marks(as_root=as_root),
     }
     if layer is not None:
         view.saved = saved_layers.look_at(layer, fits=fits)
@@ -227,7 +227,7 @@ def needs_layer_on_disk() -> bool:
     Without root an overlay marks what it has removed by user attributes, which memory file systems have since Linux
     6.6. Without them no directory of the environment could be replaced, so no package upgraded.
     """
-    return os.getuid() != 0 and overlays.memory_lacks_attributes()
+    return os.getuid() != 0 and saved_layers.memory_lacks_attributes()
 
 
 def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:

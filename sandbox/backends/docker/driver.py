@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.docker import inside
+from warmcell.sandbox.backends.docker import changes, inside
 from warmcell.sandbox.backends.docker.engine import Container, Engine, EngineInfo
 from warmcell.sandbox.backends.docker.image import Images
 from warmcell.sandbox.backends.docker.instance import DockerInstance, Remains
@@ -24,6 +24,7 @@ from warmcell.sandbox.errors import (
     InvalidRequestError,
     NotFoundError,
     SandboxStartError,
+    SnapshotCorruptError,
 )
 from warmcell.sandbox.models import (
     BackendReport,
@@ -37,6 +38,7 @@ from warmcell.sandbox.paths import Paths
 
 STOP_TIMEOUT_S = 5.0
 _NO_LIMIT = "the engine does not limit it here: its `docker info` says why"
+_NO_OVERLAY = "read-only, since this kernel refuses an overlay on it ({}). Choose mode rw or ro."
 _NOT_SEEN = (
     "The files of the container cannot be seen from here: its runtime {runtime} or the engine keeps them apart ({why})"
 )
@@ -101,28 +103,35 @@ class DockerBackend:
         image, python = self._image_of(spec)
         found = await in_thread(self.images.look_at, image, python, progress)
         labels = ours(sandbox_id)
-        prepared = await in_thread(
-            prepare,
-            spec,
-            sandbox_id=sandbox_id,
-            directory=directory,
-            gpus=gpus,
-            paths=self._paths,
-            info=info,
-            image=found,
-            runtime=self._checked_runtime(info),
-            labels=labels,
-            layer=layer,
-            named=named,
-        )
+        began_with = -1 if layer is None else await in_thread(_opened, layer)
+        try:
+            prepared = await in_thread(
+                prepare,
+                spec,
+                sandbox_id=sandbox_id,
+                directory=directory,
+                gpus=gpus,
+                paths=self._paths,
+                info=info,
+                image=found,
+                runtime=self._checked_runtime(info),
+                labels=labels,
+                layer=layer,
+                named=named,
+            )
+        except BaseException:
+            if began_with >= 0:
+                os.close(began_with)
+            raise
         remains = Remains(self.engine, directory, container_name(sandbox_id), labels, self._left)
+        remains.layer_fd = began_with
         try:
             progress("making a container")
             await in_thread(_make, remains, prepared)
             progress("starting the container")
             container = await in_thread(_start, remains)
-            await in_thread(_look_inside, remains, prepared, container, self._runtime or info.default_runtime)
-            return await _instance(remains, prepared, container, spec, info)
+            note = await in_thread(_look_inside, remains, prepared, container, self._runtime or info.default_runtime)
+            return await _instance(remains, prepared, container, spec, info, note=note)
         except BaseException:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             raise
@@ -155,6 +164,16 @@ class DockerBackend:
                 hint=f"c.Warmcell.docker_runtime may be one of {', '.join(sorted(info.runtimes))}.",
             )
         return self._runtime
+
+
+def _opened(layer: Path) -> int:
+    try:
+        return os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SnapshotCorruptError(
+            f"The saved files in {layer} are gone: {error.strerror}",
+            hint="Remove this snapshot, and start the kernel anew.",
+        ) from error
 
 
 def _make(remains: Remains, prepared: Prepared) -> None:
@@ -201,8 +220,12 @@ def _start(remains: Remains) -> Container:
     )
 
 
-def _look_inside(remains: Remains, prepared: Prepared, container: Container, runtime: str) -> None:
-    """Open what the host needs of it, and put in what it begins with. Blocks."""
+def _look_inside(remains: Remains, prepared: Prepared, container: Container, runtime: str) -> str:
+    """Open what the host needs of it, and put in what it begins with. Blocks.
+
+    Returns:
+        Why its workspace is not as it was planned, else nothing.
+    """
     try:
         remains.root_fd = inside.root(container.pid)
         remains.run_fd = inside.place(remains.root_fd, RUN)
@@ -214,16 +237,18 @@ def _look_inside(remains: Remains, prepared: Prepared, container: Container, run
             _NOT_SEEN.format(runtime=runtime or "?", why=error.strerror),
             hint="The engine must run on this machine, as root or as this user, with a runtime such as runc.",
         ) from None
+    why = "" if prepared.changes is None else changes.mount(prepared.changes, remains.init_fd, layer=remains.layer_fd)
     if prepared.saved is not None:
         layers.fill(remains.root_fd, prepared.saved, prepared.parts)
     if prepared.user_site:
         inside.directories(
             remains.root_fd, prepared.home, prepared.user_site, (prepared.identity.uid, prepared.identity.gid)
         )
+    return why and _NO_OVERLAY.format(why)
 
 
 async def _instance(
-    remains: Remains, prepared: Prepared, container: Container, spec: SandboxSpec, info: EngineInfo
+    remains: Remains, prepared: Prepared, container: Container, spec: SandboxSpec, info: EngineInfo, *, note: str
 ) -> DockerInstance:
     run = remains.directory / "run"
     await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
@@ -232,9 +257,8 @@ async def _instance(
         container,
         run_directory=run,
         limits=_limits(spec, info),
-        workspace_note=prepared.note,
+        workspace_note=" ".join(filter(None, (prepared.note, note))),
         parts=prepared.parts,
-        layer=None if prepared.saved is None else prepared.saved.path,
         events=await in_thread(inside.memory_events, container.pid),
     )
 

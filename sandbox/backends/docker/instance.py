@@ -43,6 +43,8 @@ class Remains:
         self.init_fd = -1
         self.root_fd = -1
         self.run_fd = -1
+        self.layer_fd = -1
+        """Of the layer that it began with, whose path others may move."""
 
     def kill(self) -> None:
         """Kill its first process, which takes all others with it. The engine is not needed for that."""
@@ -65,8 +67,8 @@ class Remains:
                 hint="They wait for a device or a network file system; they end when it answers.",
                 details={"operation": "stop", "timeout": timeout},
             )
-        handles = {self.run_fd, self.root_fd, self.init_fd} - {-1}
-        self.init_fd = self.root_fd = self.run_fd = -1
+        handles = {self.run_fd, self.root_fd, self.init_fd, self.layer_fd} - {-1}
+        self.init_fd = self.root_fd = self.run_fd = self.layer_fd = -1
         await in_thread(self._remove_files, handles)
         try:
             await in_thread(self._remove_container)
@@ -105,13 +107,11 @@ class DockerInstance:
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
         parts: Parts,
-        layer: Path | None,
         events: Path | None,
     ) -> None:
         self._remains = remains
         self._container = container
         self._parts = parts
-        self._layer = layer
         self._events = events
         self.pid = container.pid
         self.run_directory = run_directory
@@ -142,21 +142,25 @@ class DockerInstance:
         """Copy its private files out; see the port."""
         if self._stopping is not None or self._remains.root_fd < 0:
             raise ConflictError("The sandbox is going away", hint="There is nothing to save any more.")
-        handle = os.dup(self._remains.root_fd)
+        handles = [os.dup(fd) for fd in (self._remains.root_fd, self._remains.layer_fd) if fd >= 0]
         try:
-            await in_thread(layers.save, handle, self._parts, target, began_with=-1)
+            await in_thread(layers.save, handles[0], self._parts, target, began_with=(*handles, -1)[1])
         finally:
-            os.close(handle)
+            for handle in handles:
+                os.close(handle)
 
     async def can_be_replaced_by(self, other: SandboxInstance) -> bool:
         """Whether nothing but init runs in it, and it has the other's files; see the port."""
-        if not isinstance(other, DockerInstance) or (self._parts, self._layer) != (other._parts, other._layer):
+        if not isinstance(other, DockerInstance) or self._parts != other._parts or not self._is_bare():
             return False
-        if -1 in (self._remains.root_fd, other._remains.root_fd) or not self._is_bare():
+        mine, theirs = self._remains, other._remains
+        if -1 in (mine.root_fd, theirs.root_fd) or (mine.layer_fd < 0) != (theirs.layer_fd < 0):
             return False
-        one, another = handles = [os.dup(each._remains.root_fd) for each in (self, other)]
+        one, another, *began_with = handles = [
+            os.dup(fd) for fd in (mine.root_fd, theirs.root_fd, mine.layer_fd, theirs.layer_fd) if fd >= 0
+        ]
         try:
-            return await in_thread(likeness.alike, one, another, (), self._parts) and self._is_bare()
+            return await in_thread(likeness.alike, one, another, began_with, self._parts) and self._is_bare()
         finally:
             for handle in handles:
                 os.close(handle)

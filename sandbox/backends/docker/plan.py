@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends import layers, seccomp
+from warmcell.sandbox.backends.docker import changes
+from warmcell.sandbox.backends.docker.changes import Changes
 from warmcell.sandbox.backends.docker.engine import EngineInfo
 from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
@@ -39,7 +41,11 @@ RECURSIVELY_READ_ONLY = (1, 44)
 """API from which a read-only mount has no writable ones below it."""
 _FOR_OTHERS = {False: 0o004, True: 0o001}
 """Rights that somebody else needs to read a file, and to enter a directory."""
-_NO_COPY = "read-only: an engine of containers makes no copy-on-write view of a folder. Choose mode rw or ro."
+_NO_COPY = (
+    "read-only: an engine of containers makes no copy-on-write view of a folder, and Warmcell can only as root. "
+    "Choose mode rw or ro."
+)
+_NOT_OVER_MOUNTS = "read-only, since {} lies in it, which a copy-on-write view of it would hide. Choose mode rw or ro."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,8 @@ class Prepared:
     image: Image
     parts: Parts
     saved: Saved | None
+    changes: Changes | None
+    """What it may change of its workspace for itself alone."""
     note: str
     """Why the workspace is not as asked for."""
     user_site: str
@@ -73,11 +81,12 @@ class _Files:
     parts: dict[str, Part] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def own(self, place: str, *, size_bytes: int, mode: str, options: str, part: str = "") -> None:
-        """A file system in memory that is the guest's, or root's where others of ours lie below."""
+    def own(
+        self, place: str, *, size_bytes: int, mode: str, options: str, part: str = "", of_root: bool = False
+    ) -> None:
+        """A file system in memory that is the guest's, unless it is root's."""
         most = max(1024, size_bytes // PAGE_BYTES)
-        above = f"{RUN}/".startswith(f"{place}/") and place != RUN
-        owner = "uid=0,gid=0" if above else f"uid={self.identity.uid},gid={self.identity.gid}"
+        owner = "uid=0,gid=0" if of_root else f"uid={self.identity.uid},gid={self.identity.gid}"
         self.memory[place] = f"rw,nosuid,nodev,{options},size={size_bytes},nr_inodes={most},mode={mode},{owner}"
         if part:
             self.parts[part] = Part(place=place.lstrip("/"), most_bytes=size_bytes, most_entries=most)
@@ -113,6 +122,31 @@ class _Files:
             self.trees[path] = self.trees[real]
             if real in self.writable:
                 self.writable.add(path)
+
+    def copied(self, spec: SandboxSpec, workspace: Path | None) -> tuple[str, ...]:
+        """Where a workspace is shown that the sandbox may change for itself alone; nowhere where it cannot be had."""
+        if workspace is None or spec.workspace is None or spec.workspace.mode != "cow":
+            return ()
+        if os.getuid() != 0:
+            self.notes.append(_NO_COPY)
+            return ()
+        if why := self._why_not_writable(workspace.stat().st_uid):
+            self.notes.append(f"{workspace} is read-only, since {why}.")
+            return ()
+        places = [str(place) for place in self.trees] + list(self.memory)
+        below = [place for place in places if workspace in Path(place).parents]
+        if below:
+            self.notes.append(_NOT_OVER_MOUNTS.format(below[0]))
+            return ()
+        return tuple(
+            dict.fromkeys(str(place) for place in (workspace, Path(spec.workspace.path)) if place in self.trees)
+        )
+
+    def change(self, made: Changes, workspace: Path, *, layer_bytes: int) -> None:
+        """What an overlay over the workspace is made of."""
+        self.own(changes.PLACE, size_bytes=made.size_bytes, mode="0700", options="exec", of_root=True)
+        self.trees[Path(changes.LOWER)] = workspace
+        self.parts[changes.PART] = changes.part(layer_bytes=layer_bytes, above=made.saved != "")
 
     def mounts(self) -> list[Mapping[str, Any]]:
         """As the engine takes them."""
@@ -166,32 +200,37 @@ def prepare(
     workspace = workspace_of(spec)
     identity = choose(workspace)
     home = home_path(spec, workspace, identity)
-    fits = {
-        "uid": str(identity.uid),
-        "gid": str(identity.gid),
-        "environment": f"{image.id} {image.python}",
-        "home": home,
-        "workspace": "",
-        "marks": "",
-    }
-    saved = None if layer is None else layers.look_at(layer, fits=fits)
-
     files = _Files(identity=identity, info=info)
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
     files.own("/dev/shm", size_bytes=limits.shm_bytes, mode="1777", options="exec", part="shm")
     files.own(RUN, size_bytes=RUN_BYTES, mode="0700", options="noexec")
     for volume in image.volumes:
         if volume not in files.memory:
-            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec")
+            above = Path(volume) in Path(RUN).parents  # Who can write there could put another in its place.
+            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec", of_root=above)
     if spec.home == "private":
         files.own(home, size_bytes=limits.layer_bytes, mode="0700", options="exec", part="home")
     else:
         files.trees[Path(home)] = persistent_home(paths, identity, as_root=os.getuid() == 0)
         files.writable.add(Path(home))
     _shown(files, spec, workspace)
+    _hide(files, [paths.runtime, paths.state], allowed=home)
+    copied = files.copied(spec, workspace)
+    fits = {
+        "uid": str(identity.uid),
+        "gid": str(identity.gid),
+        "environment": f"{image.id} {image.python}",
+        "home": home,
+        "workspace": str(workspace) if copied else "",
+        "marks": layers.marks(as_root=os.getuid() == 0),
+    }
+    saved = None if layer is None else layers.look_at(layer, fits=fits)
+    made = None
+    if copied and workspace is not None:
+        made = changes.planned(workspace, copied, saved=saved, layer_bytes=limits.layer_bytes)
+        files.change(made, workspace, layer_bytes=limits.layer_bytes)
     if saved is not None:
         saved.check(files.parts)
-    _hide(files, [paths.runtime, paths.state], allowed=home)
 
     site = f"{home}/.local/lib/python{image.version[0]}.{image.version[1]}/site-packages"
     written = _written(identity, spec, home=home, name=hostname(named or sandbox_id))
@@ -220,9 +259,14 @@ def prepare(
         home=home,
         image=image,
         parts=Parts(
-            parts=files.parts, marks="", fits=fits, shown=tuple(str(place).lstrip("/") for place in files.trees)
+            parts=files.parts,
+            marks=fits["marks"],
+            fits=fits,
+            # Where an overlay is mounted each has its own.
+            shown=tuple(str(place).lstrip("/") for place in files.trees if str(place) not in copied),
         ),
         saved=saved,
+        changes=made,
         note=" ".join(files.notes),
         user_site=site if spec.home == "private" and saved is None and image.user_site else "",
     )
@@ -232,8 +276,6 @@ def _shown(files: _Files, spec: SandboxSpec, workspace: Path | None) -> None:
     """The workspace and further mounts."""
     own_places = set(files.trees)
     if workspace is not None and spec.workspace is not None:
-        if spec.workspace.mode == "cow":
-            files.notes.append(_NO_COPY)
         files.show(workspace, workspace, mode=spec.workspace.mode)
     aliases = [] if workspace is None or spec.workspace is None else [(Path(spec.workspace.path), workspace)]
     for mount in spec.mounts:

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from tests.engines import PYTHON, Dockerd
 from tests.integration.docker.boxes import subject_of
+from tests.lanes import ordinary_uid
 from tests.leaks import Places
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import Workspace
+from warmcell.sandbox.models import Mount, Workspace
+from warmcell.sandbox.testing.contract import Subject
 
 pytestmark = pytest.mark.docker
 
@@ -83,3 +87,51 @@ async def test_ten_sandboxes_start_at_once(docker: Dockerd, places: Places) -> N
         assert len({one.pid for one in made}) == 10
     finally:
         await asyncio.gather(*(one.stop() for one in made))
+
+
+def owned_folder(subject: Subject, name: str) -> Path:
+    """A folder of an ordinary user's, with files."""
+    folder = subject.folder(name)
+    (folder / "inner").mkdir()
+    for path in (folder / "given.txt", folder / "inner" / "file"):
+        path.write_text("given")
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, ordinary_uid(), ordinary_uid())
+    return folder
+
+
+@pytest.mark.root
+async def test_a_copy_on_write_folder_is_the_sandboxes_own(docker: Dockerd, places: Places) -> None:
+    """What is changed, removed and made in it is in its saved layer, again and again, and never on the host."""
+    subject = subject_of(places, docker)
+    folder = owned_folder(subject, "work")
+    workspace = Workspace(path=str(folder), mode="cow")
+    first, second = subject.folder("first"), subject.folder("second")
+    async with subject.box(workspace=workspace) as box:
+        assert box.instance.workspace_note == ""
+        await box.says(f"cd {folder} && echo changed > given.txt && rm -r inner && echo new > new.txt")
+        async with subject.box(workspace=workspace) as other:
+            assert await other.says(f"cat {folder}/given.txt {folder}/inner/file") == "givengiven"
+        await box.instance.save_layer(first)
+        assert (await box.shell("ls /.changes")).exit_code != 0
+    async with subject.box(workspace=workspace, layer=first) as box:
+        assert await box.says(f"cd {folder} && ls && cat given.txt new.txt") == "given.txt\nnew.txt\nchanged\nnew"
+        await box.says(f"cd {folder} && rm given.txt && echo more >> new.txt && mkdir inner")
+        await box.instance.save_layer(second)
+    async with subject.box(workspace=workspace, layer=second) as box:
+        assert await box.says(f"cd {folder} && ls && cat new.txt") == "inner\nnew.txt\nnew\nmore"
+    assert sorted(path.name for path in folder.iterdir()) == ["given.txt", "inner"]
+    assert (folder / "given.txt").read_text() == (folder / "inner" / "file").read_text() == "given"
+
+
+@pytest.mark.root
+async def test_a_copy_on_write_folder_with_mounts_in_it_is_read_only(docker: Dockerd, places: Places) -> None:
+    """A copy would show what they cover; so there is none, and it is said why."""
+    subject = subject_of(places, docker)
+    folder = owned_folder(subject, "work")
+    workspace = Workspace(path=str(folder), mode="cow")
+    below = Mount(source=str(owned_folder(subject, "other")), target=str(folder / "inner"))
+    async with subject.box(workspace=workspace, mounts=(below,)) as box:
+        assert f"{folder}/inner lies in it" in box.instance.workspace_note
+        assert await box.says(f"cat {folder}/inner/given.txt") == "given"
+        assert (await box.shell(f"touch {folder}/new")).exit_code != 0

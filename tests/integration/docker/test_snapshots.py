@@ -86,16 +86,22 @@ async def test_what_it_holds_goes_on(places: Places, docker: Dockerd, folder: Pa
 
 
 async def test_a_kernel_forks_itself_and_is_forked(places: Places, docker: Dockerd, folder: Path) -> None:
-    """Clones go on in the cell, with randomness, names and files of their own; they go with whoever removes them."""
+    """Clones go on in the cell, with randomness, names and files of their own, those of the folder included."""
     async with keeper(places, docker_host=docker.host) as client, notebook(client, folder, **OURS) as made:
         assert await made.run(FORK) == "said before\nTrue 4 4"
-        await made.run("[each.kill() for each in f.clones]; mine = 0; open('/tmp/mine', 'w').write('0')")
+        await made.run("[each.kill() for each in f.clones]; mine = 0")
         assert len(containers(docker)) == 1
+        await made.run("files = [open(path, 'w+') for path in ('/tmp/mine', 'ours')]")
+        await made.run("for each in files: each.write('by'); each.flush()")
+        look = "print(mine, open('/tmp/mine').read(), open('ours').read())"
         async with clones(made, 2) as forked:
             for number, each in enumerate((made, *forked)):
-                await each.run(f"mine += {number}; open('/tmp/mine', 'w').write('{number}')")
+                await each.run(f"mine += {number}\nfor each in files: each.write(' {number}'); each.flush()")
             for number, each in enumerate((made, *forked)):
-                assert await each.run("print(mine, open('/tmp/mine').read())") == f"{number} {number}"
+                assert await each.run(look) == f"{number} by {number} by {number}"
+            await forked[0].do("suspend")
+            assert await forked[0].run(look) == "1 by 1 by 1"
+            assert (folder / "ours").read_text() == "by 0"
             for each in forked:
                 await client.delete(f"/kernels/{each.kernel_id}")
         assert len(containers(docker)) == 1
