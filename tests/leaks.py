@@ -49,6 +49,10 @@ class Places:
         }
 
 
+Started = tuple[int, str]
+"""A process by its number and the time at which it was started."""
+
+
 class LeakError(AssertionError):
     """Something of ours outlived what made it."""
 
@@ -71,9 +75,10 @@ def own_places(*, owner: int | None = None, grace_s: float = GRACE_S) -> Iterato
         if owner is not None:
             for path in (places.root, places.runtime, places.state, places.leases):
                 os.chown(path, owner, owner)
-        before = traces(places)
+        others = _strangers()
+        before = traces(places, others)
         yield places
-        _wait_until_gone(places, before, grace_s)
+        _wait_until_gone(places, before, others, grace_s)
         left = leftover_files(places)
         if left:
             raise LeakError("files are left: " + ", ".join(left))
@@ -82,9 +87,14 @@ def own_places(*, owner: int | None = None, grace_s: float = GRACE_S) -> Iterato
             shutil.rmtree(places.root, ignore_errors=True)
 
 
-def traces(places: Places) -> frozenset[str]:
-    """Processes, mounts and cgroups on this machine that can belong to `places`, one line each."""
-    ours = _processes(places)
+def traces(places: Places, others: frozenset[Started] = frozenset()) -> frozenset[str]:
+    """Processes, mounts and cgroups on this machine that can belong to `places`, one line each.
+
+    Args:
+        places: A test's directories.
+        others: Processes that are known to have nothing to do with them.
+    """
+    ours = _processes(places, others)
     return frozenset({*ours.values(), *_mounts(places), *_cgroups(set(ours))})
 
 
@@ -103,26 +113,33 @@ def leftover_files(places: Places) -> list[str]:
     return found
 
 
-def _wait_until_gone(places: Places, before: frozenset[str], grace_s: float) -> None:
+def _wait_until_gone(places: Places, before: frozenset[str], others: frozenset[Started], grace_s: float) -> None:
     deadline = time.monotonic() + grace_s
-    while left := traces(places) - before:
+    while left := traces(places, others) - before:
         if time.monotonic() > deadline:
             raise LeakError("left behind:\n  " + "\n  ".join(sorted(left)))
         time.sleep(0.02)
 
 
-def _processes(places: Places) -> dict[int, str]:
+def _strangers() -> frozenset[Started]:
+    """Processes that are there before a test and no descendants of this one: none has heard of its directory."""
+    fields = {pid: _fields(pid) for pid in _pids()}
+    parents = {pid: int(found[1]) for pid, found in fields.items() if found}
+    return frozenset((pid, found[19]) for pid, found in fields.items() if found and not _descends(pid, parents))
+
+
+def _processes(places: Places, others: frozenset[Started]) -> dict[int, str]:
     """Descendants of this process, and whoever mentions the test's directory."""
     token = places.root.name.encode()
     own_mounts = os.readlink("/proc/self/ns/mnt")
     parents: dict[int, int] = {}
     lines: dict[int, str] = {}
     named: set[int] = set()
-    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        if pid == os.getpid():
+    for pid in _pids():
+        fields = _fields(pid)
+        if not fields or (pid, fields[19]) in others:
             continue
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
             foreign = os.readlink(f"/proc/{pid}/ns/mnt") != own_mounts
         except OSError:
@@ -138,6 +155,15 @@ def _processes(places: Places) -> dict[int, str]:
         for pid, line in lines.items()
         if (pid in named or _descends(pid, parents)) and not any(name in line for name in _HELPERS_OF_PYTHON)
     }
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
+
+
+def _fields(pid: int) -> list[str]:
+    """Of `stat`, from the state on; none where it has ended."""
+    return _read(f"/proc/{pid}/stat").rpartition(b")")[2].decode().split()
 
 
 def _descends(pid: int, parents: Mapping[int, int]) -> bool:
