@@ -24,6 +24,8 @@ ABOUT = "layer.json"
 VERSION = 1
 OVERLAY_PARTS = ("environment", "workspace")
 PLAIN_PARTS = ("tmp", "home", "shm")
+VOLUME = re.compile(r"volume\d{1,3}", re.ASCII)
+"""Names of plain parts that are volumes of an image's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class Saved:
     @property
     def copied_bytes(self) -> int:
         """What a sandbox that begins with it gets copies of; the rest is shared."""
-        return sum(size for name, size in self.bytes.items() if name in PLAIN_PARTS)
+        return sum(size for name, size in self.bytes.items() if name not in OVERLAY_PARTS)
 
     def check(self, parts: Mapping[str, Part]) -> None:
         """See that it is what a sandbox with these parts can begin with.
@@ -194,7 +196,7 @@ def look_at(path: Path, *, fits: Mapping[str, str]) -> Saved:
         whole = all(stat.S_ISDIR((path / name).lstat().st_mode) for name in sizes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _corrupt(path) from None
-    if not whole or not set(sizes) <= {*OVERLAY_PARTS, *PLAIN_PARTS}:
+    if not whole or not all(name in (*OVERLAY_PARTS, *PLAIN_PARTS) or VOLUME.fullmatch(name) for name in sizes):
         raise _corrupt(path)
     if "workspace" not in sizes:
         there, fits = ({name: value for name, value in each.items() if name != "workspace"} for each in (there, fits))

@@ -204,10 +204,11 @@ def prepare(
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
     files.own("/dev/shm", size_bytes=limits.shm_bytes, mode="1777", options="exec", part="shm")
     files.own(RUN, size_bytes=RUN_BYTES, mode="0700", options="noexec")
-    for volume in image.volumes:
+    for number, volume in enumerate(image.volumes):
         if volume not in files.memory:
             above = Path(volume) in Path(RUN).parents  # Who can write there could put another in its place.
-            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec", of_root=above)
+            part = "" if above or volume == home else f"volume{number}"
+            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec", part=part, of_root=above)
     if spec.home == "private":
         files.own(home, size_bytes=limits.layer_bytes, mode="0700", options="exec", part="home")
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import PYTHON, Dockerd
+from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.integration.docker.boxes import subject_of
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
@@ -17,6 +17,7 @@ from warmcell.sandbox.testing.contract import Subject
 
 pytestmark = pytest.mark.docker
 
+VOLUMES = "warmcell-test:volumes"
 DENIED = """
 import ctypes, json, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -135,3 +136,20 @@ async def test_a_copy_on_write_folder_with_mounts_in_it_is_read_only(docker: Doc
         assert f"{folder}/inner lies in it" in box.instance.workspace_note
         assert await box.says(f"cat {folder}/inner/given.txt") == "given"
         assert (await box.shell(f"touch {folder}/new")).exit_code != 0
+
+
+async def test_volumes_of_an_image_are_saved(docker: Dockerd, places: Places) -> None:
+    """They are private files like any others."""
+    made = docker.docker("create", IMAGE, "true")
+    docker.docker("commit", "--change", 'VOLUME ["/data", "/srv/more"]', made, VOLUMES)
+    docker.docker("rm", made)
+    try:
+        subject = subject_of(places, docker)
+        layer = subject.folder("layer")
+        async with subject.box(image=VOLUMES) as box:
+            await box.says("echo first > /data/file && mkdir /srv/more/inner && echo second > /srv/more/inner/file")
+            await box.instance.save_layer(layer)
+        async with subject.box(image=VOLUMES, layer=layer) as box:
+            assert await box.says("cat /data/file /srv/more/inner/file") == "first\nsecond"
+    finally:
+        docker.docker("rmi", "--force", VOLUMES)
