@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from benchmarks import (
+    contained,
     engines,
     growth,
     machine,
@@ -21,6 +22,7 @@ from benchmarks import (
     p2_restart,
     p3_fork,
     p4_resume,
+    p7_agents,
     p8_memory,
     p9_proxy,
     p11_again,
@@ -44,8 +46,23 @@ PROMISES: Mapping[str, Callable[[int | None, Engines], Awaitable[Sequence[Row]]]
     "P11": lambda rounds, engines: p11_again.measure(rounds=min(rounds or p11_again.ROUNDS, p11_again.ROUNDS)),
 }
 
-OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P8"), ("P3", "P4", "P11")
+CONTAINED: Mapping[str, Callable[[int | None, Sequence[str], Engines], Awaitable[Sequence[Row]]]] = {
+    "P1": lambda rounds, backends, engines: contained.new_kernels(
+        rounds=rounds or contained.START_ROUNDS, backends=backends, engines=engines
+    ),
+    "P2": lambda rounds, backends, engines: contained.restarts(
+        rounds=rounds or contained.RESTART_ROUNDS, backends=backends, engines=engines
+    ),
+    "P7": lambda rounds, backends, engines: p7_agents.measure(
+        rounds=rounds or p7_agents.ROUNDS, backends=["bubblewrap", *backends], engines=engines
+    ),
+}
+"""What is measured beside `docker run`, with an engine of its own, which only root starts."""
+
+OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P7", "P8"), ("P3", "P4", "P11")
 """Measured with each engine that new kernels come from; measured where memory can be saved at all."""
+
+NAMES = sorted({*PROMISES, *CONTAINED}, key=lambda name: int(name[1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=PROMISES, nargs="+", default=list(PROMISES), help="these promises only")
+    parser.add_argument("--only", choices=NAMES, nargs="+", default=list(NAMES), help="these promises only")
     parser.add_argument("--rounds", type=int, help="rounds of each, instead of its own number")
     parser.add_argument("--name", default="bench", help="first part of the result's file name")
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
@@ -109,21 +126,19 @@ async def _measure(options: argparse.Namespace) -> Result:
     absent |= {name: snapshots for name in OF_SNAPSHOTS if snapshots and name in options.only}
     for what, why in absent.items():
         _say(f"not measured as {user}: {what}: {why}")
+    served: Engines = [one for one in ENGINES if one != "criu" or not starts]
     for name in options.only:
-        if name in absent:
+        if name in PROMISES and name not in absent:
+            rows.extend(await _tried(name, user, PROMISES[name](options.rounds, served), absent))
+    for name in [name for name in options.only if name in CONTAINED and user == "root"]:
+        missing = {backend: found for backend in ("docker", "gvisor") if (found := absence(backend)) is not None}
+        if "docker" in missing:
+            absent[f"{name} in containers"] = missing["docker"].why
             continue
-        _say(f"{name} as {user} …")
-        began = time.monotonic()
-        try:
-            found = await PROMISES[name](options.rounds, [one for one in ENGINES if one != "criu" or not starts])
-        except BenchmarkError as error:  # What has been measured until then is worth keeping.
-            absent[name] = f"{error}"
-            _say(f"  {error}")
-            continue
-        for row in found:
-            _say(f"  {row.what}, {row.engine}: {row.ratio:.3f}×")
-        rows.extend(found)
-        _say(f"  after {time.monotonic() - began:.0f} s")
+        absent |= {f"{name} in {backend}": found.why for backend, found in missing.items()}
+        backends = [backend for backend in ("docker", "gvisor") if backend not in missing]
+        measured = CONTAINED[name](options.rounds, backends, served)
+        rows.extend(await _tried(f"{name} in containers", user, measured, absent))
     return Result(
         user=user,
         at=at,
@@ -133,6 +148,24 @@ async def _measure(options: argparse.Namespace) -> Result:
         rows=rows,
         absent=absent,
     )
+
+
+async def _tried(
+    name: str, user: results.User, measured: Awaitable[Sequence[Row]], absent: dict[str, str]
+) -> Sequence[Row]:
+    """The rows of a measurement; why there are none goes to `absent`."""
+    _say(f"{name} as {user} …")
+    began = time.monotonic()
+    try:
+        found = await measured
+    except BenchmarkError as error:  # What has been measured until then is worth keeping.
+        absent[name] = f"{error}"
+        _say(f"  {error}")
+        return ()
+    for row in found:
+        _say(f"  {row.what}, {row.engine}: {row.ratio:.3f}×")
+    _say(f"  after {time.monotonic() - began:.0f} s")
+    return found
 
 
 def _write_documents() -> None:

@@ -53,6 +53,31 @@ class Keeper:
         answer: dict[str, Any] = await self._client.post(f"/sandboxes/{sandbox_id}/{verb}", body, timeout=600.0)
         return answer
 
+    async def create(self, spec: Mapping[str, Any]) -> str:
+        """A sandbox of a spec; its id."""
+        made: dict[str, Any] = await self._client.post("/sandboxes", {"spec": dict(spec)}, timeout=ANSWER_TIMEOUT_S)
+        return str(made["id"])
+
+    async def stop(self, sandbox_id: str) -> None:
+        """Remove a sandbox that has no kernel of Jupyter's."""
+        await self._client.delete(f"/sandboxes/{sandbox_id}")
+
+    async def warm(self) -> None:
+        """Wait until a sandbox is prepared and no template is being imported.
+
+        Raises:
+            BenchmarkError: It takes too long.
+        """
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            told: list[dict[str, Any]] = (await self._client.get("/templates"))["templates"]
+            settled = all(one["status"]["state"] in ("ready", "none") for one in told)
+            if settled and any(one["prepared"] for one in told):
+                return
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"no sandbox was prepared within {SETTLE_TIMEOUT_S:.0f} s: {told}")
+            await asyncio.sleep(LOOK_AGAIN_S)
+
     async def snapshots(self) -> list[dict[str, Any]]:
         """What is told of all snapshots."""
         found: list[dict[str, Any]] = (await self._client.get("/snapshots"))["snapshots"]

@@ -26,9 +26,9 @@ async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) 
             places = stack.enter_context(own_places())
             server = await stack.enter_async_context(JupyterServer(places, settings=STARTS[engine]))
             await in_use(server, prepared=True)
-            kernels[engine] = await _ready(server, OURS, stack)
+            kernels[engine] = await ready(server, OURS, stack)
             await server.warm()
-        kernels[None] = await _ready(server, PLAIN, stack)
+        kernels[None] = await ready(server, PLAIN, stack)
         for number in range(rounds):
             for which in kernels if number % 2 else reversed(kernels):
                 for engine in engines:
@@ -57,7 +57,7 @@ async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) 
     ]
 
 
-async def _ready(
+async def ready(
     server: JupyterServer, name: str, stack: contextlib.AsyncExitStack
 ) -> tuple[JupyterServer, str, Channels]:
     """A kernel that has imported all, so that the libraries' files are in the page cache from here on."""

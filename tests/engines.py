@@ -137,9 +137,9 @@ class Dockerd:
         return False
 
 
-@pytest.fixture(scope="session")
-def dockerd() -> Iterator[Dockerd]:
-    """A Docker engine for all tests of a run, with the test image."""
+@contextlib.contextmanager
+def own_engine() -> Iterator[Dockerd]:
+    """A Docker engine of one's own, with the test image."""
     archive = base_image()
     directory = Path(tempfile.mkdtemp(prefix="wd-", dir="/tmp"))
     # In memory: a disk takes longer to give the files back than all tests together take.
@@ -152,6 +152,13 @@ def dockerd() -> Iterator[Dockerd]:
     finally:
         made.stop()
         _remove(directory)
+
+
+@pytest.fixture(scope="session")
+def dockerd() -> Iterator[Dockerd]:
+    """A Docker engine for all tests of a run."""
+    with own_engine() as made:
+        yield made
 
 
 @pytest.fixture
