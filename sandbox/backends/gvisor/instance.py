@@ -21,6 +21,8 @@ NAME = "w"
 """What runsc calls every sandbox: each has a state directory of its own, and socket paths are short."""
 STATE = "r"
 COMMAND_TIMEOUT_S = 30.0
+LAST_WORDS_S = 2.0
+"""runsc that was about to speak with the process that is killed, as in a start, waits for its answer for ever."""
 
 
 class Remains:
@@ -67,7 +69,9 @@ class Remains:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
             if others:
-                await child.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_WORDS_S):
+                        await child.wait()
             code = await child.kill()
             for fd in others:
                 await _gone(fd)

@@ -109,3 +109,13 @@ async def test_a_damaged_image_is_an_error_and_nothing_is_left(boxes: Boxes) -> 
     with pytest.raises(SnapshotError) as failed:
         await boxes.make(image=image)
     assert failed.value.hint
+
+
+async def test_a_runsc_that_does_not_answer_is_ended_too(boxes: Boxes) -> None:
+    """As one whose sandbox is killed as it starts, which waits for ever: nothing is left, and that is no error."""
+    box = await boxes.make()
+    runsc = box.instance.processes()[0]
+    os.kill(runsc, signal.SIGSTOP)
+    await box.instance.stop()
+    assert box.instance.processes() == ()
+    assert not Path(f"/proc/{runsc}").exists()
