@@ -96,13 +96,13 @@ class Engine:
                     self._info = _read_info(client.info(), str(client.api_version))
             return self._info
 
-    def image(self, name: str) -> Mapping[str, Any]:
+    def image(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Mapping[str, Any]:
         """What it says of an image.
 
         Raises:
             InvalidRequestError: It has no such image.
         """
-        with self.client() as client:
+        with self.client(timeout_s=timeout_s) as client:
             try:
                 found: Mapping[str, Any] = client.inspect_image(name)
             except _errors().ImageNotFound:

@@ -17,6 +17,8 @@ from warmcell.sandbox.errors import (
 
 OLDEST_PYTHON = (3, 9)
 CHECK_TIMEOUT_S = 60.0
+NAME_TIMEOUT_S = 3.0
+"""Kernels that need nothing of the engine wait for that."""
 CHECK = """
 import json, os, site, sys
 try:
@@ -95,7 +97,7 @@ class Images:
             BackendUnavailableError: It does not answer, and never has told.
         """
         try:
-            self._called[name] = str(self._engine.image(name)["Id"])
+            self._called[name] = str(self._engine.image(name, timeout_s=NAME_TIMEOUT_S)["Id"])
         except (BackendUnavailableError, OperationTimeoutError):
             if name not in self._called:
                 raise

@@ -116,7 +116,6 @@ async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: B
     assert await CriuEngine(paths=elsewhere, helper=SystemHelper(boxes.paths.helper_socket)).images() == []
 
 
-@ON_EACH
 async def test_stop_ends_the_kernel_when_its_layer_is_saved(boxes: Boxes) -> None:
     """Not before: should saving the layer fail it goes on."""
     source = await boxes.running()
@@ -269,7 +268,6 @@ async def test_a_stopped_child_stays_stopped(boxes: Boxes) -> None:
     assert await source.sh(f"cut -d' ' -f3 /proc/{dumped.pids[1]}/stat") == "T"
 
 
-@ON_EACH
 async def test_an_open_file_that_has_changed_is_named(boxes: Boxes, places: Places) -> None:
     """The kernel would read on in another file; so it does not start."""
     workspace = places.root / "w"
