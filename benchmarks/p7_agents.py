@@ -16,7 +16,7 @@ from benchmarks.docker_run import gone
 from benchmarks.keeper import Keeper
 from benchmarks.p1_start import STARTS
 from benchmarks.rows import Engine, Row, Series, medians
-from benchmarks.server import ANSWER_TIMEOUT_S, LOOK_AGAIN_S, WARMCELL, BenchmarkError
+from benchmarks.server import ANSWER_TIMEOUT_S, LOOK_AGAIN_S, WARMCELL, BenchmarkError, end_keeper
 from tests.engines import IMAGE, Dockerd, own_engine
 from tests.leaks import Places, own_places
 
@@ -80,12 +80,13 @@ async def _keeper(settings: Mapping[str, object]) -> AsyncIterator[Keeper]:
     with own_places() as places:
         _configure(places, settings)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "warmcell.extension.keeper"),
+            *(sys.executable, "-m", "warmcell.extension.keeper", "--detach"),
             env={**os.environ, **places.env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+        await process.wait()
         keeper = Keeper(places)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -94,8 +95,7 @@ async def _keeper(settings: Mapping[str, object]) -> AsyncIterator[Keeper]:
             async with keeper:
                 yield keeper
         finally:
-            process.terminate()
-            await process.wait()
+            await asyncio.to_thread(end_keeper, places)
 
 
 def _configure(places: Places, settings: Mapping[str, object]) -> None:
