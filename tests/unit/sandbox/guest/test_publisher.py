@@ -25,6 +25,7 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
     try:
         yield made
     finally:
+        in_order(made, made._event_pipe_gc_task.cancel, timeout=TIMEOUT_MS / 1000)
         made.stop()
         made.close()
         context.destroy(linger=0)
