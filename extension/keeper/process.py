@@ -31,7 +31,7 @@ from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger("warmcell.keeper")
 
-PREDECESSOR_TIMEOUT_S = 15.0
+PREDECESSOR_TIMEOUT_S = 60.0
 """A keeper that listens no more is about to end; the next one waits for that."""
 
 SAVING_TIMEOUT_S = 300.0
@@ -42,7 +42,7 @@ SAID_BYTES = 64
 
 DESCRIPTORS = 16384
 
-CLOSE_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 60.0
 """For each part of the keeper to end."""
 
 

@@ -17,7 +17,7 @@ TAIL_BYTES = 4096
 READ_BYTES = 65536
 READ_PAUSE_S = 0.05
 """Pause after each read of what a sandbox says on stderr, so that a flood of it costs the keeper little."""
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 class StageFailedError(Exception):

@@ -25,7 +25,7 @@ STAGE_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
 }
-FORK_TIMEOUT_S = 5.0
+FORK_TIMEOUT_S = 30.0
 
 
 class Process(Protocol):

@@ -11,7 +11,7 @@ from warmcell.sandbox import errors
 BASE_URL = "http://keeper/warmcell/api/v1"
 """The host part is never looked up: the connection is a Unix socket."""
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 120.0
 TIMEOUT = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 

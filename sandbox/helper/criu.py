@@ -29,6 +29,7 @@ OPTIONS = (
     "--manage-cgroups=ignore",
     "--network-lock=skip",
     "--no-default-config",
+    "--timeout=60",  # For stopping all threads; its own ten seconds are too few for a busy machine.
     "-v2",
 )
 GHOST_LIMIT_BYTES = 1 << 30

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.places import Place
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
-WORK_TIMEOUT_S = 20.0
+WORK_TIMEOUT_S = 60.0
 NEEDED_LOOK_S = 0.25
 """There is no event for a process that has ended and that its tracer has not seen the end of."""
 

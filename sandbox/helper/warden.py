@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from warmcell.sandbox.models import LimitStatus
 
 START_TIMEOUT_S = 60.0
-GRACE_S = 10.0
+GRACE_S = 30.0
 LINE_MAX_BYTES = 1 << 16
 ENDING = "The helper that had made the sandbox has ended"
 TAIL_BYTES = 4096

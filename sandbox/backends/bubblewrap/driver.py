@@ -31,7 +31,7 @@ from warmcell.sandbox.paths import Paths, private_directory
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 30.0
 SLOWEST_BYTES_S = 20 * MIB
 """Saved files are copied at least that fast, or a start is given up."""
 _LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"

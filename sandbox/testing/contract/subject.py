@@ -16,9 +16,9 @@ from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.models import ExecResult, Limits, SandboxId, SandboxSpec, Workspace
 
-GUEST_TIMEOUT_S = 20.0
-EXEC_TIMEOUT_S = 30.0
-GONE_TIMEOUT_S = 10.0
+GUEST_TIMEOUT_S = 60.0
+EXEC_TIMEOUT_S = 60.0
+GONE_TIMEOUT_S = 60.0
 SMALL = Limits(layer_bytes=64 * 2**20, shm_bytes=16 * 2**20, pids=256)
 
 
