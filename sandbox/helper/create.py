@@ -53,7 +53,7 @@ def create(
         made = compose(asked, trees, uid=conversation.uid, gid=conversation.gid, runtime=runtime, bwrap=bwrap)
         group, limits = cgroups.make(SandboxId(asked.id), asked.limits)
         entrances = [] if group is None else [str(file) for file in group.entrances]
-        stage_plan = {"cgroups": entrances, "keeper": os.getpid(), **made}
+        stage_plan = {"cgroups": entrances, "keeper": os.getpid(), "alone": (0, 0), **made}
         try:
             warden.hold(conversation, stage_plan, owners=owners, group=group, limits=limits, alive=alive)
         finally:

@@ -207,23 +207,24 @@ async def test_images_and_sandboxes_of_others(boxes: Boxes, server: Server) -> N
 
 
 async def test_what_is_no_sandbox(boxes: Boxes, server: Server) -> None:
-    """The host's own processes, those inside a sandbox, files, dead ones, none, two: all are refused."""
+    """The host's own processes, bubblewrap, those inside a sandbox, files, dead ones, none, two: all are refused."""
     box = await boxes.fresh()
-    inner_pid = next(pid for pid in box.instance.processes() if pid != box.pid)
+    others = [os.pidfd_open(pid) for pid in box.instance.processes() if pid != box.pid]
+    assert len(others) >= 2
     dead = subprocess.Popen(["true"])
     gone = os.pidfd_open(dead.pid)
     dead.wait()
-    own, inside, right = os.pidfd_open(os.getpid()), os.pidfd_open(inner_pid), os.pidfd_open(box.pid)
+    own, right = os.pidfd_open(os.getpid()), os.pidfd_open(box.pid)
     with open(os.devnull) as file:
         try:
-            for fds in ((own,), (inside,), (gone,), (file.fileno(),)):
-                answer = await asyncio.to_thread(server.ask, {"op": "enroll"}, *fds)
+            for fd in (own, *others, gone, file.fileno()):
+                answer = await asyncio.to_thread(server.ask, {"op": "enroll"}, fd)
                 assert answer["code"] == "sandbox_not_found", answer
             for fds in ((), (right, right)):
                 answer = await asyncio.to_thread(server.ask, {"op": "enroll"}, *fds)
                 assert answer["code"] == "protocol", answer
         finally:
-            for fd in (own, inside, right, gone):
+            for fd in (own, *others, right, gone):
                 os.close(fd)
 
 

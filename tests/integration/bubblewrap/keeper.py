@@ -1,5 +1,7 @@
 """A process that holds sandboxes, to be killed; run with a backend's name and how many.
 
+With `started` they are bubblewrap's, and each is started anew instead of forked.
+
 Prints one JSON line, the host pids of all their processes or the error that a start gave. Then waits for the end of its
 input.
 """
@@ -21,9 +23,9 @@ from warmcell.sandbox.paths import Paths
 
 async def main(name: str, count: int) -> None:
     paths = Paths.default().make()
-    backend: SandboxBackend = (
-        BubblewrapBackend(paths=paths, nursery=Nursery()) if name == "bubblewrap" else ProcessBackend()
-    )
+    backend: SandboxBackend = ProcessBackend()
+    if name != "process":
+        backend = BubblewrapBackend(paths=paths, nursery=Nursery() if name == "bubblewrap" else None)
     pids: list[int] = []
     for _ in range(count):
         sandbox_id = SandboxId(secrets.token_hex(6))

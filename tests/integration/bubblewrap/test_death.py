@@ -1,6 +1,7 @@
 """Sandboxes end with their keeper, however that ends."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,10 +15,16 @@ import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.bubblewrap.boxes import paths_of, subject_of
 from tests.leaks import Places
+from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.leftovers import clean_leftovers
+from warmcell.sandbox.backends.processes import children_of, descendants
 
 KEEPER = str(Path(__file__).with_name("keeper.py"))
-GONE_S = 10.0
+GONE_S = 60.0
+HALTING = """#!/bin/sh
+exec {bwrap} --info-fd 9 "$@" 9>{full}
+"""
+"""A bubblewrap that has made its process for the inside, which waits for it, and gets no further."""
 
 
 async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[int]:
@@ -32,6 +39,44 @@ async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = Non
     pids: list[int] = said["pids"]
     assert len(pids) >= 4
     return pids
+
+
+async def keeper_killed_at_a_start(places: Places, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Kill a keeper in the moment in which bubblewrap's inner process waits for the outer one: both end."""
+    folder = places.root
+    full, halting = folder / "full", folder / "bwrap"
+    bwrap = (await asyncio.to_thread(binary.find)).path
+    os.mkfifo(full)
+    full.chmod(0o666)
+    halting.write_text(HALTING.format(bwrap=bwrap, full=full))
+    halting.chmod(0o755)
+    held = os.open(full, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(held, bytes(4096))
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            env={**env, binary.OVERRIDE: str(halting)},
+        )
+        deadline = time.monotonic() + GONE_S
+        pids: list[int] = []
+        while not pids:
+            assert process.returncode is None
+            assert time.monotonic() < deadline, "bubblewrap does not start"
+            await asyncio.sleep(0.01)
+            for pid in descendants(process.pid):
+                said = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if said.startswith(bytes(bwrap)) and (inner := children_of(pid)):
+                    pids = [pid, *inner]
+        process.kill()
+        await process.wait()
+        await gone(pids)
+    finally:
+        os.close(held)
+        await asyncio.to_thread(clean_leftovers, paths_of(places))
 
 
 async def gone(pids: Sequence[int]) -> None:
@@ -87,6 +132,21 @@ async def test_what_a_living_keeper_has_is_no_leftover(places: Places) -> None:
         removed = await asyncio.to_thread(clean_leftovers, paths_of(places))
         assert not [line for line in removed if box.directory.name in line]
         assert await box.says("echo alive") == "alive"
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("way", ["bubblewrap", "started"])
+async def test_a_keeper_killed_while_it_makes_a_sandbox_takes_that_along(places: Places, way: str) -> None:
+    """Also bubblewrap's inner process, which the death of the outer one does not reach yet."""
+    await keeper_killed_at_a_start(places, [sys.executable, KEEPER, way, "1"], os.environ)
+
+
+@pytest.mark.user
+@pytest.mark.parametrize("way", ["bubblewrap", "started"])
+async def test_an_ordinary_users_does_so_too(ordinary_user: OrdinaryUser, way: str) -> None:
+    """Without control groups."""
+    argv = ordinary_user.argv(sys.executable, KEEPER, way, "1")
+    await keeper_killed_at_a_start(ordinary_user.places, argv, ordinary_user.env)
 
 
 @pytest.mark.bubblewrap
