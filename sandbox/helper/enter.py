@@ -100,13 +100,24 @@ def _said(work: Callable[[], Any]) -> bytes:
 def _heard(fd: int) -> Any:
     """What another process does with its `_said`."""
     said = _read_line(fd, time.monotonic() + WORK_TIMEOUT_S)
-    answer: dict[str, Any] = json.loads(said) if said else {"errno": errno.EIO, "what": "it was killed"}
+    if not said.endswith(b"\n"):
+        raise _killed()
+    answer: dict[str, Any] = json.loads(said)
     if "problem" in answer:
         problem = answer["problem"]
         raise HelperError(problem["code"], problem["message"], hint=problem["hint"], details=problem["details"])
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["what"])
     return answer["is"]
+
+
+def _killed() -> HelperError:
+    """Whatever was to work in a sandbox was killed; mostly with it."""
+    return HelperError(
+        "snapshot_failed",
+        "The sandbox has ended, or what the helper did in it was killed",
+        hint="Try again; if it has ended, start another one.",
+    )
 
 
 def _read_line(fd: int, deadline: float) -> bytes:
@@ -191,7 +202,10 @@ class Run:
             OSError: `prepare` raised it, or the sandbox cannot be entered.
         """
         _heard(self._word.fileno())
-        self._word.sendall(b".")
+        try:
+            self._word.sendall(b".")
+        except ConnectionError:
+            raise _killed() from None
 
     def _join(self) -> None:
         """Put it into the sandbox's control groups, and what it has started before it was in them.
