@@ -70,6 +70,6 @@ def too_slow(method: str, path: str, seconds: float | None) -> errors.OperationT
 def unreachable(error: httpx.TransportError) -> errors.TransportError:
     """A failed connection as one of ours."""
     return errors.TransportError(
-        f"The keeper cannot be reached ({str(error) or type(error).__name__})",
+        f"The keeper cannot be reached ({str(error) or 'the connection broke'})",
         hint="It is started on demand: try again; keeper.log in the state directory says why it ended.",
     )
