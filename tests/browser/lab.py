@@ -23,7 +23,7 @@ START_TIMEOUT_S = 60.0
 WARM_TIMEOUT_S = 90.0
 CONNECT_RETRIES = 6
 """With pauses that double, half a second to begin with."""
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 60.0
 
 BUILT = TOP / "src" / "warmcell" / "labextension"
 QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}

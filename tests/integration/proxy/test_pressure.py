@@ -197,14 +197,14 @@ async def test_a_flood_does_not_slow_the_neighbour(make_rig: MakeRig, places: Pl
             assert to.stdin is not None
             assert to.stdout is not None
             to.stdin.write(word.encode() + b"\n")
-            return (await asyncio.wait_for(to.stdout.readline(), 30)).decode().strip()
+            return (await asyncio.wait_for(to.stdout.readline(), 60)).decode().strip()
 
         loud = await process(script, "flood", str(places.root / "ia"))
         await process("-m", "ipykernel_launcher", "-f", str(places.root / "ib.json"), "--HistoryManager.enabled=False")
         for name, connection in connections.items():
             rig = await make_rig(connection)
             await rig.proxy.connect_guest(str(places.root / f"i{name}"))
-            await rig.proxy.wait_ready(timeout=30)
+            await rig.proxy.wait_ready(timeout=60)
         drain = await process(script, "drain", str(places.root / "a.json"))
         measure = await process(script, "measure", str(places.root / "b.json"))
         await say(drain, "begin")

@@ -182,7 +182,7 @@ class Trials:
         async def nothing_runs() -> bool:
             return await asyncio.to_thread(processes_of, self.places) == []
 
-        await until(nothing_runs, timeout=40)  # What was being made ends by itself if nobody speaks with it.
+        await until(nothing_runs, timeout=60)  # What was being made ends by itself if nobody speaks with it.
         async with await KeeperClient.connect() as client:
             told = await client.get("/kernels")
             kept = [each["kernel_id"] for each in told["kernels"]]
@@ -279,7 +279,7 @@ async def test_a_suspension_whose_worker_is_killed_at_its_end(trials: Trials) ->
             finally:
                 asyncio.get_running_loop().remove_reader(handle)
                 os.close(handle)
-            assert (await asyncio.wait_for(doing, 30))["state"] == "suspended"
+            assert (await asyncio.wait_for(doing, 60))["state"] == "suspended"
             assert await made.run(CELL) == f"{number} {number} kept"
         await end_all(client)
 

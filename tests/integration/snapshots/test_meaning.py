@@ -90,7 +90,7 @@ print(json.dumps({
     "forked": forked.map(aside.double, [counter, 10]),
     "spawned": here.recv(),
     "loader": batch[-1],
-    "queue": queue.get(timeout=20),
+    "queue": queue.get(timeout=60),
     "lock": lock.acquire(block=False),
     "home": open(os.path.expanduser("~/at-home")).read(),
     "tmp": open("/tmp/offset").read(),

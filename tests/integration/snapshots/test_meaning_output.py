@@ -65,7 +65,7 @@ async def script(notebook: Notebook) -> list[str]:
     """Run the cells, as a person does who has typed ahead."""
     asked = [notebook.page.send(code, stop_on_error=False) for code in CELLS]
     for msg_id in asked:
-        await notebook.page.done(msg_id, timeout=30)
+        await notebook.page.done(msg_id, timeout=60)
     return asked
 
 
@@ -126,7 +126,7 @@ async def test_a_reply_says_what_the_kernel_said(places: Places, tmp_path: Path)
                     await made.do("resume")
                 for clone in told.get("sandboxes", ()):
                     await client.delete(f"/sandboxes/{clone['id']}")
-                payload = (await made.page.done(asked, timeout=20))["payload"]
+                payload = (await made.page.done(asked, timeout=60))["payload"]
                 assert [each["text"] for each in payload] == [f"after {number}"], (verb, number)
 
 
@@ -138,9 +138,9 @@ async def test_a_question_reaches_the_page(places: Places, tmp_path: Path) -> No
             cell = f"import time; time.sleep({moments.uniform(0.0, 0.2)}); print(input('what?'))"
             asked = made.page.send(cell, allow_stdin=True)
             saving = asyncio.create_task(made.do("snapshot"))
-            question = await made.page.client.get_stdin_msg(timeout=20)
+            question = await made.page.client.get_stdin_msg(timeout=60)
             assert question["content"]["prompt"] == "what?"
             made.page.client.input(f"answer {number}")
-            assert (await made.page.done(asked, timeout=20))["status"] == "ok"
+            assert (await made.page.done(asked, timeout=60))["status"] == "ok"
             await saving
             assert made.page.said(asked) == f"answer {number}"

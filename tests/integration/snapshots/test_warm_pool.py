@@ -173,9 +173,8 @@ async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_
     async with keeper(places, prepared=1, prepared_memory=0.08) as client, first(client, tmp_path):
         await until_prepared(client, 1)
         many = await asyncio.gather(*(started(client, tmp_path) for _ in range(8)))
-        deadline = time.monotonic() + 10
-        most = 0
-        while time.monotonic() < deadline:
+        began, most = time.monotonic(), 0
+        while (took := time.monotonic() - began) < 10 or (most == 0 and took < 60):
             (template,) = (await client.get("/templates"))["templates"]
             assert template["prepared_bytes"] <= 0.08 * 2**30
             most = max(most, template["prepared"])
@@ -256,7 +255,7 @@ async def templates(client: KeeperClient) -> list[str]:
 
 async def gone(places: Places) -> None:
     """Wait until the keeper that nobody needs has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(places.runtime.glob("keeper.sock")):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
