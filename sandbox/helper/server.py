@@ -34,18 +34,26 @@ WORKERS_OF_USER_MAX = 32
 DRAIN_S = 120.0
 
 
-def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = None) -> None:
+def serve(
+    listening: socket.socket,
+    helper: Helper,
+    *,
+    lifeline: int | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> None:
     """Serve requests until the lifeline closes or SIGTERM comes, then let running ones finish.
 
     Args:
         listening: A listening Unix stream socket.
         helper: What serves.
         lifeline: A descriptor whose other end closes when nobody needs the helper any more.
+        told: Called once SIGTERM ends it as it should.
     """
     stop_reading, stop_writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(stop_writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    told()
     helper.prepare()
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)

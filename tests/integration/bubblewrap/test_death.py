@@ -1,7 +1,6 @@
 """Sandboxes end with their keeper, however that ends."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -14,17 +13,13 @@ import pytest
 
 from tests.conftest import OrdinaryUser
 from tests.integration.bubblewrap.boxes import paths_of, subject_of
+from tests.integration.bubblewrap.halting import halted, halting
 from tests.leaks import Places
 from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.leftovers import clean_leftovers
-from warmcell.sandbox.backends.processes import children_of, descendants
 
 KEEPER = str(Path(__file__).with_name("keeper.py"))
 GONE_S = 60.0
-HALTING = """#!/bin/sh
-exec {bwrap} --info-fd 9 "$@" 9>{full}
-"""
-"""A bubblewrap that has made its process for the inside, which waits for it, and gets no further."""
 
 
 async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[int]:
@@ -43,40 +38,22 @@ async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = Non
 
 async def keeper_killed_at_a_start(places: Places, argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Kill a keeper in the moment in which bubblewrap's inner process waits for the outer one: both end."""
-    folder = places.root
-    full, halting = folder / "full", folder / "bwrap"
-    bwrap = (await asyncio.to_thread(binary.find)).path
-    os.mkfifo(full)
-    full.chmod(0o666)
-    halting.write_text(HALTING.format(bwrap=bwrap, full=full))
-    halting.chmod(0o755)
-    held = os.open(full, os.O_RDWR | os.O_NONBLOCK)
-    try:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(held, bytes(4096))
+    with halting(places.root) as program:
         process = await asyncio.create_subprocess_exec(
             *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
-            env={**env, binary.OVERRIDE: str(halting)},
+            env={**env, binary.OVERRIDE: str(program)},
         )
-        deadline = time.monotonic() + GONE_S
-        pids: list[int] = []
-        while not pids:
-            assert process.returncode is None
-            assert time.monotonic() < deadline, "bubblewrap does not start"
-            await asyncio.sleep(0.01)
-            for pid in descendants(process.pid):
-                said = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if said.startswith(bytes(bwrap)) and (inner := children_of(pid)):
-                    pids = [pid, *inner]
-        process.kill()
-        await process.wait()
-        await gone(pids)
-    finally:
-        os.close(held)
-        await asyncio.to_thread(clean_leftovers, paths_of(places))
+        try:
+            pids = await halted(process.pid)
+        finally:
+            process.kill()
+            await process.wait()
+        try:
+            await gone(pids)
+        finally:
+            await asyncio.to_thread(clean_leftovers, paths_of(places))
 
 
 async def gone(pids: Sequence[int]) -> None:

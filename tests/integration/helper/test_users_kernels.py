@@ -3,14 +3,17 @@
 import asyncio
 import json
 import os
+import select
 import signal
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import OrdinaryUser
+from tests.integration.bubblewrap.halting import halted, halting
+from tests.integration.helper import system
 from tests.integration.helper.system import MOST, SystemHelper, User
-from tests.leaks import own_places
+from tests.leaks import Places, own_places
 
 pytestmark = [pytest.mark.user, pytest.mark.criu, pytest.mark.timeout(180)]
 
@@ -92,6 +95,34 @@ async def test_the_end_of_the_keeper_ends_its_sandboxes(helper: SystemHelper, us
     box.kill()
     await box.hang_up()
     assert (await user.run("box", told={"scripts": ["true"]}))[1]["code"] == 0
+
+
+async def test_what_is_being_made_ends_with_who_makes_it(
+    helper: SystemHelper, user: User, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is killed with SIGKILL while bubblewrap's inner process waits for the outer one, and neither is left."""
+    assert helper.end() == 0
+    with halting(places.root) as program:
+        monkeypatch.setattr(system, "bwrap", lambda: program)
+        helper.start()
+        asking = await user.start("box")
+        assert asking.stdin is not None
+        asking.stdin.write(b"{}")
+        asking.stdin.write_eof()
+        pids = await halted(os.getpid())
+        maker = int(Path(f"/proc/{pids[0]}/status").read_text().partition("PPid:")[2].split()[0])
+        handles = [os.pidfd_open(pid) for pid in pids]
+        try:
+            os.kill(maker, signal.SIGKILL)
+            for handle in handles:
+                assert (await asyncio.to_thread(select.select, [handle], [], [], 60))[0]
+        finally:
+            for handle in handles:
+                os.close(handle)
+            await asking.communicate()
+            assert helper.end() == 0
+            helper.start()  # It removes the control group.
+            assert helper.end() == 0
 
 
 async def test_a_stop_of_the_helper_ends_its_sandboxes(helper: SystemHelper, user: User) -> None:
