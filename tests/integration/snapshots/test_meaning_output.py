@@ -26,8 +26,9 @@ thread = threading.Thread(target=chatter); thread.start(); print("begun")
     "1 / 0",
     "for _ in range(30):\n    n += 1; print('x' * 2000, flush=True); time.sleep(0.02)\nclear_output(); n",
     "def count():\n    while True:\n        yield 1\ng = count(); next(g)",
-    "thread.join(); n",
+    "thread.join()\nimport os\nwhile not os.path.exists({go!r}): time.sleep(0.01)\nn",
 )
+"""The last one waits until a file is there, so that there is time enough for all that is to be done meanwhile."""
 
 
 def sequences(opened: Page, asked: list[str]) -> tuple[list[list[Any]], str]:
@@ -61,17 +62,19 @@ def has_heard(opened: Page, name: str) -> bool:
     return any(each["header"]["msg_id"] == name for each in opened.heard)
 
 
-async def script(notebook: Notebook) -> list[str]:
+async def script(notebook: Notebook, go: Path) -> list[str]:
     """Run the cells, as a person does who has typed ahead."""
-    asked = [notebook.page.send(code, stop_on_error=False) for code in CELLS]
+    cells = [*CELLS[:-1], CELLS[-1].format(go=str(go))]
+    asked = [notebook.page.send(code, stop_on_error=False) for code in cells]
     for msg_id in asked:
         await notebook.page.done(msg_id, timeout=60)
     return asked
 
 
-async def disturb(notebook: Notebook, verb: str, done: list[str]) -> None:
-    """Do one thing with it again and again, at random moments, until cancelled; `done` grows with each time."""
+async def disturb(notebook: Notebook, verb: str, go: Path) -> None:
+    """Do one thing with it again and again, at random moments, until cancelled; after twice the script may end."""
     moments = random.Random(len(verb))
+    count = 0
     while True:
         await asyncio.sleep(moments.uniform(0.0, 0.3))
         if verb == "suspend":
@@ -83,28 +86,32 @@ async def disturb(notebook: Notebook, verb: str, done: list[str]) -> None:
                 await notebook.keeper.delete(f"/sandboxes/{clone['id']}")
         else:
             await notebook.do("snapshot")
-        done.append(verb)
+        count += 1
+        if count == 2:
+            go.touch()
 
 
 async def test_nothing_that_is_said_is_lost_or_said_twice(places: Places, tmp_path: Path) -> None:
     """Every message of a script in a kernel that is suspended, saved or cloned again and again."""
+    go = tmp_path / "go"
     async with keeper(places) as client:
+        go.touch()
         async with notebook(client, tmp_path) as undisturbed:
-            wanted = sequences(undisturbed.page, await script(undisturbed))
+            wanted = sequences(undisturbed.page, await script(undisturbed, go))
             assert wanted[1] == "".join(f"line {number}\n" for number in range(400))
             await client.delete(f"/kernels/{undisturbed.kernel_id}")
         for verb in ("suspend", "snapshot", "fork"):
             async with notebook(client, tmp_path) as made, page(made.body["connection"]) as other:
                 await other.ready()
-                done: list[str] = []
-                disturbing = asyncio.create_task(disturb(made, verb, done))
+                go.unlink()
+                disturbing = asyncio.create_task(disturb(made, verb, go))
+                disturbing.add_done_callback(lambda _: go.touch())
                 try:
-                    asked = await script(made)
+                    asked = await script(made, go)
                 finally:
                     disturbing.cancel()
                     await asyncio.gather(disturbing, return_exceptions=True)
                 assert disturbing.cancelled(), disturbing.exception()
-                assert len(done) >= 2, (verb, done)
                 assert sequences(made.page, asked) == wanted, verb
                 names = [each["header"]["msg_id"] for each in made.page.heard]
                 assert len(set(names)) == len(names)
