@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.helper.system import SystemHelper, User
 
-pytestmark = [pytest.mark.user, pytest.mark.criu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.user, pytest.mark.criu]
 
 PLACES = (
     *("/", "/etc", "/etc/passwd", "/usr", "/usr/lib", "/usr/local/x", "/bin", "/lib64/x", "/proc", "/proc/sys", "/sys"),

@@ -19,7 +19,7 @@ from warmcell.sandbox.channel import GuestChannel, KernelStarted
 TREE = Path(warmcell.sandbox.guest.__file__).parent
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SETTLED = ("ready", "failed")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 @dataclass

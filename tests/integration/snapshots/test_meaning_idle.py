@@ -159,10 +159,10 @@ async def test_a_keeper_that_is_killed_loses_what_ran_and_says_so(places: Places
             assert sorted(kinds.values()) == ["named", "suspended"]
             async with page(kept.body["connection"]) as opened:
                 assert await opened.run("print(x)") == "kept"
-            info = await second.post("/kernels", lost.body, timeout=60)
+            info = await second.post("/kernels", lost.body, timeout=120)
             assert info["started_from"] == "cold"
             assert "lost" in json.dumps(info["previous_error"])
-            restored = await second.post(f"/sandboxes/{info['id']}/restore", {"snapshot": named["id"]}, timeout=60)
+            restored = await second.post(f"/sandboxes/{info['id']}/restore", {"snapshot": named["id"]}, timeout=120)
             assert restored["state"] == "running"
             async with page(lost.body["connection"]) as opened:
                 assert await opened.run("print(x)") == "lost"

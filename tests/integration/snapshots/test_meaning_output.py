@@ -11,7 +11,7 @@ import pytest
 from tests.integration.snapshots.notebooks import Notebook, Page, keeper, notebook, page
 from tests.leaks import Places
 
-pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
 CELLS = (
     "import sys, threading, time\nfrom IPython.display import clear_output, display, HTML, update_display\nn = 0",
