@@ -114,8 +114,8 @@ async def test_what_is_being_made_ends_with_who_makes_it(
         handles = [os.pidfd_open(pid) for pid in pids]
         try:
             os.kill(maker, signal.SIGKILL)
-            for handle in handles:
-                assert (await asyncio.to_thread(select.select, [handle], [], [], 60))[0]
+            assert (await asyncio.to_thread(select.select, handles[:1], [], [], 60))[0]
+            assert select.select(handles, [], [], 0)[0] == handles
         finally:
             for handle in handles:
                 os.close(handle)
