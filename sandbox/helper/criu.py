@@ -121,7 +121,8 @@ def explain(work: int, verb: str, code: int) -> HelperError:
     text = "\n".join(errors)
     if not errors and _is_full(work):
         return no_room("its disk")  # The log did not find room either.
-    if not errors and code > 128:
+    # What criu has in the kernel says that the pipe to it broke.
+    if code > 128 and all("pie: " in line for line in errors):
         return HelperError(
             "snapshot_failed", f"CRIU was killed by signal {code - 128}", hint="Try again.", details=details
         )
