@@ -328,7 +328,11 @@ def _entrances(pid: int) -> dict[str, tuple[str, str]]:
     """Of each control group of a process, by its hierarchy's controllers: its path there, and where one enters it."""
     roots = _hierarchies()
     found: dict[str, tuple[str, str]] = {}
-    for controllers, path in _groups(pid).items():
+    try:
+        own = _groups(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _killed() from None
+    for controllers, path in own.items():
         mounted, root = roots.get(controllers, ("", "/nowhere"))
         below = os.path.relpath(path, root)
         if not below.startswith(".."):
@@ -340,7 +344,7 @@ def _move(pid: int, groups: Mapping[str, tuple[str, str]]) -> None:
     """Put a process, if it has not ended, into those of the groups that it is not in."""
     try:
         own = _groups(pid)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The latter where it is reaped between opening and reading.
         return
     for controllers, (path, entrance) in groups.items():
         if own.get(controllers) != path:
