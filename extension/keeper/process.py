@@ -101,6 +101,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
+        server.serve_no_others()
         say({"saving": True})
         paths.keeper_socket.unlink(missing_ok=True)
         for look in looks:
@@ -168,7 +169,7 @@ async def _until_idle(
                 {stopped, active}, timeout=idle_s if idle else None, return_when=asyncio.FIRST_COMPLETED
             )
             active.cancel()
-            if idle and not done:
+            if idle and not done and not server.connected and not service.busy:  # Nor in this very moment.
                 log.info("idle for %.0f s", idle_s)
                 return
     finally:
