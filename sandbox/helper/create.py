@@ -100,7 +100,7 @@ def compose(
             "file_systems": view.file_systems,
             "clones": view.clones,
             "directories": view.directories,
-            "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
+            "files": [{"path": name, "content": content} for name, content in files.items()],
             "links": [{"path": name, "target": to} for name, to in links.items()],
             "fills": [
                 {
@@ -128,7 +128,7 @@ def compose(
         "env": {},
         "inherit": {
             "control": [plan.STATUS_FD, plan.UP_FD],
-            "files": {str(plan.SECCOMP_FD): seccomp.denylist().hex()},
+            "files": {str(plan.SECCOMP_FD): seccomp.denylist()},
         },
     }
 

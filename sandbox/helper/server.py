@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import select
@@ -55,6 +56,7 @@ def serve(
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     told()
     helper.prepare()
+    gc.freeze()  # A worker that collected garbage would write to all of it, and so copy it.
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
     waiting.register(stop_reading, select.POLLIN)
@@ -136,6 +138,7 @@ def _worker(
         for fd in own:
             os.close(fd)
         linux.name_process("warmcell-work")
+        gc.disable()
         work()
         code = 0
     except BaseException as error:

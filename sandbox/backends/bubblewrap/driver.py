@@ -239,7 +239,7 @@ def _stage_plan(prepared: Prepared, remains: Remains, *, most_processes: int | N
         "env": {},
         "inherit": {
             "control": [STATUS_FD, UP_FD],
-            "files": {str(number): content.hex() for number, content in prepared.files.items()},
+            "files": {str(number): content for number, content in prepared.files.items()},
         },
     }
 

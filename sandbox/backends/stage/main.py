@@ -76,7 +76,7 @@ def hand_on(control: _socket.socket, inherit: Mapping[str, Any]) -> None:
     kept = {int(number): fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, 64) for number in inherit["control"]}
     for number, content in inherit["files"].items():
         made = os.memfd_create("warmcell")
-        os.write(made, bytes.fromhex(content))
+        os.write(made, content)
         os.lseek(made, 0, os.SEEK_SET)
         kept[int(number)] = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)
     os.set_inheritable(control.fileno(), False)

@@ -77,7 +77,7 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         if made["owner"] is not None:
             os.chown(made["path"], *made["owner"])
     for made in plan["files"]:
-        write(made["path"], bytes.fromhex(made["content"]))
+        write(made["path"], made["content"])
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
