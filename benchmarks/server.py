@@ -24,13 +24,13 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.leaks import Places
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 CONNECT_AGAIN_S = 0.02
 """Between two tries to reach a server that has said where it will listen."""
-END_TIMEOUT_S = 30.0
-CLOSE_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 90.0
-WARM_TIMEOUT_S = 90.0
+END_TIMEOUT_S = 120.0
+CLOSE_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 180.0
+WARM_TIMEOUT_S = 180.0
 LOOK_AGAIN_S = 0.1
 """Between two looks at whether a sandbox is prepared; nothing is measured meanwhile."""
 

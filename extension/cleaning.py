@@ -23,7 +23,7 @@ from warmcell.sandbox.errors import BackendError, OperationTimeoutError, Warmcel
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.paths import Paths
 
-ANSWER_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 15.0
 """A keeper that says nothing for so long is taken for one that hangs."""
 
 END_TIMEOUT_S = 120.0
@@ -32,8 +32,8 @@ END_TIMEOUT_S = 120.0
 DELETE_TIMEOUT_S = 30.0
 """For one kernel."""
 
-KILL_TIMEOUT_S = 10.0
-START_TIMEOUT_S = 40.0
+KILL_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 """A start that is under way ends within this."""
 
 _OUR_NAMES = re.compile(r"[A-Za-z0-9_-]{1,64}")

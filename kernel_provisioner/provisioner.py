@@ -24,7 +24,7 @@ from warmcell.sandbox.paths import Paths
 
 START_TIMEOUT_S: Final = 300.0
 """For the whole of a start; the keeper's own deadlines for its parts are shorter and say more."""
-POLL_TIMEOUT_S: Final = 5.0
+POLL_TIMEOUT_S: Final = 20.0
 SUSPEND_TIMEOUT_S: Final = 300.0
 """As many GB as a kernel has must reach the disk. The keeper goes on with it if that takes longer."""
 WAIT_S: Final = 30.0

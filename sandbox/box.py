@@ -30,10 +30,10 @@ from warmcell.sandbox.told import end_of
 
 log = logging.getLogger(__name__)
 
-GUEST_TIMEOUT_S = 15.0
+GUEST_TIMEOUT_S = 60.0
 """From the start of the process tree until the guest's init answers. It takes some 20 ms."""
 
-END_TIMEOUT_S = 2.0
+END_TIMEOUT_S = 10.0
 """From the end of the guest's event stream until its sandbox has ended too."""
 
 EVENTS_AT_ONCE = 50

@@ -30,7 +30,7 @@ from warmcell.sandbox.models import MIB, ExecResult, StartedFrom
 PROTOCOL = 1
 LINE_MAX_BYTES = 4 * MIB
 REQUEST_MAX_BYTES = 1 * MIB
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 60.0
 """For what init answers by itself at once."""
 
 

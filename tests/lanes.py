@@ -75,7 +75,7 @@ def bwrap() -> str | None:
 
 
 def _tried(argv: list[str]) -> Absence | None:
-    tried = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    tried = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     if tried.returncode == 0:
         return None
     return Absence(f"bubblewrap cannot make namespaces here ({tried.stderr.strip()})", ALLOW_NAMESPACES)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GRACE_S = 10.0
+GRACE_S = 60.0
 """How long what is ending may take; a sandbox's processes die asynchronously with their keeper."""
 
 _HELPERS_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")

@@ -12,7 +12,7 @@ from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
 
-PAUSE_TIMEOUT_S = 30.0
+PAUSE_TIMEOUT_S = 60.0
 """For the user's hooks before a snapshot, and what the kernel still has to say."""
 
 GO_ON_TIMEOUT_S = 60.0

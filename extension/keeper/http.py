@@ -42,6 +42,7 @@ class UnixServer(HTTPServer):
         self.changed = changed or asyncio.Event()
         self._max_connections = max_connections
         self._connected: set[object] = set()
+        self._full = False
 
     @property
     def connected(self) -> int:
@@ -80,6 +81,9 @@ class UnixServer(HTTPServer):
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         """A request arrives on a connection (tornado's hook)."""
+        if self._full and server_conn not in self._connected:
+            server_conn.stream.close()  # type: ignore[attr-defined]
+            return httputil.HTTPMessageDelegate()
         self._connected.add(server_conn)
         self.changed.set()
         return super().start_request(server_conn, request_conn)
@@ -89,6 +93,10 @@ class UnixServer(HTTPServer):
         super().on_close(server_conn)
         self._connected.discard(server_conn)
         self.changed.set()
+
+    def serve_no_others(self) -> None:
+        """From now on hang up on who makes their first request: they are to find who comes next."""
+        self._full = True
 
     async def close(self) -> None:
         """Stop listening and drop every connection. The socket's file stays. Idempotent."""

@@ -31,7 +31,7 @@ from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger("warmcell.keeper")
 
-PREDECESSOR_TIMEOUT_S = 15.0
+PREDECESSOR_TIMEOUT_S = 60.0
 """A keeper that listens no more is about to end; the next one waits for that."""
 
 SAVING_TIMEOUT_S = 300.0
@@ -42,7 +42,7 @@ SAID_BYTES = 64
 
 DESCRIPTORS = 16384
 
-CLOSE_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 60.0
 """For each part of the keeper to end."""
 
 
@@ -112,6 +112,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
+        server.serve_no_others()
         say({"saving": True})
         paths.keeper_socket.unlink(missing_ok=True)
         for look in looks:
@@ -179,7 +180,7 @@ async def _until_idle(
                 {stopped, active}, timeout=idle_s if idle else None, return_when=asyncio.FIRST_COMPLETED
             )
             active.cancel()
-            if idle and not done:
+            if idle and not done and not server.connected and not service.busy:  # Nor in this very moment.
                 log.info("idle for %.0f s", idle_s)
                 return
     finally:

@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
-INTERRUPT_TIMEOUT_S = 5.0
+INTERRUPT_TIMEOUT_S = 15.0
 """How long a cell that nobody waits for any more has to end before the next one is sent."""
 
-SILENCE_S = 2.0
+SILENCE_S = 10.0
 """Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
 
 VALUES_MODULE = "warmcell_guest.values"

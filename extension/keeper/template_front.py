@@ -25,7 +25,7 @@ WARMUP_TIMEOUT_S = 300.0
 WARMUP = "warm-up"
 """Stands among the modules that failed."""
 
-IDLE_TIMEOUT_S = 2.0
+IDLE_TIMEOUT_S = 30.0
 """After a reply, for the word that ends its request. Nothing breaks without it."""
 
 FIRST_CELL = "get_ipython().display_formatter.format(0); print(flush=True)"

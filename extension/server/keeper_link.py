@@ -14,13 +14,13 @@ from warmcell.sandbox.client.start import has_kernels
 from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
-LOOK_TIMEOUT_S = 10.0
+LOOK_TIMEOUT_S = 30.0
 """A server does not wait longer for a keeper that hangs before it begins to serve."""
 
 PREDECESSOR_PATIENCE_S = 120.0
 """Nor for one that comes up when the one before has saved its kernels."""
 
-PATIENCE_S = 5.0
+PATIENCE_S = 15.0
 """A page rather hears that the keeper is not there yet than that it waits."""
 
 

@@ -15,7 +15,7 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 from warmcell.extension.server.keeping import provisioner_of
 from warmcell.sandbox.errors import WarmcellError
 
-REMEMBER_TIMEOUT_S = 5.0
+REMEMBER_TIMEOUT_S = 20.0
 """A page does not wait longer for a keeper that hangs."""
 
 

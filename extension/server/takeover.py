@@ -21,7 +21,7 @@ LATE_S: Final = 120.0
 """A server that does not say yet that it is ending is followed for so long: a signal may be on its way. What two
 servers of one folder do later is their own affair."""
 
-ANSWER_S: Final = 10.0
+ANSWER_S: Final = 30.0
 """An answer takes at most so much longer than what was asked for."""
 
 

@@ -10,7 +10,7 @@ from warmcell.kernel_provisioner.proxy.link import Answer, Word, refusal
 from warmcell.kernel_provisioner.proxy.relay import Relay
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError, WarmcellError
 
-_COMMAND_S: Final = 10.0
+_COMMAND_S: Final = 60.0
 """How long the relay's thread may take for a command before that is an error."""
 _SILENCE_S: Final = 0.1
 

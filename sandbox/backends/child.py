@@ -12,12 +12,13 @@ from typing import Any
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.control import Control
 from warmcell.sandbox.backends.nursery import STAGE_ENV, Forked, Nursery, Process, start
+from warmcell.sandbox.errors import WarmcellError
 
 TAIL_BYTES = 4096
 READ_BYTES = 65536
 READ_PAUSE_S = 0.05
 """Pause after each read of what a sandbox says on stderr, so that a flood of it costs the keeper little."""
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 class StageFailedError(Exception):
@@ -80,6 +81,7 @@ class Child:
         self._control = Control(control)
         self._tail = tail
         self._cgroup = cgroup
+        self._reported = False
 
     @classmethod
     async def start(
@@ -97,9 +99,6 @@ class Child:
             cgroup: The group that the plan names, or that a command has to start the stage in.
             nursery: Where it is forked, if that can be.
             nest: Descriptors of the nest in which the plan says that it goes on.
-
-        Raises:
-            StageFailedError: It could not enter that.
         """
         with contextlib.ExitStack() as undo:
             ours, theirs = socket.socketpair()
@@ -113,7 +112,7 @@ class Child:
                     env = {**STAGE_ENV, **cgroup.env}
                     process = await start(theirs, writing, prefix=cgroup.prefix, env=env)
                 elif nursery is not None:
-                    process = await nursery.start(theirs, writing)
+                    process = await nursery.start(theirs, writing, alone=bool(plan.get("alone")))
                 else:
                     process = await start(theirs, writing)
             finally:
@@ -126,22 +125,13 @@ class Child:
         try:
             await asyncio.get_running_loop().sock_sendall(ours, len(data).to_bytes(8, "big") + data)
             if nest:
-                await child._move(nest)
+                child.send(b".", nest)
         except ConnectionError:
             pass  # It has ended; `line` tells why.
         except BaseException:
             await child.kill()
             raise
         return child
-
-    async def _move(self, nest: Sequence[int]) -> None:
-        """It goes on as another process, which is in the nest."""
-        self._control.send(b".", nest)
-        said = await self.line()
-        if "failed" in said:
-            raise StageFailedError(said["failed"], said["errno"], self.tail)
-        before, self._process = self._process, Forked(said["pid"], self._control.take_fd())
-        await before.wait()
 
     def send(self, data: bytes, fds: Sequence[int]) -> None:
         """Send to what it has become; raises as `Control.send`."""
@@ -165,12 +155,21 @@ class Child:
             OperationTimeoutError: It said nothing for too long.
         """
         said = await self.line(timeout_s=timeout_s)
+        if "pid" in said:
+            await self._go_on(said["pid"])
+            said = await self.line(timeout_s=timeout_s)
+        self._reported = True
         if self._cgroup is not None:
             await asyncio.to_thread(self._cgroup.started, self.pid)
         fds = self._control.take_fds()
         if "failed" in said:
             raise StageFailedError(said["failed"], said["errno"], self.tail)
         return said["stage"], fds
+
+    async def _go_on(self, pid: int) -> None:
+        """It goes on as another process, in another pid namespace."""
+        before, self._process = self._process, Forked(pid, self._control.take_fd())
+        await before.wait()
 
     async def line(self, *, timeout_s: float | None = START_TIMEOUT_S) -> dict[str, Any]:
         """The next JSON line on its control socket.
@@ -207,12 +206,21 @@ class Child:
 
     async def kill(self) -> int:
         """Kill it, wait for its end and close everything that belongs to it. Idempotent."""
+        await self._end()
+        if not self._reported:
+            with contextlib.suppress(WarmcellError):
+                said = await self._control.line(0)
+                if said is not None and "pid" in said:  # It had just gone on as another.
+                    await self._go_on(said["pid"])
+                    await self._end()
+        self.close()
+        return await self.wait()
+
+    async def _end(self) -> None:
         if not self.ended:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGKILL)
-        code = await self.wait()
-        self.close()
-        return code
+        await self.wait()
 
     def close(self) -> None:
         """Close what belongs to it on this side. Idempotent."""

@@ -11,7 +11,7 @@ from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.process import MARK
 from warmcell.sandbox.paths import Paths
 
-GRACE_S = 5.0
+GRACE_S = 30.0
 
 
 def clean_leftovers(paths: Paths) -> list[str]:

@@ -25,7 +25,7 @@ STAGE_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
 }
-FORK_TIMEOUT_S = 5.0
+FORK_TIMEOUT_S = 30.0
 
 
 class Process(Protocol):
@@ -76,10 +76,17 @@ class Nursery:
         self._control: Control | None = None
         self._useless = False
 
-    async def start(self, control: socket.socket, stderr: int) -> Process:
-        """As the function; where nothing can be forked, it does what that does."""
+    async def start(self, control: socket.socket, stderr: int, *, alone: bool = False) -> Process:
+        """As the function; where nothing can be forked, it does what that does.
+
+        Args:
+            control: The stage's end of the control socket.
+            stderr: Likewise.
+            alone: Whether it is to be the first process of a pid namespace; else, or where that cannot be, its plan
+                may still make it go on as one.
+        """
         if not self._useless:
-            work = asyncio.ensure_future(self._fork(control, stderr))
+            work = asyncio.ensure_future(self._fork(control, stderr, b"1" if alone else b"."))
             try:
                 forked = await asyncio.shield(work)
             except asyncio.CancelledError:
@@ -103,7 +110,7 @@ class Nursery:
         async with self._forking:
             await self._end()
 
-    async def _fork(self, control: socket.socket, stderr: int) -> "Forked | None":
+    async def _fork(self, control: socket.socket, stderr: int, how: bytes) -> "Forked | None":
         """None where nothing can be forked, and nothing was.
 
         Raises:
@@ -115,7 +122,7 @@ class Nursery:
             if self._connection is None or self._control is None:
                 self._connection, self._control = await self._begin()
             try:
-                socket.send_fds(self._connection, [b"."], [control.fileno(), stderr])
+                socket.send_fds(self._connection, [how], [control.fileno(), stderr])
             except OSError:
                 await self._end()
                 return None

@@ -40,7 +40,7 @@ MARK = "WARMCELL_PROCESS_SANDBOX"
 """In the environment of init and so of what it starts: by it a process is found that has left the group."""
 PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ")
 NO_LAYER = "the process backend has no layer: packages are installed into the environment itself"
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from warmcell.sandbox import errors
 BASE_URL = "http://keeper/warmcell/api/v1"
 """The host part is never looked up: the connection is a Unix socket."""
 
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 30.0
 READ_TIMEOUT_S = 120.0
 TIMEOUT = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
@@ -70,6 +70,6 @@ def too_slow(method: str, path: str, seconds: float | None) -> errors.OperationT
 def unreachable(error: httpx.TransportError) -> errors.TransportError:
     """A failed connection as one of ours."""
     return errors.TransportError(
-        f"The keeper cannot be reached ({str(error) or type(error).__name__})",
+        f"The keeper cannot be reached ({str(error) or 'the connection broke'})",
         hint="It is started on demand: try again; keeper.log in the state directory says why it ended.",
     )

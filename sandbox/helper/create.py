@@ -54,7 +54,7 @@ def create(
         made = compose(asked, trees, uid=conversation.uid, gid=conversation.gid, runtime=runtime, bwrap=bwrap)
         group, limits = cgroups.make(SandboxId(asked.id), asked.limits)
         entrances = [] if group is None else [str(file) for file in group.entrances]
-        stage_plan = {"cgroups": entrances, "keeper": os.getpid(), **made}
+        stage_plan = {"cgroups": entrances, "keeper": os.getpid(), "alone": (0, 0), **made}
         try:
             warden.hold(conversation, stage_plan, owners=owners, group=group, limits=limits, alive=alive)
         finally:
@@ -101,7 +101,7 @@ def compose(
             "file_systems": view.file_systems,
             "clones": view.clones,
             "directories": view.directories,
-            "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
+            "files": [{"path": name, "content": content} for name, content in files.items()],
             "links": [{"path": name, "target": to} for name, to in links.items()],
             "fills": [
                 {
@@ -129,7 +129,7 @@ def compose(
         "env": {},
         "inherit": {
             "control": [plan.STATUS_FD, plan.UP_FD],
-            "files": {str(plan.SECCOMP_FD): seccomp.denylist().hex()},
+            "files": {str(plan.SECCOMP_FD): seccomp.denylist()},
         },
     }
 

@@ -29,6 +29,7 @@ OPTIONS = (
     "--manage-cgroups=ignore",
     "--network-lock=skip",
     "--no-default-config",
+    "--timeout=60",  # For stopping all threads; its own ten seconds are too few for a busy machine.
     "-v2",
 )
 GHOST_LIMIT_BYTES = 1 << 30
@@ -121,7 +122,8 @@ def explain(work: int, verb: str, code: int) -> HelperError:
     text = "\n".join(errors)
     if not errors and _is_full(work):
         return no_room("its disk")  # The log did not find room either.
-    if not errors and code > 128:
+    # What criu has in the kernel says that the pipe to it broke.
+    if code > 128 and all("pie: " in line for line in errors):
         return HelperError(
             "snapshot_failed", f"CRIU was killed by signal {code - 128}", hint="Try again.", details=details
         )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.places import Place
 
 LAST_PID = "/proc/sys/kernel/ns_last_pid"
-WORK_TIMEOUT_S = 20.0
+WORK_TIMEOUT_S = 60.0
 NEEDED_LOOK_S = 0.25
 """There is no event for a process that has ended and that its tracer has not seen the end of."""
 
@@ -100,13 +100,24 @@ def _said(work: Callable[[], Any]) -> bytes:
 def _heard(fd: int) -> Any:
     """What another process does with its `_said`."""
     said = _read_line(fd, time.monotonic() + WORK_TIMEOUT_S)
-    answer: dict[str, Any] = json.loads(said) if said else {"errno": errno.EIO, "what": "it was killed"}
+    if not said.endswith(b"\n"):
+        raise _killed()
+    answer: dict[str, Any] = json.loads(said)
     if "problem" in answer:
         problem = answer["problem"]
         raise HelperError(problem["code"], problem["message"], hint=problem["hint"], details=problem["details"])
     if "errno" in answer:
         raise OSError(answer["errno"], os.strerror(answer["errno"]), answer["what"])
     return answer["is"]
+
+
+def _killed() -> HelperError:
+    """Whatever was to work in a sandbox was killed; mostly with it."""
+    return HelperError(
+        "snapshot_failed",
+        "The sandbox has ended, or what the helper did in it was killed",
+        hint="Try again; if it has ended, start another one.",
+    )
 
 
 def _read_line(fd: int, deadline: float) -> bytes:
@@ -191,7 +202,10 @@ class Run:
             OSError: `prepare` raised it, or the sandbox cannot be entered.
         """
         _heard(self._word.fileno())
-        self._word.sendall(b".")
+        try:
+            self._word.sendall(b".")
+        except ConnectionError:
+            raise _killed() from None
 
     def _join(self) -> None:
         """Put it into the sandbox's control groups, and what it has started before it was in them.
@@ -314,7 +328,11 @@ def _entrances(pid: int) -> dict[str, tuple[str, str]]:
     """Of each control group of a process, by its hierarchy's controllers: its path there, and where one enters it."""
     roots = _hierarchies()
     found: dict[str, tuple[str, str]] = {}
-    for controllers, path in _groups(pid).items():
+    try:
+        own = _groups(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _killed() from None
+    for controllers, path in own.items():
         mounted, root = roots.get(controllers, ("", "/nowhere"))
         below = os.path.relpath(path, root)
         if not below.startswith(".."):
@@ -326,7 +344,7 @@ def _move(pid: int, groups: Mapping[str, tuple[str, str]]) -> None:
     """Put a process, if it has not ended, into those of the groups that it is not in."""
     try:
         own = _groups(pid)
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The latter where it is reaped between opening and reading.
         return
     for controllers, (path, entrance) in groups.items():
         if own.get(controllers) != path:

@@ -23,6 +23,9 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 436, 437, 442
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
+FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 2, 4
 CLOSE_RANGE_CLOEXEC = 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAP_AMBIENT = 1, 4, 8, 15, 47
@@ -93,6 +96,19 @@ def attach_mount(fd: int, target: int) -> None:
     """Put the mount `fd` over the file or directory that `target` is open on."""
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     _checked(_libc.syscall(SYS_MOVE_MOUNT, fd, b"", target, b"", flags), "move_mount")
+
+
+def memory_directory(*, size_bytes: int) -> int:
+    """A directory in memory that has no name: it goes when the last descriptor of it is closed."""
+    made = _checked(_libc.syscall(SYS_FSOPEN, b"tmpfs", FSOPEN_CLOEXEC), "fsopen")
+    try:
+        for name, value in ((b"size", str(size_bytes).encode()), (b"mode", b"0700")):
+            _checked(_libc.syscall(SYS_FSCONFIG, made, FSCONFIG_SET_STRING, name, value, 0), "fsconfig")
+        _checked(_libc.syscall(SYS_FSCONFIG, made, FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig")
+        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        return _checked(_libc.syscall(SYS_FSMOUNT, made, FSMOUNT_CLOEXEC, attributes), "fsmount")
+    finally:
+        os.close(made)
 
 
 def open_plain(path: str, *, flags: int = os.O_PATH) -> int:

@@ -95,7 +95,8 @@ def identify(pidfd: int, caller: int, owns: Callable[[int, int, int], bool] | No
         own = {name: os.readlink(f"/proc/self/ns/{name}") for name in (*NAMESPACES, "user")}
         theirs = {name: os.readlink(f"/proc/self/fd/{process}/ns/{name}") for name in own}
         first = found["NSpid"].split()
-        if len(first) < 2 or first[-1] != "1" or own["pid"] == theirs["pid"] or own["mnt"] == theirs["mnt"]:
+        # bubblewrap's outer process is the first of a pid namespace, too, but has the host's of all others but mounts.
+        if len(first) < 2 or first[-1] != "1" or any(own[name] == theirs[name] for name in ("ipc", "pid", "mnt")):
             raise refusal
         if own["user"] != theirs["user"]:
             raise HelperError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NOTHING, KNOWN = ".nothing", ".known.json"
 SUBJECT_PID = 1001
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 
 
 def nothing(base: str) -> int:

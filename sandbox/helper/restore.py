@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from warmcell.sandbox.helper.images import credentials
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import children, guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError, incompatible
-from warmcell.sandbox.helper.shelf import PINNED, full, locked
+from warmcell.sandbox.helper.shelf import PINNED, full
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.places import Place
     from warmcell.sandbox.helper.program import Program
     from warmcell.sandbox.helper.shelf import Image, Shelf
+
+LOG_BYTES = 16 << 20
 
 
 def restore(
@@ -42,7 +42,7 @@ def restore(
     try:
         about = found.about
         check_machine(about, program_.version)
-        with _room_for_log(shelf) as work:
+        with _room_for_log() as work:
             code = -1
             running = criu.start(
                 program_,
@@ -75,14 +75,13 @@ def restore(
 
 
 @contextlib.contextmanager
-def _room_for_log(shelf: Shelf) -> Iterator[int]:
-    path = f"{shelf.path}/.work-{secrets.token_hex(6)}"
-    os.mkdir(path, 0o700)
+def _room_for_log() -> Iterator[int]:
+    """In memory: a directory on disk takes milliseconds to make and to remove, in each restore."""
+    work = linux.memory_directory(size_bytes=LOG_BYTES)
     try:
-        with locked(path, exclusive=False) as work:
-            yield work
+        yield work
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        os.close(work)
 
 
 def _go(running: Run) -> None:

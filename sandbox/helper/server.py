@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import select
@@ -34,19 +35,28 @@ WORKERS_OF_USER_MAX = 32
 DRAIN_S = 120.0
 
 
-def serve(listening: socket.socket, helper: Helper, *, lifeline: int | None = None) -> None:
+def serve(
+    listening: socket.socket,
+    helper: Helper,
+    *,
+    lifeline: int | None = None,
+    told: Callable[[], None] = lambda: None,
+) -> None:
     """Serve requests until the lifeline closes or SIGTERM comes, then let running ones finish.
 
     Args:
         listening: A listening Unix stream socket.
         helper: What serves.
         lifeline: A descriptor whose other end closes when nobody needs the helper any more.
+        told: Called once SIGTERM ends it as it should.
     """
     stop_reading, stop_writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(stop_writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    told()
     helper.prepare()
+    gc.freeze()  # A worker that collected garbage would write to all of it, and so copy it.
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
     waiting.register(stop_reading, select.POLLIN)
@@ -128,6 +138,7 @@ def _worker(
         for fd in own:
             os.close(fd)
         linux.name_process("warmcell-work")
+        gc.disable()
         work()
         code = 0
     except BaseException as error:

@@ -121,7 +121,7 @@ class Shelf:
     def clean(self) -> None:
         """Remove what operations that were killed have left, and memory that nobody maps any more."""
         for name in os.listdir(self.path):
-            if name.startswith((".new-", "..new-", ".gone-", ".work-")):
+            if name.startswith((".new-", "..new-", ".gone-")):
                 with contextlib.suppress(OSError):
                     self._remove_left(name)
         self.pages.collect()

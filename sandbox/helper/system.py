@@ -47,10 +47,10 @@ def run(*, path: str = SOCKET, images: str = IMAGES, most: int = SANDBOXES_MAX, 
         listening.bind(path)
         os.chmod(path, 0o666)  # noqa: S103  # Who may do what is decided by who connects.
         listening.listen(BACKLOG)
-        tell_manager("READY=1")
         try:
             maker = Maker(f"{folder}/{PRIVATE}", most=most)
-            serve(listening, Helper(images, os.environ, maker=maker), lifeline=lifeline)
+            helper = Helper(images, os.environ, maker=maker)
+            serve(listening, helper, lifeline=lifeline, told=lambda: tell_manager("READY=1"))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)

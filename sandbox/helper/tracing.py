@@ -42,7 +42,7 @@ CONTEXT_BYTES = 304
 ONLY_TRAPS = struct.pack("Q", ((1 << 64) - 1) & ~sum(1 << (one - 1) for one in (5, 9, 19)))
 """The mask of a thread that runs code of criu's or of ours: a trap that was blocked would lose its handler."""
 TRIES = 10
-REAP_TIMEOUT_S, REAP_LOOK_S = 1.0, 0.001
+REAP_TIMEOUT_S, REAP_LOOK_S = 10.0, 0.001
 """How long the end of a killed thread may take, and how often to look: no event of it tells one thread from another."""
 _AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
 

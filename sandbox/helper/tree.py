@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from warmcell.sandbox.helper.places import Place
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 30.0
 UNTRACED_LOOK_S = 0.001
 GUARDED_S = 1800.0
 """Longer than criu and the copy of the layer may take."""

@@ -12,8 +12,10 @@ import signal
 import socket
 import time
 
-from warmcell.sandbox.backends.processes import start_time
+from warmcell.sandbox.backends.processes import only_child, start_time
 from warmcell.sandbox.backends.stage import main as stage
+from warmcell.sandbox.backends.stage.alone import fork
+from warmcell.sandbox.backends.stage.linux import CLONE_NEWPID, Refused
 from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.places import status
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from warmcell.sandbox.models import LimitStatus
 
 START_TIMEOUT_S = 60.0
-GRACE_S = 10.0
+GRACE_S = 30.0
 LINE_MAX_BYTES = 1 << 16
 ENDING = "The helper that had made the sandbox has ended"
 TAIL_BYTES = 4096
@@ -70,12 +72,14 @@ def hold(
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.fchown(writing, conversation.uid, conversation.gid)  # Programs open their own stderr by its name.
-    child = os.fork()
+    try:
+        child, process = fork(CLONE_NEWPID)
+    except Refused as error:
+        raise _failed(str(error), reading) from None
     if child == 0:
         _become(theirs, writing)
     theirs.close()
     os.close(writing)
-    process = os.pidfd_open(child)
     first = -1
     began = _Start(ours, conversation.fileno(), alive)
     try:
@@ -85,8 +89,8 @@ def hold(
             said = began.line()
             if "failed" in said:
                 raise _failed(f"{said['failed']}: {os.strerror(said['errno'])}", reading)
-            pid = began.line()["child-pid"]
-            first = _first_of(child, pid)
+            began.line()  # {"child-pid": …}, which is another number here.
+            first, pid = _first_of(child)
             began.line()  # {"up": true}
         except EOFError:
             code = _wait(child, process)
@@ -208,18 +212,17 @@ class _Start:
             raise HelperError("timeout", "The sandbox did not start", details={"timeout": START_TIMEOUT_S})
 
 
-def _first_of(child: int, pid: object) -> int:
-    """A descriptor of the sandbox's first process, which has to be a child of bubblewrap's."""
-    if not isinstance(pid, int) or pid <= 1:
-        raise EOFError
+def _first_of(child: int) -> tuple[int, int]:
+    """A descriptor of the sandbox's first process, which has to be a child of bubblewrap's, and its pid."""
     try:
+        pid = only_child(child)
         found = os.pidfd_open(pid)
     except OSError:
         raise EOFError from None
     if status(pid).get("PPid") != str(child) or start_time(pid) is None:
         os.close(found)
         raise EOFError
-    return found
+    return found, pid
 
 
 def _wait_for_end(caller: int, process: int, alive: int) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LINE_MAX_BYTES = 1 << 16
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 30.0
 STREAM_TIMEOUT_S = 600.0
 """For one piece of a stream: whoever sends or takes it may have a slow disk or a slow line."""
 PIECE_MAX_BYTES = 1 << 23

@@ -96,7 +96,7 @@ class OwnHelper:
         try:
             return await _connected(self._paths.helper_socket)
         except OSError as error:
-            raise TransportError(f"The helper does not answer: {error}", hint="Try again.") from error
+            raise TransportError(f"The helper does not answer ({error.strerror})", hint="Try again.") from error
 
     async def close(self) -> None:
         """Let it finish what it does, and wait for its end."""
@@ -324,7 +324,7 @@ class CriuEngine:
             try:
                 socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
             except OSError as error:
-                raise TransportError(f"The helper does not listen: {error}", hint="Try again.") from error
+                raise TransportError(f"The helper does not listen ({error.strerror})", hint="Try again.") from error
             reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
             yield Talk(reader, writer)
         finally:

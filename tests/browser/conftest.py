@@ -40,7 +40,7 @@ def page(tmp_path: Path) -> Iterator["Page"]:
             args=ARGUMENTS,
             device_scale_factor=2 if REWRITE else 1,
         )
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         yield context.pages[0]
         context.close()
 

@@ -19,11 +19,11 @@ from benchmarks.server import end_keeper
 from tests.lanes import TOP
 from tests.leaks import Places
 
-START_TIMEOUT_S = 60.0
-WARM_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 120.0
+WARM_TIMEOUT_S = 180.0
 CONNECT_RETRIES = 6
 """With pauses that double, half a second to begin with."""
-END_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 120.0
 
 BUILT = TOP / "src" / "warmcell" / "labextension"
 QUIET = {"@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False}}

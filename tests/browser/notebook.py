@@ -8,7 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 from tests.browser.lab import Lab
 
 OPEN_TIMEOUT_MS = 60_000
-START_TIMEOUT_MS = 30_000
+START_TIMEOUT_MS = 60_000
 CELL_TIMEOUT_MS = 60_000
 CURRENT = re.compile("lm-mod-current")
 

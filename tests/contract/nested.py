@@ -36,7 +36,7 @@ class NestedBackend(BubblewrapBackend):
 def _close_with(made: BubblewrapInstance, nest: Nest) -> None:
     stop = made.stop
 
-    async def stop_both(*, timeout: float = 5.0) -> ExitInfo:
+    async def stop_both(*, timeout: float = 60.0) -> ExitInfo:
         ended = await stop(timeout=timeout)
         await nest.close()
         return ended

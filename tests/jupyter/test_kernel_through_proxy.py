@@ -16,7 +16,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from tests.leaks import Places, own_places
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
 
@@ -175,14 +175,20 @@ async def test_interrupts_by_message(proxy: KernelProxy, client: AsyncKernelClie
 async def test_subshells(client: AsyncKernelClient) -> None:
     """A second shell answers while the first is busy (JupyterLab puts comms there)."""
     made = await ask(client, "create_subshell_request", {})
-    running = asyncio.create_task(run(client, "import time; time.sleep(2)"))
-    await asyncio.sleep(0.2)
-    message = client.session.msg("execute_request", {"code": "1", "silent": False})
-    message["header"]["subshell_id"] = made["subshell_id"]
-    client.shell_channel.send(message)
-    reply = await client.shell_channel.get_msg(timeout=1.5)
-    assert reply["parent_header"]["msg_id"] == message["header"]["msg_id"]
+    begun = asyncio.Event()
+    code = "import threading; event = threading.Event(); print('begun', flush=True); event.wait(600)"
+    running = asyncio.create_task(
+        run(client, code, output_hook=lambda message: begun.set() if message["msg_type"] == "stream" else None)
+    )
+    await asyncio.wait_for(begun.wait(), TIMEOUT_S)
+    messages = [client.session.msg("execute_request", {"code": each, "silent": False}) for each in ("1", "event.set()")]
+    for message in messages:
+        message["header"]["subshell_id"] = made["subshell_id"]
+    client.shell_channel.send(messages[0])
+    reply = await client.shell_channel.get_msg(timeout=TIMEOUT_S)
+    assert reply["parent_header"]["msg_id"] == messages[0]["header"]["msg_id"]
     assert not running.done()
+    client.shell_channel.send(messages[1])
     await running
     assert (await ask(client, "delete_subshell_request", made))["status"] == "ok"
 

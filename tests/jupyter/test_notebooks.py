@@ -20,8 +20,8 @@ from tests.lanes import TOP
 from tests.leaks import Places
 
 KERNEL = "warmcell"
-CELL_TIMEOUT_S = 60
-PROGRAM_TIMEOUT_S = 90
+CELL_TIMEOUT_S = 120
+PROGRAM_TIMEOUT_S = 180
 
 pytestmark = pytest.mark.bubblewrap
 

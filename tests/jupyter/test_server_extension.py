@@ -86,13 +86,13 @@ async def test_events_begin_with_the_present_and_tell_changes(server: JupyterSer
         assert (name, data["sandboxes"]) == ("hello", [])
         kernel_id = await server.start_kernel("warmcell")
         seen: list[str] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while "running" not in seen:
                 name, data = await event()
                 assert data.get("kernel_id") in (kernel_id, None)
                 seen += [str(data["state"])] if name == "sandbox" else []
         await server.delete_kernel(kernel_id)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while "stopped" not in seen:
                 name, data = await event()
                 seen += [str(data["state"])] if name == "sandbox" else []

@@ -17,7 +17,7 @@ from warmcell.sandbox.client.keeper import KeeperClient
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
 
 SETTINGS = {"prepared": 0}
-END_S = 60.0
+END_S = 120.0
 LOOK_S = 0.1
 EMPTY = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 

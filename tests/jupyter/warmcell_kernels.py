@@ -16,7 +16,7 @@ from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 120.0
 NAME = "bare"
 
 

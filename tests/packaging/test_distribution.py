@@ -53,7 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def _sources(folder: str) -> set[str]:
     """Files of a package that git knows or would take."""
     argv = ["git", "ls-files", "--cached", "--others", "--exclude-standard", folder]
-    listed = subprocess.run(argv, capture_output=True, text=True, timeout=20, cwd=TOP, check=True).stdout
+    listed = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=TOP, check=True).stdout
     return {name for name in listed.splitlines() if (TOP / name).exists()}
 
 
@@ -183,15 +183,15 @@ def lab(fresh: Path, places: Places) -> Iterator[str]:
             pytest.fail("JupyterLab did not start:\n" + "".join(said))
     finally:
         server.terminate()
-        server.communicate(timeout=20)
+        server.communicate(timeout=60)
 
 
 def test_lab_serves_the_extension(lab: str) -> None:
     """`jupyter lab` in that environment gives the page our extension, and the extension its files."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
-            page = urllib.request.urlopen(f"{lab}/lab?token=t", timeout=10).read().decode()
+            page = urllib.request.urlopen(f"{lab}/lab?token=t", timeout=60).read().decode()
             break
         except OSError:
             if time.monotonic() > deadline:

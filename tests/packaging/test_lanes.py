@@ -55,6 +55,6 @@ def test_a_checkout_behind_a_closed_door_can_be_reached(tmp_path: Path) -> None:
     script = shutil.copy(TOP / "scripts" / "as-ordinary-user", checkout / "scripts")
     read = f"id -u; pwd; cat {checkout}/pyproject.toml; ls {closed}"
     done = subprocess.run(
-        [script, "1001", "sh", "-c", read], capture_output=True, text=True, timeout=20, cwd=checkout, check=True
+        [script, "1001", "sh", "-c", read], capture_output=True, text=True, timeout=60, cwd=checkout, check=True
     )
     assert done.stdout.split() == ["1001", str(checkout), "found", "checkout"]

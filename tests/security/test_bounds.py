@@ -19,7 +19,7 @@ CAPPED = dataclasses.replace(SMALL, memory_bytes=256 * MIB, pids=PIDS, cpus=0.5)
 ANSWER_S = 60.0
 FORK_BOMB = """
 import os, time
-end = time.monotonic() + 3
+end = time.monotonic() + 60
 while time.monotonic() < end:
     try:
         os.fork()
@@ -38,12 +38,10 @@ except OSError as error:
 """
 
 
-async def answers(box: Box) -> float:
-    """Seconds in which a sandbox answers."""
-    began = time.monotonic()
+async def answers(box: Box) -> None:
+    """A sandbox does what it is asked to."""
     async with asyncio.timeout(ANSWER_S):
         assert await box.says("echo alive") == "alive"
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("subject", OF_THE_HOSTS_KERNEL, indirect=True)
@@ -57,10 +55,12 @@ async def test_a_fork_bomb_is_held_by_its_limit(subject: Subject) -> None:
             pytest.skip(f"the pids limit is not enforced: {instance.limits['pids'].why}")
         channel = await GuestChannel.open(instance.run_directory)
         async with channel.exec_stream([subject.python, "-c", FORK_BOMB]):
-            most = 0
-            for _ in range(10):
+            most = looks = 0
+            deadline = time.monotonic() + 30
+            while looks < 10 or (most <= 8 and time.monotonic() < deadline):
                 await answers(other)
                 most = max(most, len(instance.processes()))
+                looks += 1
                 await asyncio.sleep(0.1)
         await channel.close()
         await instance.stop()
@@ -90,7 +90,7 @@ async def test_memory_hidden_in_files_counts_too(subject: Subject) -> None:
         if not box.instance.limits["memory"].enforced:
             pytest.skip(f"the memory limit is not enforced: {box.instance.limits['memory'].why}")
         hoard = asyncio.ensure_future(box.shell("head -c 800000000 /dev/zero > /dev/shm/hoard"))
-        ended = await asyncio.wait_for(box.instance.wait(), 30)
+        ended = await asyncio.wait_for(box.instance.wait(), 60)
         assert (ended.exit_code, ended.oom_killed) == (137, True)
         assert isinstance((await asyncio.gather(hoard, return_exceptions=True))[0], Exception)
         await answers(other)
@@ -140,7 +140,7 @@ async def test_a_flood_of_output_is_an_error_and_costs_no_memory(subject: Subjec
     """What a command prints is held only up to the cap that was asked for."""
     async with subject.box() as box:
         with pytest.raises(CapacityError):
-            await box.channel.exec(["cat", "/dev/zero"], timeout=30, output_max_bytes=8 * MIB)
+            await box.channel.exec(["cat", "/dev/zero"], timeout=60, output_max_bytes=8 * MIB)
         assert await box.says("echo alive") == "alive"
 
 
@@ -150,6 +150,7 @@ async def test_a_busy_sandbox_leaves_the_other_its_share(subject: Subject) -> No
     async with subject.box(limits=CAPPED) as box, subject.box(limits=CAPPED) as other:
         if not box.instance.limits["cpu"].enforced:
             pytest.skip(f"the cpu limit is not enforced: {box.instance.limits['cpu'].why}")
-        spin = f"import os, time\n{3 * 'os.fork();'}end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
+        spin = f"import os, time\n{3 * 'os.fork();'}end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
         async with box.channel.exec_stream([subject.python, "-c", spin]):
-            assert max([await answers(other) for _ in range(5)]) < ANSWER_S
+            for _ in range(5):
+                await answers(other)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import OrdinaryUser
 from tests.lanes import TOP
 
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 
 
 @pytest.mark.user

@@ -13,6 +13,7 @@ _NAMESPACE_STEPS = (
     "mount namespace",
     "mount private",
     "mount tmpfs",
+    "mount proc",
     "uid_map",
     "gid_map",
     "setgroups",

@@ -32,7 +32,7 @@ from warmcell.sandbox.paths import Paths, private_directory
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 30.0
 SLOWEST_BYTES_S = 20 * MIB
 """Saved files are copied at least that fast, or a start is given up."""
 _LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"
@@ -168,17 +168,20 @@ class BubblewrapBackend:
         most = _most_processes(spec, limits["pids"])
         if most is not None:
             limits["pids"] = LimitStatus(value=most, enforced=True)
-        plan = {**_stage_plan(prepared, remains, most_processes=most), "nest": nest is not None}
+        plan = {
+            **_stage_plan(prepared, remains, most_processes=most),
+            "nest": nest is not None,
+            "alone": (os.getuid(), os.getgid()) if nest is None else None,
+        }
         child = remains.child = await Child.start(
             plan, cgroup=remains.cgroup, nursery=self._nursery, nest=() if nest is None else nest.spaces
         )
         report, (remains.run_fd, remains.base_fd) = await child.stage_report(
             timeout_s=START_TIMEOUT_S + prepared.filled_bytes / SLOWEST_BYTES_S
         )
-        pid = (await child.line())["child-pid"]
-        if nest is not None:  # There it has another number.
-            pid = await in_thread(only_child, child.pid)
+        await child.line()  # {"child-pid": …}, which is another number here.
         try:
+            pid = await in_thread(only_child, child.pid)
             remains.init_fd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
@@ -247,7 +250,7 @@ def _stage_plan(prepared: Prepared, remains: Remains, *, most_processes: int | N
         "env": {},
         "inherit": {
             "control": [STATUS_FD, UP_FD],
-            "files": {str(number): content.hex() for number, content in prepared.files.items()},
+            "files": {str(number): content for number, content in prepared.files.items()},
         },
     }
 

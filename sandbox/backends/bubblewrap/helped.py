@@ -29,7 +29,7 @@ from warmcell.sandbox.models import LimitStatus, SandboxId, SandboxSpec
 Connect = Callable[[], Awaitable[socket.socket]]
 """A connection to the helper, not blocking; raises `BackendUnavailableError` where there is none."""
 TIMEOUT_S = 90.0
-GIVE_UP_S = 5.0
+GIVE_UP_S = 30.0
 FDS_MAX = 64
 GONE = "The helper that had made the sandbox has ended"
 REFUSALS = ("invalid_request", "unsupported", "backend_unavailable", "protocol")

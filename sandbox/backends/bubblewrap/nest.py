@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORK_TIMEOUT_S = 10.0
+FORK_TIMEOUT_S = 30.0
 LATE = 1
 """In a request for a fork: it comes up only when it knows what is asked for."""
 REQUEST = struct.Struct("<BII")

@@ -144,7 +144,7 @@ def prepare(
             "user_namespace": not as_root,
             "file_systems": view.file_systems,
             "directories": view.directories,
-            "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
+            "files": [{"path": name, "content": content} for name, content in files.items()],
             "links": [{"path": name, "target": target} for name, target in links.items()],
             "clones": view.clones,
             "fills": view.fills,

@@ -16,7 +16,7 @@ from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:

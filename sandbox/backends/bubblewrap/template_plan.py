@@ -81,7 +81,7 @@ def plan_template(
             "user_namespace": False,
             "file_systems": view.file_systems,
             "directories": view.directories,
-            "files": [{"path": name, "content": content.hex()} for name, content in files.items()],
+            "files": [{"path": name, "content": content} for name, content in files.items()],
             "links": [{"path": name, "target": target} for name, target in links.items()],
             "clones": view.clones,
             "fills": (),
@@ -99,7 +99,7 @@ def plan_template(
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],
-            "files": {str(SECCOMP_FD): seccomp.template().hex(), str(FILTER_FD): seccomp.denylist().hex()},
+            "files": {str(SECCOMP_FD): seccomp.template(), str(FILTER_FD): seccomp.denylist()},
         },
         env=given,
     )

@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 
+from .alone import be_first
 from .choices import choose
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc
 from .mounts import make_mounts
@@ -36,9 +37,12 @@ def main(fd: int) -> None:
             from .nest import enter
 
             enter(control)
+        elif plan.get("alone"):
+            step = "be the first process of its pid namespace"
+            be_first(control, *plan["alone"])
         call("die with the keeper", libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
-        # From a nest the keeper cannot be seen; that it is gone shows when it is answered.
-        if os.getppid() != (0 if plan.get("nest") else plan["keeper"]):
+        # From another pid namespace the keeper cannot be seen; that it is gone shows when it is answered.
+        if os.getppid() not in (0, plan["keeper"]):
             sys.exit(1)
         if plan["session"]:
             os.setsid()
@@ -72,7 +76,7 @@ def hand_on(control: _socket.socket, inherit: Mapping[str, Any]) -> None:
     kept = {int(number): fcntl.fcntl(control.fileno(), fcntl.F_DUPFD_CLOEXEC, 64) for number in inherit["control"]}
     for number, content in inherit["files"].items():
         made = os.memfd_create("warmcell")
-        os.write(made, bytes.fromhex(content))
+        os.write(made, content)
         os.lseek(made, 0, os.SEEK_SET)
         kept[int(number)] = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, 64)
     os.set_inheritable(control.fileno(), False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
+from .alone import is_first, map_ids
 from .choices import choose
 from .filling import fill, fill_as
 from .linux import (
@@ -15,6 +16,7 @@ from .linux import (
     CLONE_NEWUSER,
     MOUNT_ATTR_IDMAP,
     MS_NODEV,
+    MS_NOEXEC,
     MS_NOSUID,
     MS_NOSYMFOLLOW,
     MS_PRIVATE,
@@ -52,11 +54,9 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     """
     uid, gid = os.geteuid(), os.getegid()
     user: tuple[int, int] | None = plan.get("user")
-    if plan["user_namespace"]:
+    if plan["user_namespace"] and not is_first():
         call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
-        write("/proc/self/setgroups", b"deny")
-        write("/proc/self/uid_map", f"0 {uid} 1".encode())
-        write("/proc/self/gid_map", f"0 {gid} 1".encode())
+        map_ids(uid, gid)
     else:
         call("make a mount namespace", libc.unshare(CLONE_NEWNS))
     mount("none", "/", "", MS_REC | MS_PRIVATE)
@@ -77,7 +77,7 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         if made["owner"] is not None:
             os.chown(made["path"], *made["owner"])
     for made in plan["files"]:
-        write(made["path"], bytes.fromhex(made["content"]))
+        write(made["path"], made["content"])
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
@@ -92,6 +92,8 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         attach(clone(choose(made["of"], report)[0]), made["path"], there=made.get("there", False))
     for made in plan.get("nested", ()):
         nest(made, report)
+    if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
     return report, handles

@@ -12,6 +12,7 @@ import _socket
 import os
 import sys
 
+from .alone import go_on, map_ids
 from .linux import (
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -27,9 +28,7 @@ from .linux import (
     call,
     libc,
     mount,
-    write,
 )
-from .nursery import fork
 from .saying import answer, quoted
 
 
@@ -42,9 +41,7 @@ def main(fd: int, keeper: int) -> None:
     try:
         uid, gid = os.geteuid(), os.getegid()
         call("make a user namespace", libc.unshare(CLONE_NEWUSER))
-        write("/proc/self/setgroups", b"deny")
-        write("/proc/self/uid_map", f"0 {uid} 1".encode())
-        write("/proc/self/gid_map", f"0 {gid} 1".encode())
+        map_ids(uid, gid)
         call("make a pid namespace", libc.unshare(CLONE_NEWPID))
         first = os.fork()
         if first == 0:
@@ -94,14 +91,7 @@ def enter(control: _socket.socket) -> None:
     call("enter the pid namespace", libc.setns(pid, CLONE_NEWPID))
     os.close(user)
     os.close(pid)
-    told, telling = os.pipe()
-    child, pidfd = fork()
-    if child:
-        answer(control, f'"pid": {child}', [pidfd])
-        os._exit(0)
-    os.close(telling)
-    os.read(told, 1)  # What is said from here on comes after that.
-    os.close(told)
+    go_on(control, 0)
     call("make a mount namespace", libc.unshare(CLONE_NEWNS))
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     # Here processes have other numbers, by which bubblewrap looks at its own.

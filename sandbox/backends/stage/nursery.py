@@ -7,26 +7,17 @@ own child, as if it had started it: it waits for it, and takes it along when it 
 from __future__ import annotations
 
 import _socket
-import ctypes
 import os
 import sys
 
 from .. import trees  # noqa: F401  # So that every fork has it.
+from .alone import CLONE_PARENT, fork, spaces
 from .linux import PR_SET_PDEATHSIG, Refused, call, libc
 from .main import main as carry_out
 from .saying import answer, quoted
 
-SYS_CLONE3 = 435
-CLONE_PIDFD, CLONE_PARENT = 0x1000, 0x8000
-
-
-class CloneArguments(ctypes.Structure):
-    """`struct clone_args` of clone3(2), as it began."""
-
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in ("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls")
-    ]
+ALONE = b"1"
+"""What the keeper sends if the stage is to be the first of a pid namespace."""
 
 
 def main(fd: int, keeper: int) -> None:
@@ -46,7 +37,7 @@ def main(fd: int, keeper: int) -> None:
             for at in range(0, len(rights) - 3, 4)
         ]
         try:
-            pid, pidfd = fork()
+            pid, pidfd = _fork(alone=said == ALONE)
         except Refused as error:
             answer(control, f'"failed": {quoted(error.step)}, "errno": {error.errno}')
         else:
@@ -61,13 +52,11 @@ def main(fd: int, keeper: int) -> None:
             os.close(one)
 
 
-def fork() -> tuple[int, int]:
-    """Fork a child of our own parent's: its pid and a descriptor of it; 0 in the child.
-
-    Raises:
-        Refused: The system call is not let through.
-    """
-    pidfd = ctypes.c_int(-1)
-    arguments = CloneArguments(flags=CLONE_PARENT | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd))
-    size = ctypes.sizeof(arguments)
-    return call("fork a stage", libc.syscall(SYS_CLONE3, ctypes.byref(arguments), size)), pidfd.value
+def _fork(*, alone: bool) -> tuple[int, int]:
+    """A child of our own parent's; where it cannot be alone it is as any other, and tries again."""
+    if alone:
+        try:
+            return fork(CLONE_PARENT | spaces())
+        except Refused:
+            pass
+    return fork(CLONE_PARENT)

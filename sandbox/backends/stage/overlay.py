@@ -6,6 +6,7 @@ import _socket
 import os
 import sys
 
+from .alone import number_of
 from .linux import CLONE_NEWNS, CLONE_NEWUSER, MS_NODEV, MS_NOSUID, Refused, attach, call, clone, libc, mount, write
 from .saying import answer, receive
 
@@ -64,8 +65,9 @@ def overlay_of(user: tuple[int, int], path: str, options: str) -> int:
     theirs.close()
     try:
         if b"made" in ours.recv(100):
+            process = number_of(child)
             for name, number in (("uid_map", user[0]), ("gid_map", user[1])):
-                write(f"/proc/{child}/{name}", f"0 {number} 1".encode())
+                write(f"/proc/{process}/{name}", f"0 {number} 1".encode())
             ours.send(b".")
         said, ancillary, _, _ = ours.recvmsg(100, _socket.CMSG_SPACE(4))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from .alone import number_of
 from .linux import CLONE_NEWUSER, Refused, libc, write
 
 ID_MAX = 2**32 - 1
@@ -29,9 +30,10 @@ def namespace_that_swaps(uid: int, other_uid: int, gid: int, other_gid: int) -> 
     try:
         if os.read(made_read, 1) != b".":
             raise Refused("make a user namespace for the mapping", 1)
-        write(f"/proc/{child}/uid_map", swapping(uid, other_uid).encode())
-        write(f"/proc/{child}/gid_map", swapping(gid, other_gid).encode())
-        _namespaces[key] = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+        number = number_of(child)
+        write(f"/proc/{number}/uid_map", swapping(uid, other_uid).encode())
+        write(f"/proc/{number}/gid_map", swapping(gid, other_gid).encode())
+        _namespaces[key] = os.open(f"/proc/{number}/ns/user", os.O_RDONLY)
     finally:
         os.close(done_write)
         os.close(made_read)

@@ -161,6 +161,7 @@ class Publisher(IOPubThread):
         elif self._kept or self._holding:
             if self._holding and _is_about_saving(msg):
                 super()._really_send(msg, *args, **kwargs)  # type: ignore[no-untyped-call]
+                self._look_for_subscriptions()
             else:
                 self._kept.add(msg)
         elif not self._sent(msg, **kwargs):
@@ -172,7 +173,15 @@ class Publisher(IOPubThread):
             super()._really_send(msg, **{**kwargs, "flags": zmq.DONTWAIT})  # type: ignore[no-untyped-call]
         except zmq.Again:
             return False
+        finally:
+            self._look_for_subscriptions()
         return True
+
+    def _look_for_subscriptions(self) -> None:
+        """libzmq wakes this thread only once for one that comes, and sending uses that up."""
+        with contextlib.suppress(AttributeError, zmq.ZMQError):  # It is closed meanwhile.
+            if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                self.io_loop.add_callback(self._xpub_stream.flush, zmq.POLLIN)
 
     def _send_kept(self) -> None:
         self._retry_s = 0.0

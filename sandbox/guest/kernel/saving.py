@@ -18,8 +18,8 @@ from ..magics import doors
 from . import hooks, iopub, newborn
 from .replies import Replies
 
-OUTPUT_TIMEOUT_S = 10.0
-CONNECTIONS_TIMEOUT_S = 2.0
+OUTPUT_TIMEOUT_S = 50.0
+CONNECTIONS_TIMEOUT_S = 5.0
 """How long requests to the keeper that are under way have to end before a snapshot is refused."""
 
 TOKEN_MAX = 200

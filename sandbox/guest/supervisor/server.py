@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 LINE_MAX_BYTES = 2**20
 RETURN_LOOK_S = 0.003
-FIRST_REQUEST_S = 20.0
+FIRST_REQUEST_S = 120.0
 """Who has made the sandbox speaks with it at once, unless it was killed just then."""
 
 

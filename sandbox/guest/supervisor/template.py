@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LAST_WORDS_BYTES = 4096
-STEADY_SECONDS = 10.0
+STEADY_SECONDS = 30.0
 """A fork server that fails later than this after it became ready is started again."""
 
 AT_START = (

@@ -148,20 +148,20 @@ class Area:
             ImageError: It is damaged, or not made of whole pages.
         """
         found = numbers(raw)
-        missing = [number for number in range(_START, _STATUS + 1) if number not in found]
-        if missing:
-            raise corrupt(f"an area of the image lacks field {missing[0]}")
-        area = cls(
-            start=found[_START],
-            end=found[_END],
-            pgoff=found[_PGOFF],
-            shmid=found[SHMID],
-            prot=found[_PROT],
-            flags=found[_FLAGS],
-            status=found[_STATUS],
-            madv=found.get(_MADV, 0),
-            raw=raw,
-        )
+        try:
+            area = cls(
+                start=found[_START],
+                end=found[_END],
+                pgoff=found[_PGOFF],
+                shmid=found[SHMID],
+                prot=found[_PROT],
+                flags=found[_FLAGS],
+                status=found[_STATUS],
+                madv=found.get(_MADV, 0),
+                raw=raw,
+            )
+        except KeyError as missing:
+            raise corrupt(f"an area of the image lacks field {missing}") from None
         if area.start >= area.end or (area.start | area.end) % PAGE_BYTES:
             raise corrupt(f"an area of the image is {area.start:#x}-{area.end:#x}")
         return area

@@ -41,14 +41,12 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
     Raises:
         ImageError: It does not end, or is too large.
     """
-    if at < len(data) and data[at] < 0x80:  # As nearly all are.
-        return data[at], at + 1
     value = shift = 0
-    for place in range(at, min(at + _LONGEST_VARINT, len(data))):
-        byte = data[place]
+    for byte in data[at : at + _LONGEST_VARINT]:
+        at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value & (1 << 64) - 1, place + 1
+            return value & (1 << 64) - 1, at
         shift += 7
     raise corrupt("a number in an image file has no end")
 
@@ -86,8 +84,38 @@ def fields(message: bytes) -> Iterator[Field]:
 
 
 def numbers(message: bytes) -> dict[int, int]:
-    """The plain numbers of `message` by field; the last one wins, as protobuf says."""
-    return {field.number: field.value for field in fields(message) if isinstance(field.value, int)}
+    """The plain numbers of `message` by field; the last one wins, as protobuf says.
+
+    By itself, since most of what is read of an image are numbers, and by `fields` that takes twice as long.
+
+    Raises:
+        ImageError: The bytes are no message.
+    """
+    found: dict[int, int] = {}
+    at, length = 0, len(message)
+    while at < length:
+        tag, at = message[at], at + 1
+        if tag > 0x7F:
+            tag, at = read_varint(message, at - 1)
+        wire = tag & 7
+        if wire in (VARINT, BYTES):
+            if at < length and message[at] < 0x80:
+                value, at = message[at], at + 1
+            else:
+                value, at = read_varint(message, at)
+            if wire == VARINT:
+                found[tag >> 3] = value
+            else:
+                at += value
+        elif wire in _FIXED:
+            size = _FIXED[wire]
+            found[tag >> 3] = int.from_bytes(message[at : at + size], "little")
+            at += size
+        else:
+            raise corrupt(f"an image file holds a field of unknown kind {wire}")
+        if tag < 8 or at > length:
+            raise corrupt("a message in an image file is cut short")
+    return found
 
 
 def repeated(message: bytes, number: int) -> list[int]:

@@ -1,5 +1,7 @@
 """A process that holds sandboxes, to be killed; run with a backend's name and how many.
 
+With `started` they are bubblewrap's, and each is started anew instead of forked.
+
 Prints one JSON line, the host pids of all their processes or the error that a start gave. Then waits for the end of its
 input.
 """
@@ -27,6 +29,7 @@ async def main(name: str, count: int) -> None:
         "bubblewrap": lambda: BubblewrapBackend(paths=paths, nursery=Nursery()),
         "gvisor": lambda: GvisorBackend(paths=paths),
         "process": ProcessBackend,
+        "started": lambda: BubblewrapBackend(paths=paths),
     }
     backend = makers[name]()
     pids: list[int] = []

@@ -13,11 +13,13 @@ import pytest
 
 from tests.conftest import OrdinaryUser
 from tests.integration.bubblewrap.boxes import paths_of, subject_of
+from tests.integration.bubblewrap.halting import halted, halting
 from tests.leaks import Places
+from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.leftovers import clean_leftovers
 
 KEEPER = str(Path(__file__).with_name("keeper.py"))
-GONE_S = 10.0
+GONE_S = 60.0
 
 
 async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = None) -> list[int]:
@@ -32,6 +34,28 @@ async def killed_keeper(argv: Sequence[str], env: Mapping[str, str] | None = Non
     pids: list[int] = said["pids"]
     assert len(pids) >= 4
     return pids
+
+
+async def keeper_killed_at_a_start(places: Places, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    """Kill a keeper in the moment in which bubblewrap's inner process waits for the outer one: both end."""
+    with halting(places.root) as program:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            env={**env, binary.OVERRIDE: str(program)},
+        )
+        try:
+            outer, *inner = await halted(process.pid)
+        finally:
+            process.kill()
+            await process.wait()
+        try:
+            await gone([outer])
+            # By then, and not because the next keeper of whatever test finds them.
+            assert not [pid for pid in inner if _alive(pid)]
+        finally:
+            await asyncio.to_thread(clean_leftovers, paths_of(places))
 
 
 async def gone(pids: Sequence[int]) -> None:
@@ -87,6 +111,21 @@ async def test_what_a_living_keeper_has_is_no_leftover(places: Places) -> None:
         removed = await asyncio.to_thread(clean_leftovers, paths_of(places))
         assert not [line for line in removed if box.directory.name in line]
         assert await box.says("echo alive") == "alive"
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.parametrize("way", ["bubblewrap", "started"])
+async def test_a_keeper_killed_while_it_makes_a_sandbox_takes_that_along(places: Places, way: str) -> None:
+    """Also bubblewrap's inner process, which the death of the outer one does not reach yet."""
+    await keeper_killed_at_a_start(places, [sys.executable, KEEPER, way, "1"], os.environ)
+
+
+@pytest.mark.user
+@pytest.mark.parametrize("way", ["bubblewrap", "started"])
+async def test_an_ordinary_users_does_so_too(ordinary_user: OrdinaryUser, way: str) -> None:
+    """Without control groups."""
+    argv = ordinary_user.argv(sys.executable, KEEPER, way, "1")
+    await keeper_killed_at_a_start(ordinary_user.places, argv, ordinary_user.env)
 
 
 @pytest.mark.bubblewrap

@@ -87,7 +87,7 @@ async def test_a_package_of_the_host_can_be_removed_in_the_layer(places: Places,
         removed = await box.run(str(python), "-m", "pip", "uninstall", "-y", "setuptools", "pip")
         assert removed.exit_code == 0, removed.stderr
         assert (await box.run(str(python), "-c", "import pip")).exit_code != 0
-    assert subprocess.run([python, "-c", "import pip"], timeout=20, check=False).returncode == 0
+    assert subprocess.run([python, "-c", "import pip"], timeout=60, check=False).returncode == 0
 
 
 async def test_the_systems_python_installs_into_the_home(places: Places, wheel: Path) -> None:
@@ -101,7 +101,7 @@ async def test_the_systems_python_installs_into_the_home(places: Places, wheel: 
 async def test_without_network_pip_gives_up_at_once(places: Places, python: Path) -> None:
     """Nobody waits for five attempts at reaching nobody."""
     async with subject_of(places, python=str(python)).box(network="none") as box:
-        tried = await box.run(str(python), "-m", "pip", "install", "no-such-package", timeout=20)
+        tried = await box.run(str(python), "-m", "pip", "install", "no-such-package", timeout=60)
         assert tried.exit_code != 0
         assert "Retrying" not in tried.stderr + tried.stdout
 

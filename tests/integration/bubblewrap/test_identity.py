@@ -71,9 +71,9 @@ async def test_a_set_user_id_program_cannot_be_made_in_a_workspace(places: Place
 def refusing(places: Places) -> Iterator[Path]:
     """A folder of root's on a file system that knows no mapped owners."""
     path = folder(places, "refusing")
-    subprocess.run(["mount", "-t", "ramfs", "-o", "mode=755", "ramfs", path], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "ramfs", "-o", "mode=755", "ramfs", path], check=True, timeout=60)
     yield path
-    subprocess.run(["umount", path], check=True, timeout=10)
+    subprocess.run(["umount", path], check=True, timeout=60)
 
 
 async def test_where_owners_cannot_be_mapped_the_workspace_is_read_only_and_says_why(

@@ -56,10 +56,10 @@ async def test_what_is_forked_is_our_own_child() -> None:
         second, theirs = await stage(forks)
         assert parent(first.pid) == parent(second.pid) == os.getpid()
         ours.close()
-        assert await asyncio.wait_for(first.wait(), 10) == 1
+        assert await asyncio.wait_for(first.wait(), 60) == 1
         assert second.returncode is None
         second.send_signal(signal.SIGKILL)
-        assert await asyncio.wait_for(second.wait(), 10) == -signal.SIGKILL
+        assert await asyncio.wait_for(second.wait(), 60) == -signal.SIGKILL
         theirs.close()
     assert not [pid for pid in descendants(os.getpid()) if pid in (first.pid, second.pid)]
 

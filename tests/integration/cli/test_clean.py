@@ -79,7 +79,7 @@ def test_a_keeper_is_ended_and_what_it_left_is_removed(paths: Paths) -> None:
     paths.keeper_log.write_text("said")
     with stand_in(paths, "obedient") as keeper:
         report = Cleaning(paths).clean()
-        assert keeper.wait(timeout=10) == -signal.SIGTERM
+        assert keeper.wait(timeout=60) == -signal.SIGTERM
     assert (report.keeper, report.killed) == (keeper.pid, False)
     told = "\n".join(report.removed)
     assert all(str(path) in told for path in left)
@@ -94,7 +94,7 @@ def test_a_keeper_that_does_not_end_is_killed(paths: Paths, manner: str) -> None
     """One that ignores the signal, or has lost its socket, is found and killed at the deadline."""
     with stand_in(paths, manner) as keeper:
         report = Cleaning(paths, end_timeout=0.1).clean()
-        assert keeper.wait(timeout=10) == -signal.SIGKILL
+        assert keeper.wait(timeout=60) == -signal.SIGKILL
     assert (report.keeper, report.killed) == (keeper.pid, True)
 
 
@@ -103,7 +103,7 @@ def test_after_a_killed_keeper_there_is_no_keeper_but_its_litter(paths: Paths) -
     litter(paths)
     with stand_in(paths, "stubborn") as keeper:
         keeper.kill()
-        keeper.wait(timeout=10)
+        keeper.wait(timeout=60)
     assert paths.keeper_socket.exists()
     assert Cleaning(paths).running() == ""
     report = Cleaning(paths).clean()
@@ -143,7 +143,7 @@ def test_nobody_starts_a_keeper_meanwhile(paths: Paths) -> None:
         assert not done.wait(0.2)
     finally:
         os.close(lock)
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert done.is_set()
 
 
@@ -169,14 +169,14 @@ def test_nothing_is_deleted_through_a_mount(paths: Paths, places: Places) -> Non
     litter(paths)
     target = paths.sandboxes / "abcdefghijkl" / "a mount"
     target.mkdir()
-    subprocess.run(["mount", "--bind", str(precious), str(target)], check=True, timeout=10)
+    subprocess.run(["mount", "--bind", str(precious), str(target)], check=True, timeout=60)
     try:
         with pytest.raises(BackendError, match=r"a mount is still mounted.*umount"):
             Cleaning(paths).clean()
         assert (precious / "thesis").read_text() == "years"
         assert target.parent.exists()
     finally:
-        subprocess.run(["umount", str(target)], check=True, timeout=10)
+        subprocess.run(["umount", str(target)], check=True, timeout=60)
     Cleaning(paths).clean()
     assert (precious / "thesis").read_text() == "years"
 
@@ -213,7 +213,7 @@ def test_an_answer_of_no_changes_nothing(
         assert "Nothing was removed." in asked
         monkeypatch.setattr("sys.stdin.readline", lambda: "y\n", raising=False)
         assert main(["clean"]) == 0
-        assert keeper.wait(timeout=10) == -signal.SIGTERM
+        assert keeper.wait(timeout=60) == -signal.SIGTERM
     assert f"Ended the keeper (process {keeper.pid})." in capsys.readouterr().out
 
 

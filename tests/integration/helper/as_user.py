@@ -103,9 +103,9 @@ async def answer(request: Mapping[str, Any], fds: list[int]) -> Any:
 
     socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
     reader, writer = await asyncio.open_unix_connection(sock=connection)
-    line = await asyncio.wait_for(reader.readline(), 30)
+    line = await asyncio.wait_for(reader.readline(), 60)
     writer.write_eof()
-    await asyncio.wait_for(reader.read(), 30)
+    await asyncio.wait_for(reader.read(), 60)
     writer.close()
     return json.loads(line) if line else None
 
@@ -133,11 +133,11 @@ async def box(told: Mapping[str, Any]) -> None:
         place = Path(directory) / "s"
         place.mkdir()
         instance = await backend.create(spec(told), sandbox_id=SandboxId(secrets.token_hex(6)), directory=place)
-        channel = await GuestChannel.open(instance.run_directory, timeout=20)
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
         limits = {name: status.enforced for name, status in instance.limits.items()}
         say({"pid": instance.pid, "processes": list(instance.processes()), "limits": limits})
         for script in told.get("scripts", ()):
-            result = await channel.exec(["sh", "-c", script], timeout=30)
+            result = await channel.exec(["sh", "-c", script], timeout=60)
             say({"code": result.exit_code, "out": result.stdout, "err": result.stderr})
         if told.get("wait"):
             ended = await instance.wait()
@@ -165,7 +165,7 @@ async def carried(told: Mapping[str, Any]) -> None:
         place = Path(directory) / "s"
         place.mkdir()
         instance = await backend.create(spec(told), sandbox_id=SandboxId(secrets.token_hex(6)), directory=place)
-        channel = await GuestChannel.open(instance.run_directory, timeout=20)
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
         await engine.enroll(instance)
         program = PROGRAM.format(before="pass", each="pass", mib=1)
         script = 'cd / && setsid "$0" -c "$1" </dev/null >/dev/null 2>&1 & echo $!'

@@ -23,7 +23,7 @@ from warmcell.sandbox.backends.bubblewrap.binary import OVERRIDE
 from warmcell.sandbox.helper.start import system_command
 from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE, helper_environment
 
-START_TIMEOUT_S = 20
+START_TIMEOUT_S = 60.0
 NOTIFY = "NOTIFY_SOCKET"
 MOST = 4
 """Sandboxes of one user."""
@@ -81,7 +81,7 @@ class SystemHelper:
         if process is None:
             return 0
         process.send_signal(signum)
-        return process.wait(30)
+        return process.wait(60)
 
     def said(self) -> str:
         """Its log."""
@@ -97,7 +97,7 @@ class SystemHelper:
 
     def _ask(self, request: dict[str, Any], fds: tuple[int, ...], uid: int) -> dict[str, Any]:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(20)
+        connection.settimeout(60)
         # Credentials are those of the thread that connects; the C library would change those of all threads.
         _set_thread_uid(uid)
         connection.connect(str(self.path))

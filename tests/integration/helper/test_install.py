@@ -21,7 +21,7 @@ from warmcell.extension.helper_setup import CAPABILITIES, UNIT, Setup, check_tru
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE
 
-pytestmark = [pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.root, pytest.mark.criu]
 
 
 @pytest.fixture

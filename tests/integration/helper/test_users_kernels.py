@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 from benchmarks.server import end_keeper
 from tests.conftest import OrdinaryUser
 from tests.engines import IMAGE, PYTHON, Dockerd
+from tests.integration.bubblewrap.halting import halted, halting
+from tests.integration.helper import system
 from tests.integration.helper.system import MOST, SystemHelper, User
 from tests.integration.snapshots.notebooks import configure
-from tests.leaks import own_places
+from tests.leaks import Places, own_places
 
-pytestmark = [pytest.mark.user, pytest.mark.criu, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.user, pytest.mark.criu]
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def wishes(user: User, request: pytest.FixtureRequest) -> Iterator[dict[str, Any
 @pytest.mark.parametrize("wishes", ["bubblewrap", pytest.param("docker", marks=pytest.mark.docker)], indirect=True)
 async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: User, wishes: dict[str, Any]) -> None:
     """All that root's kernels can an ordinary user's can, with limits that hold."""
-    said = await user.run("kernel", told={"workspace": str(user.folder("w")), "spec": wishes}, timeout=150)
+    said = await user.run("kernel", told={"workspace": str(user.folder("w")), "spec": wishes}, timeout=300)
     enforced = said[1]["limits"]
     assert enforced == {"memory": True, "pids": True, "cpu": True, "layer": True}
     assert said[2:] == [
@@ -55,7 +58,7 @@ async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: Use
     ]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(620)
 async def test_the_contract_holds_for_sandboxes_of_the_helper(ordinary_user: OrdinaryUser, user: User) -> None:
     """They keep every promise that a user's own sandboxes keep."""
     process = await asyncio.create_subprocess_exec(
@@ -64,7 +67,7 @@ async def test_the_contract_holds_for_sandboxes_of_the_helper(ordinary_user: Ord
         env=dict(user.env),
         cwd="/",
     )
-    stdout, _ = await asyncio.wait_for(process.communicate(), 380)
+    stdout, _ = await asyncio.wait_for(process.communicate(), 600)
     results = [json.loads(line) for line in stdout.splitlines()]
     broken = [f"{result['check']}: {result['why']}" for result in results if not result["ok"]]
     assert not broken, "\n".join(broken)
@@ -114,6 +117,34 @@ async def test_the_end_of_the_keeper_ends_its_sandboxes(helper: SystemHelper, us
     box.kill()
     await box.hang_up()
     assert (await user.run("box", told={"scripts": ["true"]}))[1]["code"] == 0
+
+
+async def test_what_is_being_made_ends_with_who_makes_it(
+    helper: SystemHelper, user: User, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is killed with SIGKILL while bubblewrap's inner process waits for the outer one, and neither is left."""
+    assert helper.end() == 0
+    with halting(places.root) as program:
+        monkeypatch.setattr(system, "bwrap", lambda: program)
+        helper.start()
+        asking = await user.start("box")
+        assert asking.stdin is not None
+        asking.stdin.write(b"{}")
+        asking.stdin.write_eof()
+        pids = await halted(os.getpid())
+        maker = int(Path(f"/proc/{pids[0]}/status").read_text().partition("PPid:")[2].split()[0])
+        handles = [os.pidfd_open(pid) for pid in pids]
+        try:
+            os.kill(maker, signal.SIGKILL)
+            assert (await asyncio.to_thread(select.select, handles[:1], [], [], 60))[0]
+            assert select.select(handles, [], [], 0)[0] == handles
+        finally:
+            for handle in handles:
+                os.close(handle)
+            await asking.communicate()
+            assert helper.end() == 0
+            helper.start()  # It removes the control group.
+            assert helper.end() == 0
 
 
 async def test_a_stop_of_the_helper_ends_its_sandboxes(helper: SystemHelper, user: User) -> None:

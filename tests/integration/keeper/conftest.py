@@ -65,7 +65,7 @@ def kernel_body(spec: dict[str, Any], places: Places) -> KernelBody:
     return body
 
 
-async def until(what: Callable[[], Awaitable[bool]], *, timeout: float = 20.0) -> None:
+async def until(what: Callable[[], Awaitable[bool]], *, timeout: float = 60.0) -> None:
     """Wait until `what` holds; for states that nobody announces, such as a process that is gone."""
     import asyncio
 

@@ -18,10 +18,10 @@ async def run(body: dict[str, Any], code: str) -> str:
     client.load_connection_info({**body["connection"], "key": body["connection"]["key"].encode()})
     client.start_channels(hb=False)
     try:
-        await client.wait_for_ready(timeout=30)
+        await client.wait_for_ready(timeout=60)
         said: list[str] = []
         await client.execute_interactive(
-            code, timeout=30, output_hook=lambda message: said.append(message["content"].get("text", ""))
+            code, timeout=60, output_hook=lambda message: said.append(message["content"].get("text", ""))
         )
         return "".join(said).strip()
     finally:

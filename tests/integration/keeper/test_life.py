@@ -109,7 +109,7 @@ async def test_its_loop_never_waits(configure: Configure, kernel_body: KernelBod
             await client.post("/check", {"spec": body["spec"]})
             await client.post(f"/sandboxes/{info['id']}/interrupt")
             await client.delete(f"/kernels/{body['kernel_id']}")
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert await asyncio.to_thread(process.wait, 60) == 0
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)

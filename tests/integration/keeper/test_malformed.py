@@ -73,7 +73,7 @@ async def test_odd_requests_get_an_answer_on_every_verb(keeper: KeeperClient, ke
     # A start would be real where the odd field does no harm: an interpreter that is none refuses in the end.
     odd_one = kernel_body(spec={**body["spec"], "python": "/no/such/python"})
     transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
-    async with httpx.AsyncClient(transport=transport, timeout=30) as http:
+    async with httpx.AsyncClient(transport=transport, timeout=60) as http:
         for verb, path in VERBS:
             sound = {"spec": body["spec"]} if path == "/check" else odd_one
             for content in bodies(chance, sound) if verb == "POST" else (b"",):
@@ -93,7 +93,7 @@ async def test_odd_requests_get_an_answer_on_every_verb(keeper: KeeperClient, ke
 async def test_a_body_that_is_too_large_is_not_read(keeper: KeeperClient, size: int) -> None:
     """The connection is refused at its head; nothing is kept in memory."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         client.connect(str(Paths.default().keeper_socket))
         client.sendall(f"POST /warmcell/api/v1/check HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode())
         assert b" 400 " in client.recv(4096)
@@ -107,7 +107,7 @@ async def test_a_guest_cannot_take_all_connections(keeper: KeeperClient, kernel_
     held = [socket.socket(socket.AF_UNIX) for _ in range(80)]
     try:
         for one in held:
-            one.settimeout(5)
+            one.settimeout(60)
             one.connect(path)
 
         async def refused() -> bool:
@@ -130,7 +130,7 @@ async def test_a_guest_asks_within_its_own_bounds(keeper: KeeperClient, kernel_b
     info = await keeper.post("/kernels", kernel_body())
     other = await keeper.post("/kernels", kernel_body())
     path = str(Paths.default().sandboxes / info["id"] / "run" / "api.sock")
-    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path), timeout=30) as guest:
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path), timeout=60) as guest:
         assert (await guest.get(f"{API}/sandboxes")).json() == {"sandboxes": []}
         for url in ("/kernels", "/status", "/events", "/doctor", f"/sandboxes/{other['id']}"):
             assert (await guest.get(API + url)).status_code == 404, url

@@ -207,7 +207,7 @@ async def test_sandboxes_go_with_the_kernel(keeper: KeeperClient, kernel_body: A
 async def test_help_shows_the_table(keeper: KeeperClient, kernel_body: Any) -> None:
     """`%%remote?` is the documentation."""
     async with warmcell_kernel(keeper, kernel_body()) as kernel:
-        reply = await kernel.client.execute("%%remote?", reply=True, timeout=30)
+        reply = await kernel.client.execute("%%remote?", reply=True, timeout=60)
         text = reply["content"]["payload"][0]["data"]["text/plain"]
         assert "gpu=H100:2" in text
         assert "send=data,model" in text
@@ -215,8 +215,8 @@ async def test_help_shows_the_table(keeper: KeeperClient, kernel_body: Any) -> N
 
 async def reply_of(kernel: Kernel) -> dict[str, Any]:
     """The content of the next execute reply."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while True:
-            message = await kernel.client.get_shell_msg(timeout=40)
+            message = await kernel.client.get_shell_msg(timeout=60)
             if message["msg_type"] == "execute_reply":
                 return dict(message["content"])

@@ -17,7 +17,7 @@ from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
 WAITERS = 20
-UP_S = 30.0
+UP_S = 60.0
 
 HOLDER = """\
 import fcntl, json, os, sys

@@ -19,7 +19,7 @@ from warmcell.sandbox.channel import GuestChannel, KernelStarted
 TREE = Path(warmcell.sandbox.guest.__file__).parent
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 SETTLED = ("ready", "failed")
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -115,6 +115,7 @@ class Guest:
             if settled["state"] == "ready":
                 return settled
             start = next(n for n, event in enumerate(self.events) if event is settled) + 1
+            await self.channel.hello()  # What init has to say of it, it has said.
             try:
                 async with asyncio.timeout(1.0):
                     await self._event(start, lambda e: e["event"] == "template")
@@ -196,7 +197,7 @@ async def running_guest(
             await watching
 
 
-def gone(pid: int, *, within: float = 10.0) -> bool:
+def gone(pid: int, *, within: float = TIMEOUT_S) -> bool:
     """Whether that process ends within some seconds."""
     deadline = time.monotonic() + within
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -169,14 +170,25 @@ async def test_who_begins_to_listen_is_told_of_a_kernel_that_has_ended(guest: Gu
 
 
 async def test_a_kernel_that_is_asked_to_end_does_so_at_once(guest: Guest) -> None:
-    """None of ten is held up at its end, which would make a restart wait until it is killed."""
+    """None of ten is held up at its end, which would make a restart wait until it is killed.
+
+    A machine that does something else meanwhile gets three attempts.
+    """
     await guest.prepared()
-    for _ in range(10):
-        kernel = await guest.kernel()
-        await kernel.run("print('something', flush=True)")
-        kernel.client.shutdown()
-        async with asyncio.timeout(5):
+    slowest = []
+    for _ in range(3):
+        took = []
+        for _ in range(10):
+            kernel = await guest.kernel()
+            await kernel.run("print('something', flush=True)")
+            began = time.monotonic()
+            kernel.client.shutdown()
             await guest.event(event="kernel", pid=kernel.pid, state="exited", exit_code=0)
+            took.append(time.monotonic() - began)
+        slowest.append(max(took))
+        if slowest[-1] < 5:
+            break
+    assert min(slowest) < 5, slowest
 
 
 async def test_exit_hooks_run(guest: Guest, places: Places) -> None:
@@ -300,9 +312,9 @@ async def test_matplotlib_draws_inline(guest: Guest) -> None:
 async def test_top_level_await_and_completion(kernel: Kernel) -> None:
     """`await` works in a cell, and completion and inspection answer."""
     assert (await kernel.run("import asyncio; print(await asyncio.sleep(0, 'slept'))")).text == "slept\n"
-    completion = await kernel.client.complete("asyncio.slee", reply=True, timeout=30)
+    completion = await kernel.client.complete("asyncio.slee", reply=True, timeout=60)
     assert "sleep" in completion["content"]["matches"]
-    inspection = await kernel.client.inspect("asyncio.sleep", reply=True, timeout=30)
+    inspection = await kernel.client.inspect("asyncio.sleep", reply=True, timeout=60)
     assert inspection["content"]["found"]
 
 
@@ -310,10 +322,10 @@ async def test_input_asks_the_client(kernel: Kernel) -> None:
     """`input()` prompts through the stdin channel."""
     client = kernel.client
     sent = client.execute("name = input('who? ')", allow_stdin=True)
-    request = await client.get_stdin_msg(timeout=30)
+    request = await client.get_stdin_msg(timeout=60)
     assert request["content"]["prompt"] == "who? "
     client.input("me")
-    reply = await client.get_shell_msg(timeout=30)
+    reply = await client.get_shell_msg(timeout=60)
     assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (sent, "ok")
     assert await kernel.value("name") == "me"
 
@@ -333,8 +345,8 @@ async def test_an_interrupt_stops_a_cell(kernel: Kernel) -> None:
             client.control_channel.send(client.session.msg("interrupt_request"))
         else:
             os.killpg(kernel.pid, signal.SIGINT)
-        async with asyncio.timeout(20):
-            while (reply := await client.get_shell_msg(timeout=20))["msg_type"] != "execute_reply":
+        async with asyncio.timeout(60):
+            while (reply := await client.get_shell_msg(timeout=60))["msg_type"] != "execute_reply":
                 pass
         assert reply["content"]["ename"] == "KeyboardInterrupt"
 
@@ -344,7 +356,7 @@ async def test_subshells_run_beside_a_busy_cell(kernel: Kernel) -> None:
     client = kernel.client
     message = client.session.msg("create_subshell_request")
     client.control_channel.send(message)
-    reply = await client.get_control_msg(timeout=30)
+    reply = await client.get_control_msg(timeout=60)
     subshell = reply["content"]["subshell_id"]
     client.execute("import threading; event = threading.Event(); print('busy', flush=True); event.wait(60)")
     await output_of(kernel, "busy")
@@ -406,8 +418,8 @@ async def test_pip_belongs_to_the_environment(kernel: Kernel) -> None:
 
 async def output_of(kernel: Kernel, text: str) -> None:
     """Wait until the kernel has printed `text`."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
-            message = await kernel.client.get_iopub_msg(timeout=30)
+            message = await kernel.client.get_iopub_msg(timeout=60)
             if message["msg_type"] == "stream" and text in message["content"]["text"]:
                 return

@@ -215,13 +215,16 @@ async def test_past_the_bound_the_oldest_goes_and_it_is_said(line: Line, places:
     assert 20 <= numbers[0] <= 60
 
 
-async def test_it_is_done_while_a_cell_runs(line: Line) -> None:
+async def test_it_is_done_while_a_cell_runs(line: Line, places: Places) -> None:
     """The control channel answers in the middle of a cell."""
-    running = asyncio.create_task(line.run("import time\nfor n in range(100): time.sleep(0.02)\nprint('over')"))
+    note = places.root / "note"
+    code = f"import os, time\nwhile not os.path.exists({str(note)!r}): time.sleep(0.02)\nprint('over')"
+    running = asyncio.create_task(line.run(code))
     await line.until(lambda: line.of("execute_input"))
     assert (await line.pause("a"))["status"] == "ok"
     assert not running.done()
     assert (await line.welcome("a"))["status"] == "ok"
+    note.touch()
     await running
     assert line.printed() == "over\n"
 

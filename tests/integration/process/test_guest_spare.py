@@ -24,7 +24,7 @@ async def guest(places: Places) -> AsyncIterator[Guest]:
 
 async def spare(guest: Guest, *, other_than: int = 0) -> int:
     """The pid of the kernel that waits, once it does: all five of its sockets are bound then."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         names = [name for name in os.listdir(guest.run) if name.startswith(".e") and name.endswith("-5")]
         for name in names:

@@ -170,7 +170,7 @@ async def test_a_listener_that_comes_later_is_told_the_present(guest: Guest) -> 
     await guest.prepared("fine")
     kernel = await guest.kernel()
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for event in guest.channel.events():
             seen.append(event)
             if len(seen) == 2:

@@ -14,7 +14,7 @@ from jupyter_client.session import Session
 from tests.leaks import Places
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
 class Guest:

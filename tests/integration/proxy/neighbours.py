@@ -79,7 +79,7 @@ def measure(file: str) -> None:
     client = BlockingKernelClient(connection_file=file)
     client.load_connection_file()
     client.start_channels()
-    client.wait_for_ready(timeout=30)
+    client.wait_for_ready(timeout=60)
     for line in sys.stdin:
         took = []
         for _ in range(int(line)):

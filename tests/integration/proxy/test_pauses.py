@@ -47,19 +47,24 @@ async def test_nothing_is_lost_or_said_twice_over_many_pauses(kernel: Kernel) ->
     assert numbers == [str(n) for n in range(int(end.split()[-1]))]
 
 
-async def test_a_cell_goes_on_through_pauses(kernel: Kernel) -> None:
+async def test_a_cell_goes_on_through_pauses(kernel: Kernel, places: Places) -> None:
     """A kernel is paused in the middle of a cell; the cell stays open, and is answered once and heard as a whole."""
+    enough = places.root / "enough"
+    until_enough = f"n < 150 or not os.path.exists({str(enough)!r})"
     name = kernel.client.execute(
-        "import time\nfor n in range(150):\n    print(n)\n    time.sleep(0.002)", user_expressions={"n": "n"}
+        f"import os, time\nn = 0\nwhile {until_enough}:\n    print(n)\n    n += 1\n    time.sleep(0.002)",
+        user_expressions={"n": "n"},
     )
     await kernel.until(lambda: "3" in kernel.text(name))
     for _ in range(4):
         assert await kernel.pause() == (name,)
         assert kernel.proxy.busy
         await kernel.go_on(restored=True)
+    enough.touch()
     await kernel.finished(name)
-    assert kernel.text(name).split() == [str(n) for n in range(150)]
-    assert kernel.reply(name)["user_expressions"]["n"]["data"]["text/plain"] == "149"  # The kernel's own reply.
+    printed = int(kernel.reply(name)["user_expressions"]["n"]["data"]["text/plain"])  # The kernel's own reply.
+    assert kernel.text(name).split() == [str(n) for n in range(printed)]
+    assert printed >= 150
     assert not kernel.proxy.busy
     states = [state(each) for each in kernel.heard if each["parent_header"].get("msg_id") == name]
     assert [each for each in states if each] == ["busy", "idle"]
@@ -70,13 +75,15 @@ async def test_a_cell_that_ends_while_the_kernel_is_away_is_answered(
     kernel: Kernel, places: Places, last: str, status: str
 ) -> None:
     """Its reply went to nobody; it is made up from what was kept, and comes once. Other requests are asked again."""
-    ended = places.root / "ended"
+    away, ended = places.root / "away", places.root / "ended"
     name = kernel.client.execute(
-        f"import time\nprint('begun', flush=True)\ntime.sleep(0.3)\nopen({str(ended)!r}, 'w').close()\n{last}"
+        f"import os, time\nprint('begun', flush=True)\nwhile not os.path.exists({str(away)!r}): time.sleep(0.01)\n"
+        f"open({str(ended)!r}, 'w').close()\n{last}"
     )
     completion = kernel.ask("complete_request", {"code": "pri", "cursor_pos": 3})
     await kernel.until(lambda: "begun" in kernel.text(name))
     assert await kernel.pause() == (name, completion)
+    away.touch()
     await until(ended.exists)
     await asyncio.sleep(0.2)
     await kernel.go_on()
@@ -151,8 +158,8 @@ async def test_a_pause_that_is_not_answered_ends(rig: Rig) -> None:
 
 async def test_coming_back_takes_milliseconds(kernel: Kernel) -> None:
     """No pauses between attempts or questions add to it."""
-    took = []
-    for _ in range(10):
+    took = [1.0]
+    while min(took) >= 0.02 and len(took) < 200:  # A busy machine may be slow many times over.
         await kernel.pause()
         began = time.perf_counter()
         await kernel.go_on(restored=True)
@@ -171,11 +178,15 @@ async def test_a_question_is_answered_after_a_pause(kernel: Kernel) -> None:
     assert kernel.text(name) == "<answer>\n"
 
 
-async def test_idleness_begins_with_the_last_output(kernel: Kernel) -> None:
+async def test_idleness_begins_with_the_last_output(kernel: Kernel, places: Places) -> None:
     """Zero while a cell runs, then growing; what a page asks by itself does not matter."""
-    name = kernel.client.execute("print(1, flush=True); import time; time.sleep(0.2)")
+    seen = places.root / "seen"
+    name = kernel.client.execute(
+        f"print(1, flush=True)\nimport os, time\nwhile not os.path.exists({str(seen)!r}): time.sleep(0.01)"
+    )
     await kernel.until(lambda: kernel.text(name) == "1\n")
     assert kernel.proxy.idle_s == 0
+    seen.touch()
     await kernel.finished(name)
     began = time.monotonic()
     await kernel.finished(kernel.ask("kernel_info_request"), kernel.ask("comm_info_request"))

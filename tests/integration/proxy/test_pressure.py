@@ -30,11 +30,12 @@ class Stalled:
         self._peer.connect(connection.path("iopub"))
 
     async def read(self, count: int, *, timeout: float = TIMEOUT_S) -> list[str]:
-        """The texts of the next streams, of fewer if no more come in this time."""
+        """The texts of the next streams, of fewer if for so long nothing comes."""
         found: list[str] = []
         deadline = time.monotonic() + timeout
         while len(found) < count and time.monotonic() < deadline:
             for frames in self._peer.read():
+                deadline = time.monotonic() + timeout
                 message = parse(frames)
                 if message.read_header()[0] == "stream":
                     found.append(message.read_content()["text"])
@@ -112,6 +113,7 @@ async def test_a_client_that_reads_nothing_holds_the_guest_back(rig: Rig) -> Non
     await client.subscribe()
     await until(lambda: any(each.topics for each in rig.proxy._relay._traffic.clients))  # type: ignore[union-attr]
     flood = Flood(guest, 200, MIB)
+    await until(lambda: flood.said >= clients.UNSENT_MAX_BYTES // MIB)
     said = await flood.settled()
     assert clients.UNSENT_MAX_BYTES // MIB <= said < clients.UNSENT_MAX_BYTES // MIB + 10
     assert numbers(await client.read(200)) == list(range(200))
@@ -130,7 +132,7 @@ async def test_a_stalled_client_does_not_stop_the_others_for_ever(rig: Rig, monk
     flood = Flood(guest, 150, MIB)
     assert numbers(await reader.read(150)) == list(range(150))
     await flood.task
-    kept = numbers(await stalled.read(150, timeout=1.5))
+    kept = numbers(await stalled.read(150, timeout=5))
     assert kept == list(range(len(kept)))
     assert len(kept) - clients.UNSENT_MAX_BYTES // MIB in (0, 1, 2)
     again = Flood(guest, 3, 10)
@@ -172,7 +174,7 @@ async def test_a_flood_does_not_slow_the_neighbour(make_rig: MakeRig, places: Pl
     """Another kernel's trivial execute takes at most 1.5 times as long while one says more than a kernel can.
 
     Everything but the proxies is in processes of its own, as beside a keeper. Quiet and loud spells alternate; a
-    machine that does something else meanwhile gets three attempts.
+    machine that does something else meanwhile gets six attempts.
     """
     script = str(Path(__file__).with_name("neighbours.py"))
     connections = {name: ipc(places, ip=str(places.root / f"h{name}")) for name in "ab"}
@@ -197,19 +199,19 @@ async def test_a_flood_does_not_slow_the_neighbour(make_rig: MakeRig, places: Pl
             assert to.stdin is not None
             assert to.stdout is not None
             to.stdin.write(word.encode() + b"\n")
-            return (await asyncio.wait_for(to.stdout.readline(), 30)).decode().strip()
+            return (await asyncio.wait_for(to.stdout.readline(), 60)).decode().strip()
 
         loud = await process(script, "flood", str(places.root / "ia"))
         await process("-m", "ipykernel_launcher", "-f", str(places.root / "ib.json"), "--HistoryManager.enabled=False")
         for name, connection in connections.items():
             rig = await make_rig(connection)
             await rig.proxy.connect_guest(str(places.root / f"i{name}"))
-            await rig.proxy.wait_ready(timeout=30)
+            await rig.proxy.wait_ready(timeout=60)
         drain = await process(script, "drain", str(places.root / "a.json"))
         measure = await process(script, "measure", str(places.root / "b.json"))
         await say(drain, "begin")
         ratios = []
-        for _ in range(3):
+        for _ in range(6):
             spells: dict[str, list[float]] = {"off": [], "on": []}
             for number in range(6):
                 spell = "on" if number % 2 else "off"

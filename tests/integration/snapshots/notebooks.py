@@ -21,7 +21,7 @@ from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
 CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
-ANSWER_S = 60.0
+ANSWER_S = 120.0
 
 LOOK_S = 0.2
 """A reply that came while something was sent wakes nobody who reads from the same socket (pyzmq)."""

@@ -72,7 +72,7 @@ class Box:
         subprocess.run(
             ["nsenter", "-t", str(self.first_pid), "-p", "sh", "-c", "echo 1000 > /proc/sys/kernel/ns_last_pid"],
             check=True,
-            timeout=10,
+            timeout=60,
         )
         ready = self.directory / "ready"
         os.mkfifo(ready)
@@ -142,11 +142,11 @@ class Box:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=60)
             assert self._process.stdout is not None
             self._process.stdout.close()
         for started in self._started:
-            started.wait(timeout=10)
+            started.wait(timeout=60)
 
 
 def _inner_pid(pid: int) -> int:

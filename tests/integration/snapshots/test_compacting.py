@@ -28,7 +28,7 @@ GROWS = (
 
 CHANGES = (
     "at = count // 5 % 16 << 20; data[at : at + (1 << 20) : 8192] = bytes([count % 251]) * 128; "
-    "first = hash(bytes(data)) if count % 20 == 0 else first"
+    "first = zlib.crc32(data) if count % 20 == 0 else first"
 )
 """Changes every other page of a part of its memory at each step, and goes on to the next part after five."""
 
@@ -48,7 +48,7 @@ def page_files(boxes: Boxes, image: str) -> list[str]:
 async def until_finished(boxes: Boxes, image: str) -> None:
     """Wait until nothing is done with an image in the background."""
     place = boxes.paths.images / "0"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while any(path.name.startswith((".new-", "..new-")) for path in place.iterdir()) or (
         '"finished": null' in (place / image / "image.json").read_text()
     ):
@@ -65,7 +65,7 @@ async def test_a_chain_stays_short(boxes: Boxes) -> None:
         seen = await box.goes_on(past=seen + 20)
         await boxes.dump(box, image, then="stop")
         await until_finished(boxes, image)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while (length := len(page_files(boxes, image))) > compacting.LONG:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         lengths.append(length)
@@ -114,7 +114,7 @@ async def test_what_was_changed_is_mapped_again(boxes: Boxes, monkeypatch: pytes
         patch.setattr(compacting, "compact", full)
         assert not compacting.attend(shelf, SECOND)
     assert not [path for path in (boxes.paths.images / "0").iterdir() if path.name.startswith((".new-", "..new-"))]
-    async with asyncio.timeout(30):  # The helper may still be looking at it, and then it is left alone.
+    async with asyncio.timeout(120):  # The helper may still be looking at it, and then it is left alone.
         while not await asyncio.to_thread(compacting.attend, shelf, SECOND):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert not compacting.attend(shelf, SECOND)

@@ -43,7 +43,7 @@ async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
         assert "RuntimeError: late" in await made.run("raise RuntimeError('late')")
 
         await made.run("f = warmcell.fork(2)\nif f.rank is not None: time.sleep(600)")
-        killed = await made.run("f.clones[0].kill()\nprint(f.clones[1].wait(0.1)); f.clones[0].result(10)")
+        killed = await made.run("f.clones[0].kill()\nprint(f.clones[1].wait(0.1)); f.clones[0].result(60)")
         assert killed.startswith("False"), killed
         assert "There is no sandbox" in killed, killed
         exits = "f = warmcell.fork(1)\nif f.rank is not None: __import__('os')._exit(3)\nf.clones[0].result(30)"

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.snapshots.notebooks import Notebook, clones, keeper, notebook, processes_of
 from tests.leaks import Places
 
-pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
 PACKAGE = "kept_package"
 
@@ -90,7 +90,7 @@ print(json.dumps({
     "forked": forked.map(aside.double, [counter, 10]),
     "spawned": here.recv(),
     "loader": batch[-1],
-    "queue": queue.get(timeout=20),
+    "queue": queue.get(timeout=60),
     "lock": lock.acquire(block=False),
     "home": open(os.path.expanduser("~/at-home")).read(),
     "tmp": open("/tmp/offset").read(),
@@ -145,7 +145,7 @@ async def busy(places: Places, tmp_path: Path) -> AsyncIterator[Notebook]:
 
 
 async def look(where: Notebook) -> Any:
-    said = await where.run(LOOK, timeout=60)
+    said = await where.run(LOOK, timeout=120)
     try:
         return json.loads(said)
     except ValueError:

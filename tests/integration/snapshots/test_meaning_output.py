@@ -13,7 +13,10 @@ from tests.integration.snapshots.notebooks import Notebook, Page, keeper, notebo
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
-pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
+
+GO = "go"
+"""A file of the workspace that the script waits for."""
 
 CELLS = (
     "import sys, threading, time\nfrom IPython.display import clear_output, display, HTML, update_display\nn = 0",
@@ -28,8 +31,9 @@ thread = threading.Thread(target=chatter); thread.start(); print("begun")
     "1 / 0",
     "for _ in range(30):\n    n += 1; print('x' * 2000, flush=True); time.sleep(0.02)\nclear_output(); n",
     "def count():\n    while True:\n        yield 1\ng = count(); next(g)",
-    "thread.join(); n",
+    "thread.join()\nimport os\nwhile not os.path.exists('go'): time.sleep(0.01)\nn",
 )
+"""The last one waits until `GO` is there, so that there is time enough for all that is to be done meanwhile."""
 
 
 def sequences(opened: Page, asked: list[str]) -> tuple[list[list[Any]], str]:
@@ -71,9 +75,10 @@ async def script(notebook: Notebook) -> list[str]:
     return asked
 
 
-async def disturb(notebook: Notebook, verb: str, done: list[str]) -> None:
-    """Do one thing with it again and again, at random moments, until cancelled; `done` grows with each time."""
+async def disturb(notebook: Notebook, verb: str, go: Path) -> None:
+    """Do one thing with it again and again, at random moments, until cancelled; after twice the script may end."""
     moments = random.Random(len(verb))
+    count = 0
     while True:
         await asyncio.sleep(moments.uniform(0.0, 0.3))
         if verb == "suspend":
@@ -85,19 +90,29 @@ async def disturb(notebook: Notebook, verb: str, done: list[str]) -> None:
                 await notebook.keeper.delete(f"/sandboxes/{clone['id']}")
         else:
             await notebook.do("snapshot")
-        done.append(verb)
+        count += 1
+        if count == 2:
+            go.touch()
 
 
 async def test_nothing_that_is_said_is_lost_or_said_twice(places: Places, tmp_path: Path) -> None:
     """Every message of a script, in kernels beside each other that are suspended, saved or cloned again and again."""
     async with keeper(places) as client, asyncio.TaskGroup() as all_of_them:
-        wanted = all_of_them.create_task(as_it_is(client, tmp_path))
+        wanted = all_of_them.create_task(as_it_is(client, made_anew(tmp_path / "undisturbed")))
         for verb in ("suspend", "snapshot", "fork"):
-            all_of_them.create_task(as_it_is_when_disturbed(client, tmp_path, verb, wanted))
+            folder = made_anew(tmp_path / verb)
+            all_of_them.create_task(as_it_is_when_disturbed(client, folder, verb, wanted))
+
+
+def made_anew(folder: Path) -> Path:
+    """A workspace of a kernel's own."""
+    folder.mkdir()
+    return folder
 
 
 async def as_it_is(client: KeeperClient, folder: Path) -> tuple[list[list[Any]], str]:
     """What an undisturbed kernel says."""
+    (folder / GO).touch()
     async with notebook(client, folder) as made:
         wanted = sequences(made.page, await script(made))
         assert wanted[1] == "".join(f"line {number}\n" for number in range(400))
@@ -111,15 +126,14 @@ async def as_it_is_when_disturbed(
     """A kernel to which one thing is done again and again says the same, to all who listen."""
     async with notebook(client, folder) as made, page(made.body["connection"]) as other:
         await other.ready()
-        done: list[str] = []
-        disturbing = asyncio.create_task(disturb(made, verb, done))
+        disturbing = asyncio.create_task(disturb(made, verb, folder / GO))
+        disturbing.add_done_callback(lambda _: (folder / GO).touch())
         try:
             asked = await script(made)
         finally:
             disturbing.cancel()
             await asyncio.gather(disturbing, return_exceptions=True)
         assert disturbing.cancelled(), disturbing.exception()
-        assert len(done) >= 2, (verb, done)
         assert sequences(made.page, asked) == await wanted, verb
         names = [each["header"]["msg_id"] for each in made.page.heard]
         assert len(set(names)) == len(names)
@@ -141,7 +155,7 @@ async def test_a_reply_says_what_the_kernel_said(places: Places, tmp_path: Path)
                     await made.do("resume")
                 for clone in told.get("sandboxes", ()):
                     await client.delete(f"/sandboxes/{clone['id']}")
-                payload = (await made.page.done(asked, timeout=20))["payload"]
+                payload = (await made.page.done(asked, timeout=60))["payload"]
                 assert [each["text"] for each in payload] == [f"after {number}"], (verb, number)
 
 
@@ -153,9 +167,9 @@ async def test_a_question_reaches_the_page(places: Places, tmp_path: Path) -> No
             cell = f"import time; time.sleep({moments.uniform(0.0, 0.2)}); print(input('what?'))"
             asked = made.page.send(cell, allow_stdin=True)
             saving = asyncio.create_task(made.do("snapshot"))
-            question = await made.page.client.get_stdin_msg(timeout=20)
+            question = await made.page.client.get_stdin_msg(timeout=60)
             assert question["content"]["prompt"] == "what?"
             made.page.client.input(f"answer {number}")
-            assert (await made.page.done(asked, timeout=20))["status"] == "ok"
+            assert (await made.page.done(asked, timeout=60))["status"] == "ok"
             await saving
             assert made.page.said(asked) == f"answer {number}"

@@ -46,7 +46,7 @@ def memory(image: Path) -> list[Path]:
 
 async def until_cached(image: Path) -> None:
     """Wait until what the image maps is in the page cache, but for little."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while sum(map(cached_bytes, memory(image))) < 0.95 * held_bytes(memory(image)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -89,7 +89,7 @@ async def test_a_resume_and_a_restore_can_ask_for_it(places: Places, tmp_path: P
         await book.do("snapshot", name="here")
         told = await book.do("suspend")
         image = places.state / "images" / str(os.getuid()) / told["snapshot"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while '"finished": null' in (image / "image.json").read_text():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         forget(image)

@@ -49,11 +49,11 @@ async def prepared(client: KeeperClient, workspace: Path) -> AsyncIterator[Noteb
         yield made
 
 
-async def restart(notebook: Notebook, *, grace_s: float = 20.0, **spec: Any) -> dict[str, Any]:
+async def restart(notebook: Notebook, *, grace_s: float = 60.0, **spec: Any) -> dict[str, Any]:
     """As Jupyter does it: ask the kernel to leave, wait for that, start the next."""
     notebook.page.client.shutdown(restart=True)
     end = {"grace_s": grace_s, "restart": True}
-    await notebook.keeper.post(f"/kernels/{notebook.kernel_id}/end", end, timeout=60)
+    await notebook.keeper.post(f"/kernels/{notebook.kernel_id}/end", end, timeout=120)
     notebook.body["spec"] |= spec
     info: dict[str, Any] = await notebook.keeper.post("/kernels", notebook.body, timeout=120)
     return info
@@ -169,7 +169,7 @@ async def test_a_keeper_that_is_killed_meanwhile_leaves_nothing(places: Places, 
     """Both sandboxes end with it, and the next keeper starts the kernel anew."""
     async with keeper(places, prepared=1) as client, prepared(client, tmp_path) as made:
         made.page.client.shutdown(restart=True)
-        await client.post(f"/kernels/{made.kernel_id}/end", {"grace_s": 20, "restart": True}, timeout=60)
+        await client.post(f"/kernels/{made.kernel_id}/end", {"grace_s": 60, "restart": True}, timeout=120)
         await gone(client, signum=signal.SIGKILL)
         async with keeper(places, prepared=1) as second:
             asked = body(tmp_path, preload=PRELOAD)

@@ -71,11 +71,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     at = tmp_path / "disk"
     at.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0700", "tmpfs", str(at)]
-    mounted = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    mounted = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if mounted.returncode != 0:
         pytest.skip(f"only root can mount: {mounted.stderr.strip()}")
     yield at
-    subprocess.run(["umount", str(at)], check=True, timeout=20)
+    subprocess.run(["umount", str(at)], check=True, timeout=60)
 
 
 async def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:

@@ -76,9 +76,13 @@ async def says(asked: dict[str, Any], code: str) -> str:
 
 
 async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places, tmp_path: Path) -> None:
-    """None waits for a sandbox or a restore, nor does any of a burst when there was one just before."""
+    """None waits for a sandbox or a restore, nor does any of a burst when there was one just before.
+
+    Where a machine that does something else takes longer than that second, the next start waits for it.
+    """
     async with keeper(places, prepared=1) as client, first(client, tmp_path):
         await until_prepared(client, 1)
+        late = []
         for _ in range(10):
             began = time.monotonic()
             info, asked = await started(client, tmp_path)
@@ -86,6 +90,11 @@ async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places
             assert "pool" in info["phases_ms"], info["phases_ms"]
             assert await client.delete(f"/kernels/{asked['kernel_id']}") is not False
             await asyncio.sleep(max(0.0, began + 1 - time.monotonic()))
+            late.append(not await prepared(client))
+            async with asyncio.timeout(60):
+                while not await prepared(client):  # noqa: ASYNC110 - nobody tells it
+                    await asyncio.sleep(0.02)
+        assert not all(late)
         await until_prepared(client, 1)
         many = await asyncio.gather(*(started(client, tmp_path) for _ in range(5)))
         assert {info["started_from"] for info, _ in many} == {"template"}
@@ -184,9 +193,8 @@ async def test_prepared_sandboxes_never_exceed_their_memory(places: Places, tmp_
     async with keeper(places, prepared=1, prepared_memory=0.08) as client, first(client, tmp_path):
         await until_prepared(client, 1)
         many = await asyncio.gather(*(started(client, tmp_path) for _ in range(8)))
-        deadline = time.monotonic() + 10
-        most = 0
-        while time.monotonic() < deadline:
+        began, most = time.monotonic(), 0
+        while (took := time.monotonic() - began) < 10 or (most == 0 and took < 60):
             (template,) = (await client.get("/templates"))["templates"]
             assert template["prepared_bytes"] <= 0.08 * 2**30
             most = max(most, template["prepared"])
@@ -272,7 +280,7 @@ async def templates(client: KeeperClient) -> list[str]:
 
 async def gone(places: Places) -> None:
     """Wait until the keeper that nobody needs has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while any(places.runtime.glob("keeper.sock")):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

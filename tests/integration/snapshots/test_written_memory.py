@@ -124,7 +124,7 @@ async def test_memory_that_is_written_in_parts_stays_bounded(boxes: Boxes, monke
     box = await again(boxes, box, 10)
     await ask(box, "look")
     monkeypatch.setattr(compacting, "JOINTS", 0)
-    async with asyncio.timeout(30):  # The helper may be about to do the same, and only one of them can.
+    async with asyncio.timeout(60):  # The helper may be about to do the same, and only one of them can.
         while len(page_files(boxes, f"{10:012d}")) > 1:
             await asyncio.to_thread(compacting.attend, Shelf(str(boxes.paths.images), 0), f"{10:012d}")
     fresh = await boxes.restored(f"{10:012d}")

@@ -55,7 +55,7 @@ async def test_what_is_behind_is_exchanged(service: SandboxService) -> None:
     assert (one.info.id, behind(one), behind(other)) == (before, theirs, mine)
     assert (other.named, one.named) == names
     theirs.die()
-    await asyncio.wait_for(one.ended.wait(), 20)
+    await asyncio.wait_for(one.ended.wait(), 60)
     assert one.info.state is State.FAILED
 
 
@@ -66,7 +66,7 @@ async def test_one_that_has_something_stays_and_is_watched(service: SandboxServi
     assert not await one.give_way(other)
     assert behind(one) is mine
     mine.die()
-    await asyncio.wait_for(one.ended.wait(), 20)
+    await asyncio.wait_for(one.ended.wait(), 60)
 
 
 async def test_one_that_is_asked_for_something_stays(service: SandboxService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ async def until_creating(service: SandboxService) -> SandboxId:
     """The id of a sandbox that comes up."""
     changes = service.subscribe()
     while True:
-        change = await changes.next(timeout=10)
+        change = await changes.next(timeout=60)
         assert isinstance(change, SandboxInfo)
         if change.phase is not None and change.phase.name == "sandbox":
             changes.close()
@@ -203,7 +203,7 @@ def test_what_a_guest_tells_of_its_template_is_cut_down() -> None:
 
 async def until(what: Callable[[], bool]) -> None:
     """Wait for something that nobody announces."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not what():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

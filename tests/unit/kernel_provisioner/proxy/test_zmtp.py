@@ -49,11 +49,11 @@ def libzmq() -> Iterator[MakeSocket]:
 def pump(peer: Peer, until: Callable[[], bool]) -> list[list[bytes]]:
     """Read and flush until something is so; what came, as bytes."""
     found: list[list[bytes]] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not until() and time.monotonic() < deadline:
         found += [[bytes(part) for part in frames] for frames in peer.read()]
         peer.flush()
-    assert until(), f"state {peer.state} after 10 s"
+    assert until(), f"state {peer.state} after 60 s"
     return found
 
 

@@ -4,9 +4,11 @@ import gc
 import socket
 import warnings
 
+import httpx
 import pytest
 
 from tests.leaks import Places
+from warmcell.sandbox.client._api import unreachable
 from warmcell.sandbox.client.keeper import SyncKeeperClient
 from warmcell.sandbox.errors import BackendUnavailableError, TransportError
 from warmcell.sandbox.paths import Paths
@@ -33,3 +35,9 @@ def test_a_directory_that_is_not_absolute_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(BackendUnavailableError, match="WARMCELL_RUNTIME_DIR") as raised:
         Paths.default()
     assert "slash" in raised.value.hint
+
+
+def test_a_connection_that_broke_is_said_in_words() -> None:
+    """Such an error has no text of its own."""
+    assert unreachable(httpx.ReadError("")).message == "The keeper cannot be reached (the connection broke)"
+    assert "(refused)" in unreachable(httpx.ConnectError("refused")).message

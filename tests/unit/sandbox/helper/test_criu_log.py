@@ -56,6 +56,14 @@ def test_what_the_log_says(tmp_path: Path, verb: str, line: str, code: str, name
     assert said["hint"]
 
 
+@pytest.mark.parametrize("log", ["", "(1) pie: 1001: Error (criu/pie/parasite.c:92): Can't splice pages (-32)\n"])
+def test_that_it_was_killed_is_said(tmp_path: Path, log: str) -> None:
+    """Also where what it has in the kernel still had something to say; but not where it failed by itself before."""
+    assert explained(tmp_path, "dump", log, code=137)["message"] == "CRIU was killed by signal 9"
+    failed = explained(tmp_path, "dump", f"(0) Error (criu/mem.c:5): Broken\n{log}", code=137)
+    assert "Broken" in str(failed["message"])
+
+
 def test_sizes_are_told(tmp_path: Path) -> None:
     """What was expected and what was found, not the other way round."""
     said = explained(tmp_path, "restore", "(1) Error (criu/f.c:1): File a has bad size 8 (expect 9)\n")

@@ -51,6 +51,18 @@ def test_any_bytes_end(data: bytes) -> None:
         assert error.code == "snapshot_corrupt"
 
 
+@given(st.one_of(st.binary(max_size=60), MESSAGES.map(encoded)))
+def test_numbers_are_those_of_the_fields(data: bytes) -> None:
+    """What reads numbers by itself reads what `fields` does, and refuses what that refuses."""
+    try:
+        expected = {field.number: field.value for field in protobuf.fields(data) if isinstance(field.value, int)}
+    except ImageError as error:
+        with pytest.raises(ImageError, match=str(error)):
+            protobuf.numbers(data)
+    else:
+        assert protobuf.numbers(data) == expected
+
+
 @given(st.lists(st.binary(max_size=30), max_size=5))
 def test_image_files_survive(payloads: list[bytes]) -> None:
     """Messages of a file come back as they were."""

@@ -1,0 +1,63 @@
+"""The thread that publishes output: who subscribes is heard, whatever is published meanwhile."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from jupyter_client.session import Session
+
+from warmcell.sandbox.guest.kernel.iopub import Publisher, in_order
+
+TIMEOUT_MS = 60_000
+SESSION = Session(key=b"")
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Publisher]:
+    context = zmq.Context()
+    socket = context.socket(zmq.XPUB)
+    socket.linger = 0
+    socket.bind(f"ipc://{tmp_path}/iopub")
+    made = Publisher(socket, session=SESSION)
+    made.start()
+    try:
+        yield made
+    finally:
+        in_order(made, made._event_pipe_gc_task.cancel, timeout=TIMEOUT_MS / 1000)
+        made.stop()
+        made.close()
+        context.destroy(linger=0)
+
+
+def test_a_subscription_that_comes_while_it_publishes_is_heard(publisher: Publisher, tmp_path: Path) -> None:
+    """libzmq wakes the thread once for a subscription, and sending uses that up; the welcome comes all the same."""
+    publishing, heard = threading.Event(), threading.Event()
+
+    def publish_until_it_has_come() -> None:
+        message = SESSION.serialize(SESSION.msg("status", {"execution_state": "starting"}))
+        publishing.set()
+        while not heard.wait(0.002):  # libzmq looks for what has come at most once in a millisecond.
+            publisher._really_send(message)
+
+    with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
+
+        def next_kind() -> str:
+            assert subscriber.poll(TIMEOUT_MS)
+            _, frames = SESSION.feed_identities(subscriber.recv_multipart())
+            return str(SESSION.deserialize(frames)["msg_type"])
+
+        subscriber.linger = 0
+        subscriber.subscribe(b"other")
+        subscriber.connect(f"ipc://{tmp_path}/iopub")
+        assert next_kind() == "iopub_welcome"
+        for _ in range(2):  # The thread has been woken for all that the connection brought.
+            assert in_order(publisher, lambda: None, timeout=TIMEOUT_MS / 1000)
+        publisher.schedule(publish_until_it_has_come)
+        assert publishing.wait(TIMEOUT_MS / 1000)
+        subscriber.subscribe(b"")
+        assert next_kind() == "status"
+        heard.set()
+        while next_kind() != "iopub_welcome":
+            pass
