@@ -94,7 +94,7 @@ async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places
             async with asyncio.timeout(60):
                 while not await prepared(client):  # noqa: ASYNC110 - nobody tells it
                     await asyncio.sleep(0.02)
-        assert not all(late)
+        assert sum(late) <= 3, late
         await until_prepared(client, 1)
         many = await asyncio.gather(*(started(client, tmp_path) for _ in range(5)))
         assert {info["started_from"] for info, _ in many} == {"template"}
