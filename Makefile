@@ -35,7 +35,7 @@ test: setup-dev
 	@$(MAKE) lint
 	scripts/jlpm test
 	@$(MAKE) build
-	$(BIN)/python -m pytest --reruns 1 --max-suite-reruns 5 --rerun-show-tracebacks $(TEST_ARGS)
+	scripts/run-tests $(TEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 
 from benchmarks import machine
+from tests import groups, leaks
 from tests.engines import docker, dockerd, mortal
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
@@ -27,6 +28,12 @@ ORDER = ("unit", "packaging", "contract", "integration", "security", "jupyter", 
 USED = pytest.StashKey[set[str]]()
 """Lanes that have a test in this run."""
 
+SHARED_OUT = "PYTEST_XDIST_WORKER" in os.environ
+"""Whether this process has a part of the tests only (pytest-xdist)."""
+
+GROUPS = pytest.StashKey[list[Path]]()
+"""Control groups that this process has entered."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms of tests, and only those")
@@ -36,8 +43,22 @@ def pytest_configure(config: pytest.Config) -> None:
     # As from a terminal: a shell has it ignored in what it starts in the background, and so would every plain kernel.
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     config.addinivalue_line("markers", "long: the long form of a test; runs with --long (make long)")
+    config.addinivalue_line("markers", "alone: measures, so that no other test may run beside it")
     for name, lane in LANES.items():
         config.addinivalue_line("markers", f"{name}: lane: {lane.about}")
+
+    if _runs_tests(config):
+        made = config.stash[GROUPS] = groups.enter()
+        leaks.GROUPS[:] = made or [groups.EVERYWHERE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    groups.leave(config.stash.get(GROUPS, []))
+
+
+def _runs_tests(config: pytest.Config) -> bool:
+    """False in the process that hands them out to others (pytest-xdist)."""
+    return SHARED_OUT or not config.getoption("numprocesses", None)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -55,6 +76,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
+@pytest.hookimpl(tryfirst=True)  # Before what pytest-xdist reads the groups.
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = bool(config.getoption("--long"))
     left_out = [item for item in items if (item.get_closest_marker("long") is not None) != wanted]
@@ -65,10 +87,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:  # It is to be there before the test's own places are looked at.
         if isinstance(item, pytest.Function) and item.get_closest_marker("docker") is not None:
             item.fixturenames = ["dockerd", *item.fixturenames]  # The list is that of all of a test's parameters.
+        item.add_marker(pytest.mark.xdist_group(_together(item)))
     config.stash[USED] = {name for name in LANES for item in items if item.get_closest_marker(name) is not None}
 
 
+def _together(item: pytest.Item) -> str:
+    """Tests of one name run in one process: those of a file, which share its servers, and those of the engine."""
+    return "docker" if item.get_closest_marker("docker") is not None else item.nodeid.partition("::")[0]
+
+
 def _rank(item: pytest.Item) -> int:
+    """In which order they run; what one process has to run alone begins first."""
+    if item.get_closest_marker("docker") is not None and SHARED_OUT:
+        return -1
     folder = item.nodeid.split("/")[1]
     return ORDER.index(folder) if folder in ORDER else len(ORDER)
 

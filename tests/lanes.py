@@ -52,9 +52,10 @@ def chromium() -> str | None:
 
 
 def ordinary_uid() -> int:
-    """A uid that nobody on this machine has, from 1001 on."""
+    """A uid that nobody on this machine has, from 1001 on; another one for each part of a run that is shared out."""
     taken = {entry.pw_uid for entry in pwd.getpwall()}
-    return next(uid for uid in range(1001, 60000) if uid not in taken)
+    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return next(uid for uid in range(1001 + 100 * part, 60000) if uid not in taken)
 
 
 def as_ordinary_user(*argv: str, uid: int | None = None) -> list[str]:

@@ -5,6 +5,7 @@ belongs to the test can be told by that name: a process has it in its environmen
 """
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -16,9 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import groups
+
 GRACE_S = 60.0
 """How long what is ending may take; a sandbox's processes die asynchronously with their keeper."""
 
+GROUPS = [groups.EVERYWHERE]
+"""Where control groups of this run can be; `groups.enter` narrows it."""
+
+_OF_A_TEST = re.compile(r"/wc-\w+/")
 _HELPERS_OF_PYTHON = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
@@ -183,7 +190,7 @@ def _read(path: str) -> bytes:
 
 def _mounts(places: Places) -> Iterator[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if "warmcell" in line.split(" - ")[0] or places.root.name in line:
+        if places.root.name in line or ("warmcell" in line.split(" - ")[0] and not _OF_A_TEST.search(line)):
             yield f"mount {line}"
 
 
@@ -192,7 +199,7 @@ def _cgroups(ours: set[int]) -> Iterator[str]:
 
     Others' tests may run beside it. A group's name tells who made it: `warmcell-PID.STARTED-…`.
     """
-    for directory, names, _ in os.walk("/sys/fs/cgroup"):
+    for directory, names, _ in itertools.chain.from_iterable(map(os.walk, GROUPS)):
         for name in names:
             if name.startswith("warmcell"):
                 path = Path(directory, name)

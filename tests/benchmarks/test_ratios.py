@@ -13,6 +13,8 @@ from benchmarks import p1_start, p2_restart, p3_fork, p4_resume, p7_agents, p8_m
 from benchmarks.rows import Engine, Row
 from tests.engines import Dockerd
 
+pytestmark = pytest.mark.alone
+
 P1_LIMIT, P2_LIMIT, P3_LIMIT, P4_LIMIT, P7_LIMIT, P8_LIMIT, P11_LIMIT = 0.5, 0.2, 1.0, 0.6, 1.0, 0.3, 0.6
 P9_LIMITS = {"trivial execute": 1.5, "100 MB of output": 2.0}
 

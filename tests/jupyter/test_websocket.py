@@ -15,6 +15,7 @@ DELAYED_ACKNOWLEDGEMENT_S = 0.040
 """How long Linux may hold back an acknowledgement, and with it each message but the first."""
 
 
+@pytest.mark.alone
 async def test_a_cells_messages_do_not_wait_for_acknowledgements(places: Places) -> None:
     """Of many cells some are answered sooner than TCP would give out small messages by itself."""
     took = [1.0]

@@ -21,7 +21,7 @@ from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.alone]
 
 CONTAINERS, ROUNDS = 10, 4
 RATIO = 3.0

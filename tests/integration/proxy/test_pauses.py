@@ -156,6 +156,7 @@ async def test_a_pause_that_is_not_answered_ends(rig: Rig) -> None:
     assert kinds == {"warmcell_go_on_request", "execute_request"}
 
 
+@pytest.mark.alone
 async def test_coming_back_takes_milliseconds(kernel: Kernel) -> None:
     """No pauses between attempts or questions add to it."""
     took = [1.0]

@@ -170,6 +170,7 @@ async def test_a_guest_that_reads_nothing_is_not_fed(rig: Rig) -> None:
     assert [(await guest.asked())["content"]["comm_id"] for _ in range(120)] == [str(number) for number in range(120)]
 
 
+@pytest.mark.alone
 async def test_a_flood_does_not_slow_the_neighbour(make_rig: MakeRig, places: Places) -> None:
     """Another kernel's trivial execute takes at most 1.5 times as long while one says more than a kernel can.
 

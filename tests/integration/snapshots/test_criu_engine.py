@@ -72,6 +72,7 @@ def flip(path: Path, *, at: int) -> None:
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
+@pytest.mark.alone
 async def test_it_says_that_it_is_ready(boxes: Boxes) -> None:
     """A real small dump and restore, once; asked again it knows."""
     took = []

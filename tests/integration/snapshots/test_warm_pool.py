@@ -75,6 +75,7 @@ async def says(asked: dict[str, Any], code: str) -> str:
         return await opened.run(code)
 
 
+@pytest.mark.alone
 async def test_ten_starts_one_second_apart_all_come_from_the_pool(places: Places, tmp_path: Path) -> None:
     """None waits for a sandbox or a restore, nor does any of a burst when there was one just before.
 
