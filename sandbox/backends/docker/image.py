@@ -1,9 +1,10 @@
 """What an image brings, found out by running its Python once, in a container that has less than any sandbox."""
 
 import json
+import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ except ImportError as error:
     lacks = str(error)
 print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
     "user_site": sys.prefix == sys.base_prefix,
+    "volumes": {path: os.path.realpath(path) for path in sys.argv[1:]},
     "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
 """
 _NO_FILE = ("no such file or directory", "executable file not found", "not a directory", "is a directory")
@@ -44,8 +46,8 @@ class Image:
     user_site: bool
     """Whether that interpreter looks into its user's own packages."""
     env: Mapping[str, str]
-    volumes: tuple[str, ...]
-    """Paths that it declares to be volumes."""
+    volumes: Mapping[str, str]
+    """Paths that it declares to be volumes, and where they are when its links have been followed."""
 
 
 class Images:
@@ -105,7 +107,8 @@ class Images:
 
     def _examine(self, name: str, python: str, said: Mapping[str, Any]) -> Image:
         config = said.get("Config") or {}
-        found = self._run(name, str(said["Id"]), python or "python3")
+        declared = sorted(config.get("Volumes") or ())
+        found = self._run(name, str(said["Id"]), python or "python3", declared)
         major, minor = found["version"]
         if (major, minor) < OLDEST_PYTHON:
             raise InvalidRequestError(
@@ -128,13 +131,13 @@ class Images:
             version=(major, minor),
             user_site=bool(found["user_site"]),
             env=dict(str(one).partition("=")[::2] for one in config.get("Env") or ()),
-            volumes=tuple(sorted(config.get("Volumes") or ())),
+            volumes={path: _plain(found["volumes"][path], name) for path in declared},
         )
 
-    def _run(self, name: str, image: str, python: str) -> Mapping[str, Any]:
+    def _run(self, name: str, image: str, python: str, volumes: Sequence[str]) -> Mapping[str, Any]:
         called = f"warmcell-look-{secrets.token_hex(6)}"
         try:
-            made = self._engine.create(called, self._container(image, python))
+            made = self._engine.create(called, self._container(image, python, volumes))
             try:
                 self._engine.start(made)
                 code = self._engine.wait(made, timeout_s=CHECK_TIMEOUT_S)
@@ -158,11 +161,11 @@ class Images:
             hint="Try it: `docker run --rm IMAGE python3 --version`.",
         )
 
-    def _container(self, image: str, python: str) -> Mapping[str, Any]:
+    def _container(self, image: str, python: str, volumes: Sequence[str]) -> Mapping[str, Any]:
         return {
             "Image": image,
             "Entrypoint": [python],
-            "Cmd": ["-I", "-c", CHECK],
+            "Cmd": ["-I", "-c", CHECK, *volumes],
             "User": "65534:65534",
             "Labels": dict(self._labels),
             "WorkingDir": "/",
@@ -176,6 +179,16 @@ class Images:
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
             },
         }
+
+
+def _plain(path: str, image: str) -> str:
+    """Where a volume is, as the image's own interpreter says it."""
+    if path == "/" or not path.startswith("/") or os.path.normpath(path) != path:
+        raise InvalidRequestError(
+            f"The image {image} declares a volume at {path!r}, which no sandbox can have",
+            hint="Declare it elsewhere in the image's Dockerfile.",
+        )
+    return path
 
 
 def _no_python(name: str, python: str) -> InvalidRequestError:

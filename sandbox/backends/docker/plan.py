@@ -88,17 +88,13 @@ def prepare(
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
     files.own("/dev/shm", size_bytes=limits.shm_bytes, mode="1777", options="exec", part="shm")
     files.own(RUN, size_bytes=RUN_BYTES, mode="0700", options="noexec")
-    for number, volume in enumerate(image.volumes):
-        if volume not in files.memory:
-            above = Path(volume) in Path(RUN).parents  # Who can write there could put another in its place.
-            part = "" if above or volume == home else f"volume{number}"
-            files.own(volume, size_bytes=limits.layer_bytes, mode="0755", options="exec", part=part, of_root=above)
     if spec.home == "private":
         files.own(home, size_bytes=limits.layer_bytes, mode="0700", options="exec", part="home")
     else:
         files.trees[Path(home)] = persistent_home(paths, identity, as_root=os.getuid() == 0)
         files.writable.add(Path(home))
     _shown(files, spec, workspace)
+    _volumes(files, image, size_bytes=limits.layer_bytes)
     _hide(files, [paths.runtime, paths.state], allowed=home)
     copied = files.copied(spec, workspace)
     fits = {
@@ -171,6 +167,29 @@ def _shown(files: Files, spec: SandboxSpec, workspace: Path | None) -> None:
     check_places({target: source for target, source in files.trees.items() if target not in own_places})
     for path, real in aliases:
         files.named(path, real)
+
+
+def _volumes(files: Files, image: Image, *, size_bytes: int) -> None:
+    """What an image declares to be volumes: files of the sandbox's own, in memory, unless it has something there.
+
+    The engine makes one of its own for each of these paths at which nothing is asked for, as the image spells them.
+    """
+    run = RUN
+    # Those at which no link leads elsewhere come first: others may lead there.
+    for number, (declared, real) in sorted(enumerate(image.volumes.items()), key=lambda one: one[1][0] != one[1][1]):
+        if declared in files.memory or Path(declared) in files.trees:
+            continue
+        if Path(real) in Path(RUN).parents:
+            # Who can write there could put another in its place. What lies deeper is mounted later.
+            files.own(declared, size_bytes=size_bytes, mode="0755", options="exec", of_root=True)
+            run = max(run, f"{declared}{RUN.removeprefix(real)}", key=lambda path: path.count("/"))
+        elif real in files.memory:
+            files.memory[declared] = files.memory[real]
+        elif Path(real) in files.trees:
+            files.named(Path(declared), Path(real))
+        else:
+            files.own(declared, at=real, size_bytes=size_bytes, mode="0755", options="exec", part=f"volume{number}")
+    files.memory[run] = files.memory.pop(RUN)
 
 
 def _hide(files: Files, own_directories: Sequence[Path], *, allowed: str) -> None:

@@ -39,14 +39,22 @@ class Files:
     notes: list[str] = field(default_factory=list)
 
     def own(
-        self, place: str, *, size_bytes: int, mode: str, options: str, part: str = "", of_root: bool = False
+        self,
+        place: str,
+        *,
+        size_bytes: int,
+        mode: str,
+        options: str,
+        part: str = "",
+        at: str = "",
+        of_root: bool = False,
     ) -> None:
-        """A file system in memory that is the guest's, unless it is root's."""
+        """A file system in memory that is the guest's, unless it is root's; `at`: where links lead from `place`."""
         most = max(1024, size_bytes // PAGE_BYTES)
         owner = "uid=0,gid=0" if of_root else f"uid={self.identity.uid},gid={self.identity.gid}"
         self.memory[place] = f"rw,nosuid,nodev,{options},size={size_bytes},nr_inodes={most},mode={mode},{owner}"
         if part:
-            self.parts[part] = Part(place=place.lstrip("/"), most_bytes=size_bytes, most_entries=most)
+            self.parts[part] = Part(place=(at or place).lstrip("/"), most_bytes=size_bytes, most_entries=most)
 
     def show(self, source: Path, target: Path, *, mode: str) -> None:
         """A tree of the host, writable only where the guest is whose files they are."""

@@ -1,8 +1,10 @@
 """What is special about sandboxes that are containers."""
 
 import asyncio
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,18 +140,40 @@ async def test_a_copy_on_write_folder_with_mounts_in_it_is_read_only(docker: Doc
         assert (await box.shell(f"touch {folder}/new")).exit_code != 0
 
 
-async def test_volumes_of_an_image_are_saved(docker: Dockerd, places: Places) -> None:
-    """They are private files like any others."""
+@contextlib.contextmanager
+def with_volumes(docker: Dockerd, *volumes: str) -> Iterator[str]:
+    """The test image, with these volumes declared."""
     made = docker.docker("create", IMAGE, "true")
-    docker.docker("commit", "--change", 'VOLUME ["/data", "/srv/more"]', made, VOLUMES)
+    docker.docker("commit", "--change", f"VOLUME {json.dumps(volumes)}", made, VOLUMES)
     docker.docker("rm", made)
     try:
-        subject = subject_of(places, docker)
-        layer = subject.folder("layer")
-        async with subject.box(image=VOLUMES) as box:
-            await box.says("echo first > /data/file && mkdir /srv/more/inner && echo second > /srv/more/inner/file")
-            await box.instance.save_layer(layer)
-        async with subject.box(image=VOLUMES, layer=layer) as box:
-            assert await box.says("cat /data/file /srv/more/inner/file") == "first\nsecond"
+        yield VOLUMES
     finally:
         docker.docker("rmi", "--force", VOLUMES)
+
+
+async def test_volumes_of_an_image_are_saved(docker: Dockerd, places: Places) -> None:
+    """They are private files like any others, also where a link leads to them; none of the engine's is made."""
+    volumes = ("/data", "/srv/more", "/var/lock/linked", "/var/run", "/home")  # /var/lock and /var/run are links.
+    with with_volumes(docker, *volumes) as image:
+        subject = subject_of(places, docker)
+        layer = subject.folder("layer")
+        async with subject.box(image=image) as box:
+            await box.says("echo first > /data/file && mkdir /srv/more/inner && echo second > /srv/more/inner/file")
+            await box.says("echo third > /run/lock/linked/file; echo fourth > ~/file")
+            assert await box.says("stat --format %U /run /run/warmcell") != "root\nroot"
+            await box.instance.save_layer(layer)
+            assert docker.docker("volume", "ls", "--quiet") == ""
+        async with subject.box(image=image, layer=layer) as box:
+            told = await box.says("cat /data/file /srv/more/inner/file /var/lock/linked/file ~/file")
+            assert told == "first\nsecond\nthird\nfourth"
+
+
+async def test_a_folder_at_an_images_volume_is_the_folder(docker: Dockerd, places: Places) -> None:
+    """What was asked for comes before what the image declares."""
+    subject = subject_of(places, docker)
+    folder = owned_folder(subject, "work") if os.getuid() == 0 else subject.folder("work")
+    with with_volumes(docker, str(folder)) as image:
+        async with subject.box(image=image, workspace=folder) as box:
+            await box.says(f"echo made > {folder}/made")
+    assert (folder / "made").read_text() == "made\n"
