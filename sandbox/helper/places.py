@@ -102,7 +102,8 @@ def identify(pidfd: int, caller: int, owns: Callable[[int, int, int], bool] | No
             raise HelperError(
                 "unsupported",
                 "Memory snapshots need a sandbox that root has made; this one is in a user namespace of its own",
-                hint="Let the helper make the sandbox: `systemctl enable --now warmcell-helper`, then start it anew.",
+                hint="Have the helper make it (`systemctl enable --now warmcell-helper`), and start it anew. "
+                "A container: use the system's engine (c.Warmcell.docker_host), without userns-remap.",
             )
         if caller not in (0, int(found["Uid"].split()[0])):
             began = _began(process)
