@@ -187,7 +187,7 @@ class Root:
                 for path, (mode, owner) in sorted(directories.items(), key=lambda item: len(Path(item[0]).parts))
                 if path not in mounted and not (path.startswith(ROOT) and path.removeprefix(ROOT) in files)
             ],
-            "files": [{"path": path, "content": content.hex()} for path, content in self.files.items()],
+            "files": [{"path": path, "content": content} for path, content in self.files.items()],
             "links": [{"path": path, "target": target} for path, target in self.links.items()],
             "clones": self.clones,
             "fills": [],
