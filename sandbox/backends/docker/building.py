@@ -37,11 +37,12 @@ class Member:
     """What a symbolic link says."""
 
 
-class BuildFailedError(BackendError):
-    """A step ended with another code than 0, or the engine could not take it."""
+class BuildFailedError(Exception):
+    """A step ended with another code than 0, or the engine could not take it; for who builds, to tell in its words."""
 
     def __init__(self, message: str, exit_code: int | None) -> None:
-        super().__init__(message, hint="Its output says why.")
+        super().__init__(message)
+        self.message = message
         self.exit_code = exit_code
 
 
