@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from warmcell.sandbox.backends.docker.engine import Engine
-from warmcell.sandbox.errors import BackendError, ConflictError
+from warmcell.sandbox.errors import ConflictError
 
 IDLE_TIMEOUT_S = 24 * 3600.0
 """A step may say nothing for as long; who does not want to wait stops the build."""
