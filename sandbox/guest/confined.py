@@ -12,7 +12,7 @@ import sys
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
 _STEP_BYTES = 8
-_OF_THE_ENGINE = ("HOSTNAME", "NVIDIA_VISIBLE_DEVICES", "container")
+_OF_THE_ENGINE = ("HOSTNAME", "NVIDIA_VISIBLE_DEVICES", "TERM", "container")
 """Variables that engines add, and that what runs here has no use for: a clone has another name."""
 
 

@@ -237,13 +237,15 @@ def _look_inside(remains: Remains, prepared: Prepared, container: Container, run
             _NOT_SEEN.format(runtime=runtime or "?", why=error.strerror),
             hint="The engine must run on this machine, as root or as this user, with a runtime such as runc.",
         ) from None
+    owner = (prepared.identity.uid, prepared.identity.gid)
+    if os.getuid() == 0:
+        for path, mode in prepared.given.items():
+            inside.give(remains.root_fd, path, owner, mode)
     why = "" if prepared.changes is None else changes.mount(prepared.changes, remains.init_fd, layer=remains.layer_fd)
     if prepared.saved is not None:
         layers.fill(remains.root_fd, prepared.saved, prepared.parts)
     if prepared.user_site:
-        inside.directories(
-            remains.root_fd, prepared.home, prepared.user_site, (prepared.identity.uid, prepared.identity.gid)
-        )
+        inside.directories(remains.root_fd, prepared.home, prepared.user_site, owner)
     return why and _NO_OVERLAY.format(why)
 
 

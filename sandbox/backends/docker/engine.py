@@ -22,7 +22,6 @@ from warmcell.sandbox.errors import (
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
 TAIL_BYTES = 4096
-TAIL_LINES = 64
 OLDEST_API = (1, 41)
 """Of Docker 20.10: the first that gives a container control groups of its own to see."""
 _START = "Start it (`systemctl start docker`), or name another one: c.Warmcell.docker_host."
@@ -47,6 +46,10 @@ class EngineInfo:
     """Whether a container's users are others on the host (rootless, userns-remap)."""
     live_restore: bool
     """Whether containers stay when it is restarted."""
+    podman: bool = False
+    """Whether it is Podman: its memory has neither owner nor a most number of files, and it leaves out requests for
+    devices without a word.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +171,13 @@ class Engine:
                 raise NotFoundError(f"There is no container {container}", hint="Somebody has removed it.") from None
 
     def said(self, container: str, *, errors_only: bool = True) -> str:
-        """The last words of what it printed, on stderr alone unless told otherwise; at most 4 KiB."""
+        """The last words of what it printed, on stderr alone unless told otherwise; at most 4 KiB.
+
+        All of it is asked for, which is little: asked for its last lines, Podman leaves out one that does not end.
+        """
         with self.client() as client:
             try:
-                told = client.logs(container, stdout=not errors_only, stderr=True, tail=TAIL_LINES)
+                told = client.logs(container, stdout=not errors_only, stderr=True)
             except (_errors().NotFound, _errors().APIError):
                 return ""
         return bytes(told)[-TAIL_BYTES:].decode(errors="replace")
@@ -342,4 +348,5 @@ def _read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44),
         maps_users="name=rootless" in security or "name=userns" in security,
         live_restore=bool(said.get("LiveRestoreEnabled")),
+        podman="BuildahVersion" in said,
     )

@@ -20,6 +20,10 @@ def devices(gpus: Sequence[GpuDevice], info: EngineInfo) -> Mapping[str, Any]:
     uuids = [gpu.uuid for gpu in gpus if not gpu.simulated]
     if not uuids:
         return {}
+    if info.podman:
+        raise BackendUnavailableError(
+            "Podman hands out no GPUs over this API", hint="Use Docker, or the bubblewrap backend."
+        )
     if "nvidia" in info.runtimes:
         return {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": uuids, "Capabilities": [list(WHAT_FOR)]}]}
     if info.cdi:

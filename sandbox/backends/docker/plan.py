@@ -54,6 +54,8 @@ class Prepared:
     saved: Saved | None
     changes: Changes | None
     """What it may change of its workspace for itself alone."""
+    given: Mapping[str, int]
+    """Directories in the sandbox that are given to the guest once it is up, where root does this, with their modes."""
     note: str
     """Why the workspace is not as asked for."""
     user_site: str
@@ -148,6 +150,7 @@ def prepare(
         ),
         saved=saved,
         changes=made,
+        given=files.given,
         note=" ".join(files.notes),
         user_site=site if spec.home == "private" and saved is None and image.user_site else "",
     )

@@ -1,11 +1,18 @@
 """What is asked of an engine of containers, without one."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from warmcell.sandbox.backends.docker.engine import EngineInfo
 from warmcell.sandbox.backends.docker.graphics import devices
+from warmcell.sandbox.backends.docker.image import Image
+from warmcell.sandbox.backends.docker.plan import Prepared, prepare
 from warmcell.sandbox.errors import BackendUnavailableError
-from warmcell.sandbox.models import GIB, GpuDevice
+from warmcell.sandbox.models import GIB, GpuDevice, SandboxId, SandboxSpec
+from warmcell.sandbox.paths import Paths
 
 
 def info(*, runtimes: tuple[str, ...] = ("runc",), cdi: bool = False) -> EngineInfo:
@@ -55,3 +62,65 @@ def test_an_engine_without_a_way_to_gpus_says_so() -> None:
     with pytest.raises(BackendUnavailableError) as failed:
         devices([gpu("GPU-1")], info())
     assert "NVIDIA Container Toolkit" in failed.value.hint
+    with pytest.raises(BackendUnavailableError, match="Podman"):
+        devices([gpu("GPU-1")], replace(info(runtimes=("nvidia",)), podman=True))
+
+
+def planned(
+    tmp_path: Path, engine: EngineInfo, *gpus: GpuDevice, env: Mapping[str, str] = {}, volumes: Mapping[str, str] = {}
+) -> Prepared:
+    """A sandbox as it is asked for."""
+    paths = Paths(runtime=tmp_path / "r", state=tmp_path / "s", leases=tmp_path / "l").make()
+    image = Image(id="sha256:1", python="/usr/bin/python3", version=(3, 11), user_site=True, env=env, volumes=volumes)
+    return prepare(
+        SandboxSpec(python=""),
+        sandbox_id=SandboxId("box"),
+        directory=tmp_path,
+        gpus=gpus,
+        paths=paths,
+        info=engine,
+        image=image,
+        runtime="",
+        labels={},
+    )
+
+
+def test_a_sandbox_has_the_gpus_that_are_leased_and_no_other(tmp_path: Path) -> None:
+    """An image of CUDA's asks for all of them: it gets those of the request, and none where none is leased."""
+    wants_all = {"NVIDIA_VISIBLE_DEVICES": "all"}
+    engine = info(runtimes=("runc", "nvidia"))
+    with_one = planned(tmp_path, engine, gpu("GPU-1"), env=wants_all).config
+    assert [one["DeviceIDs"] for one in with_one["HostConfig"]["DeviceRequests"]] == [["GPU-1"]]
+    assert not [one for one in with_one["Env"] if one.startswith("NVIDIA_VISIBLE_DEVICES")]
+    without = planned(tmp_path, engine, gpu("GPU-2", simulated=True), env=wants_all).config
+    assert "DeviceRequests" not in without["HostConfig"]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in without["Env"]
+
+
+def test_no_device_comes_by_its_number_or_by_a_path(tmp_path: Path) -> None:
+    """Neither is a lease's: numbers change, and a path has no others of its driver."""
+    for engine in (info(runtimes=("nvidia",)), info(cdi=True)):
+        host = planned(tmp_path, engine, gpu("GPU-1")).config["HostConfig"]
+        assert all("Count" not in one for one in host["DeviceRequests"])
+        assert not {"Devices", "DeviceCgroupRules", "Privileged"} & set(host)
+
+
+def test_memory_of_podmans_is_given_to_the_guest_afterwards(tmp_path: Path) -> None:
+    """It takes no owner, and no number of files; what is root's it never opens to all."""
+    engine = replace(info(), podman=True)
+    made = planned(tmp_path, engine, volumes={"/data": "/data", "/var/run": "/run"})
+    memory = made.config["HostConfig"]["Tmpfs"]
+    assert not [options for options in memory.values() if "nr_inodes" in options or "uid=" in options]
+    assert made.given == {"/tmp": 0o1777, "/dev/shm": 0o1777, "/run/warmcell": 0o700, made.home: 0o700, "/data": 0o755}
+    assert "mode=1777" in memory["/data"]
+    assert "mode=0755" in memory["/var/run"]
+
+
+def test_volumes_lie_where_links_lead(tmp_path: Path) -> None:
+    """Each path that an image declares is asked for, else the engine makes a volume; what lies deeper comes later."""
+    volumes = {"/run": "/run", "/var/run": "/run", "/var/tmp": "/tmp", "/data": "/srv/data"}
+    made = planned(tmp_path, info(), volumes=volumes)
+    memory = made.config["HostConfig"]["Tmpfs"]
+    assert set(memory) == {*volumes, "/tmp", "/dev/shm", made.home, "/var/run/warmcell"}
+    assert memory["/var/tmp"] == memory["/tmp"]
+    assert {part.place for part in made.parts.parts.values()} == {"tmp", "dev/shm", made.home[1:], "srv/data"}
