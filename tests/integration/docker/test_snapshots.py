@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.server import end_keeper
 from tests.engines import IMAGE, Dockerd
-from tests.integration.docker.boxes import subject_of
+from tests.integration.docker.boxes import paths_of, subject_of
 from tests.integration.snapshots.notebooks import clones, end_all, keeper, notebook, page
 from tests.integration.snapshots.test_faults_storage import gone
 from tests.integration.snapshots.test_fork import FORK
@@ -172,14 +172,29 @@ async def until_there_are(count: int, engine: Dockerd, *, unless: "asyncio.Task[
             await asyncio.sleep(0.01)
 
 
+async def until_it_is_saved(places: Places, *, unless: "asyncio.Task[object]") -> None:
+    """Wait until a snapshot is in the making, or all of it is made."""
+    store = paths_of(places).snapshots
+    async with asyncio.timeout(WAIT_S):
+        while not unless.done():
+            if await asyncio.to_thread(lambda: [*store.glob(".*/layer")]):
+                return
+            await asyncio.sleep(0.002)
+
+
 async def test_an_engine_that_is_gone_loses_no_kernel(places: Places, mortal: Dockerd, folder: Path) -> None:
-    """It is saved without; what needs a container fails by name and changes nothing, and works when it is back."""
+    """It is saved without, also where the engine goes meanwhile; what needs a container fails by name and changes
+    nothing, and works when it is back.
+    """
     for step in (mortal.kill, partial(mortal.start, live_restore=True)):
         await asyncio.to_thread(step)
     async with keeper(places, docker_host=mortal.host) as client, notebook(client, folder, **OURS) as made:
-        await made.run("x = 1")
+        await made.run("import os; x = 1; much = os.urandom(100_000_000)")
+        saving = asyncio.create_task(made.run("%snapshot then"))
+        await until_it_is_saved(places, unless=saving)
         await asyncio.to_thread(mortal.kill)
-        assert (await made.run("%snapshot then")).startswith("Snapshot then ")
+        assert (await saving).startswith("Snapshot then ")
+        assert (await made.info())["state"] == "running"
         await made.run("x = 2")
         with pytest.raises(BackendUnavailableError, match="engine"):
             await made.do("restore", snapshot="then")
