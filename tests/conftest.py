@@ -15,6 +15,7 @@ from tests import groups, leaks
 from tests.engines import docker, dockerd, mortal
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
+from tests.sharing import SHARED_OUT, ByFile, check_name, with_docker
 from warmcell.sandbox.helper import program
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.snapshots.criu import helper_environment
@@ -27,9 +28,6 @@ ORDER = ("unit", "packaging", "contract", "integration", "security", "jupyter", 
 
 USED = pytest.StashKey[set[str]]()
 """Lanes that have a test in this run."""
-
-SHARED_OUT = "PYTEST_XDIST_WORKER" in os.environ
-"""Whether this process has a part of the tests only (pytest-xdist)."""
 
 GROUPS = pytest.StashKey[list[Path]]()
 """Control groups that this process has entered."""
@@ -76,7 +74,10 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
-@pytest.hookimpl(tryfirst=True)  # Before what pytest-xdist reads the groups.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = bool(config.getoption("--long"))
     left_out = [item for item in items if (item.get_closest_marker("long") is not None) != wanted]
@@ -87,18 +88,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:  # It is to be there before the test's own places are looked at.
         if isinstance(item, pytest.Function) and item.get_closest_marker("docker") is not None:
             item.fixturenames = ["dockerd", *item.fixturenames]  # The list is that of all of a test's parameters.
-        item.add_marker(pytest.mark.xdist_group(_together(item)))
+        check_name(item)
     config.stash[USED] = {name for name in LANES for item in items if item.get_closest_marker(name) is not None}
-
-
-def _together(item: pytest.Item) -> str:
-    """Tests of one name run in one process: those of a file, which share its servers, and those of the engine."""
-    return "docker" if item.get_closest_marker("docker") is not None else item.nodeid.partition("::")[0]
 
 
 def _rank(item: pytest.Item) -> int:
     """In which order they run; what one process has to run alone begins first."""
-    if item.get_closest_marker("docker") is not None and SHARED_OUT:
+    if SHARED_OUT and with_docker(item.nodeid):
         return -1
     folder = item.nodeid.split("/")[1]
     return ORDER.index(folder) if folder in ORDER else len(ORDER)

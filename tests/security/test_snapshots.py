@@ -273,7 +273,7 @@ def containers(docker: Dockerd) -> Iterator[Dockerd]:
 
 
 @pytest.mark.docker
-async def test_what_an_image_brings_is_not_taken_for_the_helpers(
+async def test_what_an_image_of_docker_brings_is_not_taken_for_the_helpers(
     containers: Dockerd, places: Places, tmp_path: Path
 ) -> None:
     """Neither what criu is to know of the machine nor the place for page files; the guest enters neither."""
@@ -292,7 +292,7 @@ async def test_what_an_image_brings_is_not_taken_for_the_helpers(
 
 
 @pytest.mark.docker
-async def test_an_image_that_leads_the_helper_elsewhere_is_refused(
+async def test_an_image_of_docker_that_leads_the_helper_elsewhere_is_refused(
     containers: Dockerd, places: Places, tmp_path: Path
 ) -> None:
     """Its sandboxes work; saved they are not, and nothing is mounted where the link leads to."""
