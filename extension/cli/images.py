@@ -44,8 +44,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         run_build,
         about="build an image",
         description="Build an image from a file that says what is in it: a requirements.txt, a pyproject.toml (its "
-        "dependencies), a Dockerfile, or a file of Python that declares `image = warmcell.Image...`. What is there "
-        "already is not built again.",
+        "dependencies), an environment.yml, a Dockerfile, or a file of Python that declares "
+        "`image = warmcell.Image...`. What is there already is not built again.",
     )
     build.add_argument("file", metavar="FILE", help="what to build; `FILE.py:NAME` for another variable than `image`")
     build.add_argument("--name", default="", help="what to call it, for kernelspecs and Image.from_name")
@@ -175,9 +175,13 @@ def declared(file: str, *, python: str | None) -> "Image":
         return Image.python(python).pip_install_from_pyproject(path)
     if path.suffix in (".txt", ".in"):
         return Image.python(python).pip_install_from_requirements(path)
+    if path.suffix in (".yml", ".yaml"):
+        if python is not None:
+            raise InvalidRequestError("That file says itself which Python it has", hint="Leave out --python.")
+        return Image.from_environment(path)
     raise InvalidRequestError(
         f"{file} is no kind of file that declares an image",
-        hint="Name a requirements.txt, a pyproject.toml, a Dockerfile or a file of Python.",
+        hint="Name a requirements.txt, a pyproject.toml, an environment.yml, a Dockerfile or a file of Python.",
     )
 
 

@@ -39,6 +39,21 @@ def read_requirements(path: Path) -> PipInstall:
     """
     found = _Requirements()
     found.read(path, depth=0)
+    return _step(found, path)
+
+
+def requirements_of(lines: Sequence[str], path: Path) -> PipInstall:
+    """The same of lines that are in a file of another kind.
+
+    Raises:
+        InvalidRequestError: One of them cannot be part of an image.
+    """
+    found = _Requirements()
+    found.take("\n".join(lines), path, depth=0)
+    return _step(found, path)
+
+
+def _step(found: "_Requirements", path: Path) -> PipInstall:
     if not found.requirements:
         raise InvalidRequestError(f"{path} lists no packages", hint="Name another file.")
     return PipInstall(
@@ -64,7 +79,11 @@ class _Requirements:
             raise InvalidRequestError(
                 f"{path} includes itself", hint="Take the `-r` line out.", details={"file": str(path)}
             )
-        for line in _logical_lines(read_text(path)):
+        self.take(read_text(path), path, depth=depth)
+
+    def take(self, text: str, path: Path, *, depth: int) -> None:
+        """Take in what a file says."""
+        for line in _logical_lines(text):
             try:
                 self._line(line, path, depth)
             except InvalidRequestError as error:

@@ -97,6 +97,25 @@ class Image:
         """
         return cls(NamedBase(name=name))
 
+    @classmethod
+    def from_environment(cls, path: str | Path = "environment.yml", *, kernel: bool = True) -> Self:
+        """What an environment.yml of conda's asks for, where that is a Python and packages of pip's. Blocks.
+
+        Args:
+            path: The file. Without a Python in it: the version that runs this.
+            kernel: With ipykernel.
+
+        Raises:
+            InvalidRequestError: It cannot be read, or asks for packages of conda's.
+        """
+        from warmcell.sandbox.images import conda
+
+        read = conda.read(Path(path))
+        image = cls.python(read.python, kernel=kernel)
+        if read.variables:
+            image = image.env(read.variables)
+        return image if read.packages is None else image._and(read.packages)
+
     def pip_install(
         self,
         *packages: str | Sequence[str],
