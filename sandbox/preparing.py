@@ -278,6 +278,7 @@ class Preparing(Registry):
     async def _keep_warm(self, box: LiveSandbox) -> None:
         """Have the next start and the next sandbox of this shape be instant; imports happen one after another."""
         template: SnapshotId | None = None
+        await self._starts.quiet()  # Its own client is about to connect.
         try:
             self._expecting.add(box)
             try:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from warmcell.sandbox.backends import layers
 from warmcell.sandbox.backends.docker import changes, inside
-from warmcell.sandbox.backends.docker.engine import Container, Engine, EngineInfo
+from warmcell.sandbox.backends.docker.about import EngineInfo
+from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.docker.image import Images
 from warmcell.sandbox.backends.docker.instance import DockerInstance, Remains
 from warmcell.sandbox.backends.docker.labels import KEEPER, SANDBOX, container_name, ours

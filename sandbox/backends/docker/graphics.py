@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from warmcell.sandbox.backends.docker.engine import EngineInfo
+from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.models import GpuDevice
 

@@ -99,7 +99,7 @@ class Images:
             BackendUnavailableError: It does not answer, and never has told.
         """
         try:
-            self._called[name] = str(self._engine.image(name, timeout_s=NAME_TIMEOUT_S)["Id"])
+            self._called[name] = self._engine.image_id(name, timeout_s=NAME_TIMEOUT_S)
         except (BackendUnavailableError, OperationTimeoutError):
             if name not in self._called:
                 raise

@@ -9,8 +9,8 @@ from typing import Any
 
 from warmcell.sandbox.backends import layers, seccomp
 from warmcell.sandbox.backends.docker import changes
+from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.changes import Changes
-from warmcell.sandbox.backends.docker.engine import EngineInfo
 from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.shown import Files, bind

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.docker import changes
+from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.changes import Changes
-from warmcell.sandbox.backends.docker.engine import EngineInfo
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part
 from warmcell.sandbox.errors import InvalidRequestError

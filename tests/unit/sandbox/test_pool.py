@@ -18,7 +18,7 @@ from warmcell.sandbox.models import SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.pool import FORGOTTEN_S, MEMORY_S, MOST, WarmPool
 from warmcell.sandbox.service import SandboxService
-from warmcell.sandbox.starts import Starts
+from warmcell.sandbox.starts import SETTLED_S, Starts
 from warmcell.sandbox.testing.fakes import FakeBackend
 
 
@@ -211,6 +211,20 @@ async def test_a_start_that_is_under_way_comes_first(pool_of: Pool) -> None:
     starts.end(SandboxId("a"))
     await filled(pool)
     assert len(pool.prepared()) == 1
+
+
+async def test_it_is_quiet_when_no_start_has_ended_just_now() -> None:
+    """One that begins and ends while somebody waits is waited for as well, with what its client does next."""
+    starts = Starts()
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.ensure_future(starts.quiet())
+    await asyncio.sleep(SETTLED_S * 2 / 3)
+    starts.begin(SandboxId("a"))
+    starts.end(SandboxId("a"))
+    ended = loop.time()
+    starts.end(SandboxId("a"))
+    await waiting
+    assert loop.time() - ended >= SETTLED_S
 
 
 async def test_a_start_whose_end_is_never_told_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

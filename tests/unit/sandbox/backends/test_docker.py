@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.backends.docker.engine import EngineInfo
+from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare

@@ -1,0 +1,66 @@
+"""What an engine says of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from warmcell.sandbox.errors import BackendUnavailableError
+
+OLDEST_API = (1, 41)
+"""Of Docker 20.10: the first that gives a container control groups of its own to see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine says of itself."""
+
+    version: str
+    api: tuple[int, int]
+    runtimes: frozenset[str]
+    default_runtime: str
+    driver: str
+    """What keeps the files of images and containers."""
+    can: Mapping[str, bool]
+    """Whether it limits memory, pids, cpu."""
+    cdi: bool
+    """Whether it hands out devices by the names of the Container Device Interface."""
+    maps_users: bool
+    """Whether a container's users are others on the host (rootless, userns-remap)."""
+    live_restore: bool
+    """Whether containers stay when it is restarted."""
+    podman: bool = False
+    """Whether it is Podman: its memory has neither owner nor a most number of files, and it leaves out requests for
+    devices without a word.
+    """
+
+
+def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
+    """Read its answer to `info`.
+
+    Raises:
+        BackendUnavailableError: It is too old.
+    """
+    major, _, minor = api.partition(".")
+    found = (int(major), int(minor))
+    version = str(said.get("ServerVersion", "?"))
+    if found < OLDEST_API:
+        raise BackendUnavailableError(
+            f"The container engine {version} is too old", hint="Upgrade it to Docker 20.10 or newer."
+        )
+    security = " ".join(said.get("SecurityOptions") or ())
+    return EngineInfo(
+        version=version,
+        api=found,
+        runtimes=frozenset(said.get("Runtimes") or ()),
+        default_runtime=str(said.get("DefaultRuntime") or ""),
+        driver=str(said.get("Driver") or ""),
+        can={
+            "memory": bool(said.get("MemoryLimit")),
+            "pids": bool(said.get("PidsLimit")),
+            "cpu": bool(said.get("CpuCfsQuota")),
+        },
+        cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44),
+        maps_users="name=rootless" in security or "name=userns" in security,
+        live_restore=bool(said.get("LiveRestoreEnabled")),
+        podman="BuildahVersion" in said,
+    )
