@@ -52,9 +52,13 @@ class _Look:
             for above in (one, other):
                 opened.append(os.open(name, trees.DIRECTORY, dir_fd=above))
             mine, theirs = opened
-            if _about(os.fstat(mine)) != _about(os.fstat(theirs)) or _attributes(mine) != _attributes(theirs):
+            found = os.fstat(mine)
+            if _about(found) != _about(os.fstat(theirs)) or _attributes(mine) != _attributes(theirs):
                 return False
             here, there = dict(trees.entries(mine)), dict(trees.entries(theirs))
+            for entry in [entry for entry in here if here[entry].st_dev != found.st_dev and entry in there]:
+                if _identity(here[entry]) == _identity(there[entry]):  # Both show it, and neither is looked into.
+                    del here[entry], there[entry]
             self._entries_left -= len(here)
             if here.keys() != there.keys() or self._entries_left < 0:
                 return False

@@ -8,6 +8,9 @@ check = Register()
 BEGIN = "mkdir -p ~/of && echo one > ~/of/template && ln -s there ~/of/link && echo two > /tmp/template"
 """What both have from the layer that they begin with."""
 
+MANY = 300
+"""More files than are worth looking at; but those of the workspace, wherever that lies, are not."""
+
 LEFT_AND_TAKEN_BACK = (
     ("touch /tmp/new", "rm /tmp/new"),
     ("touch /dev/shm/new", "rm /dev/shm/new"),
@@ -31,6 +34,8 @@ async def replaceable(box: Box, other: Box) -> bool:
 @check(isolated=True, needs=has_layers)
 async def what_is_left_in_a_sandbox_is_missed_in_another(subject: Subject) -> None:
     folder = subject.folder("given")
+    for number in range(MANY):
+        (folder / f"given-{number}").touch()
     async with subject.box(workspace=folder) as box:
         await box.says(f"umask 022; {BEGIN}")
         layer = await saved(subject, box, "layer")
