@@ -63,6 +63,11 @@ class Paths:
         return self.state / "kernels.json"
 
     @property
+    def principals(self) -> Path:
+        """Who may use this user's sandboxes with a token, and the hashes of the tokens."""
+        return self.state / "principals.json"
+
+    @property
     def layers(self) -> Path:
         """Writable layers of sandboxes, where those cannot be in memory."""
         return self.state / "layers"

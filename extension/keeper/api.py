@@ -11,18 +11,21 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
-from warmcell.extension.keeper import images_api, self_api, snapshots_api
+from warmcell.extension.keeper import images_api, principals_api, self_api, snapshots_api
+from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
+from warmcell.extension.keeper.principals import Principal, Principals
+from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
-from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.changes import Subscription
+from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.lifecycle import TERMINAL
@@ -49,6 +52,8 @@ class KeeperApi:
     runs: Runs
     images: ImageCache
     wiring: Wiring
+    principals: Principals
+    quotas: PrincipalQuotas
     started_at: float
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
@@ -63,19 +68,22 @@ class KeeperApi:
                 (r"/check", CheckHandler),
                 *snapshots_api.routes(),
                 *images_api.routes(),
+                *principals_api.routes(),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
                 (r"/kernels/([^/]+)/(signal|end|adopt|leave|sessions)", KernelVerbHandler),
             ],
             scope=None,
+            gate=Gate(self.principals, self.quotas, self.service),
+            principals=principals_api.PrincipalsApi(self.principals, self.quotas),
         )
 
     def guest_application(self, scope: GuestScope) -> web.Application:
         """The few verbs that code in a sandbox has, within what that sandbox was given."""
         return self._application(self_api.routes(), scope=scope)
 
-    def _application(self, routes: list[Any], scope: GuestScope | None) -> web.Application:
+    def _application(self, routes: list[Any], scope: GuestScope | None, **settings: Any) -> web.Application:
         routes = [
             *routes,
             (r"/gpus", GpusHandler),
@@ -96,6 +104,7 @@ class KeeperApi:
             ),
             scope=scope,
             check_peer=scope is None,
+            **settings,
         )
 
     async def stop(self, sandbox_id: SandboxId) -> None:
@@ -123,6 +132,17 @@ class Handler(JsonHandler):
     def scope(self) -> GuestScope | None:
         scope: GuestScope | None = self.settings["scope"]
         return scope
+
+    def own_snapshot(self, ref: str, sandbox_id: str | None = None) -> str:
+        """What to ask the store for: of a principal, the id of one of its own.
+
+        Raises:
+            SnapshotNotFoundError: It has none like that.
+        """
+        if self.principal is None:
+            return ref
+        gate: Gate = self.settings["gate"]
+        return gate.snapshot(self.principal, ref, sandbox_id)
 
     def visible(self, sandbox_id: str) -> SandboxInfo:
         """The sandbox, if it exists for whoever asks."""
@@ -162,8 +182,8 @@ class GpusHandler(Handler):
 
     async def get(self) -> None:
         gpus = await self.keeper.service.gpus()
-        if self.scope is not None:
-            gpus = [self.scope.of_gpu(gpu) for gpu in gpus]
+        if self.scope is not None or self.principal is not None:
+            gpus = [of_gpu(gpu) for gpu in gpus]
         self.answer({"gpus": gpus})
 
 
@@ -178,7 +198,10 @@ class CheckHandler(Handler):
     """Would this start? Nothing is made. The interpreter, if none is named, is ours: a kernelspec's default."""
 
     async def post(self) -> None:
-        spec = SandboxSpec.from_json({"python": sys.executable, **_object(self.body(), "spec")})
+        asked = _object(self.body(), "spec")
+        if self.principal is not None:
+            asked = narrow(self.principal, asked)
+        spec = SandboxSpec.from_json({"python": sys.executable, **asked})
         self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
 
 
@@ -186,7 +209,7 @@ class SandboxesHandler(Handler):
     """All sandboxes that whoever asks may see."""
 
     def get(self) -> None:
-        infos = self.keeper.service.infos()
+        infos = own_sandboxes(self.principal, self.keeper.service.infos())
         if self.scope is not None:
             infos = self.scope.visible(infos)
         self.answer({"sandboxes": [info.to_json() for info in infos]})
@@ -198,11 +221,19 @@ class SandboxesHandler(Handler):
             spec = self.scope.narrow(asked)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
             info = await self.unless_gone(create)
+        elif self.principal is not None:
+            info = await self.unless_gone(self._create_for(self.principal, asked))
         else:
             pid = self.peer()[0]
             info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
             self._end_with_caller(info.id, pid)
         self.answer(info.to_json(), 201)
+
+    async def _create_for(self, principal: Principal, asked: dict[str, Any]) -> SandboxInfo:
+        keeper = self.keeper
+        spec = SandboxSpec.from_json({"python": sys.executable, **narrow(principal, asked)})
+        spec = dataclasses.replace(spec, limits=keeper.quotas.capped(principal.name, spec))
+        return await keeper.service.create(spec, owner="client", principal=principal.name)
 
     def _check_children(self, scope: GuestScope) -> None:
         living = [one for one in scope.visible(self.keeper.service.infos()) if one.state not in TERMINAL]
@@ -257,7 +288,7 @@ class MemoryHandler(Handler):
             name = body.get("name", "")
             self.answer((await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201)
         elif verb == "restore":
-            ref = _text(body.get("snapshot"), "snapshot")
+            ref = self.own_snapshot(_text(body.get("snapshot"), "snapshot"), box)
             info = await memory.restore(box, ref)
             if populate:
                 await memory.populate(box, ref)
@@ -353,17 +384,22 @@ class EventsHandler(Handler):
 
     async def _tell(self, service: SandboxService, changes: Subscription) -> None:
         present = {
-            "sandboxes": [info.to_json() for info in service.infos()],
-            "templates": [one.to_json() for one in await service.templates()],
+            "sandboxes": [info.to_json() for info in own_sandboxes(self.principal, service.infos())],
+            "templates": [one.to_json() for one in await service.templates()] if self.principal is None else [],
         }
         await self._send("hello", present)
         while not changes.ended:
             change = await changes.next(timeout=EVENT_KEEPALIVE_S)
+            if change is not None and not self._is_told(change):
+                continue
             if change is not None:
                 await self._send("sandbox" if isinstance(change, SandboxInfo) else "template", change.to_json())
             elif not changes.ended:
                 self.write(": still here\n\n")
                 await self.flush()
+
+    def _is_told(self, change: Change) -> bool:
+        return self.principal is None or getattr(change, "principal", None) == self.principal.name
 
     async def _send(self, name: str, data: Any) -> None:
         self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")

@@ -20,12 +20,14 @@ from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
+from warmcell.extension.keeper.principals import Principals
+from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
-from warmcell.sandbox.models import SandboxInfo
+from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -77,6 +79,16 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
+    principals = Principals(paths.principals)
+    principals.open()
+
+    async def take_gpus(sandbox_id: SandboxId) -> None:
+        try:
+            await memory.suspend(sandbox_id, even_busy=True)
+        except UnsupportedOperationError:  # Its memory cannot be saved here.
+            await api.stop(sandbox_id)
+
+    quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     api = KeeperApi(
         service=service,
         kernels=kernels,
@@ -84,6 +96,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         runs=runs,
         images=images,
         wiring=wiring,
+        principals=principals,
+        quotas=quotas,
         started_at=time.time(),
     )
     sockets = GuestSockets(api.guest_application)
@@ -108,6 +122,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
         asyncio.create_task(wiring.upkeep(service).run()),
+        asyncio.create_task(quotas.run()),
     ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
