@@ -12,6 +12,8 @@ from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
 from warmcell.extension.keeper import images_api, principals_api, self_api, snapshots_api
+from warmcell.extension.keeper.agents import api as agents_api
+from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel import KernelRequest
@@ -55,6 +57,7 @@ class KeeperApi:
     principals: Principals
     quotas: PrincipalQuotas
     started_at: float
+    agents: Agents
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
     def application(self) -> web.Application:
@@ -70,6 +73,7 @@ class KeeperApi:
                 *images_api.routes(),
                 *principals_api.routes(),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+                *agents_api.routes(),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
                 (r"/kernels/([^/]+)/(signal|end|adopt|leave|sessions)", KernelVerbHandler),
@@ -118,6 +122,7 @@ class KeeperApi:
         if owner is not None:
             owner.close()
         await self.runs.forget(sandbox_id)
+        await self.agents.forget(sandbox_id)
 
 
 class Handler(JsonHandler):
@@ -212,11 +217,14 @@ class SandboxesHandler(Handler):
         infos = own_sandboxes(self.principal, self.keeper.service.infos())
         if self.scope is not None:
             infos = self.scope.visible(infos)
-        self.answer({"sandboxes": [info.to_json() for info in infos]})
+        page, after = agents_api.selected(list(infos), self)
+        self.answer({"sandboxes": [info.to_json() for info in page], "next": after})
 
     async def post(self) -> None:
         asked = _object(self.body(), "spec")
-        if self.scope is not None:
+        if self.scope is None and "terms" in self.body():
+            info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
+        elif self.scope is not None:
             self._check_children(self.scope)
             spec = self.scope.narrow(asked)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
@@ -228,6 +236,19 @@ class SandboxesHandler(Handler):
             info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
             self._end_with_caller(info.id, pid)
         self.answer(info.to_json(), 201)
+
+    async def _create_to_last(self, asked: dict[str, Any]) -> SandboxInfo:
+        """One that outlives whoever asks, until its terms say otherwise."""
+        body, keeper = self.body(), self.keeper
+        if self.principal is not None:
+            asked = narrow(self.principal, asked)
+        snapshot = body.get("snapshot")
+        return await keeper.agents.create(
+            asked,
+            agents_api.terms_of(_object(body, "terms")),
+            snapshot=None if snapshot is None else self.own_snapshot(_text(snapshot, "snapshot")),
+            principal=self.principal_name,
+        )
 
     async def _create_for(self, principal: Principal, asked: dict[str, Any]) -> SandboxInfo:
         keeper = self.keeper
@@ -261,12 +282,21 @@ class SandboxHandler(Handler):
             await self.keeper.stop(info.id)
         self.set_status(204)
 
+    def patch(self, sandbox_id: str) -> None:
+        """Other terms from now on."""
+        info, changes = self.visible(sandbox_id), agents_api.changes_of(self.body())
+        self.answer(self.keeper.agents.set_terms(info.id, **changes).to_json())
+
 
 class InterruptHandler(Handler):
     """Interrupt what runs in a sandbox's kernel."""
 
     async def post(self, sandbox_id: str) -> None:
-        await self.keeper.runs.interrupt(self.visible(sandbox_id).id)
+        info = self.visible(sandbox_id)
+        if info.terms is not None:
+            await self.keeper.agents.interrupt(info.id)
+        else:
+            await self.keeper.runs.interrupt(info.id)
         self.answer({})
 
 
@@ -274,28 +304,52 @@ class MemoryHandler(Handler):
     """What can be done with the memory of a sandbox."""
 
     async def post(self, sandbox_id: str, verb: str) -> None:
-        memory, body, box = self.keeper.memory, self.body(), self.visible(sandbox_id).id
+        info = self.visible(sandbox_id)
+        if info.terms is None:
+            self.answer(*await self._of_notebook(info.id, verb))
+        else:
+            self.answer(*await agents_api.once(self.keeper.agents, self, lambda: self._of_agent(info.id, verb)))
+
+    async def _of_notebook(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        memory, body = self.keeper.memory, self.body()
         populate = body.get("populate") is True
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
-            self.answer(info.to_json())
         elif verb == "resume":
             info = await memory.resume(box)
             if populate:
                 await memory.populate(box)
-            self.answer(info.to_json())
         elif verb == "snapshot":
             name = body.get("name", "")
-            self.answer((await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201)
+            return (await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201
         elif verb == "restore":
             ref = self.own_snapshot(_text(body.get("snapshot"), "snapshot"), box)
             info = await memory.restore(box, ref)
             if populate:
                 await memory.populate(box, ref)
-            self.answer(info.to_json())
         else:
-            count = _number(body.get("n", 1), "n", least=1, most=CLONES_MAX)
-            self.answer({"sandboxes": [info.to_json() for info in await memory.fork(box, int(count))]}, 201)
+            return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones())]}, 201
+        return info.to_json(), 200
+
+    async def _of_agent(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        """The same, of what may be frozen, and goes on for whoever asks again."""
+        agents, memory, body = self.keeper.agents, self.keeper.memory, self.body()
+        if verb == "suspend":
+            return (await agents.suspend(box)).to_json(), 200
+        if verb == "resume":
+            return (await agents.wake(box)).to_json(), 200
+        if verb == "fork":
+            return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
+        await memory.check(box)
+        await agents.awake(box)
+        if verb == "snapshot":
+            name = body.get("name", "")
+            return (await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201
+        await memory.restore(box, self.own_snapshot(_text(body.get("snapshot"), "snapshot"), box))
+        return self.keeper.service.info(box).to_json(), 200
+
+    def _clones(self) -> int:
+        return int(_number(self.body().get("n", 1), "n", least=1, most=CLONES_MAX))
 
 
 class KernelsHandler(Handler):

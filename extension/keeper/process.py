@@ -15,6 +15,7 @@ from pathlib import Path
 
 from warmcell.extension import config
 from warmcell.extension.keeper import logs
+from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.api import KeeperApi
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
@@ -88,6 +89,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         except UnsupportedOperationError:  # Its memory cannot be saved here.
             await api.stop(sandbox_id)
 
+    agents = Agents(service, kernels, memory)
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     api = KeeperApi(
         service=service,
@@ -98,6 +100,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         wiring=wiring,
         principals=principals,
         quotas=quotas,
+        agents=agents,
         started_at=time.time(),
     )
     sockets = GuestSockets(api.guest_application)
@@ -123,6 +126,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
         asyncio.create_task(wiring.upkeep(service).run()),
         asyncio.create_task(quotas.run()),
+        asyncio.create_task(agents.end_in_time()),
     ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
@@ -133,6 +137,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         for look in looks:
             look.cancel()
         kernels.start_no_more()
+        await _end(agents.close())
         await memory.suspend_all()
         parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
         for part in (*parts, wiring.nursery.close()):
@@ -176,6 +181,7 @@ async def _watch_changes(
         if not isinstance(change, SandboxInfo):
             continue
         activity.set()
+        api.agents.changed(change)
         if change.state in TERMINAL:
             await _end(sockets.forget(change.id))
             await _end(api.forget(change.id))
