@@ -222,12 +222,12 @@ class E2bHandler(WarmcellHandler):
         user = self.identity_provider.get_user(self) if key else None
         if isinstance(user, Awaitable):
             user = await user
+        self.current_user = self._jupyter_current_user = user
         if user is None or not self.identity_provider.is_token_authenticated(self):
             raise UnauthenticatedError(
                 "The API key is not valid",
                 hint="Set E2B_API_KEY to a token of `warmcell token create`, or the server's.",
             )
-        self.current_user = user
         action = "read" if self.request.method == "GET" else "write"
         allowed = self.authorizer.is_authorized(self, user, action, AUTH_RESOURCE)
         if isinstance(allowed, Awaitable):
