@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from warmcell.extension.keeper.principals import NAME, SCOPES, TOKEN_PREFIX, Principal, Principals
+from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Principals, bearer
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError
 from warmcell.sandbox.lifecycle import State
@@ -38,13 +38,6 @@ VERBS: Final[tuple[tuple[str, str, str], ...]] = (
 
 ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "warmup", "image", "env", "backend")
 """The fields of a spec that a principal may choose."""
-
-
-def bearer(headers: Mapping[str, str]) -> str | None:
-    """The token of a principal that a request shows, if it shows one."""
-    kind, _, token = headers.get("Authorization", "").partition(" ")
-    token = token.strip()
-    return token if kind.lower() in ("bearer", "token") and token.startswith(TOKEN_PREFIX) else None
 
 
 def narrow(principal: Principal, asked: Mapping[str, Any]) -> dict[str, Any]:

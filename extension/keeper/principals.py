@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -267,6 +267,13 @@ class Principals:
                 f"{self._path} cannot be written: {error.strerror}", hint="Make room on its disk."
             ) from error
         self._known, self._tokens = known, tokens
+
+
+def bearer(headers: Mapping[str, str]) -> str | None:
+    """The token of a principal that a request shows, if it shows one."""
+    kind, _, token = headers.get("Authorization", "").partition(" ")
+    token = token.strip()
+    return token if kind.lower() in ("bearer", "token") and token.startswith(TOKEN_PREFIX) else None
 
 
 def _hash(token: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.extension.keeper.gate import ASKABLE, VERBS, bearer, narrow
-from warmcell.extension.keeper.principals import SCOPES, Principal, Principals, Quota
+from warmcell.extension.keeper.gate import ASKABLE, VERBS, narrow
+from warmcell.extension.keeper.principals import SCOPES, Principal, Principals, Quota, bearer
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
     ForbiddenError,
