@@ -161,9 +161,11 @@ class Agents:
         asleep = info.state in (State.SUSPENDED, State.SUSPENDING, State.RESUMING)
         if info.terms is not None and (asleep or info.terms.frozen):
             if not info.terms.auto_resume and info.state is not State.RESUMING:
+                state = "frozen" if info.terms.frozen else info.state.value
                 raise errors.ConflictError(
-                    f"Sandbox {sandbox_id} is {'frozen' if info.terms.frozen else info.state}",
+                    f"Sandbox {sandbox_id} is {state}",
                     hint="Resume it first: its auto_resume is off.",
+                    details={"state": state},
                 )
             await self.wake(sandbox_id)
         return box

@@ -62,7 +62,7 @@ async def connect(request: E2bHandler) -> None:
     timeout = shapes.timeout_of(body) or shapes.TIMEOUT_S
     slept = shapes.state_of(info) == "paused"
     ends_at = info["terms"]["ends_at"]
-    if slept or info["terms"]["frozen"]:
+    if slept:
         info = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/connect", {"timeout_s": timeout})
     elif ends_at is not None and ends_at < _now() + timeout:
         info = await request.keeper.ask("PATCH", f"/sandboxes/{info['id']}", {"timeout_s": timeout})
@@ -185,14 +185,14 @@ async def delete_snapshot(request: E2bHandler) -> None:
 async def metrics(request: E2bHandler) -> None:
     """What it uses. Processors are counted since it was asked before, or since it was made."""
     info = await _info(request)
-    request.answer([await _metric(request, info)])
+    request.answer([await metric_of(request, info)])
 
 
 async def all_metrics(request: E2bHandler) -> None:
     """The same of several."""
     asked = (request.argument("sandbox_ids") or "").split(",")
     running = [info for info in await _all(request) if shapes.state_of(info) == "running"]
-    found = {info["id"]: await _metric(request, info) for info in running if info["id"] in asked}
+    found = {info["id"]: await metric_of(request, info) for info in running if info["id"] in asked}
     request.answer({"sandboxes": found})
 
 
@@ -286,7 +286,8 @@ async def _set_timeout(request: E2bHandler, seconds: int) -> None:
     request.answer(None, 204)
 
 
-async def _metric(request: E2bHandler, info: Mapping[str, Any]) -> dict[str, Any]:
+async def metric_of(request: E2bHandler, info: Mapping[str, Any]) -> dict[str, Any]:
+    """One sample of what a sandbox uses."""
     samples: dict[str, Mapping[str, Any]] = request.settings.setdefault("warmcell_e2b_samples", {})
     sample = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/metrics")
     before = samples.pop(info["id"], {"at": info["created_at"], "cpu_s": 0.0})

@@ -55,7 +55,13 @@ def is_gone(error: WarmcellError) -> bool:
     """Whether the sandbox itself is not there to be used."""
     if isinstance(error, (SandboxNotFoundError, SandboxDiedError)):
         return True
-    return isinstance(error, ConflictError) and error.details.get("state") in ("suspended", "stopped", "failed")
+    return isinstance(error, ConflictError) and error.details.get("state") in (
+        "suspended",
+        "suspending",
+        "frozen",
+        "stopped",
+        "failed",
+    )
 
 
 def data(error: WarmcellError) -> tuple[int, dict[str, Any]]:

@@ -277,8 +277,7 @@ class E2bHandler(WarmcellHandler):
         elif self._is_call():
             failed = _connect(error)
             if self.request.headers.get("Content-Type", "").startswith(STREAM_TYPE):
-                self.set_header("Content-Type", STREAM_TYPE)
-                self.finish(trailer(failed))
+                self.finish(trailer(failed), set_content_type=STREAM_TYPE)
             else:
                 self.answer(failed.to_json(), HTTP_STATUS[failed.code])
         else:

@@ -163,7 +163,8 @@ def is_shown(info: Mapping[str, Any]) -> bool:
 
 def state_of(info: Mapping[str, Any]) -> str:
     """Running or paused."""
-    return "paused" if info["state"] in ("suspended", "suspending") else "running"
+    asleep = info["state"] in ("suspended", "suspending") or info["terms"]["frozen"]
+    return "paused" if asleep else "running"
 
 
 def template_of(info: Mapping[str, Any]) -> str:
