@@ -14,7 +14,7 @@ from warmcell.sandbox.errors import InvalidRequestError
 
 HEADINGS = ("TOKEN", "PRINCIPAL", "SCOPES", "AGE", "EXPIRES IN")
 QUOTA_HEADINGS = ("PRINCIPAL", "SANDBOXES", "CPUS", "MEMORY", "GPU SECONDS")
-SCOPES = ("read", "run", "snapshot", "gpu", "network")
+SCOPES = ("read", "run", "snapshot", "gpu")
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -35,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--scope",
         action="append",
         choices=SCOPES,
-        help="what it is good for; may be given several times (default: read, run, snapshot and gpu)",
+        help="what it is good for; may be given several times (default: all of them)",
     )
     create.add_argument("--expires", metavar="TIME", help='for how long, such as "12h" or "30d" (default: for good)')
     create.add_argument("--sandboxes", type=int, metavar="N", help="most sandboxes at a time")

@@ -21,7 +21,7 @@ from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
-from warmcell.extension.keeper.principals import Principal, Principals
+from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
@@ -222,15 +222,13 @@ class SandboxesHandler(Handler):
 
     async def post(self) -> None:
         asked = _object(self.body(), "spec")
-        if self.scope is None and "terms" in self.body():
+        if self.scope is None and (self.principal is not None or "terms" in self.body()):
             info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
         elif self.scope is not None:
             self._check_children(self.scope)
             spec = self.scope.narrow(asked)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
             info = await self.unless_gone(create)
-        elif self.principal is not None:
-            info = await self.unless_gone(self._create_for(self.principal, asked))
         else:
             pid = self.peer()[0]
             info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
@@ -240,21 +238,17 @@ class SandboxesHandler(Handler):
     async def _create_to_last(self, asked: dict[str, Any]) -> SandboxInfo:
         """One that outlives whoever asks, until its terms say otherwise."""
         body, keeper = self.body(), self.keeper
+        snapshot = body.get("snapshot")
         if self.principal is not None:
             asked = narrow(self.principal, asked)
-        snapshot = body.get("snapshot")
+            if snapshot is None:
+                asked = keeper.quotas.capped(self.principal.name, asked)
         return await keeper.agents.create(
             asked,
             agents_api.terms_of(_object(body, "terms")),
             snapshot=None if snapshot is None else self.own_snapshot(_text(snapshot, "snapshot")),
             principal=self.principal_name,
         )
-
-    async def _create_for(self, principal: Principal, asked: dict[str, Any]) -> SandboxInfo:
-        keeper = self.keeper
-        spec = SandboxSpec.from_json({"python": sys.executable, **narrow(principal, asked)})
-        spec = dataclasses.replace(spec, limits=keeper.quotas.capped(principal.name, spec))
-        return await keeper.service.create(spec, owner="client", principal=principal.name)
 
     def _check_children(self, scope: GuestScope) -> None:
         living = [one for one in scope.visible(self.keeper.service.infos()) if one.state not in TERMINAL]

@@ -55,7 +55,7 @@ def narrow(principal: Principal, asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked.get("gpu") is not None:
         principal.check("gpu", "ask for GPUs")
     if asked.get("network", "none") != "none":
-        principal.check("network", "ask for a network")
+        raise InvalidRequestError("Sandboxes of principals have no network", hint="Leave `network` out.")
     if asked.get("backend") == "process":
         raise InvalidRequestError("The process backend isolates nothing", hint="Leave `backend` out.")
     return dict(asked)

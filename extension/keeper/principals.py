@@ -37,7 +37,6 @@ SCOPES = {
     "run": "make sandboxes, run code in them, end them",
     "snapshot": "snapshot, restore and fork them",
     "gpu": "ask for GPUs",
-    "network": "ask for the machine's network",
 }
 USUAL_SCOPES = ("read", "run", "snapshot", "gpu")
 

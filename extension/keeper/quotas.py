@@ -2,13 +2,14 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from warmcell.extension.keeper.principals import Principals
 from warmcell.sandbox.errors import QuotaExceededError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.models import GIB, Limits, SandboxId, SandboxInfo, SandboxSpec, Wire
+from warmcell.sandbox.models import GIB, SandboxId, SandboxInfo, SandboxSpec, Wire
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -58,21 +59,17 @@ class PrincipalQuotas:
         self._clock = clock
         self._held: dict[SandboxId, _Held] = {}
 
-    def capped(self, principal: str, spec: SandboxSpec) -> Limits:
-        """The limits of a sandbox of that spec: where there is a quota, each of its sandboxes has a cap."""
-        quota, limits = self._principals.quota(principal), spec.limits
-        cpus, memory = limits.cpus, limits.memory_bytes
-        if quota.cpus is not None and cpus is None:
-            cpus = min(USUAL_CPUS, quota.cpus)
-        if quota.memory_bytes is not None and memory is None:
-            memory = min(USUAL_MEMORY_BYTES, quota.memory_bytes)
-        return Limits(
-            memory_bytes=memory,
-            pids=limits.pids,
-            cpus=cpus,
-            layer_bytes=limits.layer_bytes,
-            shm_bytes=limits.shm_bytes,
-        )
+    def capped(self, principal: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """A wish for a sandbox with a cap for each thing of which its principal has a quota."""
+        quota, limits = self._principals.quota(principal), asked.get("limits") or {}
+        if not isinstance(limits, Mapping):  # whoever reads it says so
+            return dict(asked)
+        caps = dict(limits)
+        if quota.cpus is not None and caps.get("cpus") is None:
+            caps["cpus"] = min(USUAL_CPUS, quota.cpus)
+        if quota.memory_bytes is not None and caps.get("memory_bytes") is None:
+            caps["memory_bytes"] = min(USUAL_MEMORY_BYTES, quota.memory_bytes)
+        return {**asked, "limits": caps} if caps else dict(asked)
 
     def check(self, principal: str, spec: SandboxSpec) -> None:
         """Whether there is room for one more of that spec.

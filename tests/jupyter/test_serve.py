@@ -16,9 +16,10 @@ from benchmarks.server import JupyterServer
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 
+pytestmark = pytest.mark.bubblewrap
+
 API = "/warmcell/api/v1"
-BOX = {"spec": {"preload": [], "network": "host"}}
-SCOPES = ["read", "run", "network"]
+BOX = {"spec": {"preload": []}}
 START_TIMEOUT_S = 120
 END_TIMEOUT_S = 120
 
@@ -27,7 +28,7 @@ def configure(places: Places) -> None:
     """The cheapest sandboxes."""
     directory = places.root / "jupyter" / "config"
     directory.mkdir(parents=True, exist_ok=True)
-    lines = ("backend = 'process'", "keeper_idle_s = 0.2", "prepared = 0")
+    lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0")
     (directory / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
 
 
@@ -56,7 +57,7 @@ async def serving(places: Places, *options: str) -> AsyncIterator[tuple[asyncio.
 async def token_of(name: str, **body: Any) -> dict[str, str]:
     """Headers with a new token of a principal's."""
     async with await KeeperClient.connect() as keeper:
-        made = await keeper.post("/tokens", {"principal": name, "scopes": SCOPES, **body})
+        made = await keeper.post("/tokens", {"principal": name, **body})
     return {"Authorization": f"Bearer {made['token']}"}
 
 
@@ -99,11 +100,11 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
             assert (await http.get(f"{API}/sandboxes", headers=named)).json()["sandboxes"] == []
 
             code = "import sys\nprint('before', flush=True)\nassert sys.stdin is not None"
-            async with http.stream("POST", f"{box}/run", json={"code": code}, headers=ann) as answer:
+            async with http.stream("POST", f"{box}/runs?follow=1", json={"code": code}, headers=ann) as answer:
                 assert answer.headers["Content-Type"] == "application/x-ndjson"
                 lines = [json.loads(line) async for line in answer.aiter_lines()]
-            assert (lines[0]["content"]["text"], lines[-1]["status"]) == ("before\n", "ok")
-            assert (await http.post(f"{box}/run", json={"code": "1"}, headers=bob)).status_code == 404
+            assert (lines[1]["content"]["text"], lines[-1]["ended"]["status"]) == ("before\n", "ok")
+            assert (await http.post(f"{box}/runs?follow=1", json={"code": "1"}, headers=bob)).status_code == 404
 
         async with httpx.AsyncClient(base_url=said["url"], timeout=60) as http:  # it has waited for the sandbox
             assert server.returncode is None
@@ -114,7 +115,7 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
 
 async def test_tokens_are_good_for_our_paths_of_a_whole_server_only(places: Places) -> None:
     """A Jupyter server with pages takes them for Warmcell's REST, and for nothing of its own."""
-    settings = {"backend": "process", "prepared": 0}
+    settings = {"backend": "bubblewrap", "prepared": 0}
     async with JupyterServer(places, settings=settings) as server:
         ann = await token_of("ann")
         async with httpx.AsyncClient(base_url=server.url, timeout=60, headers=ann) as http:

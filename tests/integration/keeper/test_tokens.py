@@ -14,9 +14,10 @@ from warmcell.extension.cli import main
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.paths import Paths
 
+pytestmark = pytest.mark.bubblewrap
+
 API = "/warmcell/api/v1"
-SCOPES = ["read", "run", "snapshot", "gpu", "network"]
-BOX = {"spec": {"preload": [], "network": "host"}}
+BOX = {"spec": {"preload": []}}
 GPUS = [{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 4}]
 
 Ask = Callable[..., Any]
@@ -25,7 +26,7 @@ Ask = Callable[..., Any]
 @pytest.fixture
 def configure(configure: Configure) -> Configure:
     """The cheapest sandboxes, with GPUs to ask for."""
-    configure(backend="process", keeper_idle_s=0.2, prepared=0, simulated_gpus=GPUS)
+    configure(backend="bubblewrap", keeper_idle_s=0.2, prepared=0, simulated_gpus=GPUS)
     return configure
 
 
@@ -35,7 +36,7 @@ async def who(keeper: KeeperClient) -> AsyncIterator[Callable[..., Any]]:
     async with AsyncExitStack() as stack:
 
         async def client(name: str, **body: Any) -> httpx.AsyncClient:
-            made = await keeper.post("/tokens", {"principal": name, "scopes": SCOPES, **body})
+            made = await keeper.post("/tokens", {"principal": name, **body})
             transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
             return await stack.enter_async_context(
                 httpx.AsyncClient(
@@ -58,7 +59,7 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
     assert [one["id"] for one in (await ann.get("/sandboxes")).json()["sandboxes"]] == [box["id"]]
     assert (await bob.get("/sandboxes")).json()["sandboxes"] == []
     assert {one["id"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {box["id"], users["id"]}
-    verbs = ["run", "interrupt", "suspend", "resume", "snapshot", "restore", "fork", "commands", "files", "whatever"]
+    verbs = ["runs", "interrupt", "suspend", "resume", "snapshot", "restore", "fork", "commands", "files", "whatever"]
     for stranger, sandbox_id in ((bob, box["id"]), (bob, users["id"]), (ann, users["id"])):
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             for verb in ("", *(f"/{verb}" for verb in verbs)):
@@ -67,7 +68,7 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
                 assert real.status_code == none.status_code, (method, verb)
                 assert real.text.replace(sandbox_id, "nosuchid") == none.text, (method, verb)
                 assert real.status_code == (204 if (method, verb) == ("DELETE", "") else 404), (method, verb)
-    run = await ann.post(f"/sandboxes/{box['id']}/run", json={"code": "print(6 * 7)"})
+    run = await ann.post(f"/sandboxes/{box['id']}/runs?follow=1", json={"code": "print(6 * 7)"})
     assert '"42\\n"' in run.text
     assert {one["state"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {"running"}
 
