@@ -1,6 +1,7 @@
 """Procedure calls over Connect: one message and its answer, or streams of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from warmcell.extension.server.e2b.body import JSON_MAX_BYTES
@@ -32,18 +33,22 @@ def unary(answer: Callable[[E2bHandler, Fields], Awaitable[Mapping[str, Any]]]) 
     return serve
 
 
-def server_stream(events: Callable[[E2bHandler, Fields], AsyncIterator[Mapping[str, Any]]]) -> Serve:
+def server_stream(events: Callable[[E2bHandler, Fields], AsyncGenerator[Mapping[str, Any], None]]) -> Serve:
     """Serve a call of one message, which is answered by many; each is sent as it comes."""
 
     async def serve(request: E2bHandler) -> None:
         _check_type(request, STREAM_TYPE)
-        message = await anext(messages(request), None)
+        message: Fields | None = None
+        async for found in messages(request):
+            if message is not None:
+                raise ConnectError(Code.INVALID_ARGUMENT, "The request has several messages")
+            message = found
         if message is None:
             raise ConnectError(Code.INVALID_ARGUMENT, "The request has no message")
-        async for event in events(request, message):
-            if not request._headers_written:
-                request.set_header("Content-Type", STREAM_TYPE)
-            await request.tell(envelope(event))
+        request.set_header("Content-Type", STREAM_TYPE)
+        async with contextlib.aclosing(events(request, message)) as told:
+            async for event in told:
+                await request.tell(envelope(event))
         await _end(request)
 
     return serve

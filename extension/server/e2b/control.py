@@ -6,7 +6,7 @@ import datetime
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote
 
 from warmcell.extension.server.e2b import failures, shapes
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
@@ -21,7 +21,6 @@ from warmcell.sandbox.ids import known_sandbox_id
 
 FORKS_MAX: Final = 64
 PAGE_MAX: Final = 1000
-SAMPLES_MAX: Final = 1024
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -38,19 +37,14 @@ async def create(request: E2bHandler) -> None:
             raise UnsupportedOperationError("A sandbox from a snapshot has the GPU of that", hint="Leave gpu out.")
         body.update(snapshot=snapshot, spec={"env": dict(wanted.env)} if wanted.env else {})
     else:
+        if not wanted.usual:
+            await _check_image(request, wanted.name)
         body["spec"] = {
             "env": dict(wanted.env),
             **({"gpu": wanted.gpu} if wanted.gpu else {}),
             **({} if wanted.usual else {"image": wanted.name}),
         }
-    try:
-        info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
-    except NotFoundError as error:
-        raise NotFoundError(
-            f"There is no template {wanted.template!r}: {error.message}",
-            hint=f"Take {', '.join(shapes.USUAL_TEMPLATES[:2])} (with :A100 or the like for a GPU), "
-            "a snapshot, or the name of an image of `warmcell image build`.",
-        ) from error
+    info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
     request.answer(shapes.sandbox(info, request.keys), 201)
 
 
@@ -58,7 +52,7 @@ async def connect(request: E2bHandler) -> None:
     """Wake it if it sleeps, and let it run for at least that long from now on."""
     body = await request.body_stream.fields()
     shapes.check_memory(body)
-    info = await _info(request)
+    info = await info_in(request)
     timeout = shapes.timeout_of(body) or shapes.TIMEOUT_S
     slept = shapes.state_of(info) == "paused"
     ends_at = info["terms"]["ends_at"]
@@ -71,19 +65,19 @@ async def connect(request: E2bHandler) -> None:
 
 async def info_of(request: E2bHandler) -> None:
     """One of them."""
-    request.answer(shapes.detail(await _info(request), request.keys))
+    request.answer(shapes.detail(await info_in(request), request.keys))
 
 
 async def kill(request: E2bHandler) -> None:
     """End it."""
-    info = await _info(request)
+    info = await info_in(request)
     await request.keeper.ask("DELETE", f"/sandboxes/{info['id']}")
     request.answer(None, 204)
 
 
 async def list_them(request: E2bHandler) -> None:
     """Page by page. Each page begins after the last sandbox of the one before, so that none is missed or told twice."""
-    found = [info for info in await _all(request) if _is_asked_for(request, info)]
+    found = [info for info in await all_of(request) if _is_asked_for(request, info)]
     newest_first = request.argument("order") == "desc"
     found.sort(key=_place, reverse=newest_first)
     after = _cursor(request.argument("nextToken"))
@@ -115,7 +109,7 @@ async def refresh(request: E2bHandler) -> None:
 async def pause(request: E2bHandler) -> None:
     """Its memory and files go to disk, in the middle of whatever it does."""
     shapes.check_memory(await request.body_stream.fields())
-    info = await _info(request)
+    info = await info_in(request)
     if shapes.state_of(info) == "paused":
         raise ConflictError(f"Sandbox {info['id']} is paused already", hint="Connect to it to have it run.")
     await request.keeper.ask("POST", f"/sandboxes/{info['id']}/suspend", {"busy": True})
@@ -125,7 +119,7 @@ async def pause(request: E2bHandler) -> None:
 async def resume(request: E2bHandler) -> None:
     """As `connect`, for older clients; of one that runs it is a mistake."""
     body = await request.body_stream.fields()
-    info = await _info(request)
+    info = await info_in(request)
     if shapes.state_of(info) == "running":
         raise ConflictError(f"Sandbox {info['id']} is running already", hint="Connect to it.")
     timeout = shapes.timeout_of(body) or shapes.TIMEOUT_S
@@ -137,7 +131,7 @@ async def fork(request: E2bHandler) -> None:
     """Copies of its memory and files; it runs on."""
     body = await request.body_stream.fields()
     count, timeout = body.whole("count", most=FORKS_MAX), shapes.timeout_of(body)
-    info = await _info(request)
+    info = await info_in(request)
     done = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/fork", {"n": 1 if count is None else count})
     answers = []
     for clone in done["sandboxes"]:
@@ -154,7 +148,7 @@ async def snapshot(request: E2bHandler) -> None:
     """Save its memory and files; it runs on."""
     body = await request.body_stream.fields()
     shapes.check_memory(body)
-    info = await _info(request)
+    info = await info_in(request)
     name = body.text("name", most=128)
     saved = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/snapshot", {"name": name} if name else {})
     request.answer(_shown(saved), 201)
@@ -182,36 +176,10 @@ async def delete_snapshot(request: E2bHandler) -> None:
     request.answer(None, 204)
 
 
-async def metrics(request: E2bHandler) -> None:
-    """What it uses. Processors are counted since it was asked before, or since it was made."""
-    info = await _info(request)
-    request.answer([await metric_of(request, info)])
-
-
-async def all_metrics(request: E2bHandler) -> None:
-    """The same of several."""
-    asked = (request.argument("sandbox_ids") or "").split(",")
-    running = [info for info in await _all(request) if shapes.state_of(info) == "running"]
-    found = {info["id"]: await metric_of(request, info) for info in running if info["id"] in asked}
-    request.answer({"sandboxes": found})
-
-
-async def logs(request: E2bHandler) -> None:
-    """The processes that were started in it, and how they ended."""
-    info = await _info(request)
-    done = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/commands")
-    entries = shapes.log_entries(done["commands"])
-    if request.request.path.rpartition("/v2/")[1]:
-        request.answer({"logs": entries})
-    else:
-        lines = [{"timestamp": entry["timestamp"], "line": entry["message"]} for entry in entries]
-        request.answer({"logs": lines, "logEntries": entries})
-
-
 async def network(request: E2bHandler) -> None:
     """Sandboxes have no network; what asks for less than that is fulfilled already."""
     body = await request.body_stream.fields()
-    await _info(request)
+    await info_in(request)
     if body.flag("allow_internet_access"):
         raise UnsupportedOperationError("Sandboxes have no network here", hint="Leave allow_internet_access out.")
     shapes.check_network(body)
@@ -231,7 +199,7 @@ _INSTEAD: Mapping[str, str] = {
 }
 
 
-async def _info(request: E2bHandler) -> Mapping[str, Any]:
+async def info_in(request: E2bHandler) -> Mapping[str, Any]:
     """The sandbox in the path; raises SandboxNotFoundError."""
     asked = request.groups["sandbox"]
     sandbox_id = known_sandbox_id(asked)
@@ -243,7 +211,8 @@ async def _info(request: E2bHandler) -> Mapping[str, Any]:
     return info
 
 
-async def _all(request: E2bHandler) -> list[Mapping[str, Any]]:
+async def all_of(request: E2bHandler) -> list[Mapping[str, Any]]:
+    """Those that exist for whoever asks."""
     infos = (await request.keeper.ask("GET", "/sandboxes"))["sandboxes"]
     return [info for info in infos if shapes.is_shown(info)]
 
@@ -254,9 +223,9 @@ def _is_asked_for(request: E2bHandler, info: Mapping[str, Any]) -> bool:
         states = "running"  # what the older path lists
     if states and shapes.state_of(info) not in states.split(","):
         return False
-    metadata = dict(parse_qsl(request.argument("metadata") or "", keep_blank_values=True))
+    asked = parse_qsl(request.argument("metadata") or "", keep_blank_values=True)
     has = shapes.metadata_of(info)
-    if any(has.get(key) != value for key, value in metadata.items()):
+    if any(has.get(unquote(key)) != unquote(value) for key, value in asked):  # clients quote twice
         return False
     template, since = request.argument("template"), request.argument("startedAfter")
     if template and shapes.template_of(info) not in template.split(","):
@@ -273,8 +242,20 @@ async def _snapshot(request: E2bHandler, ref: str) -> str | None:
     return None if found is None else str(found["id"])
 
 
+async def _check_image(request: E2bHandler, name: str) -> None:
+    """Raises NotFoundError where no image of that name was built here. Its existence is no secret of the user's."""
+    try:
+        await request.link.get(f"/images/{quote(name, safe='')}")
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"There is no template {name!r}",
+            hint=f"Take {' or '.join(shapes.USUAL_TEMPLATES[:2])} (with :A100 or the like for a GPU), a snapshot, or "
+            "an image of `warmcell image build`.",
+        ) from error
+
+
 async def _set_timeout(request: E2bHandler, seconds: int) -> None:
-    info = await _info(request)
+    info = await info_in(request)
     if seconds == 0:  # which ends it, one way or the other, at once
         verb = "suspend" if info["terms"]["on_timeout"] == "suspend" else None
         path = f"/sandboxes/{info['id']}"
@@ -284,18 +265,6 @@ async def _set_timeout(request: E2bHandler, seconds: int) -> None:
     else:
         await request.keeper.ask("PATCH", f"/sandboxes/{info['id']}", {"timeout_s": seconds})
     request.answer(None, 204)
-
-
-async def metric_of(request: E2bHandler, info: Mapping[str, Any]) -> dict[str, Any]:
-    """One sample of what a sandbox uses."""
-    samples: dict[str, Mapping[str, Any]] = request.settings.setdefault("warmcell_e2b_samples", {})
-    sample = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/metrics")
-    before = samples.pop(info["id"], {"at": info["created_at"], "cpu_s": 0.0})
-    samples[info["id"]] = sample
-    if len(samples) > SAMPLES_MAX:
-        del samples[next(iter(samples))]
-    layer = info["limits"].get("layer")
-    return shapes.metric(sample, before, None if layer is None else layer["value"])
 
 
 def _shown(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,25 +307,22 @@ def _now() -> float:
     return datetime.datetime.now(datetime.UTC).timestamp()
 
 
-_ONE: Final = r"/sandboxes/(?P<sandbox>[^/]+)"
+ONE: Final = r"/sandboxes/(?P<sandbox>[^/]+)"
 
 VERBS: Final[Sequence[Verb]] = (
     Verb("control", "POST", r"(/v2)?/sandboxes", create),
     Verb("control", "GET", r"(/v2)?/sandboxes", list_them),
-    Verb("control", "GET", r"/sandboxes/metrics", all_metrics),
-    Verb("control", "POST", rf"(/v2)?{_ONE}/connect", connect),
-    Verb("control", "GET", _ONE, info_of),
-    Verb("control", "DELETE", _ONE, kill),
-    Verb("control", "POST", rf"{_ONE}/timeout", set_timeout),
-    Verb("control", "POST", rf"{_ONE}/refreshes", refresh),
-    Verb("control", "POST", rf"{_ONE}/pause", pause),
-    Verb("control", "POST", rf"{_ONE}/resume", resume),
-    Verb("control", "POST", rf"{_ONE}/fork", fork),
-    Verb("control", "POST", rf"{_ONE}/snapshots", snapshot),
+    Verb("control", "POST", rf"(/v2)?{ONE}/connect", connect),
+    Verb("control", "GET", ONE, info_of),
+    Verb("control", "DELETE", ONE, kill),
+    Verb("control", "POST", rf"{ONE}/timeout", set_timeout),
+    Verb("control", "POST", rf"{ONE}/refreshes", refresh),
+    Verb("control", "POST", rf"{ONE}/pause", pause),
+    Verb("control", "POST", rf"{ONE}/resume", resume),
+    Verb("control", "POST", rf"{ONE}/fork", fork),
+    Verb("control", "POST", rf"{ONE}/snapshots", snapshot),
     Verb("control", "GET", r"/snapshots", snapshots),
-    Verb("control", "GET", rf"{_ONE}/metrics", metrics),
-    Verb("control", "GET", rf"(/v2)?{_ONE}/logs", logs),
-    Verb("control", "PUT", rf"{_ONE}/network", network),
+    Verb("control", "PUT", rf"{ONE}/network", network),
     Verb("control", "DELETE", r"/templates/(?P<template>[^/]+)", delete_snapshot),
     Verb(
         "control", "GET|POST|PATCH|DELETE|PUT", r"(/v\d)?/(default-)?(?P<noun>templates|volumes|secrets)(/.*)?", unbuilt

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tornado.iostream import StreamClosedError
 
-from warmcell.extension.server.e2b import control, uploads
+from warmcell.extension.server.e2b import figures, uploads
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.extension.server.e2b.processes import check_user
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
@@ -79,7 +79,7 @@ async def environment(request: E2bHandler) -> None:
 async def metrics(request: E2bHandler) -> None:
     """What the sandbox uses."""
     info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
-    found = await control.metric_of(request, info)
+    found = await figures.metric_of(request, info)
     request.answer(
         {
             "ts": found["timestampUnix"],

@@ -170,6 +170,7 @@ class E2bHandler(WarmcellHandler):
         except StreamClosedError:
             return  # the client has gone
         except (WarmcellError, ConnectError) as error:
+            await self.body_stream.drain()  # a connection is closed on whom the answer comes too early
             self._tell_failure(error)
         finally:
             self.body_stream.drop()

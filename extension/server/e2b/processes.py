@@ -3,7 +3,7 @@
 import base64
 import binascii
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 from warmcell.extension.server.e2b.calls import client_stream, server_stream, timeout_s, unary
@@ -19,7 +19,7 @@ USER: Final = "user"
 SIGNALS: Final[Mapping[str, int]] = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL}
 
 
-async def start(request: E2bHandler, message: Fields) -> AsyncIterator[Mapping[str, Any]]:
+async def start(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[str, Any], None]:
     """Start one and tell what it says. A time-out of the call is one of the command's, too."""
     check_user(request)
     config = message.message("process")
@@ -40,7 +40,7 @@ async def start(request: E2bHandler, message: Fields) -> AsyncIterator[Mapping[s
             yield event
 
 
-async def connect(request: E2bHandler, message: Fields) -> AsyncIterator[Mapping[str, Any]]:
+async def connect(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[str, Any], None]:
     """Tell what one says from now on."""
     command = await _selected(request, message)
     yield _started(command)
@@ -52,7 +52,8 @@ async def connect(request: E2bHandler, message: Fields) -> AsyncIterator[Mapping
 
 async def list_them(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     """Those that run."""
-    return {"processes": [_shown(command) for command in await _running(request)]}
+    shown = [command for command in await _running(request) if not command["tag"].startswith("e2b.")]
+    return {"processes": [_shown(command) for command in shown]}
 
 
 async def send_input(request: E2bHandler, message: Fields) -> Mapping[str, Any]:

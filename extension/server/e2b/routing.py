@@ -8,15 +8,17 @@ from tornado import httputil
 from tornado.routing import Matcher, Rule
 from tornado.web import Application
 
-from warmcell.extension.server.e2b import control, files, filesystem, interpreter, processes
+from warmcell.extension.server.e2b import control, figures, files, filesystem, interpreter, processes, watching
 from warmcell.extension.server.e2b.handler import HOST, PREFIX, E2bHandler, Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
+    *figures.VERBS,
     *control.VERBS,
     *files.VERBS,
     *filesystem.VERBS,
     *interpreter.VERBS,
     *processes.VERBS,
+    *watching.VERBS,
 )
 ROOT: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
 
