@@ -63,7 +63,7 @@ def write(request: Mapping[str, Any]) -> None:
     """A new content, of which nobody ever sees a part: it gets its name when all of it has come."""
     path = os.path.realpath(full(request["path"]))
     if request.get("parents", True):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _make_folder(os.path.dirname(path))
     mode = request.get("mode")
     if os.path.lexists(path):
         before = os.stat(_regular(path)).st_mode
@@ -134,7 +134,7 @@ def move(request: Mapping[str, Any]) -> None:
     source, target = full(request["source"]), full(request["target"])
     if os.path.lexists(target):
         raise Refused("EEXIST", f"{target} exists")
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _make_folder(os.path.dirname(target))
     try:
         os.rename(source, target)
     except OSError as error:
@@ -220,6 +220,13 @@ def give(data: bytes) -> None:
     """Data of the answer."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise Refused("ENOTDIR", f"{error.filename} is no directory") from error
 
 
 def _regular(path: str) -> str:

@@ -54,7 +54,7 @@ class Command:
         self.received = 0
         """Bytes of input so far."""
         self._process: GuestProcess | None = None
-        self._killed = False
+        self._closed = False
         self._writing = asyncio.Lock()
         self._work: asyncio.Task[None] | None = None
 
@@ -92,6 +92,8 @@ class Command:
             ConflictError: It has ended, takes no input, or some is missing before this.
         """
         async with self._writing:
+            if at + len(data) <= self.received and (self._closed or not close):  # All of it has come before.
+                return self.received
             process = self._taking_input()
             if at > self.received:
                 raise errors.ConflictError(
@@ -103,13 +105,13 @@ class Command:
                 self.received += len(piece)
                 await process.write(piece)
             if close:
+                self._closed = True
                 await process.close_stdin()
             return self.received
 
     async def signal(self, signum: int) -> None:
         """Send a signal to its process group. Nothing happens when it has ended."""
         if self._process is not None and self.ended_at is None:
-            self._killed = self._killed or signum == signal.SIGKILL
             await self._process.send_signal(signum)
 
     async def resize(self, rows: int, columns: int) -> None:
