@@ -45,6 +45,8 @@ SAID_BYTES = 64
 
 DESCRIPTORS = 16384
 
+DAY_S = 86400.0
+
 CLOSE_TIMEOUT_S = 60.0
 """For each part of the keeper to end."""
 
@@ -89,7 +91,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         except UnsupportedOperationError:  # Its memory cannot be saved here.
             await api.stop(sandbox_id)
 
-    agents = Agents(service, kernels, memory)
+    ttl = settings.snapshot_ttl
+    agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     api = KeeperApi(
         service=service,

@@ -30,6 +30,9 @@ from warmcell.sandbox.service import SandboxService
 log = logging.getLogger(__name__)
 
 SIGINT = 2
+LOOK_S = 600.0
+"""How often at least to look for those that have slept for too long."""
+
 NOT_THEIRS = ("workspace", "mounts", "home")
 """Fields of a spec that would let a sandbox see something of the host, or leave something there."""
 
@@ -69,7 +72,18 @@ class AgentBox:
 class Agents:
     """All of them, of one keeper."""
 
-    def __init__(self, service: SandboxService, kernels: Kernels, memory: KernelMemory) -> None:
+    def __init__(
+        self, service: SandboxService, kernels: Kernels, memory: KernelMemory, *, asleep_s: float | None = None
+    ) -> None:
+        """There are none yet.
+
+        Args:
+            service: Has the sandboxes.
+            kernels: Has their kernels.
+            memory: Saves them.
+            asleep_s: Seconds after which one that sleeps is removed. None: never.
+        """
+        self._asleep_s = asleep_s
         self.context = zmq.asyncio.Context()
         self.once = Once()
         self._service = service
@@ -118,6 +132,7 @@ class Agents:
         """Clones with terms of the same kind, whose time begins now; raises as `KernelMemory.fork`."""
         await self._memory.check(sandbox_id)
         await self.awake(sandbox_id)
+        await self.running_kernel(sandbox_id)
         clones = await self._memory.fork(sandbox_id, count)
         for info in clones:
             self.of(info.id)
@@ -188,6 +203,8 @@ class Agents:
         box = self.live(sandbox_id)
         if box.info.terms is not None and box.info.terms.frozen:  # What does not run cannot get ready.
             await self.wake(sandbox_id)
+        if box.info.state is State.RUNNING:
+            await self.running_kernel(sandbox_id)
         info = await self._memory.suspend(sandbox_id, even_busy=True)
         self.changed(info)
         return self._service.info(sandbox_id)
@@ -264,9 +281,10 @@ class Agents:
                     task = asyncio.create_task(self._time_is_over(sandbox_id))
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
+            await self._remove_forgotten(now)
             left = [at - now for at, _ in due if at > now]
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, default=None)):
+                async with asyncio.timeout(min([*left, LOOK_S])):
                     await self._changed.wait()
 
     async def close(self) -> None:
@@ -274,9 +292,23 @@ class Agents:
         for task in self._ending:
             task.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
+        for info in self._service.infos():
+            if info.terms is not None and info.terms.frozen:  # What is saved now has to get ready for it.
+                await self.live(info.id).thaw()
         await self.once.close()
         await asyncio.gather(*(self.forget(sandbox_id) for sandbox_id in list(self._boxes)))
         self.context.destroy(linger=0)
+
+    async def _remove_forgotten(self, now: float) -> None:
+        """Those that have slept for too long go, with what they had on disk."""
+        for info in self._service.infos():
+            if self._asleep_s is None or info.terms is None or info.state is not State.SUSPENDED:
+                continue
+            with contextlib.suppress(errors.WarmcellError):
+                saved = self._service.memory.store.get(info.snapshot or "").info
+                if saved.created_at + self._asleep_s <= now:
+                    log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - saved.created_at)
+                    await self._kill(info.id)
 
     async def _time_is_over(self, sandbox_id: SandboxId) -> None:
         with contextlib.suppress(errors.SandboxNotFoundError):

@@ -112,6 +112,7 @@ class KernelRuns:
         self._turn = asyncio.Lock()
         self._note = note
         self._many = False
+        self._closing = False
         self.contexts: dict[str, str] = {DEFAULT_CONTEXT: "", **contexts}
         """Id to the directory in which it began."""
 
@@ -217,7 +218,8 @@ class KernelRuns:
         self._note(self.contexts)
 
     async def close(self) -> None:
-        """End all: the sandbox is gone."""
+        """Follow them no more: the sandbox is gone, or is saved with what runs in it."""
+        self._closing = True
         work = [one.work for one in self._known.values() if one.work is not None]
         for task in work:
             task.cancel()
@@ -268,7 +270,7 @@ class KernelRuns:
         self, run: Run, running: "asyncio.Task[None]", status: Status, error: errors.WarmcellError | None = None
     ) -> None:
         """Interrupt it, and hear its last words."""
-        if run.state == "running":
+        if run.state == "running" and not self._closing:
             run.cut(status, error)
             with contextlib.suppress(errors.WarmcellError):
                 await self._interrupt()
