@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from warmcell.sandbox import errors
+from warmcell.sandbox import errors, freezing
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
 from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.guest_process import GuestProcess
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, Event, State, transition
 from warmcell.sandbox.models import (
@@ -232,6 +233,28 @@ class Box(abc.ABC):
     ) -> ExecResult:
         """Run a process in it to its end; raises as `GuestChannel.exec`."""
         return await self._guest().exec(argv, env=env, cwd=cwd, input=input, timeout=timeout)
+
+    def exec_stream(
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "", pty: bool = False
+    ) -> contextlib.AbstractAsyncContextManager[GuestProcess]:
+        """Start a process in it and hold its streams; raises as `GuestChannel.exec_stream`."""
+        return self._guest().exec_stream(argv, env=env, cwd=cwd, pty=pty)
+
+    def files_stream(self) -> contextlib.AbstractAsyncContextManager[GuestProcess]:
+        """A process in it that does one thing with its files; raises as `GuestChannel.files_stream`."""
+        return self._guest().files_stream()
+
+    async def freeze(self) -> None:
+        """Stop everything in it where it is, memory kept. Idempotent.
+
+        Raises:
+            UnsupportedOperationError: Its processes are not ours to stop; nothing was changed.
+        """
+        await asyncio.to_thread(freezing.freeze, lambda: self.processes)
+
+    async def thaw(self) -> None:
+        """Have what was frozen go on. Idempotent."""
+        await asyncio.to_thread(freezing.thaw, lambda: self.processes)
 
     async def stop(self) -> None:
         """End it and remove all of it, its directory included. Idempotent."""

@@ -291,6 +291,16 @@ class GuestChannel:
             yield GuestProcess(whole_number(answer, "pid"), reader, writer)
 
     @contextlib.asynccontextmanager
+    async def files_stream(self) -> AsyncGenerator[GuestProcess]:
+        """Start what does one thing with the sandbox's files (guest protocol: `files`); on leaving it is killed.
+
+        Raises:
+            TransportError: The sandbox is gone.
+        """
+        async with self._request({"op": "files"}, timeout=ANSWER_TIMEOUT_S) as (answer, reader, writer):
+            yield GuestProcess(whole_number(answer, "pid"), reader, writer)
+
+    @contextlib.asynccontextmanager
     async def forward(self, port: int) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         """Connect to a TCP port of the sandbox's loopback interface.
 

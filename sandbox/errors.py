@@ -3,15 +3,19 @@
     WarmcellError                      .code (stable, on the wire)  .hint (the cure)  .details (JSON)
     ├ InvalidRequestError (ValueError)
     │ └ UnknownGpuKindError
+    ├ UnauthenticatedError             no token, or one that is not valid
+    ├ ForbiddenError                   a token without that scope
     ├ UnsupportedOperationError
     ├ NotFoundError (LookupError)
     │ ├ SandboxNotFoundError
     │ ├ SnapshotNotFoundError
-    │ └ ImageNotFoundError
+    │ ├ ImageNotFoundError
+    │ └ SandboxFileNotFoundError
     ├ ConflictError
     │ └ InvalidTransitionError
     ├ CapacityError
-    │ └ NoGpuAvailableError
+    │ ├ NoGpuAvailableError
+    │ └ QuotaExceededError             what a principal may have; details has quota, used
     ├ BackendUnavailableError          a tool, daemon or permission is missing
     ├ BackendError
     │ ├ SandboxStartError
@@ -67,6 +71,18 @@ class UnknownGpuKindError(InvalidRequestError):
     code = "unknown_gpu_kind"
 
 
+class UnauthenticatedError(WarmcellError):
+    """Nobody knows who asks: a token is not valid, has expired or was revoked."""
+
+    code = "unauthenticated"
+
+
+class ForbiddenError(WarmcellError):
+    """Whoever asks is known, and may not do that."""
+
+    code = "forbidden"
+
+
 class UnsupportedOperationError(WarmcellError):
     """This backend or engine declares that it cannot do it; nothing was changed."""
 
@@ -97,6 +113,12 @@ class ImageNotFoundError(NotFoundError):
     code = "image_not_found"
 
 
+class SandboxFileNotFoundError(NotFoundError):
+    """There is no such file in the sandbox."""
+
+    code = "file_not_found"
+
+
 class ConflictError(WarmcellError):
     """The thing exists, but not in a state in which this can be done."""
 
@@ -119,6 +141,12 @@ class NoGpuAvailableError(CapacityError):
     """Devices of that kind exist but all are leased or busy."""
 
     code = "no_gpu_available"
+
+
+class QuotaExceededError(CapacityError):
+    """A principal has all that it may have; `details` has quota, used and limit."""
+
+    code = "quota_exceeded"
 
 
 class BackendUnavailableError(WarmcellError):
@@ -213,9 +241,12 @@ def from_json(data: Mapping[str, Any]) -> WarmcellError:
 
 STATUS: Mapping[type[WarmcellError], int] = {
     InvalidRequestError: 400,
+    UnauthenticatedError: 401,
+    ForbiddenError: 403,
     NotFoundError: 404,
     ConflictError: 409,
     UnsupportedOperationError: 501,
+    QuotaExceededError: 429,
     CapacityError: 503,
     BackendUnavailableError: 503,
     OperationTimeoutError: 504,

@@ -199,6 +199,22 @@ class TemplateStatus(Wire):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms(Wire):
+    """For how long a sandbox that code has asked for (the SDK, REST) is kept, and what becomes of it then."""
+
+    timeout_s: float | None = 300.0
+    """Of running, from its start, its last resume or the last time this was set. None: no end."""
+    on_timeout: Literal["suspend", "kill"] = "suspend"
+    auto_resume: bool = True
+    """Whether use wakes it."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    ends_at: float | None = None
+    """Unix time, in seconds, at which its time is over. None: it does not run, or has no end."""
+    frozen: bool = False
+    """Its time was over and its memory cannot be saved here, so it is stopped in memory, until it is used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxInfo(Wire):
     """What is told about a sandbox, the same in Python, REST and the page."""
 
@@ -211,6 +227,10 @@ class SandboxInfo(Wire):
     """Why that backend, as in "it was chosen, since …". Empty: it was asked for."""
     owner: str
     """Who asked for it: "notebook", "remote", "pool", "client"."""
+    principal: str | None = None
+    """Whose it is, of those who have tokens. None: the keeper's own user's."""
+    terms: Terms | None = None
+    """None: it ends with whoever asked for it, or when that says so."""
     parent: SandboxId | None = None
     """The sandbox from which it was asked for (`%%remote`)."""
     kernel_id: str | None = None
@@ -257,6 +277,8 @@ class SnapshotInfo(Wire):
     kind: SnapshotKind = "named"
     engine: str = "criu"
     sandbox_id: SandboxId | None = None
+    principal: str | None = None
+    """Whose it is, as the sandbox was."""
     kernel_id: str | None = None
     notebook: str | None = None
     parent: SnapshotId | None = None

@@ -63,6 +63,16 @@ class Paths:
         return self.state / "kernels.json"
 
     @property
+    def principals(self) -> Path:
+        """Who may use this user's sandboxes with a token, and the hashes of the tokens."""
+        return self.state / "principals.json"
+
+    @property
+    def e2b_key(self) -> Path:
+        """Of what the tokens of single sandboxes are made, for clients that speak E2B's wire."""
+        return self.state / "e2b.key"
+
+    @property
     def layers(self) -> Path:
         """Writable layers of sandboxes, where those cannot be in memory."""
         return self.state / "layers"

@@ -265,6 +265,8 @@ class Preparing(Registry):
             id=asked.info.id,
             backend_why=asked.info.backend_why,
             owner=asked.info.owner,
+            principal=asked.info.principal,
+            terms=asked.info.terms,
             parent=asked.info.parent,
             kernel_id=asked.info.kernel_id,
             notebook=asked.info.notebook,

@@ -42,6 +42,12 @@ class GpuLeases(Protocol):
     async def status(self) -> list[dict[str, Any]]: ...
 
 
+class Quotas(Protocol):
+    """What principals may have; `extension.keeper.quotas` has the real one."""
+
+    def check(self, principal: str, spec: SandboxSpec) -> None: ...
+
+
 class Registry:
     """The sandboxes of one keeper, and what each holds of the machine."""
 
@@ -72,6 +78,8 @@ class Registry:
             backend_of=self._backend,
             paths=paths,
         )
+        self.quotas: Quotas | None = None
+        """Asked before a principal gets one more sandbox."""
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -234,10 +242,15 @@ class Registry:
         spec: SandboxSpec,
         *,
         owner: str,
+        principal: str | None = None,
         parent: SandboxId | None = None,
         kernel_id: str | None = None,
         notebook: str | None = None,
     ) -> LiveSandbox:
+        if parent is not None and principal is None:  # What is made from a sandbox is of whom that is.
+            principal = self._boxes[parent].info.principal
+        if principal is not None and self.quotas is not None:
+            self.quotas.check(principal, spec)
         choice = self.choosing.for_notebook(spec)
         backend = self._backends.get(choice.backend)
         info = SandboxInfo(
@@ -247,6 +260,7 @@ class Registry:
             isolated=backend.capabilities.isolated if backend is not None else True,
             backend_why=choice.why,
             owner=owner,
+            principal=principal,
             parent=parent,
             kernel_id=kernel_id,
             notebook=notebook,

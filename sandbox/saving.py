@@ -207,6 +207,7 @@ class Saving(Saved):
             kind=kind,
             engine=engine,
             sandbox_id=box.info.id,
+            principal=box.info.principal,
             kernel_id=box.info.kernel_id,
             notebook=box.info.notebook,
             parent=box.info.snapshot,

@@ -5,6 +5,7 @@ thread that lives as long as its sandboxes (see `SandboxBackend.create`).
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import ExecResult, GpuDevice, SandboxId, SandboxInfo, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import ExecResult, GpuDevice, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
 from warmcell.sandbox.registry import GpuLeases
@@ -64,6 +65,8 @@ class SandboxService(Preparing, Suspending):
         spec: SandboxSpec,
         *,
         owner: str,
+        principal: str | None = None,
+        terms: Terms | None = None,
         parent: SandboxId | None = None,
         kernel_id: str | None = None,
         notebook: str | None = None,
@@ -77,6 +80,8 @@ class SandboxService(Preparing, Suspending):
         Args:
             spec: What it is to be.
             owner: Who asks for it, as in `SandboxInfo`.
+            principal: Whose it is, as in `SandboxInfo`. None: that of `parent`, if there is one.
+            terms: For how long it is kept, as in `SandboxInfo`; whoever asks sees to that.
             parent: The sandbox from which it is asked for.
             kernel_id: The kernel that it is for.
             notebook: The notebook that it is for.
@@ -88,7 +93,8 @@ class SandboxService(Preparing, Suspending):
         """
         if self._closed or (parent is not None and not self._lives(parent)):
             raise errors.ConflictError("Whoever asks for this sandbox is going away", hint="Start it again later.")
-        box = self._new(spec, owner=owner, parent=parent, kernel_id=kernel_id, notebook=notebook)
+        box = self._new(spec, owner=owner, principal=principal, parent=parent, kernel_id=kernel_id, notebook=notebook)
+        box.info = dataclasses.replace(box.info, terms=terms)
         box.frontend = frontend(box) if frontend is not None else None
         sandbox_id = box.info.id
         self._boxes[sandbox_id] = box

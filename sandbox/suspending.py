@@ -95,6 +95,7 @@ class Suspending(Registry):
         box.info = dataclasses.replace(
             box.info,
             id=saved.sandbox_id,
+            principal=saved.principal,
             state=State.SUSPENDED,
             snapshot=saved.id,
             created_at=saved.created_at,

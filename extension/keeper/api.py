@@ -11,18 +11,23 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
-from warmcell.extension.keeper import images_api, self_api, snapshots_api
+from warmcell.extension.keeper import images_api, principals_api, self_api, snapshots_api
+from warmcell.extension.keeper.agents import api as agents_api
+from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
+from warmcell.extension.keeper.principals import Principals
+from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
-from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.changes import Subscription
+from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.lifecycle import TERMINAL
@@ -49,7 +54,10 @@ class KeeperApi:
     runs: Runs
     images: ImageCache
     wiring: Wiring
+    principals: Principals
+    quotas: PrincipalQuotas
     started_at: float
+    agents: Agents
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
     def application(self) -> web.Application:
@@ -63,19 +71,23 @@ class KeeperApi:
                 (r"/check", CheckHandler),
                 *snapshots_api.routes(),
                 *images_api.routes(),
+                *principals_api.routes(),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+                *agents_api.routes(),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
                 (r"/kernels/([^/]+)/(signal|end|adopt|leave|sessions)", KernelVerbHandler),
             ],
             scope=None,
+            gate=Gate(self.principals, self.quotas, self.service),
+            principals=principals_api.PrincipalsApi(self.principals, self.quotas),
         )
 
     def guest_application(self, scope: GuestScope) -> web.Application:
         """The few verbs that code in a sandbox has, within what that sandbox was given."""
         return self._application(self_api.routes(), scope=scope)
 
-    def _application(self, routes: list[Any], scope: GuestScope | None) -> web.Application:
+    def _application(self, routes: list[Any], scope: GuestScope | None, **settings: Any) -> web.Application:
         routes = [
             *routes,
             (r"/gpus", GpusHandler),
@@ -96,6 +108,7 @@ class KeeperApi:
             ),
             scope=scope,
             check_peer=scope is None,
+            **settings,
         )
 
     async def stop(self, sandbox_id: SandboxId) -> None:
@@ -109,6 +122,7 @@ class KeeperApi:
         if owner is not None:
             owner.close()
         await self.runs.forget(sandbox_id)
+        await self.agents.forget(sandbox_id)
 
 
 class Handler(JsonHandler):
@@ -123,6 +137,17 @@ class Handler(JsonHandler):
     def scope(self) -> GuestScope | None:
         scope: GuestScope | None = self.settings["scope"]
         return scope
+
+    def own_snapshot(self, ref: str, sandbox_id: str | None = None) -> str:
+        """What to ask the store for: of a principal, the id of one of its own.
+
+        Raises:
+            SnapshotNotFoundError: It has none like that.
+        """
+        if self.principal is None:
+            return ref
+        gate: Gate = self.settings["gate"]
+        return gate.snapshot(self.principal, ref, sandbox_id)
 
     def visible(self, sandbox_id: str) -> SandboxInfo:
         """The sandbox, if it exists for whoever asks."""
@@ -162,8 +187,8 @@ class GpusHandler(Handler):
 
     async def get(self) -> None:
         gpus = await self.keeper.service.gpus()
-        if self.scope is not None:
-            gpus = [self.scope.of_gpu(gpu) for gpu in gpus]
+        if self.scope is not None or self.principal is not None:
+            gpus = [of_gpu(gpu) for gpu in gpus]
         self.answer({"gpus": gpus})
 
 
@@ -178,7 +203,10 @@ class CheckHandler(Handler):
     """Would this start? Nothing is made. The interpreter, if none is named, is ours: a kernelspec's default."""
 
     async def post(self) -> None:
-        spec = SandboxSpec.from_json({"python": sys.executable, **_object(self.body(), "spec")})
+        asked = _object(self.body(), "spec")
+        if self.principal is not None:
+            asked = narrow(self.principal, asked)
+        spec = SandboxSpec.from_json({"python": sys.executable, **asked})
         self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
 
 
@@ -186,14 +214,17 @@ class SandboxesHandler(Handler):
     """All sandboxes that whoever asks may see."""
 
     def get(self) -> None:
-        infos = self.keeper.service.infos()
+        infos = own_sandboxes(self.principal, self.keeper.service.infos())
         if self.scope is not None:
             infos = self.scope.visible(infos)
-        self.answer({"sandboxes": [info.to_json() for info in infos]})
+        page, after = agents_api.selected(list(infos), self)
+        self.answer({"sandboxes": [info.to_json() for info in page], "next": after})
 
     async def post(self) -> None:
         asked = _object(self.body(), "spec")
-        if self.scope is not None:
+        if self.scope is None and (self.principal is not None or "terms" in self.body()):
+            info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
+        elif self.scope is not None:
             self._check_children(self.scope)
             spec = self.scope.narrow(asked)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
@@ -203,6 +234,21 @@ class SandboxesHandler(Handler):
             info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
             self._end_with_caller(info.id, pid)
         self.answer(info.to_json(), 201)
+
+    async def _create_to_last(self, asked: dict[str, Any]) -> SandboxInfo:
+        """One that outlives whoever asks, until its terms say otherwise."""
+        body, keeper = self.body(), self.keeper
+        snapshot = body.get("snapshot")
+        if self.principal is not None:
+            asked = narrow(self.principal, asked)
+            if snapshot is None:
+                asked = keeper.quotas.capped(self.principal.name, asked)
+        return await keeper.agents.create(
+            asked,
+            agents_api.terms_of(_object(body, "terms")),
+            snapshot=None if snapshot is None else self.own_snapshot(_text(snapshot, "snapshot")),
+            principal=self.principal_name,
+        )
 
     def _check_children(self, scope: GuestScope) -> None:
         living = [one for one in scope.visible(self.keeper.service.infos()) if one.state not in TERMINAL]
@@ -230,12 +276,21 @@ class SandboxHandler(Handler):
             await self.keeper.stop(info.id)
         self.set_status(204)
 
+    def patch(self, sandbox_id: str) -> None:
+        """Other terms from now on."""
+        info, changes = self.visible(sandbox_id), agents_api.changes_of(self.body())
+        self.answer(self.keeper.agents.set_terms(info.id, **changes).to_json())
+
 
 class InterruptHandler(Handler):
     """Interrupt what runs in a sandbox's kernel."""
 
     async def post(self, sandbox_id: str) -> None:
-        await self.keeper.runs.interrupt(self.visible(sandbox_id).id)
+        info = self.visible(sandbox_id)
+        if info.terms is not None:
+            await self.keeper.agents.interrupt(info.id)
+        else:
+            await self.keeper.runs.interrupt(info.id)
         self.answer({})
 
 
@@ -243,28 +298,52 @@ class MemoryHandler(Handler):
     """What can be done with the memory of a sandbox."""
 
     async def post(self, sandbox_id: str, verb: str) -> None:
-        memory, body, box = self.keeper.memory, self.body(), self.visible(sandbox_id).id
+        info = self.visible(sandbox_id)
+        if info.terms is None:
+            self.answer(*await self._of_notebook(info.id, verb))
+        else:
+            self.answer(*await agents_api.once(self.keeper.agents, self, lambda: self._of_agent(info.id, verb)))
+
+    async def _of_notebook(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        memory, body = self.keeper.memory, self.body()
         populate = body.get("populate") is True
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
-            self.answer(info.to_json())
         elif verb == "resume":
             info = await memory.resume(box)
             if populate:
                 await memory.populate(box)
-            self.answer(info.to_json())
         elif verb == "snapshot":
             name = body.get("name", "")
-            self.answer((await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201)
+            return (await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201
         elif verb == "restore":
-            ref = _text(body.get("snapshot"), "snapshot")
+            ref = self.own_snapshot(_text(body.get("snapshot"), "snapshot"), box)
             info = await memory.restore(box, ref)
             if populate:
                 await memory.populate(box, ref)
-            self.answer(info.to_json())
         else:
-            count = _number(body.get("n", 1), "n", least=1, most=CLONES_MAX)
-            self.answer({"sandboxes": [info.to_json() for info in await memory.fork(box, int(count))]}, 201)
+            return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones())]}, 201
+        return info.to_json(), 200
+
+    async def _of_agent(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        """The same, of what may be frozen, and goes on for whoever asks again."""
+        agents, memory, body = self.keeper.agents, self.keeper.memory, self.body()
+        if verb == "suspend":
+            return (await agents.suspend(box)).to_json(), 200
+        if verb == "resume":
+            return (await agents.wake(box)).to_json(), 200
+        if verb == "fork":
+            return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
+        await memory.check(box)
+        await agents.awake(box)
+        if verb == "snapshot":
+            name = body.get("name", "")
+            return (await memory.snapshot(box, name=_text(name, "name") if name else "")).to_json(), 201
+        await memory.restore(box, self.own_snapshot(_text(body.get("snapshot"), "snapshot"), box))
+        return self.keeper.service.info(box).to_json(), 200
+
+    def _clones(self) -> int:
+        return int(_number(self.body().get("n", 1), "n", least=1, most=CLONES_MAX))
 
 
 class KernelsHandler(Handler):
@@ -353,17 +432,22 @@ class EventsHandler(Handler):
 
     async def _tell(self, service: SandboxService, changes: Subscription) -> None:
         present = {
-            "sandboxes": [info.to_json() for info in service.infos()],
-            "templates": [one.to_json() for one in await service.templates()],
+            "sandboxes": [info.to_json() for info in own_sandboxes(self.principal, service.infos())],
+            "templates": [one.to_json() for one in await service.templates()] if self.principal is None else [],
         }
         await self._send("hello", present)
         while not changes.ended:
             change = await changes.next(timeout=EVENT_KEEPALIVE_S)
+            if change is not None and not self._is_told(change):
+                continue
             if change is not None:
                 await self._send("sandbox" if isinstance(change, SandboxInfo) else "template", change.to_json())
             elif not changes.ended:
                 self.write(": still here\n\n")
                 await self.flush()
+
+    def _is_told(self, change: Change) -> bool:
+        return self.principal is None or getattr(change, "principal", None) == self.principal.name
 
     async def _send(self, name: str, data: Any) -> None:
         self.write(f"event: {name}\ndata: {json.dumps(data)}\n\n")

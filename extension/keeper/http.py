@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 from tornado import httputil, iostream, web
 from tornado.httpserver import HTTPServer
 
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError, http_status
+from warmcell.extension.keeper import gate
+from warmcell.extension.keeper.principals import Principal
+from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, WarmcellError, http_status
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +112,63 @@ class JsonHandler(web.RequestHandler):
     """JSON in, JSON out, and every `WarmcellError` as its status and wire form."""
 
     _work: "asyncio.Task[Any] | None" = None
+    principal: Principal | None = None
+    """For whom it is asked. None: for the user."""
+    refused = False
+    """Whether the answer, once all has come, is that it may not be."""
 
     def prepare(self) -> None:
-        """Only this user's processes, by what the kernel says of the peer."""
+        """Only this user's processes, by what the kernel says of the peer; and within what a principal may."""
         if self.settings["check_peer"] and self.peer()[1] not in (os.getuid(), 0):
             raise web.HTTPError(403, "this keeper belongs to another user")
+        if "gate" not in self.settings:
+            return
+        try:
+            self._pass(self.settings["gate"])
+        except WarmcellError as error:
+            if not getattr(type(self), "_stream_request_body", False):
+                raise
+            self._refuse_at_the_end(error)
+
+    @property
+    def principal_name(self) -> str | None:
+        """Whose it is what this request makes."""
+        return None if self.principal is None else self.principal.name
+
+    def _refuse_at_the_end(self, error: WarmcellError) -> None:
+        """Once all of a streamed body has come, unread: whoever still sends would not hear the answer."""
+
+        async def ignore(chunk: bytes) -> None:
+            pass
+
+        def answer(*arguments: str) -> None:
+            raise error
+
+        self.refused = True
+        setattr(self, "data_received", ignore)  # noqa: B010 - these methods of this one request
+        setattr(self, str(self.request.method).lower(), answer)
+
+    def _pass(self, by: gate.Gate) -> None:
+        principal = self.principal = by.who(self.request.headers)
+        if principal is None:
+            return
+        method, path = str(self.request.method), self.request.path
+        by.check(principal, method, path)
+        sandbox_id = gate.below(path, "sandboxes")
+        if sandbox_id is not None:
+            itself = path.endswith(f"/sandboxes/{sandbox_id}")
+            try:
+                info = by.sandbox(principal, sandbox_id)
+            except SandboxNotFoundError:
+                if method == "DELETE" and itself:  # as of one that is gone
+                    self.set_status(204)
+                    raise web.Finish from None
+                raise
+            if not itself:
+                by.check_awake(principal, info)
+        if gate.below(path, "snapshots") is not None:
+            within = self.get_query_argument("sandbox_id", None)
+            self.path_args[0] = by.snapshot(principal, self.path_args[0], within)
 
     def peer(self) -> tuple[int, int]:
         """Process id and user id of whoever is connected."""

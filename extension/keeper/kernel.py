@@ -10,7 +10,7 @@ from warmcell.extension.keeper.ledger import KernelNote, SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch, process_name
 from warmcell.kernel_provisioner.proxy import KernelProxy
 from warmcell.sandbox.kernel import KernelProcess
-from warmcell.sandbox.models import SandboxId, SandboxSpec, Wire
+from warmcell.sandbox.models import SandboxId, SandboxSpec, Terms, Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,11 @@ class KernelRequest(Wire):
     kernel_name: str = ""
     server: str | None = None
     persistent: bool = False
+    terms: Terms | None = None
+    """Of a sandbox that code has asked for."""
+    principal: str | None = None
+    contexts: Mapping[str, str] = field(default_factory=dict)
+    """Of such a sandbox: id to directory of each set of variables that it has."""
 
 
 @dataclass

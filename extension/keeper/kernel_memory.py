@@ -19,11 +19,12 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
+from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -270,6 +271,8 @@ class KernelMemory:
                 kernel = await self._kernels.add(request)
                 box = self._service.revive(manifest, functools.partial(self.front, kernel))
                 kernel.sandbox_id, kernel.process, kernel.started = box.info.id, box.kernel, True
+                if request.terms is not None:
+                    box.tell(owner=AGENT, terms=dataclasses.replace(request.terms, ends_at=None, frozen=False))
                 assert box.kernel is not None
                 self._kernels.follow(kernel, box.kernel, box)
                 assert box.frontend is not None
@@ -305,23 +308,45 @@ class KernelMemory:
         request = dataclasses.replace(
             source.request,
             kernel_id=kernel_id,
-            connection={
-                "transport": "ipc",
-                "ip": socket_prefix(kernel_id, self._paths),
-                **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
-                "key": secrets.token_hex(32),
-                "signature_scheme": "hmac-sha256",
-            },
+            connection=self.connection(kernel_id),
             spec=_forked(source.request),
             notebook=None,
-            persistent=False,
+            persistent=source.request.terms is not None,
         )
+        return await self.bring_up(request, snapshot, parent=source.sandbox_id)
+
+    def connection(self, kernel_id: str) -> dict[str, Any]:
+        """Where clients find a kernel that the keeper makes by itself, and its key."""
+        return {
+            "transport": "ipc",
+            "ip": socket_prefix(kernel_id, self._paths),
+            **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
+            "key": secrets.token_hex(32),
+            "signature_scheme": "hmac-sha256",
+        }
+
+    async def bring_up(
+        self, request: KernelRequest, snapshot: Coming | SnapshotId, *, parent: SandboxId | None = None
+    ) -> SandboxInfo:
+        """A new kernel that goes on from a snapshot.
+
+        Args:
+            request: What it is; nothing of that id is there yet.
+            snapshot: Where it goes on from.
+            parent: The sandbox that it was cloned from. One that code has asked for does not end with that.
+
+        Raises:
+            WarmcellError: There is none; nothing is left of it.
+        """
+        kernel_id, ours = request.kernel_id, request.terms is not None
         kernel = await self._kernels.add(request)
         try:
             info = await self._service.create(
                 request.spec,
-                owner="fork",
-                parent=source.sandbox_id,
+                owner=AGENT if ours else "fork",
+                principal=request.principal,
+                terms=request.terms,
+                parent=None if ours else parent,
                 kernel_id=kernel_id,
                 snapshot=snapshot,
                 frontend=lambda box: self.front(kernel, box),

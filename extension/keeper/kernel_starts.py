@@ -15,6 +15,7 @@ from warmcell.extension.keeper.ledger import Ledger
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
 from warmcell.sandbox import errors
+from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
@@ -48,8 +49,8 @@ class KernelStarts:
         self._closed = False
 
     def note(self, kernel: Kernel) -> None:
-        """Have a keeper that comes after this one know of it, if it is to outlive whoever asked for it."""
-        if kernel.request.persistent:
+        """Have a keeper that comes after this one know of it, if a server has it and will ask."""
+        if kernel.request.persistent and kernel.request.terms is None:
             self.ledger.put(kernel.note())
 
     async def remove(self, kernel_id: str) -> None:
@@ -167,7 +168,12 @@ class KernelStarts:
             await self._service.stop(kernel.sandbox_id)
             kernel.sandbox_id = None
         info = await self._service.create(
-            request.spec, owner="notebook", kernel_id=request.kernel_id, notebook=request.notebook
+            request.spec,
+            owner="notebook" if request.terms is None else AGENT,
+            principal=request.principal,
+            terms=request.terms,
+            kernel_id=request.kernel_id,
+            notebook=request.notebook,
         )
         kernel.sandbox_id = info.id
         if died is not None:  # the new one says it when its kernel has answered

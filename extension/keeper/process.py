@@ -15,17 +15,20 @@ from pathlib import Path
 
 from warmcell.extension import config
 from warmcell.extension.keeper import logs
+from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.api import KeeperApi
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
+from warmcell.extension.keeper.principals import Principals
+from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
-from warmcell.sandbox.models import SandboxInfo
+from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -41,6 +44,8 @@ SAID_BYTES = 64
 """Of the lock file, which names the keeper."""
 
 DESCRIPTORS = 16384
+
+DAY_S = 86400.0
 
 CLOSE_TIMEOUT_S = 60.0
 """For each part of the keeper to end."""
@@ -77,6 +82,18 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
+    principals = Principals(paths.principals)
+    principals.open()
+
+    async def take_gpus(sandbox_id: SandboxId) -> None:
+        try:
+            await memory.suspend(sandbox_id, even_busy=True)
+        except UnsupportedOperationError:  # Its memory cannot be saved here.
+            await api.stop(sandbox_id)
+
+    ttl = settings.snapshot_ttl
+    agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
+    quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     api = KeeperApi(
         service=service,
         kernels=kernels,
@@ -84,6 +101,9 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         runs=runs,
         images=images,
         wiring=wiring,
+        principals=principals,
+        quotas=quotas,
+        agents=agents,
         started_at=time.time(),
     )
     sockets = GuestSockets(api.guest_application)
@@ -108,6 +128,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
         asyncio.create_task(wiring.upkeep(service).run()),
+        asyncio.create_task(quotas.run()),
+        asyncio.create_task(agents.end_in_time()),
     ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
@@ -118,6 +140,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         for look in looks:
             look.cancel()
         kernels.start_no_more()
+        await _end(agents.close())
         await memory.suspend_all()
         parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
         for part in (*parts, wiring.nursery.close()):
@@ -161,6 +184,7 @@ async def _watch_changes(
         if not isinstance(change, SandboxInfo):
             continue
         activity.set()
+        api.agents.changed(change)
         if change.state in TERMINAL:
             await _end(sockets.forget(change.id))
             await _end(api.forget(change.id))

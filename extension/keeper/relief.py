@@ -73,6 +73,8 @@ class Relief:
         return sorted(found, key=lambda kernel: -kernel.proxy.idle_s)
 
     def _is_idle(self, kernel: Kernel, idle_s: float) -> bool:
+        if kernel.request.terms is not None:  # It says itself when its time is over, and may have commands that run.
+            return False
         if kernel.sandbox_id is None or not kernel.started or not kernel.alive or kernel.proxy.idle_s < idle_s:
             return False
         try:

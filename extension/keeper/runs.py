@@ -256,12 +256,12 @@ async def _become(client: AsyncKernelClient, wanted: Mapping[str, Any]) -> None:
 
 async def _answers(runner: Runner) -> None:
     """Wait until the kernel answers and its iopub reaches us."""
-    heard = asyncio.create_task(_heard(runner.client))
+    hearing = asyncio.create_task(heard(runner.client))
     died = asyncio.create_task(runner.process.exited.wait())
     try:
-        await asyncio.wait({heard, died}, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        if heard.done():
-            heard.result()
+        await asyncio.wait({hearing, died}, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if hearing.done():
+            hearing.result()
         elif died.done():
             raise _died(runner)
         else:
@@ -271,12 +271,12 @@ async def _answers(runner: Runner) -> None:
                 details={"operation": "remote kernel start", "timeout": READY_TIMEOUT_S},
             )
     finally:
-        for task in (heard, died):
+        for task in (hearing, died):
             task.cancel()
-        await asyncio.gather(heard, died, return_exceptions=True)
+        await asyncio.gather(hearing, died, return_exceptions=True)
 
 
-async def _heard(client: AsyncKernelClient) -> None:
+async def heard(client: AsyncKernelClient) -> None:
     """Ask again and again: what is published before iopub is connected is lost."""
     while True:
         asked = client.kernel_info()

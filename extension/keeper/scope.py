@@ -30,11 +30,6 @@ class GuestScope:
                 f"There is no sandbox {info.id}", hint="Only sandboxes made from this one are seen here."
             )
 
-    def of_gpu(self, gpu: Mapping[str, Any]) -> dict[str, Any]:
-        """Whether a GPU is held, but not by whom."""
-        lease = gpu.get("lease")
-        return {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
-
     def narrow(self, asked: Mapping[str, Any]) -> SandboxSpec:
         """The spec of a sandbox made from here.
 
@@ -60,6 +55,12 @@ class GuestScope:
             preload=wanted.preload if "preload" in asked else self.spec.preload,
             template=wanted.template if "template" in asked else self.spec.template,
         )
+
+
+def of_gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether a GPU is held, but not by whom."""
+    lease = gpu.get("lease")
+    return {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
 
 
 def _least(own: Limits, asked: Limits) -> Limits:

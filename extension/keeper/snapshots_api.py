@@ -11,6 +11,7 @@ from typing import IO, Any
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from warmcell.extension.keeper.gate import own_snapshots
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.sandbox.errors import ConflictError, InvalidRequestError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.models import SandboxId, SnapshotId
@@ -69,7 +70,10 @@ class SnapshotsHandler(_Handler):
 
     def get(self) -> None:
         sandbox_id, kernel_id = self._scope()
-        infos = self.api.store.infos(sandbox_id=sandbox_id, kernel_id=kernel_id)
+        infos = own_snapshots(self.principal, self.api.store.infos(sandbox_id=sandbox_id, kernel_id=kernel_id))
+        if self.principal is not None:
+            self.answer({"snapshots": [info.to_json() for info in infos]})
+            return
         unreadable = self.api.store.unreadable if sandbox_id is None and kernel_id is None else ()
         self.answer(
             {
@@ -167,6 +171,8 @@ class ImportHandler(_Handler):
 
     def prepare(self) -> None:
         super().prepare()
+        if self.refused:
+            return
         if not self.api.imports:
             raise UnsupportedOperationError(
                 "Snapshots from elsewhere are not taken here: a snapshot decides what runs when it is restored",

@@ -10,6 +10,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell import __version__
+from warmcell.extension.server import forward
 from warmcell.extension.server.base import WarmcellHandler
 from warmcell.extension.server.memory import ForkHandler, MemoryHandler, OpenHandler
 from warmcell.extension.server.snapshots import (
@@ -28,7 +29,7 @@ SETTINGS = ("gpu", "memory", "network", "template", "preload", "limits")
 
 
 class ReadHandler(WarmcellHandler):
-    """What the keeper knows: gpus, templates, sandboxes, doctor."""
+    """What the keeper knows: gpus, templates, doctor."""
 
     @web.authenticated
     @authorized
@@ -52,6 +53,12 @@ class SandboxHandler(WarmcellHandler):
     @authorized
     async def get(self, sandbox_id: str) -> None:
         self.finish(json.dumps(await self.link.get(f"/sandboxes/{sandbox_id}")))
+
+    @web.authenticated
+    @authorized
+    async def patch(self, sandbox_id: str) -> None:
+        """Change for how long it is kept, or its tags."""
+        self.finish(json.dumps(await self.link.do("patch", f"/sandboxes/{sandbox_id}", self.body())))
 
     @web.authenticated
     @authorized
@@ -126,7 +133,7 @@ class EventsHandler(WarmcellHandler):
 def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """URL patterns; the extension application puts them below the base URL."""
     patterns: list[tuple[str, type[WarmcellHandler]]] = [
-        (r"/(gpus|templates|sandboxes|doctor)", ReadHandler),
+        (r"/(gpus|templates|doctor)", ReadHandler),
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
@@ -140,4 +147,4 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
         (r"/snapshots/([^/]+)/export", ExportHandler),
         (r"/kernels/([^/]+)/settings", SettingsHandler),
     ]
-    return [(url_path_join(PREFIX, path), handler) for path, handler in patterns]
+    return [*forward.routes(), *((url_path_join(PREFIX, path), handler) for path, handler in patterns)]

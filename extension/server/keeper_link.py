@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import httpx
+
 from warmcell.kernel_provisioner import keeper_link
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.client.start import has_kernels
@@ -59,6 +61,13 @@ class KeeperLink:
         """POST what is not JSON, once."""
         await self._ask("get", "/status")
         return await (await self._connected()).upload(path, pieces)
+
+    @contextlib.asynccontextmanager
+    async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[httpx.Response, None]:
+        """One request of any kind, sent once; see `KeeperClient.stream`."""
+        await self._ask("get", "/status")
+        async with (await self._connected()).stream(method, path, **how) as response:
+            yield response
 
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """The keeper's events until it ends.

@@ -1,8 +1,9 @@
 """Talk to the user's keeper over its Unix socket: REST, the same for everyone (docs: the keeper's API)."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -107,6 +108,35 @@ class KeeperClient:
         except httpx.TransportError as error:
             raise _api.unreachable(error) from error
         return _api.read(response)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
+        timeout: float | None = _api.READ_TIMEOUT_S,
+        checked: bool = True,
+    ) -> AsyncGenerator[httpx.Response, None]:
+        """One request of any kind; its answer, good, is read by the caller, in pieces if it likes. Raises as `get`.
+
+        `timeout` is that of each wait, in seconds; None for as long as it takes. Unless `checked`, an answer that is an
+        error is given like any other.
+        """
+        how: dict[str, Any] = {"headers": headers, "params": params, "json": json, "content": content}
+        try:
+            async with self._http.stream(method, path, timeout=_api.timeout(timeout), **how) as response:
+                if checked and not response.is_success:
+                    raise _api.failure(response.status_code, await response.aread())
+                yield response
+        except httpx.TimeoutException as error:
+            raise _api.too_slow(method, path, timeout) from error
+        except httpx.TransportError as error:
+            raise _api.unreachable(error) from error
 
     async def events(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Name and data of each event, `hello` first, until the keeper closes.

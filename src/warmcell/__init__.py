@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from warmcell.sandbox.client.async_sandboxes import AsyncSandbox
     from warmcell.sandbox.client.images import build_image
+    from warmcell.sandbox.client.sandboxes import Sandbox
     from warmcell.sandbox.errors import WarmcellError
     from warmcell.sandbox.guest.kernel.hooks import after_restore, before_snapshot, fork
     from warmcell.sandbox.images.image import Image
@@ -20,7 +22,9 @@ _IN_KERNELS = "warmcell_guest.kernel.hooks"
 """What a kernel of ours has for its notebook. It is not part of this package's own copy of the guest's tree."""
 
 _EXPORTS = {
+    "AsyncSandbox": "warmcell.sandbox.client.async_sandboxes",
     "Image": "warmcell.sandbox.images.image",
+    "Sandbox": "warmcell.sandbox.client.sandboxes",
     "WarmcellError": "warmcell.sandbox.errors",
     "after_restore": _IN_KERNELS,
     "before_snapshot": _IN_KERNELS,
@@ -30,7 +34,9 @@ _EXPORTS = {
 """Public name to the module that defines it."""
 
 __all__ = [
+    "AsyncSandbox",
     "Image",
+    "Sandbox",
     "WarmcellError",
     "__version__",
     "after_restore",

@@ -42,6 +42,7 @@ class Server:
 
     def __init__(self, run: str, guest: str, python: str) -> None:
         self._loop = Loop()
+        self._guest = guest
         os.chdir(run)
         self._connections: list[Endpoint] = []
         self._relays = Relays(self._loop, self.admit)
@@ -204,6 +205,21 @@ class Server:
         started.on_exit = lambda: self._executions.pop(started.pid, None)
         answer(ok=True, stream=True, pid=started.pid)
 
+    def _files(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        """As `exec`, of our own program: what it is told to do comes on its standard input."""
+        env = _environment({})
+        started = Execution(
+            self._loop,
+            connection,
+            argv=[sys.executable, "-I", "-S", self._guest + "/files.py"],
+            env=env,
+            cwd=_directory({}, env),
+            pty=False,
+        )
+        self._executions[started.pid] = started
+        started.on_exit = lambda: self._executions.pop(started.pid, None)
+        answer(ok=True, stream=True, pid=started.pid)
+
     def _forward(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
         port = _integer(request, "port")
         if not 0 < port < 65536:
@@ -218,6 +234,7 @@ class Server:
         "adopt": _adopt,
         "signal": _signal,
         "exec": _exec,
+        "files": _files,
         "forward": _forward,
         "leave": _leave,
     }

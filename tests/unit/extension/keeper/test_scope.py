@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import GIB, Limits, SandboxId, SandboxInfo, SandboxSpec, Workspace
@@ -74,5 +74,5 @@ def test_its_limits_are_the_ceiling() -> None:
 def test_it_learns_that_a_gpu_is_held_but_not_by_whom() -> None:
     """Users, processes and sandboxes of the host are none of a guest's business."""
     held = {"uuid": "GPU-1", "lease": {"sandbox_id": "x", "user": "ann", "pid": 7, "since": 1.0}}
-    assert SCOPE.of_gpu(held) == {"uuid": "GPU-1", "lease": {"since": 1.0}}
-    assert SCOPE.of_gpu({"uuid": "GPU-2", "lease": None}) == {"uuid": "GPU-2", "lease": None}
+    assert of_gpu(held) == {"uuid": "GPU-1", "lease": {"since": 1.0}}
+    assert of_gpu({"uuid": "GPU-2", "lease": None}) == {"uuid": "GPU-2", "lease": None}

@@ -1,0 +1,336 @@
+"""REST of the sandboxes that code asks for, `/warmcell/api/v1/sandboxes/{id}/…`. Handlers translate, no more."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any
+
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.keeper.agents import checks, metrics
+from warmcell.extension.keeper.agents.boxes import AgentBox, Agents
+from warmcell.extension.keeper.agents.commands import Command, size_of
+from warmcell.extension.keeper.agents.files_api import routes as files_routes
+from warmcell.extension.keeper.agents.output import Output
+from warmcell.extension.keeper.agents.runs import Run
+from warmcell.extension.keeper.http import JsonHandler
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
+
+LONGEST_WAIT_S = 300.0
+SIGNAL_MAX = 64
+LISTED_MAX = 1000
+TERMS = ("timeout_s", "on_timeout", "auto_resume", "tags")
+
+BOX = r"/sandboxes/([a-z0-9]+)"
+ITEM = r"([a-z0-9]{1,32})"
+
+
+def routes() -> list[tuple[str, type[JsonHandler]]]:
+    """Paths below the API's prefix."""
+    return [
+        (rf"{BOX}/(connect|metrics)", BoxHandler),
+        (rf"{BOX}/commands", CommandsHandler),
+        (rf"{BOX}/commands/{ITEM}", CommandHandler),
+        (rf"{BOX}/commands/{ITEM}/output", CommandOutputHandler),
+        (rf"{BOX}/commands/{ITEM}/(stdin|signal|resize)", CommandVerbHandler),
+        (rf"{BOX}/runs", RunsHandler),
+        (rf"{BOX}/runs/{ITEM}", RunHandler),
+        (rf"{BOX}/runs/{ITEM}/output", RunOutputHandler),
+        (rf"{BOX}/contexts", ContextsHandler),
+        (rf"{BOX}/contexts/([A-Za-z0-9_-]+)", ContextHandler),
+        (rf"{BOX}/contexts/([A-Za-z0-9_-]+)/restart", ContextHandler),
+        *files_routes(),
+    ]
+
+
+class Handler(JsonHandler):
+    """Access to the sandboxes, and streams."""
+
+    @property
+    def agents(self) -> Agents:
+        agents: Agents = self.settings["keeper"].agents
+        return agents
+
+    def box(self, sandbox_id: str) -> AgentBox:
+        """What hangs on it, whatever its state; raises as `Agents.of`."""
+        return self.agents.of(SandboxId(sandbox_id))
+
+    async def awake(self, sandbox_id: str) -> AgentBox:
+        """As `box`, of one that runs; raises as `Agents.awake`."""
+        return await self.unless_gone(self.agents.awake(SandboxId(sandbox_id)))
+
+    def query(self, name: str, default: str) -> str:
+        """A parameter of the query."""
+        return self.get_query_argument(name, default)
+
+    async def wait_s(self, output: Output) -> None:
+        """Wait for the end of something, for as long as `?wait=` says."""
+        wait = checks.number(self.query("wait", "0"), "wait", most=LONGEST_WAIT_S)
+        if wait:
+            await self.unless_gone(output.wait(wait))
+
+    async def follow(self, output: Output, head: Mapping[str, Any] | None, info: Callable[[], Any], name: str) -> None:
+        """Answer with what something says, as it comes."""
+        start = int(checks.number(self.query("from", "0"), "from", most=2**53))
+        self.set_header("Content-Type", "application/x-ndjson")
+        if self.query("until", "end") == "now":
+            lines, until = output.present(start)
+            self.finish(lines + json.dumps({"next": until, name: info()}).encode() + b"\n")
+            return
+        with contextlib.suppress(StreamClosedError):  # Whoever reads has gone; it goes on.
+            await self.unless_gone(self._send(output.follow(start), head, info))
+
+    async def _send(
+        self, lines: AsyncGenerator[bytes], head: Mapping[str, Any] | None, info: Callable[[], Any]
+    ) -> None:
+        async with contextlib.aclosing(lines):
+            if head is not None:
+                self.write(json.dumps(head).encode() + b"\n")
+            await self.flush()
+            async for piece in lines:
+                self.write(piece)
+                await self.flush()
+        self.write(json.dumps({"ended": info()}).encode() + b"\n")
+        await self.flush()
+
+
+class BoxHandler(Handler):
+    """One sandbox: wake it, or see what it uses."""
+
+    async def post(self, sandbox_id: str, verb: str) -> None:
+        _only(verb, "connect")
+        body = self.body()
+        agents, box = self.agents, self.box(sandbox_id)
+        await self.unless_gone(agents.wake(box.sandbox_id))
+        terms = agents.live(box.sandbox_id).info.terms
+        assert terms is not None
+        timeout_s = checks.seconds(body, "timeout_s", terms.timeout_s)
+        self.answer(agents.set_terms(box.sandbox_id, timeout_s=timeout_s).to_json())
+
+    async def get(self, sandbox_id: str, verb: str) -> None:
+        _only(verb, "metrics")
+        live = self.agents.live(self.box(sandbox_id).sandbox_id)
+        self.answer(await asyncio.to_thread(metrics.measure, live))
+
+
+class CommandsHandler(Handler):
+    """Processes in a sandbox."""
+
+    def get(self, sandbox_id: str) -> None:
+        self.answer({"commands": [one.info() for one in self.box(sandbox_id).commands.all()]})
+
+    async def post(self, sandbox_id: str) -> None:
+        body = self.body()
+        box = self.box(sandbox_id)
+        command = box.commands.known(body)  # It is not woken, nor anything done, for what was done already.
+        if command is None:
+            box = await self.awake(sandbox_id)
+        command = await box.commands.start(self.agents.live(box.sandbox_id), body)
+        if self.query("follow", "0") == "1":
+            await self.follow(command.output, {"command": command.info()}, command.info, "command")
+        else:
+            self.answer(command.info(), 201)
+
+
+class _CommandHandler(Handler):
+    def command(self, sandbox_id: str, command_id: str) -> Command:
+        """One of its commands; raises NotFoundError."""
+        return self.box(sandbox_id).commands.get(command_id)
+
+
+class CommandHandler(_CommandHandler):
+    """One process."""
+
+    async def get(self, sandbox_id: str, command_id: str) -> None:
+        command = self.command(sandbox_id, command_id)
+        await self.wait_s(command.output)
+        self.answer(command.info())
+
+    async def delete(self, sandbox_id: str, command_id: str) -> None:
+        await self.command(sandbox_id, command_id).close()
+        self.set_status(204)
+
+
+class CommandOutputHandler(_CommandHandler):
+    """What it has said, and says."""
+
+    async def get(self, sandbox_id: str, command_id: str) -> None:
+        command = self.command(sandbox_id, command_id)
+        await self.follow(command.output, None, command.info, "command")
+
+
+class CommandVerbHandler(_CommandHandler):
+    """Input, signals, and the size of its terminal."""
+
+    async def post(self, sandbox_id: str, command_id: str, verb: str) -> None:
+        command = self.command(sandbox_id, command_id)
+        await self.agents.awake(SandboxId(sandbox_id))
+        if verb == "stdin":
+            at = int(checks.number(self.query("at", str(command.received)), "at", most=2**53))
+            close = self.query("close", "0") == "1"
+            self.answer({"received": await self.unless_gone(command.write(self.request.body, at=at, close=close))})
+            return
+        body = self.body()
+        if verb == "signal":
+            await command.signal(checks.whole(body, "signum", least=1, most=SIGNAL_MAX))
+        else:
+            await command.resize(*size_of(body))
+        self.answer({})
+
+
+class RunsHandler(Handler):
+    """Code in a sandbox's kernel."""
+
+    def get(self, sandbox_id: str) -> None:
+        self.answer({"runs": [one.info() for one in self.box(sandbox_id).runs.all()]})
+
+    async def post(self, sandbox_id: str) -> None:
+        body = self.body()
+        box = self.box(sandbox_id)
+        run = box.runs.known(body)
+        if run is None:
+            box = await self.awake(sandbox_id)
+        run = box.runs.start(body)
+        if self.query("follow", "0") == "1":
+            await self.follow(run.output, {"run": run.info()}, run.info, "run")
+        else:
+            self.answer(run.info(), 201)
+
+
+class _RunHandler(Handler):
+    def run(self, sandbox_id: str, run_id: str) -> Run:
+        """One of its runs; raises NotFoundError."""
+        return self.box(sandbox_id).runs.get(run_id)
+
+
+class RunHandler(_RunHandler):
+    """One run."""
+
+    async def get(self, sandbox_id: str, run_id: str) -> None:
+        run = self.run(sandbox_id, run_id)
+        await self.wait_s(run.output)
+        self.answer(run.info())
+
+    async def delete(self, sandbox_id: str, run_id: str) -> None:
+        run = self.run(sandbox_id, run_id)
+        await self.box(sandbox_id).runs.stop(run)
+        self.set_status(204)
+
+
+class RunOutputHandler(_RunHandler):
+    """What it has shown, and shows."""
+
+    async def get(self, sandbox_id: str, run_id: str) -> None:
+        run = self.run(sandbox_id, run_id)
+        await self.follow(run.output, None, run.info, "run")
+
+
+class ContextsHandler(Handler):
+    """Sets of variables in its kernel."""
+
+    def get(self, sandbox_id: str) -> None:
+        contexts = self.box(sandbox_id).runs.contexts
+        self.answer({"contexts": [{"id": name, "cwd": cwd} for name, cwd in contexts.items()]})
+
+    async def post(self, sandbox_id: str) -> None:
+        self.answer(self.box(sandbox_id).runs.new_context(self.body(), uuid.uuid4().hex), 201)
+
+
+class ContextHandler(Handler):
+    """One of them."""
+
+    async def delete(self, sandbox_id: str, name: str) -> None:
+        box = await self.awake(sandbox_id)
+        await box.runs.remove_context(name)
+        self.set_status(204)
+
+    async def post(self, sandbox_id: str, name: str) -> None:
+        if not self.request.path.endswith("/restart"):
+            raise InvalidRequestError("A context is made with POST …/contexts", hint="Or restarted with …/restart.")
+        box = await self.awake(sandbox_id)
+        self.answer(await box.runs.restart_context(name))
+
+
+def terms_of(body: Mapping[str, Any]) -> Terms:
+    """The terms that a request asks for; raises InvalidRequestError."""
+    _known(body)
+    return Terms.from_json({**body, "tags": checks.strings(body, "tags"), "timeout_s": _timeout(body)})
+
+
+def changes_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Which terms a request changes, and to what; raises InvalidRequestError."""
+    _known(body)
+    wanted = terms_of(body)
+    return {name: getattr(wanted, name) for name in body}
+
+
+def selected(infos: list[SandboxInfo], handler: JsonHandler) -> tuple[list[SandboxInfo], str | None]:
+    """Those that a query asks for, the oldest first, and where the next page begins, if there is one.
+
+    Raises:
+        InvalidRequestError: The query makes no sense.
+    """
+    tags = [tag.partition("=")[::2] for tag in handler.get_query_arguments("tag")]
+    states = handler.get_query_argument("state", "")
+    owner = handler.get_query_argument("owner", "")
+    after = handler.get_query_argument("after", "")
+    found = [
+        info
+        for info in infos
+        if (not tags or (info.terms is not None and all(info.terms.tags.get(key) == value for key, value in tags)))
+        and (not states or info.state.value in states.split(","))
+        and (not owner or info.owner == owner)
+        and (not after or (info.created_at, info.id) > _place(after))
+    ]
+    found.sort(key=lambda info: (info.created_at, info.id))
+    limit = handler.get_query_argument("limit", "")
+    if not limit:
+        return found, None
+    most = int(checks.number(limit, "limit", most=LISTED_MAX))
+    page = found[: max(1, most)]
+    last = page[-1] if len(found) > len(page) else None
+    return page, None if last is None else _cursor(last)
+
+
+def _cursor(info: SandboxInfo) -> str:
+    return base64.urlsafe_b64encode(json.dumps([info.created_at, info.id]).encode()).decode().rstrip("=")
+
+
+def _place(cursor: str) -> tuple[float, str]:
+    try:
+        at, sandbox_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return float(at), str(sandbox_id)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequestError("`after` is no cursor", hint="Give the `next` of the page before.") from error
+
+
+def _timeout(body: Mapping[str, Any]) -> float | None:
+    return checks.seconds(body, "timeout_s", Terms().timeout_s) if "timeout_s" in body else Terms().timeout_s
+
+
+def _known(body: Mapping[str, Any]) -> None:
+    for name in body:
+        if name not in TERMS:
+            raise InvalidRequestError(f"{name!r} is none of a sandbox's terms", hint=f"They are {', '.join(TERMS)}.")
+
+
+def _only(verb: str, wanted: str) -> None:
+    if verb != wanted:
+        raise InvalidRequestError(f"That is not how {verb} is asked for", hint="See the keeper's API.")
+
+
+async def once(agents: Agents, handler: JsonHandler, work: Callable[[], Awaitable[Any]]) -> Any:
+    """Do it once for all requests with the same `Idempotency-Key`; without one, for as long as the caller is there."""
+    key = handler.request.headers.get("Idempotency-Key")
+    if key is None:
+        return await handler.unless_gone(_awaited(work))
+    whose, path = handler.principal_name or "", f"{handler.request.method} {handler.request.path}"
+    return await handler.unless_gone(_awaited(lambda: agents.once.do(whose, path, key, handler.request.body, work)))
+
+
+async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:
+    return await work()

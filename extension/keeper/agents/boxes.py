@@ -1,0 +1,397 @@
+"""The sandboxes that code has asked for: how they come, wake, sleep when their time is over, and go."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import zmq.asyncio
+
+from warmcell.extension.keeper.agents import checks
+from warmcell.extension.keeper.agents.commands import Commands
+from warmcell.extension.keeper.agents.kernel_client import KernelClient
+from warmcell.extension.keeper.agents.once import Once
+from warmcell.extension.keeper.agents.runs import KernelRuns
+from warmcell.extension.keeper.kernel import Kernel, KernelRequest
+from warmcell.extension.keeper.kernel_memory import KernelMemory
+from warmcell.extension.keeper.kernels import Kernels
+from warmcell.sandbox import errors
+from warmcell.sandbox.lifecycle import TERMINAL, State
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Terms
+from warmcell.sandbox.service import SandboxService
+
+log = logging.getLogger(__name__)
+
+SIGINT = 2
+LOOK_S = 600.0
+"""How often at least to look for those that have slept for too long."""
+
+NOT_THEIRS = ("workspace", "mounts", "home")
+"""Fields of a spec that would let a sandbox see something of the host, or leave something there."""
+
+
+class AgentBox:
+    """What hangs on one such sandbox."""
+
+    def __init__(self, agents: "Agents", sandbox_id: SandboxId) -> None:
+        self._agents = agents
+        self.sandbox_id = sandbox_id
+        self.client: KernelClient | None = None
+        self.commands = Commands()
+        self.runs = KernelRuns(
+            lambda: agents.live(sandbox_id),
+            self._connected,
+            lambda: agents.interrupt(sandbox_id),
+            agents.kernel(sandbox_id).request.contexts,
+            lambda contexts: agents.note_contexts(sandbox_id, contexts),
+        )
+
+    async def close(self) -> None:
+        """The sandbox is gone. Idempotent."""
+        await self.runs.close()
+        await self.commands.close()
+        if self.client is not None:
+            self.client.close()
+
+    async def _connected(self) -> KernelClient:
+        """A client of its kernel, which is started again if it has ended."""
+        kernel = await self._agents.running_kernel(self.sandbox_id)
+        if self.client is None:
+            self.client = KernelClient(self._agents.context, kernel)
+        await self.client.ready()
+        return self.client
+
+
+class Agents:
+    """All of them, of one keeper."""
+
+    def __init__(
+        self, service: SandboxService, kernels: Kernels, memory: KernelMemory, *, asleep_s: float | None = None
+    ) -> None:
+        """There are none yet.
+
+        Args:
+            service: Has the sandboxes.
+            kernels: Has their kernels.
+            memory: Saves them.
+            asleep_s: Seconds after which one that sleeps is removed. None: never.
+        """
+        self._asleep_s = asleep_s
+        self.context = zmq.asyncio.Context()
+        self.once = Once()
+        self._service = service
+        self._kernels = kernels
+        self._memory = memory
+        self._boxes: dict[SandboxId, AgentBox] = {}
+        self._changed = asyncio.Event()
+        self._ending: set[asyncio.Task[None]] = set()
+        self._thawing = asyncio.Lock()
+
+    async def create(
+        self, asked: Mapping[str, Any], terms: Terms, *, snapshot: str | None = None, principal: str | None = None
+    ) -> SandboxInfo:
+        """A new sandbox with a kernel that answers; it outlives whoever has asked for it.
+
+        Args:
+            asked: Of a spec, what is to be other than usual.
+            terms: For how long.
+            snapshot: Id or name of one that it goes on from; then nothing is `asked`.
+            principal: Whose it is.
+
+        Raises:
+            WarmcellError: There is none; nothing is left of it.
+        """
+        kernel_id = str(uuid.uuid4())
+        terms = dataclasses.replace(terms, ends_at=None, frozen=False)
+        if snapshot is not None:
+            info = await self._from_snapshot(snapshot, asked, kernel_id, terms, principal)
+        else:
+            request = KernelRequest(
+                kernel_id=kernel_id,
+                spec=_spec(asked),
+                connection=self._memory.connection(kernel_id),
+                persistent=True,
+                terms=terms,
+                principal=principal,
+            )
+            info = await self._kernels.start(request, owner_pid=0)
+            kernel = self._kernels.get(kernel_id)  # What was chosen for it stays so, for its copies too.
+            kernel.request = dataclasses.replace(kernel.request, spec=self.live(info.id).spec)
+        self._boxes[info.id] = AgentBox(self, info.id)
+        self.changed(info)
+        return self._service.info(info.id)
+
+    async def fork(self, sandbox_id: SandboxId, count: int) -> list[SandboxInfo]:
+        """Clones with terms of the same kind, whose time begins now; raises as `KernelMemory.fork`."""
+        await self._memory.check(sandbox_id)
+        await self.awake(sandbox_id)
+        await self.running_kernel(sandbox_id)
+        clones = await self._memory.fork(sandbox_id, count)
+        for info in clones:
+            self.of(info.id)
+            self.changed(info)
+        return [self._service.info(info.id) for info in clones]
+
+    def owns(self, sandbox_id: SandboxId) -> bool:
+        """Whether code has asked for it; False where there is no such sandbox."""
+        try:
+            return self._service.info(sandbox_id).terms is not None
+        except errors.SandboxNotFoundError:
+            return False
+
+    def of(self, sandbox_id: SandboxId) -> AgentBox:
+        """What hangs on one, whatever its state.
+
+        Raises:
+            SandboxNotFoundError: There is no such sandbox.
+            UnsupportedOperationError: Nobody has asked for it in that way.
+        """
+        info = self._service.info(sandbox_id)
+        if info.terms is None:
+            raise errors.UnsupportedOperationError(
+                f"Sandbox {sandbox_id} is a notebook's, or another sandbox's", hint="Make one with warmcell.Sandbox()."
+            )
+        if sandbox_id not in self._boxes:
+            self._boxes[sandbox_id] = AgentBox(self, sandbox_id)
+        return self._boxes[sandbox_id]
+
+    async def awake(self, sandbox_id: SandboxId) -> AgentBox:
+        """One that runs: it is woken if it sleeps.
+
+        Raises:
+            ConflictError: It sleeps, and its terms are against that.
+            WarmcellError: It has ended, or cannot go on.
+        """
+        box = self.of(sandbox_id)
+        info = self._service.info(sandbox_id)
+        if info.error is not None and info.state is State.FAILED:
+            raise errors.from_json(info.error.to_json())
+        asleep = info.state in (State.SUSPENDED, State.SUSPENDING, State.RESUMING)
+        if info.terms is not None and (asleep or info.terms.frozen):
+            if not info.terms.auto_resume and info.state is not State.RESUMING:
+                state = "frozen" if info.terms.frozen else info.state.value
+                raise errors.ConflictError(
+                    f"Sandbox {sandbox_id} is {state}",
+                    hint="Resume it first: its auto_resume is off.",
+                    details={"state": state},
+                )
+            await self.wake(sandbox_id)
+        return box
+
+    async def wake(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Have it run, whatever its terms say; raises as `KernelMemory.resume`."""
+        box = self.live(sandbox_id)
+        async with self._thawing:
+            if box.info.terms is not None and box.info.terms.frozen:
+                await box.thaw()
+                self._tell(box, frozen=False)
+        if box.info.state is not State.RUNNING:
+            await self._memory.resume(sandbox_id)
+        self.changed(self.live(sandbox_id).info)
+        return self._service.info(sandbox_id)
+
+    async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Save and end its processes, commands included; raises as `KernelMemory.suspend`."""
+        await self._memory.check(sandbox_id)
+        box = self.live(sandbox_id)
+        if box.info.terms is not None and box.info.terms.frozen:  # What does not run cannot get ready.
+            await self.wake(sandbox_id)
+        if box.info.state is State.RUNNING:
+            await self.running_kernel(sandbox_id)
+        info = await self._memory.suspend(sandbox_id, even_busy=True)
+        self.changed(info)
+        return self._service.info(sandbox_id)
+
+    def set_terms(self, sandbox_id: SandboxId, **changes: Any) -> SandboxInfo:
+        """Change its terms; its time begins anew if `timeout_s` is among them.
+
+        Raises:
+            WarmcellError: As `of`.
+        """
+        self.of(sandbox_id)
+        if "timeout_s" in changes:
+            changes["ends_at"] = None
+        self._tell(self.live(sandbox_id), **changes)
+        self.changed(self._service.info(sandbox_id))
+        return self._service.info(sandbox_id)
+
+    async def interrupt(self, sandbox_id: SandboxId) -> None:
+        """Interrupt what its kernel does, if anything."""
+        await self._kernels.signal(self.kernel(sandbox_id).request.kernel_id, SIGINT)
+
+    def live(self, sandbox_id: SandboxId) -> LiveSandbox:
+        """The sandbox as it is now; raises SandboxNotFoundError."""
+        return self._service.live(sandbox_id)
+
+    def kernel(self, sandbox_id: SandboxId) -> Kernel:
+        """Its kernel.
+
+        Raises:
+            NotFoundError: It has none, so it is about to go.
+        """
+        return self._kernels.get(self._service.info(sandbox_id).kernel_id or "")
+
+    async def running_kernel(self, sandbox_id: SandboxId) -> Kernel:
+        """Its kernel, the next one if that has ended by itself."""
+        kernel = self.kernel(sandbox_id)
+        if not kernel.alive:
+            await self._kernels.start(kernel.request, owner_pid=0)
+        return kernel
+
+    def note_contexts(self, sandbox_id: SandboxId, contexts: Mapping[str, str]) -> None:
+        """For snapshots of it."""
+        kernel = self.kernel(sandbox_id)
+        kernel.request = dataclasses.replace(kernel.request, contexts=dict(contexts))
+
+    def changed(self, info: SandboxInfo) -> None:
+        """Told of every change of a sandbox: its time begins when it runs, and stands still while it sleeps."""
+        terms = info.terms
+        if terms is None or info.state in TERMINAL:
+            return
+        counts = info.state is State.RUNNING and terms.timeout_s is not None and not terms.frozen
+        if counts and terms.ends_at is None:
+            assert terms.timeout_s is not None
+            self._tell(self.live(info.id), ends_at=time.time() + terms.timeout_s)
+        elif not counts and terms.ends_at is not None and info.state not in (State.SUSPENDING, State.RESUMING):
+            self._tell(self.live(info.id), ends_at=None)
+
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """Let go of what hangs on a sandbox that has ended. Idempotent."""
+        box = self._boxes.pop(sandbox_id, None)
+        if box is not None:
+            await box.close()
+
+    async def end_in_time(self) -> None:
+        """Do for ever with each what its terms say when its time is over."""
+        while True:
+            self._changed.clear()
+            known = [(info.terms.ends_at, info.id) for info in self._service.infos() if info.terms is not None]
+            due = [(at, sandbox_id) for at, sandbox_id in known if at is not None]
+            now = time.time()
+            for at, sandbox_id in due:
+                if at <= now:
+                    self._tell(self.live(sandbox_id), ends_at=None, quiet=True)
+                    task = asyncio.create_task(self._time_is_over(sandbox_id))
+                    self._ending.add(task)
+                    task.add_done_callback(self._ending.discard)
+            await self._remove_forgotten(now)
+            left = [at - now for at, _ in due if at > now]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min([*left, LOOK_S])):
+                    await self._changed.wait()
+
+    async def close(self) -> None:
+        """End all work on them; they themselves are the service's."""
+        for task in self._ending:
+            task.cancel()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+        for info in self._service.infos():
+            if info.terms is not None and info.terms.frozen:  # What is saved now has to get ready for it.
+                await self.live(info.id).thaw()
+        await self.once.close()
+        await asyncio.gather(*(self.forget(sandbox_id) for sandbox_id in list(self._boxes)))
+        self.context.destroy(linger=0)
+
+    async def _remove_forgotten(self, now: float) -> None:
+        """Those that have slept for too long go, with what they had on disk."""
+        for info in self._service.infos():
+            if self._asleep_s is None or info.terms is None or info.state is not State.SUSPENDED:
+                continue
+            with contextlib.suppress(errors.WarmcellError):
+                saved = self._service.memory.store.get(info.snapshot or "").info
+                if saved.created_at + self._asleep_s <= now:
+                    log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - saved.created_at)
+                    await self._kill(info.id)
+
+    async def _time_is_over(self, sandbox_id: SandboxId) -> None:
+        with contextlib.suppress(errors.SandboxNotFoundError):
+            box = self.live(sandbox_id)
+            terms = box.info.terms
+            if terms is None or box.info.state is not State.RUNNING:
+                return
+            log.info("sandbox %s: its time is over (%s)", sandbox_id, terms.on_timeout)
+            if terms.on_timeout == "kill":
+                await self._kill(sandbox_id)
+                return
+            try:
+                await self.suspend(sandbox_id)
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s is frozen in memory, since it cannot be saved: %s", sandbox_id, error)
+                await self._freeze(box)
+
+    async def _freeze(self, box: LiveSandbox) -> None:
+        async with self._thawing:
+            try:
+                await box.freeze()
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s runs on: %s", box.info.id, error)
+                self._tell(box, ends_at=None, timeout_s=None)
+            else:
+                self._tell(box, frozen=True, ends_at=None)
+
+    async def _kill(self, sandbox_id: SandboxId) -> None:
+        await self._kernels.forget_sandbox(sandbox_id)
+        await self._service.stop(sandbox_id)
+
+    def _tell(self, box: LiveSandbox, *, quiet: bool = False, **changes: Any) -> None:
+        """Other terms from now on, here and in what snapshots say."""
+        assert box.info.terms is not None
+        terms = dataclasses.replace(box.info.terms, **changes)
+        if quiet:  # As if it had none, until it is clear what becomes of it.
+            box.info = dataclasses.replace(box.info, terms=terms)
+        else:
+            box.tell(terms=terms)
+        with contextlib.suppress(errors.NotFoundError):
+            kernel = self.kernel(box.info.id)
+            kernel.request = dataclasses.replace(
+                kernel.request, terms=dataclasses.replace(terms, ends_at=None, frozen=False)
+            )
+        self._changed.set()
+
+    async def _from_snapshot(
+        self, ref: str, asked: Mapping[str, Any], kernel_id: str, terms: Terms, principal: str | None
+    ) -> SandboxInfo:
+        if set(asked) - {"env"}:
+            raise errors.InvalidRequestError(
+                "A sandbox that goes on from a snapshot is as that was", hint="Leave out everything but env and terms."
+            )
+        manifest = self._service.memory.store.get(ref)
+        saved = manifest.kernel.get("request")
+        if manifest.info.kind != "named" or not isinstance(saved, Mapping) or not saved.get("terms"):
+            raise errors.UnsupportedOperationError(
+                "It is no snapshot of a sandbox that code has asked for", hint="Take one with Sandbox.snapshot()."
+            )
+        await self._service.memory.check(manifest.spec)
+        request = dataclasses.replace(
+            KernelRequest.from_json(saved),
+            kernel_id=kernel_id,
+            spec=dataclasses.replace(manifest.spec, env={**manifest.spec.env, **checks.strings(asked, "env")}),
+            connection=self._memory.connection(kernel_id),
+            terms=terms,
+            principal=principal,
+        )
+        return await self._memory.bring_up(request, manifest.info.id)
+
+
+def _spec(asked: Mapping[str, Any]) -> SandboxSpec:
+    """What is asked for, nothing of the host in it.
+
+    Raises:
+        InvalidRequestError: It asks for what such a sandbox does not get.
+    """
+    for name in NOT_THEIRS:
+        if name in asked:
+            raise errors.InvalidRequestError(
+                f"{name!r} is not for sandboxes of this kind", hint="Upload what it is to have: box.files."
+            )
+    if asked.get("network", "none") != "none":
+        raise errors.InvalidRequestError("Sandboxes of this kind have no network", hint="Leave `network` out.")
+    usual = {"python": "" if asked.get("image") else os.path.abspath(sys.executable)}
+    return SandboxSpec.from_json({**usual, **asked})

@@ -1,0 +1,97 @@
+"""Reading what a request says, with an error that names what is wrong with it."""
+
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from warmcell.sandbox.errors import InvalidRequestError
+
+ID = re.compile(r"[a-z0-9]{1,32}")
+CONTEXT = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SECONDS_MAX = 10 * 365 * 86400.0
+
+
+def text(body: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """The string of that name.
+
+    Raises:
+        InvalidRequestError: It is none, or is missing without a default.
+    """
+    value = body.get(name, default)
+    if not isinstance(value, str) or "\0" in value:
+        raise InvalidRequestError(f"`{name}` must be text", hint=f"Give {name} as a string without null bytes.")
+    return value
+
+
+def new_id(body: Mapping[str, Any]) -> str:
+    """The id that a client has chosen, or a new one; raises as `text`."""
+    if body.get("id") is None:
+        return uuid.uuid4().hex
+    chosen = text(body, "id")
+    if not ID.fullmatch(chosen):
+        raise InvalidRequestError("`id` must be 1 to 32 of a-z and 0-9", hint="Take a UUID in hexadecimal digits.")
+    return chosen
+
+
+def context_id(body: Mapping[str, Any], default: str) -> str:
+    """The id of a context; raises as `text`."""
+    chosen = text(body, "id", default)
+    if not CONTEXT.fullmatch(chosen):
+        raise InvalidRequestError(
+            "The id of a context must be 1 to 64 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID in hexadecimal digits."
+        )
+    return chosen
+
+
+def seconds(body: Mapping[str, Any], name: str, default: float | None = None, *, zero: bool = False) -> float | None:
+    """A number of seconds above 0 (or 0 with `zero`), or None; raises as `text`."""
+    value = body.get(name, default)
+    if value is None:
+        return None
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= SECONDS_MAX
+        or (value == 0 and not zero)
+    ):
+        raise InvalidRequestError(f"`{name}` must be a number of seconds, not {value!r}", hint="Give a number above 0.")
+    return float(value)
+
+
+def flag(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A yes or no; raises as `text`."""
+    value = body.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"`{name}` must be true or false", hint=f"Leave {name} out, or give true.")
+    return value
+
+
+def whole(body: Mapping[str, Any], name: str, default: int | None = None, *, least: int, most: int) -> int:
+    """A whole number within bounds; raises as `text`."""
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidRequestError(
+            f"`{name}` must be a whole number, not {value!r}", hint=f"Give one from {least} to {most}."
+        )
+    return value
+
+
+def strings(body: Mapping[str, Any], name: str) -> dict[str, str]:
+    """An object of strings; raises as `text`."""
+    value = body.get(name) or {}
+    if not isinstance(value, dict) or not all(isinstance(one, str) and "\0" not in one for one in value.values()):
+        raise InvalidRequestError(f"`{name}` must be an object of strings", hint='As in {"NAME": "value"}.')
+    return value
+
+
+def number(parameter: str, name: str, *, most: float) -> float:
+    """A number of a query; raises as `text`."""
+    try:
+        value = float(parameter)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most:
+        raise InvalidRequestError(f"`{name}` must be a number from 0 to {most:g}", hint=f"Leave {name} out.")
+    return value

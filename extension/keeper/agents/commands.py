@@ -1,0 +1,291 @@
+"""Processes in sandboxes that outlive whoever has started them, found again by their id."""
+
+import asyncio
+import base64
+import binascii
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from warmcell.extension.keeper.agents import checks
+from warmcell.extension.keeper.agents.output import Output
+from warmcell.sandbox import errors
+from warmcell.sandbox.gpus.environment import environment as gpu_environment
+from warmcell.sandbox.guest_process import FRAME_MAX_BYTES, GuestProcess
+from warmcell.sandbox.live import LiveSandbox
+
+ENDED_KEPT = 64
+RUNNING_MAX = 256
+INPUT_MAX_BYTES = 8 * 2**20
+TERMINAL_SIDE_MAX = 10_000
+
+AGAIN = "Start it again if it is still wanted."
+
+
+class Command:
+    """One process: what it was asked for, what it says, and how it ended."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        """Nothing runs yet.
+
+        Raises:
+            InvalidRequestError: Something in the body is not of its form.
+        """
+        argv = body.get("argv")
+        if not isinstance(argv, list) or not argv or not all(isinstance(one, str) and "\0" not in one for one in argv):
+            raise errors.InvalidRequestError("`argv` must be a list of texts", hint='As in {"argv": ["ls", "-l"]}.')
+        self.id = checks.new_id(body)
+        self.argv: tuple[str, ...] = tuple(argv)
+        self.cwd = checks.text(body, "cwd", "")
+        self.env = checks.strings(body, "env")
+        self.tag = checks.text(body, "tag", "")
+        self.timeout_s = checks.seconds(body, "timeout_s")
+        self.keeps_stdin = checks.flag(body, "stdin")
+        self.size = _size(body["pty"]) if body.get("pty") is not None else None
+        self.input = _input(body)
+        self.asked = {name: value for name, value in body.items() if name != "id"}
+        self.output = Output()
+        self.pid = 0
+        self.started_at = time.time()
+        self.ended_at: float | None = None
+        self.exit_code: int | None = None
+        self.error: errors.WarmcellError | None = None
+        self.received = 0
+        """Bytes of input so far."""
+        self._process: GuestProcess | None = None
+        self._closed = False
+        self._writing = asyncio.Lock()
+        self._work: asyncio.Task[None] | None = None
+
+    def info(self) -> dict[str, Any]:
+        """CommandInfo."""
+        return {
+            "id": self.id,
+            "argv": list(self.argv),
+            "cwd": self.cwd,
+            "tag": self.tag,
+            "pid": self.pid,
+            "pty": self.size is not None,
+            "state": "running" if self.ended_at is None else "ended",
+            "exit_code": self.exit_code,
+            "error": None if self.error is None else self.error.to_json(),
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+            "output": self.output.next,
+        }
+
+    async def start(self, box: LiveSandbox) -> None:
+        """Start it; returns when it has a pid, or did not get one.
+
+        Raises:
+            WarmcellError: It was not started.
+        """
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._work = asyncio.create_task(self._run(box, started))
+        await started
+
+    async def write(self, data: bytes, *, at: int, close: bool) -> int:
+        """Give it input at the pace at which it reads; what it has already is passed over. How much it has now.
+
+        Raises:
+            ConflictError: It has ended, takes no input, or some is missing before this.
+        """
+        async with self._writing:
+            if at + len(data) <= self.received and (self._closed or not close):  # All of it has come before.
+                return self.received
+            process = self._taking_input()
+            if at > self.received:
+                raise errors.ConflictError(
+                    f"It has had {self.received} bytes of input, not {at}", hint="Send what is missing first."
+                )
+            data = data[self.received - at :]
+            for start in range(0, len(data), FRAME_MAX_BYTES):
+                piece = data[start : start + FRAME_MAX_BYTES]
+                self.received += len(piece)
+                await process.write(piece)
+            if close:
+                self._closed = True
+                await process.close_stdin()
+            return self.received
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to its process group. Nothing happens when it has ended."""
+        if self._process is not None and self.ended_at is None:
+            await self._process.send_signal(signum)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell it the size of its terminal.
+
+        Raises:
+            ConflictError: It has none, or has ended.
+        """
+        if self.size is None or self._process is None or self.ended_at is not None:
+            raise errors.ConflictError("It has no terminal", hint='Start it with {"pty": {"rows": 24, "columns": 80}}.')
+        await self._process.resize(rows, columns)
+
+    async def close(self) -> None:
+        """Kill it and wait for its end. Idempotent."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    def _taking_input(self) -> GuestProcess:
+        if self._process is None or self.ended_at is not None:
+            raise errors.ConflictError(f"Command {self.id} has ended", hint=AGAIN)
+        if not self.keeps_stdin and self.size is None:
+            raise errors.ConflictError(f"Command {self.id} takes no input", hint='Start it with {"stdin": true}.')
+        return self._process
+
+    async def _run(self, box: LiveSandbox, started: "asyncio.Future[None]") -> None:
+        env = {**box.spec.env, **gpu_environment(box.gpus), **self.env}
+        try:
+            async with box.exec_stream(self.argv, env=env, cwd=self.cwd, pty=self.size is not None) as process:
+                self._process, self.pid = process, process.pid
+                if self.size is not None:
+                    await process.resize(*self.size)
+                if not started.done():
+                    started.set_result(None)
+                await self._follow(process)
+        except asyncio.CancelledError:
+            self.exit_code = 128 + signal.SIGKILL
+            raise
+        except TimeoutError:
+            self.exit_code = 128 + signal.SIGKILL
+            self.error = errors.OperationTimeoutError(
+                f"{self.argv[0]} did not end within {self.timeout_s:g} s and was killed",
+                hint="Give it a longer timeout.",
+                details={"operation": "command", "timeout": self.timeout_s},
+            )
+        except errors.WarmcellError as error:
+            self.error = _gone(box, error)
+        finally:
+            self.ended_at = time.time()
+            self.output.end()
+            if not started.done():
+                started.set_exception(self.error or errors.ConflictError("The sandbox has ended", hint=AGAIN))
+
+    async def _follow(self, process: GuestProcess) -> None:
+        feeding = asyncio.create_task(self._feed(process))
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                async for name, content in process.output():
+                    await self.output.put({name: base64.b64encode(content).decode()})
+            self.exit_code = process.exit_code
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
+    async def _feed(self, process: GuestProcess) -> None:
+        if self.input:
+            await process.write(self.input)
+        if not self.keeps_stdin and self.size is None:
+            await process.close_stdin()
+
+
+class Commands:
+    """Those of one sandbox: what runs, and what has ended last."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Command] = {}
+        self._starting: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def running(self) -> int:
+        """How many have not ended."""
+        return sum(one.ended_at is None for one in self._known.values())
+
+    def all(self) -> list[Command]:
+        """Those that are known, the oldest first."""
+        return list(self._known.values())
+
+    def get(self, command_id: str) -> Command:
+        """One of them.
+
+        Raises:
+            NotFoundError: There is none of that id.
+        """
+        found = self._known.get(command_id)
+        if found is None:
+            raise errors.NotFoundError(f"There is no command {command_id}", hint="It ended long ago, or never began.")
+        return found
+
+    def known(self, body: Mapping[str, Any]) -> Command | None:
+        """The one that the same request has started already.
+
+        Raises:
+            ConflictError: Another request has, under this id.
+        """
+        found = self._known.get(str(body.get("id"))) if body.get("id") is not None else None
+        if found is not None and found.asked != {name: value for name, value in body.items() if name != "id"}:
+            raise errors.ConflictError(f"Command {found.id} is another one", hint="Take a new id for a new command.")
+        return found
+
+    async def start(self, box: LiveSandbox, body: Mapping[str, Any]) -> Command:
+        """Start one, unless this very request has started it already.
+
+        Raises:
+            WarmcellError: It was not started; nothing is left of it.
+        """
+        command = self.known(body)
+        if command is None:
+            command = Command(body)
+            if self.running >= RUNNING_MAX:
+                raise errors.CapacityError(
+                    f"{RUNNING_MAX} commands run in this sandbox", hint="Wait until one has ended, or kill it."
+                )
+            self._known[command.id] = command
+            begun = self._starting[command.id] = asyncio.ensure_future(command.start(box))
+            begun.add_done_callback(lambda done: self._begun(command, done))
+        if command.id in self._starting:
+            await asyncio.shield(self._starting[command.id])
+        return command
+
+    async def close(self) -> None:
+        """Kill all that run."""
+        await asyncio.gather(*(one.close() for one in self._known.values()))
+
+    def _begun(self, command: Command, done: "asyncio.Future[None]") -> None:
+        self._starting.pop(command.id, None)
+        if done.cancelled() or done.exception() is not None:
+            self._known.pop(command.id, None)
+        ended = [one.id for one in self._known.values() if one.ended_at is not None]
+        for old in ended[:-ENDED_KEPT]:
+            del self._known[old]
+
+
+def _size(value: Any) -> tuple[int, int]:
+    body = value if isinstance(value, dict) else {}
+    rows = checks.whole(body, "rows", 24, least=1, most=TERMINAL_SIDE_MAX)
+    return rows, checks.whole(body, "columns", 80, least=1, most=TERMINAL_SIDE_MAX)
+
+
+def _input(body: Mapping[str, Any]) -> bytes:
+    try:
+        data = base64.b64decode(checks.text(body, "input", ""), validate=True)
+    except (binascii.Error, ValueError) as error:
+        if isinstance(error, errors.WarmcellError):
+            raise
+        raise errors.InvalidRequestError("`input` must be base64", hint="Or send it to …/stdin.") from error
+    if len(data) > INPUT_MAX_BYTES:
+        raise errors.InvalidRequestError(
+            f"The input is larger than {INPUT_MAX_BYTES} bytes", hint="Send it to …/stdin, or write it to a file first."
+        )
+    return data
+
+
+def _gone(box: LiveSandbox, error: errors.WarmcellError) -> errors.WarmcellError:
+    """Why a command's stream broke, in terms of its sandbox where that is the reason."""
+    if isinstance(error, errors.TransportError):
+        why = "was suspended or restored" if box.info.state in ("suspended", "suspending", "resuming") else "has ended"
+        return errors.ConflictError(f"The sandbox {why}, which ends its commands", hint=AGAIN)
+    return error
+
+
+def size_of(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a terminal, from a request.
+
+    Raises:
+        InvalidRequestError: They are none.
+    """
+    return _size(dict(body))

@@ -1,0 +1,266 @@
+"""Files of a sandbox over REST. All is done by a process inside it (guest protocol: `files`), never on the host."""
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.keeper.agents import checks
+from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.http import JsonHandler
+from warmcell.sandbox import errors
+from warmcell.sandbox.guest_process import GuestProcess
+from warmcell.sandbox.guest_wire import RESTART, read_object
+from warmcell.sandbox.models import SandboxId
+
+MAX_BODY_BYTES = 64 * 2**30
+"""Files are streamed into the sandbox, whose size is the real limit."""
+
+HEAD_MAX_BYTES = 16 * 2**20
+DEPTH_MAX = 100
+PATH_MAX = 4096
+
+BOX = r"/sandboxes/([a-z0-9]+)"
+
+STATUS: Mapping[str, type[errors.WarmcellError]] = {
+    "ENOENT": errors.SandboxFileNotFoundError,
+    "ENOSPC": errors.CapacityError,
+    "EDQUOT": errors.CapacityError,
+    "EMFILE": errors.CapacityError,
+    "ENOMEM": errors.CapacityError,
+    "EFBIG": errors.CapacityError,
+    "ENAMETOOLONG": errors.InvalidRequestError,
+    "ELOOP": errors.InvalidRequestError,
+    "EINVAL": errors.InvalidRequestError,
+}
+HINTS: Mapping[type[errors.WarmcellError], str] = {
+    errors.SandboxFileNotFoundError: "List its directory to see what is there.",
+    errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
+    errors.InvalidRequestError: "Give another path.",
+    errors.ConflictError: "Look what is there with files.stat.",
+}
+
+
+def routes() -> list[tuple[str, type[JsonHandler]]]:
+    """Paths below the API's prefix."""
+    return [
+        (rf"{BOX}/files", ContentHandler),
+        (rf"{BOX}/files/(tree)", ContentHandler),
+        (rf"{BOX}/files/(stat|list|mkdir|move)", FilesHandler),
+    ]
+
+
+class Work:
+    """One thing that is done with a sandbox's files."""
+
+    def __init__(self, process: GuestProcess) -> None:
+        self._process = process
+        self._stdout = _stdout(process)
+        self._rest = b""
+
+    async def answer(self) -> Mapping[str, Any]:
+        """What became of it.
+
+        Raises:
+            WarmcellError: It could not be done, or the guest broke off.
+        """
+        said = b""
+        async for piece in self._stdout:
+            said += piece
+            if b"\n" in said or len(said) > HEAD_MAX_BYTES:
+                break
+        line, newline, self._rest = said.partition(b"\n")
+        if not newline:
+            raise errors.ProtocolError("The sandbox broke off as it worked on its files", hint=RESTART)
+        head = read_object(line)
+        if head.get("ok") is not True:
+            raise _refused(head)
+        return head
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """What follows the answer.
+
+        Raises:
+            WarmcellError: The guest broke off.
+        """
+        if self._rest:
+            yield self._rest
+        async for piece in self._stdout:
+            yield piece
+        if self._process.exit_code != 0:
+            raise errors.ProtocolError("The sandbox broke off in the middle of a file", hint=RESTART)
+
+
+@contextlib.asynccontextmanager
+async def work_in(agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any]) -> AsyncGenerator[GuestProcess]:
+    """Begin something with a sandbox's files; on leaving it is given up if it has not ended.
+
+    Raises:
+        WarmcellError: The sandbox does not run, and cannot.
+    """
+    await agents.awake(sandbox_id)
+    async with agents.live(sandbox_id).files_stream() as process:
+        await process.write(json.dumps(request).encode() + b"\n")
+        yield process
+
+
+async def done(agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Do something whose answer is all there is.
+
+    Raises:
+        WarmcellError: It cannot be done.
+    """
+    async with work_in(agents, sandbox_id, request) as process:
+        await process.close_stdin()
+        head = dict(await Work(process).answer())
+    head.pop("ok")
+    return head
+
+
+class FilesHandler(JsonHandler):
+    """What is there, and other names."""
+
+    async def get(self, sandbox_id: str, verb: str) -> None:
+        if verb not in ("stat", "list"):
+            raise errors.InvalidRequestError(f"{verb} is asked for with POST", hint="See the keeper's API.")
+        request: dict[str, Any] = {"op": verb, "path": _path(self.get_query_argument("path", ""))}
+        if verb == "list":
+            request["depth"] = int(checks.number(self.get_query_argument("depth", "1"), "depth", most=DEPTH_MAX))
+            self.answer(await self._done(sandbox_id, request))
+        else:
+            request["follow"] = self.get_query_argument("follow", "0") == "1"
+            self.answer((await self._done(sandbox_id, request))["file"])
+
+    async def post(self, sandbox_id: str, verb: str) -> None:
+        body = self.body()
+        if verb == "mkdir":
+            request = {"op": verb, "path": _path(body.get("path")), "parents": checks.flag(body, "parents", True)}
+            said = await self._done(sandbox_id, request)
+            self.answer({**said["file"], "created": said["created"]})
+        elif verb == "move":
+            request = {"op": verb, "source": _path(body.get("source")), "target": _path(body.get("target"))}
+            self.answer((await self._done(sandbox_id, request))["file"])
+        else:
+            raise errors.InvalidRequestError(f"{verb} is asked for with GET", hint="See the keeper's API.")
+
+    async def _done(self, sandbox_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        return await self.unless_gone(done(self.settings["keeper"].agents, SandboxId(sandbox_id), request))
+
+
+@web.stream_request_body
+class ContentHandler(JsonHandler):
+    """A file's content, or a tree as a tar: streamed either way."""
+
+    def initialize(self) -> None:
+        """Nothing has come yet (tornado's hook)."""
+        self._held: contextlib.AsyncExitStack | None = None
+        self._process: GuestProcess | None = None
+        self._refused: errors.WarmcellError | None = None
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Before the body is read: have the guest wait for it."""
+        super().prepare()
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BODY_BYTES)
+        if self.request.method != "PUT" or "data_received" in vars(self):  # The latter: it was refused already.
+            return
+        try:
+            self._process = await self._hold(self._request())
+        except errors.WarmcellError as error:  # Whoever still sends would not hear the answer now.
+            self._refused = error
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Bytes of the content (tornado's hook), at the pace at which the sandbox takes them."""
+        if self._process is not None:
+            await self._process.write(chunk)
+
+    async def get(self, sandbox_id: str, tree: str = "") -> None:
+        """The content."""
+        request = {"op": "pack" if tree else "read", "path": self._path()}
+        agents: Agents = self.settings["keeper"].agents
+        with contextlib.suppress(StreamClosedError):
+            await self.unless_gone(self._send(agents, SandboxId(sandbox_id), request, bool(tree)))
+
+    async def put(self, sandbox_id: str, tree: str = "") -> None:
+        """All of it has come."""
+        try:
+            if self._refused is not None:
+                raise self._refused
+            assert self._process is not None
+            await self._process.close_stdin()
+            said = await self.unless_gone(Work(self._process).answer())
+        finally:
+            await self._let_go()
+        self.answer({"files": said["files"]} if tree else said["file"])
+
+    async def delete(self, sandbox_id: str, tree: str = "") -> None:
+        """The file goes."""
+        if tree:
+            raise errors.InvalidRequestError("A tree is removed with recursive=1", hint="DELETE …/files?recursive=1")
+        recursive = self.get_query_argument("recursive", "0") == "1"
+        request = {"op": "remove", "path": self._path(), "recursive": recursive}
+        await self.unless_gone(done(self.settings["keeper"].agents, SandboxId(sandbox_id), request))
+        self.set_status(204)
+
+    def on_connection_close(self) -> None:
+        """The caller has gone (tornado's hook): what was not complete never gets its name."""
+        super().on_connection_close()
+        if self._held is not None:
+            self.settings["keeper"].kernels.spawn(self._let_go())
+
+    async def _send(self, agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any], tree: bool) -> None:
+        async with work_in(agents, sandbox_id, request) as process:
+            await process.close_stdin()
+            work = Work(process)
+            await work.answer()
+            self.set_header("Content-Type", "application/x-tar" if tree else "application/octet-stream")
+            try:
+                async for piece in work.content():
+                    self.write(piece)
+                    await self.flush()
+            except errors.WarmcellError:  # Half of it is there already: only a broken connection says that.
+                connection: Any = self.request.connection
+                connection.stream.close()
+                raise StreamClosedError from None
+
+    def _request(self) -> dict[str, Any]:
+        if len(self.path_args) > 1:
+            return {"op": "unpack", "path": self._path()}
+        mode = self.get_query_argument("mode", "")
+        parents = self.get_query_argument("parents", "1") == "1"
+        number = int(checks.number(mode, "mode", most=0o7777)) if mode else None
+        return {"op": "write", "path": self._path(), "mode": number, "parents": parents}
+
+    async def _hold(self, request: Mapping[str, Any]) -> GuestProcess:
+        self._held = contextlib.AsyncExitStack()
+        work = work_in(self.settings["keeper"].agents, SandboxId(self.path_args[0]), request)
+        return await self._held.enter_async_context(work)
+
+    async def _let_go(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            await held.aclose()
+
+    def _path(self) -> str:
+        return _path(self.get_query_argument("path", "", strip=False))
+
+
+async def _stdout(process: GuestProcess) -> AsyncGenerator[bytes]:
+    async for name, content in process.output():
+        if name == "stdout":
+            yield content
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value or len(value) > PATH_MAX:
+        raise errors.InvalidRequestError("`path` must be the path of a file", hint="Absolute, or relative to the home.")
+    return value
+
+
+def _refused(head: Mapping[str, Any]) -> errors.WarmcellError:
+    name = str(head.get("errno", ""))
+    kind = STATUS.get(name, errors.ConflictError)
+    return kind(str(head.get("message", "It cannot be done"))[:1000], hint=HINTS[kind], details={"errno": name})

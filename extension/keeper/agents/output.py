@@ -1,0 +1,143 @@
+"""What a command or a run says, kept in numbered entries: for those who follow it, and those who come back later."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+KEPT_BYTES = 8 * 2**20
+"""Of entries as they go over the wire. Older ones are dropped, once those who follow have them."""
+
+PIECE_BYTES = 256 * 1024
+"""Some so much goes to a follower at a time."""
+
+STALLED_S = 60.0
+"""Whoever reads nothing for so long is waited for no longer, and learns how much was missed."""
+
+KEEPALIVE_S = 10.0
+"""An empty line this often shows both sides that the other is there."""
+
+
+@dataclass(eq=False)
+class _Follower:
+    at: int
+    moved: float
+
+
+class Output:
+    """Entries from number `first` on. Its writer waits for followers, as a pipe's does; without any it never waits."""
+
+    def __init__(self, *, kept_bytes: int = KEPT_BYTES) -> None:
+        self._kept_bytes = kept_bytes
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._followers: set[_Follower] = set()
+        self._changed = asyncio.Event()
+        self.first = 0
+        self.deserted_since: float | None = time.monotonic()
+        """Monotonic time since when nobody follows; None while somebody does."""
+        self.ended = False
+
+    @property
+    def next(self) -> int:
+        """The number that the next entry gets; how many there have been so far."""
+        return self.first + len(self._lines)
+
+    async def put(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry, when those who follow have read enough of what is there."""
+        line = json.dumps({"n": self.next, **entry}, default=str).encode() + b"\n"
+        while self._size and self._size + len(line) > self._kept_bytes:
+            if not self._awaited():
+                self._size -= len(self._lines.popleft())
+                self.first += 1
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STALLED_S):
+                    await self._changed.wait()
+        self._lines.append(line)
+        self._size += len(line)
+        self._tell()
+
+    def end(self) -> None:
+        """Nothing comes any more. Idempotent."""
+        self.ended = True
+        self._tell()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, at once or within that time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.ended:
+                    await self._changed.wait()
+        return self.ended
+
+    async def changed(self) -> None:
+        """Wait until anything is new: an entry, the end, or who follows."""
+        await self._changed.wait()
+
+    async def follow(self, start: int = 0) -> AsyncGenerator[bytes]:
+        """Entries from number `start` on as lines of JSON, as they come, several at a time, until the end.
+
+        What is no longer there is told as `{"lost": count}`. An empty object says that nothing is new.
+        """
+        with self._following(min(max(0, start), self.next)) as follower:
+            while True:
+                lines, until = self._after(follower.at)
+                if lines:
+                    yield lines
+                    follower.at, follower.moved = until, time.monotonic()  # Who asks for more has these.
+                    self._tell()
+                elif self.ended:
+                    return
+                else:
+                    try:
+                        async with asyncio.timeout(KEEPALIVE_S):
+                            await self._changed.wait()
+                    except TimeoutError:
+                        yield b"{}\n"
+
+    def present(self, start: int = 0) -> tuple[bytes, int]:
+        """Entries from number `start` on that are there now, some 256 KiB of them at most, and the number after."""
+        return self._after(min(max(0, start), self.next))
+
+    def _after(self, at: int) -> tuple[bytes, int]:
+        lines: list[bytes] = []
+        if at < self.first:
+            lines.append(json.dumps({"lost": self.first - at}).encode() + b"\n")
+            at = self.first
+        size = 0
+        for line in itertools.islice(self._lines, at - self.first, None):
+            lines.append(line)
+            at += 1
+            size += len(line)
+            if size >= PIECE_BYTES:
+                break
+        return b"".join(lines), at
+
+    @contextlib.contextmanager
+    def _following(self, start: int) -> Iterator[_Follower]:
+        follower = _Follower(start, time.monotonic())
+        self._followers.add(follower)
+        self.deserted_since = None
+        self._tell()
+        try:
+            yield follower
+        finally:
+            self._followers.discard(follower)
+            if not self._followers:
+                self.deserted_since = time.monotonic()
+            self._tell()
+
+    def _awaited(self) -> bool:
+        """Whether somebody who still reads has not read the oldest entry."""
+        now = time.monotonic()
+        return any(one.at <= self.first and now - one.moved < STALLED_S for one in self._followers)
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -1,0 +1,146 @@
+"""Who asks, and whether they may: before any handler runs, and for all verbs in one place.
+
+The user's own processes may do everything. Whoever acts for a principal, by its token or by naming it, has the verbs of
+`VERBS` alone, and sandboxes and snapshots of others do not exist for them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Principals, bearer
+from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
+from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots import lookup
+
+PREFIX: Final = "/warmcell/api/v1"
+HEADER: Final = "Warmcell-Principal"
+"""Names the principal for whom a process of the user's own asks, with all scopes."""
+
+VERBS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("GET", r"/principals/self", "read"),
+    ("DELETE", r"/principals/self", "run"),
+    ("GET", r"/(?:gpus|sandboxes|snapshots|events)", "read"),
+    ("POST", r"/check", "read"),
+    ("POST", r"/sandboxes", "run"),
+    ("GET", r"/sandboxes/[a-z0-9]+", "read"),
+    ("DELETE|PATCH", r"/sandboxes/[a-z0-9]+", "run"),
+    ("POST", r"/sandboxes/[a-z0-9]+/(?:snapshot|restore|fork)", "snapshot"),
+    ("GET|POST|PUT|PATCH|DELETE", r"/sandboxes/[a-z0-9]+/(?!snapshot$|restore$|fork$).+", "run"),
+    ("GET", r"/snapshots/[^/]+", "read"),
+    ("PATCH|DELETE", r"/snapshots/[^/]+", "snapshot"),
+)
+"""What principals have of the API, and the scope that each verb takes. What is below a sandbox is theirs as that is."""
+
+ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "warmup", "image", "env", "backend")
+"""The fields of a spec that a principal may choose."""
+
+
+def narrow(principal: Principal, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A principal's wish for a sandbox, refused where it is not for it to choose.
+
+    Raises:
+        InvalidRequestError: It names something of the host.
+        ForbiddenError: Its token lacks a scope.
+    """
+    for name in asked:
+        if name not in ASKABLE:
+            raise InvalidRequestError(
+                f"{name!r} cannot be chosen with a token", hint=f"Only {', '.join(ASKABLE)} can: nothing of the host."
+            )
+    if asked.get("gpu") is not None:
+        principal.check("gpu", "ask for GPUs")
+    if asked.get("network", "none") != "none":
+        raise InvalidRequestError("Sandboxes of principals have no network", hint="Leave `network` out.")
+    if asked.get("backend") == "process":
+        raise InvalidRequestError("The process backend isolates nothing", hint="Leave `backend` out.")
+    return dict(asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The keeper's application has it as its setting `gate`; sockets of sandboxes have none."""
+
+    principals: Principals
+    quotas: PrincipalQuotas
+    service: SandboxService
+
+    def who(self, headers: Mapping[str, str]) -> Principal | None:
+        """Whoever asks; None for the user.
+
+        Raises:
+            UnauthenticatedError: A token is shown that is not valid.
+            InvalidRequestError: Somebody is named who cannot be.
+        """
+        token, named = bearer(headers), headers.get(HEADER)
+        if token is not None:
+            return self.principals.find(token)
+        if named is None:
+            return None
+        if not NAME.fullmatch(named) or named == "self":
+            raise InvalidRequestError(f"{named!r} cannot be a principal", hint=f"Send {HEADER}: name.")
+        return Principal(named, frozenset(SCOPES))
+
+    def check(self, principal: Principal, method: str, path: str) -> None:
+        """Whether that verb is for principals, and this one's token is for it.
+
+        Raises:
+            NotFoundError: Principals have no such verb.
+            ForbiddenError: Its token lacks the scope.
+        """
+        path = path.removeprefix(PREFIX)
+        for methods, pattern, scope in VERBS:
+            if method in methods.split("|") and re.fullmatch(pattern, path):
+                principal.check(scope, SCOPES[scope])
+                return
+        raise NotFoundError(f"{method} {path} is not there for tokens", hint="See the reference of the REST API.")
+
+    def sandbox(self, principal: Principal, sandbox_id: str) -> SandboxInfo:
+        """One of its sandboxes.
+
+        Raises:
+            SandboxNotFoundError: It has none of that id, whoever else may have it.
+            QuotaExceededError: It would wake one with GPUs, and has had all that it may have of them.
+        """
+        try:
+            info = self.service.info(SandboxId(sandbox_id))
+        except SandboxNotFoundError:
+            info = None
+        if info is None or info.principal != principal.name:
+            raise SandboxNotFoundError(f"There is no sandbox {sandbox_id}", hint="List your own with GET /sandboxes.")
+        return info
+
+    def check_awake(self, principal: Principal, info: SandboxInfo) -> None:
+        """Raises QuotaExceededError if use of it would lease GPUs again, of which its principal has had all."""
+        if info.state is State.SUSPENDED and info.gpu is not None:
+            self.quotas.check_gpus(principal.name)
+
+    def snapshot(self, principal: Principal, ref: str, sandbox_id: str | None = None) -> SnapshotId:
+        """The id of one of its snapshots, by id or name.
+
+        Raises:
+            SnapshotNotFoundError: It has none like that.
+            ConflictError: Several of its sandboxes have one of this name.
+        """
+        infos = [info for info in self.service.memory.store.infos() if info.principal == principal.name]
+        return lookup.find(infos, ref, sandbox_id=SandboxId(sandbox_id) if sandbox_id else None)
+
+
+def own_sandboxes(principal: Principal | None, infos: Iterable[SandboxInfo]) -> Sequence[SandboxInfo]:
+    """Those that exist for whoever asks."""
+    return [info for info in infos if principal is None or info.principal == principal.name]
+
+
+def own_snapshots(principal: Principal | None, infos: Iterable[SnapshotInfo]) -> Sequence[SnapshotInfo]:
+    """Those that exist for whoever asks."""
+    return [info for info in infos if principal is None or info.principal == principal.name]
+
+
+def below(path: str, noun: str) -> str | None:
+    """What comes after a noun in a path: `below("…/sandboxes/x1/run", "sandboxes")` is "x1"."""
+    match = re.match(rf"{PREFIX}/{noun}/([^/]+)", path)
+    return None if match is None else match[1]

@@ -1,0 +1,63 @@
+"""Tools over streamable HTTP, for those who show a token."""
+
+import json
+from typing import Any, Final
+
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from warmcell.extension.mcp.callers import Callers
+from warmcell.sandbox.errors import WarmcellError, http_status
+
+PATH: Final = "/mcp"
+
+
+class Guarded:
+    """Lets nobody to a server whose token the keeper does not know."""
+
+    def __init__(self, application: ASGIApp, callers: Callers) -> None:
+        self._application = application
+        self._callers = callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request (ASGI's way)."""
+        if scope["type"] == "http":
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            try:
+                calls = await self._callers.of(headers)
+                await calls.call("GET", "/principals/self")
+            except WarmcellError as error:
+                await _refuse(send, error)
+                return
+        await self._application(scope, receive, send)
+
+
+def application(server: MCPServer[Any], callers: Callers, *, host: str) -> ASGIApp:
+    """The server at `/mcp`. Each request stands for itself, so that a restart of it loses nothing."""
+    return Guarded(server.streamable_http_app(streamable_http_path=PATH, stateless_http=True, host=host), callers)
+
+
+async def serve(server: MCPServer[Any], callers: Callers, *, host: str, port: int, announce: bool) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        server: Whose tools.
+        callers: Whose tokens are asked for.
+        host: Address to listen on.
+        port: 0 is one that is free.
+        announce: Print a line of JSON with the URL once it listens.
+    """
+    config = uvicorn.Config(application(server, callers, host=host), host=host, port=port, log_level="warning")
+    serving = uvicorn.Server(config)
+    listener = config.bind_socket()
+    url = f"http://{host}:{listener.getsockname()[1]}{PATH}"
+    print(json.dumps({"url": url}) if announce else f"Serving MCP at {url}", flush=True)  # noqa: T201
+    await serving.serve(sockets=[listener])
+
+
+async def _refuse(send: Send, error: WarmcellError) -> None:
+    body = json.dumps(error.to_json()).encode()
+    headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+    await send({"type": "http.response.start", "status": http_status(error), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

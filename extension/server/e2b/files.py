@@ -1,0 +1,119 @@
+"""E2B's `/files`: downloads and uploads, also by signed URLs; and what else envd tells over plain HTTP."""
+
+import base64
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+from tornado.iostream import StreamClosedError
+
+from warmcell.extension.server.e2b import figures, uploads
+from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.extension.server.e2b.processes import check_user
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+
+PATH_MAX: Final = 4096
+ENV_MAX_BYTES: Final = 2**20
+
+
+async def download(request: E2bHandler) -> None:
+    """The bytes of a file."""
+    check_user(request)
+    path = _path(request)
+    async with request.keeper.bytes(f"/sandboxes/{request.sandbox_id}/files", {"path": path}) as response:
+        request.set_header("Content-Type", "application/octet-stream")
+        request.set_header("Content-Disposition", "attachment")  # so that no browser shows it as a page
+        if "Content-Length" in response.headers:
+            request.set_header("Content-Length", response.headers["Content-Length"])
+        try:
+            async for piece in response.aiter_raw():
+                await request.tell(piece)
+        except StreamClosedError:  # the client has gone
+            return
+    request.finish(set_content_type="application/octet-stream")
+
+
+async def upload(request: E2bHandler) -> None:
+    """Write one file, or several; a file is the old or the new, never half."""
+    check_user(request)
+    for name in request.request.headers:
+        if name.lower().startswith("x-metadata-"):
+            raise UnsupportedOperationError("Metadata of files is not supported", hint=f"Leave {name} out.")
+    content_type = request.request.headers.get("Content-Type", "")
+    encoding = request.request.headers.get("Content-Encoding", "identity").lower()
+    if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
+        if encoding != "identity":
+            raise InvalidRequestError(f"{encoding} is not taken with forms", hint="Send application/octet-stream.")
+
+        async def take(name: str, pieces: AsyncIterator[bytes]) -> Any:
+            return await _write(request, request.argument("path") or name, pieces)
+
+        written = await uploads.each_file(content_type, request.body_stream.pieces(), take)
+    else:
+        pieces = request.body_stream.pieces()
+        if encoding not in ("identity", "gzip"):
+            raise InvalidRequestError(f"{encoding} is not taken", hint="Send gzip, or the file as it is.")
+        written = [await _write(request, _path(request), uploads.unzipped(pieces) if encoding == "gzip" else pieces)]
+    request.answer(written)
+
+
+async def compose(request: E2bHandler) -> None:
+    """Not here."""
+    raise UnsupportedOperationError("Uploads in parts are not supported", hint="Upload the file in one request.")
+
+
+async def environment(request: E2bHandler) -> None:
+    """The variables that commands have."""
+    asked = {"argv": ["env", "-0"]}
+    said = bytearray()
+    async with request.keeper.lines(
+        "POST", f"/sandboxes/{request.sandbox_id}/commands", asked, params={"follow": "1"}
+    ) as lines:
+        async for line in lines:
+            said += base64.b64decode(line.get("stdout", ""))
+            if len(said) > ENV_MAX_BYTES:
+                raise InvalidRequestError("The environment is too large to be shown", hint="Run env in a command.")
+    pairs = [pair.partition("=") for pair in said.decode(errors="replace").split("\0") if pair]
+    request.answer({name: value for name, _, value in pairs})
+
+
+async def metrics(request: E2bHandler) -> None:
+    """What the sandbox uses."""
+    info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
+    found = await figures.metric_of(request, info)
+    request.answer(
+        {
+            "ts": found["timestampUnix"],
+            "cpu_count": found["cpuCount"],
+            "cpu_used_pct": found["cpuUsedPct"],
+            "mem_total": found["memTotal"],
+            "mem_used": found["memUsed"],
+            "disk_total": found["diskTotal"],
+        }
+    )
+
+
+async def _write(request: E2bHandler, path: str, pieces: AsyncIterator[bytes]) -> Mapping[str, Any]:
+    _check(path)
+    params = {"path": path, "parents": "1"}
+    info = await request.keeper.ask("PUT", f"/sandboxes/{request.sandbox_id}/files", params=params, content=pieces)
+    return {"name": info["name"], "path": info["path"], "type": "file"}
+
+
+def _path(request: E2bHandler) -> str:
+    path = request.argument("path") or ""
+    _check(path)
+    return path
+
+
+def _check(path: str) -> None:
+    if not path or "\0" in path or len(path) > PATH_MAX:
+        raise InvalidRequestError("path is missing, or none", hint="Give the path of a file in the sandbox.")
+
+
+VERBS: Final[Sequence[Verb]] = (
+    Verb("envd", "GET", r"/files", download),
+    Verb("envd", "POST|PUT", r"/files", upload),
+    Verb("envd", "POST", r"/files/compose", compose),
+    Verb("envd", "GET", r"/envs", environment),
+    Verb("envd", "GET", r"/metrics", metrics),
+)

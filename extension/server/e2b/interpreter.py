@@ -1,0 +1,116 @@
+"""E2B's code interpreter: code in a sandbox's kernel, line by line as it comes, and contexts."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from warmcell.extension.server.e2b import failures, results
+from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
+
+LANGUAGE: Final = "python"
+DEFAULT_CONTEXT: Final = "default"
+CODE_MAX: Final = 4 * 2**20
+
+
+async def execute(request: E2bHandler) -> None:
+    """Run code. A client that goes away interrupts it."""
+    body = await request.body_stream.fields()
+    context = body.text("context_id", most=64) or DEFAULT_CONTEXT
+    if body.has("context_id") and body.has("language"):
+        raise InvalidRequestError("Give context_id or language, not both", hint="A context has its language.")
+    _check_language(body.text("language"))
+    run_id = uuid.uuid4().hex
+    path = f"/sandboxes/{request.sandbox_id}/runs"
+    asked = {
+        "id": run_id,
+        "code": body.text("code", most=CODE_MAX),
+        "context": context,
+        "linger_s": 0,
+        "env": body.mapping("env_vars"),
+    }
+    try:
+        async with request.keeper.lines("POST", path, asked, params={"follow": "1"}) as lines:
+            request.set_header("Content-Type", "application/x-ndjson")
+            shown = False
+            async for entry in lines:
+                if "ended" in entry:
+                    for line in results.ending(entry["ended"], shown=shown):
+                        await _tell(request, line)
+                elif not entry:
+                    await _tell(request, {"type": "keepalive"})
+                elif "run" not in entry and (told := results.line(entry)) is not None:
+                    shown = shown or told["type"] == "error"
+                    await _tell(request, told)
+    except asyncio.CancelledError:
+        with contextlib.suppress(WarmcellError):
+            await request.keeper.ask("DELETE", f"{path}/{run_id}")
+        raise
+    request.finish()
+
+
+async def contexts(request: E2bHandler) -> None:
+    """Its contexts: variables of their own, in one process."""
+    found = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}/contexts")
+    request.answer([_context(one) for one in found["contexts"]])
+
+
+async def new_context(request: E2bHandler) -> None:
+    """One more."""
+    body = await request.body_stream.fields()
+    _check_language(body.text("language"))
+    asked = {"cwd": body.text("cwd", most=4096)}
+    request.answer(_context(await request.keeper.ask("POST", f"/sandboxes/{request.sandbox_id}/contexts", asked)))
+
+
+async def remove_context(request: E2bHandler) -> None:
+    """Its variables are gone with it."""
+    await request.keeper.ask("DELETE", _path(request))
+    request.answer(None, 204)
+
+
+async def restart_context(request: E2bHandler) -> None:
+    """Its variables are gone, it stays."""
+    request.answer(_context(await request.keeper.ask("POST", f"{_path(request)}/restart", {})))
+
+
+async def health(request: E2bHandler) -> None:
+    """Whether the sandbox is there; a paused one is not."""
+    info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
+    if info["state"] not in ("running", "creating", "resuming"):
+        raise failures.unknown_sandbox(request.sandbox_id)
+    request.answer(None, 204)
+
+
+def _check_language(language: str) -> None:
+    if language.lower() not in ("", LANGUAGE, "python3"):
+        raise UnsupportedOperationError(
+            f"{language} is not supported: sandboxes run Python", hint="Leave language out, or run a command."
+        )
+
+
+def _context(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": one["id"], "language": LANGUAGE, "cwd": one["cwd"] or "~"}
+
+
+def _path(request: E2bHandler) -> str:
+    return f"/sandboxes/{request.sandbox_id}/contexts/{request.groups['context']}"
+
+
+async def _tell(request: E2bHandler, line: Mapping[str, Any]) -> None:
+    await request.tell(failures.encoded(line) + b"\n")
+
+
+_ONE: Final = r"/contexts/(?P<context>[A-Za-z0-9_-]{1,64})"
+
+VERBS: Final[Sequence[Verb]] = (
+    Verb("interpreter", "POST", r"/execute", execute),
+    Verb("interpreter", "GET", r"/contexts", contexts, ("envd", "traffic")),
+    Verb("interpreter", "POST", r"/contexts", new_context, ("envd", "traffic")),
+    Verb("interpreter", "DELETE", _ONE, remove_context, ("envd", "traffic")),
+    Verb("interpreter", "POST", rf"{_ONE}/restart", restart_context, ("envd", "traffic")),
+    Verb("interpreter", "GET", r"/health", health, ("envd", "traffic")),
+    Verb("envd", "GET", r"/health", health),
+)

@@ -1,0 +1,239 @@
+"""E2B's sandboxes and ours: what a request for one asks for, and how ours are shown. Pure."""
+
+import datetime
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from warmcell.extension.server.e2b.fields import Fields
+from warmcell.extension.server.e2b.keys import Keys
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+
+ENVD_VERSION: Final = "0.5.7"
+"""By it clients choose what to ask for. Later ones have metadata of files, and entries in the events of watchers."""
+
+CLIENT_ID: Final = "warmcell"
+USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter")
+GPU_METADATA: Final = "gpu"
+TEMPLATE_TAG: Final = "e2b.template"
+TIMEOUT_S: Final = 300
+TIMEOUT_MAX_S: Final = 10 * 365 * 86400
+MIB: Final = 2**20
+NEVER_S: Final = TIMEOUT_MAX_S
+"""A time has to be named for the end of a sandbox that has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSandbox:
+    """What a request for a sandbox asks for."""
+
+    template: str
+    name: str
+    """The template without its GPU."""
+    gpu: str | None
+    env: Mapping[str, str]
+    terms: Mapping[str, Any]
+
+    @property
+    def usual(self) -> bool:
+        """Whether its template is simply a Python to run code in."""
+        return self.name in USUAL_TEMPLATES
+
+
+def new_sandbox(body: Fields) -> NewSandbox:
+    """Read a request.
+
+    Raises:
+        InvalidRequestError: It is not of E2B's form.
+        UnsupportedOperationError: It asks for something that is not there; nothing was made.
+    """
+    template = body.text("templateID", most=256)
+    if not template:
+        raise InvalidRequestError("templateID is missing", hint="Name a template, such as base.")
+    _refuse_unsupported(body)
+    metadata = body.mapping("metadata")
+    if any(key.startswith("e2b.") for key in metadata):
+        raise InvalidRequestError("metadata may not begin with e2b.", hint="Take another key.")
+    name, _, gpu = template.partition(":")
+    resume = body.message("autoResume")
+    return NewSandbox(
+        template=template,
+        name=name,
+        gpu=metadata.get(GPU_METADATA) or gpu or None,
+        env=body.mapping("envVars"),
+        terms={
+            "timeout_s": timeout_of(body) or TIMEOUT_S,
+            "on_timeout": "suspend" if body.flag("autoPause") else "kill",
+            "auto_resume": bool(resume is not None and resume.flag("enabled")),
+            "tags": {**metadata, TEMPLATE_TAG: template},
+        },
+    )
+
+
+def timeout_of(body: Fields, name: str = "timeout") -> int | None:
+    """The seconds that it shall run; None where nothing is said."""
+    return body.whole(name, most=TIMEOUT_MAX_S)
+
+
+def check_memory(body: Fields, name: str = "memory") -> None:
+    """Raises UnsupportedOperationError for a pause, a snapshot or a return without memory."""
+    if body.flag(name) is False:
+        raise UnsupportedOperationError(
+            f"{name}=false is not supported: what is saved here always has its memory", hint=f"Leave {name} out."
+        )
+
+
+def _refuse_unsupported(body: Fields) -> None:
+    check_memory(body, "autoPauseMemory")
+    missing = {
+        "mcp": "An MCP gateway in the sandbox",
+        "iam": "Identity tokens of workloads",
+        "volumeMounts": "Volumes",
+    }
+    for name, what in missing.items():
+        if body.given(name):
+            raise UnsupportedOperationError(f"{what} ({name}) are not supported", hint=f"Leave {name} out.")
+    network = body.message("network")
+    if network is not None:
+        check_network(network)
+
+
+def check_network(network: Fields) -> None:
+    """Raises UnsupportedOperationError for rules that let something out: sandboxes have no network here."""
+    for name in ("allowOut", "egressProxy", "rules", "dnsServers", "httpsPorts", "maskRequestHost"):
+        if network.given(name):
+            raise UnsupportedOperationError(
+                f"network.{name} is not supported: sandboxes have no network", hint=f"Leave network.{name} out."
+            )
+
+
+def sandbox(info: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """As it is answered to whoever has made it or connects to it."""
+    return {
+        "templateID": template_of(info),
+        "sandboxID": info["id"],
+        "clientID": CLIENT_ID,
+        "envdVersion": ENVD_VERSION,
+        "envdAccessToken": keys.token(info["id"], info["principal"]),
+        "trafficAccessToken": keys.token(info["id"], info["principal"], "traffic"),
+        "domain": None,
+    }
+
+
+def listed(info: Mapping[str, Any]) -> dict[str, Any]:
+    """As it is shown in a list."""
+    limits = info["limits"]
+    return {
+        "templateID": template_of(info),
+        "sandboxID": info["id"],
+        "clientID": CLIENT_ID,
+        "startedAt": iso(info["created_at"]),
+        "endAt": iso(_ends_at(info)),
+        "envdVersion": ENVD_VERSION,
+        "cpuCount": cpu_count(_limit(limits, "cpu")),
+        "memoryMB": round((_limit(limits, "memory") or machine_memory_bytes()) / MIB),
+        "diskSizeMB": round((_limit(limits, "layer") or 0) / MIB),
+        "state": state_of(info),
+        "metadata": metadata_of(info),
+    }
+
+
+def detail(info: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """As it is shown alone."""
+    terms = info["terms"]
+    return {
+        **listed(info),
+        "envdAccessToken": keys.token(info["id"], info["principal"]),
+        "domain": None,
+        "allowInternetAccess": info["network"] != "none",
+        "lifecycle": {
+            "autoResume": terms["auto_resume"],
+            "onTimeout": "pause" if terms["on_timeout"] == "suspend" else "kill",
+        },
+        **({"pauseMode": "full"} if state_of(info) == "paused" else {}),
+    }
+
+
+def is_shown(info: Mapping[str, Any]) -> bool:
+    """Whether it exists for this API: somebody's by terms, and not at its end."""
+    return info.get("terms") is not None and info["state"] not in ("stopping", "stopped", "failed")
+
+
+def state_of(info: Mapping[str, Any]) -> str:
+    """Running or paused."""
+    asleep = info["state"] in ("suspended", "suspending") or info["terms"]["frozen"]
+    return "paused" if asleep else "running"
+
+
+def template_of(info: Mapping[str, Any]) -> str:
+    """The template that it was asked for with."""
+    return str(info["terms"]["tags"].get(TEMPLATE_TAG, USUAL_TEMPLATES[0]))
+
+
+def metadata_of(info: Mapping[str, Any]) -> dict[str, str]:
+    """What whoever made it has noted on it."""
+    return {key: value for key, value in info["terms"]["tags"].items() if not key.startswith("e2b.")}
+
+
+def metric(sample: Mapping[str, Any], before: Mapping[str, Any], layer_bytes: float | None) -> dict[str, Any]:
+    """What it uses now; `before` is an earlier sample, since when its processors are counted."""
+    elapsed = max(sample["at"] - before["at"], 1e-3)
+    used = max(sample["cpu_s"] - before["cpu_s"], 0.0)
+    total = int(sample["memory_limit_bytes"] or machine_memory_bytes())
+    disk_used = sample.get("disk_used_bytes")
+    disk_total = sample.get("disk_limit_bytes") or layer_bytes
+    return {
+        "timestamp": iso(sample["at"]),
+        "timestampUnix": int(sample["at"]),
+        "cpuCount": cpu_count(sample["cpus"]),
+        "cpuUsedPct": round(100 * used / elapsed, 2),
+        "memUsed": int(sample["memory_bytes"]),
+        "memTotal": total,
+        "memCache": 0,
+        "diskUsed": int(disk_used or 0),
+        "diskTotal": int(disk_total or 0),
+    }
+
+
+def log_entries(commands: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What was started in a sandbox and how it ended, the oldest first."""
+    entries = []
+    for one in commands:
+        fields = {"pid": str(one["pid"]), "cmd": " ".join(one["argv"])}
+        entries.append((one["started_at"], "info", "process started", fields))
+        if one["ended_at"] is not None:
+            level = "info" if one["exit_code"] == 0 else "warn"
+            entries.append((one["ended_at"], level, "process ended", {**fields, "exit_code": str(one["exit_code"])}))
+    return [
+        {"timestamp": iso(at), "level": level, "message": message, "fields": fields}
+        for at, level, message, fields in sorted(entries, key=lambda entry: entry[0])
+    ]
+
+
+def iso(at: float) -> str:
+    """A Unix time as E2B writes it."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def cpu_count(limit: float | None) -> int:
+    """Whole processors."""
+    return max(1, round(limit)) if limit is not None else os.cpu_count() or 1
+
+
+def machine_memory_bytes() -> int:
+    """All of it, where a sandbox has no limit of its own."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _limit(limits: Mapping[str, Any], name: str) -> float | None:
+    found = limits.get(name)
+    return None if found is None else found["value"]
+
+
+def _ends_at(info: Mapping[str, Any]) -> float:
+    terms = info["terms"]
+    if terms["ends_at"] is not None:
+        return float(terms["ends_at"])
+    return time.time() + (NEVER_S if terms["timeout_s"] is None else 0)

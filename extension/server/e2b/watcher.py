@@ -1,0 +1,112 @@
+"""Watches a directory and says what changes below it, line by line. Its source is run inside a sandbox.
+
+Arguments: the directory, and "1" to watch those below it too. A line is an object: {"started": true}, or
+{"failed": errno}, then {"type", "name"} with names relative to the directory; {"lost": true} where the system dropped
+some.
+"""
+
+import ctypes
+import json
+import os
+import re
+import struct
+import sys
+
+MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
+OVERFLOW, IGNORED, ONLY_DIRECTORIES, IS_DIRECTORY = 0x4000, 0x8000, 0x01000000, 0x40000000
+TYPES = {
+    MODIFY: "EVENT_TYPE_WRITE",
+    ATTRIB: "EVENT_TYPE_CHMOD",
+    MOVED_FROM: "EVENT_TYPE_RENAME",
+    MOVED_TO: "EVENT_TYPE_CREATE",
+    CREATE: "EVENT_TYPE_CREATE",
+    DELETE: "EVENT_TYPE_REMOVE",
+}
+UNFINISHED = re.compile(r"#[0-9]+|\..*\.[0-9]+\.new")
+"""What a file is called until it is whole, where Warmcell writes one: then it gets its name, which is what is told."""
+
+HEAD = struct.Struct("iIII")
+PIECE_BYTES = 65536
+
+
+class Watcher:
+    """The watches of one tree."""
+
+    def __init__(self, top: str, recursive: bool) -> None:
+        """Nothing is watched yet."""
+        self.top, self.recursive = top, recursive
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.descriptor = self.libc.inotify_init1(os.O_CLOEXEC)
+        self.names = {}  # type: dict[int, str]
+        self.there = set()  # type: set[str]
+        self.replacing = 0
+
+    def add(self, name: str) -> int:
+        """Watch one directory, and those below it; 0, or an errno."""
+        path = os.path.join(self.top, name)
+        mask = sum(TYPES) | ONLY_DIRECTORIES
+        watch = self.libc.inotify_add_watch(self.descriptor, os.fsencode(path), mask)
+        if watch < 0:
+            return ctypes.get_errno()
+        self.names[watch] = name
+        with os.scandir(path) as entries:
+            for entry in entries:
+                self.there.add(os.path.join(name, entry.name))
+                if self.recursive and entry.is_dir(follow_symlinks=False):
+                    self.add(os.path.join(name, entry.name))
+        return 0
+
+    def read(self) -> None:
+        """Wait for changes and say them."""
+        data = os.read(self.descriptor, PIECE_BYTES)
+        at = 0
+        while at < len(data):
+            watch, mask, cookie, length = HEAD.unpack_from(data, at)
+            at += HEAD.size
+            raw = data[at : at + length].rstrip(b"\0")
+            at += length
+            if mask & OVERFLOW:
+                say({"lost": True})
+            elif mask & IGNORED:
+                self.names.pop(watch, None)
+            elif raw and watch in self.names:
+                if UNFINISHED.fullmatch(os.fsdecode(raw)):
+                    self.replacing = cookie or self.replacing
+                else:
+                    self.tell(mask, cookie, os.path.join(self.names[watch], os.fsdecode(raw)))
+
+    def tell(self, mask: int, cookie: int, name: str) -> None:
+        """Say one change; what a new directory holds already is new, too."""
+        known = name in self.there
+        if mask & (DELETE | MOVED_FROM):
+            self.there.discard(name)
+        elif mask & (CREATE | MOVED_TO):
+            self.there.add(name)
+        written = mask & MOVED_TO and cookie == self.replacing
+        for bit, kind in TYPES.items():
+            if mask & bit and not (written and known):
+                say({"type": kind, "name": name})
+        if written:
+            say({"type": TYPES[MODIFY], "name": name})
+        if self.recursive and mask & IS_DIRECTORY and mask & (CREATE | MOVED_TO) and self.add(name) == 0:
+            for found in sorted(os.listdir(os.path.join(self.top, name))):
+                say({"type": TYPES[CREATE], "name": os.path.join(name, found)})
+
+
+def say(what: object) -> None:
+    """A line."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Until it is killed, or nobody listens."""
+    watcher = Watcher(os.path.join(os.path.expanduser("~"), sys.argv[1]), sys.argv[2] == "1")
+    failed = watcher.add("")
+    say({"failed": failed} if failed else {"started": True})
+    while not failed:
+        watcher.read()
+
+
+if __name__ == "__main__":
+    main()

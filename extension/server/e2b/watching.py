@@ -1,0 +1,156 @@
+"""E2B's watchers: a process in the sandbox says what changes, as events or to be asked for."""
+
+import base64
+import contextlib
+import errno
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from warmcell.extension.server.e2b import watcher
+from warmcell.extension.server.e2b.calls import server_stream, unary
+from warmcell.extension.server.e2b.fields import Fields
+from warmcell.extension.server.e2b.filesystem import path_of
+from warmcell.extension.server.e2b.framing import Code, ConnectError
+from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.errors import NotFoundError, WarmcellError
+
+TAG: Final = "e2b.watcher"
+SOURCE: Final = Path(watcher.__file__)
+WATCHERS_MAX: Final = 1024
+"""How many are remembered; one that is forgotten tells all again."""
+
+
+async def watch_dir(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[str, Any], None]:
+    """What changes, as it does; it ends with its caller."""
+    async with _watcher(request, message) as (_, said):
+        async for line in said:
+            if "started" in line:
+                yield {"start": {}}
+            elif "type" in line:
+                yield {"filesystem": line}
+            elif not line:
+                yield {"keepalive": {}}
+
+
+async def create_watcher(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
+    """Begin to note what changes."""
+    async with _watcher(request, message, keep=True) as (watcher_id, said):
+        async for line in said:
+            if "started" in line:
+                break
+    return {"watcherId": watcher_id}
+
+
+async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
+    """What has changed since this was asked before."""
+    watcher_id = await _known(request, message)
+    marks = _marks(request)
+    start, rest = marks.pop(watcher_id, (0, b""))
+    params = {"from": str(start), "until": "now"}
+    async with request.keeper.lines("GET", f"{_path(request)}/{watcher_id}/output", params=params) as lines:
+        async for line in lines:
+            if "next" in line:
+                start = line["next"]
+            elif "stdout" in line:
+                rest += base64.b64decode(line["stdout"])
+    *whole, rest = rest.split(b"\n")
+    marks[watcher_id] = (start, rest)
+    if len(marks) > WATCHERS_MAX:
+        del marks[next(iter(marks))]
+    return {"events": [event for event in map(json.loads, whole) if "type" in event]}
+
+
+async def remove_watcher(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
+    """Note no more."""
+    watcher_id = await _known(request, message)
+    _marks(request).pop(watcher_id, None)
+    await request.keeper.ask("DELETE", f"{_path(request)}/{watcher_id}")
+    return {}
+
+
+@contextlib.asynccontextmanager
+async def _watcher(
+    request: E2bHandler, message: Fields, *, keep: bool = False
+) -> AsyncGenerator[tuple[str, AsyncIterator[Mapping[str, Any]]], None]:
+    """Start one; it is ended afterwards unless it is to be kept."""
+    path, recursive = path_of(message), bool(message.flag("recursive"))
+    info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
+    python = info["python"] or "python3"
+    watcher_id = uuid.uuid4().hex
+    source = SOURCE.read_text()
+    asked = {
+        "id": watcher_id,
+        "argv": [python, "-I", "-S", "-c", source, path, "1" if recursive else "0"],
+        "tag": TAG,
+    }
+    try:
+        async with request.keeper.lines("POST", _path(request), asked, params={"follow": "1"}) as lines:
+            yield watcher_id, _said(lines, path)
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            with contextlib.suppress(WarmcellError):
+                await request.keeper.ask("DELETE", f"{_path(request)}/{watcher_id}")
+
+
+async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterator[Mapping[str, Any]]:
+    """What a watcher says; empty where it says nothing for a while.
+
+    Raises:
+        ConnectError: It cannot watch, or has ended.
+    """
+    rest = b""
+    async for line in lines:
+        if "stdout" in line:
+            *whole, rest = (rest + base64.b64decode(line["stdout"])).split(b"\n")
+            for text in whole:
+                said = json.loads(text)
+                if "failed" in said:
+                    raise _failed(said["failed"], path)
+                yield said
+        elif "ended" in line:
+            raise ConnectError(Code.UNAVAILABLE, "The watcher has ended")
+        elif not line:
+            yield {}
+
+
+def _failed(number: int, path: str) -> ConnectError:
+    if number == errno.ENOENT:
+        return ConnectError(Code.NOT_FOUND, f"{path} is not there")
+    code = Code.INVALID_ARGUMENT if number == errno.ENOTDIR else Code.RESOURCE_EXHAUSTED
+    return ConnectError(code, f"{path} cannot be watched: {errno.errorcode.get(number, number)}")
+
+
+def _marks(request: E2bHandler) -> dict[str, tuple[int, bytes]]:
+    """Up to which entry each watcher has been asked, and the line that was not whole then."""
+    marks: dict[str, tuple[int, bytes]] = request.settings.setdefault("warmcell_e2b_watchers", {})
+    return marks
+
+
+async def _known(request: E2bHandler, message: Fields) -> str:
+    watcher_id = message.text("watcherId", most=64)
+    found = (await request.keeper.ask("GET", _path(request)))["commands"]
+    if not any(command["id"] == watcher_id and command["tag"] == TAG for command in found):
+        raise NotFoundError(f"There is no watcher {watcher_id}", hint="It was removed, or never made.")
+    return watcher_id
+
+
+def _path(request: E2bHandler) -> str:
+    return f"/sandboxes/{request.sandbox_id}/commands"
+
+
+def _verb(name: str, serve: Any) -> Verb:
+    return Verb("envd", "POST", rf"/filesystem\.Filesystem/{name}", serve)
+
+
+VERBS: Final[Sequence[Verb]] = (
+    _verb("WatchDir", server_stream(watch_dir)),
+    _verb("CreateWatcher", unary(create_watcher)),
+    _verb("GetWatcherEvents", unary(events)),
+    _verb("RemoveWatcher", unary(remove_watcher)),
+)

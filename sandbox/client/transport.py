@@ -1,0 +1,220 @@
+"""Two ways to send requests that look the same to what is built on them: with a loop, and without.
+
+What is built on them is written once, with `async def`. Without a loop nothing in it ever waits for one: the transport
+blocks instead, and `now` runs such a coroutine to its end at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+from warmcell.sandbox.client import _api
+from warmcell.sandbox.client._unix import UnixTransport
+from warmcell.sandbox.client.start import ensure_keeper
+from warmcell.sandbox.client.starting import keeper_listens
+from warmcell.sandbox.paths import Paths
+
+API = "/warmcell/api/v1"
+URL_VARIABLE, TOKEN_VARIABLE = "WARMCELL_URL", "WARMCELL_TOKEN"
+
+Done = TypeVar("Done")
+Content = bytes | Callable[[], Iterator[bytes]]
+"""Of a request: bytes, or what makes its pieces anew for each time that it is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Whom to ask: the user's keeper, or a server by URL."""
+
+    url: str | None = None
+    token: str | None = None
+    paths: Paths | None = None
+
+    @classmethod
+    def find(cls, url: str | None, token: str | None) -> "Where":
+        """What the caller says, else the environment, else the user's keeper."""
+        url = url or os.environ.get(URL_VARIABLE) or None
+        token = token or os.environ.get(TOKEN_VARIABLE) or None
+        return cls(url, token, None) if url is not None else cls(None, None, Paths.default())
+
+    def base_url(self) -> str:
+        """Where paths of the API begin."""
+        return _api.BASE_URL if self.url is None else self.url.rstrip("/") + API
+
+    def headers(self) -> dict[str, str]:
+        """Sent with each request."""
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+
+class Stream(Protocol):
+    """An answer that comes piece by piece."""
+
+    status: int
+
+    def lines(self) -> AsyncIterator[str]: ...
+    def pieces(self) -> AsyncIterator[bytes]: ...
+    async def read(self) -> bytes: ...
+
+
+class Transport(Protocol):
+    """Sends requests. What goes wrong on the way is raised as httpx has it."""
+
+    async def request(self, method: str, path: str, **how: Any) -> httpx.Response: ...
+    def stream(self, method: str, path: str, **how: Any) -> contextlib.AbstractAsyncContextManager[Stream]: ...
+    async def ensure(self) -> None: ...
+    async def sleep(self, seconds: float) -> None: ...
+    async def off_loop(self, work: Callable[[], Done]) -> Done: ...
+    async def close(self) -> None: ...
+
+
+def now(work: Coroutine[Any, Any, Done]) -> Done:
+    """Run a coroutine that never waits for a loop."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: Done = done.value
+        return result
+    work.close()
+    raise RuntimeError("This needs an event loop: use AsyncSandbox")
+
+
+class SyncTransport:
+    """Blocks."""
+
+    def __init__(self, where: Where) -> None:
+        self._where = where
+        paths = where.paths
+        self._http = httpx.Client(
+            transport=None if paths is None else UnixTransport(str(paths.keeper_socket)),
+            base_url=where.base_url(),
+            headers=where.headers(),
+            timeout=_api.TIMEOUT,
+            trust_env=paths is None,
+        )
+
+    async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
+        """One request with its whole answer."""
+        return self._http.request(method, path, **_with_content(how, _pieces))
+
+    @contextlib.asynccontextmanager
+    async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
+        """One request whose answer comes piece by piece."""
+        with self._http.stream(method, path, **how) as response:
+            yield _SyncStream(response)
+
+    async def ensure(self) -> None:
+        """Have somebody listen, where that is the user's own keeper."""
+        if self._where.paths is not None:
+            ensure_keeper(self._where.paths)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)  # noqa: ASYNC251 - nothing else could go on meanwhile.
+
+    async def off_loop(self, work: Callable[[], Done]) -> Done:
+        """Do what may take long."""
+        return work()
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        self._http.close()
+
+
+class AsyncTransport:
+    """Waits in the running loop."""
+
+    def __init__(self, where: Where) -> None:
+        self._where = where
+        paths = where.paths
+        transport = None
+        if paths is not None:
+            transport = httpx.AsyncHTTPTransport(
+                uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates()
+            )
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            base_url=where.base_url(),
+            headers=where.headers(),
+            timeout=_api.TIMEOUT,
+            trust_env=paths is None,
+        )
+
+    async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
+        """One request with its whole answer."""
+        return await self._http.request(method, path, **_with_content(how, _async_pieces))
+
+    @contextlib.asynccontextmanager
+    async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
+        """One request whose answer comes piece by piece."""
+        async with self._http.stream(method, path, **how) as response:
+            yield _AsyncStream(response)
+
+    async def ensure(self) -> None:
+        """As of `SyncTransport`."""
+        if self._where.paths is not None:
+            await keeper_listens(self._where.paths)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    async def off_loop(self, work: Callable[[], Done]) -> Done:
+        """Do what may take long, in a thread."""
+        return await asyncio.to_thread(work)
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._http.aclose()
+
+
+class _SyncStream:
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+
+    async def lines(self) -> AsyncIterator[str]:
+        for line in self._response.iter_lines():
+            yield line
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        for piece in self._response.iter_raw():
+            yield piece
+
+    async def read(self) -> bytes:
+        return self._response.read()
+
+
+class _AsyncStream:
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+
+    def lines(self) -> AsyncIterator[str]:
+        return self._response.aiter_lines()
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        return self._response.aiter_raw()
+
+    async def read(self) -> bytes:
+        return await self._response.aread()
+
+
+def _with_content(how: Mapping[str, Any], pieces: Callable[[Callable[[], Iterator[bytes]]], Any]) -> dict[str, Any]:
+    content = how.get("content")
+    return {**how, "content": pieces(content) if callable(content) else content}
+
+
+def _pieces(make: Callable[[], Iterator[bytes]]) -> Iterator[bytes]:
+    return make()
+
+
+async def _async_pieces(make: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:
+    pieces = make()
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece

@@ -1,0 +1,297 @@
+"""Does one thing with the sandbox's files: `PYTHON -I -S files.py`, started by init for the host.
+
+A line of JSON on standard input says what, raw data may follow it; a line of JSON on standard output says what became
+of it, raw data may follow that. Whatever a path leads to is what this very sandbox sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+LISTED_MAX = 10_000
+PIECE_BYTES = 256 * 1024
+FILE_MODE = 0o644
+
+
+class Refused(Exception):
+    """Cannot be done, for a reason that has a name of errno's."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def full(path: str) -> str:
+    """An absolute path; a relative one begins at the home. Links in it stay."""
+    return os.path.normpath(os.path.join(os.environ.get("HOME", "/"), path))
+
+
+def told(path: str, *, follow: bool = False) -> dict[str, Any]:
+    """What there is to know of a file."""
+    found = os.stat(path) if follow else os.lstat(path)
+    kinds = ((stat.S_ISREG, "file"), (stat.S_ISDIR, "directory"), (stat.S_ISLNK, "symlink"))
+    return {
+        "path": path,
+        "name": os.path.basename(path) or "/",
+        "type": next((name for is_it, name in kinds if is_it(found.st_mode)), "other"),
+        "size_bytes": found.st_size,
+        "mode": stat.S_IMODE(found.st_mode),
+        "owner": _user(found.st_uid),
+        "group": _group(found.st_gid),
+        "modified_at": found.st_mtime,
+        "target": os.readlink(path) if stat.S_ISLNK(found.st_mode) else None,
+    }
+
+
+def read(request: Mapping[str, Any]) -> None:
+    """The content of a file. A device or a pipe is refused: it might never end."""
+    with open(_regular(full(request["path"])), "rb", buffering=0) as file:
+        say(file=told(file.name, follow=True))
+        while piece := file.read(PIECE_BYTES):
+            give(piece)
+
+
+def write(request: Mapping[str, Any]) -> None:
+    """A new content, of which nobody ever sees a part: it gets its name when all of it has come."""
+    path = os.path.realpath(full(request["path"]))
+    if request.get("parents", True):
+        _make_folder(os.path.dirname(path))
+    mode = request.get("mode")
+    if os.path.lexists(path):
+        before = os.stat(_regular(path)).st_mode
+        mode = stat.S_IMODE(before) if mode is None else mode
+    directory, name = os.path.split(path)
+    work = os.path.join(directory, f".{name[:200]}.{os.getpid()}.new")
+    try:
+        file = os.open(directory, os.O_TMPFILE | os.O_WRONLY, 0o600)  # Killed now, nothing is left of it.
+        unnamed = True
+    except OSError:
+        file = os.open(work, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
+        unnamed = False
+    try:
+        while piece := sys.stdin.buffer.read(PIECE_BYTES):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(file, view) :]
+        os.fchmod(file, FILE_MODE if mode is None else mode)
+        if unnamed:
+            links = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
+            os.link(str(file), work, src_dir_fd=links)  # Without a directory Python would link the link.
+            os.close(links)
+        os.rename(work, path)
+    except BaseException:
+        if os.path.lexists(work):
+            os.unlink(work)
+        raise
+    finally:
+        os.close(file)
+    say(file=told(path))
+
+
+def listed(request: Mapping[str, Any]) -> None:
+    """What is in a directory, and below it down to a depth; links are not followed."""
+    files: list[dict[str, Any]] = []
+    top = full(request["path"])
+    pending = [(top, 1)]
+    while pending:
+        directory, depth = pending.pop(0)
+        try:
+            names = sorted(os.listdir(directory))
+        except OSError:
+            if directory == top:
+                raise
+            continue
+        for name in names:
+            path = os.path.join(directory, name)
+            try:
+                one = told(path)
+            except FileNotFoundError:
+                continue
+            if len(files) == LISTED_MAX:
+                say(files=files, truncated=True)
+                return
+            files.append(one)
+            if one["type"] == "directory" and depth < request.get("depth", 1):
+                pending.append((path, depth + 1))
+    say(files=files, truncated=False)
+
+
+def stated(request: Mapping[str, Any]) -> None:
+    """What a path is."""
+    say(file=told(full(request["path"]), follow=bool(request.get("follow"))))
+
+
+def move(request: Mapping[str, Any]) -> None:
+    """Another name, also on another file system. What has that name already stays, and it is refused."""
+    source, target = full(request["source"]), full(request["target"])
+    if os.path.lexists(target):
+        raise Refused("EEXIST", f"{target} exists")
+    _make_folder(os.path.dirname(target))
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != 18:  # EXDEV
+            raise
+        import shutil
+
+        shutil.move(source, target)
+    say(file=told(target))
+
+
+def remove(request: Mapping[str, Any]) -> None:
+    """A file, an empty directory, or with `recursive` all that is in it."""
+    path = full(request["path"])
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        os.unlink(path)
+    elif request.get("recursive"):
+        import shutil
+
+        shutil.rmtree(path)
+    else:
+        os.rmdir(path)
+    say()
+
+
+def mkdir(request: Mapping[str, Any]) -> None:
+    """A directory; one that is there already is fine."""
+    path = full(request["path"])
+    there = os.path.isdir(path)
+    if not there and request.get("parents", True):
+        os.makedirs(path, exist_ok=True)
+    elif not there:
+        os.mkdir(path)
+    say(file=told(path), created=not there)
+
+
+def pack(request: Mapping[str, Any]) -> None:
+    """What is in a directory, as a tar. Sockets, pipes and devices are left out."""
+    import tarfile
+
+    top = full(request["path"])
+    if not os.path.isdir(top):
+        os.listdir(top)  # Says why not.
+    say()
+    with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(os.listdir(top)):
+            archive.add(os.path.join(top, name), arcname=name, filter=_kept)
+    sys.stdout.buffer.flush()
+
+
+def unpack(request: Mapping[str, Any]) -> None:
+    """A tar into a directory, which is made. All of it belongs to who runs here."""
+    import tarfile
+
+    top = full(request["path"])
+    os.makedirs(top, exist_ok=True)
+    count = 0
+
+    def members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        nonlocal count
+        for member in archive:
+            if member.isdev():
+                continue
+            member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+            count += member.isfile()
+            yield member
+
+    try:
+        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+            how: dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
+            archive.extractall(top, members=members(archive), **how)  # noqa: S202 - outside is its own sandbox.
+    except tarfile.TarError as error:
+        raise Refused("EINVAL", f"it is no tar: {error}") from error
+    say(files=count)
+
+
+def say(**answer: Any) -> None:
+    """The line of the answer."""
+    give(json.dumps({"ok": True, **answer}).encode() + b"\n")
+
+
+def give(data: bytes) -> None:
+    """Data of the answer."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError as error:
+        raise Refused("ENOTDIR", f"{error.filename} is no directory") from error
+
+
+def _regular(path: str) -> str:
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise Refused("EISDIR", f"{path} is a directory")
+    if not stat.S_ISREG(kind):
+        raise Refused("EINVAL", f"{path} is no regular file")
+    return path
+
+
+def _kept(member: Any) -> Any:
+    return None if member.isdev() else member
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
+    "read": read,
+    "write": write,
+    "list": listed,
+    "stat": stated,
+    "move": move,
+    "remove": remove,
+    "mkdir": mkdir,
+    "pack": pack,
+    "unpack": unpack,
+}
+
+
+def main() -> int:
+    """Do what the first line says."""
+    import errno
+
+    os.umask(0o022)
+    try:
+        request = json.loads(sys.stdin.buffer.readline())
+        OPERATIONS[request["op"]](request)
+    except Refused as error:
+        give(json.dumps({"ok": False, "errno": error.code, "message": str(error)}).encode() + b"\n")
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        name = errno.errorcode.get(number or 0, "EINVAL")
+        where = getattr(error, "filename", None)
+        words = getattr(error, "strerror", None) or str(error)
+        text = f"{where}: {words}" if where is not None else words
+        give(json.dumps({"ok": False, "errno": name, "message": text}).encode() + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Code in sandboxes, through the SDK and a real keeper: results, contexts, interrupts."""
+
+import pytest
+
+from warmcell import Sandbox
+from warmcell.sandbox import errors
+
+pytestmark = pytest.mark.bubblewrap
+
+
+def test_code_keeps_its_variables_and_shows_its_results(box: Sandbox) -> None:
+    """Values, prints in order as they come, displays, and the error with the user's own traceback."""
+    said: list[tuple[str, str]] = []
+    box.run("value = 20")
+    done = box.run(
+        "import sys\nprint('out')\nprint('err', file=sys.stderr)\ndisplay('shown')\nvalue + 1",
+        on_stdout=lambda text: said.append(("stdout", text)),
+        on_stderr=lambda text: said.append(("stderr", text)),
+        on_result=lambda result: said.append(("result", str(result.text))),
+    )
+    assert (done.text, done.stdout, done.stderr, done.error) == ("21", "out\n", "err\n", None)
+    assert [result.text for result in done.results] == ["'shown'", "21"]
+    assert ("stdout", "out\n") in said
+    assert said[-1] == ("result", "21")
+    failed = box.run("1 / 0")
+    assert failed.error is not None
+    assert failed.error.name == "ZeroDivisionError"
+    assert "1 / 0" in str(failed.error)
+    assert "\x1b" not in str(failed.error)
+    assert box.run("import os; os.environ['SAID']").text == "'to all'"
+
+
+def test_code_past_its_time_is_interrupted_and_the_next_runs(box: Sandbox) -> None:
+    """It is an error of the execution; the kernel and its variables stay."""
+    box.run("kept = 'yes'")
+    late = box.run("import time\ntime.sleep(60)", timeout=0.3)
+    assert late.error is not None
+    assert late.error.name == "TimeoutError"
+    assert box.run("kept").text == "'yes'"
+
+
+def test_contexts_have_variables_of_their_own(box: Sandbox) -> None:
+    """Names of one are unknown in the others, directories stay, and one that is removed is forgotten."""
+    other = box.create_context(cwd="/tmp")
+    box.run("name = 1")
+    box.run("name = 2\ndef double(): return 2 * name", context=other)
+    assert box.run("name").text == "1"
+    assert box.run("double(), __import__('os').getcwd()", context=other).text == "(4, '/tmp')"
+    unknown = box.run("double()")
+    assert unknown.error is not None
+    assert unknown.error.name == "NameError"
+    assert set(box.contexts()) == {"default", other}
+    box.remove_context(other)
+    with pytest.raises(errors.NotFoundError):
+        box.run("name", context=other)
+    assert box.run("name").text == "1"
+
+
+def test_a_kernel_that_dies_is_told_and_the_next_run_has_another(at_home: None) -> None:
+    """The end of the kernel is an error with its reason; the sandbox and its files stay."""
+    with Sandbox(preload=()) as own:
+        own.files.write("kept", "yes")
+        with pytest.raises(errors.SandboxDiedError):
+            own.run("x = 1\n__import__('os')._exit(3)")
+        assert own.run("'x' in globals()").text == "False"
+        assert own.files.read("kept") == b"yes"

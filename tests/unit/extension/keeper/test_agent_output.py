@@ -1,0 +1,120 @@
+"""What commands and runs say: numbered, bounded, whole for those who read, and told where it is not."""
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmcell.extension.keeper.agents.once import Once
+from warmcell.extension.keeper.agents.output import Output
+from warmcell.sandbox.errors import ConflictError, InvalidRequestError
+
+
+async def read(output: Output, start: int = 0) -> list[dict[str, Any]]:
+    """All entries until the end."""
+    lines: list[bytes] = []
+    async with aclosing(output.follow(start)) as pieces:
+        async for piece in pieces:
+            lines += piece.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+async def test_who_follows_gets_every_entry_although_little_is_kept() -> None:
+    """The writer waits for a reader that is attached; numbers have no gaps."""
+    output = Output(kept_bytes=200)
+    reading = asyncio.create_task(read(output))
+    await asyncio.sleep(0)
+    for number in range(100):
+        await output.put({"stdout": str(number)})
+    output.end()
+    said = await reading
+    assert [one["n"] for one in said] == list(range(100))
+    assert [one["stdout"] for one in said] == [str(number) for number in range(100)]
+
+
+async def test_what_nobody_reads_is_bounded_and_the_loss_is_told() -> None:
+    """Without a reader the last entries stay; whoever comes later learns how many are missing."""
+    output = Output(kept_bytes=1000)
+    for number in range(1000):
+        await output.put({"stdout": str(number)})
+    output.end()
+    said = await read(output)
+    assert said[0] == {"lost": said[1]["n"]}
+    assert 10 < len(said) < 100
+    assert said[-1]["stdout"] == "999"
+
+
+async def test_one_who_comes_back_misses_nothing() -> None:
+    """From the number that was read last plus one it goes on."""
+    output = Output()
+    for number in range(10):
+        await output.put({"stdout": str(number)})
+    output.end()
+    assert [one["n"] for one in await read(output, 7)] == [7, 8, 9]
+    assert await read(output, 10) == []
+    assert output.present(8)[1] == 10
+
+
+@given(st.lists(st.binary(max_size=60), max_size=60), st.integers(0, 80), st.integers(80, 400))
+@settings(max_examples=60, deadline=None)
+def test_what_is_kept_is_always_the_newest_and_within_the_bound(
+    pieces: list[bytes], start: int, kept_bytes: int
+) -> None:
+    """Whatever is written: what a late reader gets is a run of numbers up to the last, and no more than the bound."""
+
+    async def work() -> None:
+        output = Output(kept_bytes=kept_bytes)
+        for piece in pieces:
+            await output.put({"stdout": piece.hex()})
+        output.end()
+        said = await read(output, start)
+        entries = [one for one in said if "n" in one]
+        first = min(max(start, output.first), len(pieces))
+        assert [one["n"] for one in entries] == list(range(first, len(pieces)))
+        assert [one["stdout"] for one in entries] == [piece.hex() for piece in pieces[first:]]
+        assert len(pieces) - output.first <= 1 or sum(len(json.dumps(one)) + 1 for one in entries) <= kept_bytes
+
+    asyncio.run(work())
+
+
+async def test_a_key_has_its_work_done_once() -> None:
+    """Requests with one key share one piece of work, at the same time and later; its failure is shared too."""
+    once, calls = Once(), []
+
+    async def work() -> int:
+        calls.append(1)
+        await asyncio.sleep(0.01)
+        return len(calls)
+
+    asked = [once.do("", "POST /x", "k", b"{}", work) for _ in range(5)]
+    assert await asyncio.gather(*asked) == [1] * 5
+    assert await once.do("", "POST /x", "k", b"{}", work) == 1
+    assert await once.do("ann", "POST /x", "k", b"{}", work) == 2
+    with pytest.raises(ConflictError):
+        await once.do("", "POST /x", "k", b'{"other": 1}', work)
+    with pytest.raises(InvalidRequestError):
+        await once.do("", "POST /x", "no key", b"", work)
+    await once.close()
+
+
+async def test_work_goes_on_when_the_first_who_asked_goes_away() -> None:
+    """A cancelled caller cancels nothing for the one that asks again."""
+    once, go_on, calls = Once(), asyncio.Event(), []
+
+    async def work() -> str:
+        calls.append(1)
+        await go_on.wait()
+        return "done"
+
+    first = asyncio.create_task(once.do("", "POST /x", "k", b"", work))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    go_on.set()
+    assert await once.do("", "POST /x", "k", b"", work) == "done"
+    assert calls == [1]
+    await once.close()

@@ -1,0 +1,98 @@
+"""Reading protobuf's JSON: every body is read or refused by name, and nothing is guessed."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmcell.extension.server.e2b import shapes
+from warmcell.extension.server.e2b.fields import Fields, read_object
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+
+LEAF = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
+JSON = st.one_of(LEAF, st.lists(LEAF, max_size=3), st.dictionaries(st.text(max_size=8), LEAF, max_size=3))
+NAMES = ["templateID", "timeout", "metadata", "envVars", "autoPause", "autoResume", "network", "volumeMounts", "iam"]
+BODIES = st.one_of(
+    st.binary(max_size=200),
+    st.dictionaries(st.sampled_from(NAMES), JSON, max_size=6).map(lambda body: json.dumps(body).encode()),
+)
+
+
+def read_anything(data: bytes) -> None:
+    """A request for a sandbox, or an error of ours."""
+    try:
+        wanted = shapes.new_sandbox(read_object(data, max_bytes=2**16))
+    except (InvalidRequestError, UnsupportedOperationError) as error:
+        assert error.message
+        return
+    assert wanted.template
+    json.dumps([wanted.terms, dict(wanted.env)])
+
+
+@given(BODIES)
+@settings(max_examples=100, deadline=None)
+def test_any_body_is_a_request_or_a_typed_error(data: bytes) -> None:
+    """Whatever comes for `create`."""
+    read_anything(data)
+
+
+@pytest.mark.long
+@given(BODIES)
+@settings(max_examples=20_000, deadline=None)
+def test_any_body_is_a_request_or_a_typed_error_at_length(data: bytes) -> None:
+    """The same, twenty thousand times."""
+    read_anything(data)
+
+
+@given(st.binary(max_size=100), st.booleans(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_bytes_come_as_either_alphabet_padded_or_not(data: bytes, url: bool, padded: bool) -> None:
+    """As protobuf's JSON has it."""
+    text = (base64.urlsafe_b64encode(data) if url else base64.b64encode(data)).decode()
+    assert Fields({"x": text if padded else text.rstrip("=")}).data("x") == data
+
+
+@pytest.mark.parametrize("data", [b"[]", b"{", b'{"a":1,"a":2}', b'{"a":NaN}', b'{"a":1e999}', b"[" * 100_000, b"\xff"])
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    """Also a name given twice, numbers that are none, and depths that no message has."""
+    with pytest.raises(InvalidRequestError):
+        read_object(data, max_bytes=2**20)
+
+
+def test_large_bodies_are_refused() -> None:
+    """Before they are read."""
+    with pytest.raises(InvalidRequestError, match="too large"):
+        read_object(b" " * 11, max_bytes=10)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        ("x", lambda fields: fields.whole("v")),
+        (-1, lambda fields: fields.whole("v")),
+        (2**32, lambda fields: fields.whole("v")),
+        (True, lambda fields: fields.whole("v")),
+        (1, lambda fields: fields.text("v")),
+        ("\ud800", lambda fields: fields.text("v")),
+        ("true", lambda fields: fields.flag("v")),
+        ("a!", lambda fields: fields.data("v")),
+        ("a", lambda fields: fields.data("v")),
+        ([1], lambda fields: fields.texts("v")),
+        ({"a": 1}, lambda fields: fields.mapping("v")),
+        ("x", lambda fields: fields.message("v")),
+        ("x", lambda fields: fields.one_of("a", "b")),
+    ],
+)
+def test_values_of_another_kind_are_refused(value: Any, read: Any) -> None:
+    """By name, never turned into something else."""
+    with pytest.raises(InvalidRequestError):
+        read(Fields({"v": value}))
+
+
+def test_names_come_in_either_form_and_null_is_absent() -> None:
+    """lowerCamel or as in the schema; numbers also in quotes; unknown fields are left alone."""
+    fields = Fields({"watcher_id": "w", "pid": "7", "cwd": None, "later": {}})
+    assert (fields.text("watcherId"), fields.whole("pid"), fields.text("cwd"), fields.has("cwd")) == ("w", 7, "", False)

@@ -1,0 +1,85 @@
+"""Tokens of single sandboxes and signatures: each opens one sandbox, for one purpose, and nothing else."""
+
+import base64
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmcell.extension.server.e2b.keys import Keys, SignedUrl
+from warmcell.sandbox.errors import UnauthenticatedError
+
+KEYS = Keys(b"k" * 32)
+
+
+def test_a_token_opens_its_own_sandbox_and_says_whose_it_is() -> None:
+    """For the user's own and for principals'."""
+    assert KEYS.whose(KEYS.token("one", None), "one", "envd") is None
+    assert KEYS.whose(KEYS.token("one", "ann"), "one", "envd") == "ann"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        KEYS.token("two", "ann"),
+        KEYS.token("one", "ann", "traffic"),
+        Keys(b"x" * 32).token("one", "ann"),
+        KEYS.token("one", "ann").replace(
+            KEYS.token("", "ann").partition(".")[0], KEYS.token("", "bob").partition(".")[0]
+        ),
+        KEYS.token("one", "ann")[:-1],
+        "",
+        "wcs_",
+        "wcs_!.x",
+    ],
+)
+def test_no_other_token_opens_it(token: str) -> None:
+    """Another sandbox's, another purpose's, another key's, one whose name was changed, half of one."""
+    with pytest.raises(UnauthenticatedError):
+        KEYS.whose(token, "one", "envd")
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_no_text_opens_a_sandbox(token: str) -> None:
+    """Whatever is sent is refused, by type."""
+    with pytest.raises(UnauthenticatedError):
+        KEYS.whose(token, "one", "envd", "traffic")
+
+
+def test_the_signature_is_the_one_that_clients_make() -> None:
+    """Of path, operation, user, token and time, in E2B's order and alphabet."""
+    signed = SignedUrl(path="a b", operation="read", expires_at=100)
+    raw = f"a b:read::{KEYS.token('one', None)}:100".encode()
+    expected = "v1_" + base64.b64encode(hashlib.sha256(raw).digest()).rstrip(b"=").decode()
+    assert KEYS.signature("one", None, signed) == expected
+    assert KEYS.signature("one", None, SignedUrl(path="a b", operation="write", expires_at=100)) != expected
+
+
+def test_signed_urls_end() -> None:
+    """By the server's clock; without a time they do not."""
+    SignedUrl(path="a", operation="read").check_time()
+    SignedUrl(path="a", operation="read", expires_at=int(time.time()) + 60).check_time()
+    with pytest.raises(UnauthenticatedError, match="expired"):
+        SignedUrl(path="a", operation="read", expires_at=int(time.time()) - 2).check_time()
+
+
+def test_whoever_is_first_makes_the_key(tmp_path: Path) -> None:
+    """Eight at once have one key, which nobody else may read; a damaged one is an error, not a new one."""
+    path = tmp_path / "state" / "e2b.key"
+    found: list[Keys] = []
+    threads = [threading.Thread(target=lambda: found.append(Keys.load(path))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in path.parent.iterdir()] == ["e2b.key"]
+    path.write_bytes(b"short")
+    with pytest.raises(OSError, match="damaged"):
+        Keys.load(path)

@@ -1,0 +1,93 @@
+"""What E2B's requests ask for, and what must be refused rather than forgotten."""
+
+from typing import Any
+
+import pytest
+
+from warmcell.extension.server.e2b import results, shapes
+from warmcell.extension.server.e2b.fields import Fields
+from warmcell.extension.server.e2b.handler import Target, target
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+
+
+def test_a_gpu_is_asked_for_by_the_templates_name_or_by_metadata() -> None:
+    """E2B has no field for it."""
+    assert shapes.new_sandbox(Fields({"templateID": "base"})).gpu is None
+    assert shapes.new_sandbox(Fields({"templateID": "base:H100:2"})).gpu == "H100:2"
+    by_metadata = shapes.new_sandbox(Fields({"templateID": "base", "metadata": {"gpu": "A100"}}))
+    assert (by_metadata.gpu, by_metadata.name, by_metadata.usual) == ("A100", "base", True)
+
+
+def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
+    """E2B's own default, and its time of five minutes."""
+    terms = shapes.new_sandbox(Fields({"templateID": "base"})).terms
+    assert (terms["timeout_s"], terms["on_timeout"], terms["auto_resume"]) == (300, "kill", False)
+    body = {"templateID": "base", "timeout": 60, "autoPause": True, "autoResume": {"enabled": True}}
+    terms = shapes.new_sandbox(Fields(body)).terms
+    assert (terms["timeout_s"], terms["on_timeout"], terms["auto_resume"]) == (60, "suspend", True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"autoPauseMemory": False},
+        {"mcp": {"x": {}}},
+        {"iam": {"tokens": {}}},
+        {"volumeMounts": [{"name": "v", "path": "/v"}]},
+        {"network": {"allowOut": ["example.com"]}},
+        {"network": {"rules": {"a": []}}},
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, Any]) -> None:
+    """Never silently: a sandbox that is not as it was asked for is worse than none."""
+    with pytest.raises(UnsupportedOperationError):
+        shapes.new_sandbox(Fields({"templateID": "base", **more}))
+
+
+@pytest.mark.parametrize("more", [{"volumeMounts": []}, {"network": {"denyOut": ["0.0.0.0/0"]}}, {"secure": True}])
+def test_what_asks_for_no_more_than_there_is_is_taken(more: dict[str, Any]) -> None:
+    """Sandboxes have no network, so that what forbids one is fulfilled."""
+    shapes.new_sandbox(Fields({"templateID": "base", **more}))
+
+
+def test_metadata_may_not_pass_for_ours() -> None:
+    """The template is noted among the tags."""
+    with pytest.raises(InvalidRequestError):
+        shapes.new_sandbox(Fields({"templateID": "base", "metadata": {"e2b.template": "x"}}))
+
+
+def test_requests_name_their_sandbox_by_headers_or_host() -> None:
+    """Headers first; a host with a port and an id second; neither: the control plane."""
+    headers = {"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "49983"}
+    assert target(headers, "3000-other.example.com") == Target("abc", 49983)
+    assert target({}, "49999-abcdef012345.example.com:8888") == Target("abcdef012345", 49999)
+    assert target({}, "localhost:8888") is None
+    with pytest.raises(InvalidRequestError):
+        target({"E2b-Sandbox-Id": "abc"}, "localhost")
+    with pytest.raises(InvalidRequestError):
+        target({"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "x"}, "localhost")
+
+
+def test_results_have_e2bs_names() -> None:
+    """Formats by their own names, the others in `extra`, texts without the quotes of their literals."""
+    data = {"text/plain": "'hi'", "image/png": "AA==", "application/x-own": 1}
+    told = results.line({"msg_type": "execute_result", "content": {"data": data}})
+    assert told == {
+        "type": "result",
+        "text": "hi",
+        "png": "AA==",
+        "extra": {"application/x-own": 1},
+        "is_main_result": True,
+    }
+    assert results.line({"msg_type": "clear_output", "content": {}}) is None
+
+
+def test_a_run_that_was_cut_short_says_so() -> None:
+    """An error line where the kernel had none, and always the last line."""
+    run = {"execution_count": 2, "status": "timeout", "error": {"code": "timeout", "message": "too slow"}}
+    kinds = [line["type"] for line in results.ending(run, shown=False)]
+    assert kinds == ["number_of_executions", "error", "end_of_execution"]
+    assert [line["type"] for line in results.ending({**run, "status": "error"}, shown=True)][-2:] == [
+        "number_of_executions",
+        "end_of_execution",
+    ]
