@@ -260,6 +260,8 @@ class SnapshotInfo(Wire):
     kernel_id: str | None = None
     notebook: str | None = None
     parent: SnapshotId | None = None
+    cell: int | None = None
+    """Number of the last cell that its kernel had begun, as Jupyter counts them; None where nobody counts."""
     created_at: float = 0.0
     expires_at: float | None = None
     last_used_at: float = 0.0

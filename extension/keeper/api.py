@@ -11,7 +11,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
-from warmcell.extension.keeper import images_api, self_api, snapshots_api
+from warmcell.extension.keeper import images_api, meters_api, self_api, snapshots_api
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
@@ -63,6 +63,7 @@ class KeeperApi:
                 (r"/check", CheckHandler),
                 *snapshots_api.routes(),
                 *images_api.routes(),
+                *meters_api.routes(),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
@@ -94,6 +95,7 @@ class KeeperApi:
                 images=self.wiring.images,
                 imports=self.wiring.settings.import_snapshots,
             ),
+            meters=meters_api.Meters(self.service, self.kernels),
             scope=scope,
             check_peer=scope is None,
         )
@@ -264,7 +266,9 @@ class MemoryHandler(Handler):
             self.answer(info.to_json())
         else:
             count = _number(body.get("n", 1), "n", least=1, most=CLONES_MAX)
-            self.answer({"sandboxes": [info.to_json() for info in await memory.fork(box, int(count))]}, 201)
+            ref = _text(body["snapshot"], "snapshot") if body.get("snapshot") is not None else ""
+            clones = await memory.fork(box, int(count), ref=ref)
+            self.answer({"sandboxes": [info.to_json() for info in clones]}, 201)
 
 
 class KernelsHandler(Handler):

@@ -58,6 +58,7 @@ class Front:
             "inherited": list(self._inherited),
             "info": self._info,
             "asks": self._kernel.asks,
+            "cell": self._kernel.proxy.cell,
         }
 
     async def pause(self, *, token: str) -> None:
@@ -82,6 +83,8 @@ class Front:
             timeout=GO_ON_TIMEOUT_S,
         )
         await unless_dead(kernel, back)
+        if restored:
+            self._kernel.proxy.count_from(record.get("cell"))
         if restored and record.get("asks"):  # It was saved at its own wish, and waits to be told.
             await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
         if self._kernel.process is not kernel:

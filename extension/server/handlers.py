@@ -28,7 +28,7 @@ SETTINGS = ("gpu", "memory", "network", "template", "preload", "limits")
 
 
 class ReadHandler(WarmcellHandler):
-    """What the keeper knows: gpus, templates, sandboxes, doctor."""
+    """What the keeper knows: gpus, meters, templates, sandboxes, doctor."""
 
     @web.authenticated
     @authorized
@@ -126,7 +126,7 @@ class EventsHandler(WarmcellHandler):
 def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """URL patterns; the extension application puts them below the base URL."""
     patterns: list[tuple[str, type[WarmcellHandler]]] = [
-        (r"/(gpus|templates|sandboxes|doctor)", ReadHandler),
+        (r"/(gpus|meters|templates|sandboxes|doctor)", ReadHandler),
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),

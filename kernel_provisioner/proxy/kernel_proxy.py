@@ -275,6 +275,16 @@ class KernelProxy:
         return self._relay.activity.open_requests if self._relay else 0
 
     @property
+    def cell(self) -> int | None:
+        """Number of the last cell that the kernel has begun; None where that is not known."""
+        return self._relay.activity.cell if self._relay else None
+
+    def count_from(self, cell: int | None) -> None:
+        """The kernel was brought back from when this was its last cell; one that it has begun since stays."""
+        if self._relay is not None and self._relay.activity.cell is None:
+            self._relay.activity.cell = cell
+
+    @property
     def idle_s(self) -> float:
         """Seconds since the last request was finished and the last output came; 0 while a request is open.
 
