@@ -9,7 +9,8 @@
     │ ├ SnapshotNotFoundError
     │ └ ImageNotFoundError
     ├ ConflictError
-    │ └ InvalidTransitionError
+    │ ├ InvalidTransitionError
+    │ └ QueueCancelledError
     ├ CapacityError
     │ └ NoGpuAvailableError
     ├ BackendUnavailableError          a tool, daemon or permission is missing
@@ -107,6 +108,12 @@ class InvalidTransitionError(ConflictError):
     """The lifecycle has no such step."""
 
     code = "invalid_transition"
+
+
+class QueueCancelledError(ConflictError):
+    """It waited for a GPU, and somebody had it wait no longer."""
+
+    code = "queue_cancelled"
 
 
 class CapacityError(WarmcellError):
