@@ -64,6 +64,7 @@ class KeeperApi:
                 *snapshots_api.routes(),
                 *images_api.routes(),
                 *meters_api.routes(),
+                (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
@@ -160,13 +161,23 @@ class DoctorHandler(Handler):
 
 
 class GpusHandler(Handler):
-    """The machine's GPUs."""
+    """The machine's GPUs, and who waits for one."""
 
     async def get(self) -> None:
-        gpus = await self.keeper.service.gpus()
+        gpus, leases = await self.unless_gone(self.keeper.service.gpus()), self.keeper.service.leases
         if self.scope is not None:
-            gpus = [self.scope.of_gpu(gpu) for gpu in gpus]
-        self.answer({"gpus": gpus})
+            self.answer({"gpus": [self.scope.of_gpu(gpu) for gpu in gpus]})
+            return
+        queue = await self.unless_gone(leases.queue())
+        self.answer({"gpus": gpus, "queue": queue, "shares": leases.most_parts, "problem": leases.problem})
+
+
+class QueueHandler(Handler):
+    """The place of a sandbox in the queue for a GPU."""
+
+    def delete(self, sandbox_id: str) -> None:
+        self.keeper.service.leave_queue(self.visible(sandbox_id).id)
+        self.set_status(204)
 
 
 class TemplatesHandler(Handler):

@@ -1,6 +1,7 @@
 """Suspend, resume, snapshot, restore and fork of the keeper's kernels, while their clients stay connected."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -57,6 +58,7 @@ class KernelMemory:
             followed=self._kernels.follow,
             wake=self._on_wake,
             looked_at=self._service.memory.twins.want,
+            interrupted=self._give_up_waiting,
         )
 
     async def suspend(self, sandbox_id: SandboxId, *, even_busy: bool = False) -> SandboxInfo:
@@ -69,6 +71,8 @@ class KernelMemory:
         kernel = self._of(sandbox_id)
         if kernel is None:
             return await self._service.suspend(sandbox_id)
+        if kernel.waking:
+            self._give_up_waiting(self._service.live(sandbox_id))
         async with kernel.lock:
             if kernel.proxy.busy and not even_busy:
                 raise errors.ConflictError(
@@ -356,6 +360,11 @@ class KernelMemory:
         kernel.sandbox_id, kernel.started = info.id, True
         self._kernels.note(kernel)
         return info
+
+    def _give_up_waiting(self, box: LiveSandbox) -> None:
+        """The cell that waits for a GPU is answered with an error; the kernel stays suspended."""
+        with contextlib.suppress(errors.ConflictError, errors.SandboxNotFoundError):
+            self._service.leave_queue(box.info.id)
 
     def _on_wake(self, kernel: Kernel) -> None:
         if not kernel.waking:  # What fails sleeps again, and is woken by what still waits until that is answered.

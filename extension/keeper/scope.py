@@ -33,7 +33,9 @@ class GuestScope:
     def of_gpu(self, gpu: Mapping[str, Any]) -> dict[str, Any]:
         """Whether a GPU is held, but not by whom."""
         lease = gpu.get("lease")
-        return {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
+        seen = {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
+        seen.pop("leases", None)
+        return seen
 
     def narrow(self, asked: Mapping[str, Any]) -> SandboxSpec:
         """The spec of a sandbox made from here.

@@ -68,6 +68,17 @@ class SandboxHandler(WarmcellHandler):
         self.set_status(204)
 
 
+class QueueHandler(WarmcellHandler):
+    """The place of a sandbox in the queue for a GPU."""
+
+    @web.authenticated
+    @authorized
+    async def delete(self, sandbox_id: str) -> None:
+        """Have it wait no longer."""
+        await self.link.do("delete", f"/sandboxes/{sandbox_id}/queue")
+        self.set_status(204)
+
+
 class SettingsHandler(WarmcellHandler):
     """What the next start of a kernel uses; a restart applies it."""
 
@@ -131,6 +142,7 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
         (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore)", MemoryHandler),
+        (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
         (r"/sandboxes/([a-z0-9]+)/fork", ForkHandler),
         (r"/sandboxes/([a-z0-9]+)/open", OpenHandler),
         (r"/snapshots", SnapshotsHandler),

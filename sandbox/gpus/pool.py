@@ -109,6 +109,7 @@ class GpuPool:
         try:
             devices, leases = await self._until_served(one, None if wait_s is None else time.monotonic() + wait_s)
             self._held[holder] = Held(owner=owner, devices=devices, leases=leases)
+            self._news()
             return devices
         finally:
             del self._waiting[holder]
@@ -239,13 +240,17 @@ class GpuPool:
         """Grows with each change that was heard of."""
         return self._changes
 
+    def cancel_all(self) -> None:
+        """Have nobody wait any more."""
+        for one in self._waiting.values():
+            one.cancelled = True
+        self._news()
+
     def close(self) -> None:
         """Give back everything, and have nobody wait any more."""
-        for one in list(self._waiting.values()):
-            one.cancelled = True
+        self.cancel_all()
         for holder in list(self._held):
             self.release(holder)
-        self._news()
         self._watch.end()
 
     async def _until_served(self, one: Waiting, until: float | None) -> tuple[tuple[GpuDevice, ...], tuple[Lease, ...]]:
