@@ -240,11 +240,14 @@ class LeaseDirectory(LeaseFiles):
         found = _TICKET.fullmatch(name)
         if found is None:
             return None
-        with self._opened(name) as descriptor:
-            if descriptor is None:
-                return None
-            if not lock(descriptor):
-                return read_ticket(descriptor, int(found[1]))
+        try:
+            with self._opened(name) as descriptor:
+                if descriptor is None:
+                    return None
+                if not lock(descriptor):
+                    return read_ticket(descriptor, int(found[1]))
+        except BackendUnavailableError:  # Somebody has put something else there.
+            return None
         with suppress(OSError):  # Its keeper was killed. Another user's is not ours to remove.
             os.unlink(self.path / name)
         return None
