@@ -5,7 +5,8 @@ import { EventParser } from './sse';
 import type {
   IChoice,
   IErrorInfo,
-  IGpu,
+  IGpus,
+  IMeters,
   ISandboxInfo,
   ISnapshotInfo,
   ISnapshots,
@@ -14,8 +15,9 @@ import type {
 import {
   readError,
   readEvent,
-  readGpu,
+  readGpus,
   readList,
+  readMeters,
   readSandbox,
   readSnapshot,
   readSnapshots
@@ -51,8 +53,13 @@ export class Api {
   }
 
   /** The GPUs of the machine, with who holds them. */
-  async gpus(): Promise<IGpu[]> {
-    return readList(await this._json('GET', 'gpus'), 'gpus', readGpu);
+  async gpus(): Promise<IGpus> {
+    return readGpus(await this._json('GET', 'gpus'));
+  }
+
+  /** What is used now. */
+  async meters(): Promise<IMeters> {
+    return readMeters(await this._json('GET', 'meters'));
   }
 
   /** Ask whether a start with this choice would be possible; makes nothing. */
@@ -75,9 +82,17 @@ export class Api {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/resume`, {});
   }
 
-  /** Clone a sandbox and its kernel once. */
-  async fork(id: string): Promise<ISandboxInfo> {
-    const answer = await this._json('POST', `sandboxes/${encodeURIComponent(id)}/fork`, { n: 1 });
+  /** Have a sandbox wait for a GPU no longer. */
+  async leaveQueue(id: string): Promise<void> {
+    await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}/queue`);
+  }
+
+  /** Clone a sandbox and its kernel once, as it is or as it was in a snapshot. */
+  async fork(id: string, snapshot?: string): Promise<ISandboxInfo> {
+    const answer = await this._json('POST', `sandboxes/${encodeURIComponent(id)}/fork`, {
+      n: 1,
+      ...(snapshot === undefined ? {} : { snapshot })
+    });
     const [clone] = readList(answer, 'sandboxes', readSandbox);
     if (clone === undefined) {
       throw new ApiError({ code: 'protocol', message: 'The fork has no clone.', hint: '' });

@@ -67,7 +67,9 @@ export function isTicking({ ours, sandbox, status, connected }: ISituation): boo
   }
   return sandbox === null
     ? STARTING.has(status) && connected !== false
-    : isStarting(sandbox) || (isAlive(sandbox) && sandbox.template?.state === 'importing');
+    : sandbox.queue !== null ||
+        isStarting(sandbox) ||
+        (isAlive(sandbox) && sandbox.template?.state === 'importing');
 }
 
 export function startWord(
