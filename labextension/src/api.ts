@@ -164,6 +164,7 @@ export class Api {
     opened: (start: IStreamStart) => void,
     receive: (event: ServerEvent) => void
   ): Promise<void> {
+    const began = Date.now();
     const response = await this._request('events', {
       method: 'GET',
       signal,
@@ -173,7 +174,7 @@ export class Api {
       throw new ApiError({ code: 'protocol', message: 'The event stream is empty.', hint: '' });
     }
     const date = Date.parse(response.headers.get('Date') ?? '');
-    opened({ skew_s: Number.isNaN(date) ? 0 : (date - Date.now()) / 1000 });
+    opened({ skew_s: Number.isNaN(date) ? 0 : skew(date, began, Date.now()) / 1000 });
     const parser = new EventParser();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (;;) {
@@ -221,6 +222,15 @@ export class Api {
   }
 
   private readonly _settings: ServerConnection.ISettings;
+}
+
+/**
+ * How far the server's clock is ahead, in milliseconds: nothing, if it said its whole second between question and answer.
+ */
+function skew(second: number, asked: number, answered: number): number {
+  const least = second - answered;
+  const most = second + 1000 - asked;
+  return least <= 0 && most >= 0 ? 0 : (least + most) / 2;
 }
 
 /** A choice as the partial spec that the server reads. */

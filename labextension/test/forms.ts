@@ -127,6 +127,7 @@ export function situation(change: Partial<ISituation> = {}): ISituation {
     trouble: null,
     now: 2000,
     startingSince: 1990,
+    nameOf: () => null,
     ...change
   };
 }

@@ -265,13 +265,17 @@ test('a start in the queue says its place, counts, and can be given up', () => {
     length: 3,
     since: 1940,
     estimate_s: 240,
-    why: 'GPU 0 by sandbox abc'
+    why: 'GPU 0 by sandbox abc123def456'
   };
-  const waits = situation({ sandbox: sandbox({ state: 'creating', generation: 0, queue }) });
+  const nameOf = (): string => 'other.ipynb';
+  const waits = situation({
+    sandbox: sandbox({ state: 'creating', generation: 0, queue }),
+    nameOf
+  });
   assert.equal(glance(waits, trans).label, 'A100 · queue 2/3 · 1 min 0 s');
   const [notice, ...others] = notices(waits, trans);
-  assert.equal(notice?.text, 'Waiting for a GPU (A100): place 2 of 3');
-  assert.equal(notice.cure, 'GPU 0 by sandbox abc. About 4 min to go.');
+  assert.equal(notice?.text, 'Waiting for a GPU (A100): place 2 of 3 in the queue');
+  assert.equal(notice.cure, 'GPU 0 by other.ipynb. About 4 min to go.');
   assert.deepEqual([notice.actions, others], [['cancel', 'choose'], []]);
   assert.ok(isTicking(waits));
 });
@@ -280,7 +284,7 @@ test('a suspended kernel that waits for a GPU says that its cell waits', () => {
   const queue = { request: 'any', place: 1, length: 1, since: 2000, estimate_s: null, why: '' };
   const waits = situation({ sandbox: sandbox({ state: 'suspended', queue }) });
   const [notice] = notices(waits, trans);
-  assert.equal(notice?.text, 'Waiting for a GPU (any): next of 1');
+  assert.equal(notice?.text, 'Waiting for a GPU (any): place 1 of 1 in the queue');
   assert.match(notice.cure, /The cell goes on/);
   assert.deepEqual(notice.actions, ['cancel']);
 });

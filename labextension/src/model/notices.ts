@@ -41,7 +41,7 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
   }
   const about = `${sandbox.id}/${sandbox.generation}`;
   if (sandbox.queue !== null) {
-    return [queued(sandbox, sandbox.queue, now, trans)];
+    return [queued(sandbox, sandbox.queue, situation, trans)];
   }
   if (isStarting(sandbox)) {
     return slowStart(situation, sandbox, trans);
@@ -159,18 +159,18 @@ function asleep(sandbox: ISandboxInfo, trans: TranslationBundle): INotice {
 function queued(
   sandbox: ISandboxInfo,
   { request, place, length, since, estimate_s, why }: IQueued,
-  now: number,
+  { now, nameOf }: ISituation,
   trans: TranslationBundle
 ): INotice {
-  const where =
-    place === 1 ? trans.__('next of %1', length) : trans.__('place %1 of %2', place, length);
+  const named = (text: string): string =>
+    text.replace(/\bsandbox ([a-z0-9]{12})\b/g, (whole, id: string) => nameOf(id) ?? whole);
   return {
     key: `${sandbox.id}/${sandbox.generation}/queued`,
     tone: 'info',
-    text: trans.__('Waiting for a GPU (%1): %2', request, where),
+    text: trans.__('Waiting for a GPU (%1): place %2 of %3 in the queue', request, place, length),
     elapsed_s: now - since,
     cure: [
-      words.sentence(why),
+      words.sentence(named(why)),
       estimate_s === null ? '' : trans.__('About %1 to go.', words.age(estimate_s, trans)),
       sandbox.state === 'suspended' ? trans.__('The cell goes on as soon as there is one.') : ''
     ]
