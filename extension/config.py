@@ -134,6 +134,30 @@ class Warmcell(Configurable):
         help="GPUs to pretend, marked as simulated wherever they show: "
         '[{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}]. Empty: the machine\'s own.',
     ).tag(config=True)
+    gpu_wait = Float(
+        None,
+        allow_none=True,
+        min=0.0,
+        help="Seconds for which a start, or a cell that wakes its kernel, waits in the queue for a GPU. 0: none waits. "
+        "None: until there is one.",
+    ).tag(config=True)
+    gpu_yield_after = Float(
+        60.0,
+        min=0.0,
+        help="Seconds of idleness after which a kernel is suspended if somebody waits for its GPU. It gets one back "
+        "before it goes on. 0: never for that reason.",
+    ).tag(config=True)
+    gpu_shares = Integer(
+        1,
+        min=1,
+        max=16,
+        help="Most shares that one GPU may be cut into: with 2 or more, `A100/2` asks for a half. Their memory is told "
+        "to the framework and watched, not enforced. 1: GPUs are not shared.",
+    ).tag(config=True)
+    gpu_quotas = Dict(
+        help="Most GPUs at a time for each owner of sandboxes (`notebook`, `remote`, `fork`, `client`; `*`: each other "
+        'one), as in `{"client": 1}`; whoever asks for more waits. Empty: no quotas.'
+    ).tag(config=True)
     keeper_idle_s = Float(
         10.0, min=0.0, help="Seconds that the keeper stays when nothing runs and nobody is connected."
     ).tag(config=True)

@@ -99,7 +99,8 @@ class _Launched:
                     await self._keeper.delete(self._path)
 
     async def _live(self) -> int:
-        await self._keeper.post("/kernels", self._body, timeout=START_TIMEOUT_S)
+        timeout = None if self._body["spec"].get("gpu") else START_TIMEOUT_S  # A GPU may be waited for.
+        await self._keeper.post("/kernels", self._body, timeout=timeout)
         self._started = True
         while True:
             kernel = await self._keeper.get(f"{self._path}?wait={WAIT_S:g}", timeout=2 * WAIT_S)

@@ -17,7 +17,7 @@ from warmcell.kernel_provisioner.keeper_link import KeeperLink
 from warmcell.kernel_provisioner.transport import settle
 from warmcell.kernel_provisioner.wishes import Wishes, notebook_of, read_choice
 from warmcell.sandbox.client.start import has_kernels
-from warmcell.sandbox.errors import ConflictError, NotFoundError, TransportError, WarmcellError
+from warmcell.sandbox.errors import ConflictError, NotFoundError, QueueCancelledError, TransportError, WarmcellError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import Limits, SandboxInfo
 from warmcell.sandbox.paths import Paths
@@ -330,10 +330,14 @@ class WarmcellProvisioner(KernelProvisionerBase):
         return self.connection_info
 
     async def _start(self, body: dict[str, Any]) -> Any:
+        # A GPU may be waited for as long as it takes; the keeper tells the page where it stands.
+        timeout = None if body["spec"].get("gpu") else START_TIMEOUT_S
         for attempt in range(TCP_ATTEMPTS):
             body["connection"] = self._wire_connection()
             try:
-                return await self._keeper.ask(lambda it: it.post("/kernels", body, timeout=START_TIMEOUT_S), start=True)
+                return await self._keeper.ask(lambda it: it.post("/kernels", body, timeout=timeout), start=True)
+            except QueueCancelledError:
+                raise
             except ConflictError:
                 # Somebody took a port between Jupyter's choice and our binding it.
                 if attempt == TCP_ATTEMPTS - 1 or not self._choose_other_ports():

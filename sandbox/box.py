@@ -23,6 +23,7 @@ from warmcell.sandbox.models import (
     ExecResult,
     GpuDevice,
     Phase,
+    QueuePlace,
     SandboxId,
     SandboxInfo,
     SandboxSpec,
@@ -123,6 +124,14 @@ class Box(abc.ABC):
         now = self.info.phase
         since = now.since if now is not None and now.name == name else time.time()
         self.tell(phase=Phase(name=name, since=since, detail=detail, hint=hint))
+
+    def stands(self, place: QueuePlace | None) -> None:
+        """Say where it stands in the queue for a GPU; None: nowhere any more."""
+        if place is not None:
+            phase = Phase(name="lease", since=place.since, detail=str(place), hint=place.why)
+            self.tell(queue=place, phase=phase)
+        elif self.info.queue is not None:
+            self.tell(queue=None, phase=None)
 
     async def bring_up(self, backend: SandboxBackend, gpus: Sequence[GpuDevice]) -> None:
         """Create it and wait for its guest.

@@ -12,7 +12,8 @@
     │ ├ ImageNotFoundError
     │ └ SandboxFileNotFoundError
     ├ ConflictError
-    │ └ InvalidTransitionError
+    │ ├ InvalidTransitionError
+    │ └ QueueCancelledError
     ├ CapacityError
     │ ├ NoGpuAvailableError
     │ └ QuotaExceededError             what a principal may have; details has quota, used
@@ -129,6 +130,12 @@ class InvalidTransitionError(ConflictError):
     """The lifecycle has no such step."""
 
     code = "invalid_transition"
+
+
+class QueueCancelledError(ConflictError):
+    """It waited for a GPU, and somebody had it wait no longer."""
+
+    code = "queue_cancelled"
 
 
 class CapacityError(WarmcellError):

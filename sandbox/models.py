@@ -150,6 +150,33 @@ class GpuDevice(Wire):
     simulated: bool = False
     device_nodes: tuple[str, ...] = ()
     """Host paths under /dev that a sandbox needs for this device alone."""
+    mig: bool = False
+    """Whether it is an instance of a GPU that is divided in hardware (MIG); `index` is that GPU's."""
+    parts: int = 1
+    """Of a sandbox's device: it has one of so many shares of it; 1: all of it."""
+    near: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """UUIDs of devices to which it has a path, to how long that is: 0 NVLink, then PCIe: 10 (one switch) to 50."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePlace(Wire):
+    """Where somebody stands who waits for a GPU."""
+
+    request: str
+    place: int
+    """1: the next one."""
+    length: int
+    """How many wait for what this one could have, this one included."""
+    since: float
+    """Unix time, in seconds."""
+    estimate_s: float | None = None
+    """About how long it will take, from how long leases have lasted so far. None: not known."""
+    why: str = ""
+    """Who has what it waits for."""
+
+    def __str__(self) -> str:
+        about = "" if self.estimate_s is None else f", about {max(1, round(self.estimate_s / 60))} min"
+        return f"place {self.place} of {self.length} in the queue for {self.request}{about}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +279,8 @@ class SandboxInfo(Wire):
     generation: int = 0
     """How many kernels have been started in it."""
     phase: Phase | None = None
+    queue: QueuePlace | None = None
+    """Where it stands in the queue for a GPU, while it waits there: to start, or to go on."""
     created_at: float = 0.0
     error: ErrorInfo | None = None
     """Why it failed, or why its kernel ended by itself."""
@@ -282,6 +311,8 @@ class SnapshotInfo(Wire):
     kernel_id: str | None = None
     notebook: str | None = None
     parent: SnapshotId | None = None
+    cell: int | None = None
+    """Number of the last cell that its kernel had begun, as Jupyter counts them; None where nobody counts."""
     created_at: float = 0.0
     expires_at: float | None = None
     last_used_at: float = 0.0

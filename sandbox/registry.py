@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from warmcell.sandbox import errors
@@ -15,7 +15,7 @@ from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.memory import Memory
-from warmcell.sandbox.models import BackendReport, GpuDevice, SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import BackendReport, GpuDevice, QueuePlace, SandboxId, SandboxInfo, SandboxSpec
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
@@ -36,10 +36,29 @@ SEE_LOG = "keeper.log in the state directory says more."
 class GpuLeases(Protocol):
     """Who has which GPU; `sandbox.gpus.pool.GpuPool` is the real one."""
 
-    async def lease(self, request: str | tuple[str, ...], *, holder: SandboxId) -> tuple[GpuDevice, ...]: ...
-    async def check(self, request: str | tuple[str, ...]) -> None: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def most_parts(self) -> int: ...
+    async def lease(
+        self,
+        request: str | tuple[str, ...],
+        *,
+        holder: SandboxId,
+        owner: str = "",
+        wait_s: float | None = 0.0,
+        told: Callable[[QueuePlace | None], None] = ...,
+    ) -> tuple[GpuDevice, ...]: ...
+    async def check(self, request: str | tuple[str, ...], *, owner: str = "") -> None: ...
+    def has(self, holder: SandboxId, request: str | tuple[str, ...]) -> tuple[GpuDevice, ...] | None: ...
+    def move(self, holder: SandboxId, to: SandboxId) -> None: ...
+    def cancel(self, holder: SandboxId) -> bool: ...
+    def cancel_all(self) -> None: ...
     def release(self, holder: SandboxId) -> None: ...
     async def status(self) -> list[dict[str, Any]]: ...
+    async def queue(self) -> list[dict[str, Any]]: ...
+    async def to_reclaim(self, idle: Sequence[SandboxId]) -> list[SandboxId]: ...
+    async def changed(self, *, after: int, timeout: float | None = None) -> int: ...
 
 
 class Quotas(Protocol):
@@ -62,8 +81,10 @@ class Registry:
         engine: SnapshotEngine | None = None,
         engines: Sequence[SnapshotEngine] = (),
         store: SnapshotStore | None = None,
+        gpu_wait_s: float | None = 0.0,
     ) -> None:
         self.bounds = bounds
+        self._gpu_wait_s = gpu_wait_s
         self._backends = backends
         self.choosing = Choosing(backends, configured=default_backend, among=bounds.backends)
         self._gpus = gpus
@@ -113,6 +134,27 @@ class Registry:
         """The GPUs of the machine with who holds each."""
         return await self._gpus.status()
 
+    @property
+    def leases(self) -> GpuLeases:
+        """Who has which GPU, and who waits for one."""
+        return self._gpus
+
+    def leave_queue(self, sandbox_id: SandboxId) -> None:
+        """Have it wait for a GPU no longer: its start fails, or it stays suspended.
+
+        Raises:
+            SandboxNotFoundError: There is none of that id.
+            ConflictError: It does not wait.
+        """
+        if not self._gpus.cancel(self.info(sandbox_id).id):
+            raise errors.ConflictError(
+                f"Sandbox {sandbox_id} waits for no GPU", hint="`warmcell gpus` lists those that wait."
+            )
+
+    def release_gpus(self, sandbox_id: SandboxId) -> None:
+        """Give back the GPUs of one that was stopped with `keep_gpus`, unless another has them now. Idempotent."""
+        self._gpus.release(sandbox_id)
+
     def subscribe(self, *, backlog: int | None = BACKLOG) -> Subscription:
         """Every change from now on; close it when done.
 
@@ -150,11 +192,15 @@ class Registry:
         if spec.image is not None and self.images is not None:
             spec = await self.images.resolve(spec, backend.name)
         if spec.gpu is not None:
-            await self._gpus.check(spec.gpu)
+            await self._gpus.check(spec.gpu, owner=owner)
         return spec, choice
 
-    async def stop(self, sandbox_id: SandboxId) -> None:
+    async def stop(self, sandbox_id: SandboxId, *, keep_gpus: bool = False) -> None:
         """Stop it, and what was made from it and does not stay, also while it comes up. Idempotent.
+
+        Args:
+            sandbox_id: Which.
+            keep_gpus: Its GPUs stay leased in its name, for the one that is made in its place, until `release_gpus`.
 
         Raises:
             OperationTimeoutError: Processes of it do not end. It stays listed, and keeps its GPUs.
@@ -167,7 +213,7 @@ class Registry:
         await self._stop_children(sandbox_id)
         box = self._boxes.get(sandbox_id)
         if box is not None:
-            await self._remove(box)
+            await self._remove(box, keep_gpus=keep_gpus)
 
     # For those who build on it
 
@@ -281,6 +327,27 @@ class Registry:
         await self.memory.enroll(box)
         box.took(create=1000 * (time.perf_counter() - began))
 
+    async def _lease(self, box: LiveSandbox) -> tuple[GpuDevice, ...]:
+        """Its GPUs. It may wait for them, and tells where it stands then; what it has and does not need is given back.
+
+        Raises:
+            WarmcellError: As `GpuLeases.lease`.
+        """
+        asked, sandbox_id = box.spec.gpu, box.info.id
+        had = self._gpus.has(sandbox_id, asked) if asked is not None else None
+        if had is not None:
+            return had
+        self._gpus.release(sandbox_id)
+        if asked is None:
+            return ()
+        began = time.perf_counter()
+        box.phase("lease")
+        devices = await self._gpus.lease(
+            asked, holder=sandbox_id, owner=box.info.owner, wait_s=self._gpu_wait_s, told=box.stands
+        )
+        box.took(queue=1000 * (time.perf_counter() - began))
+        return devices
+
     async def _maker(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> SandboxBackend:
         """What makes that sandbox."""
         return self._backend(box.spec)
@@ -318,11 +385,12 @@ class Registry:
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
 
-    async def _remove(self, box: LiveSandbox) -> None:
+    async def _remove(self, box: LiveSandbox, *, keep_gpus: bool = False) -> None:
         await self.memory.twins.drop(box.info.id)
         await box.stop()
         await self.memory.forget_suspended(box.info.snapshot)
-        self._gpus.release(box.info.id)
+        if not keep_gpus:
+            self._gpus.release(box.info.id)
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
 

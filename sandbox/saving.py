@@ -211,6 +211,7 @@ class Saving(Saved):
             kernel_id=box.info.kernel_id,
             notebook=box.info.notebook,
             parent=box.info.snapshot,
+            cell=record.get("cell"),
             created_at=now,
             last_used_at=now,
         )

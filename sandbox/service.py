@@ -18,7 +18,7 @@ from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import ExecResult, GpuDevice, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
+from warmcell.sandbox.models import ExecResult, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
 from warmcell.sandbox.registry import GpuLeases
@@ -45,6 +45,7 @@ class SandboxService(Preparing, Suspending):
         store: SnapshotStore | None = None,
         prepared_per_template: int = 1,
         prepared_bytes: int = 2 * 2**30,
+        gpu_wait_s: float | None = 0.0,
     ) -> None:
         super().__init__(
             backends=backends,
@@ -57,6 +58,7 @@ class SandboxService(Preparing, Suspending):
             store=store,
             prepared_per_template=prepared_per_template,
             prepared_bytes=prepared_bytes,
+            gpu_wait_s=gpu_wait_s,
         )
         self._closed = False
 
@@ -72,6 +74,7 @@ class SandboxService(Preparing, Suspending):
         notebook: str | None = None,
         snapshot: SnapshotId | Coming | None = None,
         frontend: Callable[[LiveSandbox], Frontend] | None = None,
+        gpus_of: SandboxId | None = None,
     ) -> SandboxInfo:
         """Bring up a sandbox, a prepared one where one of that shape waits.
 
@@ -87,9 +90,10 @@ class SandboxService(Preparing, Suspending):
             notebook: The notebook that it is for.
             snapshot: It comes with a kernel that goes on from there. Its files may be there before its memory is.
             frontend: Who speaks with that kernel.
+            gpus_of: It takes over the GPUs of that one, which was stopped with `keep_gpus`, where they will do.
 
         Raises:
-            WarmcellError: The spec is out of bounds, no GPU is free, or the backend failed.
+            WarmcellError: The spec is out of bounds, no GPU is free in time, or the backend failed.
         """
         if self._closed or (parent is not None and not self._lives(parent)):
             raise errors.ConflictError("Whoever asks for this sandbox is going away", hint="Start it again later.")
@@ -98,6 +102,8 @@ class SandboxService(Preparing, Suspending):
         box.frontend = frontend(box) if frontend is not None else None
         sandbox_id = box.info.id
         self._boxes[sandbox_id] = box
+        if gpus_of is not None:
+            self._gpus.move(gpus_of, sandbox_id)
         self._publish(box)
         work = asyncio.create_task(self._create(box, snapshot))
         self._working[sandbox_id] = work
@@ -203,10 +209,7 @@ class SandboxService(Preparing, Suspending):
             box.spec = spec
             self._tell_choice(box, choice)
             self._check_room()
-            devices: tuple[GpuDevice, ...] = ()
-            if spec.gpu is not None:
-                box.phase("lease")
-                devices = await self._gpus.lease(spec.gpu, holder=box.info.id)
+            devices = await self._lease(box)
             prepared = await self._take(spec, devices) if snapshot is None else None
             if snapshot is not None:
                 await self.memory.clone(box, snapshot, devices)

@@ -9,7 +9,7 @@ from warmcell.sandbox.ids import known_sandbox_id
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.registry import Registry
 from warmcell.sandbox.snapshots.manifest import Manifest
 
@@ -119,13 +119,12 @@ class Suspending(Registry):
         if box.info.state is not State.SUSPENDED:
             return box.info
         self.bounds.check(box.spec)
-        devices: tuple[GpuDevice, ...] = ()
-        if box.spec.gpu is not None:
-            box.phase("lease")
-            devices = await self._gpus.lease(box.spec.gpu, holder=box.info.id)
         try:
+            devices = await self._lease(box)
             await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)
         except BaseException:
             self._gpus.release(box.info.id)
+            if box.info.phase is not None:
+                box.tell(phase=None)
             raise
         return box.info

@@ -11,7 +11,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension import machine
-from warmcell.extension.keeper import images_api, principals_api, self_api, snapshots_api
+from warmcell.extension.keeper import images_api, meters_api, principals_api, self_api, snapshots_api
 from warmcell.extension.keeper.agents import api as agents_api
 from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
@@ -72,6 +72,8 @@ class KeeperApi:
                 *snapshots_api.routes(),
                 *images_api.routes(),
                 *principals_api.routes(),
+                *meters_api.routes(),
+                (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 *agents_api.routes(),
                 (r"/kernels", KernelsHandler),
@@ -106,6 +108,7 @@ class KeeperApi:
                 images=self.wiring.images,
                 imports=self.wiring.settings.import_snapshots,
             ),
+            meters=meters_api.Meters(self.service, self.kernels),
             scope=scope,
             check_peer=scope is None,
             **settings,
@@ -183,13 +186,23 @@ class DoctorHandler(Handler):
 
 
 class GpusHandler(Handler):
-    """The machine's GPUs."""
+    """The machine's GPUs, and who waits for one."""
 
     async def get(self) -> None:
-        gpus = await self.keeper.service.gpus()
+        gpus, leases = await self.unless_gone(self.keeper.service.gpus()), self.keeper.service.leases
         if self.scope is not None or self.principal is not None:
-            gpus = [of_gpu(gpu) for gpu in gpus]
-        self.answer({"gpus": gpus})
+            self.answer({"gpus": [of_gpu(gpu) for gpu in gpus]})
+            return
+        queue = await self.unless_gone(leases.queue())
+        self.answer({"gpus": gpus, "queue": queue, "shares": leases.most_parts, "problem": leases.problem})
+
+
+class QueueHandler(Handler):
+    """The place of a sandbox in the queue for a GPU."""
+
+    def delete(self, sandbox_id: str) -> None:
+        self.keeper.service.leave_queue(self.visible(sandbox_id).id)
+        self.set_status(204)
 
 
 class TemplatesHandler(Handler):
@@ -322,7 +335,8 @@ class MemoryHandler(Handler):
             if populate:
                 await memory.populate(box, ref)
         else:
-            return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones())]}, 201
+            ref = self.own_snapshot(_text(body["snapshot"], "snapshot"), box) if body.get("snapshot") is not None else ""
+            return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones(), ref=ref)]}, 201
         return info.to_json(), 200
 
     async def _of_agent(self, box: SandboxId, verb: str) -> tuple[Any, int]:

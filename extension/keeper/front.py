@@ -31,6 +31,7 @@ class Front:
         followed: Callable[[Kernel, KernelProcess, LiveSandbox], None],
         wake: Callable[[Kernel], None],
         looked_at: Callable[[LiveSandbox], None],
+        interrupted: Callable[[LiveSandbox], None],
     ) -> None:
         """Nothing is done yet.
 
@@ -41,6 +42,7 @@ class Front:
             followed: Told of the process that the kernel has from now on.
             wake: Told that a client wants something of a kernel that sleeps.
             looked_at: Told that a page was opened whose kernel sleeps.
+            interrupted: Told that a client interrupts a kernel that sleeps, and may be waiting to go on.
         """
         self._kernel = kernel
         self._box = box
@@ -48,6 +50,7 @@ class Front:
         self._followed = followed
         self._wake = wake
         self._looked_at = looked_at
+        self._interrupted = interrupted
         self._inherited: tuple[str, ...] = ()
         self._info: Mapping[str, Any] = {}
 
@@ -58,6 +61,7 @@ class Front:
             "inherited": list(self._inherited),
             "info": self._info,
             "asks": self._kernel.asks,
+            "cell": self._kernel.proxy.cell,
         }
 
     async def pause(self, *, token: str) -> None:
@@ -82,6 +86,8 @@ class Front:
             timeout=GO_ON_TIMEOUT_S,
         )
         await unless_dead(kernel, back)
+        if restored:
+            self._kernel.proxy.count_from(record.get("cell"))
         if restored and record.get("asks"):  # It was saved at its own wish, and waits to be told.
             await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
         if self._kernel.process is not kernel:
@@ -97,6 +103,7 @@ class Front:
             info=record.get("info"),
             on_wake=lambda: self._wake(self._kernel),
             on_look=lambda: self._looked_at(self._box),
+            on_interrupt=lambda: self._interrupted(self._box),
         )
 
 

@@ -1,6 +1,7 @@
 """Suspend, resume, snapshot, restore and fork of the keeper's kernels, while their clients stay connected."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -9,7 +10,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class KernelMemory:
             followed=self._kernels.follow,
             wake=self._on_wake,
             looked_at=self._service.memory.twins.want,
+            interrupted=self._give_up_waiting,
         )
 
     async def suspend(self, sandbox_id: SandboxId, *, even_busy: bool = False) -> SandboxInfo:
@@ -70,6 +72,8 @@ class KernelMemory:
         kernel = self._of(sandbox_id)
         if kernel is None:
             return await self._service.suspend(sandbox_id)
+        if kernel.waking:
+            self._give_up_waiting(self._service.live(sandbox_id))
         async with kernel.lock:
             if kernel.proxy.busy and not even_busy:
                 raise errors.ConflictError(
@@ -119,8 +123,13 @@ class KernelMemory:
             await self._service.resume(sandbox_id)
             return await self._service.restore(sandbox_id, ref)
 
-    async def fork(self, sandbox_id: SandboxId, count: int) -> list[SandboxInfo]:
+    async def fork(self, sandbox_id: SandboxId, count: int, *, ref: str = "") -> list[SandboxInfo]:
         """Clone it into `count` new sandboxes, each with a kernel of its own; the source goes on.
+
+        Args:
+            sandbox_id: What is cloned.
+            count: How many clones.
+            ref: A snapshot of it: the clones are what it was then. Empty: what it is now.
 
         Raises:
             InvalidRequestError: That is no number of clones.
@@ -131,6 +140,10 @@ class KernelMemory:
         kernel = self._of(sandbox_id)
         if kernel is None:
             raise errors.UnsupportedOperationError("It has no kernel", hint="Fork a notebook's sandbox.")
+        if ref:
+            return await self._fork_from(
+                kernel, self._service.memory.store.get(ref, kernel_id=kernel.request.kernel_id).info.id, count
+            )
         coming = Coming()
         work: list[asyncio.Task[SandboxInfo]] = []
         try:
@@ -147,16 +160,31 @@ class KernelMemory:
             coming.close()
             raise
         try:
-            done = await asyncio.gather(*work, return_exceptions=True)
-            failed = [each for each in done if isinstance(each, BaseException)]
-            if failed:
-                clones = [each.kernel_id for each in done if isinstance(each, SandboxInfo)]
-                await asyncio.gather(*(self._kernels.remove(one) for one in clones if one is not None))
-                raise failed[0]
-            return [each for each in done if isinstance(each, SandboxInfo)]
+            return await self._all_or_none(work)
         finally:
             coming.close()
             await self._service.memory.store.discard(saved.id)
+
+    async def _fork_from(self, kernel: Kernel, snapshot: SnapshotId, count: int) -> list[SandboxInfo]:
+        work = [asyncio.create_task(self._clone(kernel, snapshot)) for _ in range(count)]
+        try:
+            return await self._all_or_none(work)
+        except asyncio.CancelledError:
+            for clone in work:
+                clone.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            raise
+
+    async def _all_or_none(self, work: Sequence[asyncio.Task[SandboxInfo]]) -> list[SandboxInfo]:
+        """The clones; where one fails none is left."""
+        done = await asyncio.gather(*work, return_exceptions=True)
+        failed = [each for each in done if isinstance(each, BaseException)]
+        clones = [each for each in done if isinstance(each, SandboxInfo)]
+        if failed:
+            ids = [each.kernel_id for each in clones]
+            await asyncio.gather(*(self._kernels.remove(one) for one in ids if one is not None))
+            raise failed[0]
+        return clones
 
     # What kernels themselves wish ------------------------------------------------------------------------------
 
@@ -303,7 +331,7 @@ class KernelMemory:
         kept = [kernel for kernel in self._kernels.all() if kernel.request.persistent and kernel.alive]
         await asyncio.gather(*(save(one, one.sandbox_id) for one in kept if one.sandbox_id is not None))
 
-    async def _clone(self, source: Kernel, snapshot: Coming) -> SandboxInfo:
+    async def _clone(self, source: Kernel, snapshot: Coming | SnapshotId) -> SandboxInfo:
         kernel_id = str(uuid.uuid4())
         request = dataclasses.replace(
             source.request,
@@ -357,6 +385,11 @@ class KernelMemory:
         kernel.sandbox_id, kernel.started = info.id, True
         self._kernels.note(kernel)
         return info
+
+    def _give_up_waiting(self, box: LiveSandbox) -> None:
+        """The cell that waits for a GPU is answered with an error; the kernel stays suspended."""
+        with contextlib.suppress(errors.ConflictError, errors.SandboxNotFoundError):
+            self._service.leave_queue(box.info.id)
 
     def _on_wake(self, kernel: Kernel) -> None:
         if not kernel.waking:  # What fails sleeps again, and is woken by what still waits until that is answered.

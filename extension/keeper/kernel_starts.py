@@ -77,6 +77,8 @@ class KernelStarts:
         box = self._find(kernel)
         if box is not None:
             with contextlib.suppress(errors.WarmcellError):
+                self._service.leave_queue(box.info.id)
+            with contextlib.suppress(errors.WarmcellError):
                 await box.signal_kernel(signal.SIGKILL)
 
     async def _start(self, request: KernelRequest, owner_pid: int) -> SandboxInfo:
@@ -165,16 +167,23 @@ class KernelStarts:
                     return box.info.id
                 died = box.info.error
             await kernel.proxy.drop_guest()
-            await self._service.stop(kernel.sandbox_id)
+        before = kernel.sandbox_id
+        if before is not None:
+            await self._service.stop(before, keep_gpus=True)  # They will do for the next one, if it asks for such.
             kernel.sandbox_id = None
-        info = await self._service.create(
-            request.spec,
-            owner="notebook" if request.terms is None else AGENT,
-            principal=request.principal,
-            terms=request.terms,
-            kernel_id=request.kernel_id,
-            notebook=request.notebook,
-        )
+        try:
+            info = await self._service.create(
+                request.spec,
+                owner="notebook" if request.terms is None else AGENT,
+                principal=request.principal,
+                terms=request.terms,
+                kernel_id=request.kernel_id,
+                notebook=request.notebook,
+                gpus_of=before,
+            )
+        finally:
+            if before is not None:
+                self._service.release_gpus(before)
         kernel.sandbox_id = info.id
         if died is not None:  # the new one says it when its kernel has answered
             self._service.live(info.id).tell(error=died)

@@ -115,7 +115,9 @@ class Kernels(KernelStarts):
         """Send a signal to its process group."""
         kernel = self.get(kernel_id)
         box = self._find(kernel)
-        if box is not None and kernel.alive:
+        if box is not None and box.info.queue is not None and signum == signal.SIGINT:
+            self._service.leave_queue(box.info.id)
+        elif box is not None and kernel.alive:
             kernel.ending = kernel.ending or signum in (signal.SIGKILL, signal.SIGTERM)
             await box.signal_kernel(signum)
 

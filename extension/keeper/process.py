@@ -127,6 +127,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     looks = [
         asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
+        asyncio.create_task(relief.heed_queue(settings.gpu_yield_after)),
         asyncio.create_task(wiring.upkeep(service).run()),
         asyncio.create_task(quotas.run()),
         asyncio.create_task(agents.end_in_time()),
@@ -141,6 +142,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
             look.cancel()
         kernels.start_no_more()
         await _end(agents.close())
+        service.leases.cancel_all()
         await memory.suspend_all()
         parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
         for part in (*parts, wiring.nursery.close()):

@@ -1,7 +1,8 @@
-"""Suspends kernels that nobody uses: after a while, and sooner where the machine runs out of memory."""
+"""Suspends kernels that nobody uses: after a while, and sooner where the machine runs out of memory or of GPUs."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from warmcell.extension.keeper import pressure
@@ -21,9 +22,15 @@ PRESSURE_LOOK_S = 2.0
 PRESSURE_IDLE_S = 60.0
 """However short memory is, a kernel that was used more recently runs on."""
 
+TRY_AGAIN_S = 60.0
+"""A kernel that could not be suspended for somebody who waits for its GPU is left alone for so long."""
+
+SOON_S = 0.5
+"""Kernels that will have been idle for long enough are looked at no sooner."""
+
 
 class Relief:
-    """Both ways by which a kernel is suspended without being asked to."""
+    """The ways by which a kernel is suspended without being asked to."""
 
     def __init__(
         self,
@@ -39,6 +46,8 @@ class Relief:
         self._memory = memory
         self._look = look
         self._pressure_idle_s = pressure_idle_s
+        self._left_alone: dict[str, float] = {}
+        """Kernels that could not be suspended, to when that can be tried again."""
 
     async def suspend_idle(self, idle_s: float) -> None:
         """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
@@ -63,6 +72,40 @@ class Relief:
             if not await self._short(below):
                 return
             await self._suspend(kernel, self._pressure_idle_s, why="memory is short")
+
+    async def heed_queue(self, idle_s: float) -> None:
+        """Suspend kernels with a GPU that somebody here waits for, once idle for so long; 0: none. For ever."""
+        seen = 0
+        while idle_s > 0:
+            timeout: float | None
+            try:
+                timeout = await self.give_way(idle_s)
+            except errors.WarmcellError as error:  # Whoever waits is told so as well.
+                log.debug("who waits for a GPU is not known: %s", error)
+                timeout = TRY_AGAIN_S
+            seen = await self._service.leases.changed(after=seen, timeout=timeout)
+
+    async def give_way(self, idle_s: float) -> float | None:
+        """Suspend those whose GPUs serve somebody who waits.
+
+        Returns:
+            Seconds until others may have been idle for long enough, if anybody waits and there are others.
+        """
+        now = time.monotonic()
+        self._left_alone = {name: until for name, until in self._left_alone.items() if until > now}
+        having = [one for one in self._idle(0.0) if self._has_gpu(one) and str(one.sandbox_id) not in self._left_alone]
+        if not having or not await self._service.leases.queue():
+            return None
+        idle = {one.sandbox_id: one for one in having if one.proxy.idle_s >= idle_s and one.sandbox_id is not None}
+        for sandbox_id in await self._service.leases.to_reclaim(list(idle)):
+            await self._suspend(idle[sandbox_id], idle_s, why="somebody waits for its GPU")
+            if self._service.info(sandbox_id).state is State.RUNNING:
+                self._left_alone[sandbox_id] = now + TRY_AGAIN_S
+        others = [idle_s - one.proxy.idle_s for one in having if one.sandbox_id not in idle]
+        return max(SOON_S, min([TRY_AGAIN_S, *others]))
+
+    def _has_gpu(self, kernel: Kernel) -> bool:
+        return kernel.sandbox_id is not None and bool(self._service.info(kernel.sandbox_id).gpus)
 
     async def _short(self, below: float) -> bool:
         return (await asyncio.to_thread(self._look)).short(below)

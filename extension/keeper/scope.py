@@ -60,7 +60,9 @@ class GuestScope:
 def of_gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
     """Whether a GPU is held, but not by whom."""
     lease = gpu.get("lease")
-    return {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
+    seen = {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
+    seen.pop("leases", None)
+    return seen
 
 
 def _least(own: Limits, asked: Limits) -> Limits:

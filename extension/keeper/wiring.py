@@ -86,7 +86,9 @@ class Wiring:
         """Further ones, each for backends of its own."""
         if settings.snapshots == "auto" and os.getuid() == 0:
             self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths)))
-        self.gpus = GpuPool(inventory, LeaseDirectory(paths.leases))
+        self.gpus = GpuPool(
+            inventory, LeaseDirectory(paths.leases), most_parts=settings.gpu_shares, quotas=settings.gpu_quotas
+        )
         self.image_builders = self._image_builders()
 
     def _image_builders(self) -> Mapping[str, ImageBuilder]:
@@ -137,6 +139,7 @@ class Wiring:
             ),
             prepared_per_template=self.settings.prepared,
             prepared_bytes=int(self.settings.prepared_memory * GIB),
+            gpu_wait_s=self.settings.gpu_wait,
         )
 
     def upkeep(self, service: SandboxService) -> Upkeep:

@@ -29,7 +29,7 @@ SETTINGS = ("gpu", "memory", "network", "template", "preload", "limits")
 
 
 class ReadHandler(WarmcellHandler):
-    """What the keeper knows: gpus, templates, doctor."""
+    """What the keeper knows: gpus, meters, templates, doctor."""
 
     @web.authenticated
     @authorized
@@ -72,6 +72,17 @@ class SandboxHandler(WarmcellHandler):
         if kernel_id is not None and kernel_id in kernels:
             await kernels.shutdown_kernel(kernel_id, now=True)
         await self.link.delete(f"/sandboxes/{sandbox_id}")
+        self.set_status(204)
+
+
+class QueueHandler(WarmcellHandler):
+    """The place of a sandbox in the queue for a GPU."""
+
+    @web.authenticated
+    @authorized
+    async def delete(self, sandbox_id: str) -> None:
+        """Have it wait no longer."""
+        await self.link.do("delete", f"/sandboxes/{sandbox_id}/queue")
         self.set_status(204)
 
 
@@ -133,11 +144,12 @@ class EventsHandler(WarmcellHandler):
 def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """URL patterns; the extension application puts them below the base URL."""
     patterns: list[tuple[str, type[WarmcellHandler]]] = [
-        (r"/(gpus|templates|doctor)", ReadHandler),
+        (r"/(gpus|meters|templates|doctor)", ReadHandler),
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
         (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore)", MemoryHandler),
+        (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
         (r"/sandboxes/([a-z0-9]+)/fork", ForkHandler),
         (r"/sandboxes/([a-z0-9]+)/open", OpenHandler),
         (r"/snapshots", SnapshotsHandler),

@@ -42,6 +42,8 @@ class Activity:
         """Unix time of the last request or output, in seconds."""
         self.executing = False
         """The last `status` that was not about a quiet request said busy."""
+        self.cell: int | None = None
+        """Number of the last cell that the kernel has begun; None: it has begun none, or that is not known."""
         self._open: dict[str, Asked] = {}
         self._inherited: set[str] = set()
         self._kept_bytes = 0
@@ -111,6 +113,11 @@ class Activity:
         """Something else came on iopub."""
         self._moved()
 
+    def began(self, cell: object) -> None:
+        """The kernel has begun a cell of this number, as it says."""
+        if isinstance(cell, int):
+            self.cell = cell
+
     def went_on(self) -> None:
         """The kernel is back; its idleness begins anew."""
         self._moved_at = time.monotonic()
@@ -138,6 +145,7 @@ class Activity:
             self._close(name)
         self._inherited.clear()
         self.executing = False
+        self.cell = None
         self._moved()
         return found
 
@@ -156,6 +164,7 @@ class Activity:
             self._close(name)
         self._inherited.clear()
         self.executing = False
+        self.cell = None
 
     def _close(self, name: str) -> None:
         found = self._open.pop(name, None)

@@ -186,6 +186,7 @@ class KernelProxy:
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None = None,
         on_look: Callable[[], None] | None = None,
+        on_interrupt: Callable[[], None] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """The kernel that was paused is away for long: answer for it what a page asks by itself.
@@ -198,6 +199,7 @@ class KernelProxy:
                 something does already.
             on_shutdown: Called in this event loop when a client shuts the kernel down, with its wish to restart.
             on_look: Called in this event loop when a client asks what kernel this is, as a page does that is opened.
+            on_interrupt: Called in this event loop when a client interrupts the kernel.
             info: The content of the kernel's kernel_info reply, for a proxy that has never spoken with it.
 
         Raises:
@@ -219,8 +221,15 @@ class KernelProxy:
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(on_look)
 
+        def interrupt() -> None:
+            if on_interrupt is not None:
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(on_interrupt)
+
         await self._do(
-            lambda relay: relay.pauses.suspended(info=info, on_wake=wake, on_shutdown=shut_down, on_look=look)
+            lambda relay: relay.pauses.suspended(
+                info=info, on_wake=wake, on_shutdown=shut_down, on_look=look, on_interrupt=interrupt
+            )
         )
 
     async def refuse(self, error: WarmcellError) -> None:
@@ -273,6 +282,16 @@ class KernelProxy:
     def open_requests(self) -> int:
         """Requests of clients that are not finished, those that wait for a kernel included."""
         return self._relay.activity.open_requests if self._relay else 0
+
+    @property
+    def cell(self) -> int | None:
+        """Number of the last cell that the kernel has begun; None where that is not known."""
+        return self._relay.activity.cell if self._relay else None
+
+    def count_from(self, cell: int | None) -> None:
+        """The kernel was brought back from when this was its last cell; one that it has begun since stays."""
+        if self._relay is not None and self._relay.activity.cell is None:
+            self._relay.activity.cell = cell
 
     @property
     def idle_s(self) -> float:

@@ -140,6 +140,7 @@ class Pauses:
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None,
         on_look: Callable[[], None] | None = None,
+        on_interrupt: Callable[[], None] | None = None,
     ) -> None:
         """Answer for the kernel from now on; what waits already is answered, or wakes it."""
         traffic = self._traffic
@@ -149,7 +150,7 @@ class Pauses:
         stand_in = traffic.stand_in
         if info:
             stand_in.info = dict(info)
-        stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown, on_look=on_look)
+        stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown, on_look=on_look, on_interrupt=on_interrupt)
         traffic.answer_waiting(stand_in.answers)
         if traffic.waits_for_kernel():
             stand_in.wake()

@@ -39,6 +39,7 @@ class StandIn:
         self._patient_comms: set[object] = set()
         self._on_shutdown: Callable[[bool], None] | None = None
         self._on_look: Callable[[], None] | None = None
+        self._on_interrupt: Callable[[], None] | None = None
 
     def begin(
         self,
@@ -46,16 +47,18 @@ class StandIn:
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None,
         on_look: Callable[[], None] | None = None,
+        on_interrupt: Callable[[], None] | None = None,
     ) -> None:
         """The kernel is suspended. All are called in the relay's thread, `on_wake` once while `may_wake`."""
         self.active = True
         self._wake, self._on_shutdown, self._on_look = on_wake, on_shutdown, on_look
+        self._on_interrupt = on_interrupt
         self.may_wake = True
 
     def end(self) -> None:
         """The kernel is there again, or gone for good."""
         self.active = False
-        self._wake = self._on_shutdown = self._on_look = None
+        self._wake = self._on_shutdown = self._on_look = self._on_interrupt = None
         self._patient_comms.clear()
 
     def wake(self) -> None:
@@ -89,6 +92,8 @@ class StandIn:
         self._say("idle", request)
         if kind == "kernel_info_request" and self._on_look is not None:
             self._on_look()
+        if kind == "interrupt_request" and self._on_interrupt is not None:
+            self._on_interrupt()
         if kind == "shutdown_request" and self._on_shutdown is not None:
             self._on_shutdown(bool(content["restart"]))
         return True

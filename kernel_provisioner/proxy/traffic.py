@@ -184,6 +184,7 @@ class Traffic:
                 self.activity.output()
                 if message.mentions("execute_input"):
                     self.last_input = message
+                    self.activity.began(message.read_content().get("execution_count"))
             if wanted:
                 self.publish(message)
             return

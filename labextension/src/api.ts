@@ -5,7 +5,8 @@ import { EventParser } from './sse';
 import type {
   IChoice,
   IErrorInfo,
-  IGpu,
+  IGpus,
+  IMeters,
   ISandboxInfo,
   ISnapshotInfo,
   ISnapshots,
@@ -14,8 +15,9 @@ import type {
 import {
   readError,
   readEvent,
-  readGpu,
+  readGpus,
   readList,
+  readMeters,
   readSandbox,
   readSnapshot,
   readSnapshots
@@ -51,8 +53,13 @@ export class Api {
   }
 
   /** The GPUs of the machine, with who holds them. */
-  async gpus(): Promise<IGpu[]> {
-    return readList(await this._json('GET', 'gpus'), 'gpus', readGpu);
+  async gpus(): Promise<IGpus> {
+    return readGpus(await this._json('GET', 'gpus'));
+  }
+
+  /** What is used now. */
+  async meters(): Promise<IMeters> {
+    return readMeters(await this._json('GET', 'meters'));
   }
 
   /** Ask whether a start with this choice would be possible; makes nothing. */
@@ -75,9 +82,17 @@ export class Api {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/resume`, {});
   }
 
-  /** Clone a sandbox and its kernel once. */
-  async fork(id: string): Promise<ISandboxInfo> {
-    const answer = await this._json('POST', `sandboxes/${encodeURIComponent(id)}/fork`, { n: 1 });
+  /** Have a sandbox wait for a GPU no longer. */
+  async leaveQueue(id: string): Promise<void> {
+    await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}/queue`);
+  }
+
+  /** Clone a sandbox and its kernel once, as it is or as it was in a snapshot. */
+  async fork(id: string, snapshot?: string): Promise<ISandboxInfo> {
+    const answer = await this._json('POST', `sandboxes/${encodeURIComponent(id)}/fork`, {
+      n: 1,
+      ...(snapshot === undefined ? {} : { snapshot })
+    });
     const [clone] = readList(answer, 'sandboxes', readSandbox);
     if (clone === undefined) {
       throw new ApiError({ code: 'protocol', message: 'The fork has no clone.', hint: '' });
@@ -149,6 +164,7 @@ export class Api {
     opened: (start: IStreamStart) => void,
     receive: (event: ServerEvent) => void
   ): Promise<void> {
+    const began = Date.now();
     const response = await this._request('events', {
       method: 'GET',
       signal,
@@ -158,7 +174,7 @@ export class Api {
       throw new ApiError({ code: 'protocol', message: 'The event stream is empty.', hint: '' });
     }
     const date = Date.parse(response.headers.get('Date') ?? '');
-    opened({ skew_s: Number.isNaN(date) ? 0 : (date - Date.now()) / 1000 });
+    opened({ skew_s: Number.isNaN(date) ? 0 : skew(date, began, Date.now()) / 1000 });
     const parser = new EventParser();
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (;;) {
@@ -206,6 +222,15 @@ export class Api {
   }
 
   private readonly _settings: ServerConnection.ISettings;
+}
+
+/**
+ * How far the server's clock is ahead, in milliseconds: nothing, if it said its whole second between question and answer.
+ */
+function skew(second: number, asked: number, answered: number): number {
+  const least = second - answered;
+  const most = second + 1000 - asked;
+  return least <= 0 && most >= 0 ? 0 : (least + most) / 2;
 }
 
 /** A choice as the partial spec that the server reads. */

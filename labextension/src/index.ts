@@ -1,22 +1,26 @@
 import type { JupyterFrontEndPlugin } from '@jupyterlab/application';
 
 import { banner } from './plugins/banner';
-import { clones } from './plugins/clones';
 import { memory } from './plugins/memory';
+import { meters } from './plugins/meters';
 import { notices } from './plugins/notices';
+import { panel } from './plugins/panel';
 import { picker } from './plugins/picker';
 import { sandboxes } from './plugins/sandboxes';
 import { toolbar } from './plugins/toolbar';
+import { usage } from './plugins/usage';
 
 export * from './tokens';
 
 const plugins: JupyterFrontEndPlugin<unknown>[] = [
   sandboxes,
+  usage,
   toolbar,
   banner,
   picker,
   memory,
-  clones,
+  meters,
+  panel,
   notices
 ];
 

@@ -37,6 +37,20 @@ export interface IPhase {
   readonly hint: string;
 }
 
+/** A place in the queue for a GPU. */
+export interface IQueued {
+  /** What is asked for. */
+  readonly request: string;
+  /** 1: the next to be served. */
+  readonly place: number;
+  readonly length: number;
+  readonly since: number;
+  /** Null if it cannot be told. */
+  readonly estimate_s: number | null;
+  /** Who has what would serve. */
+  readonly why: string;
+}
+
 export interface ILimitStatus {
   readonly value: number | null;
   readonly enforced: boolean;
@@ -74,11 +88,72 @@ export interface IGpuDevice {
 export interface ILease {
   readonly sandbox_id: string;
   readonly since: number;
+  /** Whether a sandbox of this user's has it; only then is `sandbox_id` one that the page knows. */
+  readonly mine: boolean;
+  /** Who has it, by name; may be empty. */
+  readonly user: string;
+  /** How many shares of the GPU, if it can be had in shares. */
+  readonly parts: number;
 }
 
 /** A GPU of the machine and who holds it. */
 export interface IGpu extends IGpuDevice {
   readonly lease: ILease | null;
+  /** All leases on it: several where it is shared. */
+  readonly leases: readonly ILease[];
+  /** It fell off the bus. */
+  readonly lost: boolean;
+}
+
+/** Somebody who waits for a GPU of the machine. */
+export interface IWaiting {
+  readonly sandbox_id: string;
+  readonly request: string;
+  readonly place: number;
+}
+
+/** The GPUs of the machine, and who waits for one. */
+export interface IGpus {
+  readonly gpus: readonly IGpu[];
+  /** In order of arrival; null: whoever finds none free is refused. */
+  readonly queue: readonly IWaiting[] | null;
+  /** The most shares that a GPU may be cut into; 1: GPUs are had whole. */
+  readonly shares: number;
+  /** Why a GPU may be missing, with the cure; else empty. */
+  readonly problem: string;
+}
+
+/** What a sandbox uses now; null where that is not known. */
+export interface IUsage {
+  /** Processors in use. */
+  readonly cpu: number | null;
+  readonly memory_bytes: number;
+  readonly memory_limit_bytes: number | null;
+  readonly busy: boolean;
+  /** Since it was last used; null where nobody can tell. */
+  readonly idle_s: number | null;
+  readonly gpu_pct: number | null;
+  readonly vram_bytes: number | null;
+  readonly vram_total_bytes: number | null;
+}
+
+/** What a GPU of the machine does now; null where it does not say. */
+export interface IGpuUsage extends IGpuDevice {
+  readonly memory_used_bytes: number | null;
+  readonly utilization_pct: number | null;
+}
+
+/** What is used at one moment. */
+export interface IMeters {
+  readonly at: number;
+  readonly sandboxes: ReadonlyMap<string, IUsage>;
+  readonly machine: {
+    readonly cpus: number;
+    readonly cpu: number | null;
+    readonly memory_bytes: number;
+    readonly memory_total_bytes: number;
+    readonly gpus: readonly IGpuUsage[];
+  };
 }
 
 export interface ISandboxInfo {
@@ -107,6 +182,12 @@ export interface ISandboxInfo {
   readonly previous_error: IErrorInfo | null;
   /** From the request that woke it to its first answer; null if it was never suspended. */
   readonly resumed_ms: number | null;
+  /** What the last start, restore or resume spent its time on. */
+  readonly phases_ms: Readonly<Record<string, number>>;
+  /** The snapshot that it was last restored from, or is suspended as. */
+  readonly snapshot: string | null;
+  /** Its place, while it waits for a GPU. */
+  readonly queue: IQueued | null;
 }
 
 /** A saved state of a kernel. */
@@ -118,6 +199,10 @@ export interface ISnapshotInfo {
   readonly kind: string;
   /** The kernel that it is of; null for one that was brought in. */
   readonly kernel_id: string | null;
+  /** The snapshot that its kernel had been restored from. */
+  readonly parent: string | null;
+  /** The number of the last cell that its kernel had begun; null if that is not known. */
+  readonly cell: number | null;
   readonly created_at: number;
   /** What it takes on the disk: memory and files. */
   readonly image_bytes: number;
@@ -132,6 +217,12 @@ export interface ISnapshots {
   readonly snapshots: readonly ISnapshotInfo[];
   /** Whether the server takes snapshots from elsewhere. */
   readonly imports: boolean;
+}
+
+/** What one kernel can be put back to. */
+export interface IKernelSnapshots extends ISnapshots {
+  /** The one that it was last put back to; null if it never was. */
+  readonly now: string | null;
 }
 
 /** One message of the server's event stream. */
@@ -193,7 +284,14 @@ export interface ISandboxes extends IObservableDisposable {
   now(): number;
 
   /** @throws {@link ApiError} */
-  gpus(): Promise<IGpu[]>;
+  gpus(): Promise<IGpus>;
+
+  /**
+   * What is used now.
+   *
+   * @throws {@link ApiError}
+   */
+  meters(): Promise<IMeters>;
 
   /**
    * Whether this could be started, without starting anything.
@@ -224,12 +322,20 @@ export interface ISandboxes extends IObservableDisposable {
   resume(id: string): Promise<void>;
 
   /**
+   * Have a sandbox that waits for a GPU wait no longer.
+   *
+   * @throws {@link ApiError} It does not wait.
+   */
+  leaveQueue(id: string): Promise<void>;
+
+  /**
    * Clone a sandbox with its kernel, which goes on.
    *
+   * @param snapshotId - A snapshot of that kernel, of which the clone is to be; absent: the kernel as it is.
    * @returns the clone; its kernel is one of this server's.
    * @throws {@link ApiError} There is no clone.
    */
-  fork(id: string): Promise<ISandboxInfo>;
+  fork(id: string, snapshotId?: string): Promise<ISandboxInfo>;
 
   /**
    * Have the kernel of a clone listed by this server; from then on it outlives what it was made from.
@@ -257,7 +363,7 @@ export interface ISandboxes extends IObservableDisposable {
    *
    * @throws {@link ApiError}
    */
-  snapshots(kernelId: string): Promise<ISnapshots>;
+  snapshots(kernelId: string): Promise<IKernelSnapshots>;
 
   /**
    * Put a sandbox's kernel back to a snapshot of it.
@@ -294,6 +400,28 @@ export interface ISandboxes extends IObservableDisposable {
 export const ISandboxes = new Token<ISandboxes>(
   '@warmcell/labextension:ISandboxes',
   'What the page knows about the sandboxes of this server.'
+);
+
+/**
+ * What sandboxes and machine use, kept up to date while the page is in sight.
+ */
+export interface IUsageFeed {
+  /** Emitted after each reading. */
+  readonly changed: ISignal<IUsageFeed, void>;
+
+  /** The last reading; null before the first. */
+  readonly latest: IMeters | null;
+
+  /** What a sandbox used last; null if it does not run. */
+  of(id: string): IUsage | null;
+
+  /** What it has used of late, the oldest first. */
+  history(id: string): readonly IUsage[];
+}
+
+export const IUsageFeed = new Token<IUsageFeed>(
+  '@warmcell/labextension:IUsageFeed',
+  'What sandboxes and machine use now.'
 );
 
 /** The translation domain of this package. */

@@ -5,14 +5,19 @@ import type {
   IErrorInfo,
   IGpu,
   IGpuDevice,
+  IGpus,
   ILease,
   ILimitStatus,
+  IMeters,
   IPhase,
+  IQueued,
   ISandboxInfo,
   ISnapshotInfo,
   ISnapshots,
   ITemplateInfo,
   ITemplateStatus,
+  IUsage,
+  IWaiting,
   SandboxState,
   ServerEvent,
   StartedFrom
@@ -81,6 +86,12 @@ function texts(value: unknown): string[] {
 function textMap(value: unknown): Record<string, string> {
   return isFields(value)
     ? Object.fromEntries(Object.entries(value).map(([key, item]) => [key, text(item)]))
+    : {};
+}
+
+function numberMap(value: unknown): Record<string, number> {
+  return isFields(value)
+    ? Object.fromEntries(Object.entries(value).map(([key, item]) => [key, number(item)]))
     : {};
 }
 
@@ -156,12 +167,94 @@ function readDevice(value: unknown): IGpuDevice {
 
 function readLease(value: unknown): ILease {
   const data = fields(value, 'lease');
-  return { sandbox_id: text(data.sandbox_id), since: number(data.since) };
+  return {
+    sandbox_id: text(data.sandbox_id),
+    since: number(data.since),
+    mine: data.mine !== false,
+    user: text(data.user),
+    parts: number(data.parts, 1)
+  };
 }
 
 export function readGpu(value: unknown): IGpu {
   const data = fields(value, 'GPU');
-  return { ...readDevice(data), lease: maybe(data.lease, readLease) };
+  const lease = maybe(data.lease, readLease);
+  const whole = lease === null ? [] : [lease];
+  return {
+    ...readDevice(data),
+    lease,
+    leases: Array.isArray(data.leases) ? list(data.leases).map(readLease) : whole,
+    lost: data.lost === true
+  };
+}
+
+function readWaiting(value: unknown): IWaiting {
+  const data = fields(value, 'a place in the queue');
+  return {
+    sandbox_id: text(data.sandbox_id),
+    request: text(data.request),
+    place: number(data.place)
+  };
+}
+
+export function readGpus(value: unknown): IGpus {
+  const data = fields(value, 'the GPUs');
+  return {
+    gpus: list(data.gpus).map(readGpu),
+    queue: Array.isArray(data.queue) ? list(data.queue).map(readWaiting) : null,
+    shares: number(data.shares, 1),
+    problem: text(data.problem)
+  };
+}
+
+function readQueued(value: unknown): IQueued {
+  const data = fields(value, 'queue');
+  return {
+    request: text(data.request),
+    place: number(data.place, 1),
+    length: number(data.length, 1),
+    since: number(data.since),
+    estimate_s: numberOrNull(data.estimate_s),
+    why: text(data.why)
+  };
+}
+
+function readUsage(value: unknown): IUsage {
+  const data = fields(value, 'usage');
+  return {
+    cpu: numberOrNull(data.cpu),
+    memory_bytes: number(data.memory_bytes),
+    memory_limit_bytes: numberOrNull(data.memory_limit_bytes),
+    busy: data.busy === true,
+    idle_s: numberOrNull(data.idle_s),
+    gpu_pct: numberOrNull(data.gpu_pct),
+    vram_bytes: numberOrNull(data.vram_bytes),
+    vram_total_bytes: numberOrNull(data.vram_total_bytes)
+  };
+}
+
+export function readMeters(value: unknown): IMeters {
+  const data = fields(value, 'the meters');
+  const machine = isFields(data.machine) ? data.machine : {};
+  const sandboxes = isFields(data.sandboxes) ? Object.entries(data.sandboxes) : [];
+  return {
+    at: number(data.at),
+    sandboxes: new Map(sandboxes.map(([id, usage]) => [id, readUsage(usage)])),
+    machine: {
+      cpus: number(machine.cpus, 1),
+      cpu: numberOrNull(machine.cpu),
+      memory_bytes: number(machine.memory_bytes),
+      memory_total_bytes: number(machine.memory_total_bytes),
+      gpus: list(machine.gpus).map(item => {
+        const gpu = fields(item, 'GPU');
+        return {
+          ...readDevice(gpu),
+          memory_used_bytes: numberOrNull(gpu.memory_used_bytes),
+          utilization_pct: numberOrNull(gpu.utilization_pct)
+        };
+      })
+    }
+  };
 }
 
 function readGpuRequest(value: unknown): string | readonly string[] | null {
@@ -197,7 +290,10 @@ export function readSandbox(value: unknown): ISandboxInfo {
     created_at: number(data.created_at),
     error: maybe(data.error, readError),
     previous_error: maybe(data.previous_error, readError),
-    resumed_ms: numberOrNull(data.resumed_ms)
+    resumed_ms: numberOrNull(data.resumed_ms),
+    phases_ms: numberMap(data.phases_ms),
+    snapshot: textOrNull(data.snapshot),
+    queue: maybe(data.queue, readQueued)
   };
 }
 
@@ -212,6 +308,8 @@ export function readSnapshot(value: unknown): ISnapshotInfo {
     name: text(data.name),
     kind: text(data.kind),
     kernel_id: textOrNull(data.kernel_id),
+    parent: textOrNull(data.parent),
+    cell: numberOrNull(data.cell),
     created_at: number(data.created_at),
     image_bytes: number(data.image_bytes),
     layer_bytes: number(data.layer_bytes),

@@ -63,11 +63,43 @@ test('a choice goes out as the partial spec that the server reads', async () => 
   ]);
 });
 
-test('GPUs come with who holds them', async () => {
-  const lease = { sandbox_id: 'abc', since: 5 };
-  const { api } = answering(() => json({ gpus: [{ uuid: 'u', name: 'L4', lease }] }));
-  const [gpu] = await api.gpus();
-  assert.deepEqual(gpu?.lease, lease);
+test('GPUs come with who holds them, and with who waits', async () => {
+  const lease = { sandbox_id: 'abc', since: 5, mine: false, user: 'eve', parts: 2 };
+  const waiting = { sandbox_id: 'def', request: 'L4', place: 1 };
+  const device = { uuid: 'u', name: 'L4', lease, leases: [lease, lease] };
+  const { api } = answering(() => json({ gpus: [device], queue: [waiting], shares: 4 }));
+  const { gpus, queue, shares } = await api.gpus();
+  assert.deepEqual(gpus[0]?.lease, lease);
+  assert.equal(gpus[0].leases.length, 2);
+  assert.deepEqual([queue, shares], [[waiting], 4]);
+});
+
+test('a server without a queue is told from one in which nobody waits', async () => {
+  const { api } = answering(() => json({ gpus: [{ uuid: 'u', lease: { sandbox_id: 'a' } }] }));
+  const { gpus, queue } = await api.gpus();
+  assert.equal(queue, null);
+  assert.equal(gpus[0]?.leases[0]?.mine, true);
+});
+
+test('meters are read by sandbox; what a device does not say is null', async () => {
+  const used = { cpu: 1.5, memory_bytes: 7, busy: true, idle_s: 0, gpu_pct: null };
+  const machine = {
+    cpus: 2,
+    cpu: null,
+    memory_bytes: 3,
+    memory_total_bytes: 9,
+    gpus: [{ index: 1 }]
+  };
+  const { api } = answering(() => json({ at: 5, sandboxes: { abc: used }, machine }));
+  const meters = await api.meters();
+  assert.deepEqual(meters.sandboxes.get('abc'), {
+    ...used,
+    memory_limit_bytes: null,
+    vram_bytes: null,
+    vram_total_bytes: null
+  });
+  assert.equal(meters.machine.cpu, null);
+  assert.equal(meters.machine.gpus[0]?.utilization_pct, null);
 });
 
 test('an error of the server keeps its code and its cure', async () => {

@@ -10,10 +10,11 @@ import {
   shortage,
   shownRequest,
   splitRequest,
+  waitingFor,
   writeChoice
 } from '../src/model/choice';
 import type { IChoice } from '../src/tokens';
-import { device, GIB, gpu, sandbox, template } from './forms';
+import { device, GIB, gpu, lease, sandbox, template } from './forms';
 
 test('a choice survives the notebook', () => {
   const choices: IChoice[] = [
@@ -65,10 +66,9 @@ test('a request is a kind and a count, there and back', () => {
 });
 
 test('GPUs are grouped by kind with how many are free, the largest first', () => {
-  const lease = { sandbox_id: 's', since: 0 };
   const kinds = gpuKinds([
     gpu({ uuid: '1', name: 'NVIDIA L4', memory_total_bytes: 24 * GIB }),
-    gpu({ uuid: '2', name: 'NVIDIA A100-SXM4-80GB', lease }),
+    gpu({ uuid: '2', name: 'NVIDIA A100-SXM4-80GB', lease: lease() }),
     gpu({ uuid: '3', name: 'NVIDIA A100-SXM4-80GB' })
   ]);
   assert.deepEqual(
@@ -120,8 +120,8 @@ test('a sandbox serves a choice if everything that was chosen is as it has it', 
 
 test('a shortage is told before a restart would give up what is held', () => {
   const kinds = gpuKinds([
-    gpu({ uuid: '1', lease: { sandbox_id: 'mine', since: 0 } }),
-    gpu({ uuid: '2', lease: { sandbox_id: 'theirs', since: 0 } }),
+    gpu({ uuid: '1', lease: lease({ sandbox_id: 'mine' }) }),
+    gpu({ uuid: '2', lease: lease({ sandbox_id: 'theirs' }) }),
     gpu({ uuid: '3' })
   ]);
   const found = { name: 'A100-SXM4-80GB', asked: 3, available: 2 };
@@ -130,4 +130,17 @@ test('a shortage is told before a restart would give up what is held', () => {
   assert.equal(shortage('A100-SXM4-80GB:2', kinds, null)?.available, 1);
   assert.equal(shortage('any:9', kinds, null), null);
   assert.equal(shortage(null, kinds, null), null);
+});
+
+test('who waits is counted with every kind that would serve', () => {
+  const [kind] = gpuKinds([gpu()]);
+  assert.ok(kind);
+  const waiting = (request: string): number =>
+    waitingFor(kind, [{ sandbox_id: 'a', request, place: 1 }]);
+  for (const request of ['A100', 'a100-80gb:2', 'any', '24GiB', '80GiB', 'H100,A100', 'A100/2']) {
+    assert.equal(waiting(request), 1, request);
+  }
+  for (const request of ['H100', '96GiB', 'A100-40GB']) {
+    assert.equal(waiting(request), 0, request);
+  }
 });

@@ -2,14 +2,23 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { ISituation } from '../src/model/situation';
-import type { IGpu, IGpuDevice, ISandboxInfo, ISnapshotInfo, ITemplateStatus } from '../src/tokens';
+import type {
+  IGpu,
+  IGpuDevice,
+  ILease,
+  ISandboxInfo,
+  ISnapshotInfo,
+  ITemplateStatus,
+  IUsage
+} from '../src/tokens';
 
 export const GIB = 2 ** 30;
 
 /** English: as JupyterLab's own translator without a language pack. */
 export const trans = {
   __: (text: string, ...args: unknown[]) =>
-    text.replace(/%(\d)/g, (_, place: string) => String(args[Number(place) - 1]))
+    text.replace(/%(\d)/g, (_, place: string) => String(args[Number(place) - 1])),
+  _n: (one: string, many: string, n: number) => (n === 1 ? one : many).replace('%1', String(n))
 } as TranslationBundle;
 
 export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
@@ -36,6 +45,9 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     error: null,
     previous_error: null,
     resumed_ms: null,
+    phases_ms: {},
+    snapshot: null,
+    queue: null,
     ...change
   };
 }
@@ -46,10 +58,26 @@ export function snapshot(change: Partial<ISnapshotInfo> = {}): ISnapshotInfo {
     name: 'first',
     kind: 'named',
     kernel_id: 'k1',
+    parent: null,
+    cell: null,
     created_at: 1000,
     image_bytes: 0,
     layer_bytes: 0,
     memory_bytes: 0,
+    ...change
+  };
+}
+
+export function usage(change: Partial<IUsage> = {}): IUsage {
+  return {
+    cpu: 0.5,
+    memory_bytes: GIB,
+    memory_limit_bytes: null,
+    busy: false,
+    idle_s: 0,
+    gpu_pct: null,
+    vram_bytes: null,
+    vram_total_bytes: null,
     ...change
   };
 }
@@ -77,8 +105,14 @@ export function device(change: Partial<IGpuDevice> = {}): IGpuDevice {
   };
 }
 
+export function lease(change: Partial<ILease> = {}): ILease {
+  return { sandbox_id: 'abc', since: 0, mine: true, user: '', parts: 1, ...change };
+}
+
 export function gpu(change: Partial<IGpu> = {}): IGpu {
-  return { ...device(), lease: null, ...change };
+  const lease = change.lease ?? null;
+  const leases = lease === null ? [] : [lease];
+  return { ...device(), lease, leases, lost: false, ...change };
 }
 
 export function situation(change: Partial<ISituation> = {}): ISituation {
@@ -93,6 +127,7 @@ export function situation(change: Partial<ISituation> = {}): ISituation {
     trouble: null,
     now: 2000,
     startingSince: 1990,
+    nameOf: () => null,
     ...change
   };
 }

@@ -232,9 +232,11 @@ test('a suspended kernel says what it would run on and what wakes it, and asks f
   const suspended = situation({ sandbox: sandbox({ state: 'suspended', gpu: 'A100:2' }) });
   const shown = glance(suspended, trans);
   assert.equal(shown.label, 'A100:2 · suspended');
-  assert.equal(shown.kind, 'resting');
+  assert.equal(shown.kind, 'suspended');
   assert.match(shown.title, /goes on with the next cell/);
-  assert.deepEqual(notices(suspended, trans), []);
+  const [notice] = notices(suspended, trans);
+  assert.match(notice?.cure ?? '', /A100:2/);
+  assert.deepEqual([notice?.tone, notice?.actions], ['info', ['wake']]);
   assert.ok(!isTicking(suspended));
 });
 
@@ -254,4 +256,35 @@ test('a suspended kernel that cannot go on is said, with two ways on', () => {
   assert.match(notice.text, /cannot go on where it was: bwrap was not found/);
   assert.match(notice.cure, /without its variables/);
   assert.deepEqual(notice.actions, ['resume', 'restart']);
+});
+
+test('a start in the queue says its place, counts, and can be given up', () => {
+  const queue = {
+    request: 'A100',
+    place: 2,
+    length: 3,
+    since: 1940,
+    estimate_s: 240,
+    why: 'GPU 0 by sandbox abc123def456'
+  };
+  const nameOf = (): string => 'other.ipynb';
+  const waits = situation({
+    sandbox: sandbox({ state: 'creating', generation: 0, queue }),
+    nameOf
+  });
+  assert.equal(glance(waits, trans).label, 'A100 · queue 2/3 · 1 min 0 s');
+  const [notice, ...others] = notices(waits, trans);
+  assert.equal(notice?.text, 'Waiting for a GPU (A100): place 2 of 3 in the queue');
+  assert.equal(notice.cure, 'GPU 0 by other.ipynb. About 4 min to go.');
+  assert.deepEqual([notice.actions, others], [['cancel', 'choose'], []]);
+  assert.ok(isTicking(waits));
+});
+
+test('a suspended kernel that waits for a GPU says that its cell waits', () => {
+  const queue = { request: 'any', place: 1, length: 1, since: 2000, estimate_s: null, why: '' };
+  const waits = situation({ sandbox: sandbox({ state: 'suspended', queue }) });
+  const [notice] = notices(waits, trans);
+  assert.equal(notice?.text, 'Waiting for a GPU (any): place 1 of 1 in the queue');
+  assert.match(notice.cure, /The cell goes on/);
+  assert.deepEqual(notice.actions, ['cancel']);
 });

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { choosable, EMPTY, ofKernel, ofNotebook, reduce, type IState } from '../src/model/state';
+import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from '../src/model/state';
 import type { ISandboxInfo } from '../src/tokens';
-import { sandbox, snapshot, template } from './forms';
+import { sandbox, template } from './forms';
 
 function after(...told: ISandboxInfo[]): IState {
   return told.reduce<IState>(
@@ -85,26 +85,4 @@ test('a notebook is found by its path below the root, and only below this root',
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '/srv/')?.id, 'theirs');
   assert.equal(ofNotebook(state, 'demo.ipynb', '/home/ada/notes'), null);
   assert.equal(ofNotebook(state, '', '/srv'), null);
-});
-
-test('a kernel can go back to its own named snapshots and to imported ones, the newest first', () => {
-  const found = choosable(
-    {
-      imports: true,
-      snapshots: [
-        snapshot({ id: 'old', created_at: 1 }),
-        snapshot({ id: 'new', created_at: 3 }),
-        snapshot({ id: 'imported', created_at: 2, kernel_id: null }),
-        snapshot({ id: 'other', kernel_id: 'k2' }),
-        snapshot({ id: 'asleep', kind: 'suspended' }),
-        snapshot({ id: 'template', kind: 'template', kernel_id: null })
-      ]
-    },
-    'k1'
-  );
-  assert.deepEqual(
-    found.snapshots.map(({ id }) => id),
-    ['new', 'imported', 'old']
-  );
-  assert.equal(found.imports, true);
 });

@@ -1,13 +1,15 @@
 """Who has which GPU, across all users of the machine: one locked file per device.
 
 A lease is an `flock` on a file named after the device's UUID, in a directory that all users share. The operating
-system drops it when its holder dies, however that happens; what the file says is for people only. A second file,
-`grants.lock`, is held for the moment of a grant or a look, so that two keepers which want several devices each do
-not take half of them from one another.
+system drops it when its holder dies, however that happens; what the file says is for people only. Who has a share of a
+device has that file locked together with those who have the other shares, and a file of the share for itself. Whoever
+waits has a ticket there, locked in the same way; its number says who came first.
 
-The directory has the sticky bit as /tmp has, so nobody removes another's file. In such a directory the kernel
-may refuse to open somebody else's file for creation (fs.protected_regular), so files are linked into place
-complete, and then only opened.
+A further file, `grants.lock`, is held for the moment of a grant or a look, so that two keepers which want several
+devices each do not take half of them from one another.
+
+Files are opened for writing only to be held, so whoever watches the directory (`watch`) hears of each lease and ticket
+that ends, and of no look.
 """
 
 import errno
@@ -18,128 +20,132 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.errors import BackendUnavailableError, OperationTimeoutError
-from warmcell.sandbox.gpus.processes import user_name
+from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.gpus.allocator import Grant
+from warmcell.sandbox.gpus.lease_files import GRANTS, NEW, LeaseFiles, lock, unusable
+from warmcell.sandbox.gpus.notes import NOBODY_KNOWN, Holder, Sight, read_holder, read_ticket
+from warmcell.sandbox.gpus.queue import Ticket
+from warmcell.sandbox.gpus.requests import GpuRequest
 from warmcell.sandbox.models import SandboxId
 
-GRANTS = "grants.lock"
-
 _UUID = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9-]{1,80}")
-_NEW = ".warmcell-new-"
-_OURS = re.compile(rf"{_UUID.pattern}\.lock|{re.escape(_NEW)}.*")
-_LONGEST_NOTE = 4096
-_RETRY_S = 0.005
+_SHARE = re.compile(rf"({_UUID.pattern})\.([0-9]+)-([0-9]+)\.lock")
+_TICKET = re.compile(r"wait-([0-9]{12})-[a-z0-9_]{1,20}\.lock")
+_OURS = re.compile(rf"{_UUID.pattern}\.lock|{_SHARE.pattern}|{_TICKET.pattern}|{re.escape(NEW)}.*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """What a held lease says about its holder. Written by the holder, so true only as far as it is."""
+class _Held:
+    """Locked files, the last of which has a note. They are let go of with `release` or with this process."""
 
-    pid: int
-    uid: int
-    sandbox_id: str
-    since: float
-    """Unix time of the grant, in seconds."""
-
-    def to_json(self, *, mine: bool) -> dict[str, Any]:
-        """The wire form; `mine` says whether it is a sandbox of the keeper that is asked."""
-        return {
-            "sandbox_id": self.sandbox_id,
-            "since": self.since,
-            "mine": mine,
-            "user": user_name(self.uid) if self.pid else "",
-            "pid": self.pid,
-        }
-
-    def __str__(self) -> str:
-        if self.pid == os.getpid():
-            return f"sandbox {self.sandbox_id}"
-        if not self.pid:
-            return "somebody unknown"
-        return f"sandbox {self.sandbox_id} of user {user_name(self.uid)} (keeper {self.pid})"
-
-
-NOBODY_KNOWN = Holder(pid=0, uid=0, sandbox_id="", since=0.0)
-"""The holder of a locked file that says nothing readable."""
-
-
-class Lease:
-    """A held lock on one device. It ends with `release` or with this process."""
-
-    def __init__(self, uuid: str, descriptor: int, holder: Holder) -> None:
-        self.uuid = uuid
-        self.holder = holder
-        self._descriptor = descriptor
-        self._write()
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._descriptors = list(descriptors)
 
     @property
     def held(self) -> bool:
         """Whether it has not been released."""
-        return self._descriptor >= 0
-
-    def move(self, to: SandboxId) -> None:
-        """From now on another sandbox of this process holds it; there is no moment at which nobody does."""
-        mine = self.holder
-        self.holder = Holder(pid=mine.pid, uid=mine.uid, sandbox_id=to, since=mine.since)
-        self._write()
+        return bool(self._descriptors)
 
     def release(self) -> None:
-        """Give the device back. Idempotent."""
-        if self.held:
-            descriptor, self._descriptor = self._descriptor, -1
+        """Let go. Idempotent."""
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in reversed(descriptors):
             with suppress(OSError):
                 os.ftruncate(descriptor, 0)
             # Explicitly, since a copy of the descriptor in a forked child would keep the lock otherwise.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
-    def _write(self) -> None:
-        held_by = self.holder
-        note = {
-            "pid": held_by.pid,
-            "uid": held_by.uid,
-            "sandbox_id": held_by.sandbox_id,
-            "since": held_by.since,
-        }
-        # A full disk takes the note, not the lease.
+    def _write(self, note: dict[str, Any]) -> None:
+        # A full disk takes the note, not the lock.
         with suppress(OSError):
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
+            os.ftruncate(self._descriptors[-1], 0)
+            os.pwrite(self._descriptors[-1], json.dumps(note).encode(), 0)
 
 
-class LeaseDirectory:
-    """The machine's leases. All calls block for a moment at most, so they belong in a thread."""
+class Lease(_Held):
+    """A device, or a share of one, that is held."""
 
-    def __init__(self, path: Path, *, timeout: float = 5.0) -> None:
-        """Nothing is made before the first grant.
+    def __init__(self, uuid: str, descriptors: Sequence[int], holder: Holder) -> None:
+        super().__init__(descriptors)
+        self.uuid = uuid
+        self.holder = holder
+        self._tell()
 
-        Args:
-            path: The directory; one for all users of the machine, on a local file system.
-            timeout: Seconds to wait for another keeper's grant to be through.
-        """
-        self.path = path
-        self._timeout = timeout
+    def move(self, to: SandboxId) -> None:
+        """From now on another sandbox of this process holds it; there is no moment at which nobody does."""
+        mine = self.holder
+        self.holder = Holder(pid=mine.pid, uid=mine.uid, sandbox_id=to, since=mine.since, parts=mine.parts)
+        self._tell()
+
+    def _tell(self) -> None:
+        mine = self.holder
+        self._write({"pid": mine.pid, "uid": mine.uid, "sandbox_id": mine.sandbox_id, "since": mine.since})
+
+
+class HeldTicket(_Held):
+    """A place in the queue, for as long as it is held."""
+
+    def __init__(self, ticket: Ticket, descriptor: int, path: Path) -> None:
+        super().__init__([descriptor])
+        self.ticket = ticket
+        self._path = path
+
+    def release(self) -> None:
+        """Leave the queue. Idempotent."""
+        if self.held:
+            self._path.unlink(missing_ok=True)
+        super().release()
+
+
+class LeaseDirectory(LeaseFiles):
+    """The machine's leases, and who waits for one."""
 
     def acquire(
-        self,
-        uuids: Collection[str],
-        choose: Callable[[Mapping[str, Holder]], Collection[str]],
-        *,
-        holder: SandboxId,
+        self, uuids: Collection[str], choose: Callable[[Sight], Grant], *, holder: SandboxId
     ) -> tuple[Lease, ...]:
         """Lock some of `uuids`, all or none.
 
         Args:
             uuids: Devices that may be had.
-            choose: Told who holds which of them, it names those to lock; none of the held ones. What it raises
-                is raised here, and nothing is locked then.
+            choose: Told who holds which of them, and who waits, it says what to lock; nothing that is held. What it
+                raises is raised here, and nothing is locked then.
             holder: The sandbox that the leases are for.
+
+        Raises:
+            BackendUnavailableError: The directory cannot be used.
+            OperationTimeoutError: Another keeper has been granting for too long.
+        """
+        self._make()
+        with self._granting() as present, ExitStack() as undo:
+            assert present
+            sight = self._look(uuids)
+            grant = choose(sight)
+            note = Holder(pid=os.getpid(), uid=os.getuid(), sandbox_id=holder, since=time.time(), parts=grant.parts)
+            leases = []
+            for device in grant.devices:
+                lease = Lease(device.uuid, self._take(device.uuid, grant.parts), note)
+                undo.callback(lease.release)
+                leases.append(lease)
+            undo.pop_all()
+            return tuple(leases)
+
+    def look(self, uuids: Collection[str]) -> Sight:
+        """Who holds which of these devices, and who waits for any. Makes nothing.
+
+        Raises:
+            BackendUnavailableError: The directory cannot be used.
+            OperationTimeoutError: Another keeper has been granting for too long.
+        """
+        with self._granting() as present:
+            return self._look(uuids) if present else Sight({})
+
+    def enqueue(self, request: GpuRequest, *, holder: SandboxId) -> HeldTicket:
+        """Come last in the queue.
 
         Raises:
             BackendUnavailableError: The directory cannot be used.
@@ -148,41 +154,16 @@ class LeaseDirectory:
         self._make()
         with self._granting() as present:
             assert present
-            locked: dict[str, int] = {}
-            taken: dict[str, Holder] = {}
-            try:
-                for uuid in uuids:
-                    descriptor = self._open(_file_name(uuid), create=True)
-                    if _lock(descriptor):
-                        locked[uuid] = descriptor
-                    else:
-                        taken[uuid] = _read(descriptor)
-                        os.close(descriptor)
-                chosen = choose(taken)
-                note = Holder(pid=os.getpid(), uid=os.getuid(), sandbox_id=holder, since=time.time())
-                return tuple(Lease(uuid, locked.pop(uuid), note) for uuid in chosen)
-            finally:
-                for descriptor in locked.values():
-                    os.close(descriptor)
-
-    def holders(self, uuids: Collection[str]) -> dict[str, Holder]:
-        """Who holds which of these devices; free ones are not listed. Makes nothing.
-
-        Raises:
-            BackendUnavailableError: The directory cannot be used.
-            OperationTimeoutError: Another keeper has been granting for too long.
-        """
-        taken: dict[str, Holder] = {}
-        with self._granting() as present:
-            for uuid in uuids if present else ():
-                with suppress(FileNotFoundError):
-                    descriptor = self._open(_file_name(uuid), create=False)
-                    try:
-                        if not _lock(descriptor):
-                            taken[uuid] = _read(descriptor)
-                    finally:
-                        os.close(descriptor)
-        return taken
+            numbers = [int(found[1]) for name in self._names() if (found := _TICKET.fullmatch(name))]
+            ticket = Ticket(
+                number=max(numbers, default=0) + 1,
+                request=request,
+                sandbox_id=holder,
+                pid=os.getpid(),
+                uid=os.getuid(),
+                since=time.time(),
+            )
+            return self._put(ticket)
 
     def remove_stale(self) -> tuple[str, ...]:
         """Remove the files of leases that nobody holds, as far as they are this user's; with the last, the directory.
@@ -220,104 +201,115 @@ class LeaseDirectory:
         with suppress(OSError, BackendUnavailableError):
             descriptor = self._open(entry.name, create=False)
             try:
-                if _lock(descriptor):
+                if lock(descriptor):
                     entry.unlink()
                     return True
             finally:
                 os.close(descriptor)
         return False
 
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path))
+        except OSError as error:
+            raise unusable(self.path, error) from error
+
+    def _look(self, uuids: Collection[str]) -> Sight:
+        names = self._names()
+        holders = {uuid: found for uuid in uuids if (found := self._holders(uuid, names))}
+        tickets = [ticket for name in names if (ticket := self._ticket(name)) is not None]
+        return Sight(holders, tuple(sorted(tickets, key=lambda ticket: ticket.number)))
+
+    def _holders(self, uuid: str, names: Sequence[str]) -> tuple[Holder, ...]:
+        name = _file_name(uuid)
+        with self._opened(name) as descriptor:
+            if descriptor is None or lock(descriptor):
+                return ()
+            if not lock(descriptor, fcntl.LOCK_SH):
+                return (read_holder(descriptor),)
+        shares = []
+        for found in filter(None, map(_SHARE.fullmatch, names)):
+            if found[1] == uuid:
+                with self._opened(found[0]) as descriptor:
+                    if descriptor is not None and not lock(descriptor):
+                        shares.append(read_holder(descriptor, parts=int(found[2])))
+        # Somebody who is just ending may have the device still, and the share no more.
+        return tuple(shares) or (NOBODY_KNOWN,)
+
+    def _ticket(self, name: str) -> Ticket | None:
+        found = _TICKET.fullmatch(name)
+        if found is None:
+            return None
+        try:
+            with self._opened(name) as descriptor:
+                if descriptor is None:
+                    return None
+                if not lock(descriptor):
+                    return read_ticket(descriptor, int(found[1]))
+        except BackendUnavailableError:  # Somebody has put something else there.
+            return None
+        with suppress(OSError):  # Its keeper was killed. Another user's is not ours to remove.
+            os.unlink(self.path / name)
+        return None
+
     @contextmanager
-    def _granting(self) -> Iterator[bool]:
-        """Hold `grants.lock`. False where the directory does not exist, so that nobody holds anything."""
-        deadline = time.monotonic() + self._timeout
-        while True:
+    def _opened(self, name: str) -> Iterator[int | None]:
+        """To be looked at; None where there is no such file, or no plain one."""
+        try:
+            descriptor = self._open(name, create=False, flags=os.O_RDONLY)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _take(self, uuid: str, parts: int) -> list[int]:
+        """Lock a device, or the first free share of it."""
+        device = self._locked(_file_name(uuid), fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH)
+        if device is not None:
+            if parts == 1:
+                return [device]
+            for n in range(parts):
+                share = self._locked(f"{uuid}.{parts}-{n}.lock", fcntl.LOCK_EX)
+                if share is not None:
+                    return [device, share]
+            os.close(device)
+        raise unusable(self.path / _file_name(uuid), OSError(errno.EBUSY, "somebody holds it who asks nobody"))
+
+    def _locked(self, name: str, how: int) -> int | None:
+        descriptor = self._open(name, create=True)
+        if lock(descriptor, how):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    def _put(self, ticket: Ticket) -> HeldTicket:
+        """A file that is locked, and says what it is, before anybody sees it."""
+        path = self.path / f"wait-{ticket.number:012d}-{os.urandom(6).hex()}.lock"
+        note = {
+            "pid": ticket.pid,
+            "uid": ticket.uid,
+            "sandbox_id": ticket.sandbox_id,
+            "since": ticket.since,
+            "request": ticket.request.canonical,
+        }
+        try:
+            descriptor, made = tempfile.mkstemp(dir=self.path, prefix=NEW)
             try:
-                descriptor = self._open(GRANTS, create=self.path.is_dir(), flags=os.O_RDONLY)
-            except FileNotFoundError:
-                yield False
-                return
-            try:
-                # flock knows no deadline, and its holders are done in less than a millisecond.
-                while not _lock(descriptor):
-                    if time.monotonic() > deadline:
-                        raise OperationTimeoutError(
-                            f"Another keeper has been granting GPUs for {self._timeout:g} s",
-                            hint=f"Find it with `fuser {self.path / GRANTS}`, and stop it if it hangs.",
-                            details={"operation": "lease", "timeout": self._timeout},
-                        )
-                    time.sleep(_RETRY_S)
-                if self._is_at(descriptor, GRANTS):
-                    yield True
-                    return
+                os.fchmod(descriptor, 0o644)
+                lock(descriptor)
+                os.pwrite(descriptor, json.dumps(note).encode(), 0)
+                os.link(made, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
             finally:
-                os.close(descriptor)
-
-    def _is_at(self, descriptor: int, name: str) -> bool:
-        """Whether the open file is still the one of that name; somebody may have cleaned up meanwhile."""
-        with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(descriptor), os.stat(self.path / name, follow_symlinks=False))
-        return False
-
-    def _open(self, name: str, *, create: bool, flags: int = os.O_RDWR) -> int:
-        """Open a file of the directory; no child process inherits it."""
-        path = self.path / name
-        while True:
-            try:
-                descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except FileNotFoundError:
-                if not create:
-                    raise
-                self._create(path)
-            except OSError as error:
-                raise _unusable(path, error) from error
-            else:
-                if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    return descriptor
-                os.close(descriptor)
-                raise _unusable(path, OSError(errno.EINVAL, "it is no regular file"))
-
-    def _create(self, path: Path) -> None:
-        """Put an empty file there that every user may lock, unless there is one by now."""
-        try:
-            with tempfile.NamedTemporaryFile(dir=self.path, prefix=_NEW) as made:
-                os.fchmod(made.fileno(), 0o666)
-                with suppress(FileExistsError):
-                    os.link(made.name, path)
+                os.unlink(made)
         except OSError as error:
-            raise _unusable(path, error) from error
-
-    def _make(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileExistsError):
-                self.path.mkdir()
-                self.path.chmod(0o1777)
-            if not stat.S_ISDIR(self.path.lstat().st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "it is no directory")
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read(descriptor: int) -> Holder:
-    try:
-        note = json.loads(os.pread(descriptor, _LONGEST_NOTE, 0))
-        return Holder(
-            pid=int(note["pid"]),
-            uid=int(note["uid"]),
-            sandbox_id=str(note["sandbox_id"])[:64],
-            since=float(note["since"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return NOBODY_KNOWN
+            raise unusable(path, error) from error
+        return HeldTicket(ticket, descriptor, path)
 
 
 def _file_name(uuid: str) -> str:
@@ -327,12 +319,3 @@ def _file_name(uuid: str) -> str:
             hint="See what `nvidia-smi -L` lists, and whether the driver is the one that belongs to it.",
         )
     return f"{uuid}.lock"
-
-
-def _unusable(path: Path, error: OSError) -> BackendUnavailableError:
-    directory = path if path.is_dir() or not path.suffix else path.parent
-    return BackendUnavailableError(
-        f"The GPU lease {path} cannot be used: {error.strerror or error}",
-        hint=f"As root: `install -d -m 1777 {directory}`, and remove from it what is no lease;"
-        " or set WARMCELL_LEASE_DIR to a directory that all users of the GPUs share.",
-    )

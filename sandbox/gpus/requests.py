@@ -1,8 +1,8 @@
 """The words in which a GPU is asked for. Pure: no input, no output.
 
 request      alternative, or a list of them: fallbacks in order ("H100", "A100")
-alternative  kind | "any" | memory, then ":count" if more than one is wanted
-kind         words of the device's name: "A100", "A100-80GB", "RTX 4090", "h100:2"
+alternative  kind | "any" | memory, then ":count" if more than one is wanted, or "/k" for one of k shares of one
+kind         words of the device's name: "A100", "A100-80GB", "RTX 4090", "1g.10gb"
 memory       the least VRAM of the device: "24GiB" (or GB, MiB, MB)
 """
 
@@ -16,15 +16,20 @@ from typing import Any
 from warmcell.sandbox.errors import InvalidRequestError, UnknownGpuKindError
 from warmcell.sandbox.models import GIB, GpuDevice
 
-EXAMPLES = '"A100", "H100:2", "A100-80GB", "24GiB", "any", or a list of them as fallbacks'
+EXAMPLES = '"A100", "H100:2", "A100-80GB", "24GiB", "A100/2", "any", or a list of them as fallbacks'
 
 MISSING_PART = 0.08
 """Drivers report up to this part less than a card is sold with (a T4 of 16 GB has 14.8 GiB)."""
 
 _LONGEST = 80
 _MOST_ALTERNATIVES = 16
-_ALTERNATIVE = re.compile(r"(?P<what>[A-Za-z0-9][A-Za-z0-9 ._+-]*?)\s*(?::\s*(?P<count>[0-9]{1,4}))?")
+MOST_PARTS = 16
+"""Into more shares no GPU is ever cut."""
+
+_ALTERNATIVE = re.compile(r"(?P<what>[A-Za-z0-9][A-Za-z0-9 ._+-]*?)\s*(?:(?P<sign>[:/])\s*(?P<count>[0-9]{1,4}))?")
 _MEMORY = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,3})?)\s*(?P<unit>[gm])i?b", re.IGNORECASE)
+_PROFILE = r"[0-9]+g\.[0-9]+gb"
+"""A MIG instance's kind: its part of the processors, and its memory."""
 _MEMORY_WORD = re.compile(r"([0-9]{1,4})(?:g|gb|gib)")
 _NOISE = frozenset({"nvidia", "geforce", "tesla", "quadro", "graphics", "gpu"})
 """Words of device names that tell nothing about the kind."""
@@ -40,8 +45,15 @@ class Alternative:
     nominal_gib: int | None = None
     """As in "A100-80GB": the memory that the card is sold with."""
     count: int = 1
+    parts: int = 1
+    """One of so many shares of a device; 1: all of it. Only one device is shared at a time."""
 
     def __str__(self) -> str:
+        return f"{self.kind}/{self.parts}" if self.parts > 1 else self.whole
+
+    @property
+    def whole(self) -> str:
+        """The same of whole devices."""
         return self.kind if self.count == 1 else f"{self.kind}:{self.count}"
 
     @property
@@ -62,6 +74,8 @@ class Alternative:
             return False
         if not self.words:
             return True
+        if device.mig and not any(word == "mig" or re.fullmatch(_PROFILE, word) for word in self.words):
+            return False  # Who names a kind means a whole one.
         runs = _runs(_words(device.name))
         return "".join(self.words) in runs or all(word in runs for word in self.words)
 
@@ -166,16 +180,23 @@ def _alternative(text: str) -> Alternative:
     found = _ALTERNATIVE.fullmatch(text.strip())
     if found is None:
         raise InvalidRequestError(f"{text.strip()!r} is no GPU request", hint=f"Ask for {EXAMPLES}.")
-    count = int(found["count"] or 1)
+    count, parts = int(found["count"] or 1), 1
+    if found["sign"] == "/":
+        count, parts = 1, count
+        if not 2 <= parts <= MOST_PARTS:
+            raise InvalidRequestError(
+                f"{text.strip()!r} asks for a share that no GPU is cut into",
+                hint=f"A GPU is cut into 2 to {MOST_PARTS} shares, if the operator allows it.",
+            )
     if count < 1:
         raise InvalidRequestError(
             f"{text.strip()!r} asks for no GPU", hint="Ask for at least one, or leave the request out for CPU."
         )
     what = found["what"]
     if what.lower() == "any":
-        return Alternative(count=count)
+        return Alternative(count=count, parts=parts)
     if _MEMORY.fullmatch(what):
-        return Alternative(least_bytes=memory_bytes(what), count=count)
+        return Alternative(least_bytes=memory_bytes(what), count=count, parts=parts)
     nominal: int | None = None
     words = []
     for word in _words(what):
@@ -184,12 +205,12 @@ def _alternative(text: str) -> Alternative:
             nominal = int(size[1])
         else:
             words.append(word)
-    return Alternative(words=tuple(words), nominal_gib=nominal, count=count)
+    return Alternative(words=tuple(words), nominal_gib=nominal, count=count, parts=parts)
 
 
 def _words(name: str) -> list[str]:
     """The words of a name that tell its kind, in lower case."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
+    words = re.findall(rf"{_PROFILE}|[a-z0-9]+", name.lower())
     return [word for word in words if word not in _NOISE] or words
 
 

@@ -100,10 +100,10 @@ class Notebook:
         self.page.get_by_role("button", name="Restart the kernel").first.click()
         self.dialog.get_by_role("button", name="Confirm Kernel Restart").click()
 
-    def kernel_menu(self, entry: str) -> None:
-        """Choose an entry of the Kernel menu."""
+    def kernel_menu(self, entry: str, *, exact: bool = False) -> None:
+        """Choose an entry of the Kernel menu; `exact` where another's name has this one in it."""
         self.page.get_by_role("menuitem", name="Kernel", exact=True).click()
-        self.page.get_by_role("menuitem", name=entry).click()
+        self.page.get_by_role("menuitem", name=entry, exact=exact).click()
 
     def wait_shown(self) -> None:
         """Wait until it is open, and in front."""

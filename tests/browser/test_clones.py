@@ -1,4 +1,4 @@
-"""The clones that a cell makes are seen, opened and ended in the list of what runs."""
+"""The clones that a cell makes are seen, opened and ended in the list of sandboxes."""
 
 import re
 
@@ -23,18 +23,17 @@ def test_clones_of_a_cell_are_listed_opened_and_ended(places: Places, page: Page
         notebook.wait_ready()
         notebook.run(0, expected="forked")
         page.get_by_role("tab", name=re.compile("^Running Terminals and Kernels")).click()
-        clones = page.locator(".jp-RunningSessions-item").filter(has_text="Clone of work.ipynb")
+        clones = page.locator(".wc-Sandboxes-row").filter(has_text="Clone of work.ipynb")
         expect(clones).to_have_count(2, timeout=START_TIMEOUT_MS)
 
-        clones.first.get_by_text("Clone of work.ipynb").click()
+        clones.first.get_by_role("button", name="Clone of work.ipynb", exact=True).click()
         copy = Notebook(page, "work-Fork1.ipynb")
         copy.wait_shown()
         copy.wait_ready(re.compile(r"CPU · fork · \d"))
         copy.run(1, expected="kept 7")
         expect(clones).to_have_count(1, timeout=START_TIMEOUT_MS)
 
-        clones.first.hover()
-        clones.first.get_by_title("Shut Down Clone").click()
+        clones.first.get_by_role("button", name="Stop Clone of work.ipynb").click()
         expect(clones).to_have_count(0, timeout=CELL_TIMEOUT_MS)
         assert set(lab.sessions()) == {"work.ipynb", "work-Fork1.ipynb"}
         assert len(lab.states()) == 2

@@ -28,7 +28,7 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
         notebook.wait_ready()
         notebook.run(0, expected="begun")
 
-        notebook.kernel_menu("Restore Snapshot…")
+        notebook.kernel_menu("Snapshots…", exact=True)
         expect(notebook.dialog).to_contain_text("This kernel has no snapshots", timeout=START_TIMEOUT_MS)
         expect(notebook.dialog.get_by_role("button", name="Restore")).to_be_disabled()
         notebook.dialog.get_by_role("button", name="Import…").press("Enter")
@@ -53,7 +53,7 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
 
         notebook.show("work.ipynb")
         notebook.run(1, expected="count is 2")
-        notebook.kernel_menu("Restore Snapshot…")
+        notebook.kernel_menu("Snapshots…", exact=True)
         expect(notebook.dialog.get_by_role("radio")).to_have_count(2, timeout=START_TIMEOUT_MS)
         page.screenshot(path=pictures / "restore-snapshot.png", style=QUIET)
         notebook.dialog.get_by_role("button", name="Remove snapshot a mistake").click()

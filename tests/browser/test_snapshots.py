@@ -27,7 +27,7 @@ def opened(page: Page, lab: Lab) -> Notebook:
     notebook.dialog.get_by_role("button", name="Save").click()
     expect(page.get_by_text("Saved “first”").first).to_be_visible(timeout=START_TIMEOUT_MS)
     notebook.run(1, expected="count is 1")
-    notebook.kernel_menu("Restore Snapshot…")
+    notebook.kernel_menu("Snapshots…", exact=True)
     expect(notebook.dialog.get_by_role("radio")).to_have_count(1, timeout=START_TIMEOUT_MS)
     return notebook
 
@@ -73,7 +73,7 @@ def test_a_snapshot_goes_out_as_a_file_and_comes_back(places: Places, page: Page
             if file is broken:
                 expect(dialog.get_by_role("alert")).to_contain_text("archive", timeout=START_TIMEOUT_MS)
                 expect(dialog).to_contain_text("This kernel has no snapshots")
-        expect(dialog.get_by_role("radio", name=re.compile("^as begun imported"))).to_be_checked(
+        expect(dialog.get_by_role("radio", name=re.compile("^as begun.*imported"))).to_be_checked(
             timeout=START_TIMEOUT_MS
         )
         dialog.get_by_role("button", name="Restore").click()

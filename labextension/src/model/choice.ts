@@ -7,7 +7,7 @@
  */
 import type { PartialJSONObject } from '@lumino/coreutils';
 
-import type { IChoice, IGpu, IGpuDevice, ISandboxInfo } from '../tokens';
+import type { IChoice, IGpu, IGpuDevice, ISandboxInfo, IWaiting } from '../tokens';
 
 export const METADATA_KEY = 'warmcell';
 
@@ -89,11 +89,30 @@ export function gpuKinds(gpus: readonly IGpu[]): IGpuKind[] {
               memory_bytes: first.memory_total_bytes,
               simulated: first.simulated,
               devices,
-              free: devices.filter(device => device.lease === null).length
+              free: devices.filter(({ lease, lost }) => lease === null && !lost).length
             }
           ];
     })
     .sort((one, other) => other.memory_bytes - one.memory_bytes);
+}
+
+/** How many of those that wait could be served by a kind. */
+export function waitingFor(kind: IGpuKind, queue: readonly IWaiting[]): number {
+  return queue.filter(({ request }) => request.split(',').some(one => couldServe(kind, one)))
+    .length;
+}
+
+/** Whether a kind is one that a request such as "A100-80GB:2", "24GiB" or "any" may mean. */
+function couldServe({ name, memory_bytes }: IGpuKind, request: string): boolean {
+  const asked = splitRequest(request)
+    .kind.replace(/\/\d+$/, '')
+    .toLowerCase();
+  const least = /^(\d+(?:\.\d+)?)\s*gi?b$/.exec(asked);
+  if (least !== null) {
+    // As on the card's box, which rounds up.
+    return memory_bytes >= 0.92 * Number(least[1]) * GIB;
+  }
+  return asked === 'any' || asked.split(/[\s_-]+/).every(word => name.toLowerCase().includes(word));
 }
 
 /** A device's name in the words that a request may have. */

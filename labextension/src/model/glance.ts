@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, ISandboxInfo } from '../tokens';
+import type { IErrorInfo, IQueued, ISandboxInfo } from '../tokens';
 import {
   DIED,
   isBroken,
@@ -25,7 +25,16 @@ export interface IBadge {
 /** What the toolbar shows. */
 export interface IGlance {
   readonly kind:
-    'hidden' | 'local' | 'starting' | 'running' | 'resting' | 'failed' | 'unknown' | 'unreachable';
+    | 'hidden'
+    | 'local'
+    | 'starting'
+    | 'running'
+    | 'woken'
+    | 'suspended'
+    | 'resting'
+    | 'failed'
+    | 'unknown'
+    | 'unreachable';
   readonly label: string;
   /** Whole sentences for a tooltip and for screen readers. */
   readonly title: string;
@@ -49,6 +58,9 @@ export function glance(situation: ISituation, trans: TranslationBundle): IGlance
         'This kernel runs directly on the Jupyter server, outside Warmcell. Choose another kernel to change that.'
       )
     };
+  }
+  if (sandbox?.queue) {
+    return queued(situation, sandbox, sandbox.queue, trans);
   }
   if (sandbox !== null && isStarting(sandbox)) {
     return starting(situation, sandbox, trans);
@@ -128,6 +140,21 @@ export function badges(sandbox: ISandboxInfo, trans: TranslationBundle): IBadge[
   return found;
 }
 
+function queued(
+  situation: ISituation,
+  sandbox: ISandboxInfo,
+  { request, place, length, since }: IQueued,
+  trans: TranslationBundle
+): IGlance {
+  const time = words.seconds(situation.now - since);
+  return {
+    kind: 'starting',
+    label: trans.__('%1 · queue %2/%3 · %4', request, place, length, time),
+    title: trans.__('Waiting for a GPU (%1): place %2 of %3.', request, place, length),
+    badges: badges(sandbox, trans)
+  };
+}
+
 function starting(situation: ISituation, sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
   const since = sandbox.phase?.since ?? situation.startingSince;
   const time = words.seconds(situation.now - since);
@@ -162,7 +189,7 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
   const marks = badges(sandbox, trans);
   if (sandbox.state === 'suspended') {
     return {
-      kind: 'resting',
+      kind: 'suspended',
       label: `${words.choice({ gpu: sandbox.gpu }, trans)} · ${words.state(sandbox.state, trans)}`,
       title: trans.__(
         'Suspended: its memory is on disk and it holds no GPU. It goes on with the next cell, with all its variables.'
@@ -175,14 +202,22 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
     return { kind: 'resting', label, title: label, badges: marks };
   }
   const how = words.started(sandbox, trans);
+  const resumed_ms = sandbox.started_from === 'snapshot' ? sandbox.resumed_ms : null;
   return {
-    kind: 'running',
+    kind: resumed_ms !== null ? 'woken' : 'running',
     label: [what, how].filter(Boolean).join(' · '),
     title: [
       sandbox.isolated
         ? trans.__('This kernel runs in a sandbox on %1.', what)
         : trans.__('This kernel runs on %1.', what),
-      how ? trans.__('Started from: %1.', how) : '',
+      resumed_ms !== null
+        ? trans.__(
+            'It was suspended, and went on from disk with all its variables within %1.',
+            words.milliseconds(resumed_ms)
+          )
+        : how
+          ? trans.__('Started from: %1.', how)
+          : '',
       ...marks.map(mark => mark.title)
     ]
       .filter(Boolean)

@@ -97,7 +97,8 @@ export class NotebookSandbox implements IDisposable {
       connected: sandboxes.connected,
       trouble: sandboxes.trouble,
       now: sandboxes.now(),
-      startingSince: this._startingSince
+      startingSince: this._startingSince,
+      nameOf: id => sandboxes.get(id)?.notebook?.split('/').pop() ?? null
     };
   }
 

@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, ISandboxInfo, ITemplateStatus } from '../tokens';
+import type { IErrorInfo, IQueued, ISandboxInfo, ITemplateStatus } from '../tokens';
 import { isServed, missing } from './choice';
 import { DIED, isBroken, isStarting, type ISituation, known, startWord } from './situation';
 import * as words from './words';
@@ -14,7 +14,7 @@ export const SLOW_START_S = 2;
 /** An import in the background that takes longer than this is explained. */
 export const SLOW_IMPORT_S = 5;
 
-export type NoticeAction = 'retry' | 'choose' | 'apply' | 'resume' | 'restart';
+export type NoticeAction = 'retry' | 'choose' | 'apply' | 'resume' | 'restart' | 'cancel' | 'wake';
 
 /** An explanation below the toolbar. */
 export interface INotice {
@@ -40,6 +40,9 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
       : [];
   }
   const about = `${sandbox.id}/${sandbox.generation}`;
+  if (sandbox.queue !== null) {
+    return [queued(sandbox, sandbox.queue, situation, trans)];
+  }
   if (isStarting(sandbox)) {
     return slowStart(situation, sandbox, trans);
   }
@@ -73,6 +76,9 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
         actions: ['resume', 'restart']
       }
     ];
+  }
+  if (sandbox.state === 'suspended') {
+    return [asleep(sandbox, trans)];
   }
   const found = unserved(situation, sandbox, trans);
   const died = sandbox.previous_error;
@@ -129,6 +135,49 @@ function unserved(
       actions: ['apply', 'choose']
     }
   ];
+}
+
+/** That a kernel is suspended, and how it goes on. */
+function asleep(sandbox: ISandboxInfo, trans: TranslationBundle): INotice {
+  return {
+    key: `${sandbox.id}/suspended/${sandbox.snapshot ?? ''}`,
+    tone: 'info',
+    text: trans.__('This kernel is suspended.'),
+    elapsed_s: null,
+    cure:
+      sandbox.gpu === null
+        ? trans.__('Its variables are on disk. It goes on with the next cell.')
+        : trans.__(
+            'Its variables are on disk, and its GPU (%1) is free for others. It goes on with the next cell.',
+            words.choice({ gpu: sandbox.gpu }, trans)
+          ),
+    actions: ['wake']
+  };
+}
+
+/** That a start, or a wake-up, waits for a GPU. */
+function queued(
+  sandbox: ISandboxInfo,
+  { request, place, length, since, estimate_s, why }: IQueued,
+  { now, nameOf }: ISituation,
+  trans: TranslationBundle
+): INotice {
+  const named = (text: string): string =>
+    text.replace(/\bsandbox ([a-z0-9]{12})\b/g, (whole, id: string) => nameOf(id) ?? whole);
+  return {
+    key: `${sandbox.id}/${sandbox.generation}/queued`,
+    tone: 'info',
+    text: trans.__('Waiting for a GPU (%1): place %2 of %3 in the queue', request, place, length),
+    elapsed_s: now - since,
+    cure: [
+      words.sentence(named(why)),
+      estimate_s === null ? '' : trans.__('About %1 to go.', words.age(estimate_s, trans)),
+      sandbox.state === 'suspended' ? trans.__('The cell goes on as soon as there is one.') : ''
+    ]
+      .filter(Boolean)
+      .join(' '),
+    actions: sandbox.state === 'suspended' ? ['cancel'] : ['cancel', 'choose']
+  };
 }
 
 function slowStart(

@@ -6,15 +6,17 @@ import { ApiError } from '../api';
 import type {
   IChoice,
   IErrorInfo,
-  IGpu,
+  IGpus,
+  IMeters,
+  IKernelSnapshots,
   ISandboxInfo,
   ISandboxes,
   ISnapshotInfo,
-  ISnapshots,
   ITemplateInfo,
   ServerEvent
 } from '../tokens';
-import { choosable, EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
+import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
+import { choosable } from './timeline';
 
 /** Between the end of one stream and the next attempt. */
 const RETRY_MS = 500;
@@ -103,8 +105,12 @@ export class SandboxesModel implements ISandboxes {
     return Date.now() / 1000 + this._skew_s;
   }
 
-  gpus(): Promise<IGpu[]> {
+  gpus(): Promise<IGpus> {
     return this._api.gpus();
+  }
+
+  meters(): Promise<IMeters> {
+    return this._api.meters();
   }
 
   check(choice: IChoice): Promise<void> {
@@ -123,8 +129,12 @@ export class SandboxesModel implements ISandboxes {
     return this._api.resume(id);
   }
 
-  fork(id: string): Promise<ISandboxInfo> {
-    return this._api.fork(id);
+  leaveQueue(id: string): Promise<void> {
+    return this._api.leaveQueue(id);
+  }
+
+  fork(id: string, snapshotId?: string): Promise<ISandboxInfo> {
+    return this._api.fork(id, snapshotId);
   }
 
   open(id: string): Promise<void> {
@@ -139,8 +149,9 @@ export class SandboxesModel implements ISandboxes {
     return this._api.saveSnapshot(id, name);
   }
 
-  async snapshots(kernelId: string): Promise<ISnapshots> {
-    return choosable(await this._api.snapshots(), kernelId);
+  async snapshots(kernelId: string): Promise<IKernelSnapshots> {
+    const found = await this._api.snapshots();
+    return choosable(found, kernelId, this.ofKernel(kernelId)?.snapshot ?? null);
   }
 
   restoreSnapshot(id: string, snapshotId: string): Promise<void> {

@@ -25,6 +25,8 @@ export interface ISituation {
   /** Now and the moment since when the kernel has been starting, on the server's clock. */
   readonly now: number;
   readonly startingSince: number;
+  /** What the user calls another sandbox: its notebook's file name; null if it has none. */
+  readonly nameOf: (sandboxId: string) => string | null;
 }
 
 /** The error code of a kernel that ended by itself. */
@@ -67,7 +69,9 @@ export function isTicking({ ours, sandbox, status, connected }: ISituation): boo
   }
   return sandbox === null
     ? STARTING.has(status) && connected !== false
-    : isStarting(sandbox) || (isAlive(sandbox) && sandbox.template?.state === 'importing');
+    : sandbox.queue !== null ||
+        isStarting(sandbox) ||
+        (isAlive(sandbox) && sandbox.template?.state === 'importing');
 }
 
 export function startWord(

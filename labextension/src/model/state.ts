@@ -1,4 +1,4 @@
-import type { ISandboxInfo, ISnapshots, ITemplateInfo, SandboxState, ServerEvent } from '../tokens';
+import type { ISandboxInfo, ITemplateInfo, SandboxState, ServerEvent } from '../tokens';
 
 /** Everything that the event stream has told, as a value that is never changed in place. */
 export interface IState {
@@ -68,18 +68,6 @@ export function ofNotebook(state: IState, path: string, root: string): ISandboxI
         ? notebook.endsWith(whole.replace(/^~/, ''))
         : notebook === whole
   );
-}
-
-/** Of all snapshots those that a kernel can be put back to: the named ones of its own, and any that was brought in. */
-export function choosable({ snapshots, imports }: ISnapshots, kernelId: string): ISnapshots {
-  return {
-    snapshots: snapshots
-      .filter(
-        ({ kind, kernel_id }) => kind === 'named' && (kernel_id === null || kernel_id === kernelId)
-      )
-      .sort((one, other) => other.created_at - one.created_at),
-    imports
-  };
 }
 
 function latest(state: IState, matches: (sandbox: ISandboxInfo) => boolean): ISandboxInfo | null {

@@ -10,6 +10,7 @@ import type {
   ILimitStatus,
   IPhase,
   ISandboxInfo,
+  IUsage,
   SandboxState,
   StartedFrom
 } from '../tokens';
@@ -39,6 +40,20 @@ export function milliseconds(amount: number): string {
 export function seconds(amount: number): string {
   const whole = Math.max(0, Math.floor(amount));
   return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}
+
+/** How long something has lasted, roughly: "12 s", "5 min", "3 h", "2 d". Never negative. */
+export function age(amount_s: number, trans: TranslationBundle): string {
+  const whole = Math.max(0, Math.floor(amount_s));
+  if (whole < 60) {
+    return trans.__('%1 s', whole);
+  }
+  if (whole < 3600) {
+    return trans.__('%1 min', Math.floor(whole / 60));
+  }
+  return whole < 48 * 3600
+    ? trans.__('%1 h', Math.floor(whole / 3600))
+    : trans.__('%1 d', Math.floor(whole / 86400));
 }
 
 function trimmed(value: number, digits: number): string {
@@ -178,6 +193,21 @@ export function reasoned(
   return [...byReason].map(([why, names]) =>
     why === '' ? names.join(', ') : `${names.join(', ')} (${why})`
   );
+}
+
+/** What a sandbox uses now: "CPU 140 %", "RAM 1.2 of 8 GiB", "GPU 30 %", "VRAM 2 of 80 GiB". */
+export function usage(used: IUsage, trans: TranslationBundle): string[] {
+  const { cpu, memory_bytes, memory_limit_bytes, gpu_pct, vram_bytes, vram_total_bytes } = used;
+  return [
+    cpu === null ? '' : trans.__('CPU %1 %', Math.round(100 * cpu)),
+    memory_limit_bytes === null
+      ? trans.__('RAM %1', bytes(memory_bytes))
+      : trans.__('RAM %1 of %2', bytes(memory_bytes), bytes(memory_limit_bytes)),
+    gpu_pct === null ? '' : trans.__('GPU %1 %', Math.round(gpu_pct)),
+    vram_bytes === null || vram_total_bytes === null
+      ? ''
+      : trans.__('VRAM %1 of %2', bytes(vram_bytes), bytes(vram_total_bytes))
+  ].filter(Boolean);
 }
 
 /** What a sandbox was given besides its hardware: "network none", "memory 8 GiB". */

@@ -6,7 +6,17 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { NotebookSandbox } from '../model/notebook';
 import { isBroken, isStarting } from '../model/situation';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
-import { fork, forkHost, restoreSnapshot, resume, saveSnapshot, suspend } from '../widgets/memory';
+import { fork, forkHost, type ICopied } from '../widgets/forking';
+import {
+  type ITarget,
+  restoreSnapshot,
+  resume,
+  saveSnapshot,
+  suspend,
+  targetOf
+} from '../widgets/memory';
+import { orSayWhy } from '../widgets/saying';
+import { chooseSnapshot } from '../widgets/snapshots';
 
 const COMMANDS = [
   CommandIDs.suspend,
@@ -39,6 +49,26 @@ export const memory: JupyterFrontEndPlugin<void> = {
         ? null
         : NotebookSandbox.of(tracker.currentWidget, sandboxes, trans);
 
+    const host = forkHost(app);
+
+    const copied = (notebook: NotebookSandbox): ICopied => ({
+      path: notebook.context.path,
+      content: notebook.content()
+    });
+
+    const snapshots = async (target: ITarget, notebook: NotebookSandbox): Promise<void> => {
+      await orSayWhy(target.name, async () => {
+        const { name, kernelId } = target;
+        const found = await sandboxes.snapshots(kernelId ?? '');
+        const chosen = await chooseSnapshot({ name, found, sandboxes, trans });
+        if (chosen?.action === 'fork') {
+          await fork(target, copied(notebook), host, chosen.snapshot.id);
+        } else if (chosen !== null) {
+          await restoreSnapshot(target, chosen.snapshot);
+        }
+      });
+    };
+
     const isSuspended = (): boolean => current()?.sandbox?.state === 'suspended';
 
     const isRunning = (): boolean => {
@@ -53,7 +83,7 @@ export const memory: JupyterFrontEndPlugin<void> = {
       label: string,
       caption: string,
       isEnabled: () => boolean,
-      work: (notebook: NotebookSandbox) => Promise<void>
+      work: (target: ITarget, notebook: NotebookSandbox) => Promise<void>
     ): void => {
       app.commands.addCommand(command, {
         label,
@@ -62,8 +92,9 @@ export const memory: JupyterFrontEndPlugin<void> = {
         describedBy: { args: { type: 'object', properties: {} } },
         execute: async () => {
           const notebook = current();
-          if (notebook !== null) {
-            await work(notebook);
+          const target = notebook === null ? null : targetOf(notebook);
+          if (notebook !== null && target !== null) {
+            await work(target, notebook);
           }
         }
       });
@@ -91,7 +122,7 @@ export const memory: JupyterFrontEndPlugin<void> = {
       trans.__('Fork Notebook and Kernel'),
       trans.__('Open a copy of the notebook with a copy of its kernel, all variables included'),
       isUsable,
-      notebook => fork(notebook, forkHost(app))
+      (target, notebook) => fork(target, copied(notebook), host)
     );
     add(
       CommandIDs.saveSnapshot,
@@ -102,10 +133,10 @@ export const memory: JupyterFrontEndPlugin<void> = {
     );
     add(
       CommandIDs.restoreSnapshot,
-      trans.__('Restore Snapshot…'),
-      trans.__('Put the kernel back to a snapshot'),
+      trans.__('Snapshots…'),
+      trans.__('Look at the kernel’s snapshots, and put it back to one or fork one'),
       isUsable,
-      restoreSnapshot
+      snapshots
     );
     sandboxes.changed.connect(() => {
       for (const command of COMMANDS) {

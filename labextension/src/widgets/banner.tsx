@@ -1,12 +1,13 @@
+import type { TranslationBundle } from '@jupyterlab/translation';
 import { closeIcon, ReactWidget, UseSignal } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import * as React from 'react';
 
 import type { NotebookSandbox } from '../model/notebook';
-import type { INotice } from '../model/notices';
+import type { INotice, NoticeAction } from '../model/notices';
 import * as words from '../model/words';
 import { applyChoice } from './apply';
-import { resume } from './memory';
+import { leaveQueue, resume, targetOf } from './memory';
 import { Prose } from './prose';
 
 export interface IBannerOptions {
@@ -63,7 +64,7 @@ export class SandboxBanner extends ReactWidget {
   }
 
   private _notice(notice: INotice): React.JSX.Element {
-    const { notebook, choose, dismissed } = this._options;
+    const { notebook, dismissed } = this._options;
     const { trans } = notebook;
     return (
       <div
@@ -89,59 +90,18 @@ export class SandboxBanner extends ReactWidget {
           )}
         </div>
         <div className="wc-Notice-actions">
-          {notice.actions.includes('retry') && (
+          {notice.actions.map(action => (
             <button
+              key={action}
               type="button"
               className="jp-mod-styled jp-mod-minimal wc-Notice-button"
               onClick={() => {
-                this._retry();
+                this._act(action);
               }}
             >
-              {trans.__('Try again')}
+              {actionLabel(action, trans)}
             </button>
-          )}
-          {notice.actions.includes('resume') && (
-            <button
-              type="button"
-              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
-              onClick={() => {
-                void resume(notebook);
-              }}
-            >
-              {trans.__('Try again')}
-            </button>
-          )}
-          {notice.actions.includes('restart') && (
-            <button
-              type="button"
-              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
-              onClick={() => {
-                this._retry();
-              }}
-            >
-              {trans.__('Restart')}
-            </button>
-          )}
-          {notice.actions.includes('apply') && (
-            <button
-              type="button"
-              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
-              onClick={() => {
-                void applyChoice(notebook, notebook.choice);
-              }}
-            >
-              {trans.__('Restart with it')}
-            </button>
-          )}
-          {notice.actions.includes('choose') && (
-            <button
-              type="button"
-              className="jp-mod-styled jp-mod-minimal wc-Notice-button"
-              onClick={choose}
-            >
-              {trans.__('Change…')}
-            </button>
-          )}
+          ))}
           <button
             type="button"
             className="wc-Notice-close"
@@ -159,9 +119,28 @@ export class SandboxBanner extends ReactWidget {
     );
   }
 
-  private _retry(): void {
-    // JupyterLab and the next notice show why it failed again.
-    this._options.notebook.restart().catch(() => undefined);
+  private _act(action: NoticeAction): void {
+    const { notebook, choose } = this._options;
+    const target = targetOf(notebook);
+    switch (action) {
+      case 'retry':
+      case 'restart':
+        // JupyterLab and the next notice show why it failed again.
+        notebook.restart().catch(() => undefined);
+        return;
+      case 'resume':
+      case 'wake':
+        void (target && resume(target));
+        return;
+      case 'cancel':
+        void (target && leaveQueue(target));
+        return;
+      case 'apply':
+        void applyChoice(notebook, notebook.choice);
+        return;
+      case 'choose':
+        choose();
+    }
   }
 
   /** The layout above places by minimal heights, so this one follows its content's. */
@@ -173,4 +152,22 @@ export class SandboxBanner extends ReactWidget {
 
   private readonly _options: IBannerOptions;
   private readonly _size: ResizeObserver;
+}
+
+function actionLabel(action: NoticeAction, trans: TranslationBundle): string {
+  switch (action) {
+    case 'retry':
+    case 'resume':
+      return trans.__('Try again');
+    case 'wake':
+      return trans.__('Resume');
+    case 'cancel':
+      return trans.__('Cancel');
+    case 'restart':
+      return trans.__('Restart');
+    case 'apply':
+      return trans.__('Restart with it');
+    case 'choose':
+      return trans.__('Change…');
+  }
 }

@@ -17,6 +17,24 @@ export const noSandboxIcon = new LabIcon({
 </svg>`
 });
 
+/** The same with a hollow core: its memory is on disk. */
+export const suspendedIcon = new LabIcon({
+  name: 'warmcell:suspended',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <path class="jp-icon3" fill="#616161" fill-rule="evenodd" d="M12 2l8.66 5v10L12 22l-8.66-5V7L12 2zm0 2.3L5.34 8.15v7.7L12 19.7l6.66-3.85v-7.7L12 4.3z"/>
+  <path class="jp-icon3" fill="#616161" d="M9.2 8.6h2v6.8h-2zM12.8 8.6h2v6.8h-2z"/>
+</svg>`
+});
+
+/** One line that becomes two. */
+export const forkIcon = new LabIcon({
+  name: 'warmcell:fork',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <g fill="none"><path class="jp-icon3" stroke="#616161" stroke-width="2" d="M6 7.5v9M6 14c0-4 12-1 12-6"/></g>
+  <g class="jp-icon3" fill="#616161"><circle cx="6" cy="5" r="2.6"/><circle cx="6" cy="19" r="2.6"/><circle cx="18" cy="6" r="2.6"/></g>
+</svg>`
+});
+
 /** A cell that did not come up. */
 export const failedIcon = new LabIcon({
   name: 'warmcell:failed',

@@ -1,10 +1,10 @@
-import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import { type LabIcon, ReactWidget, UseSignal } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import type { IGlance } from '../model/glance';
 import type { NotebookSandbox } from '../model/notebook';
 import { Badges } from './badges';
-import { failedIcon, noSandboxIcon, sandboxIcon } from './icons';
+import { failedIcon, noSandboxIcon, sandboxIcon, suspendedIcon } from './icons';
 
 export interface IItemOptions {
   readonly notebook: NotebookSandbox;
@@ -39,7 +39,7 @@ export class SandboxItem extends ReactWidget {
     }
     const { notebook, choose, selectKernel } = this._options;
     const isLocal = kind === 'local';
-    const Icon = (isLocal ? noSandboxIcon : kind === 'failed' ? failedIcon : sandboxIcon).react;
+    const Icon = (ICONS[kind] ?? sandboxIcon).react;
     const action = isLocal
       ? notebook.trans.__('Click to choose another kernel.')
       : notebook.trans.__('Click to choose GPU, memory and network.');
@@ -64,3 +64,10 @@ export class SandboxItem extends ReactWidget {
 
   private readonly _options: IItemOptions;
 }
+
+/** Where it is not the usual one. */
+const ICONS: Partial<Record<IGlance['kind'], LabIcon>> = {
+  local: noSandboxIcon,
+  failed: failedIcon,
+  suspended: suspendedIcon
+};

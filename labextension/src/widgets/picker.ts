@@ -70,8 +70,10 @@ class PickerDialog extends Dialog<IChoice> {
     const { sandbox, sandboxes, trans } = this._options;
     try {
       await sandboxes.check(choice);
-      // A restart ends this kernel before it asks for GPUs, so what is taken must be known now.
-      const found = shortage(choice.gpu, gpuKinds(await sandboxes.gpus()), sandbox?.id ?? null);
+      const { gpus, queue } = await sandboxes.gpus();
+      // A restart ends this kernel before it asks for GPUs, so that none is free is said now, unless it would wait for one.
+      const found =
+        queue === null ? shortage(choice.gpu, gpuKinds(gpus), sandbox?.id ?? null) : null;
       return found && words.shortage(found, trans);
     } catch (reason) {
       return words.asError(reason);

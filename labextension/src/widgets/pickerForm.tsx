@@ -14,12 +14,15 @@ import {
 import type { IGlance } from '../model/glance';
 import { isAlive } from '../model/state';
 import * as words from '../model/words';
-import type { IChoice, IErrorInfo, IGpu, ISandboxInfo, ISandboxes, Network } from '../tokens';
+import type { IChoice, IErrorInfo, IGpus, ISandboxInfo, ISandboxes, Network } from '../tokens';
 import { Badges } from './badges';
 import { Hardware } from './pickerHardware';
 import { Prose } from './prose';
+import { Waterfall } from './waterfall';
 
 const GIB = 2 ** 30;
+
+const NOTHING: IGpus = { gpus: [], queue: null, shares: 1, problem: '' };
 
 export interface IPickerOptions {
   /** The notebook's file name. */
@@ -61,7 +64,8 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
       network: choice.network ?? sandbox?.network ?? 'none',
       template: choice.template ?? sandbox?.template?.name ?? 'default'
     };
-    this._showGpus([]);
+    this._showGpus(NOTHING);
+    this._kinds = null;
     void this._load();
   }
 
@@ -98,6 +102,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
           kind={this._form.kind}
           count={this._form.count}
           kinds={this._kinds}
+          found={this._found}
           trouble={this._gpuTrouble}
           own={sandbox?.id ?? null}
           sandboxes={sandboxes}
@@ -132,6 +137,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
           {trans.__('Now:')} <strong>{glance.label}</strong> <Badges badges={glance.badges} />
         </p>
         {facts.length > 0 && <p>{facts.join(' · ')}</p>}
+        {sandbox?.state === 'running' && <Waterfall phases_ms={sandbox.phases_ms} trans={trans} />}
       </div>
     );
   }
@@ -244,31 +250,33 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
   }
 
   private async _load(): Promise<void> {
-    let gpus: IGpu[] = [];
+    let found = NOTHING;
     try {
-      gpus = await this._options.sandboxes.gpus();
+      found = await this._options.sandboxes.gpus();
     } catch (reason) {
       this._gpuTrouble = words.asError(reason);
     }
     if (!this.isDisposed) {
-      this._showGpus(gpus);
+      this._showGpus(found);
       this.update();
     }
   }
 
   /** Show these devices, and the one that is asked for or held as chosen. */
-  private _showGpus(gpus: readonly IGpu[]): void {
+  private _showGpus(found: IGpus): void {
     const { choice, sandbox } = this._options;
-    const kinds = gpuKinds(gpus);
+    const kinds = gpuKinds(found.gpus);
     const held = sandbox !== null && isServed(choice, sandbox) ? sandbox.gpus : [];
     const asked = choice.gpu === undefined ? sandbox?.gpu : choice.gpu;
     const shown = shownRequest(asked, held, kinds);
     this._form = { ...this._form, kind: shown?.request ?? '', count: shown?.count ?? 1 };
     this._kinds = kinds;
+    this._found = found;
   }
 
   private readonly _options: IPickerOptions;
   private _form: IForm;
+  private _found: IGpus = NOTHING;
   private _kinds: readonly IGpuKind[] | null = null;
   private _gpuTrouble: IErrorInfo | null = null;
   private _problem: IErrorInfo | null = null;

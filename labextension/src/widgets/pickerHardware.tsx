@@ -1,9 +1,9 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 import * as React from 'react';
 
-import type { IGpuKind } from '../model/choice';
+import { gpuRequest, type IGpuKind, shortage, waitingFor } from '../model/choice';
 import * as words from '../model/words';
-import type { IErrorInfo, ISandboxes } from '../tokens';
+import type { IErrorInfo, IGpus, ISandboxes } from '../tokens';
 
 export interface IHardwareProps {
   /** The chosen request for one device; empty for CPU. */
@@ -11,6 +11,8 @@ export interface IHardwareProps {
   readonly count: number;
   /** The machine's GPUs; null while they are being looked for. */
   readonly kinds: readonly IGpuKind[] | null;
+  /** The same one by one, and who waits for one. */
+  readonly found: IGpus;
   /** Why they cannot be listed. */
   readonly trouble: IErrorInfo | null;
   /** The sandbox of the notebook for which is chosen. */
@@ -22,8 +24,12 @@ export interface IHardwareProps {
 
 /** The choice between CPU and the machine's GPUs: how many there are, how many are free, who holds the others. */
 export function Hardware(props: IHardwareProps): React.JSX.Element {
-  const { kind, kinds, trouble, trans } = props;
+  const { kind, count, kinds, found, trouble, own, trans } = props;
   const chosen = kinds?.find(({ request }) => request === kind);
+  const waits =
+    found.queue !== null &&
+    kind !== '' &&
+    shortage(gpuRequest(kind, count), kinds ?? [], own) !== null;
   const isForeign = kinds !== null && kind !== '' && chosen === undefined;
   return (
     <fieldset className="wc-Picker-group">
@@ -35,7 +41,7 @@ export function Hardware(props: IHardwareProps): React.JSX.Element {
           key={item.request}
           request={item.request}
           name={item.name}
-          about={words.bytes(item.memory_bytes)}
+          about={trans.__('%1 VRAM', words.bytes(item.memory_bytes))}
           devices={item}
         />
       ))}
@@ -44,11 +50,14 @@ export function Hardware(props: IHardwareProps): React.JSX.Element {
       )}
       {kind !== '' && <Count {...props} most={chosen?.devices.length} />}
       <p className="wc-Picker-hint" role="status">
-        {trouble !== null
-          ? `${trans.__('The GPUs cannot be listed.')} ${words.sentence(trouble.message)} ${words.sentence(trouble.hint)}`
-          : kinds === null
-            ? trans.__('Looking for GPUs…')
-            : kinds.length === 0 && trans.__('This machine has no GPU.')}
+        {waits
+          ? trans.__('Not free now: the start waits in the queue, and says its place.')
+          : trouble !== null
+            ? `${trans.__('The GPUs cannot be listed.')} ${words.sentence(trouble.message)} ${words.sentence(trouble.hint)}`
+            : kinds === null
+              ? trans.__('Looking for GPUs…')
+              : kinds.length === 0 &&
+                `${trans.__('This machine has no GPU.')} ${found.problem}`.trim()}
       </p>
     </fieldset>
   );
@@ -65,6 +74,7 @@ interface IKindProps extends IHardwareProps {
 function Kind(props: IKindProps): React.JSX.Element {
   const { request, name, about, devices, trans } = props;
   const held = devices === undefined ? [] : holders(devices, props);
+  const waiting = devices === undefined ? 0 : waitingFor(devices, props.found.queue ?? []);
   return (
     <label className="wc-Picker-kind">
       <input
@@ -90,6 +100,11 @@ function Kind(props: IKindProps): React.JSX.Element {
       )}
       {held.length > 0 && (
         <span className="wc-Picker-kindHeld">{trans.__('Held by %1', held.join(', '))}</span>
+      )}
+      {waiting > 0 && (
+        <span className="wc-Picker-kindHeld">
+          {trans._n('%1 waits in the queue', '%1 wait in the queue', waiting)}
+        </span>
       )}
     </label>
   );
@@ -120,15 +135,14 @@ function Count(props: IHardwareProps & { readonly most: number | undefined }): R
 /** Who holds devices of a kind, by notebook: "this notebook", "train.ipynb (2)". */
 function holders(kind: IGpuKind, { own, sandboxes, trans }: IHardwareProps): string[] {
   const counts = new Map<string, number>();
-  for (const { lease } of kind.devices) {
-    if (lease !== null) {
-      const notebook = sandboxes.get(lease.sandbox_id)?.notebook?.split('/').pop();
-      const who =
-        lease.sandbox_id === own
-          ? trans.__('this notebook')
-          : (notebook ?? trans.__('another sandbox'));
-      counts.set(who, (counts.get(who) ?? 0) + 1);
-    }
+  for (const lease of kind.devices.flatMap(({ leases }) => leases)) {
+    const notebook = sandboxes.get(lease.sandbox_id)?.notebook?.split('/').pop();
+    const other =
+      lease.mine || lease.user === ''
+        ? trans.__('another sandbox')
+        : trans.__('user %1', lease.user);
+    const who = lease.sandbox_id === own ? trans.__('this notebook') : (notebook ?? other);
+    counts.set(who, (counts.get(who) ?? 0) + 1);
   }
   return [...counts].map(([who, n]) => (n === 1 ? who : `${who} (${n})`));
 }

@@ -26,8 +26,11 @@ from warmcell.sandbox.errors import (
     OperationTimeoutError,
     UnknownGpuKindError,
 )
+from warmcell.sandbox.gpus.allocator import Grant
 from warmcell.sandbox.gpus.base import GpuProcess
-from warmcell.sandbox.gpus.leases import GRANTS, Holder, Lease, LeaseDirectory
+from warmcell.sandbox.gpus.lease_files import GRANTS
+from warmcell.sandbox.gpus.leases import Lease, LeaseDirectory
+from warmcell.sandbox.gpus.notes import Holder
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.models import GpuDevice, SandboxId
@@ -141,6 +144,7 @@ async def test_a_lease_is_exclusive_between_keepers(pool: GpuPool, places: Place
             "user": row["lease"]["user"],
             "pid": other.process.pid,
             "since": 0,
+            "parts": 1,
         }
 
 
@@ -334,9 +338,9 @@ async def test_a_lock_on_a_file_that_was_cleaned_away_counts_for_nothing(places:
 async def test_an_unreadable_note_is_no_free_device(places: Places, note: bytes) -> None:
     """The lock decides, not what the file says; whoever cannot be read is somebody unknown."""
     inventory = SimulatedInventory(KINDS)
-    uuid = (await inventory.devices())[2].uuid
-    directory = LeaseDirectory(places.leases)
-    leases = await asyncio.to_thread(directory.acquire, [uuid], lambda taken: [uuid], holder=ONE)
+    device = (await inventory.devices())[2]
+    uuid, directory = device.uuid, LeaseDirectory(places.leases)
+    leases = await asyncio.to_thread(directory.acquire, [uuid], lambda sight: Grant((device,)), holder=ONE)
     (places.leases / f"{uuid}.lock").write_bytes(note)
     try:
         with pytest.raises(NoGpuAvailableError, match="by somebody unknown"):
@@ -465,4 +469,6 @@ def test_a_holder_is_told_by_name() -> None:
     assert str(mine) == "sandbox abc"
     assert str(other) == "sandbox abc of user root (keeper 1)"
     assert "user 54321" in str(nameless)
-    assert other.to_json(mine=False) == {"sandbox_id": "abc", "since": 1.0, "mine": False, "user": "root", "pid": 1}
+    assert other.to_json(mine=False) == {"sandbox_id": "abc", "since": 1.0, "mine": False, "user": "root", "pid": 1} | {
+        "parts": 1
+    }

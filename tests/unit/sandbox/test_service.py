@@ -10,9 +10,11 @@ import pytest
 from tests.leaks import Places
 from warmcell.sandbox import errors
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.gpus.leases import LeaseDirectory
+from warmcell.sandbox.gpus.pool import GpuPool
+from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import (
-    GpuDevice,
     SandboxId,
     SandboxInfo,
     SandboxSpec,
@@ -27,30 +29,14 @@ from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.testing.fakes import FakeBackend
 from warmcell.sandbox.told import plausible
 
-DEVICE = GpuDevice(uuid="GPU-1", index=0, name="A100", memory_total_bytes=1, simulated=True)
 
-
-class OneGpu:
+def one_gpu(places: Places) -> GpuPool:
     """A machine with one GPU."""
+    return GpuPool(SimulatedInventory([{"name": "A100", "memory": "80GiB"}]), LeaseDirectory(places.leases))
 
-    def __init__(self) -> None:
-        self.holder: SandboxId | None = None
 
-    async def lease(self, request: str | tuple[str, ...], *, holder: SandboxId) -> tuple[GpuDevice, ...]:
-        if self.holder is not None:
-            raise errors.NoGpuAvailableError("The GPU is taken", hint="Wait.")
-        self.holder = holder
-        return (DEVICE,)
-
-    async def check(self, request: str | tuple[str, ...]) -> None:
-        """Anything will do."""
-
-    def release(self, holder: SandboxId) -> None:
-        if self.holder == holder:
-            self.holder = None
-
-    async def status(self) -> list[dict[str, Any]]:
-        return []
+async def held(gpus: GpuPool) -> bool:
+    return any(row["lease"] is not None for row in await gpus.status())
 
 
 @pytest.fixture
@@ -59,12 +45,12 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def gpus() -> OneGpu:
-    return OneGpu()
+def gpus(places: Places) -> GpuPool:
+    return one_gpu(places)
 
 
 @pytest.fixture
-async def service(backend: FakeBackend, gpus: OneGpu, places: Places) -> AsyncIterator[SandboxService]:
+async def service(backend: FakeBackend, gpus: GpuPool, places: Places) -> AsyncIterator[SandboxService]:
     made = SandboxService(
         backends={"fake": backend},
         default_backend="fake",
@@ -94,7 +80,7 @@ async def until_creating(service: SandboxService) -> SandboxId:
 
 
 async def test_deleted_while_it_comes_up_it_stays_deleted(
-    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+    service: SandboxService, backend: FakeBackend, gpus: GpuPool
 ) -> None:
     """`create` says so, and neither sandbox nor lease is left."""
     backend.delay_s = 60
@@ -102,11 +88,11 @@ async def test_deleted_while_it_comes_up_it_stays_deleted(
     await service.stop(await until_creating(service))
     with pytest.raises(errors.ConflictError, match="was stopped while it came up"):
         await creating
-    assert (service.infos(), gpus.holder) == ([], None)
+    assert (service.infos(), await held(gpus)) == ([], False)
 
 
 async def test_when_its_caller_gives_up_nothing_is_left(
-    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+    service: SandboxService, backend: FakeBackend, gpus: GpuPool
 ) -> None:
     """A cancelled `create` leaves neither sandbox nor lease."""
     backend.delay_s = 60
@@ -115,7 +101,7 @@ async def test_when_its_caller_gives_up_nothing_is_left(
     creating.cancel()
     with pytest.raises(asyncio.CancelledError):
         await creating
-    assert (service.infos(), gpus.holder) == ([], None)
+    assert (service.infos(), await held(gpus)) == ([], False)
 
 
 async def test_closing_ends_what_comes_up(service: SandboxService, backend: FakeBackend) -> None:
@@ -131,13 +117,13 @@ async def test_closing_ends_what_comes_up(service: SandboxService, backend: Fake
 
 
 async def test_what_was_made_from_inside_goes_with_a_sandbox_that_dies(
-    service: SandboxService, backend: FakeBackend, gpus: OneGpu
+    service: SandboxService, backend: FakeBackend, gpus: GpuPool
 ) -> None:
     """Children and leases go; the sandbox that died stays listed with the reason, and makes no more."""
     parent = await service.create(spec(), owner="notebook")
     await service.create(spec(gpu=None), owner="remote", parent=parent.id)
     backend.instances[0].die(oom_killed=True)
-    await until(lambda: len(service.infos()) == 1 and gpus.holder is None)
+    await until(lambda: len(service.infos()) == 1 and gpus.has(parent.id, "A100") is None)
     (left,) = service.infos()
     assert left.state is State.FAILED
     assert left.error is not None
@@ -147,11 +133,11 @@ async def test_what_was_made_from_inside_goes_with_a_sandbox_that_dies(
         await service.create(spec(gpu=None), owner="remote", parent=parent.id)
 
 
-async def test_a_sandbox_that_is_given_up_gives_its_gpu_back(service: SandboxService, gpus: OneGpu) -> None:
+async def test_a_sandbox_that_is_given_up_gives_its_gpu_back(service: SandboxService, gpus: GpuPool) -> None:
     """As where its first kernel did not start."""
     info = await service.create(spec(), owner="notebook")
     await service.fail(info.id, errors.SandboxStartError("It did not start", hint="Try again."))
-    assert gpus.holder is None
+    assert not await held(gpus)
     assert [one.state for one in service.infos()] == [State.FAILED]
 
 

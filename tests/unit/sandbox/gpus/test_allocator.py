@@ -10,7 +10,7 @@ from warmcell.sandbox.errors import (
     UnknownGpuKindError,
     WarmcellError,
 )
-from warmcell.sandbox.gpus.allocator import allocate, candidates
+from warmcell.sandbox.gpus.allocator import Use, allocate, candidates
 from warmcell.sandbox.gpus.requests import parse
 from warmcell.sandbox.models import GIB, GpuDevice
 
@@ -51,8 +51,8 @@ def test_the_least_that_will_do_is_given(
     request_: str | tuple[str, ...], taken: tuple[int, ...], expected: list[int]
 ) -> None:
     """Fallbacks in order, then least memory, then one kind for all, then lowest index."""
-    held = {f"GPU-{index}": "somebody" for index in taken}
-    assert indices(allocate(parse(request_), MIXED, held)) == expected
+    held = {f"GPU-{index}": Use("somebody") for index in taken}
+    assert sorted(indices(allocate(parse(request_), MIXED, held).devices)) == sorted(expected)
 
 
 def test_a_kind_that_is_not_there_is_told_apart_from_a_busy_one() -> None:
@@ -64,13 +64,13 @@ def test_a_kind_that_is_not_there_is_told_apart_from_a_busy_one() -> None:
     with pytest.raises(InvalidRequestError, match="at most 80GiB"):
         allocate(parse("200GiB"), MIXED, {})
     with pytest.raises(NoGpuAvailableError):
-        allocate(parse("T4"), MIXED, {"GPU-1": "bob"})
+        allocate(parse("T4"), MIXED, {"GPU-1": Use("bob")})
 
 
 def test_a_busy_kind_says_who_has_it() -> None:
     """The error names the holder of each device that would have served, and no other."""
     with pytest.raises(NoGpuAvailableError) as caught:
-        allocate(parse("A100:3"), MIXED, {"GPU-2": "sandbox abc", "GPU-0": "nobody's business"})
+        allocate(parse("A100:3"), MIXED, {"GPU-2": Use("sandbox abc"), "GPU-0": Use("nobody's business")})
     assert "1 of 3 devices are in use (GPU 2 by sandbox abc)" in caught.value.message
     assert [row["uuid"] for row in caught.value.details["held"]] == ["GPU-2"]
     assert "warmcell ps" in caught.value.hint
@@ -102,9 +102,9 @@ def test_no_device_is_ever_given_twice(
     for wish, give_back in steps:
         if give_back and grants:
             grants.pop(0)
-        taken = {device.uuid: "a grant" for grant in grants for device in grant}
+        taken = {device.uuid: Use("a grant") for grant in grants for device in grant}
         try:
-            granted = allocate(parse(wish), devices, taken)
+            granted = allocate(parse(wish), devices, taken).devices
         except WarmcellError:
             continue
         assert not {device.uuid for device in granted} & set(taken)
@@ -126,7 +126,7 @@ def test_the_answer_depends_on_the_question_alone(
 
     def answer(listed: list[GpuDevice], taken: list[str]) -> object:
         try:
-            return allocate(parse(wish), listed, dict.fromkeys(taken, "x"))
+            return allocate(parse(wish), listed, dict.fromkeys(taken, Use("x")))
         except WarmcellError as error:
             return type(error)
 
@@ -145,7 +145,7 @@ def test_busy_is_said_only_if_it_could_be_met(
     except InvalidRequestError:
         possible = False
     try:
-        allocate(parse(wish), devices, dict.fromkeys(held, "x"))
+        allocate(parse(wish), devices, dict.fromkeys(held, Use("x")))
     except NoGpuAvailableError:
         assert possible
     except InvalidRequestError:

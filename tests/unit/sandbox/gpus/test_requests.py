@@ -77,6 +77,8 @@ def test_a_request_names_the_devices_that_people_mean(
         (["H100", "a100"], ("H100", "A100")),
         ("H100, a100:2", ("H100", "A100:2")),
         (("A100", "a100:1"), "A100"),
+        ("a100 / 2", "A100/2"),
+        ("A100-1g.10gb", "A100-1G.10GB"),
     ],
 )
 def test_one_request_has_one_spelling(request_: str | list[str], expected: str | tuple[str, ...]) -> None:
@@ -87,7 +89,23 @@ def test_one_request_has_one_spelling(request_: str | list[str], expected: str |
 @pytest.mark.parametrize(
     "request_",
     [
-        *("", " ", ":", ":2", "A100:", "A100:0", "A100:-1", "A100:1.5", "A100:x", "A100/2", "A100;H100", "A100,"),
+        *(
+            "",
+            " ",
+            ":",
+            ":2",
+            "A100:",
+            "A100:0",
+            "A100:-1",
+            "A100:1.5",
+            "A100:x",
+            "A100/1",
+            "A100/17",
+            "A100/2:2",
+            "A100;H100",
+            "A100,",
+        ),
+        *("A100/", "A100/1", "A100/17", "A100/2:2", "A100:2/2"),
         *("A" * 81, "0GiB", "🚀", "A100\n:2\x00"),
         *([], ["A100", 3], [["A100"]], ["any"] * 17),
     ],
@@ -97,7 +115,7 @@ def test_nonsense_is_refused_with_the_grammar(request_: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse(request_)  # type: ignore[arg-type]
     assert not isinstance(caught.value, UnknownGpuKindError)
-    assert "Ask for" in caught.value.hint or "Write it" in caught.value.hint
+    assert "Ask for" in caught.value.hint or "Write it" in caught.value.hint or "is cut into" in caught.value.hint
 
 
 @given(st.text(max_size=90) | st.from_regex(r"[A-Za-z0-9 .:-]{1,20}", fullmatch=True))

@@ -1,20 +1,14 @@
-import { Dialog } from '@jupyterlab/apputils';
-import { Time } from '@jupyterlab/coreutils';
+import type { Dialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import {
-  closeIcon,
-  downloadIcon,
-  editIcon,
-  fileUploadIcon,
-  type LabIcon,
-  ReactWidget
-} from '@jupyterlab/ui-components';
+import { fileUploadIcon, ReactWidget } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import { type ISignal, Signal } from '@lumino/signaling';
 import * as React from 'react';
 
+import { type IMoment, timeline } from '../model/timeline';
 import * as words from '../model/words';
-import type { IErrorInfo, ISandboxes, ISnapshotInfo, ISnapshots } from '../tokens';
+import type { IErrorInfo, IKernelSnapshots, ISandboxes, ISnapshotInfo } from '../tokens';
+import { type IRowActions, NowRow, SnapshotRow } from './snapshotRow';
 
 /** What archives of snapshots are called. */
 const EXTENSION = '.warmcell';
@@ -23,66 +17,16 @@ export interface ISnapshotsOptions {
   /** The notebook's file name. */
   readonly name: string;
   /** What its kernel can be put back to, the newest first. */
-  readonly found: ISnapshots;
+  readonly found: IKernelSnapshots;
   readonly sandboxes: ISandboxes;
   readonly trans: TranslationBundle;
 }
 
-/**
- * Let the user choose one of a kernel's snapshots; rename, take out, bring in and remove some.
- *
- * @returns the chosen one; null if there is none or the user cancelled.
- */
-export async function chooseSnapshot(options: ISnapshotsOptions): Promise<ISnapshotInfo | null> {
-  const { button, value } = await new SnapshotsDialog(options).launch();
-  return button.accept ? value : null;
-}
-
-/** A dialog that can be accepted while one is chosen, and leaves the keys of a name to its field. */
-class SnapshotsDialog extends Dialog<ISnapshotInfo | null> {
-  constructor(options: ISnapshotsOptions) {
-    const { trans } = options;
-    const list = new SnapshotList(options);
-    super({
-      title: trans.__('Restore Snapshot of %1', options.name),
-      body: list,
-      buttons: [
-        Dialog.cancelButton({ label: trans.__('Close') }),
-        Dialog.okButton({ label: trans.__('Restore') })
-      ],
-      focusNodeSelector: 'input:checked, .wc-Snapshots-import'
-    });
-    this.addClass('wc-Snapshots');
-    this._list = list;
-    list.changed.connect(this._offer, this);
-    this._offer();
-  }
-
-  override resolve(index?: number): void {
-    const isClosing = index === 0;
-    if (isClosing || this._list.getValue() !== null) {
-      super.resolve(index);
-    }
-  }
-
-  protected override _evtKeydown(event: KeyboardEvent): void {
-    if (!(event.target instanceof HTMLInputElement && event.target.type === 'text')) {
-      super._evtKeydown(event);
-    }
-  }
-
-  private _offer(): void {
-    const accept = this.node.querySelector<HTMLButtonElement>('.jp-Dialog-footer .jp-mod-accept');
-    if (accept !== null) {
-      accept.disabled = this._list.getValue() === null;
-    }
-  }
-
-  private readonly _list: SnapshotList;
-}
-
-/** The list, of which one is chosen. */
-class SnapshotList extends ReactWidget implements Dialog.IBodyWidget<ISnapshotInfo | null> {
+/** A kernel's snapshots in time, of which one is chosen. */
+export class SnapshotTimeline
+  extends ReactWidget
+  implements Dialog.IBodyWidget<ISnapshotInfo | null>
+{
   constructor(options: ISnapshotsOptions) {
     super();
     this._options = options;
@@ -135,7 +79,7 @@ class SnapshotList extends ReactWidget implements Dialog.IBodyWidget<ISnapshotIn
         ) : (
           <>
             <fieldset className="wc-Snapshots-list" aria-label={trans.__('Snapshots')}>
-              {this._snapshots.map(snapshot => this._row(snapshot))}
+              {timeline(this._snapshots, this._options.found.now).map(moment => this._row(moment))}
             </fieldset>
             <p className="wc-Snapshots-note">
               {trans.__(
@@ -154,148 +98,57 @@ class SnapshotList extends ReactWidget implements Dialog.IBodyWidget<ISnapshotIn
     );
   }
 
-  private _row(snapshot: ISnapshotInfo): React.JSX.Element {
+  private _row(moment: IMoment): React.JSX.Element {
     const { trans, sandboxes } = this._options;
-    const { id, name } = snapshot;
-    if (this._removing === id) {
-      return this._question(snapshot);
+    const { snapshot } = moment;
+    if (snapshot === null) {
+      return <NowRow key="now" moment={moment} trans={trans} />;
     }
+    const { id } = snapshot;
     return (
-      <div className="wc-Snapshots-row" key={id} data-snapshot={id}>
-        {this._naming === id ? this._field(snapshot) : this._label(snapshot)}
-        {this._button('rename', editIcon, trans.__('Rename snapshot %1', name), () => {
-          this._naming = id;
-          this.update();
-        })}
-        <a
-          className="wc-Snapshots-action"
-          href={sandboxes.snapshotUrl(id)}
-          download=""
-          title={trans.__(
-            'Download snapshot %1. The file holds all that was in memory, passwords and keys included.',
-            name
-          )}
-          aria-label={trans.__('Download snapshot %1', name)}
-        >
-          <downloadIcon.react tag="span" />
-        </a>
-        {this._button('remove', closeIcon, trans.__('Remove snapshot %1', name), () => {
-          this._removing = id;
-          this._focusNext = '.wc-Snapshots-keep';
-          this.update();
-        })}
-      </div>
-    );
-  }
-
-  private _label(snapshot: ISnapshotInfo): React.JSX.Element {
-    const { trans } = this._options;
-    const made = new Date(snapshot.created_at * 1000);
-    const facts = [
-      snapshot.kernel_id === null ? trans.__('imported') : '',
-      Time.formatHuman(made),
-      words.bytes(snapshot.image_bytes + snapshot.layer_bytes)
-    ];
-    return (
-      <label className="wc-Snapshots-label">
-        <input
-          type="radio"
-          name="wc-snapshot"
-          checked={this._chosen?.id === snapshot.id}
-          onChange={() => {
-            this._chosen = snapshot;
-            this.update();
-          }}
-        />
-        <span className="wc-Snapshots-name" title={snapshot.name}>
-          {snapshot.name || snapshot.id}
-        </span>
-        <span className="wc-Snapshots-facts" title={made.toLocaleString()}>
-          {facts.filter(Boolean).join(' · ')}
-        </span>
-      </label>
-    );
-  }
-
-  private _field(snapshot: ISnapshotInfo): React.JSX.Element {
-    return (
-      <input
-        className="jp-mod-styled wc-Snapshots-field"
-        type="text"
-        autoFocus
-        defaultValue={snapshot.name}
-        aria-label={this._options.trans.__('New name of snapshot %1', snapshot.name)}
-        onFocus={event => {
-          event.target.select();
-        }}
-        onBlur={event => {
-          void this._rename(snapshot, event.target.value);
-        }}
-        onKeyDown={event => {
-          if (event.key === 'Enter' || event.key === 'Escape') {
-            event.preventDefault();
-            event.stopPropagation();
-            this._focusNext = `[data-snapshot="${snapshot.id}"] .wc-mod-rename`;
-            void this._rename(
-              snapshot,
-              event.key === 'Enter' ? event.currentTarget.value : snapshot.name
-            );
-          }
-        }}
+      <SnapshotRow
+        key={id}
+        snapshot={snapshot}
+        moment={moment}
+        url={sandboxes.snapshotUrl(id)}
+        isChosen={this._chosen?.id === id}
+        isNaming={this._naming === id}
+        isRemoving={this._removing === id}
+        trans={trans}
+        {...this._actions}
       />
     );
   }
 
-  /** Whether that is really to go. */
-  private _question(snapshot: ISnapshotInfo): React.JSX.Element {
-    const { trans } = this._options;
-    return (
-      <div className="wc-Snapshots-row" key={snapshot.id} role="group">
-        <span className="wc-Snapshots-label">
-          {trans.__('Remove “%1” for good?', snapshot.name)}
-        </span>
-        <button
-          type="button"
-          className="jp-mod-styled jp-mod-minimal wc-Notice-button wc-Snapshots-keep"
-          onClick={() => {
-            this._removing = '';
-            this._focusNext = `[data-snapshot="${snapshot.id}"] .wc-mod-remove`;
-            this.update();
-          }}
-        >
-          {trans.__('Keep')}
-        </button>
-        <button
-          type="button"
-          className="jp-mod-styled jp-mod-warn wc-Snapshots-sure"
-          onClick={() => {
-            void this._remove(snapshot);
-          }}
-        >
-          {trans.__('Remove')}
-        </button>
-      </div>
-    );
-  }
-
-  private _button(
-    action: string,
-    Icon: LabIcon,
-    label: string,
-    onClick: () => void
-  ): React.JSX.Element {
-    return (
-      <button
-        type="button"
-        className={`wc-Snapshots-action wc-mod-${action}`}
-        title={label}
-        aria-label={label}
-        onClick={onClick}
-      >
-        <Icon.react tag="span" />
-      </button>
-    );
-  }
+  private readonly _actions: IRowActions = {
+    choose: snapshot => {
+      this._chosen = snapshot;
+      this.update();
+    },
+    name: ({ id }) => {
+      this._naming = id;
+      this.update();
+    },
+    rename: (snapshot, typed, key) => {
+      if (key !== null) {
+        this._focusNext = `[data-snapshot="${snapshot.id}"] .wc-mod-rename`;
+      }
+      void this._rename(snapshot, key === 'Escape' ? snapshot.name : typed);
+    },
+    ask: ({ id }) => {
+      this._removing = id;
+      this._focusNext = '.wc-Snapshots-keep';
+      this.update();
+    },
+    keep: ({ id }) => {
+      this._removing = '';
+      this._focusNext = `[data-snapshot="${id}"] .wc-mod-remove`;
+      this.update();
+    },
+    remove: snapshot => {
+      void this._remove(snapshot);
+    }
+  };
 
   private _importing(): React.JSX.Element {
     const { trans, found } = this._options;

@@ -1,0 +1,39 @@
+import { TextItem } from '@jupyterlab/statusbar';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import * as React from 'react';
+
+import { machineShort, machineWhole } from '../model/meters';
+import type { IUsageFeed } from '../tokens';
+
+/**
+ * The item in the status bar that shows what the machine uses now.
+ */
+export class MachineMeter extends ReactWidget {
+  constructor(usage: IUsageFeed, trans: TranslationBundle) {
+    super();
+    this._usage = usage;
+    this._trans = trans;
+    this.addClass('wc-Machine');
+  }
+
+  protected override render(): React.JSX.Element {
+    const trans = this._trans;
+    return (
+      <UseSignal signal={this._usage.changed} initialSender={this._usage}>
+        {() => {
+          const { latest } = this._usage;
+          return latest === null ? null : (
+            <TextItem
+              title={machineWhole(latest, trans).join('\n')}
+              source={machineShort(latest, trans).join(' · ')}
+            />
+          );
+        }}
+      </UseSignal>
+    );
+  }
+
+  private readonly _usage: IUsageFeed;
+  private readonly _trans: TranslationBundle;
+}

@@ -1,0 +1,58 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { machineShort, machineWhole, metrics } from '../src/model/meters';
+import type { IMeters } from '../src/tokens';
+import { device, GIB, trans, usage } from './forms';
+
+test('what a kernel uses: GPU first, and nothing of what is not known', () => {
+  const all = usage({ gpu_pct: 30, vram_bytes: 2 * GIB, vram_total_bytes: 8 * GIB });
+  assert.deepEqual(
+    metrics([all], 16 * GIB, trans).map(({ id, value }) => [id, value]),
+    [
+      ['gpu', '30 %'],
+      ['vram', '2 GiB'],
+      ['cpu', '50 %'],
+      ['ram', '1 GiB']
+    ]
+  );
+  assert.deepEqual(
+    metrics([usage()], 16 * GIB, trans).map(({ id }) => id),
+    ['cpu', 'ram']
+  );
+  assert.deepEqual(metrics([], GIB, trans), []);
+});
+
+test('lines are shares: memory of its limit, else of the machine; processors of the most in use', () => {
+  const history = [usage({ cpu: null }), usage({ cpu: 4 }), usage({ cpu: 1 })];
+  const [cpu, ram] = metrics(history, 4 * GIB, trans);
+  assert.deepEqual(cpu?.points, [0, 1, 0.25]);
+  assert.deepEqual(ram?.points, [0.25, 0.25, 0.25]);
+  const [, limited] = metrics([usage({ memory_limit_bytes: 2 * GIB })], 4 * GIB, trans);
+  assert.deepEqual(limited?.points, [0.5]);
+});
+
+test('a rate that is not known yet keeps its place', () => {
+  assert.equal(metrics([usage({ cpu: null })], GIB, trans)[0]?.value, '–');
+});
+
+test('the machine in short, and each of its GPUs', () => {
+  const meters: IMeters = {
+    at: 0,
+    sandboxes: new Map(),
+    machine: {
+      cpus: 4,
+      cpu: 1,
+      memory_bytes: 3 * GIB,
+      memory_total_bytes: 24 * GIB,
+      gpus: [
+        { ...device({ simulated: true }), utilization_pct: null, memory_used_bytes: null },
+        { ...device({ index: 1 }), utilization_pct: 60, memory_used_bytes: GIB }
+      ]
+    }
+  };
+  assert.deepEqual(machineShort(meters, trans), ['CPU 25 %', 'RAM 3 GiB of 24 GiB', 'GPU 60 %']);
+  const [, first, second] = machineWhole(meters, trans);
+  assert.match(first ?? '', /GPU 0, A100-SXM4-80GB: simulated, 80 GiB/);
+  assert.match(second ?? '', /GPU 1, .*: 60 %, 1 GiB of 80 GiB/);
+});
