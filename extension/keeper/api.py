@@ -18,8 +18,8 @@ from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
-from warmcell.extension.keeper.run_handler import RunHandler
-from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
+from warmcell.extension.keeper.runs import RANKS_MAX, Runs
 from warmcell.extension.keeper.scope import GuestScope
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Subscription
@@ -83,6 +83,8 @@ class KeeperApi:
             (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
             (r"/sandboxes/([a-z0-9]+)/interrupt", InterruptHandler),
             (r"/sandboxes/([a-z0-9]+)/run", RunHandler),
+            (r"/sandboxes/([a-z0-9]+)/values/([0-9]{1,9})", ValuesHandler),
+            (r"/remote", RemoteHandler),
         ]
         return web.Application(
             [(PREFIX + path, handler) for path, handler in routes],
@@ -195,7 +197,7 @@ class SandboxesHandler(Handler):
         asked = _object(self.body(), "spec")
         if self.scope is not None:
             self._check_children(self.scope)
-            spec = self.scope.narrow(asked)
+            spec = self.scope.narrow(asked, values_bytes=self.keeper.wiring.settings.remote_values_bytes)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
             info = await self.unless_gone(create)
         else:
@@ -231,11 +233,22 @@ class SandboxHandler(Handler):
         self.set_status(204)
 
 
+class RemoteHandler(Handler):
+    """What `%%remote` begins with: the operator's defaults, and how much may be sent."""
+
+    def get(self) -> None:
+        settings = self.keeper.wiring.settings
+        self.answer({"defaults": dict(settings.remote), "values_bytes": settings.remote_values_bytes})
+
+
 class InterruptHandler(Handler):
     """Interrupt what runs in a sandbox's kernel."""
 
     async def post(self, sandbox_id: str) -> None:
-        await self.keeper.runs.interrupt(self.visible(sandbox_id).id)
+        rank = self.body().get("rank")
+        if rank is not None:
+            rank = int(_number(rank, "rank", most=RANKS_MAX))
+        await self.keeper.runs.interrupt(self.visible(sandbox_id).id, rank)
         self.answer({})
 
 
