@@ -129,6 +129,13 @@ class Warmcell(Configurable):
         min=0.0,
         help="Most disk space of all images together, in GiB; those that were used longest ago go. None: no cap.",
     ).tag(config=True)
+    remote = Dict(
+        help='What `%%remote` has where its line does not say it: {"gpu": "A100", "timeout": "2h"}. A notebook has its '
+        "own in its metadata, `warmcell.remote`."
+    ).tag(config=True)
+    remote_values = Float(
+        4.0, min=0.0, help="Most memory of the variables that one `%%remote` cell sends, in GiB."
+    ).tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "
@@ -168,6 +175,11 @@ class Warmcell(Configurable):
     sandboxed_only = Bool(
         False, help="Only Warmcell kernels, and no terminals, in Jupyter servers with this extension."
     ).tag(config=True)
+
+    @property
+    def remote_values_bytes(self) -> int:
+        """`remote_values` in bytes."""
+        return int(self.remote_values * GIB)
 
     @property
     def usual_backend(self) -> str:

@@ -270,7 +270,7 @@ class Box(abc.ABC):
         if self.info.state not in (*TERMINAL, State.STOPPING):
             self.tell(state=transition(self.info.state, Event.STOP), phase=None)
         await self.discard()
-        self._kernel_exited(128 + signal.SIGKILL)
+        self._all_exited(128 + signal.SIGKILL)
         if self.info.state is State.STOPPING:
             self.tell(state=transition(self.info.state, Event.STOP_DONE))
         self.template_settled.set()
@@ -288,6 +288,10 @@ class Box(abc.ABC):
         if kernel is not None and kernel.alive:
             kernel.exit_code = code
             kernel.exited.set()
+
+    def _all_exited(self, code: int) -> None:
+        """It has ended, with every kernel in it."""
+        self._kernel_exited(code)
 
     async def _watch_guest(self) -> None:
         """Follow what the guest tells. A sandbox of which nothing is heard any more cannot be watched, so it ends."""
@@ -316,7 +320,7 @@ class Box(abc.ABC):
     async def _watch_instance(self) -> None:
         """Its end by itself becomes state `failed`."""
         ended = await self._up().wait()
-        self._kernel_exited(ended.exit_code)
+        self._all_exited(ended.exit_code)
         if self._on_trial:
             return
         self.template_settled.set()

@@ -51,6 +51,10 @@ class LiveSandbox(Box):
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
         self._coming_up = asyncio.Lock()
+        self.beside: dict[int, KernelProcess] = {}
+        """Further kernels in it, by pid: ranks of a fan-out above the first."""
+        self._starts_beside = 0
+        self._beside_starting = 0
         self.stays = False
         """It outlives the sandbox from which it was made: a clone that a Jupyter server has."""
 
@@ -126,7 +130,7 @@ class LiveSandbox(Box):
         if self._busy():
             raise errors.ConflictError(f"Sandbox {self.info.id} has a kernel", hint="End it first.")
         self._starting = True
-        self._early_exits.clear()
+        self._forget_early_exits()
         self._remove_kernel_files()
         self._attempts += 1
         template = self.info.template
@@ -141,27 +145,15 @@ class LiveSandbox(Box):
             raise
         finally:
             self._starting = False
+            self._forget_early_exits()
+
+    def _forget_early_exits(self) -> None:
+        if not self._beside_starting:
             self._early_exits.clear()
 
     async def _start_kernel(self, prefix: str, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
-        guest = self._guest()
-        connection = {
-            "transport": "ipc",
-            "ip": f"{self.guest_run_directory}/{prefix}",
-            **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
-            "key": "",
-            "signature_scheme": "hmac-sha256",
-        }
         began = time.perf_counter()
-        with guest_files.create(self.run_directory / f"{prefix}.json") as opened:
-            opened.write(json.dumps(connection).encode())
-        file = f"{self.guest_run_directory}/{prefix}.json"
-        started = await self._from_shared(file, env=env, cwd=cwd)
-        if started is None:
-            started = await self._unless_dead(
-                guest.start_kernel(file, env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S), ENDED_MEANWHILE
-            )
-        self._guest()  # it may have been stopped in this very moment
+        started = await self._started(prefix, env=env, cwd=cwd)
         kernel = KernelProcess(
             pid=started.pid,
             generation=self.info.generation + 1,
@@ -176,6 +168,61 @@ class LiveSandbox(Box):
         if early is not None:
             self._kernel_exited(early)
         return kernel
+
+    async def start_beside(self, *, env: Mapping[str, str], cwd: str) -> KernelProcess:
+        """Start one more kernel, which shares the sandbox with the others; returns once its sockets are bound.
+
+        Raises:
+            SandboxStartError: The sandbox ended meanwhile, or the kernel before it had bound its sockets.
+        """
+        self._starts_beside += 1
+        self._beside_starting += 1
+        try:
+            started = await self._started(f"r{self._starts_beside}", env=env, cwd=cwd)
+            kernel = KernelProcess(
+                pid=started.pid,
+                generation=self._starts_beside,
+                socket_prefix=self.run_directory / started.sockets,
+                started_from=started.started_from,
+            )
+            self.beside[kernel.pid] = kernel
+            early = self._early_exits.pop(kernel.pid, None)
+            if early is not None:
+                self._beside_exited(kernel, early)
+            return kernel
+        finally:
+            self._beside_starting -= 1
+
+    async def _started(self, prefix: str, *, env: Mapping[str, str], cwd: str) -> KernelStarted:
+        """A kernel whose sockets are bound, from a shared process, the guest's template, or cold."""
+        guest = self._guest()
+        connection = {
+            "transport": "ipc",
+            "ip": f"{self.guest_run_directory}/{prefix}",
+            **{f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)},
+            "key": "",
+            "signature_scheme": "hmac-sha256",
+        }
+        with guest_files.create(self.run_directory / f"{prefix}.json") as opened:
+            opened.write(json.dumps(connection).encode())
+        file = f"{self.guest_run_directory}/{prefix}.json"
+        started = await self._from_shared(file, env=env, cwd=cwd)
+        if started is None:
+            started = await self._unless_dead(
+                guest.start_kernel(file, env=env, cwd=cwd, timeout=KERNEL_TIMEOUT_S), ENDED_MEANWHILE
+            )
+        self._guest()  # it may have been stopped in this very moment
+        return started
+
+    def _beside_exited(self, kernel: KernelProcess, code: int) -> None:
+        del self.beside[kernel.pid]
+        kernel.exit_code = code
+        kernel.exited.set()
+
+    def _all_exited(self, code: int) -> None:
+        super()._all_exited(code)
+        for kernel in list(self.beside.values()):
+            self._beside_exited(kernel, code)
 
     async def come_up(self, *, beside: KernelProcess | None = None) -> None:
         """Have the next kernel come up ahead, where it comes from a shared process and none lives.
@@ -250,8 +297,12 @@ class LiveSandbox(Box):
 
     async def signal_kernel(self, signum: int) -> None:
         """Send a signal to the kernel's process group; nothing happens when it is gone."""
-        kernel = self.kernel
-        if kernel is not None and kernel.alive and self._channel is not None:
+        if self.kernel is not None:
+            await self.signal_process(self.kernel, signum)
+
+    async def signal_process(self, kernel: KernelProcess, signum: int) -> None:
+        """The same for any kernel in it."""
+        if kernel.alive and self._channel is not None:
             try:
                 await self._channel.signal(kernel.pid, signum, group=True)
             except errors.NotFoundError:
@@ -283,7 +334,9 @@ class LiveSandbox(Box):
         elif event["event"] == "kernel" and event["state"] == "exited":
             if self.kernel is not None and self.kernel.pid == event["pid"]:
                 self._kernel_exited(event["exit_code"])
-            elif self._starting and len(self._early_exits) < EARLY_EXITS_MAX:
+            elif event["pid"] in self.beside:
+                self._beside_exited(self.beside[event["pid"]], event["exit_code"])
+            elif (self._starting or self._beside_starting) and len(self._early_exits) < EARLY_EXITS_MAX:
                 self._early_exits[event["pid"]] = event["exit_code"]
 
     def _template_event(self, event: Mapping[str, Any]) -> None:

@@ -23,8 +23,8 @@ from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
-from warmcell.extension.keeper.run_handler import RunHandler
-from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
+from warmcell.extension.keeper.runs import RANKS_MAX, Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Change, Subscription
@@ -97,6 +97,8 @@ class KeeperApi:
             (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
             (r"/sandboxes/([a-z0-9]+)/interrupt", InterruptHandler),
             (r"/sandboxes/([a-z0-9]+)/run", RunHandler),
+            (r"/sandboxes/([a-z0-9]+)/values/([0-9]{1,9})", ValuesHandler),
+            (r"/remote", RemoteHandler),
         ]
         return web.Application(
             [(PREFIX + path, handler) for path, handler in routes],
@@ -239,7 +241,7 @@ class SandboxesHandler(Handler):
             info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
         elif self.scope is not None:
             self._check_children(self.scope)
-            spec = self.scope.narrow(asked)
+            spec = self.scope.narrow(asked, values_bytes=self.keeper.wiring.settings.remote_values_bytes)
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
             info = await self.unless_gone(create)
         else:
@@ -295,15 +297,25 @@ class SandboxHandler(Handler):
         self.answer(self.keeper.agents.set_terms(info.id, **changes).to_json())
 
 
+class RemoteHandler(Handler):
+    """What `%%remote` begins with: the operator's defaults, and how much may be sent."""
+
+    def get(self) -> None:
+        settings = self.keeper.wiring.settings
+        self.answer({"defaults": dict(settings.remote), "values_bytes": settings.remote_values_bytes})
+
+
 class InterruptHandler(Handler):
     """Interrupt what runs in a sandbox's kernel."""
 
     async def post(self, sandbox_id: str) -> None:
-        info = self.visible(sandbox_id)
+        info, rank = self.visible(sandbox_id), self.body().get("rank")
         if info.terms is not None:
             await self.keeper.agents.interrupt(info.id)
         else:
-            await self.keeper.runs.interrupt(info.id)
+            await self.keeper.runs.interrupt(
+                info.id, None if rank is None else int(_number(rank, "rank", most=RANKS_MAX))
+            )
         self.answer({})
 
 
@@ -335,7 +347,9 @@ class MemoryHandler(Handler):
             if populate:
                 await memory.populate(box, ref)
         else:
-            ref = self.own_snapshot(_text(body["snapshot"], "snapshot"), box) if body.get("snapshot") is not None else ""
+            ref = (
+                self.own_snapshot(_text(body["snapshot"], "snapshot"), box) if body.get("snapshot") is not None else ""
+            )
             return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones(), ref=ref)]}, 201
         return info.to_json(), 200
 

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 MAX_JSON_BYTES = 16 * 2**20
 BACKLOG = 128
+CHUNK_BYTES = 2**20
+"""How much is read at a time: values come in gigabytes."""
+
 CLOSE_TIMEOUT_S = 5.0
 
 Result = TypeVar("Result")
@@ -39,7 +42,7 @@ class UnixServer(HTTPServer):
         max_connections: int | None = None,
     ) -> None:
         """`changed` is set whenever a connection comes or goes; beyond `max_connections` none is taken."""
-        super().initialize(application, max_body_size=MAX_JSON_BYTES)
+        super().initialize(application, max_body_size=MAX_JSON_BYTES, chunk_size=CHUNK_BYTES)
         self.path = path
         self.changed = changed or asyncio.Event()
         self._max_connections = max_connections

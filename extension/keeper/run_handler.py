@@ -1,7 +1,11 @@
-"""`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes."""
+"""`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes.
+
+`PUT /sandboxes/{id}/values/{number}`: what is large, once for all ranks, which map it.
+"""
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -13,6 +17,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object, log
+from warmcell.extension.keeper.runs import RANKS_MAX, Rank, Request, Runs
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -27,16 +32,19 @@ PIECE_BYTES = 2**20
 MAX_BODY_BYTES = 64 * 2**30
 """Values are streamed to a file in the sandbox, whose size is the real limit."""
 
-FORM = 'Send a line of JSON, {"code": "…", "send": 0, "get": ["x"], "timeout_s": 60}, then `send` bytes.'
+FORM = (
+    'Send a line of JSON, {"code": "…", "rank": 0, "ranks": 1, "send": 0, "load": {…}, "get": ["x"], "last": "", '
+    '"timeout_s": 60}, then `send` bytes.'
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """What is asked for, checked."""
 
-    code: str
+    request: Request
+    rank: Rank
     send_bytes: int
-    get: tuple[str, ...]
     timeout_s: float | None
 
     @classmethod
@@ -52,11 +60,18 @@ class Cell:
             raise InvalidRequestError("A run needs `code`", hint=FORM)
         if isinstance(send, bool) or not isinstance(send, int) or send < 0:
             raise InvalidRequestError(f"`send` is a number of bytes, not {send!r}", hint=FORM)
+        rank, ranks, load, last = data.get("rank", 0), data.get("ranks", 1), data.get("load"), data.get("last", "")
+        if not _is_count(ranks, RANKS_MAX + 1) or not ranks or not _is_count(rank, ranks):
+            raise InvalidRequestError(f"`rank` and `ranks` are {rank!r} and {ranks!r}", hint=FORM)
+        if (load is not None and not isinstance(load, dict)) or (send and load is None):
+            raise InvalidRequestError("`load` says what the bytes are", hint=FORM)
+        if not isinstance(last, str) or (last and not last.isidentifier()):
+            raise InvalidRequestError("`last` is a name", hint=FORM)
         if not isinstance(get, list) or not all(isinstance(name, str) and name.isidentifier() for name in get):
             raise InvalidRequestError("`get` is a list of names of variables", hint=FORM)
         if timeout is not None and not _is_time(timeout):
             raise InvalidRequestError(f"`timeout_s` is a number of seconds, not {timeout!r}", hint=FORM)
-        return cls(code, send, tuple(get), timeout)
+        return cls(Request(code, load, tuple(get), last), Rank(rank, ranks), send, timeout)
 
 
 @web.stream_request_body
@@ -172,10 +187,15 @@ class RunHandler(JsonHandler):
             _unlink(values)
 
     async def _stream(self, cell: Cell, values: Path) -> None:
-        runs = self.settings["keeper"].runs
+        runs: Runs = self.settings["keeper"].runs
+        request = cell.request
+        if self._send is not None:
+            request = dataclasses.replace(
+                request, load={**(request.load or {}), "stream": [self._send.name, 0, cell.send_bytes]}
+            )
         try:
             async with asyncio.timeout(cell.timeout_s):
-                messages = runs.run(self._sandbox_id, cell.code, send=self._send, get=cell.get, values=values)
+                messages = runs.run(self._sandbox_id, request, rank=cell.rank, values=values)
                 async with contextlib.aclosing(messages):
                     async for message in messages:
                         if message.get("done"):
@@ -217,6 +237,91 @@ class RunHandler(JsonHandler):
                 self._file.close()
         if self._send is not None:
             _unlink(self._send)
+
+
+@web.stream_request_body
+class ValuesHandler(JsonHandler):
+    """What a fan-out's cells read, in a file of the sandbox's run directory that all its ranks map."""
+
+    def initialize(self) -> None:
+        """Nothing has come yet (tornado's hook)."""
+        self._refused: WarmcellError | None = None
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+
+    def prepare(self) -> None:
+        """Before the body is read."""
+        super().prepare()
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_BODY_BYTES)
+        sandbox_id, number = SandboxId(self.path_args[0]), self.path_args[1]
+        keeper, scope = self.settings["keeper"], self.settings["scope"]
+        try:
+            info = keeper.service.info(sandbox_id)
+            if scope is not None:
+                scope.check_visible(info)
+            self._path = keeper.runs.file(sandbox_id, f"values-{number}")
+            if self.request.method == "PUT":
+                most = keeper.wiring.settings.remote_values_bytes
+                size = int(self.request.headers.get("Content-Length", 0))
+                if size > most:
+                    raise CapacityError(
+                        f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
+                        hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
+                    )
+                self._file = guest_files.create(self._path)
+        except WarmcellError as error:
+            self._refused = error
+
+    async def data_received(self, chunk: bytes) -> None:
+        """Bytes of the values (tornado's hook); reading waits until they are where they belong."""
+        if self._refused is not None or self._file is None:
+            return
+        try:
+            with contextlib.suppress(ValueError):  # closed meanwhile: the caller has gone
+                await asyncio.to_thread(self._file.write, chunk)
+        except OSError as error:
+            self._refused = CapacityError(
+                f"The values do not fit into the sandbox: {error.strerror}", hint="Send less, or through a shared file."
+            )
+
+    async def put(self, sandbox_id: str, number: str) -> None:
+        """All has come."""
+        if self._refused is None and self._file is not None:
+            try:
+                await asyncio.to_thread(self._file.close)
+            except OSError as error:
+                self._refused = CapacityError(
+                    f"The values do not fit into the sandbox: {error.strerror}", hint="Send less at a time."
+                )
+        if self._refused is not None:
+            self._remove()
+            raise self._refused
+        self._file = None
+        self.set_status(204)
+
+    def delete(self, sandbox_id: str, number: str) -> None:
+        """Whoever has mapped it keeps it."""
+        if self._refused is not None:
+            raise self._refused
+        self._remove()
+        self.set_status(204)
+
+    def on_connection_close(self) -> None:
+        """The caller has gone (tornado's hook)."""
+        if self._file is not None:
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        if self._path is not None:
+            _unlink(self._path)
+
+
+def _is_count(value: object, below: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
 
 
 def _is_time(value: object) -> bool:

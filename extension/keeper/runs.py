@@ -1,12 +1,15 @@
-"""Run cells in the kernel of a sandbox that has no Jupyter client: the far end of `%%remote`.
+"""Run cells in the kernels of a sandbox that has no Jupyter client: the far end of `%%remote`.
 
-The keeper is the kernel's only client then. Values travel as files in the sandbox's run directory,
-pickled and unpickled inside sandboxes only: the keeper never looks into them.
+The keeper is their only client then: one kernel for each rank of a fan-out, all in one sandbox. Values travel as files
+in the sandbox's run directory, pickled and unpickled inside sandboxes only: the keeper never looks into them.
 """
 
 import asyncio
 import contextlib
+import json
 import logging
+import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,57 +40,89 @@ SILENCE_S = 10.0
 
 VALUES_MODULE = "warmcell_guest.values"
 
+RANKS_MAX = 32
+"""Kernels of one sandbox."""
+
+MASTER_PORT = 29500
+"""As torchrun has it. In a network of its own a sandbox has all ports for itself."""
+
 SHOWN = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
 """iopub messages that belong to a cell's output."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Which kernel of a sandbox, of how many."""
+
+    number: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A cell, and what travels with it."""
+
+    code: str
+    load: Mapping[str, Any] | None = None
+    """What `values.load` is told, less where the files are."""
+    get: Sequence[str] = ()
+    last: str = ""
+    """What the value of its last line is called among the values that come back; empty: it stays there."""
+
+
 @dataclass
 class Runner:
-    """The keeper's own connection to one sandbox's kernel."""
+    """The keeper's own connection to one kernel of a sandbox."""
 
     client: AsyncKernelClient
     process: KernelProcess
     box: LiveSandbox
     oom_before: int
+    rank: Rank = Rank()
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One cell at a time, as in any kernel."""
 
 
 class Runs:
-    """One runner per sandbox, made with its first cell."""
+    """One runner per rank of each sandbox, made with its first cell."""
 
     def __init__(self, service: SandboxService) -> None:
         self._service = service
         self._context = zmq.asyncio.Context()
-        self._runners: dict[SandboxId, Runner] = {}
-        self._starting: dict[SandboxId, asyncio.Lock] = {}
+        self._runners: dict[tuple[SandboxId, int], Runner] = {}
+        self._starting: dict[tuple[SandboxId, int], asyncio.Lock] = {}
+        self._ports: dict[SandboxId, int] = {}
+        """Where the ranks of a sandbox meet."""
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
-        return self._service.live(sandbox_id).run_directory / f"{name}-{time.monotonic_ns()}.pkl"
+        return self.file(sandbox_id, f"{name}-{time.monotonic_ns()}.pkl")
+
+    def file(self, sandbox_id: SandboxId, name: str) -> Path:
+        """The path of that name in the sandbox's run directory."""
+        return self._service.live(sandbox_id).run_directory / name
 
     async def run(
-        self, sandbox_id: SandboxId, code: str, *, send: Path | None, get: Sequence[str], values: Path
+        self, sandbox_id: SandboxId, request: Request, *, rank: Rank, values: Path
     ) -> AsyncGenerator[dict[str, Any]]:
         """Run one cell: a message at a time of what it shows, last `{"done": true, …}`.
 
         A cell that runs when the generator is closed is interrupted.
 
         Args:
-            sandbox_id: Where; its kernel is started with its first cell.
-            code: The cell.
-            send: A file of values that the cell finds in its namespace.
-            get: Names whose values are written to `values` afterwards, if the cell did not fail.
-            values: A file that does not exist yet.
+            sandbox_id: Where.
+            request: The cell, and what travels.
+            rank: In which of its kernels; it is started with its first cell.
+            values: A file that does not exist yet, for what is asked back.
 
         Raises:
             WarmcellError: The sandbox is gone, or its kernel ends.
         """
-        runner = await self._runner(sandbox_id)
+        runner = await self._runner(sandbox_id, rank)
         async with runner.lock:
             began = time.perf_counter()
             status = "ok"
-            for step in _steps(code, runner.box.guest_run_directory, send, get, values):
+            for step in _steps(request, runner.box.guest_run_directory, values):
                 async with contextlib.aclosing(_execute(runner, step)) as messages:
                     async for message in messages:
                         if message["msg_type"] == "reply":
@@ -99,65 +134,97 @@ class Runs:
             yield {
                 "done": True,
                 "status": status,
-                "started_from": runner.box.info.started_from,
+                "started_from": runner.process.started_from,
                 "started_ms": runner.box.info.started_ms,
                 "seconds": round(time.perf_counter() - began, 6),
             }
 
-    async def interrupt(self, sandbox_id: SandboxId) -> None:
-        """Interrupt what runs in it, if anything does."""
-        await self._service.live(sandbox_id).signal_kernel(2)
+    async def interrupt(self, sandbox_id: SandboxId, rank: int | None = None) -> None:
+        """Interrupt what runs in it, if anything does: in one of its kernels, or in all."""
+        box = self._service.live(sandbox_id)
+        for (one, number), runner in list(self._runners.items()):
+            if one == sandbox_id and rank in (None, number):
+                await box.signal_process(runner.process, 2)
 
     async def forget(self, sandbox_id: SandboxId) -> None:
         """Close the connection to a sandbox that has ended. Idempotent."""
-        self._starting.pop(sandbox_id, None)
-        self._drop(sandbox_id)
+        for key in [key for key in {*self._starting, *self._runners} if key[0] == sandbox_id]:
+            self._starting.pop(key, None)
+            self._drop(key)
+        self._ports.pop(sandbox_id, None)
 
     async def close(self) -> None:
         """Close all connections."""
-        for sandbox_id in list(self._runners):
-            self._drop(sandbox_id)
+        for key in list(self._runners):
+            self._drop(key)
         self._context.destroy(linger=0)
 
-    def _drop(self, sandbox_id: SandboxId) -> None:
-        runner = self._runners.pop(sandbox_id, None)
+    def _drop(self, key: tuple[SandboxId, int]) -> None:
+        runner = self._runners.pop(key, None)
         if runner is not None:
             runner.client.stop_channels()
 
-    async def _runner(self, sandbox_id: SandboxId) -> Runner:
+    async def _runner(self, sandbox_id: SandboxId, rank: Rank) -> Runner:
         box = self._service.live(sandbox_id)
         if box.info.kernel_id is not None:
             raise errors.ConflictError(
                 f"The kernel of sandbox {sandbox_id} is a notebook's", hint="Run the cell in that notebook."
             )
-        async with self._starting.setdefault(sandbox_id, asyncio.Lock()):
-            runner = self._runners.get(sandbox_id)
+        key = (sandbox_id, rank.number)
+        async with self._starting.setdefault(key, asyncio.Lock()):
+            runner = self._runners.get(key)
             if runner is not None and runner.process.alive:
                 return runner
-            self._drop(sandbox_id)
-            return await self._start(box)
+            self._drop(key)
+            runner = self._runners[key] = await self._start(box, rank)
+            return runner
 
-    async def _start(self, box: LiveSandbox) -> Runner:
+    async def _start(self, box: LiveSandbox, rank: Rank) -> Runner:
         began = time.perf_counter()
         sandbox_id, oom_before = box.info.id, box.oom_kills()
-        env = {**box.spec.env, **gpu_environment(box.gpus)}
+        share = len(box.gpus) // rank.of
+        gpus = box.gpus[rank.number * share : (rank.number + 1) * share]
+        env = {**self._of_rank(box, rank), **box.spec.env, **gpu_environment(gpus)}
         cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
-        process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
-        runner = Runner(self._client(process), process, box, oom_before)
+        if rank.number == 0:
+            process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
+        else:
+            process = await box.start_beside(env=env, cwd=cwd)
+        runner = Runner(self._client(process), process, box, oom_before, rank)
         try:
             if process.token:  # It has been up for a while, and waits for somebody to become.
                 become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
                 await unless_dead(process, _become(runner.client, become))
                 process.token = ""
             await _answers(runner)
-            self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
+            if rank.number == 0:
+                self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
         except BaseException:
             runner.client.stop_channels()
             with contextlib.suppress(errors.WarmcellError):
-                await box.end_kernel(grace=0.0)
+                await box.signal_process(process, 9)
             raise
-        self._runners[sandbox_id] = runner
         return runner
+
+    def _of_rank(self, box: LiveSandbox, rank: Rank) -> dict[str, str]:
+        """What torchrun tells its processes, so that code for it runs unchanged."""
+        alone = box.spec.network == "none"
+        port = self._ports.setdefault(box.info.id, MASTER_PORT if alone else _free_port())
+        told = {
+            "RANK": str(rank.number),
+            "WORLD_SIZE": str(rank.of),
+            # With GPUs each rank sees its own only, and so its first; without, they are counted as torchrun does.
+            "LOCAL_RANK": "0" if box.gpus else str(rank.number),
+            "LOCAL_WORLD_SIZE": str(rank.of),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "NCCL_HOSTID": box.info.id,
+        }
+        if alone:  # There is no other interface, and the host's name leads nowhere.
+            told.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
+        if rank.of > 1:
+            told["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // rank.of))
+        return told
 
     def _client(self, process: KernelProcess) -> AsyncKernelClient:
         client = AsyncKernelClient(
@@ -181,18 +248,29 @@ class Step:
 
     code: str
     silent: bool
+    name: str = "cell"
 
 
-def _steps(code: str, guest: str, send: Path | None, get: Sequence[str], values: Path) -> list[Step]:
+def _steps(request: Request, guest: str, values: Path) -> list[Step]:
     """Values in, the cell, values out. Each step is left out where it has nothing to do."""
     steps = []
-    if send is not None:
-        steps.append(Step(f"__import__({VALUES_MODULE!r}, fromlist=['load']).load({f'{guest}/{send.name}'!r})", True))
-    steps.append(Step(code, False))
-    if get:
+    module = f"__import__({VALUES_MODULE!r}, fromlist=['load'])"
+    if request.load is not None:
+        told = json.dumps({**request.load, "directory": guest})
+        steps.append(Step(f"{module}.load({told!r})", True, "load"))
+    if request.code:
+        steps.append(Step(request.code, False))
+    if request.get or request.last:
         out = f"{guest}/{values.name}"
-        steps.append(Step(f"__import__({VALUES_MODULE!r}, fromlist=['dump']).dump({list(get)!r}, {out!r})", True))
+        steps.append(Step(f"{module}.dump({list(request.get)!r}, {out!r}, {request.last!r})", True, "dump"))
     return steps
+
+
+def _free_port() -> int:
+    """A port of the host's that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
@@ -215,7 +293,8 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
                     continue
                 if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
                     break
-                if message["msg_type"] in SHOWN:
+                # What a step of ours raises is told once, by its reply.
+                if message["msg_type"] in SHOWN and not (step.silent and message["msg_type"] == "error"):
                     yield {key: message[key] for key in ("msg_type", "content", "metadata")}
             elif died in done:
                 raise _died(runner)
@@ -227,12 +306,12 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
             raise _died(runner)
         content = reply.result()
         if step.silent and content["status"] == "error":
-            yield {"msg_type": "error", "content": content, "metadata": {}}
+            yield {"msg_type": "error", "content": content, "metadata": {}, "step": step.name}
         yield {"msg_type": "reply", "content": {"status": content["status"]}, "metadata": {}}
     finally:
         if not reply.done() and runner.process.alive:  # whoever asked has gone
             with contextlib.suppress(errors.WarmcellError):
-                await runner.box.signal_kernel(2)
+                await runner.box.signal_process(runner.process, 2)
             await asyncio.wait({reply, died}, timeout=INTERRUPT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         tasks = [task for task in (reply, died, heard) if task is not None]
         for task in tasks:
@@ -293,5 +372,5 @@ def _died(runner: Runner) -> errors.WarmcellError:
         runner.process.exit_code or 0,
         oom_killed=runner.box.oom_kills() > runner.oom_before,
         spec=runner.box.spec,
-        who="The remote kernel",
+        who="The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}",
     )

@@ -8,7 +8,7 @@ from typing import Any
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
 from warmcell.sandbox.models import Limits, SandboxId, SandboxInfo, SandboxSpec
 
-ASKABLE = ("gpu", "preload", "template", "limits", "network")
+ASKABLE = ("gpu", "image", "preload", "template", "limits", "network")
 """The fields of a spec that code in a sandbox may choose; everything else is its own sandbox's."""
 
 
@@ -30,8 +30,12 @@ class GuestScope:
                 f"There is no sandbox {info.id}", hint="Only sandboxes made from this one are seen here."
             )
 
-    def narrow(self, asked: Mapping[str, Any]) -> SandboxSpec:
+    def narrow(self, asked: Mapping[str, Any], *, values_bytes: int = 0) -> SandboxSpec:
         """The spec of a sandbox made from here.
+
+        Args:
+            asked: What it is to be, as far as that can be chosen.
+            values_bytes: So much shared memory it may have even where this one has less, for what is sent to it.
 
         Raises:
             InvalidRequestError: It asks for more than this sandbox has.
@@ -51,7 +55,12 @@ class GuestScope:
             self.spec,
             gpu=wanted.gpu,
             network=wanted.network if "network" in asked else self.spec.network,
-            limits=_least(self.spec.limits, wanted.limits),
+            limits=dataclasses.replace(
+                _least(self.spec.limits, wanted.limits),
+                shm_bytes=min(wanted.limits.shm_bytes, max(self.spec.limits.shm_bytes, values_bytes)),
+            ),
+            image=wanted.image if "image" in asked else self.spec.image,
+            python="" if asked.get("image") else self.spec.python,
             preload=wanted.preload if "preload" in asked else self.spec.preload,
             template=wanted.template if "template" in asked else self.spec.template,
         )

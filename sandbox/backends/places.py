@@ -6,19 +6,26 @@ from pathlib import Path
 
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, Mount, SandboxSpec
+from warmcell.sandbox.models import MIB, Limits, Mount, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 
 RUN = "/run/warmcell"
 GUEST = "/warmcell"
 IMAGES = "/.warmcell"
 RUN_BYTES = 64 * MIB
+"""What a run directory needs for itself."""
+
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN)
 """A sandbox's own, with all that is below."""
 ESSENTIAL = ("/usr", "/run", *RESERVED)
 """What nothing may be put over."""
+
+
+def run_bytes(limits: Limits) -> int:
+    """Size of a run directory: values that are sent are in it, as other shared memory is in /dev/shm."""
+    return RUN_BYTES + limits.shm_bytes
 
 
 def workspace_of(spec: SandboxSpec) -> Path | None:

@@ -1,100 +1,179 @@
 """Variables on their way between kernels: pickled and unpickled in sandboxes only.
 
 The keeper has a remote kernel run `load` before a cell and `dump` after it; the files lie in the sandbox's run
-directory. In a kernel this module is `warmcell_guest.values`.
+directory. In a kernel this module is `warmcell_guest.values`. Large buffers (arrays, tensors) stay out of the pickle:
+they are mapped from a file, each rank's changes being its own.
 """
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import pickle
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from . import modules, tensors
+from .refusals import REFUSED_FILES, CannotTravelError, TooLargeError, blame, words
+
+__all__ = ["CannotTravelError", "Packed", "TooLargeError", "dump", "dumps", "load", "loads", "pack"]
+
+ALIGN_BYTES = 64
+"""Where buffers begin in a file: what vector instructions ask for."""
+
+OUT_OF_BAND_BYTES = 64 * 1024
+"""Smaller buffers go inside the pickle."""
+
+_held: dict[str, str] = {}
+"""What was sent to this kernel last, by name: the sender's tag of it."""
 
 
-class CannotTravelError(TypeError):
-    """A variable that cannot be pickled, or not be unpickled on the other side."""
+class Packed(NamedTuple):
+    """Pickled values: the pickle, and the buffers that it refers to in order."""
 
-    def _render_traceback_(self) -> list[str]:
-        return [f"{type(self).__name__}: {self}"]
+    stream: bytes
+    buffers: Sequence[memoryview]
+
+    @property
+    def size(self) -> int:
+        """All bytes of it."""
+        return len(self.stream) + sum(view.nbytes for view in self.buffers)
 
 
-def dumps(values: Mapping[str, Any]) -> bytes:
-    """`values` as bytes. Objects that they share are shared on the other side too.
+def pack(values: Mapping[str, Any], *, limit: int | None = None, there: bool = False) -> Packed:
+    """Pickle `values` together: objects that they share are shared on the other side too.
 
     Functions and classes of the notebook go by value, others by the name of their module.
 
+    Args:
+        values: By name.
+        limit: Most bytes that may come of it.
+        there: Functions of this notebook use the other notebook's variables there, and bring those that they need.
+
     Raises:
-        CannotTravelError: One cannot be pickled; the message names it.
+        TooLargeError: They come to more than `limit`.
+        CannotTravelError: One cannot be pickled; the message names it, and what to do.
     """
-    cloudpickle = _cloudpickle()
     try:
-        return bytes(cloudpickle.dumps(dict(values), protocol=5))
+        return _pack(dict(values), limit, there=there)
+    except TooLargeError:
+        raise
     except Exception as error:
-        culprit = next((name for name, value in values.items() if not _travels(cloudpickle, value)), "")
-        raise CannotTravelError(f"{culprit or 'A variable'} cannot be sent: {_words(error)}") from error
+        raise blame(values, error, lambda value: _travels(value, there=there)) from error
 
 
-def loads(data: bytes) -> dict[str, Any]:
-    """The values in `data`.
+def dumps(values: Mapping[str, Any]) -> bytes:
+    """`values` as bytes for `loads`; raises as `pack`."""
+    return b"".join(framed(pack(values)))
+
+
+def framed(packed: Packed) -> Iterable[bytes | memoryview]:
+    """The pieces of a file that `loads` reads: a line that tells the sizes, the pickle, then each buffer."""
+    sizes = [len(packed.stream), *(view.nbytes for view in packed.buffers)]
+    head = json.dumps(sizes).encode()
+    at = len(head) + 1
+    head += b" " * (-at % ALIGN_BYTES) + b"\n"
+    yield head
+    at = len(head)
+    for piece in (memoryview(packed.stream), *packed.buffers):
+        yield bytes(-at % ALIGN_BYTES)
+        at += -at % ALIGN_BYTES
+        yield piece
+        at += piece.nbytes
+
+
+def loads(data: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """The values in `data`, whose buffers they keep using.
 
     Raises:
         CannotTravelError: Something that they need is not here.
     """
-    _cloudpickle()
+    view = memoryview(data)
+    at = bytes(view[:65536]).find(b"\n") + 1
+    pieces = []
+    for size in json.loads(bytes(view[:at])):
+        at += -at % ALIGN_BYTES
+        pieces.append(view[at : at + size])
+        at += size
+    return unpack(pieces[0], pieces[1:])
+
+
+def unpack(stream: bytes | memoryview, buffers: Iterable[memoryview]) -> dict[str, Any]:
+    """The values of a pickle and its buffers; raises as `loads`."""
+    import io
+
+    cloudpickle()
     try:
-        values = pickle.loads(data)  # noqa: S301 - by design: code and data of the same notebook.
+        values = _Unpickler(io.BytesIO(stream), buffers=buffers).load()
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise CannotTravelError(
+            f"The values need {missing or 'a module'}, which is missing here ({error})",
+            f"Run `%pip install {missing}` in a %%remote cell, or choose an image that has it." if missing else "",
+        ) from error
     except Exception as error:
-        raise CannotTravelError(f"The values cannot be unpacked here: {_words(error)}") from error
+        raise CannotTravelError(f"The values cannot be unpacked here: {words(error)}") from error
     return dict(values)
 
 
-def load(path: str) -> None:
-    """Put the values in the file `path` into this kernel's namespace."""
-    with open(path, "rb") as file:
-        _namespace().update(loads(file.read()))
+def load(told: str) -> None:
+    """Put values into this kernel's namespace.
+
+    Args:
+        told: JSON. `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
+            `tags`: what the sender calls them; `held`: what it believes to be here already; `modules`: of its folder.
+
+    Raises:
+        LookupError: Something of `held` is not here any more; nothing was loaded.
+        CannotTravelError: Something that they need is not here.
+    """
+    said = json.loads(told)
+    names = namespace()
+    lost = [name for name, tag in said["held"].items() if _held.get(name) != tag or name not in names]
+    if lost:
+        raise LookupError(f"not here any more: {', '.join(lost)}")
+    modules.take(said["modules"])
+    if said["stream"]:
+        maps: dict[str, memoryview] = {}
+        views = [_mapped(maps, said["directory"], *place) for place in (said["stream"], *said["buffers"])]
+        names.update(unpack(views[0], views[1:]))
+    _held.update(said["tags"])
 
 
-def dump(names: Iterable[str], path: str) -> None:
-    """Write the variables `names` of this kernel to the file `path`.
+def dump(names: Iterable[str], path: str, last: str = "") -> None:
+    """Write the variables `names` of this kernel, and the value of its last cell as `last`, to the file `path`.
 
     Raises:
         NameError: There is no such variable.
         CannotTravelError: One of them cannot be pickled.
     """
-    namespace = _namespace()
+    found = namespace()
     for name in names:
-        if name not in namespace:
+        if name not in found:
             raise NameError(f"name {name!r} is not defined in the remote cell")
-    data = dumps({name: namespace[name] for name in names})
+    values = {name: found[name] for name in names}
+    if last:
+        from IPython.core.getipython import get_ipython
+
+        values[last] = getattr(getattr(get_ipython(), "last_execution_result", None), "result", None)
     with open(f"{path}.part", "xb") as file:
-        file.write(data)
+        for piece in framed(pack(values)):
+            file.write(piece)
     os.rename(f"{path}.part", path)
 
 
-def _namespace() -> dict[str, Any]:
+def namespace() -> dict[str, Any]:
+    """The variables of this kernel's notebook, or of a program that is none."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()
-    assert shell is not None
-    namespace: dict[str, Any] = shell.user_ns
-    return namespace
+    names: dict[str, Any] = vars(sys.modules["__main__"]) if shell is None else shell.user_ns
+    return names
 
 
-def _travels(cloudpickle: Any, value: Any) -> bool:
-    try:
-        cloudpickle.dumps(value, protocol=5)
-    except Exception:
-        return False
-    return True
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _cloudpickle() -> Any:
+def cloudpickle() -> Any:
     """The environment's cloudpickle, else the carried one.
 
     It must be importable by its own name here, since that is how pickles refer to it.
@@ -108,8 +187,94 @@ def _cloudpickle() -> Any:
             import cloudpickle
         except ImportError:
             raise CannotTravelError(
-                "Variables can be sent only with cloudpickle, which is missing here: run `%pip install cloudpickle`"
+                "Variables can be sent only with cloudpickle, which is missing here", "Run `%pip install cloudpickle`."
             ) from None
         finally:
             sys.path.remove(carried)
     return cloudpickle
+
+
+class _There:
+    """Stands for the namespace of the notebook on the other side."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return namespace, ()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds what is of this package here, whatever the sender calls the package."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        head, dot, tail = module.rpartition(".guest.")
+        if head == "warmcell.sandbox" or module.startswith("warmcell_guest."):
+            tail = tail if dot else module.partition(".")[2]
+            module = f"{__name__.rpartition('.')[0]}.{tail}"
+        return super().find_class(module, name)
+
+
+class _Bounded:
+    """Takes the pickle as it is written, as long as it may go on."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.pieces: list[bytes] = []
+        self._left = limit
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self._left is not None:
+            self._left -= size
+            if self._left < 0:
+                raise TooLargeError("")
+        self.pieces.append(bytes(data))
+        return size
+
+
+def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
+    carried = cloudpickle()
+    buffers: list[memoryview] = []
+    left = limit
+
+    def taken(buffer: pickle.PickleBuffer) -> bool:
+        nonlocal left
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True  # inside
+        if left is not None:
+            left -= view.nbytes
+            if left < 0:
+                raise TooLargeError("")
+        buffers.append(view)
+        return False
+
+    class Pickler(carried.Pickler):  # type: ignore[misc, name-defined, unused-ignore]
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, REFUSED_FILES):
+                raise TypeError("cannot pickle an open file")
+            reduced = tensors.reduce(value)
+            return super().reducer_override(value) if reduced is None else reduced
+
+    file = _Bounded(limit)
+    pickler = Pickler(file, protocol=5, buffer_callback=taken)
+    if there:
+        pickler.globals_ref[id(namespace())] = _There()
+    pickler.dump(values)
+    return Packed(b"".join(file.pieces), buffers)
+
+
+def _travels(value: object, *, there: bool) -> bool:
+    try:
+        _pack(value, 2**28, there=there)
+    except TooLargeError:
+        return True
+    except Exception:
+        return False
+    return True
+
+
+def _mapped(maps: dict[str, memoryview], directory: str, name: str, start: int, size: int) -> memoryview:
+    """A part of a file of the run directory; what is written to it is this process's own."""
+    if name not in maps:
+        with open(os.path.join(directory, name), "rb") as file:
+            whole = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        maps[name] = memoryview(whole)
+    return maps[name][start : start + size]

@@ -15,7 +15,7 @@ from warmcell.sandbox.backends.bubblewrap import binary, plan, rootfs
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.etc import hostname
 from warmcell.sandbox.backends.identity import GUEST_NAME, Identity, name_of
-from warmcell.sandbox.backends.places import RUN, RUN_BYTES
+from warmcell.sandbox.backends.places import RUN, run_bytes
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.helper import shown, warden
 from warmcell.sandbox.helper.problems import HelperError
@@ -80,7 +80,7 @@ def compose(
         rooms.append(("home", asked.home, asked.limits.layer_bytes, "0700"))
     for name, place, size, mode in rooms:
         view.bind(place, view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True), mode="rw")
-    run = view.tmpfs("run", size_bytes=RUN_BYTES, mode="0700", owned=True, follow=False)
+    run = view.tmpfs("run", size_bytes=_bounded(run_bytes(asked.limits)), mode="0700", owned=True, follow=False)
     view.bind(RUN, run, mode="rw")
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
     view.directories += [

@@ -18,10 +18,10 @@ from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
-    RUN_BYTES,
     check_places,
     home_path,
     persistent_home,
+    run_bytes,
     variables,
     workspace_of,
 )
@@ -104,7 +104,7 @@ def prepare(
         ("shm", "/dev/shm", spec.limits.shm_bytes),
     ):
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
-    run = view.tmpfs("run", size_bytes=RUN_BYTES, mode="0700", owned=True, follow=False)
+    run = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
     view.bind(RUN, run, mode="rw")
     add_home(view, spec, environment, home, paths)
     tree = guest_tree(paths)

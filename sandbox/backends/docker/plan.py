@@ -20,11 +20,11 @@ from warmcell.sandbox.backends.layers import Parts, Saved
 from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
-    RUN_BYTES,
     check_places,
     home_path,
     mount_of,
     persistent_home,
+    run_bytes,
     variables,
     workspace_of,
 )
@@ -89,7 +89,7 @@ def prepare(
     files = Files(identity=identity, info=info)
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
     files.own("/dev/shm", size_bytes=limits.shm_bytes, mode="1777", options="exec", part="shm")
-    files.own(RUN, size_bytes=RUN_BYTES, mode="0700", options="noexec")
+    files.own(RUN, size_bytes=run_bytes(limits), mode="0700", options="noexec")
     if spec.home == "private":
         files.own(home, size_bytes=limits.layer_bytes, mode="0700", options="exec", part="home")
     else:

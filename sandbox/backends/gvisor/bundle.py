@@ -17,10 +17,10 @@ from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
-    RUN_BYTES,
     home_path,
     mount_of,
     persistent_home,
+    run_bytes,
     variables,
     workspace_of,
 )
@@ -187,7 +187,7 @@ def _private(root: Root, spec: SandboxSpec, home: str, paths: Paths, trees: Sequ
         root.directories[f"{ROOT}{home}"] = (0o700, (identity.uid, identity.gid))
     else:
         root.memory(home, size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
-    root.file_system("run", size_bytes=RUN_BYTES)
+    root.file_system("run", size_bytes=run_bytes(spec.limits))
     root.bind(RUN, root.base / "run", mode="rw")
     root.directories[f"run/{OWN}"] = (0o700, (identity.uid, identity.gid))
     root.memory(f"{RUN}/{OWN}", size_bytes=SOCKETS_BYTES, mode="0700", owned=True)

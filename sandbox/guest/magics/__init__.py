@@ -22,6 +22,7 @@ def register(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
 
     remote = Remote(shell, connect)
     shell.magics_manager.register_function(remote.magic, "cell", "remote")
+    shell.magics_manager.register_function(remote.line, "line", "remote")
 
 
 def register_snapshots(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
@@ -41,6 +42,7 @@ def registered(shell: InteractiveShell) -> bool:
 def unregister(shell: InteractiveShell) -> None:
     """Take the magics out again and let go of their sandboxes."""
     magic = shell.magics_manager.magics["cell"].pop("remote", None)
+    shell.magics_manager.magics["line"].pop("remote", None)
     owner = getattr(magic, "__self__", None)
     if owner is not None:
         owner.close()

@@ -6,21 +6,19 @@ import contextlib
 import http.client
 import json
 import os
-import queue
 import socket
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..values import dumps, loads
 from . import doors
+from .run import Inbox, Run
 
 BASE = "/warmcell/api/v1"
 ANSWER_TIMEOUT_S = 30.0
 """For requests that the keeper answers at once. Creating a sandbox and running a cell take as long as they take."""
 
-MESSAGES_MAX = 1000
-"""How many may wait to be shown; beyond that the remote cell waits."""
+PIECE_BYTES = 4 * 2**20
+"""How much of a large buffer is sent at a time."""
 
 
 class KeeperError(Exception):
@@ -42,14 +40,24 @@ class Api:
         self._path = path
         self._spec = dict(spec or {})
 
-    def create(self, *, gpu: str | None) -> dict[str, Any]:
-        """A new sandbox, as a SandboxInfo.
+    def create(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """A new sandbox, as a SandboxInfo, with these fields of a spec.
 
         Raises:
             KeeperError: There is none, or nobody answers.
         """
-        spec = {**self._spec, **({"gpu": gpu} if gpu else {})}
+        spec = {**self._spec, **wanted}
+        if "image" in wanted and "python" in spec:
+            spec["python"] = ""  # That of the image.
         return self._json("POST", "/sandboxes", {"spec": spec}, timeout=None)
+
+    def remote(self) -> dict[str, Any]:
+        """What `%%remote` begins with: `defaults`, and `values_bytes`, how much may be sent."""
+        return self._json("GET", "/remote")
+
+    def gpus(self) -> list[dict[str, Any]]:
+        """The machine's GPUs, each with its `lease`, which is None while it is free."""
+        return list(self._json("GET", "/gpus")["gpus"])
 
     def info(self, sandbox_id: str) -> dict[str, Any]:
         """The SandboxInfo of one."""
@@ -89,19 +97,47 @@ class Api:
         found = json.loads(self._answer("GET", "/snapshots") or b"[]")
         return list(found["snapshots"] if isinstance(found, dict) else found)
 
-    def interrupt(self, sandbox_id: str) -> None:
-        """Interrupt the cell that runs in one."""
-        self._json("POST", f"/sandboxes/{sandbox_id}/interrupt", {})
+    def interrupt(self, sandbox_id: str, rank: int | None = None) -> None:
+        """Interrupt the cells that run in one: on all ranks, or on one."""
+        self._json("POST", f"/sandboxes/{sandbox_id}/interrupt", {} if rank is None else {"rank": rank})
 
-    def run(self, sandbox_id: str, code: str, *, send: Mapping[str, Any], get: Sequence[str]) -> Run:
-        """Begin to run a cell; the result tells what comes of it.
+    def run(self, sandbox_id: str, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
+        """Begin to run a cell, in the form of the keeper's API; what comes of it goes into `inbox`."""
+        path = f"{BASE}/sandboxes/{sandbox_id}/run"
+        return Run(self._connection(None), path, head, body, inbox, _told)
+
+    def put_values(
+        self, sandbox_id: str, number: int, pieces: Iterable[bytes | memoryview], size: int
+    ) -> Iterator[int]:
+        """Put values where all ranks of a sandbox can map them; gives how many bytes have gone so far.
 
         Raises:
-            CannotTravelError: A variable of `send` cannot be pickled.
+            KeeperError: They do not fit, or nobody answers.
         """
-        data = dumps(send) if send else b""
-        head = json.dumps({"code": code, "send": len(data), "get": list(get)}).encode() + b"\n"
-        return Run(self._connection(None), f"{BASE}/sandboxes/{sandbox_id}/run", head, data)
+        try:
+            with doors.passing(None), contextlib.closing(self._connection(None)) as connection:
+                connection.putrequest("PUT", f"{BASE}/sandboxes/{sandbox_id}/values/{number}")
+                connection.putheader("Content-Length", str(size))
+                connection.endheaders()
+                sent = 0
+                with contextlib.suppress(BrokenPipeError):  # Refused before all was sent; the answer says why.
+                    for piece in pieces:
+                        view = memoryview(piece)
+                        for start in range(0, view.nbytes, PIECE_BYTES):
+                            part = view[start : start + PIECE_BYTES]
+                            connection.sock.sendall(part)
+                            sent += part.nbytes
+                            yield sent
+                with contextlib.closing(connection.getresponse()) as response:
+                    answer = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(error) from error
+        if response.status >= 400:
+            raise _failure(answer)
+
+    def delete_values(self, sandbox_id: str, number: int) -> None:
+        """Remove them; a rank that has mapped them keeps them."""
+        self._json("DELETE", f"/sandboxes/{sandbox_id}/values/{number}")
 
     def _json(
         self, method: str, path: str, body: object = None, *, timeout: float | None = ANSWER_TIMEOUT_S
@@ -124,100 +160,19 @@ class Api:
             raise _failure(answer)
         return answer
 
-    def _connection(self, timeout: float | None) -> _UnixConnection:
-        return _UnixConnection(self._path, timeout)
+    def _connection(self, timeout: float | None) -> UnixConnection:
+        return UnixConnection(self._path, timeout)
 
 
-class Run:
-    """A cell that runs in a sandbox: its messages as they come, then how it ended.
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
 
-    The connection belongs to a thread, so that an interrupt of the waiting one cannot tear a message apart.
-    """
-
-    def __init__(self, connection: _UnixConnection, path: str, head: bytes, data: bytes) -> None:
-        self.done: dict[str, Any] = {}
-        """The last line; empty until the messages have ended."""
-        self._values = b""
-        self._connection = connection
-        self._aborted = ""
-        self._messages: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(MESSAGES_MAX)
-        threading.Thread(target=self._talk, args=(path, head, data), daemon=True, name="warmcell-remote").start()
-
-    def next(self) -> dict[str, Any] | None:
-        """The next message of the cell's output; None when it has ended.
-
-        Raises:
-            KeeperError: The sandbox or the keeper is gone, or the run was aborted.
-        """
-        message = self._messages.get()
-        if isinstance(message, BaseException):
-            raise KeeperError(self._aborted, code="aborted") if self._aborted else message
-        return message
-
-    def values(self) -> dict[str, Any]:
-        """What was brought back, once `next` has given None.
-
-        Raises:
-            CannotTravelError: It cannot be unpickled here.
-        """
-        return loads(self._values) if self._values else {}
-
-    def abort(self, why: str) -> None:
-        """Give up waiting: `next` raises a KeeperError that says `why`. Callable from any thread."""
-        self._aborted = why
-        self.close()
-
-    def close(self) -> None:
-        """Let go; a cell that still runs is interrupted by the keeper. Idempotent."""
-        with contextlib.suppress(OSError, AttributeError):
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._messages.get_nowait()
-
-    def _talk(self, path: str, head: bytes, data: bytes) -> None:
-        with doors.passing(None), contextlib.closing(self._connection):
-            try:
-                self._exchange(path, head, data)
-                self._messages.put(None)
-            except (OSError, EOFError, http.client.HTTPException, ValueError) as error:
-                self._messages.put(_unreachable(error))
-            except KeeperError as error:
-                self._messages.put(error)
-
-    def _exchange(self, path: str, head: bytes, data: bytes) -> None:
-        connection = self._connection
-        connection.putrequest("POST", path)
-        connection.putheader("Content-Type", "application/octet-stream")
-        connection.putheader("Content-Length", str(len(head) + len(data)))
-        connection.endheaders()
-        with contextlib.suppress(BrokenPipeError):  # Refused before all was sent; the answer says why.
-            connection.send(head)
-            connection.send(data)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise _failure(response.read())
-        while True:
-            line = response.readline()
-            if not line:
-                raise EOFError("the answer ended early")
-            message = json.loads(line)
-            if message.get("done"):
-                break
-            self._messages.put(message)
-        failure = message.get("failure")
-        if failure:
-            raise KeeperError(failure.get("message", ""), failure.get("hint", ""), failure.get("code", ""))
-        self._values = response.read(message.get("get") or 0)
-        self.done = message
-
-
-class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("keeper", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
+        """Connect (the base's hook)."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -229,6 +184,17 @@ def _failure(answer: bytes) -> KeeperError:
         return KeeperError(str(told["message"]), str(told.get("hint", "")), str(told.get("code", "")))
     except (ValueError, KeyError, TypeError):
         return KeeperError("The keeper refused, without saying why", "Look into its log: `warmcell doctor` names it.")
+
+
+def _told(what: bytes | Mapping[str, Any] | BaseException) -> BaseException:
+    """The error for what came instead of a cell's end."""
+    if isinstance(what, bytes):
+        return _failure(what)
+    if isinstance(what, Mapping):
+        return KeeperError(str(what.get("message", "")), str(what.get("hint", "")), str(what.get("code", "")))
+    if isinstance(what, (OSError, EOFError, http.client.HTTPException, ValueError)):
+        return _unreachable(what)
+    return what
 
 
 def _unreachable(error: BaseException) -> KeeperError:

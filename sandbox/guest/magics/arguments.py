@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import difflib
 import keyword
+import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+RANKS_MAX = 32
+"""Kernels of one fan-out."""
+
 KEYS: Mapping[str, str] = {
-    "gpu": "a GPU, as in gpu=A100, gpu=H100:2, gpu=24GiB, gpu=any",
-    "send": "variables that the cell needs, as in send=data,model",
-    "get": "variables to bring back, as in get=loss",
+    "gpu": "a GPU for each rank, as in gpu=A100, gpu=H100:2, gpu=24GiB, gpu=any",
+    "n": f"how many ranks run the cell, as in n=4; with gpu= also n=max; at most {RANKS_MAX}",
+    "send": "variables to send besides those that the cell reads, as in send=data,model",
+    "get": "variables to bring back, as in get=loss; from several ranks, lists",
+    "as": "a name for the value of the cell's last line, as in as=result",
+    "session": "a name for sandboxes with variables of their own, as in session=train",
+    "each": "a variable whose items are worked through, each as `item`, as in each=files",
+    "timeout": "after how long the cell is stopped, as in timeout=90, timeout=15m, timeout=2h",
+    "detach": "go on here while it runs; %remote says what can be done with it",
+    "image": "an image that the sandbox is made of, as in image=train",
+    "memory": "most memory of each rank, as in memory=8GiB",
 }
 """What can be said, each with its meaning and an example."""
+
+FLAGS = ("detach",)
+
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
+_FACTOR = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SESSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
 
 class ArgumentError(ValueError):
@@ -24,12 +45,25 @@ class Arguments(NamedTuple):
     """What a `%%remote` line says."""
 
     gpu: str | None = None
+    n: int = 1
+    """0: as many as there are GPUs free."""
     send: tuple[str, ...] = ()
     get: tuple[str, ...] = ()
+    result: str = ""
+    session: str = ""
+    each: str = ""
+    timeout_s: float | None = None
+    detach: bool = False
+    image: str | None = None
+    memory_bytes: int | None = None
 
 
-def parse(line: str) -> Arguments:
+def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
     """Read the line.
+
+    Args:
+        line: What stands behind `%%remote`.
+        defaults: Values, as they would be written, of keys that it does not have.
 
     Raises:
         ArgumentError: It is malformed, or has an unknown or repeated key.
@@ -41,16 +75,60 @@ def parse(line: str) -> Arguments:
     given: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals:
-            raise ArgumentError(f"{word!r} is no key=value.{_near(word, KEYS)} {usage()}")
+        if not equals and key not in FLAGS:
+            raise ArgumentError(f"{word!r} is no key=value.{near(word, KEYS)} {usage()}")
         if key not in KEYS:
-            raise ArgumentError(f"There is no {key}=.{_near(key, KEYS)} {usage()}")
+            raise ArgumentError(f"There is no {key}=.{near(key, KEYS)} {usage()}")
         if key in given:
-            raise ArgumentError(f"{key}= is given twice")
-        if not value:
+            raise ArgumentError(f"{key}{equals} is given twice")
+        if equals and key in FLAGS:
+            raise ArgumentError(f"{key} has no value: {KEYS[key]}")
+        if equals and not value:
             raise ArgumentError(f"{key}= has no value: {KEYS[key]}")
         given[key] = value
-    return Arguments(given.get("gpu"), _names("send", given), _names("get", given))
+    try:
+        return _arguments({**_strings(defaults or {}), **given})
+    except ArgumentError as error:
+        blamed = str(error).partition("=")[0]
+        where = "" if blamed in given else f" (from {_SOURCE})"
+        raise ArgumentError(f"{error}{where}") from None
+
+
+_SOURCE = "c.Warmcell.remote, or the notebook's metadata"
+
+
+def _strings(defaults: Mapping[str, object]) -> dict[str, str]:
+    found = {}
+    for key, value in defaults.items():
+        if key not in KEYS:
+            raise ArgumentError(f"{key}= is no key.{near(key, KEYS)}")
+        if value not in (None, False, ""):
+            found[key] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return found
+
+
+def _arguments(given: Mapping[str, str]) -> Arguments:
+    result = _names("as", given)
+    each = _names("each", given)
+    for key, names in (("as", result), ("each", each)):
+        if len(names) > 1:
+            raise ArgumentError(f"{key}={given[key]}: one name is needed; {KEYS[key]}")
+    session = given.get("session", "")
+    if session and not _SESSION.fullmatch(session):
+        raise ArgumentError(f"session={session}: letters, digits, dots, dashes and underscores make a name")
+    return Arguments(
+        gpu=given.get("gpu"),
+        n=_count(given),
+        send=_names("send", given),
+        get=_names("get", given),
+        result=result[0] if result else "",
+        session=session,
+        each=each[0] if each else "",
+        timeout_s=_time(given),
+        detach="detach" in given,
+        image=given.get("image"),
+        memory_bytes=_size(given),
+    )
 
 
 def usage() -> str:
@@ -58,12 +136,59 @@ def usage() -> str:
     return "Keys are " + "; ".join(KEYS.values()) + "."
 
 
-def check_known(names: Sequence[str], namespace: Mapping[str, object]) -> None:
+def table() -> str:
+    """All keys with their meaning, a line each."""
+    lines = []
+    for key, about in KEYS.items():
+        meaning, _, example = about.partition(", as in ")
+        lines.append(f"{key:8} {meaning}" + (f"\n{'':8}     {example}" if example else ""))
+    return "\n".join(lines)
+
+
+def check_known(key: str, names: Sequence[str], namespace: Mapping[str, object]) -> None:
     """Raise ArgumentError for the first of `names` that is no variable in `namespace`."""
     for name in names:
         if name not in namespace:
             known = [other for other in namespace if not other.startswith("_")]
-            raise ArgumentError(f"send={name}: there is no variable {name}.{_near(name, known)}")
+            raise ArgumentError(f"{key}={name}: there is no variable {name}.{near(name, known)}")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A question whether the nearest of `known` was meant; empty where none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def _count(given: Mapping[str, str]) -> int:
+    text = given.get("n", "1")
+    if text == "max":
+        if "gpu" not in given:
+            raise ArgumentError("n=max means all GPUs that are free, so say which: gpu=any n=max")
+        return 0
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= RANKS_MAX:
+        raise ArgumentError(f"n={text}: ranks are counted from 1 to {RANKS_MAX}; {KEYS['n']}")
+    return int(text)
+
+
+def _time(given: Mapping[str, str]) -> float | None:
+    text = given.get("timeout")
+    if text is None:
+        return None
+    found = _TIME.fullmatch(text)
+    seconds = float(found[1]) * _SECONDS[found[2]] if found else 0.0
+    if not 0 < seconds < math.inf:
+        raise ArgumentError(f"timeout={text} is no time; {KEYS['timeout']}")
+    return seconds
+
+
+def _size(given: Mapping[str, str]) -> int | None:
+    text = given.get("memory")
+    if text is None:
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None or float(found[1]) <= 0:
+        raise ArgumentError(f"memory={text} is no amount of memory; {KEYS['memory']}")
+    return int(float(found[1]) * _FACTOR[found[2].upper()])
 
 
 def _names(key: str, given: Mapping[str, str]) -> tuple[str, ...]:
@@ -74,8 +199,3 @@ def _names(key: str, given: Mapping[str, str]) -> tuple[str, ...]:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise ArgumentError(f"{key}={given[key]}: {name!r} is no name of a variable; {KEYS[key]}")
     return tuple(dict.fromkeys(names))
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""

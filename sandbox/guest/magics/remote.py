@@ -3,210 +3,238 @@
 from __future__ import annotations
 
 import atexit
-import builtins
-import contextlib
-import sys
+import json
+import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .api import ANSWER_TIMEOUT_S, Api, KeeperError, Run
-from .arguments import ArgumentError, Arguments, check_known, parse
+from . import output
+from .api import Api
+from .arguments import ArgumentError, Arguments, check_known, near, parse, table
+from .capture import Reads, captured, reads
+from .fanout import FanOut, Task
+from .jobs import Job, Jobs
+from .pods import Pod, Pods
+from .sending import Parcel
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-STOP_TIMEOUT_S = 10.0
-"""How long an interrupted cell has to end before its sandbox is removed."""
+VERBS = ("ls", "attach", "logs", "stop", "wait", "close")
+LAST = "warmcell_last"
+"""What the value of a cell's last line is called on its way."""
 
-NOT_STOPPED = f"The remote cell has not stopped within {STOP_TIMEOUT_S:.0f} s, so its sandbox was removed"
-
-EXIT_TIMEOUT_S = 2.0
-
-GONE = ("sandbox_not_found", "not_found", "conflict")
-"""Codes that say that a kept sandbox is no more."""
-
-
-class RemoteError(Exception):
-    """What a remote cell raised, with the remote traceback as its own."""
-
-    def __init__(self, value: str, traceback: list[str]) -> None:
-        super().__init__(value)
-        self._traceback = traceback
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-    def _render_traceback_(self) -> list[str]:
-        return self._traceback
-
-    @staticmethod
-    def of(content: Mapping[str, Any]) -> BaseException:
-        """The error that an `error` message tells: named as over there, and a subclass of that builtin if it is one."""
-        name, value = str(content.get("ename")), str(content.get("evalue"))
-        lines = [str(line) for line in content.get("traceback") or [f"{name}: {value}"]]
-        builtin = getattr(builtins, name, None)
-        bases: tuple[type, ...] = (RemoteError,)
-        if isinstance(builtin, type) and issubclass(builtin, BaseException) and builtin is not Exception:
-            bases = (RemoteError, builtin)
-        try:
-            return type(name, bases, {})(value, lines)  # type: ignore[no-any-return]
-        except TypeError:
-            return type(name, (RemoteError,), {})(value, lines)  # type: ignore[no-any-return]
+NOTEBOOKS = "WARMCELL_REMOTE"
+"""Variable of the environment with the defaults that the notebook's metadata have."""
 
 
 class Remote:
-    """The magic of one shell and the sandboxes that it keeps warm, one for each GPU request."""
+    """The magics of one shell."""
 
     def __init__(self, shell: InteractiveShell, connect: Callable[[], Api]) -> None:
         self._shell = shell
-        self._connect = connect
-        self._api: Api | None = None
-        self._warm: dict[str | None, Mapping[str, Any]] = {}
-        self._lock = threading.Lock()
+        self.pods = Pods(connect)
+        self._jobs = Jobs()
         atexit.register(self.close)
 
     def magic(self, line: str, cell: str) -> None:
-        """Run this cell in another sandbox, with its own memory and, if asked for, its own GPU.
+        from IPython.core.error import UsageError
 
-            %%remote [gpu=KIND] [send=NAMES] [get=NAMES]
+        if not cell.strip():
+            raise UsageError("%%remote runs the lines below it, and there are none")
+        try:
+            arguments = parse(line, self._defaults())
+            check_known("send", arguments.send, self._shell.user_ns)
+            check_known("each", (arguments.each,) if arguments.each else (), self._shell.user_ns)
+        except ArgumentError as error:
+            raise UsageError(f"%%remote: {error}") from None
+        found = reads(cell, self._shell.transform_cell)
+        job, finish, after = self._prepared(arguments, cell, found)
+        if arguments.detach:
+            self._detach(job, arguments, finish, after)
+            return
+        view = output.of(self._shell, job.ranks)
+        job.attach(view)
+        job.run(finish, after)
+        view.close(_summary(job))
+        job.result()
 
-        ======  =====================================================  =====================
-        key     meaning                                                example
-        ======  =====================================================  =====================
-        gpu     which GPU it runs on: a kind, a count after a colon,   gpu=A100, gpu=H100:2,
-                a least size of memory, or any; without it, none       gpu=24GiB, gpu=any
-        send    variables that it finds in its namespace               send=data,model
-        get     variables that are brought back when it has finished   get=loss
-        ======  =====================================================  =====================
+    magic.__doc__ = f"""Run this cell in another sandbox, on one or more ranks, each with its own GPU if asked for.
 
-        Output and pictures appear as they come. An error over there is an error here; the stop button stops the
-        remote cell. The sandbox is kept for the next %%remote with the same gpu=, variables included, and removed
-        with this kernel. It sees the same files as this notebook.
+    %%remote [KEY=VALUE ...] [detach]
+
+{table()}
+
+    Variables that the cell reads are sent by themselves, functions and classes of the notebook with what they use; what
+    a rank already has is not sent again. Output appears as it comes. An error over there is an error here and stops the
+    other ranks; the stop button stops all. Each rank sees RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as
+    from torchrun. The sandbox is kept for the next %%remote with the same gpu, n, session, image and memory, variables
+    included, and removed with this kernel. It sees the same files as this notebook.
+    %remote? says what can be done with a cell that was detached.
+    """
+
+    def line(self, line: str) -> None:
+        """What runs remotely, and what to do with it.
+
+            %remote ls            all remote cells of this notebook
+            %remote attach [N]    show a cell that runs, from its beginning; the stop button only stops showing it
+            %remote logs [N]      what it has shown until now
+            %remote stop [N]      interrupt it
+            %remote wait [N]      wait for it, and have what it brings back
+            %remote close [NAME]  remove the sandboxes that are kept, or those of a session
+
+        Without a number the last one that runs is meant.
         """
         from IPython.core.error import UsageError
 
-        try:
-            arguments = parse(line)
-            check_known(arguments.send, self._shell.user_ns)
-        except ArgumentError as error:
-            raise UsageError(f"%%remote: {error}") from None
-        if not cell.strip():
-            raise UsageError("%%remote runs the lines below it, and there are none")
-        send = {name: self._shell.user_ns[name] for name in arguments.send}
-        with self._lock:
-            self._run(arguments, cell, send)
+        verb, _, rest = line.strip().partition(" ")
+        verb, rest = verb or "ls", rest.strip()
+        if verb not in VERBS:
+            raise UsageError(f"%remote {verb}: there is {', '.join(VERBS)}.{near(verb, VERBS)}")
+        if verb == "ls":
+            self._list()
+        elif verb == "close":
+            _say(f"{self.pods.close(rest or None)} sandboxes removed")
+        else:
+            try:
+                job = self._jobs.find(rest)
+            except KeyError as error:
+                raise UsageError(f"%remote {verb}: {error.args[0]}") from None
+            self._do(verb, job)
 
     def close(self) -> None:
         """Remove the sandboxes that are kept. Idempotent."""
         atexit.unregister(self.close)
-        for gpu in list(self._warm):
-            self._drop(gpu, timeout=EXIT_TIMEOUT_S)
+        self.pods.end()
 
-    def _run(self, arguments: Arguments, cell: str, send: Mapping[str, Any]) -> None:
-        self._api = self._api or self._connect()
-        kept = self._warm.get(arguments.gpu)
-        if kept is not None:
-            _say(f"{_place(kept)}, warm")
-            try:
-                self._run_in(kept, arguments, cell, send)
-                return
-            except KeeperError as error:
-                if error.code not in GONE:
-                    raise
-            _say("it is gone, with its variables; another one takes its place")
-        self._run_in(self._started(arguments.gpu), arguments, cell, send)
-
-    def _started(self, gpu: str | None) -> Mapping[str, Any]:
-        """A new sandbox with a running kernel; says where it is and how it was started."""
-        assert self._api is not None
-        info = self._warm[gpu] = self._api.create(gpu=gpu)
+    def _do(self, verb: str, job: Job) -> None:
+        if verb == "stop":
+            job.stop()
+            job.wait()
+            _say(repr(job))
+            return
+        if verb == "wait":
+            job.result()
+            _say(repr(job))
+            return
+        view = output.of(self._shell, job.ranks)
+        job.attach(view)
         try:
-            with contextlib.closing(self._api.run(str(info["id"]), "", send={}, get=())) as first:
-                while first.next() is not None:
-                    pass
-        except BaseException:
-            self._drop(gpu)
-            raise
-        how = "from a template" if first.done.get("started_from") == "template" else "cold"
-        took = first.done.get("started_ms")
-        _say(f"{_place(info)}, started {how}" + (f" in {took:.0f} ms" if took else ""))
-        return info
-
-    def _run_in(self, info: Mapping[str, Any], arguments: Arguments, cell: str, send: Mapping[str, Any]) -> None:
-        assert self._api is not None
-        run = self._api.run(str(info["id"]), cell, send=send, get=arguments.get)
-        try:
-            with contextlib.closing(run):
-                error = self._follow(str(info["id"]), run)
-        except BaseException:
-            # Nobody knows what it is doing now, so the next cell does not go there.
-            self._drop(arguments.gpu)
-            raise
-        if error is not None:
-            raise error
-        self._shell.user_ns.update(run.values())
-
-    def _follow(self, sandbox_id: str, run: Run) -> BaseException | None:
-        """Show what the cell shows until it has ended; what it raised, if it did."""
-        assert self._api is not None
-        error: BaseException | None = None
-        stopping: threading.Timer | None = None
-        try:
-            while True:
-                try:
-                    message = run.next()
-                    if message is None:
-                        return error
-                    if message["msg_type"] == "error":
-                        error = RemoteError.of(message["content"])
-                    else:
-                        self._show(message)
-                except KeyboardInterrupt:
-                    if stopping is not None:
-                        raise
-                    stopping = threading.Timer(STOP_TIMEOUT_S, run.abort, [NOT_STOPPED])
-                    stopping.daemon = True
-                    stopping.start()
-                    self._api.interrupt(sandbox_id)
+            if verb == "attach":
+                job.wait()
+        except KeyboardInterrupt:
+            _say(f"{job!r} goes on; %remote stop {job.number} stops it")
         finally:
-            if stopping is not None:
-                stopping.cancel()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            job.leave(view)
+            view.close(_summary(job))
 
-    def _show(self, message: Mapping[str, Any]) -> None:
-        kind, content = message["msg_type"], message["content"]
-        if kind == "stream":
-            stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
-            stream.write(content.get("text", ""))
-        elif kind == "clear_output":
-            self._shell.display_pub.clear_output(wait=bool(content.get("wait")))  # type: ignore[no-untyped-call]
-        elif kind in ("display_data", "update_display_data", "execute_result"):
-            self._shell.display_pub.publish(
-                content.get("data", {}),
-                content.get("metadata", {}),
-                transient=content.get("transient", {}),
-                update=kind == "update_display_data",
+    def _list(self) -> None:
+        for job in self._jobs.all():
+            first = next((line for line in job.cell.splitlines() if line.strip()), "")
+            _say(f"{job.number:3}  {job.state:7} {job.place}  {first[:60]}")
+        if not self._jobs.all():
+            _say("No remote cell has run yet")
+
+    def _defaults(self) -> Mapping[str, object]:
+        """Of the operator, then of the notebook."""
+        own: Mapping[str, object] = {}
+        text = os.environ.get(NOTEBOOKS, "")
+        if text:
+            own = json.loads(text)
+        return {**self.pods.settings["defaults"], **own}
+
+    def _prepared(
+        self, arguments: Arguments, cell: str, found: Reads
+    ) -> tuple[Job, Callable[[list[Mapping[str, Any]]], Any], Callable[[], None]]:
+        """The cell as a job; what makes its result, and what is to be done after it."""
+        number = self._jobs.next_number()
+        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"))
+        names = self._shell.user_ns
+        try:
+            parcel = Parcel(
+                pod.store, self._values(arguments, found, pod), arguments.send, output.Progress(self._shell)
             )
+            fan_out = FanOut(
+                pod,
+                self._tasks(arguments, cell, pod),
+                parcel=parcel,
+                get=arguments.get,
+                last=LAST if arguments.result else "",
+                timeout_s=arguments.timeout_s,
+                cell=len(names["In"]) - 1,
+                retry=bool(arguments.each),
+            )
+            job = Job(number, cell, pod.place, fan_out, pod.ranks)
+        except BaseException:
+            self.pods.give_back(pod)
+            raise
+        self._jobs.add(job)
 
-    def _drop(self, gpu: str | None, *, timeout: float = ANSWER_TIMEOUT_S) -> None:
-        info = self._warm.pop(gpu, None)
-        if info is not None and self._api is not None:
-            with contextlib.suppress(KeeperError):
-                self._api.delete(str(info["id"]), timeout=timeout)
+        def finish(values: list[Mapping[str, Any]]) -> Any:
+            return self._finish(arguments, values)
+
+        def after() -> None:
+            pod.store.theirs.update({name: names.get(name) for name in found.assigned})
+            self.pods.give_back(pod)
+
+        return job, finish, after
+
+    def _values(self, arguments: Arguments, found: Reads, pod: Pod) -> dict[str, Any]:
+        names, theirs = self._shell.user_ns, pod.store.theirs
+        hidden = {
+            name for name, value in self._shell.user_ns_hidden.items() if name in names and names[name] is value
+        } | {"In", "Out", "get_ipython", "exit", "quit"}
+        if arguments.each:
+            hidden |= {"item", "index"}
+        values = {
+            name: value
+            for name, value in captured(found, names, hidden=hidden).items()
+            if name not in theirs or theirs[name] is not value
+        }
+        values.update({name: names[name] for name in arguments.send})
+        return values
+
+    def _tasks(self, arguments: Arguments, cell: str, pod: Pod) -> Sequence[Task]:
+        code = cell if cell.lstrip().startswith("%%") else f"# %%remote\n{cell}"  # Its lines have numbers as here.
+        if not arguments.each:
+            return [Task(code, {}, rank) for rank in range(pod.ranks)]
+        items = list(self._shell.user_ns[arguments.each])
+        return [
+            Task(code, {"item": item, "index": index}, None, f"{arguments.each}[{index}]")
+            for index, item in enumerate(items)
+        ]
+
+    def _detach(
+        self,
+        job: Job,
+        arguments: Arguments,
+        finish: Callable[[list[Mapping[str, Any]]], Any],
+        after: Callable[[], None],
+    ) -> None:
+        if arguments.result:
+            self._shell.user_ns[arguments.result] = job
+        threading.Thread(target=job.run, args=(finish, after), daemon=True, name="warmcell-detached").start()
+        _say(f"Remote cell {job.number} runs on its own. %remote attach, logs, stop or wait {job.number}.")
+
+    def _finish(self, arguments: Arguments, values: list[Mapping[str, Any]]) -> Any:
+        """Put what came back where it belongs; the value of the last line, else what `get=` names."""
+        single = len(values) == 1 and not arguments.each and arguments.n == 1
+        found = {
+            name: values[0].get(name) if single else [one.get(name) for one in values]
+            for name in (*arguments.get, *((LAST,) if arguments.result else ()))
+        }
+        result = found.pop(LAST, None)
+        self._shell.user_ns.update(found)
+        if arguments.result and not arguments.detach:
+            self._shell.user_ns[arguments.result] = result
+        return result if arguments.result else found or None
+
+
+def _summary(job: Job) -> str:
+    """One fan-out in a line."""
+    return f"{job.ranks} ranks · {job.state} · {job.told()}"
 
 
 def _say(text: str) -> None:
-    print(f"Remote: {text}", flush=True)  # noqa: T201 - it is the cell's output.
-
-
-def _place(info: Mapping[str, Any]) -> str:
-    """Where that sandbox is, in a few words."""
-    names: dict[str, int] = {}
-    for gpu in info.get("gpus") or []:
-        name = str(gpu.get("name")) + (" (simulated)" if gpu.get("simulated") else "")
-        names[name] = names.get(name, 0) + 1
-    what = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items()) or "CPU"
-    open_ = "" if info.get("isolated", True) else ", not isolated"
-    return f"sandbox {info.get('id')} on {what}{open_}"
+    print(text, flush=True)  # noqa: T201 - it is the cell's output.

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import httpx
 import pytest
 
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.guest import values as travelling
 from warmcell.sandbox.paths import Paths
 
 
@@ -23,7 +23,7 @@ class Answer:
             if self.lines[-1].get("done"):
                 break
         self.done = self.lines.pop()
-        self.values = cloudpickle.loads(content) if content else {}
+        self.values = travelling.loads(bytearray(content)) if content else {}
 
     @property
     def text(self) -> str:
@@ -31,8 +31,9 @@ class Answer:
 
 
 async def run(sandbox_id: str, code: str, *, send: dict[str, Any] | None = None, get: tuple[str, ...] = ()) -> Answer:
-    values = cloudpickle.dumps(send) if send else b""
-    head = json.dumps({"code": code, "send": len(values), "get": get}).encode() + b"\n"
+    values = travelling.pack(send).stream if send else b""
+    load = {"buffers": [], "held": {}, "modules": {}, "tags": {}} if send else None
+    head = json.dumps({"code": code, "send": len(values), "load": load, "get": get}).encode() + b"\n"
     transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
     async with httpx.AsyncClient(transport=transport, timeout=60) as http:
         response = await http.post(f"http://k/warmcell/api/v1/sandboxes/{sandbox_id}/run", content=head + values)
@@ -89,7 +90,7 @@ async def test_a_link_in_place_of_values_is_not_followed(sandbox: str, tmp_path:
     (tmp_path / "secret").write_text("host secret")
     code = f"""
 import warmcell_guest.values as values, os
-values.dump = lambda names, path: os.symlink({str(tmp_path / "secret")!r}, path)
+values.dump = lambda names, path, last: os.symlink({str(tmp_path / "secret")!r}, path)
 """
     await run(sandbox, code)
     answer = await run(sandbox, "x = 1", get=("x",))

@@ -16,6 +16,13 @@ from warmcell.sandbox.guest.magics.arguments import KEYS, ArgumentError, Argumen
         ("gpu='A100 80GB' send='a, b'", Arguments(gpu="A100 80GB", send=("a", "b"))),
         ("send=a,a", Arguments(send=("a",))),
         ("send=größe", Arguments(send=("größe",))),
+        ("n=4 gpu=T4 detach", Arguments(gpu="T4", n=4, detach=True)),
+        ("gpu=any n=max", Arguments(gpu="any", n=0)),
+        ("as=best each=files session=train-2", Arguments(result="best", each="files", session="train-2")),
+        ("timeout=90", Arguments(timeout_s=90.0)),
+        ("timeout=1.5h", Arguments(timeout_s=5400.0)),
+        ("memory=8GiB image=train", Arguments(memory_bytes=8 * 2**30, image="train")),
+        ("memory='512 m'", Arguments(memory_bytes=512 * 2**20)),
     ],
 )
 def test_lines_are_read(line: str, expected: Arguments) -> None:
@@ -37,7 +44,23 @@ def test_lines_are_read(line: str, expected: Arguments) -> None:
         ("get=for", "'for' is no name of a variable"),
         ("send=__import__('os')", "is no name of a variable"),
         ("gpu='A100", "No closing quotation"),
-        ("nonsense=1", "Keys are a GPU, as in gpu=A100"),
+        ("nonsense=1", "Keys are a GPU for each rank, as in gpu=A100"),
+        ("n=0", "n=0: ranks are counted from 1 to 32"),
+        ("n=-1", "n=-1: ranks are counted"),
+        ("n=33", "at most 32"),
+        ("n=two", "n=two: ranks are counted"),
+        ("n=max", "say which: gpu=any n=max"),
+        ("timeout=0", "timeout=0 is no time"),
+        ("timeout=soon", "as in timeout=90, timeout=15m"),
+        ("memory=8", "memory=8 is no amount of memory"),
+        ("memory=0GiB", "memory=0GiB is no amount of memory"),
+        ("as=a,b", "as=a,b: one name is needed"),
+        ("each=a,b", "each=a,b: one name is needed"),
+        ("session=../x", "session=../x: letters, digits"),
+        ("detach=yes", "detach has no value"),
+        ("detach detach", "detach is given twice"),
+        ("detatch", "Did you mean detach?"),
+        ("sesion=a", "Did you mean session?"),
     ],
 )
 def test_malformed_lines_are_told_how_to_be_right(line: str, said: str) -> None:
@@ -57,11 +80,21 @@ def test_no_line_is_evaluated_or_breaks_the_reader(line: str) -> None:
     assert all(name.isidentifier() for name in (*arguments.send, *arguments.get))
 
 
+def test_defaults_are_what_the_line_does_not_say() -> None:
+    """What is written wins; what is wrong in a default says where it comes from."""
+    assert parse("n=2", {"n": 4, "gpu": "T4", "detach": False}) == Arguments(n=2, gpu="T4")
+    assert parse("", {"get": ["a", "b"], "timeout": 60}) == Arguments(get=("a", "b"), timeout_s=60.0)
+    with pytest.raises(ArgumentError, match=r"timeot= is no key\. Did you mean timeout\? \(from c\.Warmcell\.remote"):
+        parse("", {"timeot": 5})
+    with pytest.raises(ArgumentError, match=r"n=x: .*notebook's metadata"):
+        parse("gpu=T4", {"n": "x"})
+
+
 def test_an_unknown_variable_is_named_with_its_nearest() -> None:
     """A slip in send= is told with the variable that was meant; private ones are not proposed."""
-    with pytest.raises(ArgumentError, match=r"no variable dtaa\. Did you mean data\?"):
-        check_known(("dtaa",), {"data": 1, "_dtaa": 2})
-    check_known(("data",), {"data": 1})
+    with pytest.raises(ArgumentError, match=r"send=dtaa: there is no variable dtaa\. Did you mean data\?"):
+        check_known("send", ("dtaa",), {"data": 1, "_dtaa": 2})
+    check_known("each", ("data",), {"data": 1})
 
 
 def test_every_key_is_in_the_table_that_help_shows() -> None:
@@ -70,6 +103,6 @@ def test_every_key_is_in_the_table_that_help_shows() -> None:
 
     text = Remote.magic.__doc__ or ""
     for key, meaning in KEYS.items():
-        assert f"\n        {key} " in text
-        for example in meaning.split("as in ")[1].split(", "):
+        assert f"\n{key} " in text
+        for example in meaning.partition("as in ")[2].split("; ")[0].split(", "):
             assert example in text

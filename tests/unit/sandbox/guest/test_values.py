@@ -1,68 +1,158 @@
-"""Variables on their way between kernels."""
+"""Variables as they travel: out-of-band buffers, sharing, sizes, and what is refused by name."""
 
+import io
+import json
+import math
+import socket
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from warmcell.sandbox.guest.values import CannotTravelError, dump, dumps, load, loads
-
-
-class Shell:
-    """What stands for the running shell here: only its namespace is used."""
-
-    def __init__(self) -> None:
-        self.user_ns: dict[str, object] = {}
+from warmcell.sandbox.guest import modules, values
+from warmcell.sandbox.guest.values import CannotTravelError, TooLargeError, dumps, loads, pack
 
 
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
-    found = Shell()
-    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: found)
-    return found
+def there_and_back(**given: Any) -> dict[str, Any]:
+    return loads(bytearray(dumps(given)))
 
 
-def test_shared_objects_stay_shared() -> None:
-    """Two variables that hold the same list hold the same list on the other side."""
-    inner = [1]
-    back = loads(dumps({"a": inner, "b": {"inner": inner}}))
-    assert back["a"] is back["b"]["inner"]
+def test_arrays_stay_out_of_the_pickle_and_can_be_written_to() -> None:
+    """A large array is a buffer of its own, aligned, and on the other side an ordinary array."""
+    array = np.arange(100_000.0)
+    packed = pack({"a": array, "small": np.arange(3)})
+    assert [view.nbytes for view in packed.buffers] == [array.nbytes]
+    assert len(packed.stream) < 2000
+    found = there_and_back(a=array, small=np.arange(3))
+    assert (found["a"] == array).all()
+    found["a"][0] = 7
+    assert array[0] == 0
 
 
-def test_functions_of_the_notebook_travel_by_value() -> None:
-    """A function that no module has is sent with its code and what it closes over."""
-    namespace: dict[str, object] = {"__name__": "__main__", "factor": 3}
-    exec("def scale(x): return x * factor", namespace)
-    scale = loads(dumps({"scale": namespace["scale"]}))["scale"]
-    assert scale(4) == 12
+def test_what_is_shared_is_shared_on_the_other_side() -> None:
+    """Two names of one object, and two parameters of one tensor, stay one."""
+    weight = torch.nn.Parameter(torch.ones(200, 200))
+    found = there_and_back(a=[weight], b={"w": weight})
+    assert found["a"][0] is found["b"]["w"]
+    assert isinstance(found["a"][0], torch.nn.Parameter)
 
 
-def test_what_cannot_be_sent_is_named() -> None:
-    """The error says which of the variables it is, and why."""
-    with pytest.raises(CannotTravelError, match=r"^lock cannot be sent: TypeError: .*lock"):
-        dumps({"fine": 1, "lock": threading.Lock()})
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(100_000),
+        torch.ones(300, 300, dtype=torch.bfloat16),
+        torch.tensor(2.5),
+        torch.empty(0, 3),
+        torch.ones(400, 400).t()[::2],
+        torch.ones(5, requires_grad=True),
+        torch.ones(3).to_sparse(),
+        torch.tensor([1 + 2j]),
+        torch.tensor([True, False]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_tensors_of_every_kind_travel(tensor: torch.Tensor) -> None:
+    """With type, shape and gradient flag; sparse and empty ones too."""
+    found = there_and_back(t=tensor)["t"]
+    assert (found.dtype, found.shape, found.requires_grad) == (tensor.dtype, tensor.shape, tensor.requires_grad)
+    assert torch.equal(found.to_dense(), tensor.to_dense())
 
 
-def test_what_cannot_be_unpacked_is_said() -> None:
-    """A module that is missing here is in the message."""
-    with pytest.raises(CannotTravelError, match="no_such_module"):
-        loads(b"cno_such_module\nthing\n.")
+def test_a_model_and_its_optimizer_stay_together() -> None:
+    """The optimizer steps the parameters of the model that it came with."""
+    model = torch.nn.Linear(200, 200)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = there_and_back(model=model, optimizer=optimizer)
+    assert found["optimizer"].param_groups[0]["params"][0] is next(found["model"].parameters())
 
 
-def test_values_go_through_files(shell: Shell, tmp_path: Path) -> None:
-    """`dump` writes variables of the namespace, `load` puts them into one."""
-    path = tmp_path / "v.pkl"
-    shell.user_ns.update(x=1, y=[2])
-    dump(["x", "y"], str(path))
-    assert [p.name for p in tmp_path.iterdir()] == ["v.pkl"]
-    shell.user_ns.clear()
-    load(str(path))
-    assert shell.user_ns == {"x": 1, "y": [2]}
+def test_functions_go_by_value_with_what_they_use() -> None:
+    """Closures, recursion, and the globals that they name."""
+    scope: dict[str, Any] = {"math": math, "factor": 3, "__name__": "__main__"}
+    exec("def f(n):\n    return factor * math.floor(n) + (f(n - 1) if n > 1 else 0)", scope)
+    assert there_and_back(f=scope["f"])["f"](2.5) == 3 * 2 + 3 * 1
 
 
-def test_a_missing_variable_writes_nothing(shell: Shell, tmp_path: Path) -> None:
-    """The error names it, and there is no file, whole or in part."""
-    shell.user_ns["x"] = 1
-    with pytest.raises(NameError, match="'missing'"):
-        dump(["x", "missing"], str(tmp_path / "v.pkl"))
-    assert list(tmp_path.iterdir()) == []
+class Holder:
+    """Something with a part."""
+
+    def __init__(self, part: object) -> None:
+        self.part = part
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "cure"),
+    [
+        (lambda: threading.Lock(), "thing cannot be sent: it is a lock", "Make one in the remote cell"),
+        (lambda: (n for n in "ab"), "thing cannot be sent: it is a generator", "as in list(…)"),
+        (lambda: {"a": [threading.RLock()]}, "thing['a'][0] cannot be sent: it is a lock", "Make one"),
+        (lambda: Holder(threading.Lock()), "thing.part cannot be sent: it is a lock", "Make one"),
+        (lambda: threading.Event(), "thing cannot be sent: it is a lock", "Make one"),
+        (lambda: sys._getframe(), "thing cannot be sent: it is a part of a running program", "what you need"),
+    ],
+)
+def test_what_cannot_travel_is_named_with_the_cure(make: Callable[[], object], said: str, cure: str) -> None:
+    """By the variable, the way to the part of it, what that is, and what to do."""
+    with pytest.raises(CannotTravelError) as caught:
+        pack({"fine": 1, "thing": make()})
+    assert said in str(caught.value)
+    assert cure in str(caught.value)
+
+
+def test_files_and_sockets_are_refused(tmp_path: Path) -> None:
+    """An open file, in whatever mode, and a socket; a StringIO is a value like any other."""
+    (tmp_path / "f").write_text("x")
+    with (tmp_path / "f").open() as file, pytest.raises(CannotTravelError, match=r"it is an open file.*Send its path"):
+        pack({"log": file})
+    with socket.socket() as one, pytest.raises(CannotTravelError, match="it is a socket"):
+        pack({"s": one})
+    assert there_and_back(s=io.StringIO("text"))["s"].getvalue() == "text"
+
+
+def test_a_limit_holds_before_anything_is_copied() -> None:
+    """Buffers count before they are read, and a pickle ends where it becomes too long."""
+    huge = np.zeros(2**31, dtype="u1")  # Of which no page is there yet.
+    with pytest.raises(TooLargeError):
+        pack({"huge": huge}, limit=2**30)
+    with pytest.raises(TooLargeError):
+        pack({"many": [b"x" * 100] * 10 + [bytes(1000)]}, limit=500)
+    assert pack({"few": [1, 2]}, limit=500).size < 500
+
+
+def test_what_is_missing_on_the_other_side_is_said() -> None:
+    """A module that is not there is named, with how to have it."""
+    stream = b"\x80\x05}\x94\x8c\x01x\x94\x8c\x0enot_there.part\x94\x8c\x01y\x94\x93\x94s."
+    with pytest.raises(CannotTravelError, match=r"need not_there, which is missing here.*pip install not_there"):
+        values.unpack(stream, ())
+
+
+def test_modules_of_the_folder_are_loaded_again_where_they_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are given with their source; a rank that has an older one has the newer one after that."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "wc_helpers.py").write_text("def answer():\n    return 41\n")
+    import wc_helpers  # type: ignore[import-not-found]
+
+    try:
+        given = modules.give(str(tmp_path))
+        assert list(given) == ["wc_helpers"]
+        modules.take(json.loads(json.dumps(given)))
+        assert wc_helpers.answer() == 41
+        (tmp_path / "wc_helpers.py").write_text("def answer():\n    return 42  # longer\n")
+        modules.take(json.loads(json.dumps(modules.give(str(tmp_path)))))
+        assert wc_helpers.answer() == 42
+        del sys.modules["wc_helpers"]
+        (tmp_path / "wc_helpers.py").unlink()
+        import wc_helpers as found
+
+        assert found.answer() == 42
+    finally:
+        sys.modules.pop("wc_helpers", None)
+        sys.meta_path[:] = [one for one in sys.meta_path if type(one).__module__ != modules.__name__]

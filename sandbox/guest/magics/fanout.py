@@ -1,0 +1,238 @@
+"""One cell on the ranks of a sandbox: each once, or item by item; the first failure stops the rest."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from .api import KeeperError
+from .failures import error_of
+from .pods import Pod
+from .run import Event, Inbox, Run
+from .sending import Parcel
+
+STOP_TIMEOUT_S = 10.0
+"""How long interrupted cells have to end before their sandbox is removed."""
+
+NOT_STOPPED = f"The remote cell has not stopped within {STOP_TIMEOUT_S:.0f} s, so its sandbox was removed"
+
+TRIES = 3
+"""How often a task is begun whose rank ends under it."""
+
+LOST = ("sandbox_died",)
+"""Codes that say that a rank has ended, and only that."""
+
+TICK_S = 0.1
+
+
+class Task(NamedTuple):
+    """One cell to be run."""
+
+    code: str
+    extra: Mapping[str, Any]
+    """Variables for it alone."""
+    rank: int | None = None
+    """Where; None: on whichever rank is free."""
+    label: str = ""
+    """How it is called in errors; empty: as its rank."""
+
+
+class Show(Protocol):
+    """Whoever shows what ranks say."""
+
+    def begin(self, rank: int, label: str) -> None:
+        """A task begins on that rank."""
+
+    def message(self, rank: int, message: Mapping[str, Any]) -> None:
+        """Something of its output."""
+
+    def end(self, rank: int, failed: str) -> None:
+        """It has ended; `failed` says how, empty: well."""
+
+    def tick(self) -> None:
+        """Now and then."""
+
+
+class FanOut:
+    """Runs tasks on the ranks of a pod and gathers what they bring back."""
+
+    def __init__(
+        self,
+        pod: Pod,
+        tasks: Sequence[Task],
+        *,
+        parcel: Parcel,
+        get: Sequence[str] = (),
+        last: str = "",
+        timeout_s: float | None = None,
+        cell: int = 0,
+        retry: bool = False,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            pod: Where.
+            tasks: What is run.
+            parcel: Variables that all of them need.
+            get: Variables to bring back from each.
+            last: What to call the value of each one's last line; empty: it is not brought back.
+            timeout_s: For each task.
+            cell: Number of the cell here.
+            retry: A task whose rank ends under it is begun again, on that rank's next kernel.
+        """
+        self._pod = pod
+        self._tasks = tasks
+        self._parcel = parcel
+        self._head = {"get": list(get), "last": last, "ranks": pod.ranks}
+        self._cell = cell
+        self._retry = retry
+        self._timeout_s = timeout_s
+        self._sent_before = pod.store.sent
+        self._inbox = Inbox()
+        self._running: dict[int, tuple[Run, Any]] = {}
+        self._waiting = collections.deque(range(len(tasks)))
+        self._tries = [0] * len(tasks)
+        self._again: set[int] = set()
+        self._first: BaseException | None = None
+        self._stopping: threading.Timer | None = None
+        self.results: list[Mapping[str, Any] | None] = [None] * len(tasks)
+        self.seconds: dict[int, float] = {}
+        """Rank to how long it has worked."""
+
+    def run(self, show: Show) -> list[Mapping[str, Any]]:
+        """Run them all; what each has brought back, in their order.
+
+        Raises:
+            KeyboardInterrupt: Stopped twice, so nobody waited for the end; the pod is lost.
+            KeeperError: A rank or all of the sandbox is gone.
+            BaseException: What the first that failed raised.
+        """
+        try:
+            self._assign(show)
+            while self._running:
+                try:
+                    event = self._inbox.get(TICK_S)
+                    if event is None:
+                        show.tick()
+                    else:
+                        self._take(event, show)
+                except KeyboardInterrupt:
+                    if self._stopping is not None:
+                        raise
+                    self.stop()
+        except BaseException:
+            self._pod.lose()
+            raise
+        finally:
+            if self._stopping is not None:
+                self._stopping.cancel()
+            self._inbox.close()
+            for run, _ in self._running.values():
+                run.close()
+        if self._first is not None:
+            raise self._first
+        return [dict(result or {}) for result in self.results]
+
+    @property
+    def sent_bytes(self) -> int:
+        """What had to be sent for it."""
+        return self._pod.store.sent - self._sent_before
+
+    def stop(self, *, but: Run | None = None) -> None:
+        """Interrupt all that runs, but one, and begin nothing more. Callable from any thread."""
+        self._waiting.clear()
+        if self._stopping is None:
+            self._stopping = threading.Timer(STOP_TIMEOUT_S, self._give_up)
+            self._stopping.daemon = True
+            self._stopping.start()
+        for rank, (run, _) in list(self._running.items()):
+            if run is but:
+                continue
+            try:
+                self._pod.api.interrupt(self._pod.id, rank)
+            except KeeperError:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        for run, _ in list(self._running.values()):
+            run.abort(KeeperError(NOT_STOPPED, code="aborted"))
+
+    def _assign(self, show: Show) -> None:
+        """Give every free rank the next task that it may have."""
+        for rank in range(self._pod.ranks):
+            if rank in self._running:
+                continue
+            number = next((one for one in self._waiting if self._tasks[one].rank in (None, rank)), None)
+            if number is not None:
+                self._waiting.remove(number)
+                self._begin(number, rank, show)
+
+    def _begin(self, number: int, rank: int, show: Show) -> None:
+        task = self._tasks[number]
+        show.begin(rank, task.label)
+        load = self._parcel.load(rank, task.extra)
+        head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
+        if self._timeout_s is not None:
+            head["timeout_s"] = self._timeout_s
+        run = self._pod.api.run(self._pod.id, head, load.body, self._inbox)
+        run.task = number
+        self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
+        self._running[rank] = (run, load)
+
+    def _take(self, event: Event, show: Show) -> None:
+        run = event.run
+        if self._running.get(run.rank, (None, None))[0] is not run:
+            return
+        if event.message is not None:
+            self._hear(run, event.message, show)
+            return
+        load = self._running.pop(run.rank)[1]
+        self.seconds[run.rank] += time.monotonic()
+        if run.task in self._again:  # It had lost what it was believed to have.
+            self._again.discard(run.task)
+            self._waiting.appendleft(run.task)
+            self._pod.store.lose(run.rank)
+        elif event.error is not None:
+            self._lost(run, event.error, show)
+        else:
+            self._parcel.loaded(run.rank, load)
+            self.results[run.task] = run.values
+            failed = (event.done or {}).get("status") != "ok"
+            show.end(run.rank, "failed" if failed else "")
+        if self._stopping is None:
+            self._assign(show)
+
+    def _hear(self, run: Run, message: Mapping[str, Any], show: Show) -> None:
+        if message["msg_type"] != "error":
+            show.message(run.rank, message)
+            return
+        content = message["content"]
+        if message.get("step") == "load" and content.get("ename") == "LookupError" and self._tries[run.task] < TRIES:
+            self._tries[run.task] += 1
+            self._again.add(run.task)
+            return
+        label = self._tasks[run.task].label
+        several = self._pod.ranks > 1
+        where = label or (f"Rank {run.rank}" if several else "")
+        self._fail(error_of(content, where=where, rank=run.rank if several else None, cell=self._cell), run)
+
+    def _lost(self, run: Run, error: BaseException, show: Show) -> None:
+        code = getattr(error, "code", "")
+        self._pod.store.lose(run.rank)
+        show.end(run.rank, str(error))
+        if self._retry and code in LOST and self._tries[run.task] + 1 < TRIES and self._stopping is None:
+            self._tries[run.task] += 1
+            self._waiting.appendleft(run.task)
+            return
+        if code != "timeout":
+            self._pod.lose()
+        self._fail(error, run)
+
+    def _fail(self, error: BaseException, run: Run) -> None:
+        if self._first is None:
+            self._first = error
+            if self._stopping is None:
+                self.stop(but=run)

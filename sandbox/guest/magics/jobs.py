@@ -1,0 +1,187 @@
+"""Remote cells as things: what runs, or has run, in the background or in front."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .fanout import FanOut, Show
+
+LOG_MAX = 5000
+"""Messages of one cell that are kept: its last ones."""
+
+KEPT = 50
+"""Cells that have ended and are still known."""
+
+
+class NotDoneError(TimeoutError):
+    """A detached cell still runs."""
+
+
+class Job:
+    """One remote cell. `result()` waits for what it brings back."""
+
+    def __init__(self, number: int, cell: str, place: str, fan_out: FanOut, ranks: int) -> None:
+        self.number = number
+        self.cell = cell
+        self.place = place
+        self.ranks = ranks
+        self.began = time.time()
+        self.seconds = 0.0
+        self.state = "runs"
+        self._fan_out = fan_out
+        self._log: list[tuple[str, int, Any]] = []
+        self._viewers: list[Show] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._values: list[Mapping[str, Any]] = []
+        self._error: BaseException | None = None
+        self._finish: Callable[[list[Mapping[str, Any]]], Any] = list
+        self._started = time.monotonic()
+
+    def __repr__(self) -> str:
+        took = self.seconds or time.monotonic() - self._started
+        return f"<remote cell {self.number} {self.state} after {took:.1f} s in {self.place}>"
+
+    # For its user
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it has ended; False if it has not after `timeout` seconds."""
+        return self._over.wait(timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What it brought back: the value of its last line, or what `get=` names.
+
+        Raises:
+            NotDoneError: It runs still after `timeout` seconds.
+            BaseException: What it raised.
+        """
+        if not self.wait(timeout):
+            raise NotDoneError(f"Remote cell {self.number} still runs")
+        if self._error is not None:
+            raise self._error
+        return self._finish(self._values)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it raised, if it did; raises NotDoneError as `result`."""
+        if not self.wait(timeout):
+            raise NotDoneError(f"Remote cell {self.number} still runs")
+        return self._error
+
+    def stop(self) -> None:
+        """Interrupt it."""
+        if not self.done():
+            self._fan_out.stop()
+
+    # For the magic
+
+    def told(self) -> str:
+        """Time and bytes, in a few words."""
+        took = self.seconds or time.monotonic() - self._started
+        worked = sum(self._fan_out.seconds.values())
+        return f"{took:.1f} s, {max(0.0, worked):.1f} s of ranks · {self._fan_out.sent_bytes / 2**20:.1f} MiB sent"
+
+    def run(self, finish: Callable[[list[Mapping[str, Any]]], Any], after: Callable[[], None]) -> None:
+        """Run it to its end. What comes of it is kept.
+
+        Args:
+            finish: Makes the result of what the ranks have brought back.
+            after: Called when it has ended, however that came.
+        """
+        self._finish = finish
+        try:
+            self._values = self._fan_out.run(self)
+            self.state = "done"
+        except BaseException as error:
+            self._error = error
+            self.state = "failed"
+        finally:
+            self.seconds = time.monotonic() - self._started
+            try:
+                after()
+            finally:
+                self._over.set()
+
+    def attach(self, view: Show) -> None:
+        """Have `view` show all that is known of it, and all that comes."""
+        with self._lock:
+            for name, rank, what in self._log:
+                getattr(view, name)(rank, what)
+            self._viewers.append(view)
+
+    def leave(self, view: Show) -> None:
+        """`view` shows no more of it."""
+        with self._lock:
+            self._viewers.remove(view)
+
+    # As a `Show`
+
+    def begin(self, rank: int, label: str) -> None:
+        """A task begins."""
+        self._tell("begin", rank, label)
+
+    def message(self, rank: int, message: Mapping[str, Any]) -> None:
+        """Output comes."""
+        self._tell("message", rank, message)
+
+    def end(self, rank: int, failed: str) -> None:
+        """A task has ended."""
+        self._tell("end", rank, failed)
+
+    def tick(self) -> None:
+        """Whoever shows it may do so now."""
+        for view in list(self._viewers):
+            view.tick()
+
+    def _tell(self, name: str, rank: int, what: Any) -> None:
+        with self._lock:
+            self._log.append((name, rank, what))
+            del self._log[:-LOG_MAX]
+            for view in self._viewers:
+                getattr(view, name)(rank, what)
+
+
+class Jobs:
+    """Those of one notebook."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, Job] = {}
+        self._count = 0
+
+    def next_number(self) -> int:
+        """How the next one is called."""
+        self._count += 1
+        return self._count
+
+    def add(self, job: Job) -> None:
+        """Know it, and forget those that ended long ago."""
+        self._jobs[job.number] = job
+        ended = [number for number, one in self._jobs.items() if one.done()]
+        for number in ended[:-KEPT]:
+            del self._jobs[number]
+
+    def all(self) -> list[Job]:
+        """All that are known."""
+        return list(self._jobs.values())
+
+    def find(self, text: str) -> Job:
+        """The one of this number; without one the last that runs, or the last.
+
+        Raises:
+            KeyError: There is none; the message says what there is.
+        """
+        if text:
+            if not text.isdigit() or int(text) not in self._jobs:
+                known = ", ".join(map(str, self._jobs)) or "none yet"
+                raise KeyError(f"there is no remote cell {text}; there are: {known}")
+            return self._jobs[int(text)]
+        if not self._jobs:
+            raise KeyError("no remote cell has run yet")
+        running = [job for job in self._jobs.values() if not job.done()]
+        return (running or list(self._jobs.values()))[-1]

@@ -1,0 +1,233 @@
+"""What the ranks of one sandbox are sent: each variable once, until it changes here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import modules
+from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack
+
+if TYPE_CHECKING:
+    from .api import Api
+
+INLINE_BYTES = 256 * 1024
+"""A larger pickle is put where all ranks can map it."""
+
+FILES_MAX = 64
+
+Progress = Callable[[int, int], None]
+"""Told how many bytes of how many have gone."""
+
+
+class Load(NamedTuple):
+    """What one rank is told to load before a cell."""
+
+    told: Mapping[str, Any] | None
+    body: bytes
+    tags: Mapping[str, str]
+    """What the rank has once it has loaded it."""
+
+
+class Store:
+    """What is in the run directory of one sandbox, and what each of its ranks has loaded."""
+
+    def __init__(self, api: Api, sandbox_id: str, limit: int) -> None:
+        self.limit = limit
+        """Bytes that may be sent at a time."""
+        self.sent = 0
+        """Bytes so far."""
+        self.held: dict[int, dict[str, str]] = {}
+        """Rank to the tags of what it has, by name."""
+        self.theirs: dict[str, object] = {}
+        """Names that remote cells have assigned, each with what it was here then."""
+        self._api = api
+        self._id = sandbox_id
+        self._places: dict[bytes, tuple[str, int, int]] = {}
+        self._files: dict[int, int] = {}
+        self._count = 0
+
+    def put(self, pieces: list[tuple[bytes, memoryview]], progress: Progress) -> None:
+        """Have these buffers in the sandbox, each by its digest."""
+        new = {digest: view for digest, view in pieces if digest not in self._places}
+        if not new:
+            return
+        self._count += 1
+        name, at, places = f"values-{self._count}", 0, {}
+        for digest, view in new.items():
+            places[digest] = (name, at, view.nbytes)
+            at += view.nbytes + -view.nbytes % ALIGN_BYTES
+        self._make_room(at)
+        for sent in self._api.put_values(self._id, self._count, _padded(new.values()), at):
+            progress(sent, at)
+        self.sent += at
+        self._files[self._count] = at
+        self._places.update(places)
+
+    def place(self, digest: bytes) -> tuple[str, int, int]:
+        """File, start and size of one that was put."""
+        return self._places[digest]
+
+    def lose(self, rank: int) -> None:
+        """The rank was started anew, or nobody knows what it has."""
+        self.held.pop(rank, None)
+
+    def _make_room(self, size: int) -> None:
+        """Remove the oldest files, so that those in use fit; what ranks have loaded of them they keep."""
+        while self._files and (len(self._files) >= FILES_MAX or sum(self._files.values()) + size > self.limit):
+            number = next(iter(self._files))
+            del self._files[number]
+            name = f"values-{number}"
+            self._places = {digest: place for digest, place in self._places.items() if place[0] != name}
+            self._api.delete_values(self._id, number)
+
+
+class Parcel:
+    """The variables of one fan-out."""
+
+    def __init__(self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress) -> None:
+        """Look at the values; nothing is sent yet.
+
+        Args:
+            store: Of the ranks that are to have them.
+            values: By name.
+            always: Those that are sent also where a rank has them.
+            progress: Told as they are sent.
+
+        Raises:
+            CannotTravelError: One cannot be sent, or all are too much.
+        """
+        self._store = store
+        self._values = dict(values)
+        self._always = frozenset(always)
+        self._progress = progress
+        self._tags: dict[str, str] = {}
+        self._packs: dict[frozenset[str], Packed] = {}
+        self._digests: dict[tuple[int, int], bytes] = {}
+        self._modules = modules.give(os.getcwd())
+        self._modules_tag = modules.digest(self._modules)
+        total = 0
+        for name, value in self._values.items():
+            try:
+                packed = pack({name: value}, limit=store.limit - total, there=True)
+            except TooLargeError:
+                raise _too_large(self._values, store.limit) from None
+            total += packed.size
+            self._packs[frozenset((name,))] = packed
+            self._tags[name] = self._tag(packed)
+
+    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+        """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
+
+        Raises:
+            CannotTravelError: Something of `extra` cannot be sent.
+            KeeperError: The values do not fit, or the sandbox is gone.
+        """
+        held = self._store.held.get(rank, {})
+        new = frozenset(name for name, tag in self._tags.items() if name in self._always or held.get(name) != tag)
+        there = {name: tag for name, tag in self._tags.items() if name not in new}
+        needs_modules = bool(self._modules) and held.get("") != self._modules_tag
+        if not (new or there or extra or needs_modules):
+            return Load(None, b"", {})
+        told: dict[str, Any] = {"stream": None, "buffers": [], "held": there, "modules": {}}
+        told["tags"] = {name: self._tags[name] for name in new}
+        if needs_modules:
+            told["modules"] = self._modules
+        body = b""
+        if new or extra:
+            packed = self._pack(new, extra)
+            inline = len(packed.stream) <= INLINE_BYTES
+            digest_of = _digest if extra else self._digest
+            pieces = [(digest_of(view), view) for view in packed.buffers]
+            stream = memoryview(packed.stream)
+            digest = b"" if inline else _digest(stream)
+            self._store.put(pieces if inline else [*pieces, (digest, stream)], self._progress)
+            told["buffers"] = [self._store.place(one) for one, _ in pieces]
+            if inline:
+                body = packed.stream
+                self._store.sent += len(body)
+            else:
+                told["stream"] = self._store.place(digest)
+        tags = dict(told["tags"])
+        if needs_modules:
+            tags[""] = self._modules_tag
+        return Load(told, body, tags)
+
+    def loaded(self, rank: int, load: Load) -> None:
+        """The rank has it."""
+        self._store.held.setdefault(rank, {}).update(load.tags)
+        for name in load.tags:
+            self._store.theirs.pop(name, None)
+
+    def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
+        if extra:
+            return pack({**{name: self._values[name] for name in names}, **extra}, limit=self._store.limit, there=True)
+        if names not in self._packs:
+            chosen = {name: self._values[name] for name in sorted(names)}
+            self._packs[names] = pack(chosen, limit=self._store.limit, there=True)
+        return self._packs[names]
+
+    def _tag(self, packed: Packed) -> str:
+        mark = hashlib.sha256(packed.stream)
+        for view in packed.buffers:
+            mark.update(self._digest(view))
+        return mark.hexdigest()[:32]
+
+    def _digest(self, view: memoryview) -> bytes:
+        """Of its content; looked at once, although a variable is packed alone and with others.
+
+        Only for buffers of packs that are kept: another buffer may come to lie where one was.
+        """
+        key = _address(view)
+        if key is None:
+            return _digest(view)
+        if key not in self._digests:
+            self._digests[key] = _digest(view)
+        return self._digests[key]
+
+
+def _digest(view: memoryview) -> bytes:
+    return hashlib.sha256(view).digest()
+
+
+def _address(view: memoryview) -> tuple[int, int] | None:
+    """Where a buffer lies, where that can be known: arrays can come of numpy only."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    array = numpy.frombuffer(view, dtype="u1")
+    return int(array.__array_interface__["data"][0]), int(array.nbytes)
+
+
+def _padded(views: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
+    for view in views:
+        yield view
+        yield bytes(-view.nbytes % ALIGN_BYTES)
+
+
+def _too_large(values: Mapping[str, Any], limit: int) -> CannotTravelError:
+    sizes: list[tuple[int, str, str]] = []
+    for name, value in values.items():
+        try:
+            size = pack({name: value}, limit=max(limit, 1), there=True).size
+            sizes.append((size, name, _size(size)))
+        except TooLargeError:
+            size = int(getattr(value, "nbytes", 0) or limit)
+            sizes.append((max(size, limit), name, _size(size) if size > limit else f"more than {_size(limit)}"))
+        except CannotTravelError:
+            continue
+    told = ", ".join(f"{name} {size}" for _, name, size in sorted(sizes, reverse=True)[:8])
+    return CannotTravelError(
+        f"The variables of this cell are more than the {_size(limit)} that may be sent: {told}",
+        "Read large data in the remote cell, from the folder that both see, or raise c.Warmcell.remote_values.",
+    )
+
+
+def _size(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,108 @@
+"""What cannot travel between kernels, said by name and with the cure."""
+
+from __future__ import annotations
+
+import io
+import socket
+import sqlite3 as _sqlite3
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+LOOKS_MAX = 500
+"""How many values are tried to find the one that stands in the way."""
+
+REFUSED_FILES = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
+
+_CURES: tuple[tuple[tuple[type, ...], str, str], ...] = (
+    (REFUSED_FILES, "an open file", "Send its path, and open it in the remote cell."),
+    (
+        (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Semaphore),
+        "a lock",
+        "Make one in the remote cell: locks hold within one process only.",
+    ),
+    ((types.GeneratorType, types.AsyncGeneratorType), "a generator", "Send what it gives, as in list(…)."),
+    ((types.CoroutineType,), "a coroutine", "Await it first, or make it in the remote cell."),
+    ((socket.socket,), "a socket", "Connect in the remote cell."),
+    ((_sqlite3.Connection, _sqlite3.Cursor), "a connection to a database", "Connect in the remote cell."),
+    ((threading.Thread,), "a thread", "Start it in the remote cell."),
+    ((types.FrameType, types.TracebackType), "a part of a running program", "Send what you need of it."),
+)
+
+
+class CannotTravelError(TypeError):
+    """A variable that cannot be pickled, or not be unpickled on the other side."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message.rstrip('.')}. {hint}".strip() if hint else message)
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class TooLargeError(CannotTravelError):
+    """More than may be sent."""
+
+
+def blame(values: Mapping[str, Any], error: BaseException, travels: Callable[[Any], bool]) -> CannotTravelError:
+    """The error that says which of `values` cannot be pickled, and why.
+
+    Args:
+        values: Of which one cannot, by name.
+        error: What came of it.
+        travels: Whether a value can be pickled.
+    """
+    left = LOOKS_MAX
+
+    def fails(value: Any) -> bool:
+        nonlocal left
+        left -= 1
+        return left >= 0 and not travels(value)
+
+    culprit = next(((name, value) for name, value in values.items() if fails(value)), None)
+    if culprit is None:
+        return CannotTravelError(f"A variable cannot be sent: {words(error)}")
+    path, value = culprit
+    seen: set[int] = set()
+    while id(value) not in seen:
+        seen.add(id(value))
+        known = _known(value)
+        if known is not None:
+            what, cure = known
+            return CannotTravelError(f"{path} cannot be sent: it is {what}", cure)
+        inner = next(((f"{path}{step}", part) for step, part in _parts(value) if fails(part)), None)
+        if inner is None:
+            break
+        path, value = inner
+    return CannotTravelError(f"{path} cannot be sent: {words(error)}", "Make it in the remote cell.")
+
+
+def words(error: BaseException) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _known(value: object) -> tuple[str, str] | None:
+    return next(((what, cure) for kinds, what, cure in _CURES if isinstance(value, kinds)), None)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value is made of, each with how it is written behind the value's own name."""
+    if isinstance(value, Mapping):
+        for key, part in list(value.items()):
+            yield f"[{key!r}]", part
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for number, part in enumerate(value):
+            yield f"[{number}]", part
+    elif isinstance(value, types.FunctionType):
+        inside = value.__code__.co_names
+        for name in [name for name in inside if name in value.__globals__]:
+            yield f" (which uses {name})", value.__globals__[name]
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or ()):
+            yield f" (which uses {name})", cell.cell_contents
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+    else:
+        for name, part in list(getattr(value, "__dict__", {}).items()):
+            yield f".{name}", part

@@ -1,0 +1,91 @@
+"""Which variables a remote cell is sent: those that it may read before it assigns them."""
+
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from warmcell.sandbox.guest.magics.capture import captured, reads
+
+TRANSFORM = TransformerManager().transform_cell
+
+
+def needed(cell: str) -> set[str]:
+    return set(reads(cell, TRANSFORM).needed)
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("print(a)", {"a"}),
+        ("a = 1\nprint(a)", set()),
+        ("a = a + 1", {"a"}),
+        ("a += 1", {"a"}),
+        ("a: int = b", {"b"}),
+        ("a: int\na", {"a"}),
+        ("x.y = z", {"x", "z"}),
+        ("x[i] = 1", {"x", "i"}),
+        ("x[i] += 1", {"x", "i"}),
+        ("del a", {"a"}),
+        ("f'{a} {b!r:>{c}}'", {"a", "b", "c"}),
+        ("[x * k for x in xs if x > t]", {"k", "xs", "t"}),
+        ("{k: v for k, v in d.items()}", {"d"}),
+        ("[[y for y in x] for x in xs]", {"xs"}),
+        ("any(x in s for x in xs)", {"s", "xs"}),
+        ("[last := x for x in xs]\nlast", {"xs"}),
+        ("(n := len(a)) + n", {"a"}),
+        ("lambda x, y=d: x + y + z", {"d", "z"}),
+        ("def f(x, y=d):\n    return x + y + z", {"d", "z"}),
+        ("def f(n):\n    return f(n - 1)", set()),
+        ("def f():\n    def g():\n        return deep\n    return g", {"deep"}),
+        ("def f():\n    global counter\n    counter += 1", {"counter"}),
+        ("def f():\n    local = 1\n    return local", set()),
+        ("@decorate\ndef f(): pass", {"decorate"}),
+        ("def f(x: Kind) -> Other: pass", {"Kind", "Other"}),
+        ("class A(Base, metaclass=M):\n    size = n\n    def m(self): return A, help_", {"Base", "M", "n", "help_"}),
+        ("async def f():\n    await g()\nawait f()", {"g"}),
+        ("await task", {"task"}),
+        ("async for x in xs:\n    use(x)", {"xs", "use"}),
+        ("for x in xs:\n    y = x\nprint(x, y)", {"xs", "x", "y"}),
+        ("if c:\n    a = 1\nprint(a)", {"c", "a"}),
+        ("if c:\n    a = 1\nelse:\n    a = 2\nprint(a)", {"c"}),
+        ("while go:\n    a = 1\na", {"go", "a"}),
+        ("try:\n    a = f()\nexcept E as e:\n    a = e\na", {"f", "E"}),
+        ("try:\n    a = f()\nexcept E:\n    raise\na", {"f", "E"}),
+        ("with open(p) as file, lock:\n    data = file.read()\ndata", {"p", "lock"}),
+        ("import numpy as np\nnp.zeros(n)", {"n"}),
+        ("from os import path\npath.join(a)", {"a"}),
+        ("a, *b = c\na, b", {"c"}),
+        ("x = a if c else b", {"a", "b", "c"}),
+        ("print(len(range(3)))", set()),
+        ("%timeit f(x)", {"f", "x"}),
+        ("%timeit -n 10 -r 3 f(x)", {"f", "x"}),
+        ("%%time\ny = g(x)", {"g", "x"}),
+        ("%%capture out\nprint(x)", {"x"}),
+        ("!ls $folder {name.upper()}", {"folder", "name"}),
+        ("files = !ls {folder}", {"folder"}),
+        ("%cd $folder", {"folder"}),
+        ("x = 1\n%timeit f(x)", {"f"}),
+        ("this is no python", set()),
+        ("", set()),
+    ],
+)  # fmt: skip
+def test_names_are_found(cell: str, expected: set[str]) -> None:
+    """Through scopes, ways that part, f-strings and magics; what is surely assigned before is not needed."""
+    assert needed(cell) - {"get_ipython"} == expected
+
+
+def test_match_statements_bind_their_names() -> None:
+    """Captures of a pattern are its own, values and classes that it names are not."""
+    cell = "match command:\n    case Point(x=0, y=y): print(y)\n    case [first, *rest]: print(first, rest, k)"
+    assert needed(cell) == {"command", "Point", "k"}
+
+
+def test_only_variables_of_the_notebook_are_captured() -> None:
+    """A name that the notebook does not have is the remote cell's own matter; hidden ones never go."""
+    found = reads("print(a, b, get_ipython)", TRANSFORM)
+    assert captured(found, {"a": 1, "get_ipython": 2, "c": 3}, hidden={"get_ipython"}) == {"a": 1}
+
+
+def test_what_is_assigned_is_known() -> None:
+    """By any statement, on any way, also where it is in a function's global."""
+    cell = "a = 1\nfor b in c: d = 2\ndef e():\n    global f\n    f = 1\nimport g.h\n%time i = 3"
+    assert reads(cell, TRANSFORM).assigned >= {"a", "b", "d", "e", "f", "g", "i"}
