@@ -39,12 +39,13 @@ def bound(name: str) -> _socket.socket:
     return listening
 
 
-def _remove(name: str) -> None:
-    """Remove a socket's file, if it is there: the host removes those of kernels that have ended, too."""
+def _remove(name: str) -> bool:
+    """Remove a socket's file; whether it was there. The host removes those of kernels that have ended, too."""
     try:
         os.unlink(name)
     except FileNotFoundError:
-        pass
+        return False
+    return True
 
 
 class Relays:
