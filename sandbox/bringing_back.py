@@ -4,6 +4,7 @@ A kernel is brought back in a twin of its sandbox; the twin takes its place when
 whatever fails before leaves all as it was.
 """
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -32,10 +33,13 @@ class BringingBack(Saved):
         super().__init__(**saved)
         self.twins = Twins(self._make_twin, layer_of=self.store.layer)
         """Those that wait for sandboxes that are suspended."""
+        self._leaving: set[asyncio.Task[None]] = set()
+        """What is being removed, since another has taken its place."""
 
     async def close(self) -> None:
         """Remove what waits, and end the engine."""
         await self.twins.close()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         await super().close()
 
     async def resume(
@@ -193,8 +197,20 @@ class BringingBack(Saved):
             raise
         phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
         await box.accept()
-        await remains.discard()
+        await self._let_go(remains)
         return phases
+
+    async def _let_go(self, remains: LiveSandbox) -> None:
+        """Remove what another has taken the place of. Nobody waits for that, or finds its snapshot still in use."""
+        await remains.let_go_of_layer()
+        task = asyncio.create_task(remains.discard())
+        self._leaving.add(task)
+        task.add_done_callback(self._gone)
+
+    def _gone(self, task: "asyncio.Task[None]") -> None:
+        self._leaving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a sandbox that was replaced is not removed", exc_info=error)
 
     async def _rise_before(self, box: LiveSandbox, coming: Coming) -> tuple[SnapshotId, dict[str, float]]:
         """Make the sandbox as soon as the snapshot's files are there; it, and what took how long, in ms."""

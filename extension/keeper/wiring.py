@@ -65,7 +65,7 @@ class Wiring:
                 runtime=settings.docker_runtime,
                 image=settings.docker_image,
             ),
-            "gvisor": GvisorBackend(paths=paths),
+            "gvisor": GvisorBackend(paths=paths, nursery=self.nursery),
             "process": ProcessBackend(),
         }
         if settings.backend not in (AUTO, *self.backends):
@@ -85,7 +85,7 @@ class Wiring:
         self.engines: list[SnapshotEngine] = []
         """Further ones, each for backends of its own."""
         if settings.snapshots == "auto" and os.getuid() == 0:
-            self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths)))
+            self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
         self.gpus = GpuPool(
             inventory, LeaseDirectory(paths.leases), most_parts=settings.gpu_shares, quotas=settings.gpu_quotas
         )
@@ -189,7 +189,7 @@ class Wiring:
             helper = OwnHelper(paths, quiet=True) if os.getuid() == 0 else SystemHelper()
             engines: list[SnapshotEngine] = [CriuEngine(paths=paths, helper=helper)]
             if self.engines:
-                engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths)))
+                engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
             try:
                 return await asyncio.gather(*(engine.probe() for engine in engines))
             finally:

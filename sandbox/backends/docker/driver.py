@@ -236,7 +236,8 @@ def _look_inside(remains: Remains, prepared: Prepared, container: Container, run
             raise SandboxStartError(f"The container ended as it began: {said}", hint="Look at its image.") from None
         raise BackendUnavailableError(
             _NOT_SEEN.format(runtime=runtime or "?", why=error.strerror),
-            hint="The engine must run on this machine, as root or as this user, with a runtime such as runc.",
+            hint="The engine must run on this machine, as root or as this user, with a runtime such as runc. A kernel "
+            "of gVisor's has the gvisor backend.",
         ) from None
     owner = (prepared.identity.uid, prepared.identity.gid)
     if os.getuid() == 0:

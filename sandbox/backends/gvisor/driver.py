@@ -16,7 +16,7 @@ from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepare
 from warmcell.sandbox.backends.gvisor.instance import NAME, STATE, GvisorInstance, Remains, no_layers
 from warmcell.sandbox.backends.gvisor.probe import probe
 from warmcell.sandbox.backends.gvisor.root import BASE
-from warmcell.sandbox.backends.nursery import STAGE_ENV
+from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError, SnapshotError, WarmcellError
 from warmcell.sandbox.guest_wire import wait_for_socket
@@ -33,15 +33,17 @@ class GvisorBackend:
 
     name = "gvisor"
 
-    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = ()) -> None:
+    def __init__(self, *, paths: Paths, hidden: Sequence[Path] = (), nursery: Nursery | None = None) -> None:
         """Configure it.
 
         Args:
             paths: The keeper's directories; persistent homes are below `state`, and no sandbox sees any of them.
             hidden: Further directories that no sandbox sees, even where a workspace contains them.
+            nursery: What forks the processes that become sandboxes. The caller closes it.
         """
         self._paths = paths
         self._hidden = tuple(hidden)
+        self._nursery = nursery
         self._cgroups = Cgroups()
 
     @property
@@ -150,7 +152,7 @@ class GvisorBackend:
             begin = ["run"] if image is None else ["restore", f"--image-path={image}"]
             argv = runsc.argv(directory / STATE, *begin, f"--pid-file={directory / PID}")
             plan = _stage_plan(prepared, remains, [*argv, *_bundle_words(prepared, directory), NAME])
-            child = remains.child = await Child.start(plan, cgroup=remains.cgroup)
+            child = remains.child = await Child.start(plan, cgroup=remains.cgroup, nursery=self._nursery)
             report, (remains.run_fd, remains.base_fd) = await child.stage_report()
             await child.executed()
             run = directory / "run"

@@ -27,8 +27,7 @@ BACKLOG = 64
 
 def bound(name: str) -> _socket.socket:
     """A socket of that name in the run directory, which is init's own, that listens."""
-    if os.path.lexists(name):
-        os.unlink(name)
+    _remove(name)
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -38,6 +37,15 @@ def bound(name: str) -> _socket.socket:
     listening.listen(BACKLOG)
     listening.setblocking(False)
     return listening
+
+
+def _remove(name: str) -> bool:
+    """Remove a socket's file; whether it was there. The host removes those of kernels that have ended, too."""
+    try:
+        os.unlink(name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class Relays:
@@ -86,8 +94,7 @@ class Relays:
 
     def _deafen(self, path: str) -> None:
         self._loop.close(self._listening.pop(path).detach())
-        if os.path.lexists(path):
-            os.unlink(path)
+        _remove(path)
 
     def _on_connect(self, path: str) -> None:
         if path not in self._listening:

@@ -27,7 +27,7 @@ async def main(name: str, count: int) -> None:
     paths = Paths.default().make()
     makers: dict[str, Callable[[], SandboxBackend]] = {
         "bubblewrap": lambda: BubblewrapBackend(paths=paths, nursery=Nursery()),
-        "gvisor": lambda: GvisorBackend(paths=paths),
+        "gvisor": lambda: GvisorBackend(paths=paths, nursery=Nursery()),
         "process": ProcessBackend,
         "started": lambda: BubblewrapBackend(paths=paths),
     }

@@ -12,6 +12,7 @@ from typing import Any
 from tests.integration.process.guest import CHANNELS, Kernel, connected
 from tests.leaks import Places
 from warmcell.sandbox.backends.gvisor import GvisorBackend, GvisorInstance
+from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.models import MIB, Limits, SandboxId, SandboxSpec, SnapshotId, Workspace
 from warmcell.sandbox.paths import Paths
@@ -54,10 +55,12 @@ class Boxes:
 
     def __init__(self, places: Places) -> None:
         paths = Paths(runtime=places.runtime, state=places.state, leases=places.leases).make()
-        self.backend = GvisorBackend(paths=paths)
+        nursery = Nursery()
+        self.backend = GvisorBackend(paths=paths, nursery=nursery)
         self.engine = GvisorEngine(paths=paths, backend=self.backend)
         self._root = paths.sandboxes
         self._stack = contextlib.AsyncExitStack()
+        self._stack.push_async_callback(nursery.close)
 
     def spec(self, workspace: Path | None = None, **changes: Any) -> SandboxSpec:
         """What they are."""

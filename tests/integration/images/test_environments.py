@@ -13,6 +13,7 @@ import pytest
 from tests.integration.images.environments import PLAIN, PYPI, builder, left, paths_of, run_in
 from tests.integration.images.index import PACKAGE, PASSWORD, holds, private_index
 from tests.leaks import Places
+from warmcell.sandbox.backends.leftovers import clean_leftovers
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
     CapacityError,
@@ -140,10 +141,7 @@ async def test_what_a_killed_keeper_was_building_is_none(places: Places) -> None
     await building.open(())
     assert left(places) == []
     assert await building.find(PLAIN.run(WAITING).digest) is None
-    for directory in paths_of(places).sandboxes.iterdir():  # As the keeper itself clears up.
-        for path in sorted(directory.rglob("*"), reverse=True):
-            path.unlink() if not path.is_dir() else path.rmdir()
-        directory.rmdir()
+    clean_leftovers(paths_of(places))  # As the next keeper does.
 
 
 @pytest.mark.parametrize(

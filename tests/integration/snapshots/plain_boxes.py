@@ -121,7 +121,13 @@ class Box:
     def dump(self, pid: int, image: Path) -> float:
         """Dump and end the tree at `pid`; the seconds it took."""
         image.mkdir()
-        return self._criu("dump", image, "-t", str(pid))
+        took = self._criu("dump", image, "-t", str(pid))
+        ended = {int(core.stem.removeprefix("core-")) for core in image.glob("core-*.img")}
+        deadline = time.monotonic() + 60
+        while ended & self._outer_pids().keys():  # Their numbers are free only once somebody has waited for them.
+            assert time.monotonic() < deadline, ended
+            time.sleep(0.005)
+        return took
 
     def restore(self, image: Path, page_files: dict[str, Path]) -> float:
         """Restore with these page files in place; the seconds it took."""

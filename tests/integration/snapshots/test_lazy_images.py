@@ -210,6 +210,7 @@ def test_clones_do_not_see_each_other(box: Box) -> None:
         box.kill(kernel.pid)
 
 
+@pytest.mark.alone
 def test_a_large_image_restores_without_copying(box: Box) -> None:
     """256 MiB: the restore of the lazy image takes far less time than of the plain one, and little stays to copy."""
     kernel = Kernel(box, "large=256")
