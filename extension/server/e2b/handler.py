@@ -31,6 +31,7 @@ ENVD_PORT: Final = 49983
 INTERPRETER_PORT: Final = 49999
 PREFIX: Final = "/warmcell/e2b"
 UPLOAD_MAX_BYTES: Final = 2**40
+CONTROL: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
 HOST: Final = re.compile(r"(\d{1,5})-([a-z0-9]{1,32})\.")
 
 Surface = Literal["control", "envd", "interpreter"]
@@ -178,8 +179,10 @@ class E2bHandler(WarmcellHandler):
     def _find(self) -> Verb:
         before, prefix, below = self.request.path.partition(PREFIX + "/")
         path = f"/{below}" if prefix else before
-        found = target(self.request.headers, self.request.host)
-        if found is None and path == "/files":
+        asks_control = "X-API-KEY" in self.request.headers and CONTROL.fullmatch(path) is not None
+        # Some clients name a sandbox in calls of the control plane, too.
+        found = None if asks_control else target(self.request.headers, self.request.host)
+        if found is None and not asks_control and path == "/files":
             self.surface = "envd"  # a signed URL, which names no sandbox
         elif found is not None:
             self.surface = self._surface_of(found)
