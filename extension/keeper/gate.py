@@ -22,6 +22,7 @@ HEADER: Final = "Warmcell-Principal"
 """Names the principal for whom a process of the user's own asks, with all scopes."""
 
 VERBS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("GET", r"/openapi\.json", "read"),
     ("GET", r"/principals/self", "read"),
     ("DELETE", r"/principals/self", "run"),
     ("GET", r"/(?:gpus|sandboxes|snapshots|events)", "read"),

@@ -159,6 +159,6 @@ def serve_principals(application: web.Application) -> None:
 def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """For those whom Jupyter knows: what pages have no handler for."""
     return [
-        (url_path_join(PREFIX, "/sandboxes"), ForwardHandler),
+        (url_path_join(PREFIX, r"/(?:sandboxes|openapi\.json)"), ForwardHandler),
         (url_path_join(PREFIX, rf"/sandboxes/[a-z0-9]+/(?:{BELOW_A_SANDBOX})(?:/.*)?"), ForwardHandler),
     ]

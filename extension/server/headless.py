@@ -68,7 +68,7 @@ class WarmcellServe(ExtensionApp):
         assert self.serverapp is not None
         serve_principals(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
-        nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events)"
+        nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
