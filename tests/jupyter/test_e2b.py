@@ -1,6 +1,7 @@
 """The published clients of E2B, unchanged, against a server: one line of scenarios.py a test, one server for all."""
 
 import ast
+import asyncio
 import contextlib
 import json
 import os
@@ -19,8 +20,11 @@ import httpx
 import pytest
 import trustme
 
+from benchmarks.server import JupyterServer
 from tests.jupyter.e2b.packages import BETWEEN, NEWEST, OLDEST, environment
 from tests.leaks import Places, own_places
+from warmcell.extension.server.e2b.handler import PREFIX
+from warmcell.sandbox.client.keeper import SyncKeeperClient
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
 
@@ -86,7 +90,7 @@ def domain(server: dict[str, str], home: Places) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="module")
 def client(request: pytest.FixtureRequest, server: dict[str, str], domain: dict[str, str]) -> Iterator["Client"]:
     """One client of one version for all tests. The oldest one's code interpreter knows the way by the domain alone."""
-    base = server["url"] + "/warmcell/e2b"
+    base = server["url"] + PREFIX
     where = domain if request.param == OLDEST else {"E2B_API_URL": base, "E2B_SANDBOX_URL": base}
     with client_of(request.param, {**where, "E2B_API_KEY": server["token"]}) as made:
         yield made
@@ -176,3 +180,49 @@ def test_published_clients_work(client: Client, name: str) -> None:
     if said["status"] == "absent":
         pytest.skip(said["why"])
     assert said["status"] == "passed", said["why"]
+
+
+async def test_a_jupyter_server_serves_them_beside_its_own(places: Places) -> None:
+    """The newest client with the server's token; Jupyter's own paths are what they were."""
+    async with JupyterServer(places, settings={"prepared": 0, "backend": "bubblewrap"}) as jupyter:
+        base = jupyter.url + PREFIX
+        said = {"E2B_API_URL": base, "E2B_SANDBOX_URL": base, "E2B_API_KEY": jupyter.token}
+        with client_of(NEWEST, said) as client:
+            done = await asyncio.to_thread(client.run, "create_info_and_kill")
+        assert done["status"] == "passed", done["why"]
+        assert (await jupyter.http.get("/api/status")).status_code == 200
+        assert (await jupyter.http.get("/metrics")).headers["Content-Type"].startswith("text/plain")
+        async with httpx.AsyncClient(base_url=base) as stranger:
+            for key in ({}, {"X-API-KEY": "wrong"}, {"X-API-KEY": "wct_wrong"}):
+                assert (await stranger.get("/v2/sandboxes", headers=key)).status_code == 401
+
+
+def test_a_principals_token_is_a_key_of_its_own(server: dict[str, str], home: Places) -> None:
+    """Whoever has it makes sandboxes of their own, and sees, uses and ends no others; revoked, it is no key."""
+    with SyncKeeperClient.connect() as keeper:
+        anns = keeper.post("/tokens", {"principal": "ann"})
+        ann, user = {"X-API-KEY": anns["token"]}, {"X-API-KEY": server["token"]}
+        with httpx.Client(base_url=server["url"] + PREFIX, timeout=60) as http:
+            made = {
+                name: http.post("/v2/sandboxes", json={"templateID": "base"}, headers=key).json()
+                for name, key in (("ann", ann), ("user", user))
+            }
+            assert listed(http, ann) == {made["ann"]["sandboxID"]}
+            assert listed(http, user) >= {made["ann"]["sandboxID"], made["user"]["sandboxID"]}
+            others = made["user"]["sandboxID"]
+            assert http.get(f"/sandboxes/{others}", headers=ann).status_code == 404
+            assert http.delete(f"/sandboxes/{others}", headers=ann).status_code == 404
+            assert http.post(f"/sandboxes/{others}/fork", json={}, headers=ann).status_code == 404
+            for name, status in (("ann", 200), ("user", 401)):
+                asked = {"E2b-Sandbox-Id": made[name]["sandboxID"], "E2b-Sandbox-Port": "49983"}
+                asked["X-Access-Token"] = made["ann"]["envdAccessToken"]
+                assert http.get("/envs", headers=asked).status_code == status
+            assert http.delete(f"/sandboxes/{made['ann']['sandboxID']}", headers=ann).status_code == 204
+            assert http.delete(f"/sandboxes/{others}", headers=user).status_code == 204
+            keeper.delete(f"/tokens/{anns['id']}")
+            assert http.get("/v2/sandboxes", headers=ann).status_code == 401
+
+
+def listed(http: httpx.Client, key: dict[str, str]) -> set[str]:
+    """The sandboxes that exist for whoever has that key."""
+    return {one["sandboxID"] for one in http.get("/v2/sandboxes", headers=key).json()}
