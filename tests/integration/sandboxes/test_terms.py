@@ -68,9 +68,9 @@ def test_one_whose_time_is_over_sleeps_and_wakes_by_use(at_home: None) -> None:
         state_of(box, "suspended")
         with pytest.raises(errors.ConflictError, match="suspended"):
             command.wait()
+        box.set_timeout(60)  # It begins with its next use.
         assert box.run("x + [3]").text == "[1, 2, 3]"
         assert box.files.read("kept") == b"yes"
-        box.set_timeout(60)
         terms = box.info().terms
         assert terms is not None
         assert terms.ends_at is not None
