@@ -78,7 +78,7 @@ async def kill(request: E2bHandler) -> None:
 async def list_them(request: E2bHandler) -> None:
     """Page by page. Each page begins after the last sandbox of the one before, so that none is missed or told twice."""
     found = [info for info in await all_of(request) if _is_asked_for(request, info)]
-    newest_first = request.argument("order") == "desc"
+    newest_first = request.argument("order") != "asc"
     found.sort(key=_place, reverse=newest_first)
     after = _cursor(request.argument("nextToken"))
     if after is not None:
@@ -230,7 +230,7 @@ def _is_asked_for(request: E2bHandler, info: Mapping[str, Any]) -> bool:
     template, since = request.argument("template"), request.argument("startedAfter")
     if template and shapes.template_of(info) not in template.split(","):
         return False
-    return since is None or info["created_at"] > _time(since)
+    return since is None or round(info["created_at"], 6) >= round(_time(since), 6)
 
 
 async def _snapshot(request: E2bHandler, ref: str) -> str | None:

@@ -156,12 +156,14 @@ def lists_come_in_pages_and_filtered():
         page = pages.next_items()
         assert len(page) <= 2
         found += page
-    assert [info.sandbox_id for info in found] == [box.sandbox_id for box in boxes]
-    assert found[0].metadata == {"mark": mark, "n": "0"}
+    assert [info.sandbox_id for info in found] == [box.sandbox_id for box in reversed(boxes)]
+    assert found[-1].metadata == {"mark": mark, "n": "0"}
     paused = e2b.SandboxQuery(metadata={"mark": mark}, state=[e2b.SandboxState.PAUSED])
     assert Sandbox.list(query=paused).next_items() == []
-    _, newest = control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&order=desc&template=code-interpreter-v1")
-    assert [one["sandboxID"] for one in newest] == [box.sandbox_id for box in reversed(boxes)]
+    _, oldest = control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&order=asc&template=code-interpreter-v1")
+    assert [one["sandboxID"] for one in oldest] == [box.sandbox_id for box in boxes]
+    since = urllib.parse.quote(oldest[1]["startedAt"])
+    assert len(control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&startedAfter={since}")[1]) == 2
     assert control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&template=other")[1] == []
     assert control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&startedAfter=2999-01-01T00:00:00Z")[1] == []
     assert control("GET", "/v2/sandboxes?nextToken=x!")[0] == 400
@@ -461,6 +463,10 @@ def directories_are_made_listed_moved_and_removed():
     info = files.get_info("d/sub/f")
     assert (info.name, info.type, info.size, info.permissions) == ("f", e2b.FileType.FILE, 5, "-rw-r--r--")
     assert files.get_info("d").type == e2b.FileType.DIR
+    shared().commands.run("ln -s f link", cwd="d/sub")
+    link = files.get_info("d/sub/link")
+    assert (link.type, link.symlink_target) == (e2b.FileType.FILE, info.path)
+    assert sorted(entry.name for entry in files.list("d/sub")) == ["f", "link"]
     moved = files.rename("d/sub/f", "d/g")
     assert moved.path.endswith("/d/g")
     assert files.exists("d/g") is True
