@@ -159,7 +159,8 @@ async def snapshots(request: E2bHandler) -> None:
     sandbox_id = request.argument("sandboxID")
     params = {"sandbox_id": sandbox_id} if sandbox_id else {}
     found = (await request.keeper.ask("GET", "/snapshots", params=params))["snapshots"]
-    found = [one for one in found if one["kind"] == "named"]
+    name = request.argument("name")
+    found = [one for one in found if one["kind"] == "named" and name in (None, one["name"], one["id"])]
     found.sort(key=_place, reverse=True)
     after = _cursor(request.argument("nextToken"))
     found = [one for one in found if after is None or _place(one) < after]

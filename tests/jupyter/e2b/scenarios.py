@@ -254,6 +254,8 @@ def snapshots_are_templates():
     assert other.run_code("import os; os.environ['NEW']").text == "n"
     status, named = control("POST", f"/sandboxes/{box.sandbox_id}/snapshots", {"name": "prepared"})
     assert (status, named["names"]) == (201, ["prepared"])
+    for name, count in (("prepared", 1), (snapshot.snapshot_id, 1), ("other", 0)):
+        assert len(control("GET", f"/snapshots?name={name}&sandboxID={box.sandbox_id}")[1]) == count
     third = Sandbox.create("prepared", timeout=100)
     assert third.run_code("x").text == "41"
     for one in (box, other, third):
