@@ -214,6 +214,13 @@ class KernelRuns:
         self.contexts.pop(name, None)
         self._note(self.contexts)
 
+    def abandon(self, error: errors.WarmcellError) -> None:
+        """Those that have not ended are told this, since the sandbox sleeps. What has begun goes on when it wakes."""
+        for run in self._known.values():
+            if run.state != "ended" and run.work is not None:
+                run.end("failed", error)
+                run.work.cancel()
+
     async def close(self) -> None:
         """Follow them no more: the sandbox is gone, or is saved with what runs in it."""
         self._closing = True

@@ -68,6 +68,9 @@ def test_one_whose_time_is_over_sleeps_and_wakes_by_use(at_home: None) -> None:
         state_of(box, "suspended")
         with pytest.raises(errors.ConflictError, match="suspended"):
             command.wait()
+        box.set_timeout(1)
+        with pytest.raises(errors.ConflictError, match="suspended"):  # Nobody is left waiting for what sleeps.
+            box.run("import time\nfor _ in range(200): time.sleep(0.01)")
         box.set_timeout(60)  # It begins with its next use.
         assert box.run("x + [3]").text == "[1, 2, 3]"
         assert box.files.read("kept") == b"yes"
@@ -165,6 +168,11 @@ def test_without_an_engine_it_is_frozen_in_memory_and_says_so(places: Places, mo
             assert not woken.frozen
             while counting.info().output == stood:
                 assert time.monotonic() < deadline
+            box.set_timeout(0.05)
+            while not (terms := box.info().terms) or not terms.frozen:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert Sandbox.list() == []  # One that stands still can be killed.
 
 
 @pytest.mark.criu
@@ -212,3 +220,15 @@ def test_one_that_sleeps_outlives_the_keeper_and_goes_when_it_has_slept_for_long
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             assert client.get("/snapshots")["snapshots"] == []
+
+
+@pytest.mark.criu
+def test_one_that_is_killed_as_its_time_is_over_is_gone(at_home: None) -> None:
+    """Whatever has begun with its memory: to kill it works, at once, and leaves nothing."""
+    for pause in (0.0, 0.1, 0.2):
+        box = Sandbox(preload=(), timeout=60)
+        box.set_timeout(0.05)
+        time.sleep(0.05 + pause)
+        box.kill()
+        box.close()
+        assert gone(box.id)
