@@ -194,7 +194,7 @@ async def unbuilt(request: E2bHandler) -> None:
 
 
 _INSTEAD: Mapping[str, str] = {
-    "templates": "Build an image with `warmcell image build`, or snapshot a prepared sandbox; either is a template.",
+    "templates": "Build an image with `warmcell images build`, or snapshot a prepared sandbox; either is a template.",
     "volumes": "Write files into the sandbox; snapshots keep them.",
     "secrets": "Give environment variables when the sandbox is created.",
 }
@@ -251,7 +251,7 @@ async def _check_image(request: E2bHandler, name: str) -> None:
         raise NotFoundError(
             f"There is no template {name!r}",
             hint=f"Take {' or '.join(shapes.USUAL_TEMPLATES[:2])} (with :A100 or the like for a GPU), a snapshot, or "
-            "an image of `warmcell image build`.",
+            "an image of `warmcell images build`.",
         ) from error
 
 
