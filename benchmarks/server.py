@@ -86,6 +86,11 @@ class JupyterServer:
         await self.http.aclose()
         await self._end()
 
+    @property
+    def token(self) -> str:
+        """What it knows its user by."""
+        return self._token
+
     async def kill(self) -> None:
         """SIGKILL the server alone; its keeper and its kernels are not told."""
         self._process.kill()

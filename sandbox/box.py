@@ -76,6 +76,7 @@ class Box(abc.ABC):
         self._channel: GuestChannel | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._on_trial = False
+        self._frozen = False
         self._changed_at = time.monotonic()
 
     @property
@@ -223,6 +224,8 @@ class Box(abc.ABC):
     async def fall(self) -> None:
         """Remove the backend's sandbox behind it, whatever runs there. Its kernel counts as alive. Idempotent."""
         await self.unwatch()
+        if self._frozen:  # Whoever is to see its processes end must run.
+            await self.thaw()
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
@@ -259,11 +262,17 @@ class Box(abc.ABC):
         Raises:
             UnsupportedOperationError: Its processes are not ours to stop; nothing was changed.
         """
-        await asyncio.to_thread(freezing.freeze, lambda: self.processes)
+        self._frozen = True
+        try:
+            await asyncio.to_thread(freezing.freeze, lambda: self.processes)
+        except errors.WarmcellError:
+            self._frozen = False
+            raise
 
     async def thaw(self) -> None:
         """Have what was frozen go on. Idempotent."""
         await asyncio.to_thread(freezing.thaw, lambda: self.processes)
+        self._frozen = False
 
     async def stop(self) -> None:
         """End it and remove all of it, its directory included. Idempotent."""

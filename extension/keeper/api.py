@@ -220,7 +220,7 @@ class CheckHandler(Handler):
     async def post(self) -> None:
         asked = _object(self.body(), "spec")
         if self.principal is not None:
-            asked = narrow(self.principal, asked)
+            asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
         spec = SandboxSpec.from_json({"python": sys.executable, **asked})
         self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
 
@@ -255,7 +255,7 @@ class SandboxesHandler(Handler):
         body, keeper = self.body(), self.keeper
         snapshot = body.get("snapshot")
         if self.principal is not None:
-            asked = narrow(self.principal, asked)
+            asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
             if snapshot is None:
                 asked = keeper.quotas.capped(self.principal.name, asked)
         return await keeper.agents.create(

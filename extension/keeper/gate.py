@@ -22,6 +22,7 @@ HEADER: Final = "Warmcell-Principal"
 """Names the principal for whom a process of the user's own asks, with all scopes."""
 
 VERBS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("GET", r"/openapi\.json", "read"),
     ("GET", r"/principals/self", "read"),
     ("DELETE", r"/principals/self", "run"),
     ("GET", r"/(?:gpus|sandboxes|snapshots|events)", "read"),
@@ -36,15 +37,20 @@ VERBS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """What principals have of the API, and the scope that each verb takes. What is below a sandbox is theirs as that is."""
 
-ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "warmup", "image", "env", "backend")
+ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "image", "env", "backend")
 """The fields of a spec that a principal may choose."""
 
 
-def narrow(principal: Principal, asked: Mapping[str, Any]) -> dict[str, Any]:
+def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto") -> dict[str, Any]:
     """A principal's wish for a sandbox, refused where it is not for it to choose.
 
+    Args:
+        principal: Whose.
+        asked: What is to be other than usual.
+        usual: The backend of sandboxes that name none.
+
     Raises:
-        InvalidRequestError: It names something of the host.
+        InvalidRequestError: It names something of the host, or would be isolated from nothing.
         ForbiddenError: Its token lacks a scope.
     """
     for name in asked:
@@ -56,8 +62,12 @@ def narrow(principal: Principal, asked: Mapping[str, Any]) -> dict[str, Any]:
         principal.check("gpu", "ask for GPUs")
     if asked.get("network", "none") != "none":
         raise InvalidRequestError("Sandboxes of principals have no network", hint="Leave `network` out.")
-    if asked.get("backend") == "process":
-        raise InvalidRequestError("The process backend isolates nothing", hint="Leave `backend` out.")
+    backend = asked.get("backend", "auto")
+    if (usual if backend == "auto" else backend) == "process":
+        raise InvalidRequestError(
+            "The process backend isolates nothing, so it is not for principals",
+            hint="Ask for bubblewrap, docker or gvisor; or have the operator set c.Warmcell.backend to auto.",
+        )
     return dict(asked)
 
 

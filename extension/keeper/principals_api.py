@@ -28,6 +28,7 @@ class PrincipalsApi:
 def routes() -> list[tuple[str, type[JsonHandler]]]:
     """Paths below the API's prefix."""
     return [
+        (r"/openapi\.json", DocumentHandler),
         (r"/tokens", TokensHandler),
         (r"/tokens/([^/]+)", TokenHandler),
         (r"/principals", PrincipalsHandler),
@@ -45,6 +46,15 @@ class _Handler(JsonHandler):
         """A principal, what it may have and what it has."""
         quota, used = self.api.principals.quota(name), self.api.quotas.usage(name)
         return {"name": name, "quota": quota.to_json(), "used": used.to_json()}
+
+
+class DocumentHandler(_Handler):
+    """What this API is, for programs."""
+
+    def get(self) -> None:
+        from warmcell.extension.keeper.openapi import document  # read by few, so made for few
+
+        self.answer(document())
 
 
 class TokensHandler(_Handler):

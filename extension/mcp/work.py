@@ -15,6 +15,9 @@ from warmcell.sandbox.errors import InvalidRequestError
 PROGRESS_S: Final = 2.0
 """Between two words to a client that waits."""
 
+RENEW_S: Final = 30.0
+"""Whoever waits uses the sandbox: its time begins anew so often."""
+
 WAIT_MAX_S: Final = 3600.0
 NOUNS: Final = {"run": "runs", "cmd": "commands"}
 
@@ -60,8 +63,12 @@ async def follow(
     path, began = place(sandbox_id, handle), time.monotonic()
     wait_s = min(max(wait_s, 0.0), WAIT_MAX_S)
     info = await calls.call("GET", path)
+    renewed = -RENEW_S
     while info["state"] != "ended" and (left := began + wait_s - time.monotonic()) > 0:
         waited = time.monotonic() - began
+        if waited - renewed >= RENEW_S:
+            await calls.call("POST", f"{box(sandbox_id)}/connect", json={}, timeout_s=None)
+            renewed = waited
         await progress(waited, f"{handle}: {info['state']} for {time.time() - info['started_at']:.0f} s")
         info = await calls.call("GET", path, params={"wait": f"{min(PROGRESS_S, left):.3f}"})
     page, whole = await pages.read(calls, path, after)

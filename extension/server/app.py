@@ -11,7 +11,7 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.e2b import routing as e2b
-from warmcell.extension.server.forward import serve_principals
+from warmcell.extension.server.forward import serve_programs
 from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
@@ -86,9 +86,9 @@ class WarmcellApp(ExtensionApp):
             self.serverapp.io_loop.run_sync(self._adopt_kernels)
 
     def initialize_handlers(self) -> None:
-        """Our REST; first what principals ask for, whatever the path."""
+        """Our REST; first what programs ask for, whatever the path."""
         assert self.serverapp is not None
-        serve_principals(self.serverapp.web_app)
+        serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
         self.handlers.extend(routes())
 

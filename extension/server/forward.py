@@ -4,6 +4,7 @@ A principal's token is judged by the keeper. Anybody else has to be known to Jup
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any, cast
 from urllib.parse import unquote
@@ -29,6 +30,10 @@ PASSED_BACK = ("Content-Type", "Content-Disposition", "Content-Length", "Locatio
 
 BELOW_A_SANDBOX = "commands|runs|contexts|files|run|interrupt|connect|metrics"
 """Nouns and verbs of a sandbox that pages do not use, so that there is no handler for them but this."""
+
+
+REPEATABLE = re.compile(r"/sandboxes/[a-z0-9]+/(?:snapshot|restore|fork)")
+"""What is done once for all requests with one `Idempotency-Key`; pages send none."""
 
 
 @web.stream_request_body
@@ -139,26 +144,30 @@ class ForwardHandler(WarmcellHandler):
             yield piece
 
 
-class OfPrincipals(Matcher):
-    """Requests with a token of Warmcell's own, to any path of the API: pages' handlers are not for them."""
+class OfPrograms(Matcher):
+    """Requests that are not for pages' handlers: with a token of Warmcell's own, or such as may be repeats."""
 
     def __init__(self, base_url: str) -> None:
         """`base_url` is the server's."""
-        self._prefix = url_path_join(base_url, PREFIX) + "/"
+        self._prefix = url_path_join(base_url, PREFIX)
 
     def match(self, request: httputil.HTTPServerRequest) -> dict[str, Any] | None:
         """An empty dict where it fits (tornado's way)."""
-        return {} if request.path.startswith(self._prefix) and bearer(request.headers) is not None else None
+        begin, path = request.path[: len(self._prefix)], request.path[len(self._prefix) :]
+        if begin != self._prefix or not path.startswith("/"):
+            return None
+        repeats = "Idempotency-Key" in request.headers and REPEATABLE.fullmatch(path)
+        return {} if repeats or bearer(request.headers) is not None else None
 
 
-def serve_principals(application: web.Application) -> None:
-    """Have requests with a token of Warmcell's own go to the keeper, before any other handler is looked for."""
-    application.add_handlers(".*$", [Rule(OfPrincipals(application.settings["base_url"]), ForwardHandler)])
+def serve_programs(application: web.Application) -> None:
+    """Have such requests go to the keeper, before any other handler is looked for."""
+    application.add_handlers(".*$", [Rule(OfPrograms(application.settings["base_url"]), ForwardHandler)])
 
 
 def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """For those whom Jupyter knows: what pages have no handler for."""
     return [
-        (url_path_join(PREFIX, "/sandboxes"), ForwardHandler),
+        (url_path_join(PREFIX, r"/(?:sandboxes|openapi\.json)"), ForwardHandler),
         (url_path_join(PREFIX, rf"/sandboxes/[a-z0-9]+/(?:{BELOW_A_SANDBOX})(?:/.*)?"), ForwardHandler),
     ]

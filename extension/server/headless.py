@@ -13,7 +13,7 @@ from traitlets import Bool, Float
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.e2b import routing as e2b
-from warmcell.extension.server.forward import PREFIX, ForwardHandler, serve_principals
+from warmcell.extension.server.forward import PREFIX, ForwardHandler, serve_programs
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.client.start import is_listening
@@ -66,9 +66,9 @@ class WarmcellServe(ExtensionApp):
     def initialize_handlers(self) -> None:
         """All verbs of sandboxes and snapshots go on to the keeper; others are not there."""
         assert self.serverapp is not None
-        serve_principals(self.serverapp.web_app)
+        serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
-        nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events)"
+        nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:

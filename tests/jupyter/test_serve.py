@@ -14,13 +14,16 @@ import pytest
 
 from benchmarks.server import JupyterServer
 from tests.leaks import Places
+from warmcell import AsyncSandbox
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.errors import SandboxNotFoundError
 
 pytestmark = pytest.mark.bubblewrap
 
 API = "/warmcell/api/v1"
 BOX = {"spec": {"preload": []}}
 START_TIMEOUT_S = 120
+BIG = bytes(range(256)) * 40 * 1024
 END_TIMEOUT_S = 120
 
 
@@ -98,6 +101,17 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
                 404,
             ]
             assert (await http.get(f"{API}/sandboxes", headers=named)).json()["sandboxes"] == []
+
+            token = ann["Authorization"].removeprefix("Bearer ")
+            async with AsyncSandbox(url=said["url"], token=token, preload=[]) as mine:
+                told: list[str] = []
+                shown = await mine.run("print('told', flush=True)\nx = 41\nx + 1", on_stdout=told.append)
+                assert (shown.text, "".join(told)) == ("42", "told\n")
+                await mine.files.write("big.bin", BIG)
+                assert await mine.files.read("big.bin") == BIG
+                assert (await mine.exec("sh", "-c", "wc -c < big.bin; exit 3")).exit_code == 3
+                with pytest.raises(SandboxNotFoundError):
+                    await AsyncSandbox.connect(mine.id, url=said["url"], token=bob["Authorization"].split()[1])
 
             code = "import sys\nprint('before', flush=True)\nassert sys.stdin is not None"
             async with http.stream("POST", f"{box}/runs?follow=1", json={"code": code}, headers=ann) as answer:

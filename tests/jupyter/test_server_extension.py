@@ -16,6 +16,7 @@ pytestmark = pytest.mark.bubblewrap
 API = "/warmcell/api/v1"
 CONCRETE = {
     "(gpus|templates|doctor)": "gpus",
+    r"(?:sandboxes|openapi\.json)": "sandboxes",
     "/[a-z0-9]+/(?:commands|runs|contexts|files|run|interrupt|connect|metrics)(?:/.*)?": "/abc/files",
     "(suspend|resume|snapshot|restore)": "suspend",
     "([a-z0-9]+)": "abc",

@@ -23,6 +23,7 @@ from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
 LONGEST_WAIT_S = 300.0
 SIGNAL_MAX = 64
 LISTED_MAX = 1000
+TAGS_MAX, TAG_MAX = 64, 1024
 TERMS = ("timeout_s", "on_timeout", "auto_resume", "tags")
 
 BOX = r"/sandboxes/([a-z0-9]+)"
@@ -258,7 +259,12 @@ class ContextHandler(Handler):
 def terms_of(body: Mapping[str, Any]) -> Terms:
     """The terms that a request asks for; raises InvalidRequestError."""
     _known(body)
-    return Terms.from_json({**body, "tags": checks.strings(body, "tags"), "timeout_s": _timeout(body)})
+    tags = checks.strings(body, "tags")
+    if len(tags) > TAGS_MAX or any(len(one) > TAG_MAX for tag in tags.items() for one in tag):
+        raise InvalidRequestError(
+            "Too many tags, or too long ones", hint=f"At most {TAGS_MAX}, names and values up to {TAG_MAX} characters."
+        )
+    return Terms.from_json({**body, "tags": tags, "timeout_s": _timeout(body)})
 
 
 def changes_of(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -255,6 +255,13 @@ class Agents:
         terms = info.terms
         if terms is None or info.state in TERMINAL:
             return
+        if info.id in self._boxes and self._service.info(info.id).state is State.SUSPENDED:
+            self._boxes[info.id].runs.abandon(
+                errors.ConflictError(
+                    "The sandbox was suspended before the code had ended",
+                    hint="Give the sandbox more time (set_timeout); what had begun goes on when it is used again.",
+                )
+            )
         counts = info.state is State.RUNNING and terms.timeout_s is not None and not terms.frozen
         if counts and terms.ends_at is None:
             assert terms.timeout_s is not None
@@ -323,8 +330,10 @@ class Agents:
             try:
                 await self.suspend(sandbox_id)
             except errors.WarmcellError as error:
-                log.warning("sandbox %s is frozen in memory, since it cannot be saved: %s", sandbox_id, error)
-                await self._freeze(box)
+                kernels = [one for one in self._kernels.all() if one.sandbox_id == sandbox_id and not one.ending]
+                if kernels and box.info.state is State.RUNNING:  # Else it is being ended.
+                    log.warning("sandbox %s is frozen in memory, since it cannot be saved: %s", sandbox_id, error)
+                    await self._freeze(box)
 
     async def _freeze(self, box: LiveSandbox) -> None:
         async with self._thawing:

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from warmcell.extension.keeper.agents import checks
-from warmcell.extension.keeper.agents.output import Output
+from warmcell.extension.keeper.agents.output import Output, forget_oldest
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.guest_process import FRAME_MAX_BYTES, GuestProcess
 from warmcell.sandbox.live import LiveSandbox
 
-ENDED_KEPT = 64
-RUNNING_MAX = 256
+RUNNING_MAX = 64
 INPUT_MAX_BYTES = 8 * 2**20
 TERMINAL_SIDE_MAX = 10_000
 
@@ -249,9 +248,7 @@ class Commands:
         self._starting.pop(command.id, None)
         if done.cancelled() or done.exception() is not None:
             self._known.pop(command.id, None)
-        ended = [one.id for one in self._known.values() if one.ended_at is not None]
-        for old in ended[:-ENDED_KEPT]:
-            del self._known[old]
+        forget_oldest(self._known)
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 KEPT_BYTES = 8 * 2**20
 """Of entries as they go over the wire. Older ones are dropped, once those who follow have them."""
@@ -18,6 +18,10 @@ PIECE_BYTES = 256 * 1024
 
 STALLED_S = 60.0
 """Whoever reads nothing for so long is waited for no longer, and learns how much was missed."""
+
+ENDED_KEPT = 64
+ENDED_KEPT_BYTES = 32 * 2**20
+"""Of what has ended in one sandbox; the oldest is forgotten first."""
 
 KEEPALIVE_S = 10.0
 """An empty line this often shows both sides that the other is there."""
@@ -42,6 +46,11 @@ class Output:
         self.deserted_since: float | None = time.monotonic()
         """Monotonic time since when nobody follows; None while somebody does."""
         self.ended = False
+
+    @property
+    def size_bytes(self) -> int:
+        """What is kept of it."""
+        return self._size
 
     @property
     def next(self) -> int:
@@ -141,3 +150,23 @@ class Output:
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+class Said(Protocol):
+    """A command or a run."""
+
+    id: str
+    output: Output
+
+
+Item = TypeVar("Item", bound=Said)
+
+
+def forget_oldest(known: dict[str, Item]) -> None:
+    """Leave out the oldest of those that have ended, where they are too many or have said too much."""
+    ended = [one for one in known.values() if one.output.ended]
+    size = sum(one.output.size_bytes for one in ended)
+    while ended and (len(ended) > ENDED_KEPT or size > ENDED_KEPT_BYTES):
+        oldest = ended.pop(0)
+        size -= oldest.output.size_bytes
+        del known[oldest.id]

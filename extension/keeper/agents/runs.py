@@ -9,14 +9,13 @@ from typing import Any, Literal
 
 from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.agents.kernel_client import KernelClient
-from warmcell.extension.keeper.agents.output import Output
+from warmcell.extension.keeper.agents.output import Output, forget_oldest
 from warmcell.sandbox import errors
 from warmcell.sandbox.live import LiveSandbox
 
 log = logging.getLogger(__name__)
 
-ENDED_KEPT = 64
-WAITING_MAX = 256
+WAITING_MAX = 64
 LINGER_S = 10.0
 """How long a run goes on that nobody follows, so that who has lost a connection may come back."""
 
@@ -169,9 +168,7 @@ class KernelRuns:
                 raise errors.CapacityError(f"{WAITING_MAX} runs wait in this sandbox", hint="Wait until one has ended.")
             self._known[run.id] = run
             run.work = asyncio.create_task(self._work(run))
-            ended = [one.id for one in self._known.values() if one.state == "ended"]
-            for old in ended[:-ENDED_KEPT]:
-                del self._known[old]
+            forget_oldest(self._known)
         return run
 
     async def stop(self, run: Run) -> None:
@@ -216,6 +213,13 @@ class KernelRuns:
         await self.restart_context(name)
         self.contexts.pop(name, None)
         self._note(self.contexts)
+
+    def abandon(self, error: errors.WarmcellError) -> None:
+        """Those that have not ended are told this, since the sandbox sleeps. What has begun goes on when it wakes."""
+        for run in self._known.values():
+            if run.state != "ended" and run.work is not None:
+                run.end("failed", error)
+                run.work.cancel()
 
     async def close(self) -> None:
         """Follow them no more: the sandbox is gone, or is saved with what runs in it."""

@@ -78,7 +78,7 @@ async def kill(request: E2bHandler) -> None:
 async def list_them(request: E2bHandler) -> None:
     """Page by page. Each page begins after the last sandbox of the one before, so that none is missed or told twice."""
     found = [info for info in await all_of(request) if _is_asked_for(request, info)]
-    newest_first = request.argument("order") == "desc"
+    newest_first = request.argument("order") != "asc"
     found.sort(key=_place, reverse=newest_first)
     after = _cursor(request.argument("nextToken"))
     if after is not None:
@@ -159,7 +159,8 @@ async def snapshots(request: E2bHandler) -> None:
     sandbox_id = request.argument("sandboxID")
     params = {"sandbox_id": sandbox_id} if sandbox_id else {}
     found = (await request.keeper.ask("GET", "/snapshots", params=params))["snapshots"]
-    found = [one for one in found if one["kind"] == "named"]
+    name = request.argument("name")
+    found = [one for one in found if one["kind"] == "named" and name in (None, one["name"], one["id"])]
     found.sort(key=_place, reverse=True)
     after = _cursor(request.argument("nextToken"))
     found = [one for one in found if after is None or _place(one) < after]
@@ -193,7 +194,7 @@ async def unbuilt(request: E2bHandler) -> None:
 
 
 _INSTEAD: Mapping[str, str] = {
-    "templates": "Build an image with `warmcell image build`, or snapshot a prepared sandbox; either is a template.",
+    "templates": "Build an image with `warmcell images build`, or snapshot a prepared sandbox; either is a template.",
     "volumes": "Write files into the sandbox; snapshots keep them.",
     "secrets": "Give environment variables when the sandbox is created.",
 }
@@ -230,7 +231,7 @@ def _is_asked_for(request: E2bHandler, info: Mapping[str, Any]) -> bool:
     template, since = request.argument("template"), request.argument("startedAfter")
     if template and shapes.template_of(info) not in template.split(","):
         return False
-    return since is None or info["created_at"] > _time(since)
+    return since is None or round(info["created_at"], 6) >= round(_time(since), 6)
 
 
 async def _snapshot(request: E2bHandler, ref: str) -> str | None:
@@ -250,7 +251,7 @@ async def _check_image(request: E2bHandler, name: str) -> None:
         raise NotFoundError(
             f"There is no template {name!r}",
             hint=f"Take {' or '.join(shapes.USUAL_TEMPLATES[:2])} (with :A100 or the like for a GPU), a snapshot, or "
-            "an image of `warmcell image build`.",
+            "an image of `warmcell images build`.",
         ) from error
 
 

@@ -67,13 +67,13 @@ def is_gone(error: WarmcellError) -> bool:
 def data(error: WarmcellError) -> tuple[int, dict[str, Any]]:
     """Status and body of what is answered for a sandbox: its files, its interpreter."""
     if is_gone(error):
-        return 502, body(502, GONE, error.code)
+        return 502, body(502, GONE)
     if isinstance(error, PortClosedError):
-        return 502, body(502, str(error), error.code)
+        return 502, body(502, str(error))
     if isinstance(error, CapacityError) and error.details.get("errno") in ("ENOSPC", "EDQUOT"):
-        return 507, body(507, str(error), error.code)
+        return 507, body(507, str(error))
     status = http_status(error)
-    return status, body(status, str(error), error.code)
+    return status, body(status, str(error))
 
 
 def connect(error: WarmcellError) -> ConnectError:

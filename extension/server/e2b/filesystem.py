@@ -1,6 +1,8 @@
 """E2B's `filesystem.Filesystem`: what is there, directories, other names, and what changes."""
 
+import contextlib
 import datetime
+import posixpath
 import stat as modes
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -10,7 +12,15 @@ from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.extension.server.e2b.processes import check_user
-from warmcell.sandbox.errors import InvalidRequestError, SandboxFileNotFoundError, UnsupportedOperationError
+from warmcell.sandbox.errors import (
+    ConflictError,
+    InvalidRequestError,
+    SandboxFileNotFoundError,
+    UnsupportedOperationError,
+)
+
+LINKS_MAX: Final = 64
+"""Where a directory has more links, they are told as links, not as what they lead to."""
 
 DEPTH_MAX: Final = 100
 PATH_MAX: Final = 4096
@@ -24,7 +34,8 @@ FORMATS: Final[Mapping[str, int]] = {"file": modes.S_IFREG, "directory": modes.S
 
 async def stat(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     """What is at a path."""
-    return {"entry": entry(await request.keeper.ask("GET", _at(request, "stat"), params={"path": path_of(message)}))}
+    info = await request.keeper.ask("GET", _at(request, "stat"), params={"path": path_of(message)})
+    return {"entry": await _resolved(request, info)}
 
 
 async def list_dir(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
@@ -36,7 +47,11 @@ async def list_dir(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
         raise UnsupportedOperationError(
             f"There are more files than {len(found['files'])}", hint="List with a smaller depth, or its directories."
         )
-    return {"entries": [entry(one) for one in found["files"]]}
+    links = {one["path"] for one in found["files"] if one["type"] == "symlink"}
+    if len(links) > LINKS_MAX:
+        links = set()
+    entries = [await _resolved(request, one) if one["path"] in links else entry(one) for one in found["files"]]
+    return {"entries": entries}
 
 
 async def make_dir(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
@@ -83,6 +98,17 @@ def entry(info: Mapping[str, Any]) -> dict[str, Any]:
         "modifiedTime": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         **({"symlinkTarget": info["target"]} if info["target"] is not None else {}),
     }
+
+
+async def _resolved(request: E2bHandler, info: Mapping[str, Any]) -> dict[str, Any]:
+    """A file as E2B shows it; a link has the type of what it leads to, if that is there."""
+    told = entry(info)
+    if info["type"] == "symlink":
+        params = {"path": info["path"], "follow": "1"}
+        with contextlib.suppress(SandboxFileNotFoundError, InvalidRequestError, ConflictError):
+            told["type"] = entry(await request.keeper.ask("GET", _at(request, "stat"), params=params))["type"]
+        told["symlinkTarget"] = posixpath.join(posixpath.dirname(info["path"]), info["target"])
+    return told
 
 
 def path_of(message: Fields, name: str = "path") -> str:

@@ -30,7 +30,9 @@ from warmcell.sandbox.paths import Paths
 ENVD_PORT: Final = 49983
 INTERPRETER_PORT: Final = 49999
 PREFIX: Final = "/warmcell/e2b"
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 UPLOAD_MAX_BYTES: Final = 2**40
+CONTROL: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
 HOST: Final = re.compile(r"(\d{1,5})-([a-z0-9]{1,32})\.")
 
 Surface = Literal["control", "envd", "interpreter"]
@@ -105,6 +107,8 @@ class E2bHandler(WarmcellHandler):
 
     async def prepare(self) -> None:  # type: ignore[override] # as jupyter_server's own
         """Begin to serve: a body may be longer than memory, or come bit by bit for hours."""
+        if self.request.method not in METHODS:
+            return
         if self._upload_possible():
             cast(Any, self.request.connection).set_max_body_size(UPLOAD_MAX_BYTES)
         self._work = asyncio.create_task(self._serve())
@@ -178,8 +182,10 @@ class E2bHandler(WarmcellHandler):
     def _find(self) -> Verb:
         before, prefix, below = self.request.path.partition(PREFIX + "/")
         path = f"/{below}" if prefix else before
-        found = target(self.request.headers, self.request.host)
-        if found is None and path == "/files":
+        asks_control = "X-API-KEY" in self.request.headers and CONTROL.fullmatch(path) is not None
+        # Some clients name a sandbox in calls of the control plane, too.
+        found = None if asks_control else target(self.request.headers, self.request.host)
+        if found is None and not asks_control and path == "/files":
             self.surface = "envd"  # a signed URL, which names no sandbox
         elif found is not None:
             self.surface = self._surface_of(found)

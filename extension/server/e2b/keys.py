@@ -93,7 +93,7 @@ class SignedUrl:
     def check_time(self) -> None:
         """Raises UnauthenticatedError when its time is over."""
         if self.expires_at is not None and self.expires_at < time.time():
-            raise UnauthenticatedError("The signature of this URL has expired", hint="Have the URL made again.")
+            raise UnauthenticatedError("signature is already expired")  # E2B's own words
 
 
 def _read(path: Path) -> bytes:

@@ -29,7 +29,7 @@ async def start(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[
     asked = {
         "argv": [config.text("cmd"), *config.texts("args")],
         "env": config.mapping("envs"),
-        "cwd": config.text("cwd", most=4096),
+        "cwd": await _directory(request, config.text("cwd", most=4096)),
         "stdin": message.flag("stdin") is not False and pty is None,
         "pty": None if pty is None else _size(pty),
         "tag": message.text("tag", most=256),
@@ -165,6 +165,14 @@ def _shown(command: Mapping[str, Any]) -> Mapping[str, Any]:
     program, *arguments = command["argv"]
     config = {"cmd": program, "args": arguments, **({"cwd": command["cwd"]} if command["cwd"] else {})}
     return {"config": config, "pid": command["pid"], **({"tag": command["tag"]} if command["tag"] else {})}
+
+
+async def _directory(request: E2bHandler, cwd: str) -> str:
+    """Where a command begins; a relative path is one of the home's."""
+    if not cwd or cwd.startswith("/"):
+        return cwd
+    info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}/files/stat", params={"path": cwd})
+    return str(info["path"])
 
 
 def _size(pty: Fields) -> dict[str, int]:

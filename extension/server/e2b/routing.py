@@ -1,6 +1,5 @@
 """Where a server takes E2B's requests: below a path of ours, and at its root where only they can be meant."""
 
-import re
 from typing import Any, Final
 
 from jupyter_server.utils import url_path_join
@@ -9,7 +8,7 @@ from tornado.routing import Matcher, Rule
 from tornado.web import Application
 
 from warmcell.extension.server.e2b import control, figures, files, filesystem, interpreter, processes, watching
-from warmcell.extension.server.e2b.handler import HOST, PREFIX, E2bHandler, Verb
+from warmcell.extension.server.e2b.handler import CONTROL, HOST, PREFIX, E2bHandler, Verb
 
 VERBS: Final[tuple[Verb, ...]] = (
     *figures.VERBS,
@@ -20,7 +19,6 @@ VERBS: Final[tuple[Verb, ...]] = (
     *processes.VERBS,
     *watching.VERBS,
 )
-ROOT: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
 
 
 class E2bMatcher(Matcher):
@@ -37,7 +35,7 @@ class E2bMatcher(Matcher):
             path.startswith(self._prefix)
             or "E2b-Sandbox-Id" in headers
             or (HOST.match(request.host) is not None)
-            or ("X-API-KEY" in headers and ROOT.fullmatch(path) is not None)
+            or ("X-API-KEY" in headers and CONTROL.fullmatch(path) is not None)
             or (path == "/files" and "signature" in request.query_arguments)
         )
         return {} if meant else None

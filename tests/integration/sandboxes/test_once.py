@@ -97,3 +97,16 @@ def test_code_that_nobody_follows_any_more_is_interrupted(box: Sandbox) -> None:
         lines = [json.loads(line) for line in b"".join(polled).splitlines()]
         assert lines[0]["content"]["text"] == "stayed\n"
         assert lines[-1]["next"] == 1
+
+
+def test_input_that_overlaps_arrives_once_and_gaps_are_refused(box: Sandbox) -> None:
+    """Where the first request was cut off in its middle, the rest of it counts; nothing is taken out of turn."""
+    command = box.spawn("cat")
+    with SyncKeeperClient.connect() as keeper:
+        stdin = f"/sandboxes/{box.id}/commands/{command.id}/stdin"
+        assert keeper.upload(f"{stdin}?at=0", iter([b"abc"])) == {"received": 3}
+        assert keeper.upload(f"{stdin}?at=1", iter([b"bcde"])) == {"received": 5}
+        with pytest.raises(errors.ConflictError):
+            keeper.upload(f"{stdin}?at=9", iter([b"z"]))
+        assert keeper.upload(f"{stdin}?at=5&close=1", iter([b""])) == {"received": 5}
+    assert command.wait().stdout == "abcde"

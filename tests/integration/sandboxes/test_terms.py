@@ -1,6 +1,8 @@
 """How sandboxes are found, how they end or sleep when their time is over, and copies of their memory."""
 
 import contextlib
+import os
+import select
 import time
 
 import pytest
@@ -66,9 +68,12 @@ def test_one_whose_time_is_over_sleeps_and_wakes_by_use(at_home: None) -> None:
         state_of(box, "suspended")
         with pytest.raises(errors.ConflictError, match="suspended"):
             command.wait()
+        box.set_timeout(1)
+        with pytest.raises(errors.ConflictError, match="suspended"):  # Nobody is left waiting for what sleeps.
+            box.run("import time\nfor _ in range(200): time.sleep(0.01)")
+        box.set_timeout(60)  # It begins with its next use.
         assert box.run("x + [3]").text == "[1, 2, 3]"
         assert box.files.read("kept") == b"yes"
-        box.set_timeout(60)
         terms = box.info().terms
         assert terms is not None
         assert terms.ends_at is not None
@@ -163,3 +168,67 @@ def test_without_an_engine_it_is_frozen_in_memory_and_says_so(places: Places, mo
             assert not woken.frozen
             while counting.info().output == stood:
                 assert time.monotonic() < deadline
+            box.set_timeout(0.05)
+            while not (terms := box.info().terms) or not terms.frozen:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        assert Sandbox.list() == []  # One that stands still can be killed.
+
+
+@pytest.mark.criu
+def test_one_that_sleeps_outlives_the_keeper_and_goes_when_it_has_slept_for_long(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next keeper has it with its tags, memory and contexts; with a bound on sleep it is removed."""
+    with own_places() as home:
+        config = home.root / "jupyter" / "config"
+        config.mkdir(parents=True)
+        lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.prepared = 0", "c.Warmcell.keeper_idle_s = 0.2"]
+        (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
+        for name, value in home.env.items():
+            monkeypatch.setenv(name, value)
+
+        def keeper() -> int:
+            with SyncKeeperClient.connect() as client:
+                return int(client.get("/status")["pid"])
+
+        def ended(pid: int) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                watched = os.pidfd_open(pid)
+                assert select.select([watched], [], [], 60)[0]
+                os.close(watched)
+
+        box = Sandbox(preload=(), tags={"kept": "yes"})
+        context = box.create_context()
+        box.run("x = 'here'", context=context)
+        first = keeper()
+        box.suspend()
+        box.close()
+        ended(first)
+        found = Sandbox.list(tags={"kept": "yes"})
+        assert [(info.id, info.state) for info in found] == [(box.id, "suspended")]
+        with contextlib.closing(Sandbox.connect(box.id)) as again:
+            assert again.run("x", context=context).text == "'here'"
+            second = keeper()
+            again.suspend()
+        ended(second)
+        lines.append("c.Warmcell.snapshot_ttl = 1e-7")
+        (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
+        with SyncKeeperClient.connect() as client:
+            deadline = time.monotonic() + 60
+            while client.get("/sandboxes")["sandboxes"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert client.get("/snapshots")["snapshots"] == []
+
+
+@pytest.mark.criu
+def test_one_that_is_killed_as_its_time_is_over_is_gone(at_home: None) -> None:
+    """Whatever has begun with its memory: to kill it works, at once, and leaves nothing."""
+    for pause in (0.0, 0.1, 0.2):
+        box = Sandbox(preload=(), timeout=60)
+        box.set_timeout(0.05)
+        time.sleep(0.05 + pause)
+        box.kill()
+        box.close()
+        assert gone(box.id)

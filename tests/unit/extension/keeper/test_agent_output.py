@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmcell.extension.keeper.agents.once import Once
-from warmcell.extension.keeper.agents.output import Output
+from warmcell.extension.keeper.agents.output import Output, forget_oldest
 from warmcell.sandbox.errors import ConflictError, InvalidRequestError
 
 
@@ -118,3 +119,22 @@ async def test_work_goes_on_when_the_first_who_asked_goes_away() -> None:
     assert await once.do("", "POST /x", "k", b"", work) == "done"
     assert calls == [1]
     await once.close()
+
+
+async def test_what_has_ended_is_forgotten_by_number_and_by_size() -> None:
+    """The newest stay; what runs stays whatever it has said."""
+
+    async def said(name: str, *, bytes_: int = 0, ended: bool = True) -> SimpleNamespace:
+        output = Output(kept_bytes=2 * bytes_ + 1000)
+        await output.put({"stdout": "x" * bytes_})
+        if ended:
+            output.end()
+        return SimpleNamespace(id=name, output=output)
+
+    runs = await said("runs", bytes_=50 * 2**20, ended=False)
+    known = {one.id: one for one in [runs, *[await said(f"n{number}") for number in range(100)]]}
+    forget_oldest(known)
+    assert list(known) == ["runs", *[f"n{number}" for number in range(36, 100)]]
+    large = {one.id: one for one in [await said(f"l{number}", bytes_=10 * 2**20) for number in range(5)]}
+    forget_oldest(large)
+    assert list(large) == ["l2", "l3", "l4"]

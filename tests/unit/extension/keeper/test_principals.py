@@ -143,12 +143,22 @@ def test_a_request_shows_its_token_as_clients_of_http_do() -> None:
         {"home": "persistent"},
         {"backend": "process"},
         {"network": "host"},
+        {"warmup": "import os"},
     ],
 )
 def test_nothing_of_the_host_can_be_asked_for(asked: dict[str, object]) -> None:
     """Whatever the token is good for."""
     with pytest.raises(InvalidRequestError):
         narrow(Principal("ann", frozenset(SCOPES)), asked)
+
+
+def test_what_isolates_nothing_is_not_for_principals() -> None:
+    """Nor where the operator has it for whoever names no backend."""
+    ann = Principal("ann", frozenset(SCOPES))
+    for asked, usual in (({"backend": "process"}, "auto"), ({}, "process"), ({"backend": "auto"}, "process")):
+        with pytest.raises(InvalidRequestError, match="isolates nothing"):
+            narrow(ann, asked, usual=usual)
+    assert narrow(ann, {"backend": "bubblewrap"}, usual="process") == {"backend": "bubblewrap"}
 
 
 def test_gpus_take_their_scope() -> None:

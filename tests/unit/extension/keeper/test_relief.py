@@ -34,7 +34,7 @@ class Keeper:
                 started=True,
                 alive=True,
                 proxy=SimpleNamespace(idle_s=idle),
-                request=SimpleNamespace(kernel_id=name),
+                request=SimpleNamespace(kernel_id=name, terms=None),
             )
             for name, idle in self.idle_s.items()
         ]

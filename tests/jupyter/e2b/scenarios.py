@@ -1,0 +1,677 @@
+"""What the published packages `e2b` and `e2b-code-interpreter` do against Warmcell: one function a promise.
+
+It runs in an environment that has these packages and nothing of ours. It reads names of functions, one a line, and
+answers each with a line of JSON. E2B_API_URL and E2B_SANDBOX_URL, or else E2B_DOMAIN, and E2B_API_KEY are set as any
+user of these packages sets them.
+"""
+
+import asyncio
+import functools
+import importlib.metadata
+import inspect
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+import urllib.parse
+import uuid
+
+import e2b
+import httpcore
+import httpx
+from e2b_code_interpreter import AsyncSandbox, Sandbox
+
+VERSION = tuple(int(part) for part in importlib.metadata.version("e2b").split("."))
+DOMAIN = os.environ.get("E2B_DOMAIN", "")
+API = os.environ.get("E2B_API_URL") or f"https://api.{DOMAIN}"
+KEY = os.environ["E2B_API_KEY"]
+
+
+class AbsentError(Exception):
+    """This version of the package has no such thing."""
+
+
+@functools.cache
+def shared():
+    """One sandbox for what leaves it as it is."""
+    return Sandbox.create(timeout=600, metadata={"name": "shared"}, envs={"SAID": "to all"})
+
+
+def needs(thing, name):
+    if not hasattr(thing, name):
+        raise AbsentError(name)
+
+
+def raised(kind, work, *texts):
+    """The exception that `work` raises, which is of that kind and says these texts."""
+    try:
+        got = work()
+    except kind as error:
+        for text in texts:
+            assert text in str(error), (text, str(error))
+        return error
+    raise AssertionError(f"no {kind}, but {got!r}")
+
+
+def control(method, path, body=None, **headers):
+    """A call of the control plane that the package has no function for."""
+    answer = httpx.request(method, API + path, json=body, headers={"X-API-KEY": KEY, **headers}, timeout=60)
+    return answer.status_code, (answer.json() if answer.content else None)
+
+
+def envd(box, method, path, port=49983, **how):
+    """A call of a sandbox that the package has no function for."""
+    headers = {
+        "E2b-Sandbox-Id": box.sandbox_id,
+        "E2b-Sandbox-Port": str(port),
+        "X-Access-Token": box._envd_access_token,
+        **how.pop("headers", {}),
+    }
+    return httpx.request(method, API + path, headers=headers, timeout=60, **how)
+
+
+# --- control plane ---------------------------------------------------------------------------------------------------
+
+
+def create_info_and_kill():
+    """A sandbox is created as it was asked for, tells so, and is gone after kill: the second one finds none."""
+    box = Sandbox.create(timeout=100, metadata={"a": "b c&d=é"}, envs={"MINE": "1"})
+    info = box.get_info()
+    assert info.sandbox_id == box.sandbox_id
+    assert info.template_id == "code-interpreter-v1"
+    assert info.metadata == {"a": "b c&d=é"}
+    assert info.state == e2b.SandboxState.RUNNING
+    assert info.cpu_count >= 1
+    assert info.memory_mb > 0
+    assert 60 < (info.end_at - info.started_at).total_seconds() < 160
+    assert box.run_code("import os; os.environ['MINE']").text == "1"
+    assert box.commands.run("echo $MINE").stdout == "1\n"
+    assert box.is_running()
+    assert box.kill() is True
+    assert box.kill() is False
+    assert box.is_running() is False
+
+
+def create_paths_old_and_new():
+    """Both create paths make a sandbox; an unknown one is 404."""
+    for path in ("/sandboxes", "/v2/sandboxes"):
+        status, made = control("POST", path, {"templateID": "base", "timeout": 60})
+        assert status == 201, made
+        assert {"templateID", "sandboxID", "clientID", "envdVersion", "envdAccessToken"} <= set(made)
+        assert control("DELETE", f"/sandboxes/{made['sandboxID']}")[0] == 204
+    if not DOMAIN:  # where nothing but its key tells a request at the server's root
+        assert control("GET", "/nowhere")[0] == 404
+    assert control("PATCH", "/sandboxes", {})[0] == 400
+
+
+def create_twice_with_one_key_is_one_sandbox():
+    """Idempotency-Key: the answer that was lost is given again, and no second sandbox is made."""
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    first = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 60}, **key)
+    again = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 60}, **key)
+    assert first[1]["sandboxID"] == again[1]["sandboxID"]
+    assert control("DELETE", f"/sandboxes/{first[1]['sandboxID']}")[0] == 204
+    assert control("POST", "/v2/sandboxes", {"templateID": "base"}, **{"Idempotency-Key": "with space"})[0] == 400
+
+
+def wrong_keys_are_refused():
+    """401, as AuthenticationException; without a key as well."""
+    raised(e2b.AuthenticationException, lambda: Sandbox.create(api_key="e2b_wrong"), "API key")
+    raised(e2b.AuthenticationException, lambda: Sandbox.list(api_key="wct_wrong").next_items())
+    assert httpx.get(API + "/v2/sandboxes", headers={"X-API-KEY": ""}).status_code == 401
+
+
+def unknown_templates_are_refused():
+    """With what there is instead."""
+    raised(e2b.SandboxException, lambda: Sandbox.create("no-such-template"), "404", "no-such-template")
+
+
+def gpus_are_asked_for_by_name():
+    """In the template's name or in metadata; a machine without them says so."""
+    raised(e2b.SandboxException, lambda: Sandbox.create("base:H100"), "H100")
+    raised(e2b.SandboxException, lambda: Sandbox.create(metadata={"gpu": "A100"}), "A100")
+
+
+def what_is_not_supported_is_refused():
+    """Nothing of a request is dropped in silence."""
+    for more in ({"autoPauseMemory": False}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
+        status, error = control("POST", "/v2/sandboxes", {"templateID": "base", **more})
+        assert status == 501, error
+        assert error["code"] == 501
+        assert error["message"]
+    status, error = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": "soon"})
+    assert (status, error["error_code"]) == (400, "invalid_request")
+
+
+def lists_come_in_pages_and_filtered():
+    """By metadata, state and template, in pages that miss none and tell none twice, in both orders."""
+    mark = uuid.uuid4().hex
+    boxes = [Sandbox.create(timeout=120, metadata={"mark": mark, "n": str(n)}) for n in range(3)]
+    query = e2b.SandboxQuery(metadata={"mark": mark})
+    pages = Sandbox.list(query=query, limit=2)
+    found = []
+    while pages.has_next:
+        page = pages.next_items()
+        assert len(page) <= 2
+        found += page
+    assert [info.sandbox_id for info in found] == [box.sandbox_id for box in reversed(boxes)]
+    assert found[-1].metadata == {"mark": mark, "n": "0"}
+    paused = e2b.SandboxQuery(metadata={"mark": mark}, state=[e2b.SandboxState.PAUSED])
+    assert Sandbox.list(query=paused).next_items() == []
+    _, oldest = control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&order=asc&template=code-interpreter-v1")
+    assert [one["sandboxID"] for one in oldest] == [box.sandbox_id for box in boxes]
+    since = urllib.parse.quote(oldest[1]["startedAt"])
+    assert len(control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&startedAfter={since}")[1]) == 2
+    assert control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&template=other")[1] == []
+    assert control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&startedAfter=2999-01-01T00:00:00Z")[1] == []
+    assert control("GET", "/v2/sandboxes?nextToken=x!")[0] == 400
+    assert control("GET", "/v2/sandboxes?limit=0")[0] == 400
+    assert len(control("GET", f"/sandboxes?metadata=mark%3D{mark}")[1]) == 3
+    for box in boxes:
+        box.kill()
+
+
+def timeouts_are_set_anew():
+    """set_timeout counts from now; refreshes is its older name; a sandbox whose time is over is gone."""
+    box = Sandbox.create(timeout=60)
+    before = box.get_info().end_at
+    box.set_timeout(600)
+    assert (box.get_info().end_at - before).total_seconds() > 400
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/refreshes", {"duration": 900})[0] == 204
+    assert (box.get_info().end_at - before).total_seconds() > 700
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/timeout", {"timeout": 0})[0] == 204
+    assert box.is_running() is False
+    raised(e2b.SandboxException, lambda: Sandbox.connect(box.sandbox_id))
+
+
+def pause_keeps_memory_and_files():
+    """Paused it uses no memory and cannot be used; connected to it goes on with its variables; a second pause is no."""
+    box = Sandbox.create(timeout=100)
+    box.run_code("x = [1, 2, 3]")
+    box.files.write("kept.txt", "kept")
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {})[0] == 204
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {})[0] == 409
+    assert box.get_info().state == e2b.SandboxState.PAUSED
+    assert box.is_running() is False
+    raised(e2b.TimeoutException, lambda: box.run_code("x"))
+    again = Sandbox.connect(box.sandbox_id, timeout=200)
+    assert again.run_code("x").text == "[1, 2, 3]"
+    assert again.files.read("kept.txt") == "kept"
+    if VERSION >= (2, 50):
+        assert again.pause() is True
+        assert again.pause() is False
+    else:
+        again.pause()
+    status, resumed = control("POST", f"/sandboxes/{box.sandbox_id}/resume", {"timeout": 60})
+    assert status == 201
+    assert resumed["sandboxID"] == box.sandbox_id
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/resume", {})[0] == 409
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {"memory": False})[0] == 501
+    assert box.run_code("x").text == "[1, 2, 3]"
+    box.kill()
+
+
+def connect_never_shortens():
+    """Connecting to one that runs gives it more time, never less; both paths; an unknown one is not found."""
+    box = shared()
+    before = box.get_info().end_at
+    again = Sandbox.connect(box.sandbox_id, timeout=30)
+    assert again.get_info().end_at == before
+    assert again.run_code("1 + 1").text == "2"
+    for path in ("/sandboxes", "/v2/sandboxes"):
+        assert control("POST", f"{path}/{box.sandbox_id}/connect", {"timeout": 30})[0] == 200
+        assert control("POST", f"{path}/nosuchsandbox/connect", {"timeout": 30})[0] == 404
+    raised(e2b.SandboxException, lambda: Sandbox.connect("nosuchsandbox"), "not found")
+
+
+def forks_have_the_memory_and_their_own_from_then_on():
+    """Copies of a live sandbox, each with a token of its own."""
+    needs(Sandbox, "fork")
+    box = Sandbox.create(timeout=100)
+    box.run_code("x = [1]")
+    box.files.write("f.txt", "of the source")
+    clones = box.fork(count=2)
+    assert len({box.sandbox_id, *(clone.sandbox_id for clone in clones)}) == 3
+    assert [clone.run_code(f"x.append({n}); x").text for n, clone in enumerate(clones)] == ["[1, 0]", "[1, 1]"]
+    assert [clone.files.read("f.txt") for clone in clones] == ["of the source"] * 2
+    assert box.run_code("x").text == "[1]"
+    for one in (box, *clones):
+        assert one.kill()
+
+
+def snapshots_are_templates():
+    """A snapshot is taken, listed, the template of new sandboxes, and deleted once."""
+    needs(Sandbox, "create_snapshot")
+    box = Sandbox.create(timeout=100)
+    box.run_code("x = 41")
+    snapshot = box.create_snapshot()
+    found = Sandbox.list_snapshots(sandbox_id=box.sandbox_id).next_items()
+    assert [one.snapshot_id for one in found] == [snapshot.snapshot_id]
+    other = Sandbox.create(snapshot.snapshot_id, timeout=100, envs={"NEW": "n"})
+    assert other.run_code("x + 1").text == "42"
+    assert other.run_code("import os; os.environ['NEW']").text == "n"
+    status, named = control("POST", f"/sandboxes/{box.sandbox_id}/snapshots", {"name": "prepared"})
+    assert (status, named["names"]) == (201, ["prepared"])
+    for name, count in (("prepared", 1), (snapshot.snapshot_id, 1), ("other", 0)):
+        assert len(control("GET", f"/snapshots?name={name}&sandboxID={box.sandbox_id}")[1]) == count
+    third = Sandbox.create("prepared", timeout=100)
+    assert third.run_code("x").text == "41"
+    for one in (box, other, third):
+        one.kill()
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is True
+    assert Sandbox.delete_snapshot(snapshot.snapshot_id) is False
+    assert Sandbox.delete_snapshot(named["snapshotID"]) is True
+
+
+def metrics_are_measured():
+    """Memory and processors that it really uses; of several at once, too."""
+    box = shared()
+    box.run_code("held = bytearray(64 * 2**20)")
+    first = box.get_metrics()[-1]
+    assert first.mem_used > 64 * 2**20
+    assert first.mem_used < first.mem_total
+    box.run_code("import time\nend = time.time() + 0.5\nwhile time.time() < end: pass")
+    assert box.get_metrics()[-1].cpu_used_pct > 0
+    box.run_code("del held")
+    _, several = control("GET", f"/sandboxes/metrics?sandbox_ids={box.sandbox_id}")
+    assert set(several["sandboxes"]) == {box.sandbox_id}
+
+
+def logs_tell_what_ran():
+    """By the new path and the old one."""
+    box = shared()
+    box.commands.run("true # for the log")
+    _, new = control("GET", f"/v2/sandboxes/{box.sandbox_id}/logs")
+    _, old = control("GET", f"/sandboxes/{box.sandbox_id}/logs")
+    for entries in (new["logs"], old["logEntries"]):
+        ours = [entry for entry in entries if "for the log" in entry["fields"]["cmd"]]
+        assert [entry["message"] for entry in ours] == ["process started", "process ended"]
+
+
+def network_can_only_be_less():
+    """There is none, so that what forbids it is done already; what allows some is refused."""
+    box = shared()
+    assert control("PUT", f"/sandboxes/{box.sandbox_id}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
+    assert control("PUT", f"/sandboxes/{box.sandbox_id}/network", {"allowOut": ["example.com"]})[0] == 501
+    assert box.get_info().allow_internet_access is False
+
+
+def templates_tags_volumes_and_secrets_say_that_they_are_not_there():
+    """501 in E2B's form, with what to do instead."""
+    for method, path in (
+        ("POST", "/v3/templates"),
+        ("GET", "/templates"),
+        ("GET", "/v2/templates"),
+        ("GET", "/default-templates"),
+        ("GET", "/templates/aliases/x"),
+        ("POST", "/v2/templates/x/builds/y"),
+        ("POST", "/templates/tags"),
+        ("GET", "/templates/x/tags"),
+        ("GET", "/volumes"),
+        ("POST", "/secrets"),
+    ):
+        status, error = control(method, path, {} if method == "POST" else None)
+        assert (status, error["code"], error["error_code"]) == (501, 501, "unsupported"), (method, path)
+        assert "not part of Warmcell" in error["message"]
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def commands_run():
+    """Output by stream and by callback, exit codes, directory and environment."""
+    said = []
+    done = shared().commands.run(
+        "echo out; echo err >&2; pwd; echo $SAID $MORE", cwd="/tmp", envs={"MORE": "more"}, on_stdout=said.append
+    )
+    assert (done.stdout, done.stderr, done.exit_code) == ("out\n/tmp\nto all more\n", "err\n", 0)
+    assert "".join(said) == done.stdout
+    error = raised(e2b.CommandExitException, lambda: shared().commands.run("echo no >&2; exit 3"))
+    assert (error.exit_code, error.stderr) == (3, "no\n")
+
+
+def commands_take_input():
+    """Bytes, streams of them, and their end."""
+    commands = shared().commands
+    running = commands.run("head -n1; cat", background=True, stdin=True)
+    assert running.pid in [one.pid for one in commands.list()]
+    commands.send_stdin(running.pid, "first\n")
+    if hasattr(commands, "stream_input"):
+        commands.stream_input(running.pid, ["second\n", "third\n"])
+    else:
+        commands.send_stdin(running.pid, "second\nthird\n")
+    if hasattr(commands, "close_stdin"):
+        commands.close_stdin(running.pid)
+        assert running.wait().stdout == "first\nsecond\nthird\n"
+    else:
+        assert running.kill()
+
+
+def commands_are_found_again_and_killed():
+    """A command outlives its caller; who connects hears what it says from then on; killed twice is no."""
+    commands = shared().commands
+    running = commands.run("read line; echo said $line; sleep 600", background=True, stdin=True)
+    running.disconnect()
+    again = commands.connect(running.pid)
+    commands.send_stdin(running.pid, "this\n")
+    stdout = next(out for out, _, _ in again if out)
+    assert stdout == "said this\n"
+    assert commands.kill(running.pid) is True
+    assert commands.kill(running.pid) is False
+    assert running.pid not in [one.pid for one in commands.list()]
+    raised(e2b.NotFoundException, lambda: commands.connect(running.pid))
+
+
+def commands_end_with_their_time():
+    """The client's time-out is the command's."""
+    box = shared()
+    kinds = e2b.TimeoutException if VERSION >= (2, 50) else (e2b.TimeoutException, httpcore.ReadTimeout)
+    raised(kinds, lambda: box.commands.run("sleep 601", timeout=1))
+    deadline = time.monotonic() + 60
+    while box.commands.run("ps -eo args | grep -c '[s]leep 601' || true").stdout.strip() != "0":
+        assert time.monotonic() < deadline
+
+
+def terminals_have_a_size():
+    """A PTY, what is typed, another size, and its end."""
+    box = shared()
+    said = []
+    terminal = box.pty.create(e2b.PtySize(rows=30, cols=90))
+    box.pty.send_stdin(terminal.pid, b"stty size; read x\n")
+    for _, _, data in terminal:
+        said.append(data or b"")
+        if b"30 90" in b"".join(said):
+            break
+    box.pty.resize(terminal.pid, e2b.PtySize(rows=31, cols=91))
+    box.pty.send_stdin(terminal.pid, b"go\nstty size; exit\n")
+    for _, _, data in terminal:
+        said.append(data or b"")
+    assert b"31 91" in b"".join(said)
+
+
+def other_users_are_refused():
+    """A sandbox has one."""
+    box = shared()
+    assert box.commands.run("true", user="user").exit_code == 0
+    raised(e2b.InvalidArgumentException, lambda: box.commands.run("true", user="root"), "root")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def files_are_written_and_read():
+    """Text and bytes, large ones, parents made, relative to the home; what is not there is not found."""
+    files = shared().files
+    written = files.write("deep/er/a.txt", "héllo")
+    assert written.path.endswith("/deep/er/a.txt")
+    assert files.read("deep/er/a.txt") == files.read(written.path) == "héllo"
+    large = os.urandom(3_000_000)
+    files.write("large", large)
+    assert files.read("large", format="bytes") == large
+    assert b"".join(files.read("large", format="stream")) == large
+    files.write("empty", b"")
+    assert files.read("empty") == ""
+    raised(e2b.NotFoundException, lambda: files.read("nothing"), "nothing")
+
+
+def files_are_uploaded_in_every_form():
+    """Multipart with several, as they are, compressed."""
+    box = shared()
+    files = box.files
+    written = files.write_files([{"path": "m/1", "data": "one"}, {"path": "m/2", "data": b"two"}])
+    assert [one.name for one in written] == ["1", "2"]
+    assert (files.read("m/1"), files.read("m/2")) == ("one", "two")
+    if "gzip" in inspect.signature(files.write).parameters:
+        files.write("m/3", "three" * 1000, gzip=True)
+        assert files.read("m/3", gzip=True) == "three" * 1000
+    if "use_octet_stream" in inspect.signature(files.write).parameters:
+        files.write("m/4", "four", use_octet_stream=True)
+        assert files.read("m/4") == "four"
+    assert envd(box, "POST", "/files?path=m/5", content=b"five").status_code == 200
+    assert files.read("m/5") == "five"
+    assert envd(box, "POST", "/files/compose", json={}).status_code == 501
+    assert envd(box, "POST", "/files?path=x", content=b"", headers={"X-Metadata-a": "b"}).status_code == 501
+    junk = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert envd(box, "POST", "/files", content=b"junk", headers=junk).status_code == 400
+    gzipped = {"Content-Encoding": "gzip"}
+    assert envd(box, "POST", "/files?path=x", content=b"junk", headers=gzipped).status_code == 400
+
+
+def signed_urls_open_one_file():
+    """Read and write without a header, until their time is over, and nothing but that."""
+    box = shared()
+    box.files.write("signed é.txt", "signed")
+    url = box.download_url("signed é.txt", use_signature_expiration=60)
+    assert httpx.get(url).text == "signed"
+    assert httpx.get(box.download_url("signed é.txt")).text == "signed"
+    assert httpx.get(url.replace("signed", "other")).status_code == 401
+    assert httpx.post(url, files={"file": b"x"}).status_code == 401
+    assert httpx.get(box.download_url("signed é.txt", use_signature_expiration=-5)).status_code == 401
+    answer = httpx.post(box.upload_url("up.txt"), files={"file": ("any", b"up")})
+    assert answer.json()[0]["name"] == "up.txt"
+    assert box.files.read("up.txt") == "up"
+
+
+def directories_are_made_listed_moved_and_removed():
+    """stat, exists, make_dir, list with depth, rename, remove; what is there already is told."""
+    files = shared().files
+    assert files.make_dir("d/sub") is True
+    assert files.make_dir("d/sub") is False
+    files.write("d/sub/f", "12345")
+    assert sorted(entry.name for entry in files.list("d")) == ["sub"]
+    assert sorted(entry.path.rpartition("/d/")[2] for entry in files.list("d", depth=2)) == ["sub", "sub/f"]
+    info = files.get_info("d/sub/f")
+    assert (info.name, info.type, info.size, info.permissions) == ("f", e2b.FileType.FILE, 5, "-rw-r--r--")
+    assert files.get_info("d").type == e2b.FileType.DIR
+    shared().commands.run("ln -s f link", cwd="d/sub")
+    link = files.get_info("d/sub/link")
+    assert (link.type, link.symlink_target) == (e2b.FileType.FILE, info.path)
+    assert sorted(entry.name for entry in files.list("d/sub")) == ["f", "link"]
+    moved = files.rename("d/sub/f", "d/g")
+    assert moved.path.endswith("/d/g")
+    assert files.exists("d/g") is True
+    assert files.exists("d/sub/f") is False
+    files.remove("d")
+    assert files.exists("d") is False
+    files.remove("d")
+    raised(e2b.NotFoundException, lambda: files.list("d"))
+
+
+def watchers_tell_changes():
+    """Polled and as they come; recursively; one of what is not there is refused."""
+    box = shared()
+    box.files.make_dir("w/old")
+    watcher = box.files.watch_dir("w", recursive=True)
+    box.files.write("w/a", "1")
+    box.files.make_dir("w/new")
+    box.files.write("w/new/b", "2")
+    box.files.remove("w/a")
+    wanted = {("create", "a"), ("write", "a"), ("create", "new"), ("create", "new/b"), ("remove", "a")}
+    seen = set()
+    deadline = time.monotonic() + 60
+    while not wanted <= seen:
+        assert time.monotonic() < deadline, seen
+        seen |= {(event.type.value, event.name) for event in watcher.get_new_events()}
+    watcher.stop()
+    raised(e2b.SandboxException, lambda: box.files.watch_dir("nowhere"))
+
+    async def as_they_come():
+        one = await AsyncSandbox.connect(box.sandbox_id)
+        heard = asyncio.Event()
+        handle = await one.files.watch_dir("w", lambda event: heard.set() if event.name == "c" else None)
+        await one.files.write("w/c", "3")
+        await asyncio.wait_for(heard.wait(), 60)
+        await handle.stop()
+
+    asyncio.run(as_they_come())
+
+
+# --- code ------------------------------------------------------------------------------------------------------------
+
+
+def code_keeps_its_variables_and_shows_results():
+    """Results in their formats, prints as they come, the error with its traceback, the count."""
+    box = shared()
+    out, results = [], []
+    done = box.run_code(
+        "import sys\nfrom IPython.display import HTML, display\nprint('out')\nprint('err', file=sys.stderr)\n"
+        "display(HTML('<b>x</b>'))\nvalue = 20\nvalue + 1",
+        on_stdout=lambda message: out.append(message),
+        on_result=results.append,
+    )
+    assert done.text == "21"
+    assert (done.logs.stdout, done.logs.stderr) == (["out\n"], ["err\n"])
+    assert (out[0].line, out[0].timestamp > 0) == ("out\n", True)
+    assert [result.is_main_result for result in results] == [False, True]
+    assert results[0].html == "<b>x</b>"
+    failed = box.run_code("value / 0")
+    assert (failed.error.name, failed.error.value) == ("ZeroDivisionError", "division by zero")
+    assert "ZeroDivisionError" in failed.error.traceback
+    assert failed.execution_count > done.execution_count
+    assert box.run_code("value").text == "20"
+    assert box.run_code("import os; os.environ['ONCE']", envs={"ONCE": "1"}).text == "1"
+
+
+def contexts_have_variables_of_their_own():
+    """Made, listed, restarted, removed; an unknown one is not found."""
+    needs(Sandbox, "create_code_context")
+    box = shared()
+    context = box.create_code_context(cwd="/tmp")
+    assert context.language == "python"
+    box.run_code("mine = 1", context=context)
+    assert box.run_code("mine").error.name == "NameError"
+    assert box.run_code("mine", context=context).text == "1"
+    if hasattr(box, "list_code_contexts"):
+        assert context.id in [one.id for one in box.list_code_contexts()]
+        box.restart_code_context(context)
+        assert box.run_code("mine", context=context).error.name == "NameError"
+        box.remove_code_context(context)
+        assert context.id not in [one.id for one in box.list_code_contexts()]
+    raised(e2b.SandboxException, lambda: box.run_code("1", language="r"), "501")
+
+
+def a_client_that_goes_away_interrupts():
+    """So that the next code does not wait for it."""
+    box = shared()
+    code = (
+        "import time\nstate = 'began'\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    state = 'interrupted'"
+    )
+    raised(e2b.TimeoutException, lambda: box.run_code(code, timeout=1))
+    assert box.run_code("state", timeout=60).text == "interrupted"
+
+
+def the_async_client_works_the_same():
+    """Create, code, commands, files, list and kill, at once."""
+
+    async def all_of_it():
+        box = await AsyncSandbox.create(timeout=100)
+        code, command, _ = await asyncio.gather(
+            box.run_code("6 * 7"), box.commands.run("echo hi"), box.files.write("a", "b")
+        )
+        assert (code.text, command.stdout, await box.files.read("a")) == ("42", "hi\n", "b")
+        assert box.sandbox_id in [info.sandbox_id for info in await AsyncSandbox.list().next_items()]
+        assert await box.kill()
+
+    asyncio.run(all_of_it())
+
+
+# --- the wire itself -------------------------------------------------------------------------------------------------
+
+
+def health_environment_and_metrics_of_envd():
+    """Over plain HTTP; nothing without the sandbox's token."""
+    box = shared()
+    assert envd(box, "GET", "/health").status_code == 204
+    assert envd(box, "GET", "/health", port=49999).status_code == 204
+    assert envd(box, "GET", "/envs").json()["SAID"] == "to all"
+    assert envd(box, "GET", "/metrics").json()["mem_used"] > 0
+    for token in ("", "wcs_.0", shared().traffic_access_token):
+        assert envd(box, "GET", "/envs", headers={"X-Access-Token": token}).status_code == 401
+    bare = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "49999"}
+    assert httpx.get(API + "/contexts", headers=bare).status_code == 401
+
+
+def other_sandboxes_and_ports_are_not_there():
+    """502 with the words by which clients know why."""
+    box = shared()
+    gone = envd(box, "GET", "/envs", headers={"E2b-Sandbox-Id": "a" * 12})
+    assert (gone.status_code, box.sandbox_id in gone.text) == (401, False)
+    closed = envd(box, "GET", "/", port=3000)
+    assert closed.status_code == 502
+    assert "port is not open" in closed.json()["message"]
+
+
+def sandboxes_are_found_by_host_name():
+    """With a wildcard domain there are no headers: port and id are in the host, on the server's root."""
+    box = shared()
+    root = urllib.parse.urlsplit(API)
+    headers = {"Host": f"49983-{box.sandbox_id}.sandboxes.example", "X-Access-Token": box._envd_access_token}
+    box.files.write("by-host", "found")
+    answer = httpx.get(f"{root.scheme}://{root.netloc}/files?path=by-host", headers=headers)
+    assert (answer.status_code, answer.text) == (200, "found")
+    listed = httpx.get(f"{root.scheme}://{root.netloc}/v2/sandboxes", headers={"X-API-KEY": KEY})
+    assert box.sandbox_id in [one["sandboxID"] for one in listed.json()]
+
+
+def calls_that_are_none_get_typed_errors():
+    """Wrong types, wrong framing, wrong fields: by code, and the connection goes on."""
+    box = shared()
+    start = "/process.Process/Start"
+    stream = {"Content-Type": "application/connect+json"}
+    assert envd(box, "POST", start, content=b"{}", headers={"Content-Type": "application/proto"}).status_code == 501
+    for content in (b"", b"junk", b"\0\0\0\0\2[]", b"\1\0\0\0\2{}", b"\0\xff\xff\xff\xff", b"\0\0\0\0\2{}"):
+        answer = envd(box, "POST", start, content=content, headers=stream)
+        assert answer.status_code == 200, content
+        assert answer.content[0] == 2
+        assert json.loads(answer.content[5:])["error"]["code"] in (
+            "invalid_argument",
+            "unimplemented",
+            "resource_exhausted",
+        ), content
+    answer = envd(box, "POST", "/filesystem.Filesystem/Stat", json={"path": 7})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
+    answer = envd(
+        box, "POST", "/process.Process/SendSignal", json={"process": {"pid": 1, "tag": "x"}, "signal": "SIGNAL_SIGKILL"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
+
+
+def shown_is_ended():
+    """The last one: the shared sandbox ends."""
+    assert shared().kill() is True
+    raised(e2b.SandboxException, lambda: shared().commands.run("true"))
+
+
+def _resolve_domain():
+    """What a wildcard record of the domain's name server does: all its names are this machine."""
+    name = DOMAIN.partition(":")[0]
+    resolve = socket.getaddrinfo
+
+    def local(host, *arguments, **more):
+        text = host.decode() if isinstance(host, bytes) else host
+        return resolve("127.0.0.1" if text and text.endswith(name) else host, *arguments, **more)
+
+    socket.getaddrinfo = local
+
+
+def main():
+    """Until standard input ends."""
+    if DOMAIN:
+        _resolve_domain()
+    for line in sys.stdin:
+        began = time.monotonic()
+        try:
+            globals()[line.strip()]()
+            said = {"status": "passed"}
+        except AbsentError as error:
+            said = {"status": "absent", "why": f"e2b {'.'.join(map(str, VERSION))} has no {error}"}
+        except BaseException:
+            said = {"status": "failed", "why": traceback.format_exc()}
+        sys.stdout.write(json.dumps({**said, "seconds": time.monotonic() - began}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""The published clients of E2B, unchanged, against a server: one line of scenarios.py a test, one server for all."""
+
+import ast
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import trustme
+
+from benchmarks.server import JupyterServer
+from tests.jupyter.e2b.packages import BETWEEN, NEWEST, OLDEST, environment
+from tests.leaks import Places, own_places
+from warmcell.extension.server.e2b.handler import PREFIX
+from warmcell.sandbox.client.keeper import SyncKeeperClient
+
+pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
+
+API = "/warmcell/api/v1"
+SCENARIOS = Path(__file__).parent / "e2b" / "scenarios.py"
+NAMES = [
+    node.name
+    for node in ast.parse(SCENARIOS.read_text()).body
+    if isinstance(node, ast.FunctionDef)
+    and node.name not in ("shared", "needs", "raised", "control", "envd", "main", "_resolve_domain")
+]
+VERSIONS = [
+    *(pytest.param(versions, id=versions[0]) for versions in (OLDEST, NEWEST)),
+    *(pytest.param(versions, id=versions[0], marks=pytest.mark.long) for versions in BETWEEN),
+]
+DOMAIN = "sandboxes.test"
+END_TIMEOUT_S = 120
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Places]:
+    """Directories of one server and its keeper for all tests of this module."""
+    with own_places() as made:
+        config = made.root / "jupyter" / "config"
+        config.mkdir(parents=True)
+        lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.keeper_idle_s = 0.2", "c.Warmcell.prepared = 0"]
+        (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(home: Places) -> Iterator[dict[str, str]]:
+    """`warmcell serve`: its URL and its token."""
+    argv = [str(Path(sys.executable).parent / "warmcell"), "serve", "--json", "--port", "0"]
+    with running(argv, {**os.environ, **home.env}) as process:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        yield said
+        with httpx.Client(base_url=said["url"], headers={"Authorization": f"token {said['token']}"}) as http:
+            for info in http.get(f"{API}/sandboxes").json()["sandboxes"]:  # those of tests that failed
+                http.delete(f"{API}/sandboxes/{info['id']}")
+
+
+@pytest.fixture(scope="module")
+def domain(server: dict[str, str], home: Places) -> Iterator[dict[str, str]]:
+    """The server behind a wildcard domain with TLS, as a proxy in front of it has it: what clients need to know."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(home.root / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(f"*.{DOMAIN}").configure_cert(context)
+    behind = urlsplit(server["url"])
+    assert behind.hostname is not None
+    assert behind.port is not None
+    proxy = TlsProxy(context, (behind.hostname, behind.port))
+    thread = threading.Thread(target=proxy.serve_forever)
+    thread.start()
+    yield {"E2B_DOMAIN": f"{DOMAIN}:{proxy.server_address[1]}", "SSL_CERT_FILE": str(home.root / "ca.pem")}
+    proxy.shutdown()
+    proxy.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(request: pytest.FixtureRequest, server: dict[str, str], domain: dict[str, str]) -> Iterator["Client"]:
+    """One client of one version for all tests. The oldest one's code interpreter knows the way by the domain alone."""
+    base = server["url"] + PREFIX
+    where = domain if request.param == OLDEST else {"E2B_API_URL": base, "E2B_SANDBOX_URL": base}
+    with client_of(request.param, {**where, "E2B_API_KEY": server["token"]}) as made:
+        yield made
+
+
+class Client:
+    """A process that has the packages, and runs one scenario after another."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def run(self, name: str) -> dict[str, Any]:
+        """What became of a scenario."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(name + "\n")
+        self._process.stdin.flush()
+        said: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return said
+
+
+class TlsProxy(socketserver.ThreadingTCPServer):
+    """Takes connections with TLS and passes on what is in them."""
+
+    daemon_threads = False
+
+    def __init__(self, context: ssl.SSLContext, behind: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self._context, self._behind = context, behind
+
+    def finish_request(self, request: Any, address: Any) -> None:
+        """One connection, until either side ends it."""
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(self._behind) as server,
+            self._context.wrap_socket(request, server_side=True) as client,
+        ):
+            back = threading.Thread(target=pass_on, args=(server, client))
+            back.start()
+            pass_on(client, server)
+            back.join()
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    """All bytes of one direction; its end ends the other, too."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for one in (source, target):
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def running(argv: list[str], env: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process that is ended afterwards."""
+    process = subprocess.Popen(
+        argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=END_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def client_of(versions: tuple[str, str], said: dict[str, str]) -> Iterator[Client]:
+    """As a user of these packages sets it up: two or three variables."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(environment(*versions)), **said}
+    with running([sys.executable, "-S", str(SCENARIOS)], env) as process:
+        yield Client(process)
+
+
+@pytest.fixture(autouse=True)
+def at_home(places: Places, home: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test starts belongs to that keeper."""
+    for name, value in home.env.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("client", VERSIONS, indirect=True, scope="module")
+@pytest.mark.parametrize("name", NAMES)
+def test_published_clients_work(client: Client, name: str) -> None:
+    """Each scenario's own sentence says what is promised; what a version does not have is skipped by name."""
+    said = client.run(name)
+    if said["status"] == "absent":
+        pytest.skip(said["why"])
+    assert said["status"] == "passed", said["why"]
+
+
+async def test_a_jupyter_server_serves_them_beside_its_own(places: Places) -> None:
+    """The newest client with the server's token; Jupyter's own paths are what they were."""
+    async with JupyterServer(places, settings={"prepared": 0, "backend": "bubblewrap"}) as jupyter:
+        base = jupyter.url + PREFIX
+        said = {"E2B_API_URL": base, "E2B_SANDBOX_URL": base, "E2B_API_KEY": jupyter.token}
+        with client_of(NEWEST, said) as client:
+            done = await asyncio.to_thread(client.run, "create_info_and_kill")
+        assert done["status"] == "passed", done["why"]
+        assert (await jupyter.http.get("/api/status")).status_code == 200
+        assert (await jupyter.http.get("/metrics")).headers["Content-Type"].startswith("text/plain")
+        async with httpx.AsyncClient(base_url=base) as stranger:
+            for key in ({}, {"X-API-KEY": "wrong"}, {"X-API-KEY": "wct_wrong"}):
+                assert (await stranger.get("/v2/sandboxes", headers=key)).status_code == 401
+
+
+def test_a_principals_token_is_a_key_of_its_own(server: dict[str, str], home: Places) -> None:
+    """Whoever has it makes sandboxes of their own, and sees, uses and ends no others; revoked, it is no key."""
+    with SyncKeeperClient.connect() as keeper:
+        anns = keeper.post("/tokens", {"principal": "ann"})
+        ann, user = {"X-API-KEY": anns["token"]}, {"X-API-KEY": server["token"]}
+        with httpx.Client(base_url=server["url"] + PREFIX, timeout=60) as http:
+            made = {
+                name: http.post("/v2/sandboxes", json={"templateID": "base"}, headers=key).json()
+                for name, key in (("ann", ann), ("user", user))
+            }
+            assert listed(http, ann) == {made["ann"]["sandboxID"]}
+            assert listed(http, user) >= {made["ann"]["sandboxID"], made["user"]["sandboxID"]}
+            others = made["user"]["sandboxID"]
+            assert http.get(f"/sandboxes/{others}", headers=ann).status_code == 404
+            assert http.delete(f"/sandboxes/{others}", headers=ann).status_code == 404
+            assert http.post(f"/sandboxes/{others}/fork", json={}, headers=ann).status_code == 404
+            for name, status in (("ann", 200), ("user", 401)):
+                asked = {"E2b-Sandbox-Id": made[name]["sandboxID"], "E2b-Sandbox-Port": "49983"}
+                asked["X-Access-Token"] = made["ann"]["envdAccessToken"]
+                assert http.get("/envs", headers=asked).status_code == status
+            assert http.delete(f"/sandboxes/{made['ann']['sandboxID']}", headers=ann).status_code == 204
+            assert http.delete(f"/sandboxes/{others}", headers=user).status_code == 204
+            keeper.delete(f"/tokens/{anns['id']}")
+            assert http.get("/v2/sandboxes", headers=ann).status_code == 401
+
+
+def listed(http: httpx.Client, key: dict[str, str]) -> set[str]:
+    """The sandboxes that exist for whoever has that key."""
+    return {one["sandboxID"] for one in http.get("/v2/sandboxes", headers=key).json()}
