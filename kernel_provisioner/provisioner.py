@@ -106,6 +106,9 @@ class WarmcellProvisioner(KernelProvisionerBase):
         help="Names of variables that the kernel gets from the environment of whoever starts it, or an object of "
         "names and values. Nothing else of that environment reaches it but language and time zone.",
     ).tag(config=True)
+    remote = Dict(
+        help='What `%%remote` has where its line does not say it: {"gpu": "A100", "n": 4}.',
+    ).tag(config=True)
 
     server: ClassVar[str | None] = None
     """Root folder of the Jupyter server that this process is; set by its extension. Its kernels outlive a crash."""

@@ -81,18 +81,19 @@ async def test_the_first_failure_stops_the_others(kernel: Kernel) -> None:
 
 async def test_the_stop_button_stops_all_ranks(kernel: Kernel) -> None:
     """Each is interrupted, and its variables are kept."""
-    kernel.client.execute("%%remote n=3\nkept = 1\nimport time\ntime.sleep(1000)")
-    await status_of(kernel, "busy in the background")
+    kernel.client.execute("%%remote n=3\nkept = 1\nimport time\nprint('sleeps', flush=True)\ntime.sleep(1000)")
+    await until_shown(kernel, "sleeps", 3)
     interrupt(kernel)
     assert (await reply_of(kernel))["ename"] == "KeyboardInterrupt"
     assert (await kernel.run("%%remote n=3 as=kept\nkept")).status == "ok"
 
 
-async def status_of(kernel: Kernel, why: str) -> None:
-    """Until the cell's ranks are shown."""
+async def until_shown(kernel: Kernel, text: str, times: int) -> None:
+    """Wait until the groups of the cell that runs have it so often."""
     while True:
         message = await kernel.client.get_iopub_msg(timeout=60)
-        if message["msg_type"] == "display_data":
+        shows = message["msg_type"] in ("display_data", "update_display_data")
+        if shows and message["content"]["data"]["text/plain"].count(text) == times:
             return
 
 

@@ -120,9 +120,13 @@ class FanOut:
             BaseException: What the first that failed raised.
         """
         try:
-            self._assign(show)
-            while self._running:
+            begun = False
+            while self._running or not begun:
                 try:
+                    if not begun:
+                        begun = True
+                        self._assign(show)
+                        continue
                     event = self._inbox.get(TICK_S)
                     if event is None:
                         show.tick()
@@ -144,6 +148,8 @@ class FanOut:
                 run.close()
         if self._first is not None:
             raise self._first
+        if self._stopping is not None and any(result is None for result in self.results):
+            raise KeyboardInterrupt
         return [dict(result or {}) for result in self.results]
 
     @property
@@ -164,6 +170,9 @@ class FanOut:
         self._interrupted_at = time.monotonic()
         for rank, (run, _) in list(self._running.items()):
             if run is but:
+                continue
+            if not run.begun:
+                self._running.pop(rank)
                 continue
             try:
                 self._pod.api.interrupt(self._pod.id, rank)
@@ -200,6 +209,7 @@ class FanOut:
         run.task = number
         self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
         self._running[rank] = (run, load)
+        run.begin()  # An interrupt that comes before this finds it known, and not begun.
 
     def _take(self, event: Event, show: Show) -> None:
         run = event.run
