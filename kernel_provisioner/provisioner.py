@@ -393,10 +393,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """Body of `POST /kernels`, its connection apart."""
         notebook = notebook_of(environ)
         wishes = Wishes.from_json({name: getattr(self, name) for name in Wishes.names()})
-        if self.settings is not None:
-            wishes = wishes.chosen(self.settings, source="The notebook's choice")
+        choice = {} if notebook is None else await asyncio.to_thread(read_choice, notebook)
+        if self.settings is not None:  # The page offers no defaults of remote cells: those stay as they are.
+            stay = {name: choice[name] for name in ("remote",) if name in choice}
+            wishes = wishes.chosen({**stay, **self.settings}, source="The notebook's choice")
         elif notebook is not None:
-            choice = await asyncio.to_thread(read_choice, notebook)
             wishes = wishes.chosen(choice, source=f"metadata.warmcell of {notebook}")
         own = {name: environ[name] for name in self.kernel_spec.env if name in environ}
         spec = wishes.spec(folder=self._folder, environ=environ)

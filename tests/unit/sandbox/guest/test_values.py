@@ -32,6 +32,7 @@ def test_arrays_stay_out_of_the_pickle_and_can_be_written_to() -> None:
     assert (found["a"] == array).all()
     found["a"][0] = 7
     assert array[0] == 0
+    assert loads(dumps({"a": array}))["a"].flags.writeable
 
 
 def test_what_is_shared_is_shared_on_the_other_side() -> None:
