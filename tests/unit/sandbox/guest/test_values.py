@@ -4,6 +4,7 @@ import io
 import json
 import math
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class Holder:
         (lambda: (n for n in "ab"), "thing cannot be sent: it is a generator", "as in list(…)"),
         (lambda: {"a": [threading.RLock()]}, "thing['a'][0] cannot be sent: it is a lock", "Make one"),
         (lambda: Holder(threading.Lock()), "thing.part cannot be sent: it is a lock", "Make one"),
+        (lambda: sqlite3.connect(":memory:"), "it is a connection to a database", "Connect in the remote cell"),
         (lambda: threading.Event(), "thing cannot be sent: it is a lock", "Make one"),
         (lambda: sys._getframe(), "thing cannot be sent: it is a part of a running program", "what you need"),
     ],
