@@ -106,6 +106,9 @@ class WarmcellProvisioner(KernelProvisionerBase):
         help="Names of variables that the kernel gets from the environment of whoever starts it, or an object of "
         "names and values. Nothing else of that environment reaches it but language and time zone.",
     ).tag(config=True)
+    remote = Dict(
+        help='What `%%remote` has where its line does not say it: {"gpu": "A100", "n": 4}.',
+    ).tag(config=True)
 
     server: ClassVar[str | None] = None
     """Root folder of the Jupyter server that this process is; set by its extension. Its kernels outlive a crash."""
@@ -394,10 +397,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """Body of `POST /kernels`, its connection apart."""
         notebook = notebook_of(environ)
         wishes = Wishes.from_json({name: getattr(self, name) for name in Wishes.names()})
-        if self.settings is not None:
-            wishes = wishes.chosen(self.settings, source="The notebook's choice")
+        choice = {} if notebook is None else await asyncio.to_thread(read_choice, notebook)
+        if self.settings is not None:  # The page offers no defaults of remote cells: those stay as they are.
+            stay = {name: choice[name] for name in ("remote",) if name in choice}
+            wishes = wishes.chosen({**stay, **self.settings}, source="The notebook's choice")
         elif notebook is not None:
-            choice = await asyncio.to_thread(read_choice, notebook)
             wishes = wishes.chosen(choice, source=f"metadata.warmcell of {notebook}")
         own = {name: environ[name] for name in self.kernel_spec.env if name in environ}
         spec = wishes.spec(folder=self._folder, environ=environ)

@@ -4,18 +4,21 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import DEFAULT_PRELOAD, Limits, Mount, SandboxSpec, Wire
 
-CHOICES: Final = frozenset({"gpu", "memory", "network", "preload", "template"})
+CHOICES: Final = frozenset({"gpu", "memory", "network", "preload", "remote", "template"})
 """What a notebook may choose; the rest of a spec is the kernelspec's."""
 
 LOCALE: Final = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 """Variables that every kernel gets from the launching environment: language and time zone."""
+
+REMOTE: Final = "WARMCELL_REMOTE"
+"""Variable that tells a kernel its notebook's defaults of `%%remote`."""
 
 NOTEBOOK_MAX_BYTES: Final = 256 * 1024**2
 
@@ -44,6 +47,8 @@ class Wishes(Wire):
     gpu: str | tuple[str, ...] | None = None
     mounts: tuple[str | Mapping[str, Any], ...] = ()
     env: tuple[str, ...] | Mapping[str, str] = ()
+    remote: Mapping[str, Any] = field(default_factory=dict)
+    """What `%%remote` has where its line does not say it, as in {"gpu": "A100", "n": 4}."""
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -100,6 +105,8 @@ class Wishes(Wire):
     def _env(self, environ: Mapping[str, str]) -> dict[str, str]:
         names: Sequence[str] = LOCALE if isinstance(self.env, Mapping) else (*LOCALE, *self.env)
         found = {name: environ[name] for name in names if name in environ}
+        if self.remote:
+            found[REMOTE] = json.dumps(self.remote)
         return {**found, **self.env} if isinstance(self.env, Mapping) else found
 
 

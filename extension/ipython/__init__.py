@@ -1,17 +1,36 @@
 """`%load_ext warmcell`: `%%remote` in a kernel that Warmcell did not start, with the same user's keeper."""
 
+import atexit
 import os
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 from warmcell.extension.config import Warmcell, load
 from warmcell.sandbox.client.keeper import SyncKeeperClient
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.guest import magics
+from warmcell.sandbox.guest.magics import function
 from warmcell.sandbox.guest.magics.api import Api, KeeperError
+from warmcell.sandbox.guest.magics.function import remote
+from warmcell.sandbox.guest.magics.pods import Pods
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+
+__all__ = ["Connection", "load_ipython_extension", "remote", "unload_ipython_extension"]
+
+
+@cache
+def _pods() -> Pods:
+    """The ranks of a program that is no notebook; they go with it."""
+    pods = Pods(Connection())
+    atexit.register(pods.end)
+    return pods
+
+
+function.use(_pods)
 
 
 def load_ipython_extension(shell: "InteractiveShell") -> None:

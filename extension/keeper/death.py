@@ -14,7 +14,13 @@ KILLED = 128 + signal.SIGKILL
 
 
 def death(
-    exit_code: int, *, oom_killed: bool, spec: SandboxSpec, who: str = "The kernel", when: str = "by itself"
+    exit_code: int,
+    *,
+    oom_killed: bool,
+    spec: SandboxSpec,
+    who: str = "The kernel",
+    when: str = "by itself",
+    more_memory: str = MORE_MEMORY,
 ) -> SandboxDiedError:
     """The error for a kernel with this exit code.
 
@@ -24,13 +30,14 @@ def death(
         spec: What its sandbox was given.
         who: Begins the sentence.
         when: Says when it ended.
+        more_memory: What to do where it was killed for memory.
     """
     killed_for_memory = oom_killed and exit_code == KILLED
     details = {"exit_code": exit_code, "oom_killed": killed_for_memory}
     if killed_for_memory:
         cap = spec.limits.memory_bytes
         of = f" (its cap is {cap / GIB:.1f} GiB)" if cap else ""
-        return SandboxDiedError(f"{who} was killed for memory{of}", hint=MORE_MEMORY, details=details)
+        return SandboxDiedError(f"{who} was killed for memory{of}", hint=more_memory, details=details)
     name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
     return SandboxDiedError(
         f"{who} ended {when} with exit code {exit_code}{name}",

@@ -248,6 +248,7 @@ class ValuesHandler(JsonHandler):
         self._refused: WarmcellError | None = None
         self._file: BinaryIO | None = None
         self._path: Path | None = None
+        self._received = 0
 
     def prepare(self) -> None:
         """Before the body is read."""
@@ -262,13 +263,7 @@ class ValuesHandler(JsonHandler):
                 scope.check_visible(info)
             self._path = keeper.runs.file(sandbox_id, f"values-{number}")
             if self.request.method == "PUT":
-                most = keeper.wiring.settings.remote_values_bytes
-                size = int(self.request.headers.get("Content-Length", 0))
-                if size > most:
-                    raise CapacityError(
-                        f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
-                        hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
-                    )
+                self._check(int(self.request.headers.get("Content-Length", 0)))
                 self._file = guest_files.create(self._path)
         except WarmcellError as error:
             self._refused = error
@@ -277,12 +272,24 @@ class ValuesHandler(JsonHandler):
         """Bytes of the values (tornado's hook); reading waits until they are where they belong."""
         if self._refused is not None or self._file is None:
             return
+        self._received += len(chunk)
         try:
+            self._check(self._received)
             with contextlib.suppress(ValueError):  # closed meanwhile: the caller has gone
                 await asyncio.to_thread(self._file.write, chunk)
+        except CapacityError as error:
+            self._refused = error
         except OSError as error:
             self._refused = CapacityError(
                 f"The values do not fit into the sandbox: {error.strerror}", hint="Send less, or through a shared file."
+            )
+
+    def _check(self, size: int) -> None:
+        most = self.settings["keeper"].wiring.settings.remote_values_bytes
+        if size > most:
+            raise CapacityError(
+                f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
+                hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
             )
 
     async def put(self, sandbox_id: str, number: str) -> None:

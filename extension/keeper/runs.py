@@ -280,6 +280,7 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())
     heard: asyncio.Task[Any] | None = None
+    told = False
     try:
         while True:
             heard = heard or asyncio.ensure_future(client.get_iopub_msg(timeout=None))
@@ -295,6 +296,7 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
                     break
                 # What a step of ours raises is told once, by its reply.
                 if message["msg_type"] in SHOWN and not (step.silent and message["msg_type"] == "error"):
+                    told = told or message["msg_type"] == "error"
                     yield {key: message[key] for key in ("msg_type", "content", "metadata")}
             elif died in done:
                 raise _died(runner)
@@ -305,7 +307,7 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
         if not reply.done():
             raise _died(runner)
         content = reply.result()
-        if step.silent and content["status"] == "error":
+        if content["status"] == "error" and not told:  # Of groups of exceptions only the text is published.
             yield {"msg_type": "error", "content": content, "metadata": {}, "step": step.name}
         yield {"msg_type": "reply", "content": {"status": content["status"]}, "metadata": {}}
     finally:
@@ -372,5 +374,6 @@ def _died(runner: Runner) -> errors.WarmcellError:
         runner.process.exit_code or 0,
         oom_killed=runner.box.oom_kills() > runner.oom_before,
         spec=runner.box.spec,
+        more_memory="Ask for more with memory=, as in memory=8GiB, or load less at a time.",
         who="The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}",
     )

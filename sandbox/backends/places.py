@@ -13,7 +13,7 @@ RUN = "/run/warmcell"
 GUEST = "/warmcell"
 IMAGES = "/.warmcell"
 RUN_BYTES = 64 * MIB
-"""What a run directory needs for itself."""
+"""Size of a run directory at least."""
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -25,7 +25,7 @@ ESSENTIAL = ("/usr", "/run", *RESERVED)
 
 def run_bytes(limits: Limits) -> int:
     """Size of a run directory: values that are sent are in it, as other shared memory is in /dev/shm."""
-    return RUN_BYTES + limits.shm_bytes
+    return max(RUN_BYTES, limits.shm_bytes)
 
 
 def workspace_of(spec: SandboxSpec) -> Path | None:

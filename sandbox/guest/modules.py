@@ -38,7 +38,7 @@ def give(folder: str) -> dict[str, tuple[str, str]]:
         within = path[len(inside) :] if path.startswith(inside) else ""
         if not within or "site-packages" in within or within.startswith((".", "lib/python")):
             continue
-        if path.startswith(os.path.realpath(sys.prefix) + os.sep):
+        if any(path.startswith(os.path.realpath(prefix) + os.sep) for prefix in (sys.prefix, sys.base_prefix)):
             continue
         try:
             if os.path.getsize(path) > min(SOURCE_MAX_BYTES, left):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import sqlite3 as _sqlite3
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,6 @@ _CURES: tuple[tuple[tuple[type, ...], str, str], ...] = (
     ((types.GeneratorType, types.AsyncGeneratorType), "a generator", "Send what it gives, as in list(…)."),
     ((types.CoroutineType,), "a coroutine", "Await it first, or make it in the remote cell."),
     ((socket.socket,), "a socket", "Connect in the remote cell."),
-    ((_sqlite3.Connection, _sqlite3.Cursor), "a connection to a database", "Connect in the remote cell."),
     ((threading.Thread,), "a thread", "Start it in the remote cell."),
     ((types.FrameType, types.TracebackType), "a part of a running program", "Send what you need of it."),
 )
@@ -84,6 +82,8 @@ def words(error: BaseException) -> str:
 
 
 def _known(value: object) -> tuple[str, str] | None:
+    if type(value).__module__ == "sqlite3":
+        return "a connection to a database", "Connect in the remote cell."
     return next(((what, cure) for kinds, what, cure in _CURES if isinstance(value, kinds)), None)
 
 

@@ -85,12 +85,14 @@ def framed(packed: Packed) -> Iterable[bytes | memoryview]:
 
 
 def loads(data: bytes | bytearray | memoryview) -> dict[str, Any]:
-    """The values in `data`, whose buffers they keep using.
+    """The values in `data`, whose buffers they keep using where these can be written to.
 
     Raises:
         CannotTravelError: Something that they need is not here.
     """
     view = memoryview(data)
+    if view.readonly:
+        view = memoryview(bytearray(view))
     at = bytes(view[:65536]).find(b"\n") + 1
     pieces = []
     for size in json.loads(bytes(view[:at])):

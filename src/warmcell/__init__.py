@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from warmcell.sandbox.client.sandboxes import Sandbox
     from warmcell.sandbox.errors import WarmcellError
     from warmcell.sandbox.guest.kernel.hooks import after_restore, before_snapshot, fork
+    from warmcell.sandbox.guest.magics.function import remote
     from warmcell.sandbox.images.image import Image
 
 _IN_KERNELS = "warmcell_guest.kernel.hooks"
+_ON_RANKS = "warmcell_guest.magics.function"
 """What a kernel of ours has for its notebook. It is not part of this package's own copy of the guest's tree."""
 
 _EXPORTS = {
@@ -30,6 +32,7 @@ _EXPORTS = {
     "before_snapshot": _IN_KERNELS,
     "build_image": "warmcell.sandbox.client.images",
     "fork": _IN_KERNELS,
+    "remote": _ON_RANKS,
 }
 """Public name to the module that defines it."""
 
@@ -44,6 +47,7 @@ __all__ = [
     "build_image",
     "fork",
     "load_ipython_extension",
+    "remote",
     "unload_ipython_extension",
 ]
 
@@ -59,6 +63,8 @@ def __getattr__(name: str) -> object:
     if module == _IN_KERNELS and "warmcell_guest" not in modules:
         # Elsewhere they can be called too, so that a notebook runs: hooks are never run, and a fork says why not.
         module = "warmcell.sandbox.guest.kernel.hooks"
+    if module == _ON_RANKS and "warmcell_guest" not in modules:
+        module = "warmcell.extension.ipython"
     return getattr(import_module(module), name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 NAME = "warmcell"
 OFFERED = ("after_restore", "before_snapshot", "fork")
+REMOTE = "remote"
 
 
 def offer() -> None:
@@ -27,8 +28,9 @@ class _Finder:
         """The usual kind."""
 
     def exec_module(self, module: ModuleType) -> None:
+        from ..magics.function import remote
         from . import hooks
 
         module.__doc__ = hooks.__doc__
         vars(module).update({name: getattr(hooks, name) for name in OFFERED})
-        vars(module)["__all__"] = list(OFFERED)
+        vars(module).update({REMOTE: remote, "__all__": [*OFFERED, REMOTE]})

@@ -102,7 +102,7 @@ class Api:
         self._json("POST", f"/sandboxes/{sandbox_id}/interrupt", {} if rank is None else {"rank": rank})
 
     def run(self, sandbox_id: str, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
-        """Begin to run a cell, in the form of the keeper's API; what comes of it goes into `inbox`."""
+        """A cell that is to run, in the form of the keeper's API; what comes of it goes into `inbox`."""
         path = f"{BASE}/sandboxes/{sandbox_id}/run"
         return Run(self._connection(None), path, head, body, inbox, _told)
 

@@ -102,7 +102,7 @@ def _strings(defaults: Mapping[str, object]) -> dict[str, str]:
     for key, value in defaults.items():
         if key not in KEYS:
             raise ArgumentError(f"{key}= is no key.{near(key, KEYS)}")
-        if value not in (None, False, ""):
+        if value is not None and value is not False and value != "":
             found[key] = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return found
 

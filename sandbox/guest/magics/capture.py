@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import re
 import symtable
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +13,7 @@ PYTHON_MAGICS = frozenset({"time", "timeit", "prun", "capture", "mprun", "memit"
 
 _OPTIONS = re.compile(r"^(\s*-[a-zA-Z]+(\s*\d+)?\s+)*")
 _INSERTED = re.compile(r"(?<!\$)\$(?P<plain>[A-Za-z_]\w*)|\{(?P<braces>[^{}]+)\}")
+_COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 _SHELL_CALLS = ("system", "getoutput", "run_line_magic", "run_cell_magic")
 
 
@@ -41,8 +41,7 @@ def reads(cell: str, transform: Callable[[str], str]) -> Reads:
         return Reads(frozenset(), frozenset())
     walker = _Walker(transform)
     walker.block(tree.body)
-    needed = {name for name in walker.needed if not hasattr(builtins, name)}
-    return Reads(frozenset(needed), frozenset(walker.assigned), frozenset(walker.imported))
+    return Reads(frozenset(walker.needed), frozenset(walker.assigned), frozenset(walker.imported))
 
 
 def captured(
@@ -300,8 +299,9 @@ def _globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
             if symbol.is_global() or (child.get_type() == "class" and not symbol.is_local() and not symbol.is_free()):
                 if symbol.is_referenced():
                     taken.add(symbol.get_name())
-                if symbol.is_assigned():
+                if symbol.is_assigned() and child.get_name().strip("<>") not in _COMPREHENSIONS:
                     taken.add(symbol.get_name())  # `x += 1` reads it, and the compiler does not say so.
+                if symbol.is_assigned():
                     given.add(symbol.get_name())
         inner = _globals_of(child)
         taken |= inner[0]

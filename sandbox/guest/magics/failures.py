@@ -46,7 +46,9 @@ def error_of(content: Mapping[str, Any], *, where: str = "", rank: int | None = 
         lines = [f"{where}:", *lines]
     builtin = getattr(builtins, name, None)
     bases: tuple[type, ...] = (RemoteError,)
-    if isinstance(builtin, type) and issubclass(builtin, BaseException) and builtin is not Exception:
+    # What ends an interpreter has ended none here, and IPython would say that it has.
+    kinds = (Exception, KeyboardInterrupt)
+    if isinstance(builtin, type) and issubclass(builtin, kinds) and builtin is not Exception:
         bases = (RemoteError, builtin)
     try:
         return type(name, bases, {})(value, lines, rank)  # type: ignore[no-any-return]

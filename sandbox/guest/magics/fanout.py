@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .api import KeeperError
@@ -26,6 +26,7 @@ LOST = ("sandbox_died",)
 """Codes that say that a rank has ended, and only that."""
 
 TICK_S = 0.1
+REMIND_S = 2.0
 
 
 class Task(NamedTuple):
@@ -70,6 +71,7 @@ class FanOut:
         timeout_s: float | None = None,
         cell: int = 0,
         retry: bool = False,
+        together: bool = True,
     ) -> None:
         """Prepare it.
 
@@ -82,6 +84,7 @@ class FanOut:
             timeout_s: For each task.
             cell: Number of the cell here.
             retry: A task whose rank ends under it is begun again, on that rank's next kernel.
+            together: The first that fails stops the others.
         """
         self._pod = pod
         self._tasks = tasks
@@ -89,8 +92,14 @@ class FanOut:
         self._head = {"get": list(get), "last": last, "ranks": pod.ranks}
         self._cell = cell
         self._retry = retry
+        self._together = together
+        self.on_result: Callable[[int, Mapping[str, Any]], None] = lambda number, values: None
+        """Told what a task has brought back, as it ends."""
+        self.on_error: Callable[[int, BaseException], None] = lambda number, error: None
+        """Told how a task has failed."""
         self._timeout_s = timeout_s
         self._sent_before = pod.store.sent
+        self._interrupted_at = 0.0
         self._inbox = Inbox()
         self._running: dict[int, tuple[Run, Any]] = {}
         self._waiting = collections.deque(range(len(tasks)))
@@ -111,12 +120,17 @@ class FanOut:
             BaseException: What the first that failed raised.
         """
         try:
-            self._assign(show)
-            while self._running:
+            begun = False
+            while self._running or not begun:
                 try:
+                    if not begun:
+                        begun = True
+                        self._assign(show)
+                        continue
                     event = self._inbox.get(TICK_S)
                     if event is None:
                         show.tick()
+                        self._remind()
                     else:
                         self._take(event, show)
                 except KeyboardInterrupt:
@@ -134,6 +148,8 @@ class FanOut:
                 run.close()
         if self._first is not None:
             raise self._first
+        if self._stopping is not None and any(result is None for result in self.results):
+            raise KeyboardInterrupt
         return [dict(result or {}) for result in self.results]
 
     @property
@@ -148,13 +164,25 @@ class FanOut:
             self._stopping = threading.Timer(STOP_TIMEOUT_S, self._give_up)
             self._stopping.daemon = True
             self._stopping.start()
+        self._interrupt(but)
+
+    def _interrupt(self, but: Run | None = None) -> None:
+        self._interrupted_at = time.monotonic()
         for rank, (run, _) in list(self._running.items()):
             if run is but:
+                continue
+            if not run.begun:
+                self._running.pop(rank)
                 continue
             try:
                 self._pod.api.interrupt(self._pod.id, rank)
             except KeeperError:
                 self._give_up()
+
+    def _remind(self) -> None:
+        """Interrupt again what should have ended: a rank may not have begun when it was interrupted."""
+        if self._stopping is not None and time.monotonic() - self._interrupted_at > REMIND_S:
+            self._interrupt()
 
     def _give_up(self) -> None:
         for run, _ in list(self._running.values()):
@@ -181,6 +209,7 @@ class FanOut:
         run.task = number
         self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
         self._running[rank] = (run, load)
+        run.begin()  # An interrupt that comes before this finds it known, and not begun.
 
     def _take(self, event: Event, show: Show) -> None:
         run = event.run
@@ -201,6 +230,8 @@ class FanOut:
             self._parcel.loaded(run.rank, load)
             self.results[run.task] = run.values
             failed = (event.done or {}).get("status") != "ok"
+            if not failed:
+                self.on_result(run.task, run.values)
             show.end(run.rank, "failed" if failed else "")
         if self._stopping is None:
             self._assign(show)
@@ -227,11 +258,14 @@ class FanOut:
             self._tries[run.task] += 1
             self._waiting.appendleft(run.task)
             return
-        if code != "timeout":
+        if code != "timeout" and (self._together or code not in LOST):
             self._pod.lose()
         self._fail(error, run)
 
     def _fail(self, error: BaseException, run: Run) -> None:
+        self.on_error(run.task, error)
+        if not self._together:
+            return
         if self._first is None:
             self._first = error
             if self._stopping is None:

@@ -23,7 +23,7 @@ class NotDoneError(TimeoutError):
 class Job:
     """One remote cell. `result()` waits for what it brings back."""
 
-    def __init__(self, number: int, cell: str, place: str, fan_out: FanOut, ranks: int) -> None:
+    def __init__(self, number: int, cell: str, place: str, fan_out: FanOut, ranks: int, *, quiet: bool) -> None:
         self.number = number
         self.cell = cell
         self.place = place
@@ -32,6 +32,7 @@ class Job:
         self.seconds = 0.0
         self.state = "runs"
         self._fan_out = fan_out
+        self._quiet = quiet
         self._log: list[tuple[str, int, Any]] = []
         self._viewers: list[Show] = []
         self._lock = threading.Lock()
@@ -128,6 +129,8 @@ class Job:
 
     def message(self, rank: int, message: Mapping[str, Any]) -> None:
         """Output comes."""
+        if self._quiet and message["msg_type"] == "execute_result":
+            return
         self._tell("message", rank, message)
 
     def end(self, rank: int, failed: str) -> None:

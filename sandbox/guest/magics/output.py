@@ -20,6 +20,9 @@ GROUP_MAX = 64 * 1024
 
 UPDATE_S = 0.1
 PARTS_MAX = 200
+WIDGET = "application/vnd.jupyter.widget-view+json"
+"""A view of a model that is with the remote kernel: here nobody would find it."""
+
 DISPLAYS = ("display_data", "update_display_data", "execute_result")
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -46,7 +49,7 @@ class Stream:
             self._shell.display_pub.clear_output(wait=bool(content.get("wait")))  # type: ignore[no-untyped-call]
         elif kind in DISPLAYS:
             self._shell.display_pub.publish(
-                content.get("data", {}),
+                {name: value for name, value in content.get("data", {}).items() if name != WIDGET},
                 content.get("metadata", {}),
                 transient=content.get("transient", {}),
                 update=kind == "update_display_data",

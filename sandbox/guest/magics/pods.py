@@ -201,6 +201,8 @@ def _started(pod: Pod) -> str:
     ]
     first: Mapping[str, Any] = {}
     try:
+        for run in runs:
+            run.begin()
         for _ in runs:
             event = inbox.get()
             while event is not None and event.message is not None:

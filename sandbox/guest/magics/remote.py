@@ -1,6 +1,7 @@
 """`%%remote`: run the cell elsewhere, show what it shows, raise what it raises."""
 
 from __future__ import annotations
+import __future__
 
 import atexit
 import json
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 VERBS = ("ls", "attach", "logs", "stop", "wait", "close")
 LAST = "warmcell_last"
 """What the value of a cell's last line is called on its way."""
+
+_NOTHING = object()
 
 NOTEBOOKS = "WARMCELL_REMOTE"
 """Variable of the environment with the defaults that the notebook's metadata have."""
@@ -165,7 +168,7 @@ class Remote:
                 cell=len(names["In"]) - 1,
                 retry=bool(arguments.each),
             )
-            job = Job(number, cell, pod.place, fan_out, pod.ranks)
+            job = Job(number, cell, pod.place, fan_out, pod.ranks, quiet=_quiet(cell))
         except BaseException:
             self.pods.give_back(pod)
             raise
@@ -175,7 +178,7 @@ class Remote:
             return self._finish(arguments, values)
 
         def after() -> None:
-            pod.store.theirs.update({name: names.get(name) for name in found.assigned})
+            pod.store.theirs.update({name: names.get(name, _NOTHING) for name in found.assigned})
             self.pods.give_back(pod)
 
         return job, finish, after
@@ -196,7 +199,11 @@ class Remote:
         return values
 
     def _tasks(self, arguments: Arguments, cell: str, pod: Pod) -> Sequence[Task]:
-        code = cell if cell.lstrip().startswith("%%") else f"# %%remote\n{cell}"  # Its lines have numbers as here.
+        code = cell
+        if not cell.lstrip().startswith("%%"):  # Its lines have numbers as here.
+            futures = _futures(self._shell.compile.flags)
+            first = f"from __future__ import {', '.join(futures)}" if futures else "# %%remote"
+            code = f"{first}\n{cell}"
         if not arguments.each:
             return [Task(code, {}, rank) for rank in range(pod.ranks)]
         items = list(self._shell.user_ns[arguments.each])
@@ -229,6 +236,20 @@ class Remote:
         if arguments.result and not arguments.detach:
             self._shell.user_ns[arguments.result] = result
         return result if arguments.result else found or None
+
+
+def _futures(flags: int) -> list[str]:
+    """What cells before have imported from `__future__`, which holds for the whole notebook."""
+    features = {name: getattr(__future__, name) for name in __future__.all_feature_names}
+    return [name for name, one in features.items() if flags & one.compiler_flag]
+
+
+def _quiet(cell: str) -> bool:
+    """Whether a semicolon at its end says that its value is not to be shown."""
+    from IPython.core.displayhook import DisplayHook
+
+    ends: Callable[[str], bool] = DisplayHook.semicolon_at_end_of_expression
+    return bool(ends(cell))
 
 
 def _summary(job: Job) -> str:

@@ -82,13 +82,18 @@ class Run:
         """Whatever its fan-out calls what it does."""
         self.values: dict[str, Any] = {}
         """What was brought back, once it is done."""
-        self.over = False
+        self.begun = False
         self._connection = connection
         self._inbox = inbox
         self._failure = failure
         self._aborted: BaseException | None = None
         line = json.dumps(head).encode() + b"\n"
-        threading.Thread(target=self._talk, args=(path, line, body), daemon=True, name="warmcell-remote").start()
+        self._thread = threading.Thread(target=self._talk, args=(path, line, body), daemon=True, name="warmcell-remote")
+
+    def begin(self) -> None:
+        """Let it run."""
+        self.begun = True
+        self._thread.start()
 
     def abort(self, why: BaseException) -> None:
         """Give up waiting: its end is the error `why`. Callable from any thread."""

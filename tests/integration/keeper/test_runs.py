@@ -120,3 +120,14 @@ async def test_a_run_without_code_is_refused(sandbox: str) -> None:
         response = await http.post(f"http://k/warmcell/api/v1/sandboxes/{sandbox}/run", content=b'{"get": ["a b"]}\n')
     assert response.status_code == 400
     assert response.json()["code"] == "invalid_request"
+
+
+async def test_values_are_put_once(sandbox: str, keeper: KeeperClient) -> None:
+    """What is there is not written over; what was removed can be put again."""
+    transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
+    url = f"http://k/warmcell/api/v1/sandboxes/{sandbox}/values/1"
+    async with httpx.AsyncClient(transport=transport, timeout=60) as http:
+        assert (await http.put(url, content=b"content")).status_code == 204
+        assert (await http.put(url, content=b"other")).json()["code"] == "protocol"
+        assert (await http.delete(url)).status_code == 204
+        assert (await http.put(url, content=b"content")).status_code == 204

@@ -176,3 +176,10 @@ def test_a_notebooks_choice_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps({"metadata": {"warmcell": {"gpu": "A100"}}, "cells": []}))
     assert read_choice(str(path)) == {"gpu": "A100"}
+
+
+def test_a_notebooks_defaults_of_remote_cells_reach_its_kernel() -> None:
+    """As a variable of its environment, which the magic reads."""
+    found = Wishes().chosen({"remote": {"gpu": "A100", "n": 4}}, source="").spec(folder="/folder", environ={})
+    assert json.loads(found.env["WARMCELL_REMOTE"]) == {"gpu": "A100", "n": 4}
+    assert "WARMCELL_REMOTE" not in Wishes().spec(folder="/folder", environ={}).env

@@ -76,3 +76,18 @@ def test_it_learns_that_a_gpu_is_held_but_not_by_whom() -> None:
     held = {"uuid": "GPU-1", "lease": {"sandbox_id": "x", "user": "ann", "pid": 7, "since": 1.0}}
     assert of_gpu(held) == {"uuid": "GPU-1", "lease": {"since": 1.0}}
     assert of_gpu({"uuid": "GPU-2", "lease": None}) == {"uuid": "GPU-2", "lease": None}
+
+
+def test_what_it_makes_may_have_room_for_values() -> None:
+    """As much shared memory as the operator lets be sent, also where it has less itself; no more than that."""
+    asked = {"limits": {"shm_bytes": 8 * GIB, "memory_bytes": 4 * GIB}}
+    made = SCOPE.narrow(asked, values_bytes=3 * GIB)
+    assert (made.limits.shm_bytes, made.limits.memory_bytes) == (3 * GIB, 2 * GIB)
+    assert SCOPE.narrow(asked).limits.shm_bytes == OWN.limits.shm_bytes
+
+
+def test_an_image_brings_its_own_interpreter() -> None:
+    """The path of the notebook's is none in another image."""
+    made = SCOPE.narrow({"image": "train"})
+    assert (made.image, made.python) == ("train", "")
+    assert SCOPE.narrow({}).python == OWN.python

@@ -1,5 +1,7 @@
 """Which variables a remote cell is sent: those that it may read before it assigns them."""
 
+import builtins
+
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -9,7 +11,7 @@ TRANSFORM = TransformerManager().transform_cell
 
 
 def needed(cell: str) -> set[str]:
-    return set(reads(cell, TRANSFORM).needed)
+    return {name for name in reads(cell, TRANSFORM).needed if not hasattr(builtins, name)}
 
 
 @pytest.mark.parametrize(

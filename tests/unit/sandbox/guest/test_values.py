@@ -4,6 +4,7 @@ import io
 import json
 import math
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def test_arrays_stay_out_of_the_pickle_and_can_be_written_to() -> None:
     assert (found["a"] == array).all()
     found["a"][0] = 7
     assert array[0] == 0
+    assert loads(dumps({"a": array}))["a"].flags.writeable
 
 
 def test_what_is_shared_is_shared_on_the_other_side() -> None:
@@ -93,6 +95,7 @@ class Holder:
         (lambda: (n for n in "ab"), "thing cannot be sent: it is a generator", "as in list(…)"),
         (lambda: {"a": [threading.RLock()]}, "thing['a'][0] cannot be sent: it is a lock", "Make one"),
         (lambda: Holder(threading.Lock()), "thing.part cannot be sent: it is a lock", "Make one"),
+        (lambda: sqlite3.connect(":memory:"), "it is a connection to a database", "Connect in the remote cell"),
         (lambda: threading.Event(), "thing cannot be sent: it is a lock", "Make one"),
         (lambda: sys._getframe(), "thing cannot be sent: it is a part of a running program", "what you need"),
     ],

@@ -1,0 +1,183 @@
+"""`warmcell.remote`: functions that run on ranks, as cells do with `%%remote`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from .arguments import KEYS, ArgumentError, Arguments, parse
+from .fanout import FanOut, Task
+from .output import Lines
+from .pods import Pod, Pods
+from .sending import Parcel
+
+KEYWORDS = ("gpu", "n", "session", "timeout", "image", "memory")
+"""What can be said here, of all that `%%remote` knows."""
+
+FUNCTION, CALL, RESULT = "_warmcell_function", "_warmcell_call", "_warmcell_result"
+CODE = f"{RESULT} = {FUNCTION}(*{CALL}[0], **{CALL}[1])"
+
+_pods: Callable[[], Pods] | None = None
+
+
+def use(pods: Callable[[], Pods]) -> None:
+    """Have functions run on the ranks that `pods` gives, rather than on those of this notebook's magic."""
+    global _pods
+    _pods = pods
+
+
+def remote(
+    *,
+    gpu: str | None = None,
+    n: int | str = 1,
+    session: str = "",
+    timeout: float | str | None = None,
+    image: str | None = None,
+    memory: str | None = None,
+) -> Callable[[Callable[..., Any]], RemoteFunction]:
+    """A decorator: calls of the function run in another sandbox, on `n` ranks at a time.
+
+    Args:
+        gpu: A GPU for each rank, as in "A100".
+        n: How many ranks, or "max": as many as there are GPUs free.
+        session: A name for ranks of its own.
+        timeout: Seconds that one call may take, or a time as in "15m".
+        image: What the sandbox is made of.
+        memory: Most memory of each rank, as in "8GiB".
+
+    Raises:
+        ArgumentError: A value is not of its form.
+    """
+    said = {"gpu": gpu, "n": n, "session": session, "timeout": timeout, "image": image, "memory": memory}
+    arguments = parse("", {key: said[key] for key in KEYWORDS if key in KEYS})
+    return lambda function: RemoteFunction(function, arguments)
+
+
+class RemoteFunction:
+    """A function whose calls run on ranks."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Arguments) -> None:
+        if not callable(function):
+            raise ArgumentError(f"warmcell.remote(…) takes a function, and {function!r} is none")
+        self._function = function
+        self._arguments = arguments
+        self._queue: list[tuple[concurrent.futures.Future[Any], tuple[Any, ...], Mapping[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._works = False
+        self._turn = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<remote {getattr(self._function, '__name__', self._function)!s}>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it on a rank, and wait.
+
+        Raises:
+            BaseException: What it raised there.
+        """
+        return self._run([(args, kwargs)])[0]
+
+    def map(self, *items: Iterable[Any]) -> list[Any]:
+        """Call it with each item, as `map` does: on all ranks at once, the results in the items' order.
+
+        A rank that ends is replaced, and its item begun again.
+
+        Raises:
+            BaseException: What the first call that failed has raised; the others are stopped.
+        """
+        return self._run([(args, {}) for args in zip(*items)])
+
+    def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Call it on a rank, and go on here: a future. Several run on all ranks at once."""
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        with self._lock:
+            self._queue.append((future, args, kwargs))
+            if not self._works:
+                self._works = True
+                threading.Thread(target=self._work, daemon=True, name="warmcell-submitted").start()
+        return future
+
+    def _work(self) -> None:
+        """Run what was submitted until nothing is left; what comes meanwhile is run together next."""
+        while True:
+            with self._lock:
+                batch, self._queue = self._queue, []
+                if not batch:
+                    self._works = False
+                    return
+            batch = [one for one in batch if one[0].set_running_or_notify_cancel()]
+            show = _Futures([future for future, _, _ in batch])
+            try:
+                if batch:
+                    self._run([(args, kwargs) for _, args, kwargs in batch], show)
+            except BaseException as error:
+                show.fail(error)
+
+    def _run(self, calls: list[tuple[tuple[Any, ...], Mapping[str, Any]]], show: _Futures | None = None) -> list[Any]:
+        if not calls:
+            return []
+        pods = _current()
+        with self._turn:
+            pod = pods.take(self._arguments, repr(self), lambda text: None)
+            try:
+                return self._run_on(pod, calls, show)
+            finally:
+                pods.give_back(pod)
+
+    def _run_on(self, pod: Pod, calls: list[Any], show: _Futures | None) -> list[Any]:
+        name = getattr(self._function, "__name__", "function")
+        tasks = [
+            Task(CODE, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
+            for number, call in enumerate(calls)
+        ]
+        parcel = Parcel(pod.store, {FUNCTION: self._function}, (), lambda sent, total: None)
+        fan_out = FanOut(
+            pod,
+            tasks,
+            parcel=parcel,
+            get=(RESULT,),
+            timeout_s=self._arguments.timeout_s,
+            retry=True,
+            together=show is None,
+        )
+        if show is not None:
+            fan_out.on_result = show.result
+            fan_out.on_error = show.error
+        return [result.get(RESULT) for result in fan_out.run(Lines(pod.ranks))]
+
+
+class _Futures:
+    """Those of one batch, each told as its call ends."""
+
+    def __init__(self, futures: list[concurrent.futures.Future[Any]]) -> None:
+        self._futures = futures
+
+    def result(self, number: int, values: Mapping[str, Any]) -> None:
+        """A call has brought this back."""
+        self._futures[number].set_result(values.get(RESULT))
+
+    def error(self, number: int, error: BaseException) -> None:
+        """A call has failed."""
+        self._futures[number].set_exception(error)
+
+    def fail(self, error: BaseException) -> None:
+        """All that are not done have failed."""
+        for future in self._futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _current() -> Pods:
+    """Those of this notebook's magic, else what was set."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    magic = None if shell is None else shell.magics_manager.magics["cell"].get("remote")
+    if magic is not None:
+        pods: Pods = magic.__self__.pods
+        return pods
+    if _pods is None:
+        raise ArgumentError("there is no %%remote here; run `%load_ext warmcell` first")
+    return _pods()

@@ -1,0 +1,92 @@
+"""Conformance: a cell by `%%remote` does what it does here: results, output, and the type and text of its error.
+
+`cells/*.txt` have a cell after each `=== title`: what the notebook did before it, `---`, the cell, and after a further
+`---` what is to be equal afterwards.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.integration.process.guest import Kernel, Output
+from tests.remote.conftest import body_of
+
+CLEAR = """
+_KEPT = {"In", "Out", "get_ipython", "exit", "quit", "open"}
+def _clear():
+    names = globals()
+    for name in [name for name in names if name not in _KEPT and not name.startswith("_")]:
+        del names[name]
+_clear()
+"""
+"""As `%reset`, which takes long where many modules are loaded."""
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Cell(NamedTuple):
+    """One case."""
+
+    title: str
+    before: str
+    code: str
+    equal: str
+
+    @property
+    def brings_back(self) -> str:
+        """The names in what is to be equal."""
+        code = compile(f"({self.equal},)", "equal", "eval") if self.equal else None
+        assigned = [] if code is None else [name for name in code.co_names if re.search(rf"\b{name}\b", self.all_code)]
+        known = ("sum", "shape", "flags", "writeable", "int")
+        return ",".join(name for name in assigned if name not in known)
+
+    @property
+    def all_code(self) -> str:
+        """Setup and cell."""
+        return f"{self.before}\n{self.code}"
+
+
+def cells() -> list[Cell]:
+    found = []
+    for path in sorted((Path(__file__).parent / "cells").glob("*.txt")):
+        for part in re.split(r"^=== ", path.read_text(), flags=re.MULTILINE)[1:]:
+            title, _, rest = part.partition("\n")
+            before, _, rest = ("\n" + rest).partition("\n---\n")
+            code, _, equal = rest.partition("\n--- ")
+            found.append(Cell(title, before.strip("\n"), code.rstrip("\n"), equal.strip()))
+    return found
+
+
+def seen(output: Output) -> dict[str, object]:
+    """What its reader sees of a cell, less addresses and the names of temporary files."""
+    shown = [data.get("text/plain", "") for data in output.data] + ([output.result] if output.result else [])
+    error = re.sub(r"\(\d+\.py, line \d+\)|on line \d+", "", output.error)
+    text = re.sub(r"line \d+, in |In\[\d+\]|File .*?:\d+", "", output.text)
+    return {"status": output.status, "text": text, "shown": shown, "error": error}
+
+
+async def test_there_are_many() -> None:
+    """At least sixty, each with a title of its own."""
+    titles = [cell.title for cell in cells()]
+    assert len(titles) == len(set(titles)) >= 60
+
+
+@pytest.mark.parametrize("cell", cells(), ids=lambda cell: cell.title.replace(" ", "-"))
+async def test_a_remote_cell_does_what_it_does_here(cell: Cell, kernel: Kernel, local: Kernel) -> None:
+    """Equal output, displays, error and values."""
+    for one in (kernel, local):
+        await one.run(CLEAR)
+        assert (await one.run(cell.before)).status == "ok"
+    assert (await kernel.run("%%remote\n_clear()")).status == "ok"
+    here = await local.run(cell.code)
+    get = f" get={cell.brings_back}" if cell.brings_back else ""
+    there = await kernel.run(f"%%remote{get}\n{cell.code}")
+    there.text = body_of(there)
+    assert seen(there) == seen(here)
+    if cell.equal:
+        what = f"print(repr(({cell.equal},)))"
+        values = [await one.run(what) for one in (kernel, local)]
+        assert values[0].text == values[1].text
+        assert values[0].status == "ok", values

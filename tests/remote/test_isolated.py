@@ -1,0 +1,41 @@
+"""Ranks in a sandbox with a network of its own: they reach each other, and nothing else."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.remote.conftest import kernel_of
+from warmcell.sandbox.client.keeper import KeeperClient
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.bubblewrap]
+
+
+@pytest.fixture(scope="module")
+def settings() -> Mapping[str, object]:
+    """Sandboxes that isolate."""
+    return {"backend": "bubblewrap"}
+
+
+async def test_ranks_reach_each_other_and_nothing_else(keeper: KeeperClient, folder: Path) -> None:
+    """Over their own loopback; large values are in memory that all of them map, and files in one /dev/shm."""
+    async with kernel_of(keeper, folder, network="none") as kernel:
+        await kernel.run("import numpy as np\nbig = np.arange(2_000_000)")
+        output = await kernel.run(
+            "%%remote n=2 get=heard,outside,total,shared\nimport os, socket, time\nrank = int(os.environ['RANK'])\n"
+            "place = (os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']))\n"
+            "if rank == 0:\n    server = socket.create_server(place)\n    open('/dev/shm/ready', 'w').close()\n"
+            "    heard = server.accept()[0].recv(10).decode()\nelse:\n"
+            "    while not os.path.exists('/dev/shm/ready'): time.sleep(0.01)\n"
+            "    socket.create_connection(place).send(b'hello'); heard = 'said'\n"
+            "try:\n    outside = bool(socket.create_connection(('192.0.2.1', 80), 1))\n"
+            "except OSError as error:\n    outside = error.strerror\n"
+            "total = int(big.sum()); big[0] = 100 + rank\nshared = os.path.exists('/dev/shm/ready')"
+        )
+        assert output.error == ""
+        assert await kernel.value("heard") == ["hello", "said"]
+        assert await kernel.value("outside") == ["Network is unreachable"] * 2
+        assert await kernel.value("total") == [1999999000000] * 2
+        assert await kernel.value("shared") == [True, True]
+        assert (await kernel.run("%%remote n=2 as=own\nint(big[0])")).error == ""
+        assert await kernel.value("own") == [100, 101]

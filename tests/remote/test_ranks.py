@@ -1,0 +1,205 @@
+"""Several ranks: what they are told, what is shown of them, work queues, futures, and cells that were detached."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.process.guest import Kernel
+from tests.integration.process.test_guest_kernels import output_of
+from tests.remote.conftest import interrupt, kernel_of, reply_of
+from warmcell.sandbox.client.keeper import KeeperClient
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TRAIN = (Path(__file__).parent / "cells" / "train.py").read_text()
+
+
+async def shown(kernel: Kernel, code: str) -> tuple[str, str, str]:
+    """Run a cell: what its groups are in the end, as text and as HTML, and its error."""
+    last: dict[str, Any] = {}
+    error = ""
+
+    def hook(message: dict[str, Any]) -> None:
+        nonlocal error
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            last.update(message["content"]["data"])
+        elif message["msg_type"] == "error":
+            error = "\n".join(message["content"]["traceback"])
+
+    await kernel.client.execute_interactive(code, output_hook=hook, timeout=120, stop_on_error=False)
+    return last.get("text/plain", ""), last.get("text/html", ""), re.sub(r"\x1b\[[\d;]*m", "", error)
+
+
+async def test_ranks_know_each_other_and_bring_back_lists(kernel: Kernel) -> None:
+    """Each has torchrun's variables; values come back in the order of the ranks; one network, one shared memory."""
+    await kernel.run("names = ['RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'NCCL_HOSTID']")
+    output = await kernel.run(
+        "%%remote n=3 get=told as=places\nimport os\ntold = [os.environ[name] for name in names]\n"
+        "[os.readlink(f'/proc/self/ns/{kind}') for kind in ('net', 'ipc')]"
+    )
+    assert output.status == "ok", output
+    told = await kernel.value("told")
+    assert [one[:4] for one in told] == [[str(rank), "3", str(rank), "127.0.0.1"] for rank in range(3)]
+    assert len({tuple(one[4:]) for one in told}) == 1
+    assert await kernel.value("len({tuple(one) for one in places})") == 1
+
+
+async def test_output_is_grouped_by_rank(kernel: Kernel) -> None:
+    """A group for each, with its text, what was written over left out, and its displays; then a summary."""
+    text, html, error = await shown(
+        kernel,
+        "%%remote n=3\nimport os\nfrom IPython.display import HTML\nr = os.environ['RANK']\n"
+        "print('0 %\\r50 %\\r100 % of', r)\nprint('<tag>')\nHTML(f'<b>rank {r}</b>')",
+    )
+    assert error == ""
+    for rank in range(3):
+        assert f"── Rank {rank} · done" in text
+        assert f"100 % of {rank}\n<tag>" in text
+        assert f"<b>rank {rank}</b>" in html
+    assert "50 %" not in text
+    assert "&lt;tag&gt;" in html
+    assert re.search(r"3 ranks · done · \d+\.\d s, \d+\.\d s of ranks · \d+\.\d MiB sent$", text)
+
+
+async def test_the_first_failure_stops_the_others(kernel: Kernel) -> None:
+    """Its error is this cell's, with its rank's name; the others are interrupted; what all printed is kept."""
+    text, _, error = await shown(
+        kernel,
+        "%%remote n=3\nimport os, time\nprint('begun', flush=True)\n"
+        "if os.environ['RANK'] == '1':\n    raise ValueError('only this one')\ntime.sleep(1000)",
+    )
+    assert error.startswith("Rank 1:")
+    assert error.endswith("ValueError: only this one")
+    assert "── Rank 1 · failed" in text
+    assert "begun" in text
+    assert (await kernel.run("%%remote n=3 as=fine\nos.environ['RANK']")).status == "ok"
+    assert await kernel.value("fine") == ["0", "1", "2"]
+
+
+async def test_the_stop_button_stops_all_ranks(kernel: Kernel) -> None:
+    """Each is interrupted, and its variables are kept."""
+    kernel.client.execute("%%remote n=3\nkept = 1\nimport time\nprint('sleeps', flush=True)\ntime.sleep(1000)")
+    await until_shown(kernel, "sleeps", 3)
+    interrupt(kernel)
+    assert (await reply_of(kernel))["ename"] == "KeyboardInterrupt"
+    assert (await kernel.run("%%remote n=3 as=kept\nkept")).status == "ok"
+
+
+async def until_shown(kernel: Kernel, text: str, times: int) -> None:
+    """Wait until the groups of the cell that runs have it so often."""
+    while True:
+        message = await kernel.client.get_iopub_msg(timeout=60)
+        shows = message["msg_type"] in ("display_data", "update_display_data")
+        if shows and message["content"]["data"]["text/plain"].count(text) == times:
+            return
+
+
+async def test_training_on_four_ranks_is_training_on_one(kernel: Kernel) -> None:
+    """A cell with DDP, which names nothing of ours, has the loss of one process after 20 steps."""
+    one, four = "%%remote get=loss\n", "%%remote n=4 get=losses\n"
+    assert (await kernel.run(one + TRAIN)).error == ""
+    text, _, error = await shown(kernel, four + TRAIN.replace("loss = ", "losses = "))
+    assert error == "", text
+    loss, losses = await kernel.value("loss"), await kernel.value("losses")
+    assert len(losses) == 4
+    assert all(math.isclose(loss, each, abs_tol=1e-6) for each in losses)
+
+
+async def test_each_item_once_in_order_although_ranks_die(kernel: Kernel, folder: Path) -> None:
+    """A work queue over 40 items survives two ranks that are killed, and brings back 40 results in order."""
+    await kernel.run("items = list(range(40)); factor = 10")
+    _, _, error = await shown(
+        kernel,
+        "%%remote n=4 each=items as=results\nimport os, signal\n"
+        "if item in (7, 22):\n    try:\n        os.close(os.open(f'died-{item}', os.O_CREAT | os.O_EXCL))\n"
+        "    except FileExistsError:\n        pass\n    else:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "(index, item * factor)",
+    )
+    assert error == ""
+    assert sorted(path.name for path in folder.glob("died-*")) == ["died-22", "died-7"]
+    assert await kernel.value("results") == [[n, 10 * n] for n in range(40)]
+
+
+async def test_an_item_that_kills_every_rank_is_given_up(kernel: Kernel) -> None:
+    """It is tried three times, then the error says how the rank ended."""
+    await kernel.run("items = [1, 2]")
+    _, _, error = await shown(kernel, "%%remote n=2 session=killed each=items\nimport os\nos._exit(item + 40)")
+    assert re.search(r"Rank \d ended by itself with exit code 4\d", error)
+
+
+async def test_a_function_runs_on_ranks(kernel: Kernel) -> None:
+    """Calls, maps and futures; errors are the function's own, and stop nobody else's future."""
+    await kernel.run("import warmcell\nbase = 100\ndef f(x, plus=0):\n    return base // x + plus")
+    await kernel.run("g = warmcell.remote(n=3)(f)")
+    assert await kernel.value("[g(5), g(5, plus=1), g.map([1, 2, 4]), g.map([])]") == [20, 21, [100, 50, 25], []]
+    assert await kernel.value("[one.result(60) for one in [g.submit(n) for n in (1, 2, 5, 10)]]") == [100, 50, 20, 10]
+    assert (await kernel.run("g.map([1, 0, 2])")).error.startswith("ZeroDivisionError")
+    assert await kernel.value("[type(one.exception(60)).__name__ for one in [g.submit(0), g.submit(1)]]") == [
+        "ZeroDivisionError",
+        "NoneType",
+    ]
+    assert "ranks are counted" in (await kernel.run("warmcell.remote(n=0)")).error
+
+
+async def test_a_detached_cell_goes_on_and_can_be_asked_for(kernel: Kernel) -> None:
+    """The notebook is free meanwhile; its output is kept, its value waits, and another cell there is refused."""
+    output = await kernel.run(
+        "%%remote detach session=bg as=job\nimport os, time\nprint('working', flush=True)\n"
+        "while not os.path.exists('go-on'):\n    time.sleep(0.02)\nprint('finished')\n6 * 7"
+    )
+    assert "runs on its own" in output.text
+    assert await kernel.value("job.done()") is False
+    assert "runs in this sandbox" in (await kernel.run("%%remote session=bg\n1")).error
+    assert re.search(r"runs +sandbox", (await kernel.run("%remote ls")).text)
+    await kernel.run("open('go-on', 'w').close()")
+    assert "working\nfinished\n" in (await kernel.run("%remote attach")).text
+    assert await kernel.value("job.result(60)") == 42
+    assert "working\nfinished\n" in (await kernel.run("%remote logs")).text
+    assert "done after" in (await kernel.run("%remote wait")).text
+
+
+async def test_a_detached_cell_can_be_stopped(kernel: Kernel) -> None:
+    """The stop button while one looks at it only stops the looking; `%remote stop` stops it."""
+    await kernel.run("%%remote detach session=bg as=job\nimport time\nprint('on', flush=True)\ntime.sleep(1000)")
+    kernel.client.execute("%remote attach")
+    await output_of(kernel, "on")
+    interrupt(kernel)
+    assert (await reply_of(kernel))["status"] == "ok"
+    assert await kernel.value("job.done()") is False
+    assert "failed after" in (await kernel.run("%remote stop")).text
+    assert (await kernel.run("job.result()")).error.startswith("KeyboardInterrupt")
+
+
+async def test_a_rank_that_takes_too_much_memory_says_so(kernel: Kernel) -> None:
+    """The error says that, with the cap and what to write; where memory cannot be capped nothing is said of it."""
+    output = await kernel.run("%%remote memory=300MiB session=small\nx = bytearray(2**30)\nx[-1]")
+    assert output.error == "" or "killed for memory (its cap is 0.3 GiB). Ask for more with memory=" in output.error
+    await kernel.run("%remote close small")
+
+
+async def test_a_flood_of_output_is_bounded(kernel: Kernel) -> None:
+    """What is beyond a bound is left out, and said to be; the notebook lives on."""
+    output = await kernel.run("%%remote\nline = 'x' * 99999\nfor i in range(400): print(line)")
+    assert output.status == "ok"
+    assert len(output.text) < 17 * 2**20
+    assert "more characters of output are not shown" in output.text
+
+
+async def test_too_much_is_refused_before_it_is_sent(kernel: Kernel) -> None:
+    """With the sizes, the largest first, and what to do instead; nothing was copied."""
+    await kernel.run("import numpy as np\nhuge = np.zeros(5 * 2**30, dtype='u1'); small = np.zeros(2**20)")
+    output = await kernel.run("%%remote\nhuge[0] + small[0]")
+    assert "more than the 4.0 GiB that may be sent: huge 5.0 GiB, small 8.0 MiB" in output.error
+    await kernel.run("del huge")
+
+
+async def test_defaults_come_from_the_notebook(keeper: KeeperClient, folder: Path) -> None:
+    """Its metadata reach the kernel in its environment; the line says otherwise where it wants."""
+    async with kernel_of(keeper, folder, env={"WARMCELL_REMOTE": '{"n": 2}'}) as kernel:
+        await kernel.run("%%remote as=ranks\nimport os; os.environ['WORLD_SIZE']")
+        assert await kernel.value("ranks") == ["2", "2"]
+        await kernel.run("%%remote n=1 as=ranks\nimport os; os.environ['WORLD_SIZE']")
+        assert await kernel.value("ranks") == "1"
