@@ -21,6 +21,7 @@ from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
@@ -50,6 +51,7 @@ class KeeperApi:
     images: ImageCache
     wiring: Wiring
     started_at: float
+    meter: Meter
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
     def application(self) -> web.Application:
@@ -64,6 +66,7 @@ class KeeperApi:
                 *snapshots_api.routes(),
                 *images_api.routes(),
                 *meters_api.routes(),
+                (r"/usage", UsageHandler),
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 (r"/kernels", KernelsHandler),
@@ -97,6 +100,7 @@ class KeeperApi:
                 imports=self.wiring.settings.import_snapshots,
             ),
             meters=meters_api.Meters(self.service, self.kernels),
+            meter=self.meter,
             scope=scope,
             check_peer=scope is None,
         )

@@ -22,12 +22,14 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.usage import UsageStore
 
 log = logging.getLogger("warmcell.keeper")
 
@@ -77,6 +79,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
+    meter = Meter(service, kernels, UsageStore(paths.usage), busy=runs.busy)
     api = KeeperApi(
         service=service,
         kernels=kernels,
@@ -85,6 +88,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         images=images,
         wiring=wiring,
         started_at=time.time(),
+        meter=meter,
     )
     sockets = GuestSockets(api.guest_application)
     kernels.sandbox_in_use = sockets.open
@@ -102,6 +106,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     _listen(server)
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
+    metering = asyncio.create_task(meter.run())
     watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
     relief = Relief(service, kernels, memory)
     looks = [
@@ -121,8 +126,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         kernels.start_no_more()
         service.leases.cancel_all()
         await memory.suspend_all()
-        parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
-        for part in (*parts, wiring.nursery.close()):
+        parts = (images.close(), server.close(), kernels.close(), service.close(), watch, metering, runs.close())
+        for part in (*parts, sockets.close(), wiring.nursery.close()):
             await _end(part)
         log.info("gone")
 

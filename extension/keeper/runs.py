@@ -104,6 +104,11 @@ class Runs:
                 "seconds": round(time.perf_counter() - began, 6),
             }
 
+    def busy(self, sandbox_id: SandboxId) -> bool:
+        """Whether a cell runs in it that was sent from here."""
+        runner = self._runners.get(sandbox_id)
+        return runner is not None and runner.lock.locked()
+
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what runs in it, if anything does."""
         await self._service.live(sandbox_id).signal_kernel(2)
