@@ -155,7 +155,11 @@ class NvmlInventory:
                         f"GPU {index} is in MIG mode and has no instances, so it is not offered. "
                         "`nvidia-smi mig -cgi … -C` makes some, `nvidia-smi -mig 0` makes it whole."
                     )
-            except (nvml.NVMLError_Uninitialized, nvml.NVMLError_DriverNotLoaded):
+            except (
+                nvml.NVMLError_Uninitialized,
+                nvml.NVMLError_DriverNotLoaded,
+                nvml.NVMLError_FunctionNotFound,
+            ):
                 raise
             except nvml.NVMLError as error:
                 # One device that fell off the bus, or waits to be reset, does not hide the others.
