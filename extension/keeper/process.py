@@ -16,6 +16,7 @@ from pathlib import Path
 from warmcell.extension import config
 from warmcell.extension.keeper import logs
 from warmcell.extension.keeper.api import KeeperApi
+from warmcell.extension.keeper.gpu_watch import GpuWatch
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.kernel_memory import KernelMemory
@@ -114,6 +115,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
         asyncio.create_task(relief.heed_queue(settings.gpu_yield_after)),
         asyncio.create_task(wiring.upkeep(service).run()),
+        asyncio.create_task(GpuWatch(service).run()),
     ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)

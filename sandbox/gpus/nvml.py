@@ -245,7 +245,13 @@ def _processes(nvml: Any, uuid: str) -> tuple[GpuProcess, ...]:
     # Programs below an MPS server are in the second list alone.
     computing = _optional(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
     served = _optional(nvml, lambda: nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)) or []
-    return tuple(describe(pid) for pid in sorted({int(process.pid) for process in (*computing, *served)}))
+    memory = {int(process.pid): _memory(nvml, process) for process in (*served, *computing)}
+    return tuple(describe(pid, memory_bytes=used) for pid, used in sorted(memory.items()))
+
+
+def _memory(nvml: Any, process: Any) -> int | None:
+    used = getattr(process, "usedGpuMemory", None)
+    return None if used is None or used == nvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value else int(used)
 
 
 def _optional(nvml: Any, ask: Callable[[], T]) -> T | None:

@@ -62,7 +62,11 @@ class Driver:
         return self.count
 
     def _processes(self, index: int) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid) for pid in self.computing.get(index, [])]
+        untold = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+        return [
+            SimpleNamespace(pid=pid, usedGpuMemory=3 * GIB if pid == 1 else untold)
+            for pid in self.computing.get(index, [])
+        ]
 
 
 @pytest.fixture
@@ -262,6 +266,7 @@ async def test_who_computes_is_asked_each_time(driver: Driver) -> None:
     found = await inventory.processes(device)
     assert [process.pid for process in found] == [1, 2**22 + 5]
     assert found[0].user == "root"
+    assert [process.memory_bytes for process in found] == [3 * GIB, None]
     assert str(found[1]) == f"process {2**22 + 5}"
 
 
