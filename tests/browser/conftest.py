@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,19 @@ REWRITE = os.environ.get("WARMCELL_SCREENSHOTS") == "1"
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator["Page"]:
-    """An empty page; an error that its scripts do not catch fails the test."""
+    """An empty page of a browser of its own."""
+    with browser(tmp_path / "profile") as opened:
+        yield opened
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator["Page"]:
+    """An empty page of a browser that ends with this."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile",
+            profile,
             executable_path=chromium(),
             headless=True,
             viewport=SIZE,  # type: ignore[arg-type]
