@@ -48,7 +48,8 @@ class GpuWatch:
         if not gone:
             return ""
         return (
-            f"GPU {', '.join(gone)} does not answer any more. Restart the kernel for another one; reset it or reboot."
+            f"GPU {', '.join(gone)} does not answer any more. Shut the kernel down and start it anew for another one; "
+            "reset the GPU or reboot."
         )
 
     async def _overdrawn(self, info: SandboxInfo) -> str:

@@ -65,7 +65,7 @@ async def test_a_lost_gpu_is_told_to_who_has_it(service: SandboxService, driver:
     assert service.info(info.id).gpu_note == ""
     there, driver.listed = driver.listed, ()
     await watch.look()
-    assert service.info(info.id).gpu_note.startswith("GPU 3 does not answer any more. Restart the kernel")
+    assert service.info(info.id).gpu_note.startswith("GPU 3 does not answer any more. Shut the kernel down")
     driver.listed = there
     await watch.look()
     assert service.info(info.id).gpu_note == ""
