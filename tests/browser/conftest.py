@@ -20,6 +20,9 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
+TIMEOUT_MS = 60_000
+"""For hangs: a page on a busy machine may take its time."""
+
 SIZE = {"width": 1280, "height": 720}
 IMAGES = TOP / "docs" / "images"
 OUTPUT = TOP / "tests" / "browser" / "output"
@@ -37,8 +40,9 @@ def page(tmp_path: Path) -> Iterator["Page"]:
 @contextmanager
 def browser(profile: Path) -> Iterator["Page"]:
     """An empty page of a browser that ends with this."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
             profile,
@@ -48,7 +52,7 @@ def browser(profile: Path) -> Iterator["Page"]:
             args=ARGUMENTS,
             device_scale_factor=2 if REWRITE else 1,
         )
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(TIMEOUT_MS)
         yield context.pages[0]
         context.close()
 
