@@ -1,5 +1,6 @@
 """Sandboxes, the queue for GPUs, meters, starts and snapshots as the page shows them, with simulated GPUs."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,3 +204,21 @@ def test_snapshots_in_time(desk: Desk, pictures: Path) -> None:
     picker = work.pick()
     assert_accessible(page, ".wc-Picker .jp-Dialog-content", ".wc-Sandboxes", ".wc-Item")
     picker.get_by_role("button", name="Cancel").click()
+
+
+def test_a_new_notebook_on_chosen_hardware(desk: Desk, pictures: Path) -> None:
+    """The launcher's card asks what the kernel is to have before it starts, and the notebook remembers that."""
+    page = desk.page
+    desk.open("work.ipynb")
+    page.get_by_role("menuitem", name="File", exact=True).click()
+    page.get_by_role("menuitem", name="New Launcher").click()
+    page.locator(".jp-LauncherCard").filter(has_text="Choose GPU…").click()
+    picker = page.get_by_role("dialog").filter(has_text="Sandbox of a new notebook")
+    picker.get_by_role("radio", name="T4").check()
+    page.screenshot(path=pictures / "launcher.png", style=QUIET)
+    picker.get_by_role("button", name="Apply this choice and start a kernel").click()
+    fresh = Notebook(page, "Untitled.ipynb")
+    fresh.wait_shown()
+    assert "simulated" in fresh.wait_ready(re.compile(r"^T4 · cold start · \d"))
+    remembered = json.loads((desk.lab.folder / "Untitled.ipynb").read_text())["metadata"]["warmcell"]
+    assert remembered["gpu"] == "T4"
