@@ -279,6 +279,8 @@ class SandboxInfo(Wire):
     generation: int = 0
     """How many kernels have been started in it."""
     phase: Phase | None = None
+    gpu_note: str = ""
+    """What is wrong with its GPU: it is lost, or it uses more memory than its share has. Else empty."""
     queue: QueuePlace | None = None
     """Where it stands in the queue for a GPU, while it waits there: to start, or to go on."""
     created_at: float = 0.0

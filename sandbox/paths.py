@@ -58,6 +58,11 @@ class Paths:
         return self.runtime / "s"
 
     @property
+    def usage(self) -> Path:
+        """What sandboxes have used: a file of SQLite."""
+        return self.state / "usage.sqlite"
+
+    @property
     def ledger(self) -> Path:
         """Which kernels Jupyter servers have, for a keeper that comes after this one."""
         return self.state / "kernels.json"

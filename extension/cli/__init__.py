@@ -9,7 +9,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from warmcell.extension.cli import clean, doctor, helper, images, kernelspec, mcp, ps, serve, snapshots, tokens
+from warmcell.extension.cli import (
+    clean,
+    doctor,
+    gpus,
+    helper,
+    images,
+    kernelspec,
+    mcp,
+    ps,
+    serve,
+    snapshots,
+    tokens,
+    usage,
+)
 from warmcell.extension.cli.output import tell_error
 from warmcell.sandbox.errors import WarmcellError
 
@@ -40,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="warmcell", description="Instant sandboxes for Jupyter kernels.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (doctor, ps, snapshots, images, clean, kernelspec, helper, serve, mcp, tokens):
+    for command in (doctor, ps, gpus, usage, snapshots, images, clean, kernelspec, helper, serve, mcp, tokens):
         command.add(commands)
     return parser
 

@@ -115,6 +115,8 @@ def notes(info: SandboxInfo, snapshots: Sequence[SnapshotInfo] = ()) -> Iterator
     named = [one.name for one in snapshots if one.kind == "named" and one.kernel_id == info.kernel_id and one.name]
     if named and info.kernel_id is not None:
         yield f"{info.id}: snapshots: {', '.join(named)}"
+    if info.gpu_note:
+        yield f"{info.id}: GPU: {info.gpu_note}"
     if info.workspace_note:
         yield f"{info.id}: workspace: {info.workspace_note}"
     for name, limit in info.limits.items():

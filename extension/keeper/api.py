@@ -26,6 +26,7 @@ from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
 from warmcell.extension.keeper.runs import RANKS_MAX, Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
+from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
@@ -58,6 +59,7 @@ class KeeperApi:
     quotas: PrincipalQuotas
     started_at: float
     agents: Agents
+    meter: Meter
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
     def application(self) -> web.Application:
@@ -73,6 +75,7 @@ class KeeperApi:
                 *images_api.routes(),
                 *principals_api.routes(),
                 *meters_api.routes(),
+                (r"/usage", UsageHandler),
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 *agents_api.routes(),
@@ -111,6 +114,7 @@ class KeeperApi:
                 imports=self.wiring.settings.import_snapshots,
             ),
             meters=meters_api.Meters(self.service, self.kernels),
+            meter=self.meter,
             scope=scope,
             check_peer=scope is None,
             **settings,

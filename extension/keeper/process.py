@@ -17,6 +17,7 @@ from warmcell.extension import config
 from warmcell.extension.keeper import logs
 from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.api import KeeperApi
+from warmcell.extension.keeper.gpu_watch import GpuWatch
 from warmcell.extension.keeper.guest_sockets import GuestSockets
 from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.kernel_memory import KernelMemory
@@ -25,12 +26,14 @@ from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.usage import UsageStore
 
 log = logging.getLogger("warmcell.keeper")
 
@@ -94,6 +97,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     ttl = settings.snapshot_ttl
     agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
+    meter = Meter(service, kernels, UsageStore(paths.usage), busy=runs.busy)
     api = KeeperApi(
         service=service,
         kernels=kernels,
@@ -105,6 +109,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         quotas=quotas,
         agents=agents,
         started_at=time.time(),
+        meter=meter,
     )
     sockets = GuestSockets(api.guest_application)
     kernels.sandbox_in_use = sockets.open
@@ -122,6 +127,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     _listen(server)
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
+    metering = asyncio.create_task(meter.run())
     watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
     relief = Relief(service, kernels, memory)
     looks = [
@@ -131,6 +137,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(wiring.upkeep(service).run()),
         asyncio.create_task(quotas.run()),
         asyncio.create_task(agents.end_in_time()),
+        asyncio.create_task(GpuWatch(service).run()),
     ]
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
@@ -144,8 +151,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         await _end(agents.close())
         service.leases.cancel_all()
         await memory.suspend_all()
-        parts = (images.close(), server.close(), kernels.close(), service.close(), watch, runs.close(), sockets.close())
-        for part in (*parts, wiring.nursery.close()):
+        parts = (images.close(), server.close(), kernels.close(), service.close(), watch, metering, runs.close())
+        for part in (*parts, sockets.close(), wiring.nursery.close()):
             await _end(part)
         log.info("gone")
 

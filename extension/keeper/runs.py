@@ -139,6 +139,10 @@ class Runs:
                 "seconds": round(time.perf_counter() - began, 6),
             }
 
+    def busy(self, sandbox_id: SandboxId) -> bool:
+        """Whether a cell runs in it that was sent from here."""
+        return any(one == sandbox_id and runner.lock.locked() for (one, _), runner in self._runners.items())
+
     async def interrupt(self, sandbox_id: SandboxId, rank: int | None = None) -> None:
         """Interrupt what runs in it, if anything does: in one of its kernels, or in all."""
         box = self._service.live(sandbox_id)

@@ -73,9 +73,6 @@ class Wiring:
                 f"c.Warmcell.backend is {settings.backend!r}, which is no backend",
                 hint=f"Use one of {', '.join([AUTO, *sorted(self.backends)])}.",
             )
-        inventory: GpuInventory = (
-            SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
-        )
         self.engine: SnapshotEngine | None = None
         self.images: ImagePort | None = None
         """How memory is taken out and brought in, if it can be saved at all."""
@@ -86,9 +83,7 @@ class Wiring:
         """Further ones, each for backends of its own."""
         if settings.snapshots == "auto" and os.getuid() == 0:
             self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
-        self.gpus = GpuPool(
-            inventory, LeaseDirectory(paths.leases), most_parts=settings.gpu_shares, quotas=settings.gpu_quotas
-        )
+        self.gpus = gpu_pool(settings, paths)
         self.image_builders = self._image_builders()
 
     def _image_builders(self) -> Mapping[str, ImageBuilder]:
@@ -194,3 +189,11 @@ class Wiring:
                 return await asyncio.gather(*(engine.probe() for engine in engines))
             finally:
                 await asyncio.gather(*(engine.close() for engine in engines))
+
+
+def gpu_pool(settings: Warmcell, paths: Paths) -> GpuPool:
+    """The machine's GPUs, or those that are pretended, as the operator shares them out."""
+    inventory: GpuInventory = (
+        SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
+    )
+    return GpuPool(inventory, LeaseDirectory(paths.leases), most_parts=settings.gpu_shares, quotas=settings.gpu_quotas)

@@ -8,6 +8,7 @@ from jupyter_server.gateway.gateway_client import GatewayClient
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from jupyter_server.services.sessions.sessionmanager import SessionManager
+from prometheus_client import REGISTRY
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.e2b import routing as e2b
@@ -17,6 +18,7 @@ from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
 from warmcell.extension.server.managers import use_prompt_managers
+from warmcell.extension.server.metrics import KeeperMetrics, MetricsHandler
 from warmcell.extension.server.sessions import remembering
 from warmcell.extension.server.takeover import Takeover
 from warmcell.extension.server.websocket import use_prompt_connections
@@ -75,6 +77,8 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.server = root_dir
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
+        self.metrics = self.settings["warmcell_metrics"] = KeeperMetrics()
+        REGISTRY.register(self.metrics)
         use_prompt_connections(self.settings)
         if isinstance(self.serverapp.kernel_manager, AsyncMappingKernelManager):
             use_prompt_managers(self.serverapp.kernel_manager)
@@ -91,6 +95,7 @@ class WarmcellApp(ExtensionApp):
         serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
         self.handlers.extend(routes())
+        self.handlers.append((r"/metrics", MetricsHandler))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:
         """In a loop that ran already when we were loaded, now is the first moment to adopt."""
@@ -109,6 +114,7 @@ class WarmcellApp(ExtensionApp):
         if not hasattr(self, "link"):
             return
         assert self.serverapp is not None
+        REGISTRY.unregister(self.metrics)
         WarmcellProvisioner.ending = True
         kernels = self.serverapp.kernel_manager
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from typing import Any, cast
+from urllib.parse import urlencode
 
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.utils import url_path_join
@@ -35,6 +36,17 @@ class ReadHandler(WarmcellHandler):
     @authorized
     async def get(self, noun: str) -> None:
         self.finish(json.dumps(await self.link.get(f"/{noun}")))
+
+
+class UsageHandler(WarmcellHandler):
+    """What was used: `?by=notebook|owner|sandbox&days=30`."""
+
+    @web.authenticated
+    @authorized
+    async def get(self) -> None:
+        names: list[str] = ["by", "days"]
+        asked = {name: self.get_query_argument(name) for name in names if name in self.request.arguments}
+        self.finish(json.dumps(await self.link.get(f"/usage?{urlencode(asked)}")))
 
 
 class CheckHandler(WarmcellHandler):
@@ -145,6 +157,7 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     """URL patterns; the extension application puts them below the base URL."""
     patterns: list[tuple[str, type[WarmcellHandler]]] = [
         (r"/(gpus|meters|templates|doctor)", ReadHandler),
+        (r"/usage", UsageHandler),
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),

@@ -1,6 +1,7 @@
 import type { JupyterFrontEndPlugin } from '@jupyterlab/application';
 
 import { banner } from './plugins/banner';
+import { launcher } from './plugins/launcher';
 import { memory } from './plugins/memory';
 import { meters } from './plugins/meters';
 import { notices } from './plugins/notices';
@@ -18,6 +19,7 @@ const plugins: JupyterFrontEndPlugin<unknown>[] = [
   toolbar,
   banner,
   picker,
+  launcher,
   memory,
   meters,
   panel,

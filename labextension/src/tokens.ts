@@ -429,6 +429,7 @@ export const DOMAIN = 'warmcell';
 
 export namespace CommandIDs {
   export const chooseHardware = 'warmcell:choose-hardware';
+  export const newNotebook = 'warmcell:new-notebook';
   export const suspend = 'warmcell:suspend';
   export const resume = 'warmcell:resume';
   export const fork = 'warmcell:fork';

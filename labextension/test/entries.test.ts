@@ -96,16 +96,6 @@ test('a clone that was opened is a notebook, an orphan cannot be opened, and a c
   assert.equal(rows(circle, {}, {}).length, 2);
 });
 
-test('a failure goes when its notebook has another sandbox', () => {
-  const failed = sandbox({ id: 'failed', state: 'failed', created_at: 1 });
-  const other = sandbox({ id: 'other', state: 'failed', created_at: 1, notebook: '/elsewhere' });
-  const shown = rows([failed, other, sandbox({ id: 'again' })]);
-  assert.deepEqual(
-    shown.map(entry => entry.sandbox.id),
-    ['again', 'other']
-  );
-});
-
 test('the youngest is first', () => {
   const shown = rows([sandbox({ id: 'old', created_at: 1 }), sandbox({ id: 'new' })]);
   assert.deepEqual(

@@ -42,7 +42,7 @@ test('what has stopped is forgotten, what failed is kept to be explained', () =>
 
 test('failures are not kept without bound, and the oldest go first', () => {
   const failed = Array.from({ length: 60 }, (_, n) =>
-    sandbox({ id: `f${n}`, state: 'failed', created_at: n })
+    sandbox({ id: `f${n}`, state: 'failed', created_at: n, notebook: `/n${n}` })
   );
   const state = after(sandbox({ id: 'alive', created_at: 0 }), ...failed);
   assert.equal(state.sandboxes.size, 51);
@@ -85,4 +85,14 @@ test('a notebook is found by its path below the root, and only below this root',
   assert.equal(ofNotebook(state, 'a/demo.ipynb', '/srv/')?.id, 'theirs');
   assert.equal(ofNotebook(state, 'demo.ipynb', '/home/ada/notes'), null);
   assert.equal(ofNotebook(state, '', '/srv'), null);
+});
+
+test('a failure goes when its notebook has another sandbox, and does not come back with its end', () => {
+  const state = after(
+    sandbox({ id: 'failed', state: 'failed', created_at: 1 }),
+    sandbox({ id: 'other', state: 'failed', created_at: 1, notebook: '/elsewhere' }),
+    sandbox({ id: 'again', created_at: 2 }),
+    sandbox({ id: 'again', created_at: 2, state: 'stopped' })
+  );
+  assert.deepEqual([...state.sandboxes.keys()], ['other']);
 });

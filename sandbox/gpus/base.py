@@ -15,6 +15,8 @@ class GpuProcess:
     """Host pid; of another pid namespace it may name nothing here."""
     user: str = ""
     command: str = ""
+    memory_bytes: int | None = None
+    """What it has of the device's memory. None: the driver does not tell."""
 
     def __str__(self) -> str:
         seen = ", ".join(part for part in (self.command, f"user {self.user}" if self.user else "") if part)

@@ -5,10 +5,14 @@ waits 0.1 s per device and leaves out processes that it may not look into, which
 """
 
 import asyncio
+import dataclasses
+import itertools
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from warmcell.sandbox.errors import BackendUnavailableError, OperationTimeoutError
@@ -24,6 +28,12 @@ _FRESH_S = 1.0
 _TIMEOUT_S = 15.0
 """A device that sleeps without persistence mode takes seconds to come up."""
 
+CAPABILITIES = Path("/proc/driver/nvidia/capabilities")
+"""Where the driver says which device nodes a part of a divided GPU has."""
+
+_SAME_BOARD = 5
+"""As far from each other as that: farther than by NVLink, nearer than by a switch."""
+
 
 class NvmlInventory:
     """Asks NVML, in a thread. NVML stays open after the first answer, until `close`."""
@@ -35,6 +45,8 @@ class NvmlInventory:
         self._query: asyncio.Task[tuple[GpuDevice, ...]] | None = None
         self._asked_at = 0.0
         self._problem = ""
+        self._paths: dict[tuple[str, str], int | None] = {}
+        """How far devices are from each other: that does not change."""
 
     @property
     def problem(self) -> str:
@@ -42,7 +54,7 @@ class NvmlInventory:
         return self._problem
 
     async def devices(self) -> Sequence[GpuDevice]:
-        """All devices that can be leased as a whole; none where there is no driver."""
+        """All devices that can be leased, instances of divided ones too; none where there is no driver."""
         now = time.monotonic()
         query = self._query
         if query is None or (query.done() and now - self._asked_at >= _FRESH_S):
@@ -89,7 +101,13 @@ class NvmlInventory:
         None where there is no driver.
         """
         # Not at the top: it loads a shared library, and most processes never ask.
-        from gpustat.nvml import pynvml as nvml
+        try:
+            from gpustat.nvml import pynvml as nvml
+        except Exception as error:  # gpustat raises what it likes where its bindings are not those that it wants
+            raise BackendUnavailableError(
+                f"No GPU is seen, since gpustat cannot be loaded: {error}",
+                hint="Install it into the environment of Warmcell: pip install gpustat.",
+            ) from error
 
         try:
             if self._nvml is None:
@@ -99,6 +117,11 @@ class NvmlInventory:
         except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded):
             self._shutdown()
             return None
+        except nvml.NVMLError_FunctionNotFound as error:
+            self._shutdown()
+            raise BackendUnavailableError(
+                f"The NVIDIA driver is too old: {error}", hint="Install a newer one; `nvidia-smi` says which it is."
+            ) from error
         except nvml.NVMLError as error:
             self._shutdown()
             if again:
@@ -118,20 +141,81 @@ class NvmlInventory:
 
     def _read(self, nvml: Any) -> tuple[GpuDevice, ...]:
         driver = _text(nvml.nvmlSystemGetDriverVersion())
-        found = []
+        found: list[tuple[GpuDevice, Any]] = []
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                if _is_divided(nvml, handle):
+                if not _is_divided(nvml, handle):
+                    found.append((_device(nvml, handle, index, driver), handle))
+                    continue
+                instances = [(each, None) for each in _instances(nvml, handle, index, driver)]
+                found += instances
+                if not instances:
                     self._problem = (
-                        f"GPU {index} is in MIG mode, so it is not offered. `nvidia-smi -mig 0` makes it whole."
+                        f"GPU {index} is in MIG mode and has no instances, so it is not offered. "
+                        "`nvidia-smi mig -cgi … -C` makes some, `nvidia-smi -mig 0` makes it whole."
                     )
-                else:
-                    found.append(_device(nvml, handle, index, driver))
-            except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_Unknown, nvml.NVMLError_NoPermission) as error:
-                # One device that fell off the bus does not hide the others.
+            except (
+                nvml.NVMLError_Uninitialized,
+                nvml.NVMLError_DriverNotLoaded,
+                nvml.NVMLError_FunctionNotFound,
+            ):
+                raise
+            except nvml.NVMLError as error:
+                # One device that fell off the bus, or waits to be reset, does not hide the others.
                 self._problem = f"GPU {index} does not answer: {error}. Reset it or reboot."
-        return tuple(found)
+        return self._with_paths(nvml, found)
+
+    def _with_paths(self, nvml: Any, found: Sequence[tuple[GpuDevice, Any]]) -> tuple[GpuDevice, ...]:
+        near: dict[str, dict[str, int]] = {device.uuid: {} for device, _ in found}
+        for (a, one), (b, other) in itertools.combinations(found, 2):
+            if one is None or other is None:
+                continue
+            if (a.uuid, b.uuid) not in self._paths:
+                self._paths[a.uuid, b.uuid] = _distance(nvml, one, other)
+            distance = self._paths[a.uuid, b.uuid]
+            if distance is not None:
+                near[a.uuid][b.uuid] = near[b.uuid][a.uuid] = distance
+        return tuple(dataclasses.replace(device, near=near[device.uuid]) for device, _ in found)
+
+
+def _distance(nvml: Any, one: Any, other: Any) -> int | None:
+    """0: joined by NVLink; else what the driver counts along PCIe; None: it does not tell."""
+    try:
+        if nvml.nvmlDeviceGetP2PStatus(one, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK) == nvml.NVML_P2P_STATUS_OK:
+            return 0
+    except nvml.NVMLError:  # An older driver, or a virtual machine. It may know the other thing.
+        pass
+    try:
+        return max(_SAME_BOARD, int(nvml.nvmlDeviceGetTopologyCommonAncestor(one, other)))
+    except nvml.NVMLError:
+        return None
+
+
+def _instances(nvml: Any, handle: Any, index: int, driver: str) -> Iterator[GpuDevice]:
+    """The MIG instances of a device, each with its own nodes."""
+    minor = _optional(nvml, lambda: nvml.nvmlDeviceGetMinorNumber(handle))
+    for n in range(_optional(nvml, lambda: int(nvml.nvmlDeviceGetMaxMigDeviceCount(handle))) or 0):
+        try:
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, n)
+        except nvml.NVMLError_NotFound:
+            continue
+        device = _device(nvml, instance, index, driver)
+        groups = (nvml.nvmlDeviceGetGpuInstanceId(instance), nvml.nvmlDeviceGetComputeInstanceId(instance))
+        nodes = () if minor is None else (f"/dev/nvidia{minor}", *_capability_nodes(minor, *groups))
+        yield dataclasses.replace(device, mig=True, device_nodes=nodes)
+
+
+def _capability_nodes(minor: int, gpu_instance: int, compute_instance: int) -> Iterator[str]:
+    """The nodes without which a program may not use this instance."""
+    here = CAPABILITIES / f"gpu{minor}" / "mig" / f"gi{gpu_instance}"
+    for file in (here / "access", here / f"ci{compute_instance}" / "access"):
+        try:
+            found = re.search(r"DeviceFileMinor:\s*(\d+)", file.read_text())
+        except OSError:
+            continue
+        if found:
+            yield f"/dev/nvidia-caps/nvidia-cap{found[1]}"
 
 
 def _is_divided(nvml: Any, handle: Any) -> bool:
@@ -161,7 +245,13 @@ def _processes(nvml: Any, uuid: str) -> tuple[GpuProcess, ...]:
     # Programs below an MPS server are in the second list alone.
     computing = _optional(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
     served = _optional(nvml, lambda: nvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)) or []
-    return tuple(describe(pid) for pid in sorted({int(process.pid) for process in (*computing, *served)}))
+    memory = {int(process.pid): _memory(nvml, process) for process in (*served, *computing)}
+    return tuple(describe(pid, memory_bytes=used) for pid, used in sorted(memory.items()))
+
+
+def _memory(nvml: Any, process: Any) -> int | None:
+    used = getattr(process, "usedGpuMemory", None)
+    return None if used is None or used == nvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value else int(used)
 
 
 def _optional(nvml: Any, ask: Callable[[], T]) -> T | None:

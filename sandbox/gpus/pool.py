@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from warmcell.sandbox.errors import (
@@ -205,6 +205,15 @@ class GpuPool:
             told = place.to_json() | {"sandbox_id": ticket.sandbox_id, "mine": mine is not None}
             rows.append(told | {"user": user_name(ticket.uid)})
         return rows
+
+    async def memory_of(self, device: GpuDevice, pids: Collection[int]) -> int:
+        """How much memory of a device these processes have, in bytes, as far as the driver tells.
+
+        Raises:
+            WarmcellError: As `status`.
+        """
+        found = await self._inventory.processes(device)
+        return sum(process.memory_bytes or 0 for process in found if process.pid in pids)
 
     async def to_reclaim(self, idle: Sequence[SandboxId]) -> list[SandboxId]:
         """Which of these sandboxes should give back what they hold, for those who wait on this machine, of all users.

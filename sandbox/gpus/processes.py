@@ -7,15 +7,15 @@ from pathlib import Path
 from warmcell.sandbox.gpus.base import GpuProcess
 
 
-def describe(pid: int) -> GpuProcess:
+def describe(pid: int, *, memory_bytes: int | None = None) -> GpuProcess:
     """A process with its user and command; the bare pid where it cannot be seen."""
     directory = Path("/proc") / str(pid)
     try:
         uid = os.stat(directory).st_uid
         command = (directory / "comm").read_text(errors="replace").strip()
     except OSError:
-        return GpuProcess(pid=pid)
-    return GpuProcess(pid=pid, user=user_name(uid), command=command)
+        return GpuProcess(pid=pid, memory_bytes=memory_bytes)
+    return GpuProcess(pid=pid, user=user_name(uid), command=command, memory_bytes=memory_bytes)
 
 
 def user_name(uid: int) -> str:

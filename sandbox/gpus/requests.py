@@ -135,6 +135,11 @@ def memory_bytes(text: str) -> int:
     return math.ceil(amount)
 
 
+def weight(alternative: Alternative) -> float:
+    """How many devices it is; a share is a part of one."""
+    return alternative.count / alternative.parts
+
+
 def unknown_kind(request: GpuRequest, devices: Sequence[GpuDevice]) -> UnknownGpuKindError:
     """The error for a request whose kinds no device of the machine has."""
     have = summary(devices)

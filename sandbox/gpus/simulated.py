@@ -1,5 +1,6 @@
 """Devices that exist in the configuration only, so that everything can be tried without a GPU."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +9,7 @@ from warmcell.sandbox.gpus.base import GpuProcess
 from warmcell.sandbox.gpus.requests import memory_bytes
 from warmcell.sandbox.models import GpuDevice
 
-_KEYS = frozenset({"name", "memory", "count"})
+_KEYS = frozenset({"name", "memory", "count", "nvlink"})
 _MOST = 64
 _SHAPE = 'Write it as {"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}.'
 
@@ -24,7 +25,8 @@ class SimulatedInventory:
         """Read the configuration.
 
         Args:
-            kinds: One entry per kind: `name`, `memory` such as "80GiB" and, if more than one, `count`.
+            kinds: One entry per kind: `name`, `memory` such as "80GiB", if more than one `count`, and `nvlink`, so many
+                of which are joined.
 
         Raises:
             InvalidRequestError: An entry is malformed.
@@ -50,6 +52,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
     seen: dict[tuple[str, int], int] = {}
     for kind in kinds:
         name, size, count = _kind(kind)
+        joined = _joined(kind)
         for _ in range(count):
             place = seen[name, size] = seen.get((name, size), -1) + 1
             digest = hashlib.sha256(f"{name}\0{size}\0{place}".encode()).hexdigest()
@@ -62,12 +65,25 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
                     simulated=True,
                 )
             )
+        mine = found[len(found) - count :]
+        for first in range(0, count, joined):
+            group = mine[first : first + joined]
+            for device in group:
+                near = {other.uuid: 0 for other in group if other is not device}
+                found[device.index] = dataclasses.replace(device, near=near)
     if len(found) > _MOST:
         raise InvalidRequestError(
             f"{len(found)} simulated GPUs are configured, at most {_MOST} can be",
             hint="Lower `count` in the list of simulated GPUs.",
         )
     return tuple(found)
+
+
+def _joined(kind: Mapping[str, object]) -> int:
+    joined = kind.get("nvlink", 1)
+    if not isinstance(joined, int) or isinstance(joined, bool) or not 1 <= joined <= _MOST:
+        raise InvalidRequestError(f"The simulated GPU {kind['name']} has nvlink {joined!r}", hint=_SHAPE)
+    return joined
 
 
 def _kind(kind: object) -> tuple[str, int, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from warmcell.sandbox.errors import InvalidRequestError, NoGpuAvailableError
 from warmcell.sandbox.gpus.leases import HeldTicket, Lease
-from warmcell.sandbox.gpus.requests import Alternative, GpuRequest
+from warmcell.sandbox.gpus.requests import GpuRequest, weight
 from warmcell.sandbox.models import GpuDevice, QueuePlace, SandboxId
 
 Told = Callable[[QueuePlace | None], None]
@@ -106,8 +106,3 @@ class Quotas:
                 details={"request": str(one.request), "held": []},
             )
         one.admitted = True
-
-
-def weight(alternative: Alternative) -> float:
-    """How many devices it is; a share is a part of one."""
-    return alternative.count / alternative.parts

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
+TIMEOUT_MS = 60_000
+"""For hangs: a page on a busy machine may take its time."""
+
 SIZE = {"width": 1280, "height": 720}
 IMAGES = TOP / "docs" / "images"
 OUTPUT = TOP / "tests" / "browser" / "output"
@@ -28,19 +32,27 @@ REWRITE = os.environ.get("WARMCELL_SCREENSHOTS") == "1"
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator["Page"]:
-    """An empty page; an error that its scripts do not catch fails the test."""
-    from playwright.sync_api import sync_playwright
+    """An empty page of a browser of its own."""
+    with browser(tmp_path / "profile") as opened:
+        yield opened
 
+
+@contextmanager
+def browser(profile: Path) -> Iterator["Page"]:
+    """An empty page of a browser that ends with this."""
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile",
+            profile,
             executable_path=chromium(),
             headless=True,
             viewport=SIZE,  # type: ignore[arg-type]
             args=ARGUMENTS,
             device_scale_factor=2 if REWRITE else 1,
         )
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(TIMEOUT_MS)
         yield context.pages[0]
         context.close()
 

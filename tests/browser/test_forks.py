@@ -55,7 +55,6 @@ def test_fork_a_notebook_and_go_back_to_a_snapshot(places: Places, page: Page, p
         notebook.run(1, expected="count is 2")
         notebook.kernel_menu("Snapshots…", exact=True)
         expect(notebook.dialog.get_by_role("radio")).to_have_count(2, timeout=START_TIMEOUT_MS)
-        page.screenshot(path=pictures / "restore-snapshot.png", style=QUIET)
         notebook.dialog.get_by_role("button", name="Remove snapshot a mistake").click()
         notebook.dialog.get_by_role("button", name="Remove", exact=True).click()
         expect(notebook.dialog.get_by_role("radio")).to_have_count(1, timeout=START_TIMEOUT_MS)

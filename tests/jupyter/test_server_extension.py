@@ -15,7 +15,7 @@ pytestmark = pytest.mark.bubblewrap
 
 API = "/warmcell/api/v1"
 CONCRETE = {
-    "(gpus|templates|doctor)": "gpus",
+    "(gpus|meters|templates|doctor)": "gpus",
     r"(?:sandboxes|openapi\.json)": "sandboxes",
     "/[a-z0-9]+/(?:commands|runs|contexts|files|run|interrupt|connect|metrics)(?:/.*)?": "/abc/files",
     "(suspend|resume|snapshot|restore)": "suspend",
@@ -58,6 +58,17 @@ async def test_nouns_are_listed_and_the_unknown_is_a_typed_error(server: Jupyter
     assert answer.status_code == 404
     assert answer.json()["code"] == "sandbox_not_found"
     assert answer.json()["hint"]
+
+
+async def test_what_was_used_is_told_to_the_page_and_to_prometheus(server: JupyterServer) -> None:
+    """`/usage` with its words passed on, and the server's own `/metrics`, for those who may see that."""
+    assert (await server.http.get(f"{API}/usage?by=owner&days=1")).json()["by"] == "owner"
+    assert (await server.http.get(f"{API}/usage?by=x%26days")).status_code == 400
+    lines = (await server.http.get("/metrics")).text.splitlines()
+    assert "warmcell_keeper_up 1.0" in lines
+    assert any(line.startswith("python_info{") for line in lines)
+    async with httpx.AsyncClient(base_url=server.url) as stranger:
+        assert (await stranger.get("/metrics")).status_code == 403
 
 
 async def test_a_kernel_shows_as_a_sandbox_and_deleting_it_ends_the_kernel(server: JupyterServer) -> None:

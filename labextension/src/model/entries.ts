@@ -38,21 +38,14 @@ export interface ISurroundings {
   readonly now: number;
 }
 
-/** A row for each sandbox that exists or has failed without another since, the youngest first. */
+/** A row for each sandbox that exists or has failed, the youngest first. */
 export function entries(
   sandboxes: readonly ISandboxInfo[],
   around: ISurroundings,
   trans: TranslationBundle
 ): IEntry[] {
   const byId = new Map(sandboxes.map(sandbox => [sandbox.id, sandbox]));
-  const latest = new Map<string, number>();
-  for (const { notebook, created_at } of sandboxes) {
-    latest.set(notebook ?? '', Math.max(created_at, latest.get(notebook ?? '') ?? 0));
-  }
-  const isOver = ({ state, notebook, created_at }: ISandboxInfo): boolean =>
-    state === 'failed' && notebook !== null && created_at < (latest.get(notebook) ?? 0);
-  return sandboxes
-    .filter(sandbox => !isOver(sandbox))
+  return [...sandboxes]
     .sort((one, other) => other.created_at - one.created_at)
     .map(sandbox => entry(sandbox, byId, around, trans));
 }

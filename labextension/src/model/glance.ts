@@ -41,7 +41,8 @@ export interface IGlance {
   readonly badges: readonly IBadge[];
 }
 
-const HIDDEN: IGlance = { kind: 'hidden', label: '', title: '', badges: [] };
+/** Nothing is known, or there is nothing to be shown. */
+export const HIDDEN: IGlance = { kind: 'hidden', label: '', title: '', badges: [] };
 
 /** What the toolbar shows in this situation. */
 export function glance(situation: ISituation, trans: TranslationBundle): IGlance {

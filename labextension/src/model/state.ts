@@ -86,7 +86,17 @@ function isLater(one: ISandboxInfo, other: ISandboxInfo): boolean {
     : one.created_at > other.created_at;
 }
 
+/** Without failures that are of no interest any more: their notebook has another sandbox, or there are too many. */
 function trim(sandboxes: Map<string, ISandboxInfo>): Map<string, ISandboxInfo> {
+  const latest = new Map<string | null, number>();
+  for (const { notebook, created_at } of sandboxes.values()) {
+    latest.set(notebook, Math.max(created_at, latest.get(notebook) ?? 0));
+  }
+  for (const { id, state, notebook, created_at } of [...sandboxes.values()]) {
+    if (state === 'failed' && notebook !== null && created_at < (latest.get(notebook) ?? 0)) {
+      sandboxes.delete(id);
+    }
+  }
   const ended = [...sandboxes.values()]
     .filter(sandbox => !isAlive(sandbox))
     .sort((one, other) => one.created_at - other.created_at);

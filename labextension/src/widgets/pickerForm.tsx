@@ -133,9 +133,11 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     const facts = sandbox !== null && isAlive(sandbox) ? words.facts(sandbox, trans) : [];
     return (
       <div className="wc-Picker-now">
-        <p>
-          {trans.__('Now:')} <strong>{glance.label}</strong> <Badges badges={glance.badges} />
-        </p>
+        {glance.kind !== 'hidden' && (
+          <p>
+            {trans.__('Now:')} <strong>{glance.label}</strong> <Badges badges={glance.badges} />
+          </p>
+        )}
         {facts.length > 0 && <p>{facts.join(' · ')}</p>}
         {sandbox?.state === 'running' && <Waterfall phases_ms={sandbox.phases_ms} trans={trans} />}
       </div>

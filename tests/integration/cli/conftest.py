@@ -21,7 +21,7 @@ def configure(places: Places) -> Configure:
     def write(**traits: object) -> None:
         directory = places.root / "jupyter" / "config"
         directory.mkdir(parents=True, exist_ok=True)
-        traits = {"keeper_idle_s": 0.2, "prepared": 0, "simulated_gpus": SIMULATED, **traits}
+        traits = {"keeper_idle_s": 0.2, "prepared": 0, "simulated_gpus": SIMULATED, "gpu_wait": 0.0, **traits}
         lines = [f"c.Warmcell.{name} = {value!r}" for name, value in traits.items()]
         (directory / "jupyter_warmcell_config.py").write_text("\n".join(lines))
 

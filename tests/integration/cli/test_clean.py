@@ -19,8 +19,9 @@ from tests.leaks import Places
 from warmcell.extension.cleaning import Cleaning
 from warmcell.extension.cli import main
 from warmcell.sandbox.errors import BackendError
+from warmcell.sandbox.gpus.allocator import Grant
 from warmcell.sandbox.gpus.leases import LeaseDirectory
-from warmcell.sandbox.models import SandboxId
+from warmcell.sandbox.models import GpuDevice, SandboxId
 from warmcell.sandbox.paths import Paths
 
 # What can be seen of a keeper from outside: its lock, its socket, its arguments, and how it takes a signal.
@@ -68,7 +69,10 @@ def litter(paths: Paths) -> list[Path]:
     kernel = paths.kernels / "8d0f2a31-7f1c-4a51-93f6-0a1b2c3d4e5f"
     kernel.mkdir()
     (kernel / "shell").touch()
-    lock = LeaseDirectory(paths.leases).acquire(["GPU-1"], lambda taken: ["GPU-1"], holder=SandboxId("abcdefghijkl"))
+    gpu = GpuDevice(uuid="GPU-1", index=0, name="T4", memory_total_bytes=1)
+    lock = LeaseDirectory(paths.leases).acquire(
+        ["GPU-1"], lambda sight: Grant((gpu,)), holder=SandboxId("abcdefghijkl")
+    )
     lock[0].release()
     return [run.parent, kernel]
 

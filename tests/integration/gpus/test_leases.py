@@ -377,6 +377,22 @@ async def test_a_directory_that_is_none_is_refused_with_the_cure(places: Places)
         await pool_in(blocked).lease("T4", holder=ONE)
 
 
+@pytest.mark.user
+async def test_a_directory_that_may_not_be_written_is_told_with_the_cure(
+    places: Places, ordinary_user: OrdinaryUser
+) -> None:
+    """To a user whom root's directory keeps out: neither a lease nor a place in the queue, at once."""
+    if os.getuid() != 0:
+        pytest.skip("only root can make a directory that keeps its maker's neighbours out")
+    places.root.chmod(0o755)
+    directory = places.root / "closed"
+    directory.mkdir(mode=0o755)
+    command = ordinary_user.argv(sys.executable, "-c", KEEPER, "T4", str(directory))
+    with other_keeper("", directory, argv=command, env=ordinary_user.env) as other:
+        assert other.told["code"] == "backend_unavailable"
+        assert f"install -d -m 1777 {directory}" in other.told["hint"]
+
+
 async def test_a_grant_that_hangs_elsewhere_ends_in_a_typed_error(places: Places) -> None:
     """A keeper that is stopped in the middle of a grant costs others their deadline, not for ever."""
     with other_keeper("T4", places.leases):

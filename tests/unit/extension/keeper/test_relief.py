@@ -26,6 +26,9 @@ class Keeper:
     prepared: bool = False
     suspended: list[str] = field(default_factory=list)
     stubborn: str = ""
+    waiting: bool = False
+    wanted: list[str] = field(default_factory=list)
+    """Those whose GPUs serve who waits."""
 
     def all(self) -> list[Any]:
         return [
@@ -40,7 +43,18 @@ class Keeper:
         ]
 
     def info(self, sandbox_id: str) -> Any:
-        return SimpleNamespace(state=State.SUSPENDED if sandbox_id in self.suspended else State.RUNNING)
+        state = State.SUSPENDED if sandbox_id in self.suspended else State.RUNNING
+        return SimpleNamespace(state=state, gpus=() if sandbox_id.startswith("cpu") else ("GPU",))
+
+    @property
+    def leases(self) -> Any:
+        return self
+
+    async def queue(self) -> list[dict[str, Any]]:
+        return [{}] * self.waiting
+
+    async def to_reclaim(self, idle: list[str]) -> list[str]:
+        return [name for name in idle if name in self.wanted]
 
     async def give_up_prepared(self) -> bool:
         found, self.prepared = self.prepared, False
@@ -100,6 +114,31 @@ async def test_idle_kernels_are_suspended_after_their_time() -> None:
     await asyncio.sleep(0.3)
     work.cancel()
     assert keeper.suspended == ["old"]
+
+
+async def test_kernels_give_way_to_who_waits_for_their_gpu() -> None:
+    """Idle for long enough, with a GPU that serves; the next look is when another one has been idle for that long."""
+    idle = {"new": 40.0, "busy": 0.0, "old": 900.0, "other": 900.0, "cpu": 900.0}
+    keeper = Keeper(idle, waiting=True, wanted=["new", "busy", "old", "cpu"])
+    assert await keeper.relief().give_way(60.0) == 20.0
+    assert keeper.suspended == ["old"]
+
+
+async def test_nobody_gives_way_where_nobody_waits() -> None:
+    """And nobody is looked at again before that changes."""
+    keeper = Keeper({"old": 900.0}, wanted=["old"])
+    assert await keeper.relief().give_way(60.0) is None
+    assert keeper.suspended == []
+
+
+async def test_one_that_cannot_give_way_is_left_alone_for_a_while() -> None:
+    """It is not asked again at each change of the queue."""
+    keeper = Keeper({"old": 900.0}, waiting=True, wanted=["old"], stubborn="old")
+    relief = keeper.relief()
+    assert await relief.give_way(60.0) == 60.0
+    keeper.stubborn = ""
+    await relief.give_way(60.0)
+    assert keeper.suspended == []
 
 
 def test_a_machine_where_all_wait_for_memory_is_short_of_it() -> None:

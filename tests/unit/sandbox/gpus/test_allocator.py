@@ -1,5 +1,7 @@
 """The pure choice of devices."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,3 +154,45 @@ def test_busy_is_said_only_if_it_could_be_met(
         assert not possible
     else:
         assert possible
+
+
+def joined(*groups: str) -> tuple[GpuDevice, ...]:
+    """Eight devices of one kind; those of a group, by index, are joined by NVLink, all others by PCIe."""
+    found = machine(*[("A100", 80)] * 8)
+    near = {
+        (a.index, b.index): 0 if any(str(a.index) in one and str(b.index) in one for one in groups) else 50
+        for a in found
+        for b in found
+        if a is not b
+    }
+    return tuple(
+        dataclasses.replace(a, near={b.uuid: near[a.index, b.index] for b in found if a is not b}) for a in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "taken", "expected"),
+    [
+        ("A100:2", "", [0, 3]),
+        ("A100:2", "0", [1, 2]),
+        ("A100:2", "01", [4, 5]),
+        ("A100:4", "", [4, 5, 6, 7]),
+        ("A100:4", "4", [0, 5, 6, 7]),
+        ("A100", "0", [3]),
+        ("A100", "03", [1]),
+        ("A100", "0123", [4]),
+    ],
+)
+def test_the_nearest_are_given_and_joined_ones_are_left_whole(request_: str, taken: str, expected: list[int]) -> None:
+    """Several come from one group that fits; one comes from a group that is broken already, or is the smallest."""
+    held = {f"GPU-{index}": Use("somebody") for index in taken}
+    assert indices(allocate(parse(request_), joined("03", "12", "4567"), held).devices) == expected
+
+
+def test_a_share_is_refused_where_none_are_allowed() -> None:
+    """And a smaller one than the operator allows."""
+    with pytest.raises(InvalidRequestError, match="GPUs are not shared here"):
+        allocate(parse("A100-40/2"), MIXED, {})
+    with pytest.raises(InvalidRequestError, match="cut into 2 shares at most"):
+        allocate(parse("T4/4"), MIXED, {}, most_parts=2)
+    assert allocate(parse(["T4/4", "T4"]), MIXED, {}, most_parts=2).parts == 1

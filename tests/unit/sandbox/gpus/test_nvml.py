@@ -1,8 +1,10 @@
 """How NVML's answers become devices. The driver is played by functions in the places of the bindings' own."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from gpustat.nvml import pynvml
 
 from warmcell.sandbox.errors import BackendUnavailableError, OperationTimeoutError
 from warmcell.sandbox.gpus.nvml import NvmlInventory
+from warmcell.sandbox.gpus.requests import parse
 from warmcell.sandbox.models import GIB
 
 
@@ -45,6 +48,8 @@ class Driver:
         answer("nvmlDeviceGetMemoryInfo", lambda index: SimpleNamespace(total=80 * GIB, used=GIB))
         answer("nvmlDeviceGetUtilizationRates", lambda index: SimpleNamespace(gpu=37))
         answer("nvmlDeviceGetMinorNumber", lambda index: 7 - index)
+        answer("nvmlDeviceGetP2PStatus", lambda a, b, index: int({a, b} != {0, 1}))
+        answer("nvmlDeviceGetTopologyCommonAncestor", lambda a, b: 50)
         answer("nvmlDeviceGetMigMode", lambda index: [int(index in self.mig)] * 2)
         answer("nvmlDeviceGetComputeRunningProcesses", self._processes)
         answer("nvmlDeviceGetMPSComputeRunningProcesses", self._processes)
@@ -57,7 +62,11 @@ class Driver:
         return self.count
 
     def _processes(self, index: int) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid) for pid in self.computing.get(index, [])]
+        untold = pynvml.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
+        return [
+            SimpleNamespace(pid=pid, usedGpuMemory=3 * GIB if pid == 1 else untold)
+            for pid in self.computing.get(index, [])
+        ]
 
 
 @pytest.fixture
@@ -140,12 +149,103 @@ async def test_a_lost_device_does_not_hide_the_others(driver: Driver, monkeypatc
     assert inventory.problem.startswith("GPU 0 does not answer")
 
 
-async def test_a_divided_device_is_not_offered_whole(driver: Driver) -> None:
-    """A GPU in MIG mode would fail every program that gets it, so it is left out and said to be."""
+async def test_a_divided_device_is_not_offered_whole(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU in MIG mode would fail every program that gets it, so without instances it is left out and said to be."""
     driver.mig = {1}
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda index: 0)
     inventory = NvmlInventory()
     assert [d.uuid for d in await inventory.devices()] == ["GPU-0"]
     assert "GPU 1 is in MIG mode" in inventory.problem
+
+
+async def test_instances_of_a_divided_device_are_devices(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each has its own UUID, memory and nodes, is asked for by its profile, and is not what a kind's name means."""
+    driver.mig, driver.count = {0}, 1
+    instances = {2: "MIG-a", 3: "MIG-b"}
+
+    def instance(index: int, n: int) -> str:
+        if n not in instances:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return instances[n]
+
+    def told(name: str, whole: Any, part: Callable[[str], Any]) -> None:
+        monkeypatch.setattr(pynvml, name, lambda one: part(one) if isinstance(one, str) else whole)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxMigDeviceCount", lambda index: 7)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMigDeviceHandleByIndex", instance)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetGpuInstanceId", {"MIG-a": 7, "MIG-b": 8}.__getitem__)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeInstanceId", lambda one: 0)
+    told("nvmlDeviceGetUUID", "GPU-0", str)
+    told("nvmlDeviceGetName", b"", lambda one: "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
+    told("nvmlDeviceGetMemoryInfo", None, lambda one: SimpleNamespace(total=10 * GIB, used=0))
+    told("nvmlDeviceGetMinorNumber", 7, str)
+    monkeypatch.setattr("warmcell.sandbox.gpus.nvml.CAPABILITIES", tmp_path)
+    for path, minor in (("gi7/access", 66), ("gi7/ci0/access", 67), ("gi8/access", 75)):
+        file = tmp_path / "gpu7" / "mig" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"DeviceFileMinor: {minor}\nDeviceFileMode: 292\n")
+    inventory = NvmlInventory()
+    first, second = await inventory.devices()
+    assert (first.uuid, first.index, first.mig, first.memory_total_bytes) == ("MIG-a", 0, True, 10 * GIB)
+    assert first.device_nodes == ("/dev/nvidia7", "/dev/nvidia-caps/nvidia-cap66", "/dev/nvidia-caps/nvidia-cap67")
+    assert second.device_nodes == ("/dev/nvidia7", "/dev/nvidia-caps/nvidia-cap75")
+    assert inventory.problem == ""
+    answers = {asked: parse(asked).alternatives[0].matches(first) for asked in ("1g.10gb", "any", "H100", "2g.20gb")}
+    assert answers == {"1g.10gb": True, "any": True, "H100": False, "2g.20gb": False}
+
+
+async def test_how_near_devices_are_is_asked_once(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 by NVLink, else what the driver counts along PCIe; a driver that does not tell is no failure."""
+    driver.count = 3
+    monkeypatch.setattr("warmcell.sandbox.gpus.nvml._FRESH_S", 0.0)
+    inventory = NvmlInventory()
+    first = (await inventory.devices())[0]
+    assert first.near == {"GPU-1": 0, "GPU-2": 50}
+    driver.failures["nvmlDeviceGetP2PStatus"] = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    driver.failures["nvmlDeviceGetTopologyCommonAncestor"] = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    assert (await inventory.devices())[0].near == first.near
+    assert (await NvmlInventory().devices())[0].near == {}
+
+
+async def test_without_gpustat_there_is_no_gpu_and_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken installation is told, and breaks no kernel that wants none."""
+    monkeypatch.setitem(sys.modules, "gpustat.nvml", None)
+    inventory = NvmlInventory()
+    assert await inventory.devices() == ()
+    assert "gpustat cannot be loaded" in inventory.problem
+    assert "pip install gpustat" in inventory.problem
+
+
+@pytest.mark.parametrize("function", ["nvmlInit", "nvmlSystemGetDriverVersion", "nvmlDeviceGetCount"])
+async def test_a_driver_that_is_too_old_is_told(driver: Driver, function: str) -> None:
+    """It lacks a function that every newer one has."""
+    driver.failures[function] = pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+    inventory = NvmlInventory()
+    assert await inventory.devices() == ()
+    assert "driver is too old" in inventory.problem
+
+
+@pytest.mark.parametrize(
+    "failure", ["GPU_IS_LOST", "RESET_REQUIRED", "TIMEOUT", "IN_USE", "INSUFFICIENT_POWER", "IRQ_ISSUE"]
+)
+@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetName"])
+async def test_a_failure_half_way_costs_that_device_alone(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, failure: str, function: str
+) -> None:
+    """Whatever is asked of it, and however it fails."""
+    ask, code = getattr(pynvml, function), getattr(pynvml, f"NVML_ERROR_{failure}")
+
+    def fail(index: int) -> Any:
+        if index == 1:
+            raise pynvml.NVMLError(code)
+        return ask(index)
+
+    monkeypatch.setattr(pynvml, function, fail)
+    inventory = NvmlInventory()
+    assert [d.uuid for d in await inventory.devices()] == ["GPU-0"]
+    assert inventory.problem.startswith("GPU 1 does not answer")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +266,7 @@ async def test_who_computes_is_asked_each_time(driver: Driver) -> None:
     found = await inventory.processes(device)
     assert [process.pid for process in found] == [1, 2**22 + 5]
     assert found[0].user == "root"
+    assert [process.memory_bytes for process in found] == [3 * GIB, None]
     assert str(found[1]) == f"process {2**22 + 5}"
 
 

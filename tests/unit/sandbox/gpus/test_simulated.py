@@ -63,3 +63,12 @@ def test_too_many_devices_are_refused() -> None:
     """The cap holds for all entries together."""
     with pytest.raises(InvalidRequestError, match="at most 64"):
         SimulatedInventory([{"name": "A100", "memory": "80GiB", "count": 40}] * 2)
+
+
+async def test_devices_can_be_joined() -> None:
+    """In groups of so many, the last one with what is left; others have no path that is known."""
+    found = await SimulatedInventory([{"name": "A100", "memory": "80GiB", "count": 3, "nvlink": 2}]).devices()
+    assert found[0].near == {found[1].uuid: 0}
+    assert found[2].near == {}
+    with pytest.raises(InvalidRequestError, match="nvlink 0"):
+        SimulatedInventory([{"name": "A100", "memory": "80GiB", "nvlink": 0}])

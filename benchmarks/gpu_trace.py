@@ -1,0 +1,269 @@
+"""`python -m benchmarks.gpu_trace`: GPU-hours that notebooks hold over a day, with and without giving idle ones back.
+
+A simulation of policy alone: the clock is made up, devices are simulated, and who is served and who makes room is
+decided by the engine's own code (`sandbox.gpus.queue`). Sessions come from a seeded generator whose distributions are
+those of the production trace in Carver et al., "NotebookOS: A Replicated Notebook Platform for Interactive Training
+with On-Demand GPUs", ASPLOS 2026 (arXiv 2503.20591): half of all cells that train take at most 2 minutes and three
+quarters at most 5; the median time from one to the next of a session is 5 minutes; nearly 70 % of GPUs are not used in
+all of their session's life, and those that are reserved are idle for more than 81 % of the time. What that does not say
+is assumed: both times are log-normal, sessions arrive at random and last four hours at the median.
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from warmcell.sandbox.errors import NoGpuAvailableError
+from warmcell.sandbox.gpus import queue
+from warmcell.sandbox.gpus.allocator import Use
+from warmcell.sandbox.gpus.queue import Holding, Ticket
+from warmcell.sandbox.gpus.requests import parse
+from warmcell.sandbox.models import GIB, GpuDevice, SandboxId
+
+HOUR_S = 3600.0
+CELL_MEDIAN_S, CELL_Q3_S = 120.0, 300.0
+BETWEEN_MEDIAN_S = 300.0
+UNUSED = 0.7
+SESSION_MEDIAN_S = 4 * HOUR_S
+SPREAD = math.log(CELL_Q3_S / CELL_MEDIAN_S) / statistics.NormalDist().inv_cdf(0.75)
+"""Of the logarithm, as the two quantiles of a cell's length have it; the same is assumed for the rest."""
+
+RESUME_S, SUSPEND_S = 0.5, 1.0
+"""What it takes to have a kernel of 1 GB go on, and to save it: more than `make bench` measures (P4, P11)."""
+
+PLAIN_START_S = 3.6
+"""One plain start with its imports, which the delay is compared with (P3's baseline)."""
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A notebook: when it opens, its cells as (thought before it, length), and how long it stays open after them."""
+
+    at: float
+    cells: tuple[tuple[float, float], ...]
+    tail_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When an idle kernel gives its GPU back; None: never."""
+
+    name: str
+    always_after_s: float | None = None
+    """However few wait."""
+    asked_after_s: float | None = None
+    """If somebody waits for it."""
+
+
+POLICIES = (
+    Policy("held until the end"),
+    Policy("given back when somebody waits", asked_after_s=60.0),
+    Policy("given back after 60 s", always_after_s=60.0, asked_after_s=60.0),
+)
+
+
+def generate(seed: int, *, sessions: int = 60, hours: float = 24.0) -> list[Session]:
+    """The sessions of a day, the same for one seed."""
+    chance = random.Random(seed)
+
+    def lasting(median: float) -> float:
+        return chance.lognormvariate(math.log(median), SPREAD)
+
+    made = []
+    for _ in range(sessions):
+        at, lasts, cells = chance.uniform(0, hours * HOUR_S), lasting(SESSION_MEDIAN_S), list[tuple[float, float]]()
+        spent = 0.0
+        while chance.random() >= UNUSED if not cells else spent < lasts:
+            length = lasting(CELL_MEDIAN_S)
+            cells.append((max(1.0, lasting(BETWEEN_MEDIAN_S) - length), length))
+            spent += sum(cells[-1])
+        made.append(Session(at, tuple(cells), max(0.0, lasts - spent)))
+    return sorted(made, key=lambda one: one.at)
+
+
+@dataclass
+class Run:
+    """One day under one policy."""
+
+    sessions: Sequence[Session]
+    devices: tuple[GpuDevice, ...]
+    policy: Policy
+    held_s: float = 0.0
+    active_s: float = 0.0
+    start_waits_s: list[float] = field(default_factory=list)
+    wake_delays_s: list[float] = field(default_factory=list)
+    _events: list[tuple[float, int, str, int]] = field(default_factory=list)
+    _order: "itertools.count[int]" = field(default_factory=itertools.count)
+    _tickets: dict[int, Ticket] = field(default_factory=dict)
+    _held: dict[int, tuple[GpuDevice, float]] = field(default_factory=dict)
+    _idle_since: dict[int, float] = field(default_factory=dict)
+    _next: dict[int, int] = field(default_factory=dict)
+    _asked: dict[int, float] = field(default_factory=dict)
+
+    def go(self) -> "Run":
+        """From the first session to the end of the last."""
+        for n, session in enumerate(self.sessions):
+            self._at(session.at, "ask", n)
+        while self._events:
+            now, _, what, n = heapq.heappop(self._events)
+            getattr(self, f"_{what}")(n, now)
+        return self
+
+    @property
+    def idle_s(self) -> float:
+        """GPU time that was held and not used."""
+        return self.held_s - self.active_s
+
+    def _at(self, when: float, what: str, n: int) -> None:
+        heapq.heappush(self._events, (when, next(self._order), what, n))
+
+    def _ask(self, n: int, now: float) -> None:
+        self._asked[n] = now
+        number = next(self._order)
+        self._tickets[n] = Ticket(number=number, request=parse("any"), sandbox_id=str(n), pid=0, uid=0, since=now)
+        self._settle(0, now)
+
+    def _settle(self, _: int, now: float) -> None:
+        """Serve whoever can be served; have idle ones make room, if that is the policy."""
+        while True:
+            for n, ticket in sorted(self._tickets.items(), key=lambda each: each[1].number):
+                before = [other for other in self._tickets.values() if other.number < ticket.number]
+                try:
+                    grant = queue.serve(ticket.request, before, self.devices, self._uses())
+                except NoGpuAvailableError:
+                    break  # All want the same here.
+                del self._tickets[n]
+                self._held[n] = (grant.devices[0], now)
+                self._served(n, now)
+            if self.policy.asked_after_s is None or not self._tickets:
+                return
+            long = self.policy.asked_after_s
+            idle = sorted(
+                (since, n) for n, since in self._idle_since.items() if n in self._held and now - since >= long
+            )
+            holdings = [Holding(SandboxId(str(n)), (self._held[n][0].uuid,)) for _, n in idle]
+            asked = queue.to_reclaim(list(self._tickets.values()), self.devices, self._uses(), holdings)
+            if not asked:
+                return
+            for name in asked:
+                self._give_back(int(name), now)
+
+    def _uses(self) -> dict[str, Use]:
+        return {device.uuid: Use(str(n)) for n, (device, _) in self._held.items()}
+
+    def _served(self, n: int, now: float) -> None:
+        waited = now - self._asked.pop(n)
+        if n in self._next:  # A cell waits for its kernel.
+            self.wake_delays_s.append(waited + RESUME_S)
+            self._at(now + RESUME_S, "begin", n)
+        else:
+            self.start_waits_s.append(waited)
+            self._next[n] = 0
+            self._rest(n, now)
+
+    def _rest(self, n: int, now: float) -> None:
+        """Nothing runs; somebody thinks, or has gone for the day."""
+        session, done = self.sessions[n], self._next[n]
+        self._idle_since[n] = now
+        for after in {self.policy.always_after_s, self.policy.asked_after_s} - {None}:
+            assert after is not None
+            self._at(now + after, "look", n)
+        if done < len(session.cells):
+            self._at(now + session.cells[done][0], "submit", n)
+        else:
+            self._at(now + session.tail_s, "end", n)
+
+    def _look(self, n: int, now: float) -> None:
+        since, always = self._idle_since.get(n), self.policy.always_after_s
+        if since is not None and n in self._held and always is not None and now - since >= always:
+            self._give_back(n, now)
+        self._settle(n, now)
+
+    def _submit(self, n: int, now: float) -> None:
+        del self._idle_since[n]
+        if n in self._held:
+            self._begin(n, now)
+        else:
+            self._ask(n, now)
+
+    def _begin(self, n: int, now: float) -> None:
+        length = self.sessions[n].cells[self._next[n]][1]
+        self.active_s += length
+        self._at(now + length, "done", n)
+
+    def _done(self, n: int, now: float) -> None:
+        self._next[n] += 1
+        self._rest(n, now)
+
+    def _end(self, n: int, now: float) -> None:
+        self._idle_since.pop(n, None)
+        if n in self._held:
+            self._release(n, now)
+
+    def _give_back(self, n: int, now: float) -> None:
+        """Suspended: it holds its GPU until it is saved, which delays nobody else by more than that."""
+        self.held_s += SUSPEND_S
+        self._release(n, now)
+
+    def _release(self, n: int, now: float) -> None:
+        _, since = self._held.pop(n)
+        self.held_s += now - since
+        self._settle(n, now)
+
+
+def measure(seed: int, *, gpus: int, sessions: int = 60, hours: float = 24.0) -> list[dict[str, Any]]:
+    """A row for each policy over one day."""
+    day = generate(seed, sessions=sessions, hours=hours)
+    devices = tuple(
+        GpuDevice(uuid=f"GPU-sim-{n}", index=n, name="A100", memory_total_bytes=80 * GIB, simulated=True)
+        for n in range(gpus)
+    )
+    rows = []
+    plain = Run(day, devices, POLICIES[0]).go()
+    for policy in POLICIES:
+        run = Run(day, devices, policy).go()
+        rows.append(
+            {
+                "seed": seed,
+                "gpus": gpus,
+                "policy": policy.name,
+                "held_gpu_hours": round(run.held_s / HOUR_S, 1),
+                "used_gpu_hours": round(run.active_s / HOUR_S, 1),
+                "given_back": round(1 - run.idle_s / plain.idle_s, 3),
+                "start_wait_p95_s": _p95(run.start_waits_s),
+                "wake_delay_p95_s": _p95(run.wake_delays_s),
+                "wake_ups": len(run.wake_delays_s),
+            }
+        )
+    return rows
+
+
+def _p95(found: Sequence[float]) -> float:
+    return round(statistics.quantiles(found, n=20, method="inclusive")[-1], 2) if len(found) > 1 else 0.0
+
+
+def main() -> None:
+    """Print the rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--gpus", type=int, nargs="+", default=(8, 24))
+    parser.add_argument("--sessions", type=int, default=60)
+    arguments = parser.parse_args()
+    for gpus, seed in itertools.product(arguments.gpus, arguments.seeds):
+        for row in measure(seed, gpus=gpus, sessions=arguments.sessions):
+            json.dump(row, sys.stdout)
+            print()
+
+
+if __name__ == "__main__":
+    main()
