@@ -84,9 +84,21 @@ def _save(summary: str, answer: Schema | None = None, **more: Any) -> Operation:
     return Operation(summary, "snapshot", answer, **more)
 
 
+def _own(summary: str, answer: Schema | None = None, **more: Any) -> Operation:
+    return Operation(summary, None, answer, **more)
+
+
 OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     "/openapi.json": {"get": _read("This document.", ANYTHING)},
     "/gpus": {"get": _read("The machine's GPUs.", given(gpus=many(named("Gpu"))))},
+    "/meters": {"get": _own("What the machine and each sandbox use now.", ANYTHING)},
+    "/usage": {
+        "get": _own(
+            "What was used: GPU, processor and memory seconds, active and idle.",
+            ANYTHING,
+            query={"by": "`owner`, `notebook` or `sandbox`.", "days": "Of so many days; 0: of all."},
+        )
+    },
     "/check": {
         "post": _read(
             "Whether a sandbox of that spec would start. Makes nothing.",
@@ -130,6 +142,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/connect": {
         "post": _run("Wake it if it sleeps; its time begins anew.", SANDBOX, body=asked(timeout_s=or_null(NUMBER)))
     },
+    f"{BOX}/queue": {"delete": _run("Give up waiting for a GPU: its start, or its cell, fails.")},
     f"{BOX}/metrics": {"get": _run("What it uses now.", named("Metrics"))},
     f"{BOX}/interrupt": {"post": _run("Interrupt what runs in its kernel.", NOTHING)},
     f"{BOX}/suspend": {"post": _run("Memory and files to disk, processes gone.", SANDBOX, body=asked(busy=YES_NO))},

@@ -210,6 +210,8 @@ def _alternative(text: str) -> Alternative:
             nominal = int(size[1])
         else:
             words.append(word)
+    if nominal is not None and not words:  # "24G": no kind, but an amount.
+        return Alternative(least_bytes=memory_bytes(f"{nominal}GiB"), count=count, parts=parts)
     return Alternative(words=tuple(words), nominal_gib=nominal, count=count, parts=parts)
 
 

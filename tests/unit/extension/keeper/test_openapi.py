@@ -17,8 +17,8 @@ from warmcell.extension.keeper.gate import VERBS
 from warmcell.extension.keeper.openapi import OPERATIONS, document
 from warmcell.extension.server.handlers import routes
 
-OWN = ("/status", "/doctor", "/templates", "/images", "/tokens", "/principals", "/kernels")
-"""What is for processes of the user's own, on the keeper's socket, and for nobody elsewhere."""
+OWN = re.compile(r"/(status|doctor|templates|images|tokens|principals|kernels|remote|sandboxes/[^/]+/values)\b.*")
+"""What is for processes and sandboxes of the user's own, on the keeper's sockets, and for nobody elsewhere."""
 
 EXAMPLE = "x1"
 
@@ -35,7 +35,7 @@ def served() -> dict[str, set[str]]:
             verb for verb in ("get", "post", "put", "patch", "delete") if any(verb in vars(kind) for kind in kinds)
         }
         for path in spelled(matcher.regex.pattern.removesuffix("$").removeprefix(PREFIX)):
-            if not path.startswith(OWN):
+            if not OWN.fullmatch(path):
                 found.setdefault(path, set()).update(verbs)
     return found
 

@@ -73,7 +73,9 @@ async def test_gzip_grows_by_pieces_only() -> None:
     assert max(sizes) <= PIECE_BYTES
 
 
-@pytest.mark.parametrize("body", [b"", b"no gzip at all", gzip.compress(b"x" * 1000)[:-9]], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize(
+    "body", [b"", b"no gzip at all", gzip.compress(b"x" * 1000)[:-9]], ids=["empty", "text", "cut"]
+)
 async def test_what_is_not_gzip_is_refused(body: bytes) -> None:
     """Also half of one."""
     with pytest.raises(InvalidRequestError):
