@@ -134,7 +134,7 @@ class Warmcell(Configurable):
         "own in its metadata, `warmcell.remote`."
     ).tag(config=True)
     remote_values = Float(
-        4.0, min=0.0, help="Most memory of the variables that one `%%remote` cell sends, in GiB."
+        1.0, min=0.0, help="Most memory of the variables that one `%%remote` cell sends, in GiB."
     ).tag(config=True)
     simulated_gpus = List(
         Dict(),

@@ -296,7 +296,7 @@ class Preparing(Registry):
                         one.info.snapshot in known or (one.info.snapshot is None and _template(one.spec) != other)
                     )
                 )
-            else:
+            elif box.info.state not in TERMINAL:  # Else there may be another of its shape soon.
                 if box.info.template is None:
                     await box.prepare()
                 await box.wait_template()

@@ -42,6 +42,8 @@ ALL_SNAPSHOTS: Final = given(
 )
 """What the user is told; to a principal only its own snapshots are."""
 
+GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(ANYTHING), shares=WHOLE, problem=TEXT)
+
 BOX: Final = "/sandboxes/{sandbox_id}"
 PATH: Final = {"path": "Absolute, or below the home."}
 WAIT: Final = {"wait": "Seconds to wait for its end at most, up to 300."}
@@ -90,7 +92,7 @@ def _own(summary: str, answer: Schema | None = None, **more: Any) -> Operation:
 
 OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     "/openapi.json": {"get": _read("This document.", ANYTHING)},
-    "/gpus": {"get": _read("The machine's GPUs.", given(gpus=many(named("Gpu"))))},
+    "/gpus": {"get": _read("The machine's GPUs; to the user also who waits for one.", GPUS)},
     "/meters": {"get": _own("What the machine and each sandbox use now.", ANYTHING)},
     "/usage": {
         "get": _own(

@@ -96,8 +96,8 @@ def _gpu(found: dict[str, Schema]) -> Schema:
     lease = {"type": "object", "properties": {"since": NUMBER}, "required": ["since"]}
     return {
         **made,
-        "properties": {**made["properties"], "lease": or_null(lease)},
-        "required": sorted([*made["required"], "lease"]),
+        "properties": {**made["properties"], "lease": or_null(lease), "leases": many(lease), "lost": YES_NO},
+        "required": sorted([*made["required"], "lease", "lost"]),
     }
 
 

@@ -52,7 +52,7 @@ async def test_a_clone_is_a_kernel_of_the_server_and_outlives_it(places: Places,
             await copy.execute("assert 'kept' not in globals()")
         for kernel_id in (clone, source):
             await second.delete_kernel(kernel_id)
-        assert (await second.http.get(f"{API}/sandboxes")).json() == {"sandboxes": []}
+        assert (await second.http.get(f"{API}/sandboxes")).json()["sandboxes"] == []
 
 
 async def test_a_fork_outlives_the_kernel_that_it_came_from(server: JupyterServer) -> None:

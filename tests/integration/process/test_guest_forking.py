@@ -260,4 +260,6 @@ async def test_the_module_is_there_where_no_package_is(guest: Guest) -> None:
         "import warmcell; print(warmcell.__version__ > '', warmcell.before_snapshot is hooks.before_snapshot)\n"
     )
     output = await kernel.run(code)
-    assert output.text == "['after_restore', 'before_snapshot', 'fork'] the sandbox\nTrue\nTrue True\n", output
+    assert output.text == "['after_restore', 'before_snapshot', 'fork', 'remote'] the sandbox\nTrue\nTrue True\n", (
+        output
+    )
