@@ -148,7 +148,13 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
     await ask("DELETE", box, 204)
     await ask("DELETE", "/principals/self")
     left = {(verb.upper(), path) for path, verbs in ask.document["paths"].items() for verb in verbs} - ask.used
-    elsewhere = {("POST", "/sandboxes/{sandbox_id}/run"), ("GET", "/events")}  # test_runs.py, test_tokens.py
+    elsewhere = {  # test_runs.py, test_tokens.py, test_gpus.py, and the browser tests
+        ("POST", "/sandboxes/{sandbox_id}/run"),
+        ("GET", "/events"),
+        ("DELETE", "/sandboxes/{sandbox_id}/queue"),
+        ("GET", "/usage"),
+        ("GET", "/meters"),
+    }
     assert {(verb, path) for verb, path in left if not MEMORY.fullmatch(path)} == elsewhere
 
 
