@@ -192,7 +192,7 @@ async def test_too_much_is_refused_before_it_is_sent(kernel: Kernel) -> None:
     """With the sizes, the largest first, and what to do instead; nothing was copied."""
     await kernel.run("import numpy as np\nhuge = np.zeros(5 * 2**30, dtype='u1'); small = np.zeros(2**20)")
     output = await kernel.run("%%remote\nhuge[0] + small[0]")
-    assert "more than the 4.0 GiB that may be sent: huge 5.0 GiB, small 8.0 MiB" in output.error
+    assert "more than the 1.0 GiB that may be sent: huge 5.0 GiB, small 8.0 MiB" in output.error
     await kernel.run("del huge")
 
 
