@@ -203,7 +203,7 @@ class Root:
         """The mounts beside the root, parents first."""
         made = {
             target: {"destination": target, "type": "bind", "source": str(source), "options": [mode, "rbind"]}
-            for target, (source, mode) in self.binds.items()
+            for target, (source, mode) in {**self.binds, **self._named_in_memory()}.items()
         }
         return [mount for _, mount in sorted({**self.memories, **made}.items(), key=lambda item: item[0].count("/"))]
 
@@ -219,6 +219,20 @@ class Root:
             for link, target in links_on(alias):
                 if not _in_any(link, taken):
                     self.links.setdefault(f"{ROOT}{link}", target)
+
+    def _named_in_memory(self) -> dict[str, tuple[Path, str]]:
+        """Mounts in place of links that would lie in the sandbox's memory, where nobody can make them."""
+        made = {}
+        for alias in self.aliases:
+            for link, _ in links_on(alias):
+                in_memory = _in_any(link, list(map(Path, self.memories)))
+                if not in_memory or _in_any(link, [*self.shown, *map(Path, self.binds)]):
+                    continue
+                real = link.resolve()
+                for tree in filter(real.is_relative_to, self.shown):
+                    source, mode = self.binds.get(str(tree)) or (self.base / self.trees[tree], "ro")
+                    made[str(link)] = (source / real.relative_to(tree), mode)
+        return made
 
     def _clones_of_files(self) -> set[str]:
         return {made["path"] for made in self.clones if os.path.isfile(made["source"])}
