@@ -280,7 +280,9 @@ def _free_port() -> int:
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
     """Messages of one request, last its reply; then nothing of it is still to come."""
     client = runner.client
-    sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False)
+    # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
+    wanted = {"store_history": False, "allow_stdin": False, "stop_on_error": False}
+    sent = client.execute(step.code, silent=step.silent, **wanted)
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())
     heard: asyncio.Task[Any] | None = None

@@ -60,7 +60,8 @@ class KernelClient:
         """
         client = self._client
         oom_before = box.oom_kills()
-        sent = client.execute(code, silent=silent, store_history=not silent, allow_stdin=False)
+        # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
+        sent = client.execute(code, silent=silent, store_history=not silent, allow_stdin=False, stop_on_error=False)
         reply = asyncio.create_task(self._reply(sent))
         died = asyncio.create_task(self._died())
         hearing: asyncio.Task[Any] | None = None

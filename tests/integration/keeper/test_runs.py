@@ -71,6 +71,13 @@ async def test_an_error_ends_the_run_and_is_shown(sandbox: str) -> None:
     assert answer.values == {}
 
 
+async def test_what_comes_right_after_an_error_runs(sandbox: str) -> None:
+    """A kernel throws away what is sent while it recovers from an error; this one would never have done."""
+    await run(sandbox, "get_ipython().kernel._post_dummy_stop_aborting_message = lambda subshell: None")
+    assert (await run(sandbox, "1 / 0")).done["status"] == "error"
+    assert (await run(sandbox, "print('on')")).text == "on\n"
+
+
 async def test_a_name_that_is_not_there_is_an_error_of_the_run(sandbox: str) -> None:
     """Asking back for what the cell never made says so by name."""
     answer = await run(sandbox, "pass", get=("nothing_here",))

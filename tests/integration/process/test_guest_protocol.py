@@ -235,7 +235,7 @@ async def test_output_just_before_the_exit_is_kept(guest: Guest) -> None:
 async def test_a_terminal_can_be_asked_for(guest: Guest) -> None:
     """With a pty the process has a controlling terminal, whose size can be changed and whose ^C works."""
     async with guest.channel.exec_stream(
-        ["sh", "-c", "tty; stty size; read x; stty size; sleep 1000"], pty=True
+        ["sh", "-c", "tty; stty size; read x; stty size; exec cat"], pty=True
     ) as process:
         output = process.output()
         text = await read_until(output, b"\n", count=2)
@@ -243,6 +243,8 @@ async def test_a_terminal_can_be_asked_for(guest: Guest) -> None:
         await process.resize(33, 77)
         await process.write(b"go\n")
         assert b"33 77" in await read_until(output, b"33 77")
+        await process.write(b"here\n")
+        await read_until(output, b"here", count=2)  # from the terminal and from cat: a shell that forks may lose a ^C
         await process.write(b"\x03")
         async for _ in output:
             pass

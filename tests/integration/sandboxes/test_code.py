@@ -30,6 +30,13 @@ def test_code_keeps_its_variables_and_shows_its_results(box: Sandbox) -> None:
     assert box.run("import os; os.environ['SAID']").text == "'to all'"
 
 
+def test_what_comes_right_after_an_error_runs(box: Sandbox) -> None:
+    """A kernel throws away what is sent while it recovers from an error; this one would never have done."""
+    box.run("get_ipython().kernel._post_dummy_stop_aborting_message = lambda subshell: None")
+    assert box.run("1 / 0").error is not None
+    assert box.run("'goes on'").text == "'goes on'"
+
+
 def test_code_past_its_time_is_interrupted_and_the_next_runs(box: Sandbox) -> None:
     """It is an error of the execution; the kernel and its variables stay."""
     box.run("kept = 'yes'")

@@ -77,15 +77,17 @@ def test_a_command_survives_the_program_that_started_it(box: Sandbox, tmp_path: 
 
 def test_a_terminal_is_one(box: Sandbox) -> None:
     """It has the size that was asked for, and that it is given later; ^C interrupts."""
+    # It waits without making processes, at which moment a shell may lose a ^C.
     command = box.spawn(
-        "sh", "-c", "stty size; trap 'stty size; exit 7' INT; while :; do sleep 0.01; done", pty=(30, 99)
+        "sh", "-c", "stty size; trap 'stty size; exit 7' INT; echo up; while :; do read x; done", pty=(30, 99)
     )
     said: list[str] = []
     first = threading.Event()
 
     def hear(text: str) -> None:
         said.append(text)
-        first.set()
+        if "up" in "".join(said):
+            first.set()
 
     waiting = threading.Thread(
         target=lambda: said.append(str(reader.command(command.id).wait(on_stdout=hear).exit_code))
