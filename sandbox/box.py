@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from warmcell.sandbox import errors, freezing
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
+from warmcell.sandbox.backends.threads import to_its_end
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.guest_process import GuestProcess
 from warmcell.sandbox.kernel import Frontend, KernelProcess
@@ -203,7 +204,10 @@ class Box(abc.ABC):
         self.watch()
 
     async def discard(self) -> None:
-        """Remove a twin, or what was exchanged for it, without a word. Idempotent."""
+        """Remove a twin, or what was exchanged for it, without a word; whole, even if cancelled. Idempotent."""
+        await to_its_end(self._discard())
+
+    async def _discard(self) -> None:
         await self.fall()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
         await self.let_go_of_layer()
@@ -275,7 +279,10 @@ class Box(abc.ABC):
         self._frozen = False
 
     async def stop(self) -> None:
-        """End it and remove all of it, its directory included. Idempotent."""
+        """End it and remove all of it, its directory included; whole, even if cancelled. Idempotent."""
+        await to_its_end(self._stop())
+
+    async def _stop(self) -> None:
         if self.info.state not in (*TERMINAL, State.STOPPING):
             self.tell(state=transition(self.info.state, Event.STOP), phase=None)
         await self.discard()

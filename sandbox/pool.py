@@ -192,7 +192,8 @@ class WarmPool:
         for shape in list(self._ready):
             while (box := self._leave(shape)) is not None:
                 self._spawn(box.stop())
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:  # One may have begun another.
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _note(self, shape: Shape) -> None:
         now = self._clock()

@@ -168,10 +168,15 @@ class Preparing(Registry):
     async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
         """A prepared sandbox, unless its environment has changed since."""
         while (prepared := self._pool.take(spec.shape(devices))) is not None:
-            if prepared.info.snapshot == await self._templates.find(spec):
+            good = False
+            try:
+                good = prepared.info.snapshot == await self._templates.find(spec)
+            finally:
+                if not good:
+                    self._pool.put_away(prepared)
+            if good:
                 return prepared
             log.info("prepared sandbox %s goes: its environment has changed", prepared.info.id)
-            self._spawn(prepared.stop())
         return None
 
     async def _prepare(self, spec: SandboxSpec) -> LiveSandbox:

@@ -87,3 +87,16 @@ async def test_one_that_is_asked_for_something_stays(service: SandboxService, mo
     assert not await one.give_way(other)
     monkeypatch.undo()
     assert await one.give_way(other)
+
+
+@pytest.mark.parametrize("steps", range(1, 12, 2))
+async def test_whoever_is_cancelled_while_it_ends_leaves_nothing(service: SandboxService, steps: int) -> None:
+    """At whatever step: its directory is gone by then."""
+    one = await box(service)
+    ending = asyncio.create_task(one.stop())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait({ending})
+    assert not one.directory.exists()
+    assert one.ended.is_set()
