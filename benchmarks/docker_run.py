@@ -58,14 +58,14 @@ async def answered(docker: Dockerd, code: str) -> float:
             await process.wait()
 
 
-async def gone(docker: Dockerd, code: str) -> float:
-    """Seconds of `docker run --rm` of a program.
+async def gone(docker: Dockerd, *command: str) -> float:
+    """Seconds of `docker run --rm` of a command.
 
     Raises:
         BenchmarkError: It failed.
     """
     began = time.perf_counter()
-    process = await _run(docker, IMAGE, PYTHON, "-c", code)
+    process = await _run(docker, IMAGE, *command)
     _, said = await process.communicate()
     if process.returncode != 0:
         raise BenchmarkError(f"`docker run` ended with {process.returncode}: {said.decode(errors='replace')}")

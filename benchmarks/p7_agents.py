@@ -17,7 +17,7 @@ from benchmarks.keeper import Keeper
 from benchmarks.p1_start import STARTS
 from benchmarks.rows import Engine, Row, Series, medians
 from benchmarks.server import ANSWER_TIMEOUT_S, LOOK_AGAIN_S, WARMCELL, BenchmarkError, end_keeper
-from tests.engines import IMAGE, Dockerd, own_engine
+from tests.engines import IMAGE, PYTHON, Dockerd, own_engine
 from tests.leaks import Places, own_places
 
 ROUNDS = 6
@@ -43,16 +43,17 @@ async def measure(
             for engine in BACKENDS[backend]:
                 if engine in engines:
                     settings = {**STARTS[engine], "docker_host": docker.host}
-                    keeper = await stack.enter_async_context(_keeper(settings))
+                    places = stack.enter_context(own_places())
+                    keeper = await stack.enter_async_context(keeper_alone(places, settings))
                     await _in_use(keeper, _spec(backend))
                     agents[backend, engine] = keeper
-        await gone(docker, CODE)
+        await gone(docker, PYTHON, "-c", CODE)
         for number in range(rounds):
             for which in (None, *agents) if number % 2 else (*agents, None):
                 for keeper in agents.values():
                     await keeper.warm()
                 if which is None:
-                    beside.append(await gone(docker, CODE))
+                    beside.append(await gone(docker, PYTHON, "-c", CODE))
                 else:
                     parts.setdefault(which, []).append(await used(agents[which], _spec(which[0])))
     return [
@@ -75,27 +76,26 @@ def _spec(backend: str) -> Mapping[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def _keeper(settings: Mapping[str, object]) -> AsyncIterator[Keeper]:
-    """A keeper of its own, without a Jupyter server."""
-    with own_places() as places:
-        _configure(places, settings)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "warmcell.extension.keeper", "--detach"),
-            env={**os.environ, **places.env},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        await process.wait()
-        keeper = Keeper(places)
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                while not keeper.paths.keeper_socket.exists():  # noqa: ASYNC110
-                    await asyncio.sleep(LOOK_AGAIN_S)
-            async with keeper:
-                yield keeper
-        finally:
-            await asyncio.to_thread(end_keeper, places)
+async def keeper_alone(places: Places, settings: Mapping[str, object]) -> AsyncIterator[Keeper]:
+    """A keeper of these directories, without a Jupyter server."""
+    _configure(places, settings)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "warmcell.extension.keeper", "--detach"),
+        env={**os.environ, **places.env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    await process.wait()
+    keeper = Keeper(places)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while not keeper.paths.keeper_socket.exists():  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_AGAIN_S)
+        async with keeper:
+            yield keeper
+    finally:
+        await asyncio.to_thread(end_keeper, places)
 
 
 def _configure(places: Places, settings: Mapping[str, object]) -> None:
