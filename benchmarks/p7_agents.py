@@ -131,7 +131,8 @@ async def used(keeper: Keeper, spec: Mapping[str, Any]) -> dict[str, float]:
 
 
 async def _ran(keeper: Keeper, sandbox_id: str) -> None:
-    transport = httpx.AsyncHTTPTransport(uds=str(keeper.paths.keeper_socket))
+    # Nothing is verified on a socket of one's own, and to read certificates for it takes longer than the rest.
+    transport = httpx.AsyncHTTPTransport(uds=str(keeper.paths.keeper_socket), verify=False)
     url = f"http://keeper{WARMCELL}/sandboxes/{sandbox_id}/run"
     async with httpx.AsyncClient(transport=transport, timeout=ANSWER_TIMEOUT_S) as http:
         answer = await http.post(url, content=json.dumps({"code": CODE}) + "\n")
