@@ -82,7 +82,7 @@ def test_a_keeper_is_ended_and_what_it_left_is_removed(paths: Paths) -> None:
     left = litter(paths)
     paths.keeper_log.write_text("said")
     with stand_in(paths, "obedient") as keeper:
-        report = Cleaning(paths).clean()
+        report = Cleaning(paths, answer_timeout=1.0).clean()
         assert keeper.wait(timeout=60) == -signal.SIGTERM
     assert (report.keeper, report.killed) == (keeper.pid, False)
     told = "\n".join(report.removed)
@@ -97,7 +97,7 @@ def test_a_keeper_is_ended_and_what_it_left_is_removed(paths: Paths) -> None:
 def test_a_keeper_that_does_not_end_is_killed(paths: Paths, manner: str) -> None:
     """One that ignores the signal, or has lost its socket, is found and killed at the deadline."""
     with stand_in(paths, manner) as keeper:
-        report = Cleaning(paths, end_timeout=0.1).clean()
+        report = Cleaning(paths, end_timeout=0.1, answer_timeout=1.0).clean()
         assert keeper.wait(timeout=60) == -signal.SIGKILL
     assert (report.keeper, report.killed) == (keeper.pid, True)
 
