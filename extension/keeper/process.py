@@ -28,7 +28,7 @@ from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
@@ -90,8 +90,11 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
 
     async def take_gpus(sandbox_id: SandboxId) -> None:
         try:
-            await memory.suspend(sandbox_id, even_busy=True)
-        except UnsupportedOperationError:  # Its memory cannot be saved here.
+            await (
+                agents.suspend(sandbox_id) if agents.owns(sandbox_id) else memory.suspend(sandbox_id, even_busy=True)
+            )
+        except WarmcellError as error:  # Code that prevents it must not keep them for that.
+            log.warning("sandbox %s ends, since it cannot be suspended: %s", sandbox_id, error)
             await api.stop(sandbox_id)
 
     ttl = settings.snapshot_ttl
