@@ -91,6 +91,8 @@ class RunHandler(JsonHandler):
     def prepare(self) -> None:
         """Before the body is read."""
         super().prepare()
+        if self.refused:
+            return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
         self._sandbox_id = SandboxId(self.path_args[0])
@@ -253,6 +255,8 @@ class ValuesHandler(JsonHandler):
     def prepare(self) -> None:
         """Before the body is read."""
         super().prepare()
+        if self.refused:
+            return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
         sandbox_id, number = SandboxId(self.path_args[0]), self.path_args[1]
