@@ -1,6 +1,7 @@
 """Keeps account of what each sandbox uses, and answers `GET /usage`."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,9 @@ SAMPLE_S = 10.0
 """How often processors and memory are read. What GPUs a sandbox has is taken up as it changes."""
 
 WRITE_S = 30.0
+UNWRITTEN_MAX = 10_000
+"""Sandboxes whose sums are kept while they cannot be written."""
+
 MOST_DAYS = 400
 
 
@@ -116,6 +120,16 @@ class Meter:
                 await asyncio.to_thread(self._store.add, list(rows.values()), at=time.time())
             except WarmcellError as error:
                 log.error("%s", error)
+                self._take_back(rows)
+
+    def _take_back(self, rows: Mapping[SandboxId, UsageRow]) -> None:
+        """They could not be written: the next attempt has them, too, as far as they are not too many."""
+        for sandbox_id, row in rows.items():
+            since = self._unwritten.get(sandbox_id)
+            if since is not None:
+                self._unwritten[sandbox_id] = dataclasses.replace(since, usage=row.usage + since.usage)
+            elif len(self._unwritten) < UNWRITTEN_MAX:
+                self._unwritten[sandbox_id] = row
 
 
 def _asked(info: SandboxInfo) -> float:
