@@ -202,6 +202,7 @@ class JsonHandler(web.RequestHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()  # Which ends the wait for a streamed body.
         if self._work is not None:
             self._work.cancel()
 

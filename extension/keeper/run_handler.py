@@ -133,6 +133,7 @@ class RunHandler(JsonHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()
         self._gone.set()
         self._clean()
 
@@ -320,6 +321,7 @@ class ValuesHandler(JsonHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()
         if self._file is not None:
             self._remove()
 

@@ -1,12 +1,13 @@
 """The keeper's listening end: who comes when it is about to end is to find the next keeper."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import pytest
 from tornado import web
 
-from warmcell.extension.keeper.http import UnixServer
+from warmcell.extension.keeper.http import JsonHandler, UnixServer
 
 
 class Hello(web.RequestHandler):
@@ -30,4 +31,31 @@ async def test_a_server_that_is_to_end_serves_no_others(tmp_path: Path) -> None:
             await new.get("/")
         assert (await known.get("/")).text == "hello"
         assert server.connected == 1
+    await server.close()
+
+
+@web.stream_request_body
+class Takes(JsonHandler):
+    """Is sent something, bit by bit."""
+
+    async def data_received(self, chunk: bytes) -> None:
+        self.settings["began"].set()
+
+    async def put(self) -> None:
+        self.answer({})
+
+
+async def test_nothing_waits_for_the_rest_of_a_body_whose_sender_has_gone(tmp_path: Path) -> None:
+    """What serves the request ends with it, rather than when the collector of garbage comes by."""
+    path, began = tmp_path / "s", asyncio.Event()
+    server = UnixServer(web.Application([("/", Takes)], check_peer=False, began=began), path)
+    server.listen_unix()
+    _, writer = await asyncio.open_unix_connection(path)
+    writer.write(b"PUT / HTTP/1.1\r\nHost: keeper\r\nContent-Length: 10\r\n\r\nabc")
+    await asyncio.wait_for(began.wait(), 60)
+    serving = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "RequestHandler._execute"]
+    assert len(serving) == 1
+    writer.close()
+    done, _ = await asyncio.wait(serving, timeout=20)
+    assert done
     await server.close()
