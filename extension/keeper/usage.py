@@ -35,7 +35,7 @@ class Meter:
     def __init__(
         self, service: SandboxService, kernels: Kernels, store: UsageStore, *, busy: Callable[[SandboxId], bool]
     ) -> None:
-        """Args: busy: Whether a cell runs in a sandbox that has no Jupyter client."""
+        """Args: busy: Whether something runs in a sandbox that no Jupyter client has asked for."""
         self._service = service
         self._kernels = kernels
         self._store = store
@@ -108,10 +108,12 @@ class Meter:
             )
 
     def _idle_s(self, info: SandboxInfo) -> float:
+        if self._busy(info.id):
+            return 0.0
         for kernel in self._kernels.all():
             if kernel.sandbox_id == info.id and kernel.started:
                 return kernel.proxy.idle_s
-        return 0.0 if self._busy(info.id) else SAMPLE_S
+        return SAMPLE_S
 
     async def _write(self) -> None:
         async with self._writing:

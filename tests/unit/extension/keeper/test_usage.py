@@ -5,6 +5,8 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -59,3 +61,17 @@ async def test_what_could_not_be_written_is_written_later(
     monkeypatch.setattr(meter, "_advance", lambda info: None)
     last = await meter.rows(by="sandbox", days=None)
     assert last[0].usage.wall_active_s > first[0].usage.wall_active_s
+
+
+@pytest.mark.parametrize("works", [True, False])
+async def test_a_sandbox_works_while_a_command_runs_though_its_kernel_does_not(
+    service: SandboxService, paths: Paths, works: bool
+) -> None:
+    """What an agent has started beside the kernel is work, too."""
+    info = await service.create(SandboxSpec(python=sys.executable, network="host", preload=()), owner="client")
+    kernel = SimpleNamespace(sandbox_id=info.id, started=True, proxy=SimpleNamespace(idle_s=1e9))
+    kernels = cast(Kernels, SimpleNamespace(all=lambda: [kernel]))
+    meter = Meter(service, kernels, UsageStore(paths.usage), busy=lambda sandbox_id: works)
+    await meter.rows(by="sandbox", days=None)
+    used = (await meter.rows(by="sandbox", days=None))[0].usage
+    assert (used.wall_active_s > 0, used.wall_idle_s > 0) == (works, not works)
