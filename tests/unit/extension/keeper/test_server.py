@@ -7,12 +7,20 @@ import httpx
 import pytest
 from tornado import web
 
+from tests.leaks import Places
 from warmcell.extension.keeper.http import JsonHandler, UnixServer
+from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.paths import Paths
 
 
 class Hello(web.RequestHandler):
     def get(self) -> None:
         self.write("hello")
+
+
+class Status(web.RequestHandler):
+    def get(self) -> None:
+        self.write({})
 
 
 def client_of(path: Path) -> httpx.AsyncClient:
@@ -32,6 +40,22 @@ async def test_a_server_that_is_to_end_serves_no_others(tmp_path: Path) -> None:
         assert (await known.get("/")).text == "hello"
         assert server.connected == 1
     await server.close()
+
+
+async def test_a_server_does_not_stay_for_those_who_only_look(places: Places) -> None:
+    """Whoever asks for its figures every few seconds, or finds out whether it listens, does not keep it from idling."""
+    paths, changed = Paths(places.runtime, places.state, places.leases).make(), asyncio.Event()
+    server = UnixServer(web.Application([("/warmcell/api/v1/status", Status)]), paths.keeper_socket, changed)
+    server.listen_unix()
+    async with await KeeperClient.connect(paths=paths, start=False, looks=True) as looking:
+        assert (server.connected, changed.is_set()) == (0, False)
+        async with await KeeperClient.connect(paths=paths, start=False) as needing:
+            assert (server.connected, changed.is_set()) == (1, True)
+            await needing.get("/status")
+        await looking.get("/status")
+    await server.close()
+    assert server.connected == 0
+    paths.keeper_socket.unlink()
 
 
 @web.stream_request_body
