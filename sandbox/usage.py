@@ -9,8 +9,8 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +169,7 @@ class UsageStore:
             (day, row.sandbox_id, row.owner or "", row.notebook or "", *(getattr(row.usage, name) for name in FIELDS))
             for row in rows
         ]
-        with closing(self._open()) as base, base:
+        with self._opened() as base, base:
             base.executemany(sql, values)
             base.execute("DELETE FROM usage WHERE day < ?", (day - KEPT_DAYS,))
 
@@ -193,35 +193,38 @@ class UsageStore:
             "SUM(gpu_active_s + gpu_idle_s + gpu_given_back_s) DESC, SUM(wall_active_s + wall_idle_s) DESC"
         )
         first = 0 if days is None else int(time.time() // DAY_S) - days + 1
-        with closing(self._open()) as base:
+        with self._opened() as base:
             return [_row(named, row) for row in base.execute(sql, (first,))]
 
-    def _open(self) -> sqlite3.Connection:
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
         try:
             made = not self._path.exists()
-            base = sqlite3.connect(self._path, timeout=BUSY_S)
-            if made:
-                os.chmod(self._path, 0o600)
-            version = base.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                columns = ", ".join(f"{name} REAL NOT NULL DEFAULT 0" for name in FIELDS)
-                with base:
-                    base.execute(
-                        "CREATE TABLE IF NOT EXISTS usage (day INTEGER, sandbox_id TEXT, owner TEXT, notebook TEXT, "
-                        f"{columns}, PRIMARY KEY (day, sandbox_id))"
-                    )
-                    base.execute(f"PRAGMA user_version = {FORMAT}")
-            elif version != FORMAT:
-                base.close()
-                raise self._unusable(f"it is of format {version}, and this Warmcell knows format {FORMAT}")
-            return base
-        except sqlite3.Error as error:
+            with closing(sqlite3.connect(self._path, timeout=BUSY_S)) as base:
+                if made:
+                    os.chmod(self._path, 0o600)
+                self._check_format(base)
+                yield base
+        except (sqlite3.Error, OSError) as error:
             raise self._unusable(str(error)) from error
+
+    def _check_format(self, base: sqlite3.Connection) -> None:
+        version = base.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            columns = ", ".join(f"{name} REAL NOT NULL DEFAULT 0" for name in FIELDS)
+            with base:
+                base.execute(
+                    "CREATE TABLE IF NOT EXISTS usage (day INTEGER, sandbox_id TEXT, owner TEXT, notebook TEXT, "
+                    f"{columns}, PRIMARY KEY (day, sandbox_id))"
+                )
+                base.execute(f"PRAGMA user_version = {FORMAT}")
+        elif version != FORMAT:
+            raise self._unusable(f"it is of format {version}, and this Warmcell knows format {FORMAT}")
 
     def _unusable(self, why: str) -> BackendUnavailableError:
         return BackendUnavailableError(
             f"What was used cannot be kept in {self._path}: {why}",
-            hint="Move that file away; a new one is made, which begins at nothing.",
+            hint="Move that file away, or make room on its disk; a new one is made, which begins at nothing.",
         )
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from tornado.httpserver import HTTPServer
 
 from warmcell.extension.keeper import gate
 from warmcell.extension.keeper.principals import Principal
+from warmcell.sandbox.client.keeper import LOOKS
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, WarmcellError, http_status
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class UnixServer(HTTPServer):
 
     @property
     def connected(self) -> int:
-        """Open connections that have made a request."""
+        """Open connections of those who need this server: that have made a request, and not only to look."""
         return len(self._connected)
 
     def listen_unix(self, *, owner: int | None = None) -> None:
@@ -89,15 +90,19 @@ class UnixServer(HTTPServer):
         if self._full and server_conn not in self._connected:
             server_conn.stream.close()  # type: ignore[attr-defined]
             return httputil.HTTPMessageDelegate()
+        return _Arrival(self, server_conn, super().start_request(server_conn, request_conn))
+
+    def need(self, server_conn: object) -> None:
+        """Whoever has this connection needs the server for as long as it is open."""
         self._connected.add(server_conn)
         self.changed.set()
-        return super().start_request(server_conn, request_conn)
 
     def on_close(self, server_conn: object) -> None:
         """A connection has gone (tornado's hook)."""
         super().on_close(server_conn)
-        self._connected.discard(server_conn)
-        self.changed.set()
+        if server_conn in self._connected:
+            self._connected.remove(server_conn)
+            self.changed.set()
 
     def serve_no_others(self) -> None:
         """From now on hang up on who makes their first request: they are to find who comes next."""
@@ -109,6 +114,29 @@ class UnixServer(HTTPServer):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self.close_all_connections()
+
+
+class _Arrival(httputil.HTTPMessageDelegate):
+    """A request on its way to the application: whoever only looks is not one who needs the server."""
+
+    def __init__(self, server: UnixServer, server_conn: object, application: httputil.HTTPMessageDelegate) -> None:
+        self._server, self._server_conn, self._application = server, server_conn, application
+
+    def headers_received(
+        self, start_line: httputil.RequestStartLine | httputil.ResponseStartLine, headers: httputil.HTTPHeaders
+    ) -> Awaitable[None] | None:
+        if LOOKS not in headers:
+            self._server.need(self._server_conn)
+        return self._application.headers_received(start_line, headers)
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        return self._application.data_received(chunk)
+
+    def finish(self) -> None:
+        self._application.finish()
+
+    def on_connection_close(self) -> None:
+        self._application.on_connection_close()
 
 
 class JsonHandler(web.RequestHandler):
@@ -202,6 +230,7 @@ class JsonHandler(web.RequestHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()  # Which ends the wait for a streamed body.
         if self._work is not None:
             self._work.cancel()
 

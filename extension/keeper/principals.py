@@ -210,16 +210,19 @@ class Principals:
         known = self._known.get(name)
         return 0.0 if known is None else known.gpu_seconds
 
-    def charge(self, name: str, gpu_seconds: float) -> None:
-        """Add to what it has had of GPUs; of nobody's when it was removed meanwhile."""
-        known = self._known.get(name)
-        if known is not None and gpu_seconds > 0:
-            changed = replace(known, gpu_seconds=known.gpu_seconds + gpu_seconds)
-            try:
-                self._write({**self._known, name: changed}, self._tokens)
-            except BackendUnavailableError as error:
-                self._known[name] = changed
-                log.error("what %s had of GPUs is not kept: %s", name, error)
+    def charge(self, gpu_seconds: Mapping[str, float]) -> None:
+        """Add to what each has had of GPUs; of nobody's when it was removed meanwhile."""
+        changed = dict(self._known)
+        for name, more in gpu_seconds.items():
+            if name in changed and more > 0:
+                changed[name] = replace(changed[name], gpu_seconds=changed[name].gpu_seconds + more)
+        if changed == self._known:
+            return
+        try:
+            self._write(changed, self._tokens)
+        except BackendUnavailableError as error:
+            self._known = changed
+            log.error("what %s had of GPUs is not kept: %s", " and ".join(sorted(gpu_seconds)), error)
 
     def revoke(self, token_id: str) -> TokenInfo:
         """That token is of no use from now on.

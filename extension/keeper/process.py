@@ -28,7 +28,7 @@ from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
@@ -90,14 +90,22 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
 
     async def take_gpus(sandbox_id: SandboxId) -> None:
         try:
-            await memory.suspend(sandbox_id, even_busy=True)
-        except UnsupportedOperationError:  # Its memory cannot be saved here.
+            await (
+                agents.suspend(sandbox_id) if agents.owns(sandbox_id) else memory.suspend(sandbox_id, even_busy=True)
+            )
+        except WarmcellError as error:  # Code that prevents it must not keep them for that.
+            log.warning("sandbox %s ends, since it cannot be suspended: %s", sandbox_id, error)
             await api.stop(sandbox_id)
 
     ttl = settings.snapshot_ttl
     agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
-    meter = Meter(service, kernels, UsageStore(paths.usage), busy=runs.busy)
+    meter = Meter(
+        service,
+        kernels,
+        UsageStore(paths.usage),
+        busy=lambda sandbox_id: runs.busy(sandbox_id) or agents.busy(sandbox_id),
+    )
     api = KeeperApi(
         service=service,
         kernels=kernels,
@@ -139,6 +147,8 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(agents.end_in_time()),
         asyncio.create_task(GpuWatch(service).run()),
     ]
+    for look in (*looks, metering, watch):
+        look.add_done_callback(_say_why)
     try:
         await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
     finally:
@@ -181,6 +191,12 @@ async def _end(part: Awaitable[None]) -> None:
             await part
     except Exception:
         log.exception("a part of the keeper did not end well")
+
+
+def _say_why(task: "asyncio.Task[None]") -> None:
+    """What is done for as long as the keeper lives has ended before: say at once by what accident."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a part of the keeper does not go on", exc_info=error)
 
 
 async def _watch_changes(

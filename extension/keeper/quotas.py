@@ -1,8 +1,10 @@
 """What principals have, held against what they may have; GPU time is metered while it is leased."""
 
+import asyncio
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,9 @@ from warmcell.sandbox.service import SandboxService
 log = logging.getLogger(__name__)
 
 CHARGE_EVERY_S = 30.0
-"""What GPUs have cost is on disk at the latest so long after."""
+"""What GPUs have cost is on disk at the latest so long after. So often, too, GPUs that could not be taken away are
+tried again.
+"""
 
 USUAL_CPUS = 1.0
 USUAL_MEMORY_BYTES = 2 * GIB
@@ -37,8 +41,11 @@ class _Held:
     """GPUs that a sandbox has leased, not charged before `since` (monotonic)."""
 
     principal: str
-    count: int
+    gpus: float
+    """A share counts by its part."""
     since: float
+    taken_at: float = -math.inf
+    """They are not to be taken away before that; infinite: that is being done."""
 
 
 class PrincipalQuotas:
@@ -52,12 +59,13 @@ class PrincipalQuotas:
         exhausted: Callable[[SandboxId], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`exhausted` takes the GPUs away from a sandbox whose principal has had all its time."""
+        """`exhausted` takes the GPUs away from a sandbox whose principal has had all its time. Until then they cost."""
         self._service = service
         self._principals = principals
         self._exhausted = exhausted
         self._clock = clock
         self._held: dict[SandboxId, _Held] = {}
+        self._taking: set[asyncio.Task[None]] = set()
 
     def capped(self, principal: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """A wish for a sandbox with a cap for each thing of which its principal has a quota."""
@@ -107,19 +115,20 @@ class PrincipalQuotas:
     def gpu_seconds(self, principal: str) -> float:
         """Of GPUs altogether, up to now."""
         now = self._clock()
-        running = (one.count * (now - one.since) for one in self._held.values() if one.principal == principal)
+        running = (one.gpus * (now - one.since) for one in self._held.values() if one.principal == principal)
         return self._principals.gpu_seconds(principal) + sum(running)
 
     def note(self, info: SandboxInfo) -> None:
         """A sandbox has changed: what it had of GPUs is charged, what it has now is metered from here."""
-        count = 0 if info.state in (*TERMINAL, State.SUSPENDED) else len(info.gpus)
+        asleep = info.state in (*TERMINAL, State.SUSPENDED)
+        gpus = 0.0 if asleep else sum(1 / gpu.parts for gpu in info.gpus)
         held = self._held.get(info.id)
-        if held is not None and held.count != count:
-            self._charge(info.id)
+        if held is not None and held.gpus != gpus:
+            self._charge([info.id])
             del self._held[info.id]
             held = None
-        if held is None and count and info.principal is not None:
-            self._held[info.id] = _Held(info.principal, count, self._clock())
+        if held is None and gpus and info.principal is not None:
+            self._held[info.id] = _Held(info.principal, gpus, self._clock())
 
     async def run(self) -> None:
         """Meter until the service is closed."""
@@ -130,43 +139,52 @@ class PrincipalQuotas:
                 if isinstance(change, SandboxInfo):
                     self.note(change)
                 else:
-                    for sandbox_id in list(self._held):
-                        self._charge(sandbox_id)
-                await self._end_exhausted()
+                    self._charge(self._held)
+                self._take_from_exhausted()
         finally:
             changes.close()
-            for sandbox_id in list(self._held):
-                self._charge(sandbox_id)
+            for task in self._taking:
+                task.cancel()
+            await asyncio.gather(*self._taking, return_exceptions=True)
+            self._charge(self._held)
 
-    def _charge(self, sandbox_id: SandboxId) -> None:
-        held, now = self._held[sandbox_id], self._clock()
-        self._principals.charge(held.principal, held.count * (now - held.since))
-        held.since = now
+    def _charge(self, sandbox_ids: Iterable[SandboxId]) -> None:
+        now, cost = self._clock(), dict[str, float]()
+        for sandbox_id in sandbox_ids:
+            held = self._held[sandbox_id]
+            cost[held.principal] = cost.get(held.principal, 0.0) + held.gpus * (now - held.since)
+            held.since = now
+        self._principals.charge(cost)
 
     def _soonest(self) -> float | None:
         """Seconds until somebody has had all their time, or until it is to be on disk; None: nobody has any."""
         if not self._held:
             return None
-        soonest = CHARGE_EVERY_S
-        for name in {one.principal for one in self._held.values()}:
+        soonest, now = CHARGE_EVERY_S, self._clock()
+        for name in {one.principal for one in self._held.values() if one.taken_at <= now}:
             limit = self._principals.quota(name).gpu_seconds
             if limit is not None:
-                rate = sum(one.count for one in self._held.values() if one.principal == name)
+                rate = sum(one.gpus for one in self._held.values() if one.principal == name)
                 soonest = min(soonest, max(0.0, limit - self.gpu_seconds(name)) / rate)
         return soonest + 0.01
 
-    async def _end_exhausted(self) -> None:
-        for sandbox_id, held in list(self._held.items()):
+    def _take_from_exhausted(self) -> None:
+        for sandbox_id, held in self._held.items():
             limit = self._principals.quota(held.principal).gpu_seconds
-            if limit is None or self.gpu_seconds(held.principal) < limit:
+            if held.taken_at > self._clock() or limit is None or self.gpu_seconds(held.principal) < limit:
                 continue
             log.warning("sandbox %s: %s has had all its GPU time", sandbox_id, held.principal)
-            self._charge(sandbox_id)
-            del self._held[sandbox_id]
-            try:
-                await self._exhausted(sandbox_id)
-            except WarmcellError as error:
-                log.error("sandbox %s keeps its GPUs: %s", sandbox_id, error)
+            held.taken_at = math.inf
+            task = asyncio.create_task(self._take(sandbox_id, held))
+            self._taking.add(task)
+            task.add_done_callback(self._taking.discard)
+
+    async def _take(self, sandbox_id: SandboxId, held: _Held) -> None:
+        try:
+            await self._exhausted(sandbox_id)
+        except WarmcellError as error:
+            log.error("sandbox %s keeps its GPUs for now: %s", sandbox_id, error)
+            held.taken_at = self._clock() + CHARGE_EVERY_S
 
 
 def _exceeded(principal: str, name: str, used: float, limit: float, hint: str) -> QuotaExceededError:

@@ -91,6 +91,8 @@ class RunHandler(JsonHandler):
     def prepare(self) -> None:
         """Before the body is read."""
         super().prepare()
+        if self.refused:
+            return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
         self._sandbox_id = SandboxId(self.path_args[0])
@@ -131,6 +133,7 @@ class RunHandler(JsonHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()
         self._gone.set()
         self._clean()
 
@@ -253,6 +256,8 @@ class ValuesHandler(JsonHandler):
     def prepare(self) -> None:
         """Before the body is read."""
         super().prepare()
+        if self.refused:
+            return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
         sandbox_id, number = SandboxId(self.path_args[0]), self.path_args[1]
@@ -316,6 +321,7 @@ class ValuesHandler(JsonHandler):
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        super().on_connection_close()
         if self._file is not None:
             self._remove()
 

@@ -1,6 +1,7 @@
 """Keeps account of what each sandbox uses, and answers `GET /usage`."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,9 @@ SAMPLE_S = 10.0
 """How often processors and memory are read. What GPUs a sandbox has is taken up as it changes."""
 
 WRITE_S = 30.0
+UNWRITTEN_MAX = 10_000
+"""Sandboxes whose sums are kept while they cannot be written."""
+
 MOST_DAYS = 400
 
 
@@ -31,7 +35,7 @@ class Meter:
     def __init__(
         self, service: SandboxService, kernels: Kernels, store: UsageStore, *, busy: Callable[[SandboxId], bool]
     ) -> None:
-        """Args: busy: Whether a cell runs in a sandbox that has no Jupyter client."""
+        """Args: busy: Whether something runs in a sandbox that no Jupyter client has asked for."""
         self._service = service
         self._kernels = kernels
         self._store = store
@@ -104,10 +108,12 @@ class Meter:
             )
 
     def _idle_s(self, info: SandboxInfo) -> float:
+        if self._busy(info.id):
+            return 0.0
         for kernel in self._kernels.all():
             if kernel.sandbox_id == info.id and kernel.started:
                 return kernel.proxy.idle_s
-        return 0.0 if self._busy(info.id) else SAMPLE_S
+        return SAMPLE_S
 
     async def _write(self) -> None:
         async with self._writing:
@@ -116,6 +122,16 @@ class Meter:
                 await asyncio.to_thread(self._store.add, list(rows.values()), at=time.time())
             except WarmcellError as error:
                 log.error("%s", error)
+                self._take_back(rows)
+
+    def _take_back(self, rows: Mapping[SandboxId, UsageRow]) -> None:
+        """They could not be written: the next attempt has them, too, as far as they are not too many."""
+        for sandbox_id, row in rows.items():
+            since = self._unwritten.get(sandbox_id)
+            if since is not None:
+                self._unwritten[sandbox_id] = dataclasses.replace(since, usage=row.usage + since.usage)
+            elif len(self._unwritten) < UNWRITTEN_MAX:
+                self._unwritten[sandbox_id] = row
 
 
 def _asked(info: SandboxInfo) -> float:

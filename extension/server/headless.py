@@ -26,6 +26,11 @@ QUIET = (*TERMINAL, State.SUSPENDED)
 
 CLOSE_TIMEOUT_S = 5.0
 
+OPEN = (
+    "your Jupyter configuration takes token and password away, and whoever reaches this server would be you. Leave "
+    "c.IdentityProvider.token out of jupyter_config.py, or set it."
+)
+
 
 class HeadlessServer(ServerApp):
     """No contents, kernels, sessions, terminals or pages."""
@@ -59,7 +64,11 @@ class WarmcellServe(ExtensionApp):
         return "warmcell.extension.server.headless"
 
     def initialize_settings(self) -> None:
-        """Make what handlers use, and begin to look whether anybody needs it."""
+        """Make what handlers use."""
+        assert self.serverapp is not None
+        if not self.serverapp.identity_provider.auth_enabled:
+            self.log.critical("Warmcell: %s", OPEN)
+            self.exit(1)
         self.link = KeeperLink()
         self.settings["warmcell_link"] = self.link
 

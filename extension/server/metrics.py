@@ -46,7 +46,8 @@ class KeeperMetrics:
             self._gpus, self._sandboxes = {"gpus": [], "queue": []}, ()
             return
         try:
-            async with asyncio.timeout(PATIENCE_S), await KeeperClient.connect(paths=paths, start=False) as keeper:
+            connecting = KeeperClient.connect(paths=paths, start=False, looks=True)
+            async with asyncio.timeout(PATIENCE_S), await connecting as keeper:
                 self._sandboxes = (await keeper.get("/sandboxes"))["sandboxes"]
                 self._usage = (await keeper.get("/usage?by=owner&days=0"))["rows"]
                 self._gpus = await keeper.get("/gpus")

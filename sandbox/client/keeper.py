@@ -17,6 +17,8 @@ from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
 
 CONNECT_ATTEMPTS = 3
+LOOKS = "Warmcell-Looks"
+"""A header of requests by those who look now and then, and for whom no keeper is to stay."""
 
 
 def _no_keeper() -> TransportError:
@@ -28,24 +30,36 @@ def _no_keeper() -> TransportError:
 class KeeperClient:
     """An asynchronous connection to the keeper. Paths are relative to `/warmcell/api/v1`."""
 
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, *, looks: bool = False) -> None:
         """Prefer `connect`, which makes sure that somebody answers."""
         self.paths = paths
         transport = httpx.AsyncHTTPTransport(
             uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates()
         )
         self._http = httpx.AsyncClient(
-            transport=transport, base_url=_api.BASE_URL, timeout=_api.TIMEOUT, trust_env=False
+            transport=transport,
+            base_url=_api.BASE_URL,
+            headers={LOOKS: "1"} if looks else {},
+            timeout=_api.TIMEOUT,
+            trust_env=False,
         )
 
     @classmethod
-    async def connect(cls, *, paths: Paths | None = None, start: bool = True, patience_s: float | None = None) -> Self:
+    async def connect(
+        cls,
+        *,
+        paths: Paths | None = None,
+        start: bool = True,
+        patience_s: float | None = None,
+        looks: bool = False,
+    ) -> Self:
         """Find the keeper, or start it.
 
         Args:
             paths: Where it listens.
             start: Start one where none listens.
             patience_s: Do not wait longer for one that comes up. It still comes: ask again. None: wait for it.
+            looks: It does not stay for this connection: whoever has it only looks now and then.
 
         Raises:
             TransportError: It is not there and `start` is false, or it did not come up.
@@ -56,7 +70,7 @@ class KeeperClient:
         for attempt in range(CONNECT_ATTEMPTS):
             if start:
                 await keeper_listens(paths, patience_s=patience_s)
-            client = cls(paths)
+            client = cls(paths, looks=looks)
             try:
                 await client.get("/status", timeout=_api.CONNECT_TIMEOUT_S)
             except BaseException as error:

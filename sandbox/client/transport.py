@@ -142,6 +142,7 @@ class AsyncTransport:
             base_url=where.base_url(),
             headers=where.headers(),
             timeout=_api.TIMEOUT,
+            limits=httpx.Limits(max_connections=None),
             trust_env=paths is None,
         )
 

@@ -42,7 +42,8 @@ def pieces(file: BinaryIO) -> Iterator[bytes]:
 def unpack(archive: BinaryIO, folder: Path) -> list[str]:
     """Write the files and folders of a tar below a folder, which is made; nothing outside it is touched.
 
-    Links, devices and the like are not made, so no name in the tar leads anywhere else.
+    Links, devices and the like are not made, so no name in the tar leads anywhere else. Nor are sparse files, so that
+    what is written is no larger than the tar.
 
     Returns:
         The names of what was left out.
@@ -58,10 +59,13 @@ def unpack(archive: BinaryIO, folder: Path) -> list[str]:
         with tarfile.open(fileobj=archive, mode="r|") as tar:
             for member in tar:
                 parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                if not (member.isfile() or member.isdir()) or not parts or ".." in parts or member.name.startswith("/"):
+                plain = (
+                    member.isfile() and not member.issparse()
+                )  # A few bytes of a sparse one are a disk full of zeros.
+                if not (plain or member.isdir()) or not parts or ".." in parts or member.name.startswith("/"):
                     left.append(member.name)
                     continue
-                content = tar.extractfile(member) if member.isfile() else None
+                content = tar.extractfile(member) if plain else None
                 _write(folder, parts, member.mode, content)
     except tarfile.TarError as error:
         raise InvalidRequestError(f"What came is no tar: {error}", hint="Download it again.") from error

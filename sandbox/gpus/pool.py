@@ -9,6 +9,7 @@ from typing import Any
 
 from warmcell.sandbox.errors import (
     ConflictError,
+    InvalidRequestError,
     NoGpuAvailableError,
     QueueCancelledError,
 )
@@ -201,7 +202,10 @@ class GpuPool:
             mine = self._waiting.get(SandboxId(ticket.sandbox_id))
             if mine is not None and (mine.ticket is None or mine.ticket.ticket.number != ticket.number):
                 mine = None
-            place = self._place(ticket.request, sight, devices, ticket.since, number=ticket.number)
+            try:
+                place = self._place(ticket.request, sight, devices, ticket.since, number=ticket.number)
+            except InvalidRequestError:  # Another keeper waits for what can never be had as things are configured here.
+                place = QueuePlace(request=str(ticket.request), place=1, length=1, since=ticket.since)
             told = place.to_json() | {"sandbox_id": ticket.sandbox_id, "mine": mine is not None}
             rows.append(told | {"user": user_name(ticket.uid)})
         return rows

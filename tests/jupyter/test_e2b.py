@@ -223,6 +223,27 @@ def test_a_principals_token_is_a_key_of_its_own(server: dict[str, str], home: Pl
             assert http.get("/v2/sandboxes", headers=ann).status_code == 401
 
 
+def test_who_may_only_look_gets_no_token_that_runs_code(server: dict[str, str], home: Places) -> None:
+    """What opens a sandbox is told to nobody whose token lacks the scope `run`, whichever way it is asked for."""
+    with SyncKeeperClient.connect() as keeper:
+        tokens = [
+            keeper.post("/tokens", {"principal": "bea", **more})["token"]
+            for more in ({}, {"scopes": ["read", "snapshot"]})
+        ]
+        runs, looks = ({"X-API-KEY": token} for token in tokens)
+        with httpx.Client(base_url=server["url"] + PREFIX, timeout=60) as http:
+            made = http.post("/v2/sandboxes", json={"templateID": "base"}, headers=runs).json()
+            path = f"/sandboxes/{made['sandboxID']}"
+            assert "envdAccessToken" in http.get(path, headers=runs).json()
+            seen = http.get(path, headers=looks)
+            assert seen.status_code == 200
+            assert "envdAccessToken" not in seen.json()
+            assert http.post(f"{path}/connect", json={"timeout": 1}, headers=looks).status_code == 403
+            assert http.post(f"{path}/fork", json={}, headers=looks).status_code == 403
+            assert http.post(f"{path}/connect", json={"timeout": 1}, headers=runs).json()["envdAccessToken"]
+        keeper.delete("/principals/bea")
+
+
 def listed(http: httpx.Client, key: dict[str, str]) -> set[str]:
     """The sandboxes that exist for whoever has that key."""
     return {one["sandboxID"] for one in http.get("/v2/sandboxes", headers=key).json()}

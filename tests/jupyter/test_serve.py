@@ -127,6 +127,23 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
             assert await server.wait() == 0
 
 
+async def test_a_server_without_any_token_is_not_served(places: Places) -> None:
+    """What a configuration for another Jupyter takes away it says, instead of being open to whoever comes."""
+    configure(places)
+    (places.root / "jupyter" / "config" / "jupyter_config.py").write_text("c.IdentityProvider.token = ''")
+    server = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "warmcell"), "serve", "--json", "--port", "0", "--idle", "0.1"),
+        env={**os.environ, **places.env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(START_TIMEOUT_S):
+        said, complaint = await server.communicate()
+    assert (server.returncode, said) == (1, b"")
+    assert b"c.IdentityProvider.token" in complaint
+
+
 async def test_tokens_are_good_for_our_paths_of_a_whole_server_only(places: Places) -> None:
     """A Jupyter server with pages takes them for Warmcell's REST, and for nothing of its own."""
     settings = {"backend": "bubblewrap", "prepared": 0}

@@ -222,6 +222,11 @@ class Agents:
         self.changed(self._service.info(sandbox_id))
         return self._service.info(sandbox_id)
 
+    def busy(self, sandbox_id: SandboxId) -> bool:
+        """Whether code or a command runs in it that was sent from here."""
+        box = self._boxes.get(sandbox_id)
+        return box is not None and (box.runs.busy or box.commands.running > 0)
+
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what its kernel does, if anything."""
         await self._kernels.signal(self.kernel(sandbox_id).request.kernel_id, SIGINT)
@@ -252,10 +257,14 @@ class Agents:
 
     def changed(self, info: SandboxInfo) -> None:
         """Told of every change of a sandbox: its time begins when it runs, and stands still while it sleeps."""
+        with contextlib.suppress(errors.SandboxNotFoundError):
+            self._heed(self._service.info(info.id))  # As it is by now.
+
+    def _heed(self, info: SandboxInfo) -> None:
         terms = info.terms
         if terms is None or info.state in TERMINAL:
             return
-        if info.id in self._boxes and self._service.info(info.id).state is State.SUSPENDED:
+        if info.id in self._boxes and info.state is State.SUSPENDED:
             self._boxes[info.id].runs.abandon(
                 errors.ConflictError(
                     "The sandbox was suspended before the code had ended",
@@ -301,7 +310,8 @@ class Agents:
         await asyncio.gather(*self._ending, return_exceptions=True)
         for info in self._service.infos():
             if info.terms is not None and info.terms.frozen:  # What is saved now has to get ready for it.
-                await self.live(info.id).thaw()
+                with contextlib.suppress(errors.WarmcellError):
+                    await self.live(info.id).thaw()
         await self.once.close()
         await asyncio.gather(*(self.forget(sandbox_id) for sandbox_id in list(self._boxes)))
         self.context.destroy(linger=0)
@@ -311,7 +321,7 @@ class Agents:
         for info in self._service.infos():
             if self._asleep_s is None or info.terms is None or info.state is not State.SUSPENDED:
                 continue
-            with contextlib.suppress(errors.WarmcellError):
+            with contextlib.suppress(errors.WarmcellError, OSError):  # It is tried again.
                 saved = self._service.memory.store.get(info.snapshot or "").info
                 if saved.created_at + self._asleep_s <= now:
                     log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - saved.created_at)

@@ -1,5 +1,7 @@
 """Reading what a request says, with an error that names what is wrong with it."""
 
+import hashlib
+import json
 import math
 import re
 import uuid
@@ -33,6 +35,12 @@ def new_id(body: Mapping[str, Any]) -> str:
     if not ID.fullmatch(chosen):
         raise InvalidRequestError("`id` must be 1 to 32 of a-z and 0-9", hint="Take a UUID in hexadecimal digits.")
     return chosen
+
+
+def fingerprint(body: Mapping[str, Any]) -> bytes:
+    """What tells a request from others, its id apart; the request itself may be of many megabytes."""
+    rest = {name: value for name, value in body.items() if name != "id"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).digest()
 
 
 def context_id(body: Mapping[str, Any], default: str) -> str:

@@ -5,7 +5,7 @@ import base64
 import binascii
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from warmcell.extension.keeper.agents import checks
@@ -43,7 +43,7 @@ class Command:
         self.keeps_stdin = checks.flag(body, "stdin")
         self.size = _size(body["pty"]) if body.get("pty") is not None else None
         self.input = _input(body)
-        self.asked = {name: value for name, value in body.items() if name != "id"}
+        self.asked = checks.fingerprint(body)
         self.output = Output()
         self.pid = 0
         self.started_at = time.time()
@@ -74,14 +74,15 @@ class Command:
             "output": self.output.next,
         }
 
-    async def start(self, box: LiveSandbox) -> None:
-        """Start it; returns when it has a pid, or did not get one.
+    async def start(self, box: LiveSandbox, *, ended: Callable[[], None]) -> None:
+        """Start it; returns when it has a pid, or did not get one. `ended` is called when it is over.
 
         Raises:
             WarmcellError: It was not started.
         """
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._work = asyncio.create_task(self._run(box, started))
+        self._work.add_done_callback(lambda done: ended())
         await started
 
     async def write(self, data: bytes, *, at: int, close: bool) -> int:
@@ -178,6 +179,7 @@ class Command:
     async def _feed(self, process: GuestProcess) -> None:
         if self.input:
             await process.write(self.input)
+            self.input = b""  # It may be many megabytes, and what has ended is remembered.
         if not self.keeps_stdin and self.size is None:
             await process.close_stdin()
 
@@ -216,7 +218,7 @@ class Commands:
             ConflictError: Another request has, under this id.
         """
         found = self._known.get(str(body.get("id"))) if body.get("id") is not None else None
-        if found is not None and found.asked != {name: value for name, value in body.items() if name != "id"}:
+        if found is not None and found.asked != checks.fingerprint(body):
             raise errors.ConflictError(f"Command {found.id} is another one", hint="Take a new id for a new command.")
         return found
 
@@ -234,7 +236,9 @@ class Commands:
                     f"{RUNNING_MAX} commands run in this sandbox", hint="Wait until one has ended, or kill it."
                 )
             self._known[command.id] = command
-            begun = self._starting[command.id] = asyncio.ensure_future(command.start(box))
+            begun = self._starting[command.id] = asyncio.ensure_future(
+                command.start(box, ended=lambda: forget_oldest(self._known))
+            )
             begun.add_done_callback(lambda done: self._begun(command, done))
         if command.id in self._starting:
             await asyncio.shield(self._starting[command.id])
@@ -248,7 +252,6 @@ class Commands:
         self._starting.pop(command.id, None)
         if done.cancelled() or done.exception() is not None:
             self._known.pop(command.id, None)
-        forget_oldest(self._known)
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -163,9 +163,11 @@ class ContentHandler(JsonHandler):
     async def prepare(self) -> None:  # type: ignore[override]
         """Before the body is read: have the guest wait for it."""
         super().prepare()
+        if self.refused:
+            return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
-        if self.request.method != "PUT" or "data_received" in vars(self):  # The latter: it was refused already.
+        if self.request.method != "PUT":
             return
         try:
             self._process = await self._hold(self._request())

@@ -109,6 +109,7 @@ class Output:
                             await self._changed.wait()
                     except TimeoutError:
                         yield b"{}\n"
+                        follower.moved = time.monotonic()
 
     def present(self, start: int = 0) -> tuple[bytes, int]:
         """Entries from number `start` on that are there now, some 256 KiB of them at most, and the number after."""

@@ -46,7 +46,7 @@ class Run:
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.linger_s = checks.seconds(body, "linger_s", LINGER_S, zero=True)
         self.env = checks.strings(body, "env")
-        self.asked = {name: value for name, value in body.items() if name != "id"}
+        self.asked = checks.fingerprint(body)
         self.output = Output()
         self.state: Literal["waiting", "running", "ended"] = "waiting"
         self.status: Status | None = None
@@ -71,6 +71,11 @@ class Run:
             "output": self.output.next,
         }
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is being interrupted, or was."""
+        return self._cut is not None
+
     def cut(self, status: Status, error: errors.WarmcellError | None = None) -> None:
         """It is interrupted, for this reason."""
         self._cut = (status, error)
@@ -81,6 +86,7 @@ class Run:
             status, error = self._cut
         if self.state != "ended":
             self.state, self.status, self.error, self.ended_at = "ended", status, error, time.time()
+            self.code = ""  # It may be many megabytes, and what has ended is remembered.
             self.output.end()
 
 
@@ -148,7 +154,7 @@ class KernelRuns:
             ConflictError: Another request has, under this id.
         """
         found = self._known.get(str(body.get("id"))) if body.get("id") is not None else None
-        if found is not None and found.asked != {name: value for name, value in body.items() if name != "id"}:
+        if found is not None and found.asked != checks.fingerprint(body):
             raise errors.ConflictError(f"Run {found.id} is another one", hint="Take a new id for new code.")
         return found
 
@@ -168,13 +174,14 @@ class KernelRuns:
                 raise errors.CapacityError(f"{WAITING_MAX} runs wait in this sandbox", hint="Wait until one has ended.")
             self._known[run.id] = run
             run.work = asyncio.create_task(self._work(run))
-            forget_oldest(self._known)
+            run.work.add_done_callback(lambda done: forget_oldest(self._known))
         return run
 
     async def stop(self, run: Run) -> None:
         """Interrupt it, or have it never begin. Idempotent."""
         if run.work is not None and run.state != "ended":
-            run.work.cancel()
+            if not run.is_cut:  # Else it is being interrupted already, and is to be given its time.
+                run.work.cancel()
             await asyncio.wait({run.work}, timeout=INTERRUPT_TIMEOUT_S + 1)
 
     def new_context(self, body: Mapping[str, Any], default: str) -> dict[str, str]:
@@ -273,13 +280,15 @@ class KernelRuns:
     async def _cut_short(
         self, run: Run, running: "asyncio.Task[None]", status: Status, error: errors.WarmcellError | None = None
     ) -> None:
-        """Interrupt it, and hear its last words."""
-        if run.state == "running" and not self._closing:
-            run.cut(status, error)
-            with contextlib.suppress(errors.WarmcellError):
-                await self._interrupt()
-            await asyncio.wait({running}, timeout=INTERRUPT_TIMEOUT_S)
-        run.end(status, error)
+        """Interrupt it, and hear its last words. How it ended stays so, whatever happens meanwhile."""
+        try:
+            if run.state == "running" and not self._closing:
+                run.cut(status, error)
+                with contextlib.suppress(errors.WarmcellError):
+                    await self._interrupt()
+                await asyncio.wait({running}, timeout=INTERRUPT_TIMEOUT_S)
+        finally:
+            run.end(status, error)
 
     async def _deserted(self, run: Run) -> None:
         """Wait until nobody has followed it for as long as it goes on without anybody."""

@@ -53,6 +53,7 @@ async def connect(request: E2bHandler) -> None:
     body = await request.body_stream.fields()
     shapes.check_memory(body)
     info = await info_in(request)
+    await request.keeper.check_run()  # The answer has the token that opens the sandbox.
     timeout = shapes.timeout_of(body) or shapes.TIMEOUT_S
     slept = shapes.state_of(info) == "paused"
     ends_at = info["terms"]["ends_at"]
@@ -64,8 +65,9 @@ async def connect(request: E2bHandler) -> None:
 
 
 async def info_of(request: E2bHandler) -> None:
-    """One of them."""
-    request.answer(shapes.detail(await info_in(request), request.keys))
+    """One of them; with the token that opens it for whoever may run code there."""
+    info = await info_in(request)
+    request.answer(shapes.detail(info, request.keys if await request.keeper.may_run() else None))
 
 
 async def kill(request: E2bHandler) -> None:
@@ -132,6 +134,7 @@ async def fork(request: E2bHandler) -> None:
     body = await request.body_stream.fields()
     count, timeout = body.whole("count", most=FORKS_MAX), shapes.timeout_of(body)
     info = await info_in(request)
+    await request.keeper.check_run()
     done = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/fork", {"n": 1 if count is None else count})
     answers = []
     for clone in done["sandboxes"]:

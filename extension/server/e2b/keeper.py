@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from warmcell.extension.server.keeper_link import KeeperLink
-from warmcell.sandbox.errors import ProtocolError
+from warmcell.sandbox.errors import ForbiddenError, ProtocolError
 
 START_TIMEOUT_S = 600.0
 """A sandbox may wait for a GPU, a snapshot for a disk."""
@@ -29,6 +29,15 @@ class Keeper:
     def of(cls, link: KeeperLink, principal: str | None) -> "Keeper":
         """For one who was seen to be that principal, or the user."""
         return cls(link, {} if principal is None else {"Warmcell-Principal": principal})
+
+    async def may_run(self) -> bool:
+        """Whether the caller may run code: a principal's token may be one that only looks; the user may do all."""
+        return not self._headers or "run" in (await self.ask("GET", "/principals/self"))["scopes"]
+
+    async def check_run(self) -> None:
+        """Raises ForbiddenError unless the caller may run code."""
+        if not await self.may_run():
+            raise ForbiddenError("This token may not run code", hint="Use one that was made with `--scope run`.")
 
     async def ask(
         self,

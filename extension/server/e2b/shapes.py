@@ -140,12 +140,12 @@ def listed(info: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def detail(info: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """As it is shown alone."""
+def detail(info: Mapping[str, Any], keys: Keys | None) -> dict[str, Any]:
+    """As it is shown alone; with `keys` also its token."""
     terms = info["terms"]
     return {
         **listed(info),
-        "envdAccessToken": keys.token(info["id"], info["principal"]),
+        **({} if keys is None else {"envdAccessToken": keys.token(info["id"], info["principal"])}),
         "domain": None,
         "allowInternetAccess": info["network"] != "none",
         "lifecycle": {

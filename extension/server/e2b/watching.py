@@ -19,6 +19,9 @@ from warmcell.sandbox.errors import NotFoundError, WarmcellError
 
 TAG: Final = "e2b.watcher"
 SOURCE: Final = Path(watcher.__file__)
+LINE_MAX_BYTES: Final = 64 * 1024
+"""Of one change: a name in it has 4 KiB at most."""
+
 WATCHERS_MAX: Final = 1024
 """How many are remembered; one that is forgotten tells all again."""
 
@@ -49,18 +52,19 @@ async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     watcher_id = await _known(request, message)
     marks = _marks(request)
     start, rest = marks.pop(watcher_id, (0, b""))
+    found: list[Mapping[str, Any]] = []
     params = {"from": str(start), "until": "now"}
     async with request.keeper.lines("GET", f"{_path(request)}/{watcher_id}/output", params=params) as lines:
         async for line in lines:
             if "next" in line:
                 start = line["next"]
             elif "stdout" in line:
-                rest += base64.b64decode(line["stdout"])
-    *whole, rest = rest.split(b"\n")
+                said, rest = _whole(rest, line["stdout"])
+                found += [event for event in said if "type" in event]
     marks[watcher_id] = (start, rest)
     if len(marks) > WATCHERS_MAX:
         del marks[next(iter(marks))]
-    return {"events": [event for event in map(json.loads, whole) if "type" in event]}
+    return {"events": found}
 
 
 async def remove_watcher(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
@@ -107,9 +111,8 @@ async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterato
     rest = b""
     async for line in lines:
         if "stdout" in line:
-            *whole, rest = (rest + base64.b64decode(line["stdout"])).split(b"\n")
-            for text in whole:
-                said = json.loads(text)
+            whole, rest = _whole(rest, line["stdout"])
+            for said in whole:
                 if "failed" in said:
                     raise _failed(said["failed"], path)
                 yield said
@@ -119,11 +122,28 @@ async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterato
             yield {}
 
 
-def _failed(number: int, path: str) -> ConnectError:
+def _whole(rest: bytes, more: str) -> tuple[list[dict[str, Any]], bytes]:
+    """The objects that are complete now, and what is left over. Whatever is in the sandbox may have written it.
+
+    Raises:
+        ConnectError: These are not a watcher's words.
+    """
+    *lines, rest = (rest + base64.b64decode(more)).split(b"\n")
+    try:
+        said = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        said = [None]
+    if len(rest) > LINE_MAX_BYTES or not all(isinstance(one, dict) for one in said):
+        raise ConnectError(Code.UNAVAILABLE, "The watcher does not say what a watcher says")
+    return said, rest
+
+
+def _failed(number: object, path: str) -> ConnectError:
     if number == errno.ENOENT:
         return ConnectError(Code.NOT_FOUND, f"{path} is not there")
     code = Code.INVALID_ARGUMENT if number == errno.ENOTDIR else Code.RESOURCE_EXHAUSTED
-    return ConnectError(code, f"{path} cannot be watched: {errno.errorcode.get(number, number)}")
+    why = errno.errorcode.get(number, "") if isinstance(number, int) else ""
+    return ConnectError(code, f"{path} cannot be watched: {why or 'the system does not say why'}")
 
 
 def _marks(request: E2bHandler) -> dict[str, tuple[int, bytes]]:

@@ -17,6 +17,7 @@ from tests.leaks import Places
 from warmcell.sandbox.errors import InvalidRequestError, NoGpuAvailableError, QueueCancelledError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
+from warmcell.sandbox.gpus.requests import parse
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.models import GpuDevice, QueuePlace, SandboxId
 
@@ -152,6 +153,22 @@ async def test_a_wait_has_an_end(keeper: Callable[..., GpuPool]) -> None:
     with pytest.raises(NoGpuAvailableError, match="GPU 2 by sandbox one"):
         await pool.lease("T4", holder=TWO, wait_s=0.05)
     assert await pool.queue() == []
+
+
+async def test_one_who_waits_for_what_is_not_here_hides_nobody(places: Places, keeper: Callable[..., GpuPool]) -> None:
+    """Another user's keeper may share GPUs, or see others; its ticket is listed, and so are all the others."""
+    pool = keeper()
+    await pool.lease("T4", holder=ONE)
+    asking = Asking(pool, "T4", TWO)
+    await asking.stands(1)
+    ticket = LeaseDirectory(places.leases).enqueue(parse("H100/2"), holder=THREE)
+    try:
+        told = await pool.queue()
+        assert [(one["sandbox_id"], one["request"]) for one in told] == [(TWO, "T4"), (THREE, "H100/2")]
+    finally:
+        ticket.release()
+    assert pool.cancel(TWO)
+    await asyncio.gather(asking.task, return_exceptions=True)
 
 
 async def test_a_stranger_who_leaves_is_seen(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,19 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
     assert [one["id"] for one in (await ann.get("/sandboxes")).json()["sandboxes"]] == [box["id"]]
     assert (await bob.get("/sandboxes")).json()["sandboxes"] == []
     assert {one["id"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {box["id"], users["id"]}
-    verbs = ["runs", "interrupt", "suspend", "resume", "snapshot", "restore", "fork", "commands", "files", "whatever"]
+    verbs = [
+        "runs",
+        "interrupt",
+        "suspend",
+        "resume",
+        "snapshot",
+        "restore",
+        "fork",
+        "commands",
+        "files",
+        "run",
+        "whatever",
+    ]
     for stranger, sandbox_id in ((bob, box["id"]), (bob, users["id"]), (ann, users["id"])):
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             for verb in ("", *(f"/{verb}" for verb in verbs)):
@@ -68,8 +80,10 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
                 assert real.status_code == none.status_code, (method, verb)
                 assert real.text.replace(sandbox_id, "nosuchid") == none.text, (method, verb)
                 assert real.status_code == (204 if (method, verb) == ("DELETE", "") else 404), (method, verb)
-    run = await ann.post(f"/sandboxes/{box['id']}/runs?follow=1", json={"code": "print(6 * 7)"})
-    assert '"42\\n"' in run.text
+    assert (await bob.put(f"/sandboxes/{box['id']}/values/1", content=b"x")).status_code == 404
+    look = "import glob; print(6 * 7, glob.glob('/run/warmcell/values*'))"
+    run = await ann.post(f"/sandboxes/{box['id']}/runs?follow=1", json={"code": look})
+    assert '"42 []\\n"' in run.text
     assert {one["state"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {"running"}
 
 

@@ -1,5 +1,6 @@
 """What is put down as used: by whom, while working or idle, and what was given back."""
 
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -121,3 +122,17 @@ def test_a_file_that_cannot_be_used_is_told_with_its_cure(tmp_path: Path, what: 
         path.mkdir()
     with pytest.raises(BackendUnavailableError, match="Move that file away"):
         UsageStore(path).add([row("one", 1.0)], at=0.0)
+
+
+def test_a_file_that_is_locked_is_told_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in the middle of it is an error of ours, and is over when the other is."""
+    monkeypatch.setattr("warmcell.sandbox.usage.BUSY_S", 0.0)
+    store = UsageStore(tmp_path / "usage.sqlite")
+    store.add([row("one", 1.0)], at=0.0)
+    with contextlib.closing(sqlite3.connect(tmp_path / "usage.sqlite")) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(BackendUnavailableError, match="locked"):
+            store.add([row("one", 1.0)], at=0.0)
+        with pytest.raises(BackendUnavailableError, match="locked"):
+            store.rows(by="sandbox")
+    store.add([row("one", 1.0)], at=0.0)

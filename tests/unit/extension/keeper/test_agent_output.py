@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from warmcell.extension.keeper.agents import output as agent_output
 from warmcell.extension.keeper.agents.once import Once
 from warmcell.extension.keeper.agents.output import Output, forget_oldest
 from warmcell.sandbox.errors import ConflictError, InvalidRequestError
@@ -138,3 +139,26 @@ async def test_what_has_ended_is_forgotten_by_number_and_by_size() -> None:
     large = {one.id: one for one in [await said(f"l{number}", bytes_=10 * 2**20) for number in range(5)]}
     forget_oldest(large)
     assert list(large) == ["l2", "l3", "l4"]
+
+
+async def test_one_who_waits_through_a_long_silence_misses_nothing_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever still takes the signs of life is one who reads, however long nothing else has come."""
+    now = [1000.0]
+    monkeypatch.setattr(agent_output, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(agent_output, "KEEPALIVE_S", 0.001)
+    output = Output(kept_bytes=100)
+    lines = output.follow()
+    assert await anext(lines) == b"{}\n"
+    now[0] += 10 * agent_output.STALLED_S
+    assert await anext(lines) == b"{}\n"
+    now[0] += agent_output.STALLED_S / 2
+    await output.put({"stdout": "x" * 60})
+    late = asyncio.create_task(output.put({"stdout": "y" * 60}))
+    await asyncio.wait({late}, timeout=0.05)
+    assert not late.done()
+    told = await anext(lines) + await anext(lines)
+    assert b"lost" not in told
+    assert b"xxx" in told
+    assert b"yyy" in told
+    await late
+    await lines.aclose()

@@ -83,8 +83,7 @@ def test_gpu_time_is_kept_and_a_quota_stays_until_it_is_changed(path: Path) -> N
     """Also when another token is made for the same principal."""
     principals = Principals(path)
     principals.create("ann", quota=Quota(gpu_seconds=100.0))
-    principals.charge("ann", 7.5)
-    principals.charge("nobody", 1.0)
+    principals.charge({"ann": 7.5, "nobody": 1.0})
     principals.create("ann")
     again = Principals(path)
     again.open()

@@ -149,6 +149,18 @@ def test_a_tar_does_not_write_through_links_that_are_there(tmp_path: Path) -> No
     assert list(outside.iterdir()) == []
 
 
+def test_a_tar_does_not_grow_on_its_way_to_the_disk(tmp_path: Path) -> None:
+    """A sparse file of three bytes and any size of nothing is left out and named."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as made:
+        member = tarfile.TarInfo("holes")
+        member.size = 3
+        member.pax_headers = {"GNU.sparse.map": "0,3", "GNU.sparse.size": str(2**25), "GNU.sparse.name": "holes"}
+        made.addfile(member, io.BytesIO(b"abc"))
+    assert trees.unpack(archive, tmp_path) == ["holes"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_tar_is_said_to_be_none(tmp_path: Path) -> None:
     """Instead of an error of the library."""
     with pytest.raises(InvalidRequestError):

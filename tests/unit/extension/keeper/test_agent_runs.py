@@ -1,0 +1,111 @@
+"""Code that is run for clients, against a kernel that the test plays: how it is interrupted, and what is remembered."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from warmcell.extension.keeper.agents import runs
+from warmcell.extension.keeper.agents.kernel_client import KernelClient
+from warmcell.extension.keeper.agents.runs import KernelRuns, Run
+from warmcell.sandbox.live import LiveSandbox
+
+PATIENCE_S = 60
+
+
+class Kernel:
+    """Takes cells one by one: "wait" until it is let go on; an interrupt is heeded then, and not before."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.interrupted = asyncio.Event()
+        self.interrupts = 0
+
+    async def execute(self, code: str, box: object, *, silent: bool = False) -> AsyncGenerator[dict[str, Any]]:
+        self.began.set()
+        yield {"msg_type": "stream", "content": {"name": "stdout", "text": "x" * 2**20}, "metadata": {}}
+        if code == "wait":
+            await self.go_on.wait()
+        status = "error" if self.interrupts else "ok"
+        yield {"msg_type": "reply", "content": {"status": status, "execution_count": 1}, "metadata": {}}
+
+    async def interrupt(self) -> None:
+        self.interrupts += 1
+        self.interrupted.set()
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    return Kernel()
+
+
+@pytest.fixture
+async def known(kernel: Kernel) -> AsyncIterator[KernelRuns]:
+    async def client() -> KernelClient:
+        return cast(KernelClient, kernel)
+
+    made = KernelRuns(lambda: cast(LiveSandbox, None), client, kernel.interrupt, {}, lambda contexts: None)
+    yield made
+    await made.close()
+
+
+async def ended(run: Run) -> None:
+    assert run.work is not None
+    done, _ = await asyncio.wait({run.work}, timeout=PATIENCE_S)
+    assert done
+
+
+async def test_one_that_is_stopped_twice_is_interrupted_once_and_ends_as_such(
+    kernel: Kernel, known: KernelRuns
+) -> None:
+    """Whoever presses again shortens nothing: the cell has its time to end, and the next one waits for that."""
+    run = known.start({"code": "wait"})
+    await asyncio.wait_for(kernel.began.wait(), PATIENCE_S)
+    stops = []
+    for _ in range(3):
+        stops.append(asyncio.create_task(known.stop(run)))
+        await asyncio.wait(stops, timeout=0.02)
+    assert run.state == "running"
+    assert kernel.interrupts == 1
+    kernel.go_on.set()
+    await asyncio.wait_for(asyncio.gather(*stops), PATIENCE_S)
+    assert (run.status, run.error) == ("interrupted", None)
+
+
+async def test_one_that_is_stopped_while_its_time_is_over_has_run_out_of_time(
+    kernel: Kernel, known: KernelRuns
+) -> None:
+    """Why it was interrupted first stays so."""
+    run = known.start({"code": "wait", "timeout_s": 0.01})
+    await asyncio.wait_for(kernel.interrupted.wait(), PATIENCE_S)
+    stop = asyncio.create_task(known.stop(run))
+    await asyncio.wait({stop}, timeout=0.05)
+    assert run.state == "running"
+    kernel.go_on.set()
+    await asyncio.wait_for(stop, PATIENCE_S)
+    assert run.status == "timeout"
+
+
+async def test_what_has_ended_is_forgotten_though_nothing_new_begins(
+    kernel: Kernel, known: KernelRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of sixty that wait, and then say a mebibyte each, as much is kept as of those that begin one by one."""
+    monkeypatch.setattr(runs, "WAITING_MAX", 60)
+    asked = [known.start({"code": "x", "linger_s": 60}) for _ in range(60)]
+    for run in asked:
+        await ended(run)
+    assert [run.status for run in asked] == ["ok"] * 60
+    await asyncio.sleep(0)
+    assert sum(run.output.size_bytes for run in known.all()) <= 32 * 2**20
+
+
+async def test_of_a_request_only_as_much_is_remembered_as_tells_it_from_others(known: KernelRuns) -> None:
+    """The same request again is the same run; the code, which may be large, is not kept for that."""
+    body = {"id": "one", "code": "1" * 10**6}
+    run = known.start(body)
+    await ended(run)
+    assert known.start(body) is run
+    assert run.code == ""
+    assert len(run.asked) == 32

@@ -1,0 +1,47 @@
+"""What a watcher says is read with the distrust that anything out of a sandbox deserves."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from warmcell.extension.server.e2b.framing import ConnectError
+from warmcell.extension.server.e2b.watching import LINE_MAX_BYTES, _said
+
+EVENT = {"type": "EVENT_TYPE_WRITE", "name": "a" * 4096}
+
+
+async def lines(*pieces: bytes) -> AsyncIterator[dict[str, Any]]:
+    for piece in pieces:
+        yield {"stdout": base64.b64encode(piece).decode()}
+
+
+async def heard(*pieces: bytes) -> list[Mapping[str, Any]]:
+    return [said async for said in _said(lines(*pieces), "/there")]
+
+
+async def test_changes_come_whole_however_they_are_cut() -> None:
+    """Also in the middle of a name that is as long as names are."""
+    text = json.dumps(EVENT).encode() + b"\n" + json.dumps({"started": True}).encode() + b"\n"
+    for cut in range(0, len(text), 97):
+        assert await heard(text[:cut], text[cut:]) == [EVENT, {"started": True}]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"x" * (LINE_MAX_BYTES + 1),
+        b"no json\n",
+        b"[1]\n",
+        b"1\n",
+        b"[" * 100_000 + b"\n",
+        b"\xff\n",
+        b'{"failed": []}\n',
+    ],
+)
+async def test_other_words_end_it(words: bytes) -> None:
+    """No line without an end is collected, and what is no event is none."""
+    with pytest.raises(ConnectError):
+        await heard(*(words[at : at + 1000] for at in range(0, len(words), 1000)))
