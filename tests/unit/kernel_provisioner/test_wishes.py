@@ -44,6 +44,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
         }
     )
     assert found.to_json() == {
+        "egress": None,
         "backend": "process",
         "python": "/opt/python",
         "image": "analysis",
