@@ -135,7 +135,7 @@ class SandboxSpec(Wire):
     backend: str = "auto"
     workspace: Workspace | None = None
     network: Network = "none"
-    """Also given as an object, which is "none" and `egress`."""
+    """Also given as an object, or as a list of hosts to allow, which is "none" and `egress`."""
     egress: NetworkPolicy | None = None
     """What it reaches although its network is "none"."""
     mounts: tuple[Mount, ...] = ()
@@ -511,8 +511,9 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise _mismatch(where, "an object", value)
-    if kind is SandboxSpec and isinstance(value.get("network"), Mapping):
-        value = {**value, "network": "none", "egress": value["network"]}
+    if kind is SandboxSpec and isinstance(value.get("network"), (Mapping, list, tuple)):
+        reached = value["network"]
+        value = {**value, "network": "none", "egress": reached if isinstance(reached, Mapping) else {"allow": reached}}
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(fields))

@@ -60,7 +60,7 @@ def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto
             )
     if asked.get("gpu") is not None:
         principal.check("gpu", "ask for GPUs")
-    if not isinstance(asked.get("network", {}), Mapping) and asked["network"] != "none":
+    if asked.get("network") == "host":
         raise InvalidRequestError(
             "Sandboxes of principals do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'
         )

@@ -70,8 +70,9 @@ def components() -> dict[str, Schema]:
     policy = found["NetworkPolicyWanted"]["properties"]
     del spec["egress"], policy["authority"]
     policy["headers"] = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
-    spec["network"] = {"anyOf": [spec["network"], named("NetworkPolicyWanted")]}
-    found["ChangesWanted"] = asked(**terms, network={"anyOf": [{"enum": ["none"]}, named("NetworkPolicyWanted")]})
+    hosts = [many(TEXT), named("NetworkPolicyWanted")]
+    spec["network"] = {"anyOf": [spec["network"], *hosts]}
+    found["ChangesWanted"] = asked(**terms, network={"anyOf": [{"enum": ["none"]}, *hosts]})
     found["Gpu"] = _gpu(found)
     found["RunInfo"] = given(
         id=TEXT,

@@ -48,7 +48,7 @@ class GuestScope:
                 raise InvalidRequestError(
                     f"{name!r} cannot be chosen from inside a sandbox", hint=f"Only {', '.join(ASKABLE)} can."
                 )
-        if isinstance(asked.get("network"), Mapping):
+        if not isinstance(asked.get("network", ""), str):
             raise InvalidRequestError(
                 "Code in a sandbox cannot choose what is reached", hint="What it makes reaches what it reaches itself."
             )

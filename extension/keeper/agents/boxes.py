@@ -412,7 +412,7 @@ def _spec(asked: Mapping[str, Any]) -> SandboxSpec:
             raise errors.InvalidRequestError(
                 f"{name!r} is not for sandboxes of this kind", hint="Upload what it is to have: box.files."
             )
-    if not isinstance(asked.get("network", {}), Mapping) and asked["network"] != "none":
+    if asked.get("network") == "host":
         raise errors.InvalidRequestError(
             "Sandboxes of this kind do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'
         )
