@@ -44,9 +44,11 @@ class Warmcell(Configurable):
     ).tag(config=True)
     egress_allowed = List(
         Unicode(),
-        ["*"],
+        None,
+        allow_none=True,
         help="Hosts that sandboxes without a network may be let reach through the keeper's proxy, at most: `pypi.org`, "
-        "`*.example.com`, `example.com:8443`, `*`. Private addresses they never reach.",
+        "`*.example.com`, `example.com:8443`, `*`. Private addresses they never reach. None: all where `networks` has "
+        "`host`, else none.",
     ).tag(config=True)
     egress_principals = List(
         Unicode(), help="The same for sandboxes of those who have tokens. Empty: theirs reach nothing."
@@ -202,6 +204,13 @@ class Warmcell(Configurable):
     def remote_values_bytes(self) -> int:
         """`remote_values` in bytes."""
         return int(self.remote_values * GIB)
+
+    @property
+    def egress_bounds(self) -> tuple[str, ...]:
+        """Hosts that may be asked for: who may have the machine's network may have any."""
+        if self.egress_allowed is not None:
+            return tuple(self.egress_allowed)
+        return ("*",) if "host" in self.networks else ()
 
     @property
     def usual_backend(self) -> str:

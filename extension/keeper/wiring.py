@@ -98,7 +98,7 @@ class Wiring:
         settings, index = self.settings, self._package_index()
         return Egress(
             EgressBounds(
-                allowed=tuple(settings.egress_allowed),
+                allowed=settings.egress_bounds,
                 principals=tuple(settings.egress_principals),
                 index=Index(
                     urls=tuple(url for url in (index.url, *index.extra_urls) if url),
