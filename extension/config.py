@@ -42,6 +42,30 @@ class Warmcell(Configurable):
     networks = List(
         Unicode(), ["none", "host"], help="Networks that may be asked for: `none`, `host` (the machine's own)."
     ).tag(config=True)
+    egress_allowed = List(
+        Unicode(),
+        None,
+        allow_none=True,
+        help="Hosts that sandboxes without a network may be let reach through the keeper's proxy, at most: `pypi.org`, "
+        "`*.example.com`, `example.com:8443`, `*`. Private addresses they never reach. None: all where `networks` has "
+        "`host`, else none.",
+    ).tag(config=True)
+    egress_principals = List(
+        Unicode(), help="The same for sandboxes of those who have tokens. Empty: theirs reach nothing."
+    ).tag(config=True)
+    egress_index_hosts = List(
+        Unicode(),
+        help="Hosts from which the package index of `index_url` serves files, besides its own: "
+        '["files.example.com"]. They are reached where a policy has `packages`.',
+    ).tag(config=True)
+    egress_private_index = Bool(
+        False, help="Whether sandboxes reach the index, and `egress_index_hosts`, also at private addresses."
+    ).tag(config=True)
+    e2b_internet = Bool(
+        False,
+        help="Whether sandboxes of E2B's clients reach all of `egress_allowed` or `egress_principals` where they do "
+        "not say what, as these clients assume. False: they then reach nothing.",
+    ).tag(config=True)
     workspace_modes = List(
         Unicode(), ["rw", "ro", "cow", "none"], help="How the notebook's folder may be given to a sandbox."
     ).tag(config=True)
@@ -182,6 +206,13 @@ class Warmcell(Configurable):
         return int(self.remote_values * GIB)
 
     @property
+    def egress_bounds(self) -> tuple[str, ...]:
+        """Hosts that may be asked for: who may have the machine's network may have any."""
+        if self.egress_allowed is not None:
+            return tuple(self.egress_allowed)
+        return ("*",) if "host" in self.networks else ()
+
+    @property
     def usual_backend(self) -> str:
         """What notebooks get that name neither backend nor image."""
         return USUAL if self.backend == AUTO else self.backend
@@ -199,7 +230,7 @@ class Warmcell(Configurable):
         )
 
 
-SERVERS_OWN = ("keep_kernels", "sandboxed_only")
+SERVERS_OWN = ("e2b_internet", "keep_kernels", "sandboxed_only")
 """What only Jupyter servers read."""
 
 

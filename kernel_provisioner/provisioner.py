@@ -77,7 +77,11 @@ class WarmcellProvisioner(KernelProvisionerBase):
         help="A line of Python, or module:function, that is run once in the template after its imports. Kernels begin "
         "with what it has loaded, where the template is kept as a snapshot.",
     ).tag(config=True)
-    network = Unicode("none", help="none, or host (the machine's own).").tag(config=True)
+    network = Union(
+        [Unicode(), List(Unicode()), Dict()],
+        default_value="none",
+        help="none, host (the machine's own), hosts that are reached through the keeper's proxy, or a whole policy.",
+    ).tag(config=True)
     workspace = Unicode("rw", help="How the notebook's folder is given to the kernel: rw, ro or none.").tag(config=True)
     home = Unicode("private", help="Home directory: private (gone with the sandbox), or persistent on disk.").tag(
         config=True

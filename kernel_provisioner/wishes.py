@@ -38,7 +38,8 @@ class Wishes(Wire):
     preload: tuple[str, ...] | None = None
     template: str = "default"
     warmup: str = ""
-    network: str = "none"
+    network: str | tuple[str, ...] | Mapping[str, Any] = "none"
+    """A list: hosts that are reached through the keeper's proxy. An object: a whole policy, but for headers."""
     workspace: str = "rw"
     home: str = "private"
     memory: str | int | None = None
@@ -83,6 +84,11 @@ class Wishes(Wire):
         Raises:
             InvalidRequestError: A wish is not of its form.
         """
+        if isinstance(self.network, Mapping) and self.network.get("headers"):
+            raise InvalidRequestError(
+                "network.headers are not for kernelspecs, which are no place for secrets",
+                hint="Give them from code: Sandbox(network={…}).",
+            )
         workspace = None if self.workspace == "none" else {"path": folder, "mode": self.workspace}
         return SandboxSpec.from_json(
             {

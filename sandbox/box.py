@@ -29,9 +29,14 @@ from warmcell.sandbox.models import (
     SandboxInfo,
     SandboxSpec,
 )
+from warmcell.sandbox.network.egress import Door
+from warmcell.sandbox.network.streams import Tally
 from warmcell.sandbox.told import end_of
 
 log = logging.getLogger(__name__)
+
+DOOR_TIMEOUT_S = 10.0
+"""Until programs in it can reach the proxy, which takes some milliseconds."""
 
 GUEST_TIMEOUT_S = 60.0
 """From the start of the process tree until the guest's init answers. It takes some 20 ms."""
@@ -75,7 +80,12 @@ class Box(abc.ABC):
         self._on_change = on_change
         self._instance: SandboxInstance | None = None
         self._channel: GuestChannel | None = None
+        self.door: Door | None = None
+        """Through which it reaches what it may, if it has no network and may reach something."""
+        self.tally = Tally()
+        """What went through its doors."""
         self._watchers: list[asyncio.Task[None]] = []
+        self._serving: asyncio.Task[None] | None = None
         self._on_trial = False
         self._frozen = False
         self._changed_at = time.monotonic()
@@ -176,6 +186,40 @@ class Box(abc.ABC):
     def watch(self) -> None:
         """Follow what happens in it from now on."""
         self._watchers = [asyncio.create_task(self._watch_guest()), asyncio.create_task(self._watch_instance())]
+        self.serve_door()
+
+    def serve_door(self) -> None:
+        """Have programs in it reach what its door lets them, if it has one and runs."""
+        if self.door is not None and self._watchers and self._serving is None:
+            self._serving = asyncio.create_task(self._serve(self.door))
+
+    async def _serve(self, door: Door) -> None:
+        try:
+            await asyncio.to_thread(door.trust, self.run_directory)
+            await door.serve(self._reached())
+        except (errors.WarmcellError, OSError) as error:
+            log.warning("sandbox %s reaches nothing: %s", self.info.id, error)
+
+    async def use_door(self, door: Door | None) -> None:
+        """Have it reach what that lets it, from now on; connections of until now end."""
+        await self._stop_serving()
+        self.door = door
+        self.serve_door()
+
+    async def _stop_serving(self) -> None:
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    async def network_environment(self) -> Mapping[str, str]:
+        """What programs in it are told of the proxy, once they can reach it; empty where there is none."""
+        door = self.door
+        if door is None:
+            return {}
+        if not await within(door.opened.wait(), DOOR_TIMEOUT_S):
+            log.warning("sandbox %s: its proxy is not there", self.info.id)
+        return door.environment(self.guest_run_directory)
 
     async def become(self, other: Self, *, on_trial: bool = False) -> Self:
         """Exchange what is behind this one with what is behind `other`, its twin, which is returned unwatched.
@@ -220,6 +264,7 @@ class Box(abc.ABC):
 
     async def unwatch(self) -> None:
         """Follow it no more: what happens in it now is no news. Idempotent."""
+        await self._stop_serving()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

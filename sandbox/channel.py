@@ -30,6 +30,8 @@ from warmcell.sandbox.models import MIB, ExecResult, StartedFrom
 PROTOCOL = 1
 LINE_MAX_BYTES = 4 * MIB
 REQUEST_MAX_BYTES = 1 * MIB
+STREAM_BUFFER_BYTES = 64 * 1024
+"""Of what a sandbox sends to the host's proxy, so much waits in the keeper, twice."""
 ANSWER_TIMEOUT_S = 60.0
 """For what init answers by itself at once."""
 
@@ -312,6 +314,27 @@ class GuestChannel:
         async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (_, reader, writer):
             yield reader, writer
 
+    async def listen(self, port: int) -> None:
+        """Open a TCP port of the sandbox's loopback interface; who connects waits for `accept`.
+
+        Raises:
+            WarmcellError: The port is taken, or the sandbox is gone.
+        """
+        await self._ask({"op": "accept", "port": port, "wait": False}, timeout=ANSWER_TIMEOUT_S)
+
+    @contextlib.asynccontextmanager
+    async def accept(self, port: int) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Wait, however long, until something in the sandbox connects to a TCP port of its loopback interface.
+
+        The port is open until whoever waits last is cancelled.
+
+        Raises:
+            WarmcellError: The port is taken, or the sandbox is gone.
+        """
+        request = {"op": "accept", "port": port}
+        async with self._request(request, timeout=None, limit=STREAM_BUFFER_BYTES) as (_, reader, writer):
+            yield reader, writer
+
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
         """The present state, with the latest ends of kernels, then every change, until the guest is gone.
 
@@ -345,7 +368,7 @@ class GuestChannel:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, request: Mapping[str, object], *, timeout: float
+        self, request: Mapping[str, object], *, timeout: float | None, limit: int = LINE_MAX_BYTES
     ) -> AsyncGenerator[tuple[Mapping[str, Any], asyncio.StreamReader, asyncio.StreamWriter]]:
         """Send one request, check its answer and hold the connection."""
         line = json.dumps(request).encode() + b"\n"
@@ -357,18 +380,18 @@ class GuestChannel:
         self.asked += 1
         self._under_way += 1
         try:
-            async with self._answered(line, request, timeout=timeout) as opened:
+            async with self._answered(line, request, timeout=timeout, limit=limit) as opened:
                 yield opened
         finally:
             self._under_way -= 1
 
     @contextlib.asynccontextmanager
     async def _answered(
-        self, line: bytes, request: Mapping[str, object], *, timeout: float
+        self, line: bytes, request: Mapping[str, object], *, timeout: float | None, limit: int
     ) -> AsyncGenerator[tuple[Mapping[str, Any], asyncio.StreamReader, asyncio.StreamWriter]]:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):  # wait_for may lose a cancellation
             connection = await connect(self._run_directory)
-        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=limit)
         self._open.add(writer)
         try:
             try:

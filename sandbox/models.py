@@ -59,6 +59,39 @@ class Wire:
         return decoded
 
 
+class Secret(str):
+    """Text that nothing of ours writes down or sends on: in JSON and in logs it is `HIDDEN`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(HIDDEN)
+
+
+HIDDEN = "***"
+"""Stands for a secret that was there. What was read with it knows the secret no more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPolicy(Wire):
+    """What a sandbox without a network of its own reaches nevertheless, through a proxy on the host."""
+
+    allow: tuple[str, ...] = ()
+    """Hosts: "pypi.org", "*.example.com" (what is below it), "git.example.com:22", "203.0.113.0/24", "*" (all).
+
+    Without a port 80 and 443 are meant."""
+    deny: tuple[str, ...] = ()
+    """Written likewise, of any port where none is named. It goes before `allow`."""
+    headers: Mapping[str, Mapping[str, Secret]] = field(default_factory=dict)
+    """Host to headers that the proxy adds to https requests to it. Such a host is allowed by that."""
+    packages: bool = False
+    """Whether it reaches the operator's package index, which pip and uv then use."""
+    max_bytes: int | None = None
+    """Most that may go in both directions together. None: no cap."""
+    authority: str = ""
+    """Names the certificate authority of its proxy, which its copies have too. Given by the keeper."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Wire):
     """Caps of one sandbox. None means no cap of ours."""
@@ -102,6 +135,9 @@ class SandboxSpec(Wire):
     backend: str = "auto"
     workspace: Workspace | None = None
     network: Network = "none"
+    """Also given as an object, or as a list of hosts to allow, which is "none" and `egress`."""
+    egress: NetworkPolicy | None = None
+    """What it reaches although its network is "none"."""
     mounts: tuple[Mount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     home: HomeMode = "private"
@@ -117,8 +153,8 @@ class SandboxSpec(Wire):
     def shape(self, gpus: Sequence["GpuDevice"] = ()) -> tuple[object, ...]:
         """What is fixed once a sandbox exists; a sandbox serves any spec of equal shape.
 
-        Environment variables are given to each kernel, so they are not part of it. Of the GPUs that
-        are leased for it only the device nodes are: a simulated one has none.
+        Environment variables are given to each kernel, and what it reaches is the keeper's to say, so they are not
+        part of it. Of the GPUs that are leased for it only the device nodes are: a simulated one has none.
         """
         return (
             self.backend,
@@ -269,6 +305,8 @@ class SandboxInfo(Wire):
     workspace_note: str = ""
     """Why the workspace is not as asked for (for example read-only), else empty."""
     network: Network = "none"
+    egress: NetworkPolicy | None = None
+    """What it reaches although its network is "none". Headers have their names alone."""
     gpu: str | tuple[str, ...] | None = None
     gpus: tuple[GpuDevice, ...] = ()
     limits: Mapping[str, LimitStatus] = field(default_factory=dict)
@@ -429,7 +467,7 @@ def _encode(value: Any) -> Any:
         return {str(k): _encode(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_encode(v) for v in value]
-    return value
+    return HIDDEN if isinstance(value, Secret) else value
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
@@ -459,6 +497,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return kind(value)
     if kind is Any:
         return value
+    if kind is Secret:
+        return Secret(_decode(str, value, where))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -471,6 +511,9 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise _mismatch(where, "an object", value)
+    if kind is SandboxSpec and isinstance(value.get("network"), (Mapping, list, tuple)):
+        reached = value["network"]
+        value = {**value, "network": "none", "egress": reached if isinstance(reached, Mapping) else {"allow": reached}}
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(fields))

@@ -186,7 +186,7 @@ class Preparing(Registry):
         Raises:
             WarmcellError: It could not be made.
         """
-        box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner="pool")
         try:
             known = await self._templates.find(box.spec)
             if known is not None:
@@ -224,7 +224,7 @@ class Preparing(Registry):
 
     async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
         """A kernel that has imported what it is to import, saved before anybody uses it."""
-        box = self._new(dataclasses.replace(spec, gpu=None), owner="pool")
+        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner="pool")
         await self._bring_up_prepared(box, template=True)
         try:
             await box.start_kernel(env=read_at_start(spec.env), cwd="")
@@ -266,6 +266,8 @@ class Preparing(Registry):
         prepared.gpus = devices
         prepared.spec = asked.spec
         self._boxes[asked.info.id] = prepared
+        prepared.door, prepared.tally = asked.door, asked.tally
+        prepared.serve_door()
         prepared.tell(
             id=asked.info.id,
             backend_why=asked.info.backend_why,
@@ -273,6 +275,7 @@ class Preparing(Registry):
             principal=asked.info.principal,
             terms=asked.info.terms,
             parent=asked.info.parent,
+            egress=asked.spec.egress,
             kernel_id=asked.info.kernel_id,
             notebook=asked.info.notebook,
             gpu=asked.info.gpu,
@@ -310,7 +313,8 @@ class Preparing(Registry):
         failed = box.info.template is not None and box.info.template.state == "failed"
         if not failed and not any(gpu.device_nodes for gpu in box.gpus):
             self._pool.want(
-                dataclasses.replace(box.spec, gpu=None), cheap=template is not None or box.shared is not None
+                dataclasses.replace(box.spec, gpu=None, egress=None),
+                cheap=template is not None or box.shared is not None,
             )
 
     def _publish(self, box: LiveSandbox) -> None:

@@ -1,6 +1,7 @@
 """Which sandboxes there are: how one comes onto the list, is watched, and goes from it with all that it held."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -15,7 +16,16 @@ from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.memory import Memory
-from warmcell.sandbox.models import BackendReport, GpuDevice, QueuePlace, SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import (
+    BackendReport,
+    GpuDevice,
+    NetworkPolicy,
+    QueuePlace,
+    SandboxId,
+    SandboxInfo,
+    SandboxSpec,
+)
+from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
@@ -83,8 +93,10 @@ class Registry:
         engines: Sequence[SnapshotEngine] = (),
         store: SnapshotStore | None = None,
         gpu_wait_s: float | None = 0.0,
+        egress: Egress | None = None,
     ) -> None:
         self.bounds = bounds
+        self.egress = egress or Egress()
         self._gpu_wait_s = gpu_wait_s
         self._backends = backends
         self.choosing = Choosing(backends, configured=default_backend, among=bounds.backends)
@@ -177,16 +189,16 @@ class Registry:
     def images(self, images: Images | None) -> None:
         self.choosing.images = images
 
-    async def check(self, spec: SandboxSpec, *, owner: str = "notebook") -> SandboxSpec:
+    async def check(self, spec: SandboxSpec, *, owner: str = "notebook", principal: str | None = None) -> SandboxSpec:
         """The spec as it would be made for somebody, its backend named; makes nothing.
 
         Raises:
             WarmcellError: The one that `create` would give, busy GPUs apart.
         """
-        return (await self._checked(spec, owner))[0]
+        return (await self._checked(spec, owner, principal))[0]
 
-    async def _checked(self, spec: SandboxSpec, owner: str) -> tuple[SandboxSpec, Choice]:
-        spec = self.bounds.check(spec)
+    async def _checked(self, spec: SandboxSpec, owner: str, principal: str | None) -> tuple[SandboxSpec, Choice]:
+        spec = self._check_egress(self.bounds.check(spec), principal)
         choice = await self.choosing.for_owner(spec, owner)
         spec = chosen(spec, choice)
         backend = self._backend(spec)
@@ -195,6 +207,24 @@ class Registry:
         if spec.gpu is not None:
             await self._gpus.check(spec.gpu, owner=owner)
         return spec, choice
+
+    async def set_network(self, sandbox_id: SandboxId, policy: NetworkPolicy | None) -> SandboxInfo:
+        """Have it reach what that says, from now on; connections of until now end. None: nothing.
+
+        Programs that run already were not told of a proxy if there was none when they began.
+
+        Raises:
+            InvalidRequestError: It is more than the operator allows, or the sandbox has a network.
+        """
+        box = self.live(sandbox_id)
+        if policy is not None and box.spec.egress is not None:  # What runs trusts the authority that it knows.
+            policy = dataclasses.replace(policy, authority=box.spec.egress.authority)
+        if policy != box.spec.egress:
+            box.spec = self._check_egress(dataclasses.replace(box.spec, egress=policy), box.info.principal)
+            self._give_door(box)
+            box.tell(egress=box.spec.egress)
+            await box.use_door(box.door)
+        return box.info
 
     async def stop(self, sandbox_id: SandboxId, *, keep_gpus: bool = False) -> None:
         """Stop it, and what was made from it and does not stay, also while it comes up. Idempotent.
@@ -263,6 +293,19 @@ class Registry:
         specs += [store.get(info.id).spec for info in store.infos() if info.kind != "template"]
         return {spec.image for spec in specs if spec.image is not None}
 
+    def _check_egress(self, spec: SandboxSpec, principal: str | None) -> SandboxSpec:
+        if spec.egress is None:
+            return spec
+        if spec.network != "none":
+            raise errors.InvalidRequestError(
+                "A sandbox with a network cannot be held to a list of hosts", hint='Leave network out, or give "none".'
+            )
+        return dataclasses.replace(spec, egress=self.egress.check(spec.egress, principal=principal))
+
+    def _give_door(self, box: LiveSandbox) -> None:
+        policy = box.spec.egress
+        box.door = None if policy is None else self.egress.door(box.info.id, policy, box.tally)
+
     def _backend(self, spec: SandboxSpec) -> SandboxBackend:
         name = self.choosing.for_notebook(spec).backend
         backend = self._backends.get(name)
@@ -315,6 +358,7 @@ class Registry:
             image=spec.image,
             workspace=spec.workspace,
             network=spec.network,
+            egress=spec.egress,
             gpu=spec.gpu,
             created_at=time.time(),
         )

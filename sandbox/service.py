@@ -19,6 +19,7 @@ from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ExecResult, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
+from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
 from warmcell.sandbox.registry import GpuLeases
@@ -46,6 +47,7 @@ class SandboxService(Preparing, Suspending):
         prepared_per_template: int = 1,
         prepared_bytes: int = 2 * 2**30,
         gpu_wait_s: float | None = 0.0,
+        egress: Egress | None = None,
     ) -> None:
         super().__init__(
             backends=backends,
@@ -59,6 +61,7 @@ class SandboxService(Preparing, Suspending):
             prepared_per_template=prepared_per_template,
             prepared_bytes=prepared_bytes,
             gpu_wait_s=gpu_wait_s,
+            egress=egress,
         )
         self._closed = False
 
@@ -205,8 +208,9 @@ class SandboxService(Preparing, Suspending):
         """What `create` does, as a task that `stop` can cancel."""
         began = time.perf_counter()
         try:
-            spec, choice = await self._checked(box.spec, box.info.owner)
+            spec, choice = await self._checked(box.spec, box.info.owner, box.info.principal)
             box.spec = spec
+            self._give_door(box)
             self._tell_choice(box, choice)
             self._check_room()
             devices = await self._lease(box)

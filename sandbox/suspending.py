@@ -118,7 +118,9 @@ class Suspending(Registry):
         began = time.perf_counter()
         if box.info.state is not State.SUSPENDED:
             return box.info
-        self.bounds.check(box.spec)
+        box.spec = self._check_egress(self.bounds.check(box.spec), box.info.principal)
+        if box.door is None:  # It was suspended by another keeper.
+            self._give_door(box)
         try:
             devices = await self._lease(box)
             await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)

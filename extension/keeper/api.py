@@ -226,7 +226,7 @@ class CheckHandler(Handler):
         if self.principal is not None:
             asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
         spec = SandboxSpec.from_json({"python": sys.executable, **asked})
-        self.answer({"spec": (await self.keeper.service.check(spec)).to_json()})
+        self.answer({"spec": (await self.keeper.service.check(spec, principal=self.principal_name)).to_json()})
 
 
 class SandboxesHandler(Handler):
@@ -245,7 +245,11 @@ class SandboxesHandler(Handler):
             info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
         elif self.scope is not None:
             self._check_children(self.scope)
-            spec = self.scope.narrow(asked, values_bytes=self.keeper.wiring.settings.remote_values_bytes)
+            spec = self.scope.narrow(
+                asked,
+                values_bytes=self.keeper.wiring.settings.remote_values_bytes,
+                egress=self.keeper.service.live(self.scope.sandbox_id).spec.egress,
+            )
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
             info = await self.unless_gone(create)
         else:
@@ -295,10 +299,18 @@ class SandboxHandler(Handler):
             await self.keeper.stop(info.id)
         self.set_status(204)
 
-    def patch(self, sandbox_id: str) -> None:
-        """Other terms from now on."""
-        info, changes = self.visible(sandbox_id), agents_api.changes_of(self.body())
-        self.answer(self.keeper.agents.set_terms(info.id, **changes).to_json())
+    async def patch(self, sandbox_id: str) -> None:
+        """Other terms, or another network policy, from now on."""
+        info, body = self.visible(sandbox_id), self.body()
+        changes = agents_api.changes_of({name: value for name, value in body.items() if name != "network"})
+        if "network" in body:
+            policy = SandboxSpec.from_json({"python": "", "network": body["network"]})
+            if policy.network != "none":
+                raise InvalidRequestError("A sandbox gets no network later", hint='Name hosts, or give "none".')
+            info = await self.keeper.agents.set_network(info.id, policy.egress)
+        if changes or "network" not in body:
+            info = self.keeper.agents.set_terms(info.id, **changes)
+        self.answer(info.to_json())
 
 
 class RemoteHandler(Handler):

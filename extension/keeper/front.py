@@ -81,7 +81,12 @@ class Front:
             token=token,
             restored=restored,
             clone=clone,
-            env={**self._kernel.request.env, **self._box.spec.env, **gpu_environment(self._box.gpus)},
+            env={
+                **self._kernel.request.env,
+                **await self._box.network_environment(),
+                **self._box.spec.env,
+                **gpu_environment(self._box.gpus),
+            },
             inherited=record.get("inherited", ()),
             timeout=GO_ON_TIMEOUT_S,
         )

@@ -60,8 +60,10 @@ def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto
             )
     if asked.get("gpu") is not None:
         principal.check("gpu", "ask for GPUs")
-    if asked.get("network", "none") != "none":
-        raise InvalidRequestError("Sandboxes of principals have no network", hint="Leave `network` out.")
+    if asked.get("network") == "host":
+        raise InvalidRequestError(
+            "Sandboxes of principals do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'
+        )
     backend = asked.get("backend", "auto")
     if (usual if backend == "auto" else backend) == "process":
         raise InvalidRequestError(

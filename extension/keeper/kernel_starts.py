@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 import time
@@ -157,12 +158,13 @@ class KernelStarts:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
         died = self.ledger.loss(request.kernel_id, request.server, request.notebook)
         if kernel.sandbox_id is not None:
-            spec = await self._service.check(request.spec)
+            spec = await self._service.check(request.spec, principal=request.principal)
             box = self._find(kernel)
             if box is not None:
                 fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
                 if fits and box.info.state in (State.RUNNING, State.SUSPENDED):
-                    box.spec = spec
+                    box.spec = dataclasses.replace(spec, egress=box.spec.egress)
+                    await self._service.set_network(box.info.id, request.spec.egress)
                     await self._service.reopen(box.info.id)
                     return box.info.id
                 died = box.info.error
@@ -195,7 +197,7 @@ class KernelStarts:
         self.sandbox_in_use(box)
         await kernel.proxy.drop_guest()
         kernel.ending = False
-        env = {**kernel.request.env, **box.spec.env, **gpu_environment(box.gpus)}
+        env = {**kernel.request.env, **await box.network_environment(), **box.spec.env, **gpu_environment(box.gpus)}
         oom_before = box.oom_kills()
         process = kernel.process = await self._service.start_kernel(sandbox_id, env=env, cwd=kernel.request.cwd)
         started = time.perf_counter()

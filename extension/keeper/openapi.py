@@ -138,7 +138,11 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     },
     BOX: {
         "get": _read("One of them.", SANDBOX),
-        "patch": _run("Change its terms: its time begins anew.", SANDBOX, body=named("TermsWanted")),
+        "patch": _run(
+            "Change its terms (its time begins anew with timeout_s), or what it reaches.",
+            SANDBOX,
+            body=named("ChangesWanted"),
+        ),
         "delete": _run("End it with all that is in it. Idempotent."),
     },
     f"{BOX}/connect": {

@@ -188,7 +188,7 @@ class Runs:
         sandbox_id, oom_before = box.info.id, box.oom_kills()
         share = len(box.gpus) // rank.of
         gpus = box.gpus[rank.number * share : (rank.number + 1) * share]
-        env = {**self._of_rank(box, rank), **box.spec.env, **gpu_environment(gpus)}
+        env = {**self._of_rank(box, rank), **await box.network_environment(), **box.spec.env, **gpu_environment(gpus)}
         cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
         if rank.number == 0:
             process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)

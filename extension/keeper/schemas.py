@@ -13,6 +13,7 @@ from warmcell.sandbox.models import (
     GpuDevice,
     SandboxInfo,
     SandboxSpec,
+    Secret,
     SnapshotInfo,
     Terms,
 )
@@ -64,7 +65,14 @@ def components() -> dict[str, Schema]:
     terms = found["TermsWanted"]["properties"]
     for told in ("ends_at", "frozen"):
         del terms[told]
-    found["SandboxSpecWanted"]["properties"]["python"] = TEXT
+    spec = found["SandboxSpecWanted"]["properties"]
+    spec["python"] = TEXT
+    policy = found["NetworkPolicyWanted"]["properties"]
+    del spec["egress"], policy["authority"]
+    policy["headers"] = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
+    hosts = [many(TEXT), named("NetworkPolicyWanted")]
+    spec["network"] = {"anyOf": [spec["network"], *hosts]}
+    found["ChangesWanted"] = asked(**terms, network={"anyOf": [{"enum": ["none"]}, *hosts]})
     found["Gpu"] = _gpu(found)
     found["RunInfo"] = given(
         id=TEXT,
@@ -132,4 +140,4 @@ def _of(kind: Any, found: dict[str, Schema], *, whole: bool, suffix: str) -> Sch
         return {"type": "object", "additionalProperties": inner(arguments[1])}
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [one.value for one in kind]}
-    return {str: TEXT, bool: YES_NO, int: WHOLE, float: NUMBER}.get(kind, ANYTHING)
+    return {str: TEXT, Secret: TEXT, bool: YES_NO, int: WHOLE, float: NUMBER}.get(kind, ANYTHING)

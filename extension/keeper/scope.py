@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
-from warmcell.sandbox.models import Limits, SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import Limits, NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec
 
 ASKABLE = ("gpu", "image", "preload", "template", "limits", "network")
 """The fields of a spec that code in a sandbox may choose; everything else is its own sandbox's."""
@@ -30,12 +30,15 @@ class GuestScope:
                 f"There is no sandbox {info.id}", hint="Only sandboxes made from this one are seen here."
             )
 
-    def narrow(self, asked: Mapping[str, Any], *, values_bytes: int = 0) -> SandboxSpec:
+    def narrow(
+        self, asked: Mapping[str, Any], *, values_bytes: int = 0, egress: NetworkPolicy | None = None
+    ) -> SandboxSpec:
         """The spec of a sandbox made from here.
 
         Args:
             asked: What it is to be, as far as that can be chosen.
             values_bytes: So much shared memory it may have even where this one has less, for what is sent to it.
+            egress: What this one reaches now; the other reaches the same, or nothing if that is asked for.
 
         Raises:
             InvalidRequestError: It asks for more than this sandbox has.
@@ -45,6 +48,10 @@ class GuestScope:
                 raise InvalidRequestError(
                     f"{name!r} cannot be chosen from inside a sandbox", hint=f"Only {', '.join(ASKABLE)} can."
                 )
+        if not isinstance(asked.get("network", ""), str):
+            raise InvalidRequestError(
+                "Code in a sandbox cannot choose what is reached", hint="What it makes reaches what it reaches itself."
+            )
         wanted = SandboxSpec.from_json({"python": self.spec.python, **asked})
         if wanted.network != "none" and self.spec.network == "none":
             raise InvalidRequestError(
@@ -55,6 +62,7 @@ class GuestScope:
             self.spec,
             gpu=wanted.gpu,
             network=wanted.network if "network" in asked else self.spec.network,
+            egress=None if "network" in asked else egress,
             limits=dataclasses.replace(
                 _least(self.spec.limits, wanted.limits),
                 shm_bytes=min(wanted.limits.shm_bytes, max(self.spec.limits.shm_bytes, values_bytes)),

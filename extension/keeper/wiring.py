@@ -31,6 +31,8 @@ from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.images.containers import ContainerImageBuilder
 from warmcell.sandbox.images.environments import EnvironmentBuilder, build_paths
 from warmcell.sandbox.models import GIB, EngineReport
+from warmcell.sandbox.network.egress import Egress, EgressBounds
+from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.saved import NO_ENGINE
 from warmcell.sandbox.service import SandboxService
@@ -86,12 +88,31 @@ class Wiring:
         self.gpus = gpu_pool(settings, paths)
         self.image_builders = self._image_builders()
 
+    def _package_index(self) -> PackageIndex:
+        return PackageIndex.from_environment(
+            os.environ, url=self.settings.index_url, certificate=self.settings.index_certificate
+        )
+
+    def egress(self) -> Egress:
+        """What sandboxes without a network may reach."""
+        settings, index = self.settings, self._package_index()
+        return Egress(
+            EgressBounds(
+                allowed=settings.egress_bounds,
+                principals=tuple(settings.egress_principals),
+                index=Index(
+                    urls=tuple(url for url in (index.url, *index.extra_urls) if url),
+                    hosts=tuple(settings.egress_index_hosts),
+                    certificate=index.certificate,
+                    private=settings.egress_private_index,
+                ),
+            )
+        )
+
     def _image_builders(self) -> Mapping[str, ImageBuilder]:
         """Who builds images for which backend."""
         settings, paths = self.settings, self.paths
-        index = PackageIndex.from_environment(
-            os.environ, url=settings.index_url, certificate=settings.index_certificate
-        )
+        index = self._package_index()
         environments = EnvironmentBuilder(
             paths=paths,
             backend=BubblewrapBackend(paths=build_paths(paths), nursery=self.nursery),
@@ -135,6 +156,7 @@ class Wiring:
             prepared_per_template=self.settings.prepared,
             prepared_bytes=int(self.settings.prepared_memory * GIB),
             gpu_wait_s=self.settings.gpu_wait,
+            egress=self.egress(),
         )
 
     def upkeep(self, service: SandboxService) -> Upkeep:

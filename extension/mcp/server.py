@@ -26,7 +26,8 @@ READ_MAX_BYTES: Final = 1024 * 1024
 PICTURE_ENDINGS: Final = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
 
 INSTRUCTIONS = (
-    "Sandboxes are isolated places on the user's machine, without network, in which to run Python and commands. Make "
+    "Sandboxes are isolated places on the user's machine, without network unless hosts are allowed, in which to run "
+    "Python and commands. Make "
     "one with create_sandbox and use its sandbox_id. Variables, files and processes stay between calls. run_code and "
     "exec answer after wait_s seconds at the latest: what has not ended by then goes on, and read_output with its "
     "handle gives the rest. If a call times out nothing is lost: list_work has the handles. Output comes in pages; "
@@ -75,6 +76,11 @@ def build(callers: Callers, *, wait_s: float = WAIT_S) -> MCPServer[Any]:
         cpus: Annotated[float | None, Field(description="Cap, in cores.")] = None,
         env: Annotated[dict[str, str] | None, Field(description="Environment variables.")] = None,
         preload: Annotated[list[str] | None, Field(description="Modules imported in advance.")] = None,
+        allow: Annotated[
+            list[str] | None,
+            Field(description='Hosts that it reaches by http and https, as in "pypi.org", "*.example.com".'),
+        ] = None,
+        packages: Annotated[bool, Field(description="Whether pip install works, from the operator's index.")] = False,
         snapshot: Annotated[str | None, Field(description="Go on from this one, with all that was in memory.")] = None,
         timeout_s: Annotated[float, Field(description="Seconds of running until on_timeout.", gt=0)] = 300.0,
         on_timeout: Annotated[
@@ -83,7 +89,8 @@ def build(callers: Callers, *, wait_s: float = WAIT_S) -> MCPServer[Any]:
     ) -> dict[str, Any]:
         """Make a sandbox; it is ready when this answers."""
         limits = {"memory_bytes": size(memory), "cpus": cpus}
-        wanted = {"image": image, "gpu": gpu, "env": env, "preload": preload}
+        network = {"allow": allow or [], "packages": packages} if allow or packages else None
+        wanted = {"image": image, "gpu": gpu, "env": env, "preload": preload, "network": network}
         spec: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
         if any(value is not None for value in limits.values()):
             spec["limits"] = {name: value for name, value in limits.items() if value is not None}

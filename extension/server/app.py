@@ -77,6 +77,7 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.server = root_dir
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
+        self.settings["warmcell_e2b_internet"] = self.warmcell.e2b_internet
         self.metrics = self.settings["warmcell_metrics"] = KeeperMetrics()
         REGISTRY.register(self.metrics)
         use_prompt_connections(self.settings)

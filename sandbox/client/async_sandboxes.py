@@ -12,7 +12,7 @@ from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.core import Core, OnResult, Telling
 from warmcell.sandbox.client.results import Execution, Metrics
 from warmcell.sandbox.client.transport import AsyncTransport, Where
-from warmcell.sandbox.client.wanted import OnTimeout, Wanted, asked_of
+from warmcell.sandbox.client.wanted import Network, OnTimeout, Wanted, asked_of, policy_of
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import ExecResult, SandboxInfo, SnapshotInfo
 
@@ -111,6 +111,10 @@ class AsyncSandbox:
     async def set_tags(self, tags: Mapping[str, str]) -> SandboxInfo:
         """As `Sandbox.set_tags`."""
         return await self._core.set_terms(tags=dict(tags))
+
+    async def set_network(self, network: Network) -> SandboxInfo:
+        """As `Sandbox.set_network`."""
+        return await self._core.set_terms(network=policy_of(network))
 
     async def run(
         self,

@@ -131,6 +131,17 @@ class CommandInfo(Wire):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic(Wire):
+    """What went through a sandbox's proxy since it was made."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    allowed: int = 0
+    """Requests, and connections of which only the host is seen."""
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics(Wire):
     """What a sandbox uses now."""
 
@@ -144,6 +155,7 @@ class Metrics(Wire):
     memory_limit_bytes: float | None = None
     cpus: float | None = None
     pids_limit: float | None = None
+    network: Traffic = Traffic()
 
 
 class Showing:

@@ -12,7 +12,7 @@ from warmcell.sandbox.client.core import Core, OnResult, Telling
 from warmcell.sandbox.client.files import Files
 from warmcell.sandbox.client.results import Execution, Metrics
 from warmcell.sandbox.client.transport import SyncTransport, Where, now
-from warmcell.sandbox.client.wanted import TIMEOUT_S, OnTimeout, Wanted, asked_of
+from warmcell.sandbox.client.wanted import TIMEOUT_S, Network, OnTimeout, Wanted, asked_of, policy_of
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import ExecResult, SandboxInfo, SnapshotInfo
 
@@ -40,6 +40,7 @@ class Sandbox:
         cpus: float | None = None,
         disk: int | str | None = None,
         env: Mapping[str, str] | None = None,
+        network: Network | None = None,
         preload: Sequence[str] | None = None,
         template: str | None = None,
         backend: str | None = None,
@@ -63,6 +64,8 @@ class Sandbox:
             cpus: Most processors.
             disk: Most that it writes to each of its file systems, in bytes or as in "10GiB".
             env: Variables of its code and commands.
+            network: Hosts that it reaches, as in ["pypi.org", "*.example.com"], or a policy, as in {"allow": […],
+                "headers": {"api.example.com": {"Authorization": "…"}}, "packages": True}. None: nothing.
             preload: Modules that are imported in advance, where starts come from a template. Empty: none.
             template: Name of that template.
             backend: What isolates it; None: the best that this machine has.
@@ -87,6 +90,7 @@ class Sandbox:
             cpus=cpus,
             disk=disk,
             env=env,
+            network=network,
             preload=preload,
             template=template,
             backend=backend,
@@ -196,6 +200,10 @@ class Sandbox:
     def set_tags(self, tags: Mapping[str, str]) -> SandboxInfo:
         """Its tags are these from now on."""
         return now(self._core.set_terms(tags=dict(tags)))
+
+    def set_network(self, network: Network) -> SandboxInfo:
+        """What it reaches from now on, as `network` of `Sandbox`; connections of until now end."""
+        return now(self._core.set_terms(network=policy_of(network)))
 
     def run(
         self,

@@ -11,6 +11,9 @@ from warmcell.sandbox.models import GIB, MIB
 
 OnTimeout = Literal["suspend", "kill"]
 
+Network = Literal["none"] | Sequence[str] | Mapping[str, Any]
+"""What a sandbox reaches: nothing; these hosts; or all of a policy: allow, deny, headers, packages, max_bytes."""
+
 TIMEOUT_S = 300.0
 UNITS = {"": 1, "KIB": 1024, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -29,6 +32,13 @@ def size(text: int | str | None) -> int | None:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
+def policy_of(network: Network) -> str | dict[str, Any]:
+    """The same in the API's words."""
+    if isinstance(network, str):
+        return network
+    return dict(network) if isinstance(network, Mapping) else {"allow": list(network)}
+
+
 class Wanted(TypedDict, total=False):
     """The arguments of `Sandbox`; there it says what they mean."""
 
@@ -39,6 +49,7 @@ class Wanted(TypedDict, total=False):
     cpus: float | None
     disk: int | str | None
     env: Mapping[str, str] | None
+    network: Network | None
     preload: Sequence[str] | None
     template: str | None
     backend: str | None
@@ -63,6 +74,7 @@ class Asked:
 def asked_of(wanted: Wanted) -> Asked:
     """Raises InvalidRequestError where it makes no sense."""
     gpu, env, preload = wanted.get("gpu"), wanted.get("env"), wanted.get("preload")
+    network = wanted.get("network")
     caps = {
         "memory_bytes": size(wanted.get("memory")),
         "cpus": wanted.get("cpus"),
@@ -75,6 +87,7 @@ def asked_of(wanted: Wanted) -> Asked:
         "gpu": gpu if gpu is None or isinstance(gpu, str) else list(gpu),
         "limits": limits or None,
         "env": dict(env) if env else None,
+        "network": None if network is None else policy_of(network),
         "preload": None if preload is None else list(preload),
         "template": wanted.get("template"),
         "backend": wanted.get("backend"),

@@ -51,6 +51,7 @@ def home() -> Iterator[Places]:
         config = made.root / "jupyter" / "config"
         config.mkdir(parents=True)
         lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.keeper_idle_s = 0.2", "c.Warmcell.prepared = 0"]
+        lines += ["c.Warmcell.egress_allowed = c.Warmcell.egress_principals = ['*.example.com']"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
         yield made
 

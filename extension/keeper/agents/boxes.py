@@ -24,7 +24,7 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Terms
+from warmcell.sandbox.models import NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec, Terms
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -227,6 +227,18 @@ class Agents:
         box = self._boxes.get(sandbox_id)
         return box is not None and (box.runs.busy or box.commands.running > 0)
 
+    async def set_network(self, sandbox_id: SandboxId, policy: NetworkPolicy | None) -> SandboxInfo:
+        """Have it reach what that says, and its kernel know; raises as `of` and `SandboxService.set_network`."""
+        box = self.of(sandbox_id)
+        info = await self._service.set_network(sandbox_id, policy)
+        live, kernel = self.live(sandbox_id), self.kernel(sandbox_id)
+        kernel.request = dataclasses.replace(
+            kernel.request, spec=dataclasses.replace(kernel.request.spec, egress=live.spec.egress)
+        )
+        if info.state is State.RUNNING:  # Else it is told as it comes back.
+            box.runs.tell(await live.network_environment())
+        return info
+
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what its kernel does, if anything."""
         await self._kernels.signal(self.kernel(sandbox_id).request.kernel_id, SIGINT)
@@ -410,7 +422,9 @@ def _spec(asked: Mapping[str, Any]) -> SandboxSpec:
             raise errors.InvalidRequestError(
                 f"{name!r} is not for sandboxes of this kind", hint="Upload what it is to have: box.files."
             )
-    if asked.get("network", "none") != "none":
-        raise errors.InvalidRequestError("Sandboxes of this kind have no network", hint="Leave `network` out.")
+    if asked.get("network") == "host":
+        raise errors.InvalidRequestError(
+            "Sandboxes of this kind do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'
+        )
     usual = {"python": "" if asked.get("image") else os.path.abspath(sys.executable)}
     return SandboxSpec.from_json({**usual, **asked})

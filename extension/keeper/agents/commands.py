@@ -138,8 +138,8 @@ class Command:
         return self._process
 
     async def _run(self, box: LiveSandbox, started: "asyncio.Future[None]") -> None:
-        env = {**box.spec.env, **gpu_environment(box.gpus), **self.env}
         try:
+            env = {**await box.network_environment(), **box.spec.env, **gpu_environment(box.gpus), **self.env}
             async with box.exec_stream(self.argv, env=env, cwd=self.cwd, pty=self.size is not None) as process:
                 self._process, self.pid = process, process.pid
                 if self.size is not None:

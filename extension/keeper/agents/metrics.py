@@ -1,6 +1,7 @@
 """What a sandbox uses, read from /proc on the host: the processes that are in it, whatever they say themselves."""
 
 import contextlib
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def measure(box: LiveSandbox) -> dict[str, Any]:
         "cpus": _limit(limits, "cpu"),
         "processes": len(pids),
         "pids_limit": _limit(limits, "pids"),
+        "network": dataclasses.asdict(box.tally),
     }
 
 

@@ -118,6 +118,7 @@ class KernelRuns:
         self._note = note
         self._many = False
         self._closing = False
+        self._env: dict[str, str] = {}
         self.contexts: dict[str, str] = {DEFAULT_CONTEXT: "", **contexts}
         """Id to the directory in which it began."""
 
@@ -126,6 +127,10 @@ class KernelRuns:
         """Whether the kernel has, or had, other contexts than the default one."""
         self._many = self._many or len(self.contexts) > 1
         return self._many
+
+    def tell(self, env: Mapping[str, str]) -> None:
+        """Have the kernel's variables be these from the next run on."""
+        self._env = dict(env)
 
     @property
     def busy(self) -> bool:
@@ -310,8 +315,9 @@ class KernelRuns:
             run.state, run.started_at = "running", time.time()
             client = await self._client()
             use = f"use({run.context!r}, {self.contexts.get(run.context, '')!r})"
-            if self.many or run.env:
-                await self._silently(client, use, env=run.env)
+            told, self._env = self._env, {}
+            if self.many or run.env or told:
+                await self._silently(client, use, env={**told, **run.env})
             async with contextlib.aclosing(client.execute(run.code, self._box())) as messages:
                 async for message in messages:
                     if message["msg_type"] == "reply":

@@ -29,7 +29,7 @@ async def create(request: E2bHandler) -> None:
     key = request.request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequestError("Idempotency-Key must be 1 to 255 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID.")
-    wanted = shapes.new_sandbox(await request.body_stream.fields())
+    wanted = shapes.new_sandbox(await request.body_stream.fields(), internet=_internet(request))
     body: dict[str, Any] = {"terms": wanted.terms}
     snapshot = None if wanted.usual else await _snapshot(request, wanted.name)
     if snapshot is not None:
@@ -41,10 +41,18 @@ async def create(request: E2bHandler) -> None:
             await _check_image(request, wanted.name)
         body["spec"] = {
             "env": dict(wanted.env),
+            **({"network": wanted.network} if wanted.network else {}),
             **({"gpu": wanted.gpu} if wanted.gpu else {}),
             **({} if wanted.usual else {"image": wanted.name}),
         }
     info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
+    if snapshot is not None and wanted.network is not None:
+        path = f"/sandboxes/{info['id']}"
+        try:
+            info = await request.keeper.ask("PATCH", path, {"network": wanted.network})
+        except WarmcellError:
+            await request.keeper.ask("DELETE", path)
+            raise
     request.answer(shapes.sandbox(info, request.keys), 201)
 
 
@@ -181,12 +189,11 @@ async def delete_snapshot(request: E2bHandler) -> None:
 
 
 async def network(request: E2bHandler) -> None:
-    """Sandboxes have no network; what asks for less than that is fulfilled already."""
+    """What it reaches from now on, instead of until now."""
     body = await request.body_stream.fields()
-    await info_in(request)
-    if body.flag("allow_internet_access"):
-        raise UnsupportedOperationError("Sandboxes have no network here", hint="Leave allow_internet_access out.")
-    shapes.check_network(body)
+    info = await info_in(request)
+    policy = shapes.policy(body, body, internet=_internet(request))
+    await request.keeper.ask("PATCH", f"/sandboxes/{info['id']}", {"network": policy or "none"})
     request.answer(None, 204)
 
 
@@ -269,6 +276,10 @@ async def _set_timeout(request: E2bHandler, seconds: int) -> None:
     else:
         await request.keeper.ask("PATCH", f"/sandboxes/{info['id']}", {"timeout_s": seconds})
     request.answer(None, 204)
+
+
+def _internet(request: E2bHandler) -> bool:
+    return bool(request.settings.get("warmcell_e2b_internet"))
 
 
 def _shown(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,16 @@ class Fields:
             raise self._not(name, "an object")
         return Fields(value, self._place(name))
 
+    def lists(self, name: str) -> dict[str, "list[Fields]"]:
+        """An object of lists of objects."""
+        value = self._get(name, {})
+        if not isinstance(value, dict) or not all(
+            isinstance(items, list) and all(isinstance(item, dict) for item in items) for items in value.values()
+        ):
+            raise self._not(name, "an object of lists of objects")
+        where = self._place(name)
+        return {key: [Fields(item, f"{where}.{key}") for item in items] for key, items in value.items()}
+
     def one_of(self, *names: str) -> str:
         """Which of these is given.
 

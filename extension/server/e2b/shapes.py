@@ -20,6 +20,7 @@ GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
 TIMEOUT_S: Final = 300
 TIMEOUT_MAX_S: Final = 10 * 365 * 86400
+ALL_TRAFFIC: Final = ("0.0.0.0/0", "::/0")
 MIB: Final = 2**20
 NEVER_S: Final = TIMEOUT_MAX_S
 """A time has to be named for the end of a sandbox that has none."""
@@ -34,6 +35,8 @@ class NewSandbox:
     """The template without its GPU."""
     gpu: str | None
     env: Mapping[str, str]
+    network: Mapping[str, Any] | None
+    """What it reaches, in our words. None: nothing."""
     terms: Mapping[str, Any]
 
     @property
@@ -42,8 +45,12 @@ class NewSandbox:
         return self.name in USUAL_TEMPLATES
 
 
-def new_sandbox(body: Fields) -> NewSandbox:
+def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
     """Read a request.
+
+    Args:
+        body: Of the request.
+        internet: Whether sandboxes reach everything that may be reached where nothing else is said.
 
     Raises:
         InvalidRequestError: It is not of E2B's form.
@@ -63,6 +70,7 @@ def new_sandbox(body: Fields) -> NewSandbox:
         name=name,
         gpu=metadata.get(GPU_METADATA) or gpu or None,
         env=body.mapping("envVars"),
+        network=policy(body, body.message("network") or Fields({}), internet=internet),
         terms={
             "timeout_s": timeout_of(body) or TIMEOUT_S,
             "on_timeout": "suspend" if body.flag("autoPause") else "kill",
@@ -95,18 +103,63 @@ def _refuse_unsupported(body: Fields) -> None:
     for name, what in missing.items():
         if body.given(name):
             raise UnsupportedOperationError(f"{what} ({name}) are not supported", hint=f"Leave {name} out.")
-    network = body.message("network")
-    if network is not None:
-        check_network(network)
 
 
-def check_network(network: Fields) -> None:
-    """Raises UnsupportedOperationError for rules that let something out: sandboxes have no network here."""
-    for name in ("allowOut", "egressProxy", "rules", "dnsServers", "httpsPorts", "maskRequestHost"):
-        if network.given(name):
-            raise UnsupportedOperationError(
-                f"network.{name} is not supported: sandboxes have no network", hint=f"Leave network.{name} out."
-            )
+def policy(body: Fields, rules: Fields, *, internet: bool) -> dict[str, Any] | None:
+    """What a sandbox reaches, in our words; None: nothing.
+
+    Args:
+        body: Has `allow_internet_access`.
+        rules: Has `allowOut`, `denyOut`, `rules`.
+        internet: As of `new_sandbox`.
+
+    Raises:
+        InvalidRequestError: It is not of E2B's form.
+        UnsupportedOperationError: It asks for what is not there.
+    """
+    for name in ("egressProxy", "dnsServers", "httpsPorts", "maskRequestHost"):
+        if rules.given(name):
+            raise UnsupportedOperationError(f"network.{name} is not supported", hint=f"Leave network.{name} out.")
+    allowed, denied = list(rules.texts("allowOut")), list(rules.texts("denyOut"))
+    closed = body.flag("allow_internet_access") is False or any(one in ALL_TRAFFIC for one in denied)
+    denied = [one for one in denied if one not in ALL_TRAFFIC]
+    if allowed and denied:
+        raise UnsupportedOperationError(
+            "network.allowOut with exceptions from network.denyOut is not supported",
+            hint="Deny everything (0.0.0.0/0) but what allowOut names.",
+        )
+    if internet and not closed:
+        allowed.append("*")
+    headers = _headers(rules)
+    for host in headers:
+        if host not in allowed and "*" not in allowed:
+            raise InvalidRequestError(f"{host} has rules and is not allowed", hint="Name it in network.allowOut, too.")
+    allowed = ["*" if one in ALL_TRAFFIC else one for one in allowed]
+    return {"allow": allowed, "deny": denied, "headers": headers} if allowed else None
+
+
+def _headers(rules: Fields) -> dict[str, dict[str, str]]:
+    """Host to what its requests get added."""
+    found: dict[str, dict[str, str]] = {}
+    for host, ones in rules.lists("rules").items():
+        for one in ones:
+            transform = one.message("transform")
+            if transform is not None:
+                found.setdefault(host, {}).update(transform.mapping("headers"))
+    return {host: headers for host, headers in found.items() if headers}
+
+
+def shown_policy(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sandbox reaches, in E2B's words."""
+    egress = info["egress"] or {"allow": [], "deny": []}
+    everything = "*" in egress["allow"]
+    return {
+        "allowInternetAccess": everything,
+        "network": {
+            "allowOut": [] if everything else list(egress["allow"]),
+            "denyOut": list(egress["deny"]) if everything else [ALL_TRAFFIC[0]],
+        },
+    }
 
 
 def sandbox(info: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
@@ -147,7 +200,7 @@ def detail(info: Mapping[str, Any], keys: Keys | None) -> dict[str, Any]:
         **listed(info),
         **({} if keys is None else {"envdAccessToken": keys.token(info["id"], info["principal"])}),
         "domain": None,
-        "allowInternetAccess": info["network"] != "none",
+        **shown_policy(info),
         "lifecycle": {
             "autoResume": terms["auto_resume"],
             "onTimeout": "pause" if terms["on_timeout"] == "suspend" else "kill",

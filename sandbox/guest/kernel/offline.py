@@ -51,7 +51,8 @@ def install() -> None:
 
 
 def _system(command: str, run: Callable[[str], int]) -> int:
-    return _pip(command) if PIP.search(command) else run(command)
+    reaches = os.environ.get("HTTPS_PROXY")  # Given, or taken away, after the template that it came from began.
+    return _pip(command) if PIP.search(command) and not reaches else run(command)
 
 
 def _pip(command: str) -> int:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from . import processes
+from .accept import Acceptors
 from .endpoint import Endpoint, ignore
 from .forward import Forward
 from .jsonline import decode, encode
@@ -46,6 +47,7 @@ class Server:
         os.chdir(run)
         self._connections: list[Endpoint] = []
         self._relays = Relays(self._loop, self.admit)
+        self._acceptors = Acceptors(self._loop)
         self._template = Template(self._loop, guest=guest, python=python, announce=self._announce)
         self._kernels = Kernels(
             self._loop, self._template, self._relays, guest=guest, python=python, announce=self._announce
@@ -226,6 +228,16 @@ class Server:
             raise Refusal("invalid_request", f"{port} is no port")
         Forward(self._loop, connection, port, answer)
 
+    def _accept(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        port = _integer(request, "port")
+        if not 0 < port < 65536:
+            raise Refusal("invalid_request", f"{port} is no port")
+        if request.get("wait") is False:
+            self._acceptors.open(port)
+            answer(ok=True)
+        else:
+            self._acceptors.wait(connection, port, answer)
+
     _OPERATIONS: ClassVar[Mapping[str, Callable[..., None]]] = {
         "hello": _hello,
         "events": _events,
@@ -236,6 +248,7 @@ class Server:
         "exec": _exec,
         "files": _files,
         "forward": _forward,
+        "accept": _accept,
         "leave": _leave,
     }
 

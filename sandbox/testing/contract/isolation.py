@@ -26,6 +26,12 @@ LOOPBACK = (
     "import socket; server = socket.create_server(('127.0.0.1', 0))\n"
     "socket.create_connection(server.getsockname()); print('ok')"
 )
+ASK = (
+    "import socket, sys; there = socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=60)\n"
+    "there.sendall(b'ping'); there.shutdown(socket.SHUT_WR)\n"
+    "print(b''.join(iter(lambda: there.recv(99), b'')).decode())"
+)
+ASKED_PORT = 43129
 CONNECT = (
     "import socket, sys\n"
     "try: socket.create_connection(('127.0.0.1', int(sys.argv[1])), timeout=5).close()\n"
@@ -142,6 +148,22 @@ async def without_network_its_own_loopback_works(subject: Subject) -> None:
     async with subject.box(network="none") as box:
         said = await box.run(subject.python, "-c", LOOPBACK)
         expect(said.stdout == "ok\n", f"it does not: {said.stderr}")
+
+
+@check(isolated=True)
+async def without_network_its_programs_speak_with_whom_the_host_sends(subject: Subject) -> None:
+    async with subject.box(network="none") as box:
+
+        async def answer() -> None:
+            async with box.channel.accept(ASKED_PORT) as (reader, writer):
+                writer.write(await reader.read() + b" pong")
+                await writer.drain()
+
+        await box.channel.listen(ASKED_PORT)
+        answering = asyncio.create_task(answer())
+        said = await box.run(subject.python, "-c", ASK, str(ASKED_PORT))
+        await answering
+        expect(said.stdout == "ping pong\n", f"it heard {said.stdout}{said.stderr}")
 
 
 @check(programs=True, needs=lambda subject: "host" in subject.backend.capabilities.networks)

@@ -79,6 +79,8 @@ async def test_hello_says_who_is_there(guest: Guest) -> None:
         b'{"op": "prepare", "preload": [1]}\n',
         b'{"op": "forward", "port": 70000}\n',
         b'{"op": "forward", "port": true}\n',
+        b'{"op": "accept", "port": 0}\n',
+        b'{"op": "accept"}\n',
         b'{"op": "signal", "pid": 1.5, "signum": 9}\n',
         b'{"op": "signal", "pid": 1, "signum": 99999999999}\n',
         b'{"op": NaN}\n',
@@ -346,6 +348,73 @@ async def test_a_port_where_nobody_listens_is_said(guest: Guest) -> None:
             async with guest.channel.forward(port):
                 pass
     assert caught.value.hint
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
+
+
+async def test_who_connects_to_an_accepted_port_speaks_with_the_host(guest: Guest) -> None:
+    """One after another, both ways, each direction by itself; who comes before the host waits for it."""
+    port, data = free_port(), os.urandom(3 * MIB)
+    await guest.channel.listen(port)
+    async with asyncio.timeout(60):
+        for _ in range(3):
+            ours, ours_out = await asyncio.open_connection("127.0.0.1", port)
+            ours_out.write(data)
+            ours_out.write_eof()
+            async with guest.channel.accept(port) as (reader, writer):
+                writer.write((await reader.read())[::-1])
+                writer.write_eof()
+                assert await ours.read() == data[::-1]
+            ours_out.close()
+
+
+async def test_a_port_is_closed_when_the_host_no_longer_waits_there(guest: Guest) -> None:
+    """And can be opened again; what was accepted goes on."""
+    port = free_port()
+    async with asyncio.timeout(60):
+        await guest.channel.listen(port)
+        ours, ours_out = await asyncio.open_connection("127.0.0.1", port)
+        async with guest.channel.accept(port) as (_, writer):
+            waiting = asyncio.create_task(guest.channel.accept(port).__aenter__())
+            await guest.channel.hello()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await guest.channel.hello()
+            with pytest.raises(ConnectionError):
+                await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"still here")
+            assert await ours.readexactly(10) == b"still here"
+        ours_out.close()
+        await guest.channel.listen(port)
+        _, again = await asyncio.open_connection("127.0.0.1", port)
+        again.close()
+
+
+async def test_a_port_that_is_taken_is_not_accepted(guest: Guest) -> None:
+    """Somebody in the sandbox has it: an error, and init serves on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(WarmcellError, match="in use"):
+        await guest.channel.listen(taken.getsockname()[1])
+    await guest.channel.hello()
+
+
+async def test_who_has_connected_sees_the_end_when_the_host_goes(guest: Guest) -> None:
+    """The host hangs up in the middle: the program reads the end, and the next one is served."""
+    port = free_port()
+    async with asyncio.timeout(60):
+        await guest.channel.listen(port)
+        for _ in range(2):
+            ours, ours_out = await asyncio.open_connection("127.0.0.1", port)
+            ours_out.write(b"x" * MIB)
+            async with guest.channel.accept(port) as (reader, _):
+                await reader.read(1)
+            with contextlib.suppress(ConnectionError):
+                assert await ours.read() == b""
+            ours_out.close()
 
 
 async def test_opening_waits_for_a_guest_that_comes_late(places: Places) -> None:

@@ -4,18 +4,28 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.integration.sandboxes.index import PackageServer, package_server
 from tests.leaks import Places, own_places
 from warmcell import Sandbox
 from warmcell.sandbox.client.keeper import SyncKeeperClient
 
 
 @pytest.fixture(scope="package")
-def home() -> Iterator[Places]:
+def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PackageServer]:
+    """The operator's package index."""
+    with package_server(tmp_path_factory.mktemp("index")) as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def home(index: PackageServer) -> Iterator[Places]:
     """Directories of one keeper for all tests of this folder."""
     with own_places() as made:
         config = made.root / "jupyter" / "config"
         config.mkdir(parents=True)
         lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.prepared = 0", "c.Warmcell.keeper_idle_s = 0.2"]
+        lines += [f"c.Warmcell.index_url = {index.url!r}", f"c.Warmcell.index_certificate = {str(index.certificate)!r}"]
+        lines += ["c.Warmcell.egress_private_index = True"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
         with pytest.MonkeyPatch.context() as patch:
             for name, value in made.env.items():

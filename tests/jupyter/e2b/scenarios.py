@@ -290,12 +290,19 @@ def logs_tell_what_ran():
         assert [entry["message"] for entry in ours] == ["process started", "process ended"]
 
 
-def network_can_only_be_less():
-    """There is none, so that what forbids it is done already; what allows some is refused."""
-    box = shared()
-    assert control("PUT", f"/sandboxes/{box.sandbox_id}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
-    assert control("PUT", f"/sandboxes/{box.sandbox_id}/network", {"allowOut": ["example.com"]})[0] == 501
+def hosts_are_reached_that_are_named_and_that_the_operator_allows():
+    """None at first, whatever clients say by default; what is allowed can be changed, and nothing else is reached."""
+    box, path = shared(), f"/sandboxes/{shared().sandbox_id}"
     assert box.get_info().allow_internet_access is False
+    assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
+    assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
+    assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "dnsServers": ["8.8.8.8"]})[0] == 501
+    assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
+    assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
+    ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
+    assert "".join(box.run_code(ask.format("b.example.com")).logs.stdout) == "403\n"
+    assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
+    assert control("GET", path)[1]["network"]["allowOut"] == []
 
 
 def templates_tags_volumes_and_secrets_say_that_they_are_not_there():

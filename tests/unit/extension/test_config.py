@@ -55,3 +55,11 @@ def test_the_log_does_not_grow_without_bound(places: Places, monkeypatch: pytest
     assert [file.name for file in files] == ["keeper.log", "keeper.log.1"]
     assert all(file.stat().st_size <= 1000 for file in files)
     assert "line 499" in path.read_text()
+
+
+def test_who_may_not_have_the_machines_network_may_ask_for_no_host_unless_the_operator_says_so(places: Places) -> None:
+    """An operator who has closed the network need not know of a second way out."""
+    assert config.Warmcell().egress_bounds == ("*",)
+    assert config.Warmcell(config=Config({"Warmcell": {"networks": ["none"]}})).egress_bounds == ()
+    told = Config({"Warmcell": {"networks": ["none"], "egress_allowed": ["pypi.org"]}})
+    assert config.Warmcell(config=told).egress_bounds == ("pypi.org",)

@@ -44,6 +44,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
         }
     )
     assert found.to_json() == {
+        "egress": None,
         "backend": "process",
         "python": "/opt/python",
         "image": "analysis",
@@ -183,3 +184,21 @@ def test_a_notebooks_defaults_of_remote_cells_reach_its_kernel() -> None:
     found = Wishes().chosen({"remote": {"gpu": "A100", "n": 4}}, source="").spec(folder="/folder", environ={})
     assert json.loads(found.env["WARMCELL_REMOTE"]) == {"gpu": "A100", "n": 4}
     assert "WARMCELL_REMOTE" not in Wishes().spec(folder="/folder", environ={}).env
+
+
+def test_hosts_can_be_named_in_place_of_a_network() -> None:
+    """A list, or a policy; the sandbox then has no network of its own. Secrets have no place there."""
+    for network in (["pypi.org"], {"allow": ["pypi.org"]}):
+        found = spec({"network": network})
+        assert found.network == "none"
+        assert found.egress is not None
+        assert found.egress.allow == ("pypi.org",)
+    with pytest.raises(InvalidRequestError, match="secrets"):
+        spec({"network": {"headers": {"a.example": {"X": "y"}}}})
+
+
+def test_a_notebooks_file_opens_no_host_by_itself(tmp_path: Path) -> None:
+    """As it opens no network: the page offers that, and somebody clicks."""
+    notebook = tmp_path / "x.ipynb"
+    notebook.write_text(json.dumps({"metadata": {"warmcell": {"gpu": "any", "network": ["evil.example"]}}}))
+    assert dict(read_choice(str(notebook))) == {"gpu": "any"}

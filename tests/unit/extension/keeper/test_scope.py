@@ -7,7 +7,7 @@ import pytest
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.models import GIB, Limits, SandboxId, SandboxInfo, SandboxSpec, Workspace
+from warmcell.sandbox.models import GIB, Limits, NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec, Workspace
 
 OWN = SandboxSpec(
     python="/env/bin/python",
@@ -44,6 +44,15 @@ def test_its_network_is_what_they_get_unless_less_is_asked() -> None:
     scope = GuestScope(SandboxId("own"), dataclasses.replace(OWN, network="host"))
     assert scope.narrow({}).network == "host"
     assert scope.narrow({"network": "none"}).network == "none"
+
+
+def test_what_it_reaches_now_they_reach_too_unless_nothing_is_asked() -> None:
+    """What is reached through the keeper's proxy; code in a sandbox cannot say what that is."""
+    scope, policy = GuestScope(SandboxId("own"), OWN), NetworkPolicy(allow=("pypi.org",))
+    assert scope.narrow({}, egress=policy).egress == policy
+    assert scope.narrow({"network": "none"}, egress=policy).egress is None
+    with pytest.raises(InvalidRequestError, match="cannot choose"):
+        scope.narrow({"network": {"allow": ["*"]}}, egress=policy)
 
 
 @pytest.mark.parametrize(

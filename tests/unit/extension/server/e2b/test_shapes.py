@@ -34,8 +34,9 @@ def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
         {"mcp": {"x": {}}},
         {"iam": {"tokens": {}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
-        {"network": {"allowOut": ["example.com"]}},
-        {"network": {"rules": {"a": []}}},
+        {"network": {"dnsServers": ["8.8.8.8"]}},
+        {"network": {"egressProxy": {"address": "a:1"}}},
+        {"network": {"allowOut": ["8.8.8.8"], "denyOut": ["8.0.0.0/8"]}},
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, Any]) -> None:
@@ -47,7 +48,45 @@ def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, An
 @pytest.mark.parametrize("more", [{"volumeMounts": []}, {"network": {"denyOut": ["0.0.0.0/0"]}}, {"secure": True}])
 def test_what_asks_for_no_more_than_there_is_is_taken(more: dict[str, Any]) -> None:
     """Sandboxes have no network, so that what forbids one is fulfilled."""
-    shapes.new_sandbox(Fields({"templateID": "base", **more}))
+    assert shapes.new_sandbox(Fields({"templateID": "base", **more})).network is None
+
+
+ADDED = {"api.example.com": [{"transform": {"headers": {"Authorization": "Bearer s"}}}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "internet", "wanted"),
+    [
+        ({"allow_internet_access": True}, False, None),
+        ({"allow_internet_access": True}, True, {"allow": ["*"], "deny": [], "headers": {}}),
+        ({"allow_internet_access": False}, True, None),
+        ({}, True, {"allow": ["*"], "deny": [], "headers": {}}),
+        ({"network": {"denyOut": ["0.0.0.0/0"]}}, True, None),
+        ({"network": {"denyOut": ["8.0.0.0/8"]}}, True, {"allow": ["*"], "deny": ["8.0.0.0/8"], "headers": {}}),
+        ({"network": {"allowOut": ["a.b"], "denyOut": ["0.0.0.0/0"]}}, True, {"allow": ["a.b"]}),
+        ({"allow_internet_access": False, "network": {"allowOut": ["a.b"]}}, True, {"allow": ["a.b"]}),
+        ({"network": {"allowOut": ["a.b"]}}, False, {"allow": ["a.b"]}),
+        ({"network": {"allowOut": ["0.0.0.0/0"]}}, False, {"allow": ["*"]}),
+        (
+            {"network": {"allowOut": ["api.example.com"], "rules": ADDED}},
+            False,
+            {"headers": {"api.example.com": {"Authorization": "Bearer s"}}},
+        ),
+    ],
+)
+def test_what_is_reached_is_said_in_our_words(
+    body: dict[str, Any], internet: bool, wanted: dict[str, Any] | None
+) -> None:
+    """Clients always ask for the internet, so that alone opens nothing unless the operator says so."""
+    found = shapes.new_sandbox(Fields({"templateID": "base", **body}), internet=internet).network
+    assert (found is None) == (wanted is None)
+    assert found is None or {**found, **(wanted or {})} == found
+
+
+def test_headers_are_for_hosts_that_are_allowed() -> None:
+    """As E2B has it: a rule alone allows nothing."""
+    with pytest.raises(InvalidRequestError, match="not allowed"):
+        shapes.new_sandbox(Fields({"templateID": "base", "network": {"allowOut": ["a.b"], "rules": ADDED}}))
 
 
 def test_metadata_may_not_pass_for_ours() -> None:

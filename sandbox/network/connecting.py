@@ -1,0 +1,135 @@
+"""From a host's name to a connection: names are looked up once, and what was checked is what is connected to."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from warmcell.sandbox.network import addresses
+from warmcell.sandbox.network.addresses import Address
+from warmcell.sandbox.network.rules import Rules
+
+LOOKUP_S: Final = 10.0
+CONNECT_S: Final = 15.0
+TRIED_MAX: Final = 4
+"""Addresses of one host that are tried."""
+LOOKUPS_MAX: Final = 16
+"""At a time, of all sandboxes: each has a thread."""
+BUFFER_BYTES: Final = 64 * 1024
+
+
+class Refused(Exception):
+    """A request that the proxy answers itself."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+
+
+class Resolver(Protocol):
+    """Looks up names."""
+
+    async def __call__(self, name: str) -> Sequence[str]:
+        """The addresses of a name, best first; none where there is no such name."""
+
+
+class SystemResolver:
+    """As every program of the host looks up names."""
+
+    def __init__(self) -> None:
+        self._room = asyncio.Semaphore(LOOKUPS_MAX)
+
+    async def __call__(self, name: str) -> Sequence[str]:
+        async with self._room:
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+            except (socket.gaierror, UnicodeError):
+                return ()
+        return tuple(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+class Connector:
+    """Connects to hosts, for all sandboxes."""
+
+    def __init__(self, resolver: Resolver, *, private: frozenset[tuple[str, int]] = frozenset()) -> None:
+        """Connect nowhere yet.
+
+        Args:
+            resolver: Looks up names.
+            private: Hosts and ports of the operator's own that may have private addresses.
+        """
+        self._resolver = resolver
+        self._private = private
+
+    async def connect(
+        self, host: str | Address, port: int, rules: Rules, *, tls: ssl.SSLContext | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a host that the rules allow.
+
+        Args:
+            host: As in the request.
+            port: Of it.
+            rules: What the sandbox may.
+            tls: Speak TLS as that says, with whoever proves to be that host.
+
+        Raises:
+            Refused: None of its addresses may be connected to, or can be.
+        """
+        found = await self._addresses(host)
+        private = isinstance(host, str) and (host, port) in self._private
+        refusal = "no address"
+        allowed: list[Address] = []
+        for address in found:
+            why = addresses.why_not(address, private=private) or rules.address_why_not(address, port)
+            if why is None:
+                allowed.append(address)
+            else:
+                refusal = why
+        if not allowed:
+            raise Refused(403 if found else 502, f"the host has {refusal}")
+        problem = "no answer"
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                for address in allowed[:TRIED_MAX]:
+                    try:
+                        return await self._open(address, port, private=private, tls=tls, name=str(host))
+                    except ssl.SSLCertVerificationError as error:
+                        problem = f"its certificate is not to be trusted: {error.verify_message}"
+                    except OSError as error:
+                        problem = os.strerror(error.errno) if error.errno else type(error).__name__
+        except TimeoutError:
+            pass
+        raise Refused(502, f"the host cannot be connected to: {problem}")
+
+    async def _addresses(self, host: str | Address) -> list[Address]:
+        if not isinstance(host, str):
+            return [host]
+        try:
+            async with asyncio.timeout(LOOKUP_S):
+                texts = await self._resolver(host)
+        except TimeoutError:
+            raise Refused(504, "the host's address was not found in time") from None
+        found = []
+        for text in texts:
+            try:
+                found.append(ipaddress.ip_address(text))
+            except ValueError:
+                continue
+        return found
+
+    @staticmethod
+    async def _open(
+        address: Address, port: int, *, private: bool, tls: ssl.SSLContext | None, name: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(
+            str(address), port, limit=BUFFER_BYTES, ssl=tls, server_hostname=None if tls is None else name
+        )
+        here, there = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
+        if not private and here and there and here[0] == there[0]:  # By a public address of its own.
+            writer.close()
+            raise Refused(403, "the host is this machine")
+        return reader, writer

@@ -1,0 +1,126 @@
+"""Whatever comes: each of the proxy's parsers answers, or refuses with a reason, in bounded memory."""
+
+import asyncio
+import ssl
+import tracemalloc
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.models import NetworkPolicy, Secret
+from warmcell.sandbox.network.egress import Door, Egress
+from warmcell.sandbox.network.exchange import Exchange
+from warmcell.sandbox.network.hello import HELLO_MAX, NotTls, server_name
+from warmcell.sandbox.network.rules import Pattern, read_host
+from warmcell.sandbox.network.streams import Tally
+
+MEMORY_MAX = 8 * 2**20
+"""Of all that one request makes, while it is handled."""
+
+WORDS = [
+    *(b"GET ", b"POST ", b"HEAD ", b"CONNECT ", b"http://", b"https://", b"a.test", b"b.test", b"127.0.0.1", b"[::1]"),
+    *(b":", b":443", b":80", b"/", b"?", b"#", b"@", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n", b"\0"),
+    *(b"Host: a.test", b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Connection: close", b"Expect: x"),
+    *(b"Content-Length: 99999999999999999999", b"5\r\nhello\r\n", b"0\r\n\r\n", b"\xff", b"x" * 70_000),
+    *(b"\x16\x03\x01", b"\x01\x00\x00\x04", b"Upgrade: websocket", b"2130706433", b"0x7f.1"),
+]
+REQUESTS = st.one_of(st.binary(max_size=300), st.lists(st.sampled_from(WORDS), max_size=14).map(b"".join))
+HEAD = b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n"
+BODIES = st.lists(st.sampled_from(WORDS), max_size=8).map(lambda words: HEAD + b"\r\n".join(words) + b"\r\n\r\n")
+
+
+class Memory:
+    """A stream of the sandbox's whose bytes are all there."""
+
+    def __init__(self, data: bytes, size: int) -> None:
+        first = min(len(data), 200)  # In small pieces; to have all so would take long.
+        self._pieces = [data[at : min(at + size, first)] for at in range(0, first, size)]
+        self._pieces += [data[at : at + 65_536] for at in range(first, len(data), 65_536)]
+        self.written = b""
+
+    async def read(self) -> bytes:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    async def write(self, data: bytes) -> None:
+        self.written += data
+
+    async def end(self) -> None:
+        """Nothing more comes."""
+
+
+async def nowhere(name: str) -> Sequence[str]:
+    """No name leads anywhere, so that no byte leaves."""
+    return ()
+
+
+def door() -> Door:
+    policy = NetworkPolicy(allow=("a.test",), headers={"b.test": {"X-Key": Secret("hush")}})
+    egress = Egress(resolver=nowhere, tls=ssl.create_default_context())
+    return egress.door("box", egress.check(policy, principal=None), Tally())
+
+
+DOOR = door()
+
+
+def serve(data: bytes, size: int) -> None:
+    """One connection, to its end."""
+    stream = Memory(data, size)
+    asyncio.run(Exchange(DOOR, stream).serve())
+    assert stream.written == b"" or stream.written.startswith(b"HTTP/1.1 "), stream.written
+    assert b"hush" not in stream.written
+
+
+def read_anything(data: bytes) -> None:
+    """A name, or none; a host, or none."""
+    try:
+        name = server_name(data)
+    except NotTls:
+        name = ""
+    assert name is None or len(name) <= HELLO_MAX
+    text = data.decode("latin-1")
+    for read, error in ((read_host, ValueError), (Pattern.read, InvalidRequestError)):
+        try:
+            assert read(text) is not None
+        except error as refused:
+            assert str(refused)
+
+
+@given(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_bytes_are_answered_or_hung_up_on(data: bytes, size: int) -> None:
+    """However they are cut."""
+    serve(data, size)
+
+
+@given(st.one_of(REQUESTS, st.binary(max_size=60).map(lambda tail: b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + tail)))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_bytes_are_a_name_or_none(data: bytes) -> None:
+    """Beginnings of TLS, hosts of requests, and hosts of policies."""
+    read_anything(data)
+
+
+@pytest.mark.long
+@given(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
+@settings(max_examples=20_000, deadline=None)
+def test_any_bytes_are_answered_or_hung_up_on_at_length(data: bytes, size: int) -> None:
+    """The same, twenty thousand times."""
+    serve(data, size)
+    read_anything(data)
+
+
+def test_what_comes_takes_bounded_memory() -> None:
+    """Also where it is far longer than anything may be."""
+    tracemalloc.start()
+    try:
+        for data in (b"x" * 3_000_000, HEAD + b"A: b\r\n" * 400_000, b"CONNECT " + b"a" * 3_000_000):
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            stream = Memory(data, 200)
+            held = tracemalloc.get_traced_memory()[0] - before
+            asyncio.run(Exchange(DOOR, stream).serve())
+            assert tracemalloc.get_traced_memory()[1] - before - held < MEMORY_MAX
+    finally:
+        tracemalloc.stop()
