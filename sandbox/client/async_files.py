@@ -57,3 +57,11 @@ class AsyncFiles:
     async def download(self, source: str, target: str | os.PathLike[str]) -> "builtins.list[str]":
         """As `Files.download`."""
         return await self._core.download(source, Path(target))
+
+    async def download_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """As `Files.download_url`."""
+        return await self._core.url(path, "read", tree, expires)
+
+    async def upload_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """As `Files.upload_url`."""
+        return await self._core.url(path, "write", tree, expires)

@@ -68,3 +68,25 @@ class Files:
             The names of what was left out.
         """
         return now(self._core.download(source, Path(target)))
+
+    def download_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """A URL that reads one file, or with `tree` a folder as a tar, without a token.
+
+        It is good for that alone, for so many seconds (a week at most), and no longer than the token that it was made
+        with.
+
+        Raises:
+            UnsupportedOperationError: The sandbox is had from the user's keeper, which browsers do not reach.
+        """
+        return now(self._core.url(path, "read", tree, expires))
+
+    def upload_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """A URL that writes, with PUT, one file, or with `tree` a folder as a tar, without a token.
+
+        It is good for that alone, for so many seconds (a week at most), and no longer than the token that it was made
+        with.
+
+        Raises:
+            UnsupportedOperationError: The sandbox is had from the user's keeper, which browsers do not reach.
+        """
+        return now(self._core.url(path, "write", tree, expires))
