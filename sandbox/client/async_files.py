@@ -6,6 +6,7 @@ from pathlib import Path
 
 from warmcell.sandbox.client.core_files import CoreFiles
 from warmcell.sandbox.client.results import FileInfo
+from warmcell.sandbox.client.watching import AsyncWatch, CoreWatch
 
 
 class AsyncFiles:
@@ -65,3 +66,7 @@ class AsyncFiles:
     async def upload_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
         """As `Files.upload_url`."""
         return await self._core.url(path, "write", tree, expires)
+
+    def watch(self, path: str = ".", *, recursive: bool = False, timeout: float | None = None) -> AsyncWatch:
+        """As `Files.watch`."""
+        return AsyncWatch(CoreWatch(self._core.calls, self._core.path, path, recursive=recursive, timeout_s=timeout))

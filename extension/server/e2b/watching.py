@@ -6,19 +6,24 @@ import errno
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from warmcell.extension.server.e2b import watcher
 from warmcell.extension.server.e2b.calls import server_stream, unary
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.filesystem import path_of
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.client.watching import command
 from warmcell.sandbox.errors import NotFoundError, WarmcellError
 
 TAG: Final = "e2b.watcher"
-SOURCE: Final = Path(watcher.__file__)
+TYPES: Final = {
+    "created": "EVENT_TYPE_CREATE",
+    "written": "EVENT_TYPE_WRITE",
+    "removed": "EVENT_TYPE_REMOVE",
+    "moved": "EVENT_TYPE_RENAME",
+    "changed": "EVENT_TYPE_CHMOD",
+}
 WATCHERS_MAX: Final = 1024
 """How many are remembered; one that is forgotten tells all again."""
 
@@ -29,8 +34,8 @@ async def watch_dir(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapp
         async for line in said:
             if "started" in line:
                 yield {"start": {}}
-            elif "type" in line:
-                yield {"filesystem": line}
+            elif "kind" in line:
+                yield {"filesystem": _event(line)}
             elif not line:
                 yield {"keepalive": {}}
 
@@ -60,7 +65,7 @@ async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     marks[watcher_id] = (start, rest)
     if len(marks) > WATCHERS_MAX:
         del marks[next(iter(marks))]
-    return {"events": [event for event in map(json.loads, whole) if "type" in event]}
+    return {"events": [_event(said) for said in map(json.loads, whole) if "kind" in said]}
 
 
 async def remove_watcher(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
@@ -78,14 +83,8 @@ async def _watcher(
     """Start one; it is ended afterwards unless it is to be kept."""
     path, recursive = path_of(message), bool(message.flag("recursive"))
     info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
-    python = info["python"] or "python3"
     watcher_id = uuid.uuid4().hex
-    source = SOURCE.read_text()
-    asked = {
-        "id": watcher_id,
-        "argv": [python, "-I", "-S", "-c", source, path, "1" if recursive else "0"],
-        "tag": TAG,
-    }
+    asked = {"id": watcher_id, "argv": command(info["python"], path, recursive=recursive), "tag": TAG}
     try:
         async with request.keeper.lines("POST", _path(request), asked, params={"follow": "1"}) as lines:
             yield watcher_id, _said(lines, path)
@@ -117,6 +116,10 @@ async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterato
             raise ConnectError(Code.UNAVAILABLE, "The watcher has ended")
         elif not line:
             yield {}
+
+
+def _event(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"type": TYPES[said["kind"]], "name": said["name"]}
 
 
 def _failed(number: int, path: str) -> ConnectError:
