@@ -11,7 +11,6 @@ from typing import Any, Final
 from warmcell.extension.keeper.gate import PREFIX
 from warmcell.extension.keeper.principals import SCOPES
 from warmcell.extension.keeper.schemas import (
-    ANYTHING,
     BYTES,
     NOTHING,
     NUMBER,
@@ -42,7 +41,7 @@ ALL_SNAPSHOTS: Final = given(
 )
 """What the user is told; to a principal only its own snapshots are."""
 
-GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(ANYTHING), shares=WHOLE, problem=TEXT)
+GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(named("Waiting")), shares=WHOLE, problem=TEXT)
 
 BOX: Final = "/sandboxes/{sandbox_id}"
 PATH: Final = {"path": "Absolute, or below the home."}
@@ -91,13 +90,13 @@ def _own(summary: str, answer: Schema | None = None, **more: Any) -> Operation:
 
 
 OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
-    "/openapi.json": {"get": _read("This document.", ANYTHING)},
+    "/openapi.json": {"get": _read("This document.", {"type": "object"})},
     "/gpus": {"get": _read("The machine's GPUs; to the user also who waits for one.", GPUS)},
-    "/meters": {"get": _own("What the machine and each sandbox use now.", ANYTHING)},
+    "/meters": {"get": _own("What the machine and each sandbox use now.", named("Meters"))},
     "/usage": {
         "get": _own(
             "What was used: GPU, processor and memory seconds, active and idle.",
-            ANYTHING,
+            named("UsageTold"),
             query={"by": "`owner`, `notebook` or `sandbox`.", "days": "Of so many days; 0: of all."},
         )
     },
