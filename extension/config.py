@@ -66,6 +66,10 @@ class Warmcell(Configurable):
         help="Whether sandboxes of E2B's clients reach all of `egress_allowed` or `egress_principals` where they do "
         "not say what, as these clients assume. False: they then reach nothing.",
     ).tag(config=True)
+    port_domain = Unicode(
+        help="Domain of which every name is this server: web ports of sandboxes then have origins of their own, "
+        "`https://8000-<sandbox>.<domain>/`. Best one that nothing else is below. Empty: a path of the server."
+    ).tag(config=True)
     workspace_modes = List(
         Unicode(), ["rw", "ro", "cow", "none"], help="How the notebook's folder may be given to a sandbox."
     ).tag(config=True)

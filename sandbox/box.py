@@ -305,6 +305,12 @@ class Box(abc.ABC):
         """A process in it that does one thing with its files; raises as `GuestChannel.files_stream`."""
         return self._guest().files_stream()
 
+    def forward(
+        self, port: int
+    ) -> contextlib.AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A connection to a TCP port of its loopback interface; raises as `GuestChannel.forward`."""
+        return self._guest().forward(port)
+
     async def freeze(self) -> None:
         """Stop everything in it where it is, memory kept. Idempotent.
 

@@ -73,6 +73,11 @@ class Paths:
         return self.state / "principals.json"
 
     @property
+    def ticket_key(self) -> Path:
+        """What URLs of files and ports are signed with."""
+        return self.state / "ticket.key"
+
+    @property
     def e2b_key(self) -> Path:
         """Of what the tokens of single sandboxes are made, for clients that speak E2B's wire."""
         return self.state / "e2b.key"

@@ -13,6 +13,7 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension import machine
 from warmcell.extension.keeper import images_api, meters_api, principals_api, self_api, snapshots_api
 from warmcell.extension.keeper.agents import api as agents_api
+from warmcell.extension.keeper.agents import urls_api
 from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
 from warmcell.extension.keeper.http import JsonHandler
@@ -26,6 +27,7 @@ from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
 from warmcell.extension.keeper.runs import RANKS_MAX, Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
+from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Change, Subscription
@@ -60,6 +62,7 @@ class KeeperApi:
     started_at: float
     agents: Agents
     meter: Meter
+    tickets: Tickets
     owners: dict[SandboxId, OwnerWatch] = dataclasses.field(default_factory=dict)
 
     def application(self) -> web.Application:
@@ -79,12 +82,13 @@ class KeeperApi:
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
                 (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
                 *agents_api.routes(),
+                *urls_api.routes(),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
                 (r"/kernels/([^/]+)/(signal|end|adopt|leave|sessions)", KernelVerbHandler),
             ],
             scope=None,
-            gate=Gate(self.principals, self.quotas, self.service),
+            gate=Gate(self.principals, self.quotas, self.service, self.tickets),
             principals=principals_api.PrincipalsApi(self.principals, self.quotas),
         )
 

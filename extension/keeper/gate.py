@@ -9,8 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tornado.httputil import HTTPServerRequest
+
 from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Principals, bearer
 from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.extension.keeper.tickets import HEADER as TICKET
+from warmcell.extension.keeper.tickets import Tickets
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
@@ -80,14 +84,19 @@ class Gate:
     principals: Principals
     quotas: PrincipalQuotas
     service: SandboxService
+    tickets: Tickets
 
-    def who(self, headers: Mapping[str, str]) -> Principal | None:
+    def who(self, request: HTTPServerRequest) -> Principal | None:
         """Whoever asks; None for the user.
 
         Raises:
-            UnauthenticatedError: A token is shown that is not valid.
+            UnauthenticatedError: A token or a ticket is shown that is not valid.
+            ForbiddenError: A ticket is shown that was made for another request.
             InvalidRequestError: Somebody is named who cannot be.
         """
+        headers = request.headers
+        if TICKET in headers:
+            return self._admitted(request)
         token, named = bearer(headers), headers.get(HEADER)
         if token is not None:
             return self.principals.find(token)
@@ -96,6 +105,18 @@ class Gate:
         if not NAME.fullmatch(named) or named == "self":
             raise InvalidRequestError(f"{named!r} cannot be a principal", hint=f"Send {HEADER}: name.")
         return Principal(named, frozenset(SCOPES))
+
+    def _admitted(self, request: HTTPServerRequest) -> Principal | None:
+        """For whom a ticket was made, which is good for this request alone."""
+        ticket = self.tickets.read(request.headers[TICKET])
+        query = {
+            name: [value.decode(errors="surrogateescape") for value in values]
+            for name, values in request.query_arguments.items()
+        }
+        ticket.check(str(request.method), request.path.removeprefix(PREFIX), query)
+        if ticket.principal is None:
+            return None
+        return Principal(ticket.principal, frozenset({"run"}), ticket.token_id)
 
     def check(self, principal: Principal, method: str, path: str) -> None:
         """Whether that verb is for principals, and this one's token is for it.

@@ -180,7 +180,7 @@ class JsonHandler(web.RequestHandler):
         setattr(self, str(self.request.method).lower(), answer)
 
     def _pass(self, by: gate.Gate) -> None:
-        principal = self.principal = by.who(self.request.headers)
+        principal = self.principal = by.who(self.request)
         if principal is None:
             return
         method, path = str(self.request.method), self.request.path

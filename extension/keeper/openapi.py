@@ -11,7 +11,6 @@ from typing import Any, Final
 from warmcell.extension.keeper.gate import PREFIX
 from warmcell.extension.keeper.principals import SCOPES
 from warmcell.extension.keeper.schemas import (
-    ANYTHING,
     BYTES,
     NOTHING,
     NUMBER,
@@ -42,7 +41,7 @@ ALL_SNAPSHOTS: Final = given(
 )
 """What the user is told; to a principal only its own snapshots are."""
 
-GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(ANYTHING), shares=WHOLE, problem=TEXT)
+GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(named("Waiting")), shares=WHOLE, problem=TEXT)
 
 BOX: Final = "/sandboxes/{sandbox_id}"
 PATH: Final = {"path": "Absolute, or below the home."}
@@ -91,13 +90,13 @@ def _own(summary: str, answer: Schema | None = None, **more: Any) -> Operation:
 
 
 OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
-    "/openapi.json": {"get": _read("This document.", ANYTHING)},
+    "/openapi.json": {"get": _read("This document.", {"type": "object"})},
     "/gpus": {"get": _read("The machine's GPUs; to the user also who waits for one.", GPUS)},
-    "/meters": {"get": _own("What the machine and each sandbox use now.", ANYTHING)},
+    "/meters": {"get": _own("What the machine and each sandbox use now.", named("Meters"))},
     "/usage": {
         "get": _own(
             "What was used: GPU, processor and memory seconds, active and idle.",
-            ANYTHING,
+            named("UsageTold"),
             query={"by": "`owner`, `notebook` or `sandbox`.", "days": "Of so many days; 0: of all."},
         )
     },
@@ -277,6 +276,26 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
             "Files of a directory.", given(files=many(FILE), truncated=YES_NO), query={**PATH, "depth": "1 to 16."}
         )
     },
+    f"{BOX}/files/url": {
+        "post": _run(
+            "A URL of one file, or with `tree` of a directory as a tar, without a token. `path` goes after a server's.",
+            given(method=TEXT, path=TEXT, expires_at=NUMBER),
+            body=asked(
+                ("path",), path=TEXT, operation={"enum": ["read", "write"]}, tree=YES_NO, expires_in_s=or_null(NUMBER)
+            ),
+        )
+    },
+    f"{BOX}/ports/{{port}}": {
+        "post": _run(
+            "A URL, without a token, of what listens on a port of its loopback interface. `path` goes after a server's "
+            "URL, or after `host` where there is one.",
+            given(path=TEXT, host=or_null(TEXT), expires_at=NUMBER),
+            body=asked(expires_in_s=or_null(NUMBER)),
+        )
+    },
+    f"{BOX}/ports/{{port}}/tunnel": {
+        "get": _run("A connection to that port, with `Upgrade: warmcell-port`; of the keeper alone.", status=101)
+    },
     f"{BOX}/files/mkdir": {
         "post": _run("Make a directory.", named("MadeDirectory"), body=asked(("path",), path=TEXT, parents=YES_NO))
     },
@@ -338,7 +357,9 @@ def document() -> dict[str, Any]:
 def _described(path: str, verb: str, one: Operation) -> dict[str, Any]:
     """An operation in the document's words."""
     answers: dict[str, Any] = {"default": _content("What is wrong, and its cure.", JSON, named("ErrorInfo"))}
-    if one.answer is None:
+    if one.answer is None and one.status == 101:
+        answers["101"] = {"description": "From here on bytes, either way."}
+    elif one.answer is None:
         answers["204"] = {"description": "It is done."}
     else:
         answers[str(one.status)] = _content(one.summary, one.kind, one.answer)

@@ -97,6 +97,8 @@ class Principal:
 
     name: str
     scopes: frozenset[str] = field(default_factory=frozenset)
+    token_id: str | None = None
+    """Of the token. None: a process of the user's own has named it."""
 
     def check(self, scope: str, what: str) -> None:
         """Raises ForbiddenError unless its token has this scope."""
@@ -190,7 +192,14 @@ class Principals:
                 "This token is not valid",
                 hint="`warmcell token create` makes one; it may have expired or been revoked.",
             )
-        return Principal(kept.info.principal, frozenset(kept.info.scopes))
+        return Principal(kept.info.principal, frozenset(kept.info.scopes), kept.info.id)
+
+    def holds(self, name: str, token_id: str | None) -> bool:
+        """Whether what was made for that principal, with that token if with any, is still good."""
+        if token_id is None:
+            return name in self._known
+        kept = self._tokens.get(token_id)
+        return kept is not None and kept.info.principal == name and not kept.info.is_expired(self._now())
 
     def tokens(self) -> list[TokenInfo]:
         """All that were not revoked, also those whose time is over; the oldest first."""

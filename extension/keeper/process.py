@@ -26,6 +26,7 @@ from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
@@ -116,6 +117,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         principals=principals,
         quotas=quotas,
         agents=agents,
+        tickets=Tickets(paths.ticket_key, principals),
         started_at=time.time(),
         meter=meter,
     )

@@ -11,12 +11,14 @@ from warmcell.sandbox.client.results import CommandInfo, FileInfo, Metrics
 from warmcell.sandbox.models import (
     ErrorInfo,
     GpuDevice,
+    QueuePlace,
     SandboxInfo,
     SandboxSpec,
     Secret,
     SnapshotInfo,
     Terms,
 )
+from warmcell.sandbox.usage import By, Usage, UsageRow
 
 Schema = dict[str, Any]
 
@@ -92,8 +94,43 @@ def components() -> dict[str, Schema]:
         sandboxes=or_null(WHOLE), cpus=or_null(NUMBER), memory_bytes=or_null(WHOLE), gpu_seconds=or_null(NUMBER)
     )
     used = given(sandboxes=WHOLE, cpus=NUMBER, memory_bytes=WHOLE, gpu_seconds=NUMBER)
+    place, waits = QueuePlace.__name__, {"sandbox_id": TEXT, "mine": YES_NO, "user": TEXT}
+    _of_class(QueuePlace, found, whole=True)
+    found["Waiting"] = given(**found[place]["properties"], **waits)
+    found["Meters"] = _meters()
+    found["UsageTold"] = given(
+        since=NUMBER,
+        by={"enum": list(typing.get_args(By))},
+        total=_of_class(Usage, found, whole=True),
+        rows=many(_of_class(UsageRow, found, whole=True)),
+    )
     found["Principal"] = given(name=TEXT, quota=quota, used=used, scopes=many(TEXT))
     return dict(sorted(found.items()))
+
+
+def _meters() -> Schema:
+    """What is used now. A rate takes two readings, and not every driver tells what its device does."""
+    gpu = given(
+        uuid=TEXT,
+        index=WHOLE,
+        name=TEXT,
+        simulated=YES_NO,
+        memory_used_bytes=or_null(WHOLE),
+        memory_total_bytes=WHOLE,
+        utilization_pct=or_null(NUMBER),
+    )
+    sandbox = given(
+        cpu=or_null(NUMBER),
+        memory_bytes=WHOLE,
+        memory_limit_bytes=or_null(WHOLE),
+        busy=YES_NO,
+        idle_s=or_null(NUMBER),
+        gpu_pct=or_null(NUMBER),
+        vram_bytes=or_null(WHOLE),
+        vram_total_bytes=or_null(WHOLE),
+    )
+    machine = given(cpus=WHOLE, cpu=or_null(NUMBER), memory_bytes=WHOLE, memory_total_bytes=WHOLE, gpus=many(gpu))
+    return given(at=NUMBER, sandboxes={"type": "object", "additionalProperties": sandbox}, machine=machine)
 
 
 def _gpu(found: dict[str, Schema]) -> Schema:

@@ -55,6 +55,7 @@ class _Showing:
 
     def __init__(self, transport: AsyncTransport, token: str) -> None:
         self._transport = transport
+        self.where = transport.where
         self._shown = {"Authorization": f"Bearer {token}"}
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response:

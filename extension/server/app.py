@@ -12,13 +12,14 @@ from prometheus_client import REGISTRY
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.e2b import routing as e2b
-from warmcell.extension.server.forward import serve_programs
+from warmcell.extension.server.forward import keep_out_of_logs, serve_programs
 from warmcell.extension.server.handlers import routes
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
 from warmcell.extension.server.managers import use_prompt_managers
 from warmcell.extension.server.metrics import KeeperMetrics, MetricsHandler
+from warmcell.extension.server.ports import handler as ports
 from warmcell.extension.server.sessions import remembering
 from warmcell.extension.server.takeover import Takeover
 from warmcell.extension.server.websocket import use_prompt_connections
@@ -78,6 +79,7 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
         self.settings["warmcell_e2b_internet"] = self.warmcell.e2b_internet
+        keep_out_of_logs(self.settings)
         self.metrics = self.settings["warmcell_metrics"] = KeeperMetrics()
         REGISTRY.register(self.metrics)
         use_prompt_connections(self.settings)
@@ -96,6 +98,7 @@ class WarmcellApp(ExtensionApp):
         serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
         self.handlers.extend(routes())
+        self.handlers.extend(ports.routes())
         self.handlers.append((r"/metrics", MetricsHandler))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:

@@ -1,6 +1,7 @@
 """What agents and programs ask a server goes on to the keeper as it is: method, path, body and answer, piece by piece.
 
-A principal's token is judged by the keeper. Anybody else has to be known to Jupyter, and asks for the keeper's user.
+A principal's token is judged by the keeper, and so is a ticket in a URL. Anybody else has to be known to Jupyter, and
+asks for the keeper's user.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from tornado import httputil, web
 from tornado.iostream import StreamClosedError
 from tornado.routing import Matcher, Rule
 
+from warmcell.extension.keeper import tickets
 from warmcell.extension.keeper.principals import bearer
 from warmcell.extension.server.base import WarmcellHandler
 from warmcell.sandbox.errors import NotFoundError, WarmcellError
@@ -28,7 +30,7 @@ PIECES_AHEAD = 16
 PASSED_ON = ("Authorization", "Content-Type", "Idempotency-Key")
 PASSED_BACK = ("Content-Type", "Content-Disposition", "Content-Length", "Location", "Retry-After")
 
-BELOW_A_SANDBOX = "commands|runs|contexts|files|run|interrupt|connect|metrics"
+BELOW_A_SANDBOX = "commands|runs|contexts|files|ports|run|interrupt|connect|metrics"
 """Nouns and verbs of a sandbox that pages do not use, so that there is no handler for them but this."""
 
 
@@ -65,8 +67,8 @@ class ForwardHandler(WarmcellHandler):
 
     @property
     def is_principals(self) -> bool:
-        """Whether it is asked with a token of Warmcell's own."""
-        return bearer(self.request.headers) is not None
+        """Whether it is asked with a token of Warmcell's own, or by a URL that one has made."""
+        return tickets.ARGUMENT in self.request.query_arguments or bearer(self.request.headers) is not None
 
     @web.authenticated
     @authorized
@@ -125,6 +127,10 @@ class ForwardHandler(WarmcellHandler):
         if not self.is_principals:
             headers.pop("Authorization", None)  # Jupyter's own is nobody else's business
         path = str(self.request.uri).partition(PREFIX)[2]
+        if tickets.ARGUMENT in self.request.query_arguments:  # It alone counts then, whoever else might ask.
+            headers.pop("Authorization", None)
+            shown = self.get_query_arguments(tickets.ARGUMENT)[-1]
+            headers[tickets.HEADER] = shown.encode("ascii", "replace").decode()
         content = self._body() if self.request.method in ("POST", "PUT", "PATCH") else None
         asked = self.link.stream(
             str(self.request.method), path, headers=headers, content=content, timeout=None, checked=False
@@ -145,7 +151,7 @@ class ForwardHandler(WarmcellHandler):
 
 
 class OfPrograms(Matcher):
-    """Requests that are not for pages' handlers: with a token of Warmcell's own, or such as may be repeats."""
+    """Requests that are not for pages' handlers: with a token or ticket of Warmcell's own, or what may be repeats."""
 
     def __init__(self, base_url: str) -> None:
         """`base_url` is the server's."""
@@ -157,7 +163,13 @@ class OfPrograms(Matcher):
         if begin != self._prefix or not path.startswith("/"):
             return None
         repeats = "Idempotency-Key" in request.headers and REPEATABLE.fullmatch(path)
-        return {} if repeats or bearer(request.headers) is not None else None
+        signed = tickets.ARGUMENT in request.query_arguments
+        return {} if repeats or signed or bearer(request.headers) is not None else None
+
+
+def keep_out_of_logs(settings: dict[str, Any]) -> None:
+    """A URL with a ticket is written to no log of a server with these settings."""
+    settings["extra_log_scrub_param_keys"] = [*settings.get("extra_log_scrub_param_keys", []), tickets.ARGUMENT]
 
 
 def serve_programs(application: web.Application) -> None:

@@ -13,8 +13,9 @@ from traitlets import Bool, Float
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.e2b import routing as e2b
-from warmcell.extension.server.forward import PREFIX, ForwardHandler, serve_programs
+from warmcell.extension.server.forward import PREFIX, ForwardHandler, keep_out_of_logs, serve_programs
 from warmcell.extension.server.keeper_link import KeeperLink
+from warmcell.extension.server.ports import handler as ports
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.client.start import is_listening
 from warmcell.sandbox.errors import WarmcellError
@@ -71,12 +72,14 @@ class WarmcellServe(ExtensionApp):
             self.exit(1)
         self.link = KeeperLink()
         self.settings["warmcell_link"] = self.link
+        keep_out_of_logs(self.settings)
 
     def initialize_handlers(self) -> None:
         """All verbs of sandboxes and snapshots go on to the keeper; others are not there."""
         assert self.serverapp is not None
         serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
+        self.handlers.extend(ports.routes())
         nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))
 

@@ -18,6 +18,7 @@ import {
   readGpus,
   readList,
   readMeters,
+  readPort,
   readSandbox,
   readSnapshot,
   readSnapshots
@@ -103,6 +104,18 @@ export class Api {
   /** Have the kernel of a clone listed by the server. */
   async open(id: string): Promise<void> {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/open`, {});
+  }
+
+  /** Where a browser sees what listens on a port of a sandbox, for an hour. */
+  async portUrl(id: string, port: number): Promise<string> {
+    const path = `sandboxes/${encodeURIComponent(id)}/ports/${port}`;
+    const at = readPort(await this._json('POST', path, {}));
+    if (at.host === null) {
+      return URLExt.join(this._settings.baseUrl, at.path);
+    }
+    const { protocol, port: own } = new URL(this._settings.baseUrl);
+    const host = own === '' || at.host.includes(':') ? at.host : `${at.host}:${own}`;
+    return `${protocol}//${host}${at.path}`;
   }
 
   /** End a sandbox. */

@@ -352,6 +352,13 @@ export interface ISandboxes extends IObservableDisposable {
   stop(id: string): Promise<void>;
 
   /**
+   * A URL of what listens on a port of a sandbox, good for an hour.
+   *
+   * @throws {@link ApiError}
+   */
+  portUrl(id: string, port: number): Promise<string>;
+
+  /**
    * Save a sandbox's kernel under a name; it goes on.
    *
    * @throws {@link ApiError} Nothing is saved.

@@ -25,6 +25,12 @@ import type {
 
 type Fields = Readonly<Record<string, unknown>>;
 
+/** Where a port is seen: a path after the server's URL, or after a host of its own. */
+export function readPort(value: unknown): { readonly path: string; readonly host: string | null } {
+  const { path, host } = fields(value, 'the port');
+  return { path: text(path), host: textOrNull(host) };
+}
+
 /** The server answered something that is not of the protocol. */
 export class WireError extends Error {}
 

@@ -63,6 +63,25 @@ test('a choice goes out as the partial spec that the server reads', async () => 
   ]);
 });
 
+test('a web port is below the server, or on a host of its own with the port of the server', async () => {
+  const path = '/warmcell/ports/80-abc/t/';
+  const below = answering(() => json({ path, host: null, expires_at: 1 }));
+  assert.equal(
+    await below.api.portUrl('abc', 80),
+    'http://localhost:1/base/warmcell/ports/80-abc/t/'
+  );
+  assert.deepEqual(below.asked, [
+    { method: 'POST', path: '/base/warmcell/api/v1/sandboxes/abc/ports/80', body: {} }
+  ]);
+  for (const [host, shown] of [
+    ['80-abc.boxes.test', 'http://80-abc.boxes.test:1/?ticket=t'],
+    ['80-abc.boxes.test:443', 'http://80-abc.boxes.test:443/?ticket=t']
+  ] as const) {
+    const { api } = answering(() => json({ path: '/?ticket=t', host, expires_at: 1 }));
+    assert.equal(await api.portUrl('abc', 80), shown);
+  }
+});
+
 test('GPUs come with who holds them, and with who waits', async () => {
   const lease = { sandbox_id: 'abc', since: 5, mine: false, user: 'eve', parts: 2 };
   const waiting = { sandbox_id: 'def', request: 'L4', place: 1 };

@@ -32,7 +32,7 @@ test('a notebook’s sandbox has its name, and says whose it is, on what it runs
   assert.equal(shown.path, 'notes/demo.ipynb');
   assert.equal(shown.state, 'running');
   assert.deepEqual(shown.facts, ['notebook', 'A100-80GB', '2 h old', 'idle 5 min']);
-  assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'fork', 'stop']);
+  assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'fork', 'port', 'stop']);
 });
 
 test('one that works is busy and not idle', () => {
@@ -65,7 +65,7 @@ test('a start says what it is busy with; a failure can only be removed', () => {
 test('a sandbox without a kernel has no start to wait for and no kernel to fork', () => {
   const shown = row({ owner: 'client', kernel_id: null, notebook: null, generation: 0 });
   assert.deepEqual([shown.name, shown.tone], ['Sandbox abc123def456', 'running']);
-  assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'stop']);
+  assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'port', 'stop']);
 });
 
 test('whoever asks for sandboxes in days to come has rows too', () => {

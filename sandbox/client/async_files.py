@@ -6,6 +6,7 @@ from pathlib import Path
 
 from warmcell.sandbox.client.core_files import CoreFiles
 from warmcell.sandbox.client.results import FileInfo
+from warmcell.sandbox.client.watching import AsyncWatch, CoreWatch
 
 
 class AsyncFiles:
@@ -57,3 +58,15 @@ class AsyncFiles:
     async def download(self, source: str, target: str | os.PathLike[str]) -> "builtins.list[str]":
         """As `Files.download`."""
         return await self._core.download(source, Path(target))
+
+    async def download_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """As `Files.download_url`."""
+        return await self._core.url(path, "read", tree, expires)
+
+    async def upload_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """As `Files.upload_url`."""
+        return await self._core.url(path, "write", tree, expires)
+
+    def watch(self, path: str = ".", *, recursive: bool = False, timeout: float | None = None) -> AsyncWatch:
+        """As `Files.watch`."""
+        return AsyncWatch(CoreWatch(self._core.calls, self._core.path, path, recursive=recursive, timeout_s=timeout))

@@ -192,6 +192,10 @@ class AsyncSandbox:
         """As `Sandbox.commands`."""
         return [AsyncCommand(self._core, info) for info in await self._core.commands()]
 
+    async def forward(self, port: int, *, expires: float = 3600.0) -> str:
+        """As `Sandbox.forward`."""
+        return await self._core.forward(port, expires)
+
     async def fork(self, n: int = 1) -> "builtins.list[Self]":
         """As `Sandbox.fork`."""
         return [self._of(info, self._where) for info in await self._core.fork(n)]

@@ -1,5 +1,6 @@
 """Requests to the API, sent again where a connection breaks, such that nothing is ever done twice."""
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
@@ -80,6 +81,15 @@ class Calls:
         Raises:
             WarmcellError: As `call`.
         """
+        async with contextlib.aclosing(self.entries(path, body, item)) as said:
+            async for one in said:
+                if "ended" in one:
+                    return one["ended"]
+                await entry(one)
+        raise AssertionError("what is followed has an end")
+
+    async def entries(self, path: str, body: Mapping[str, Any] | None, item: str) -> AsyncGenerator[Mapping[str, Any]]:
+        """As `follow`: each entry, in order, each once, and how it ended as the last."""
         again, start = _Again(self.transport, twice=True), 0
         while True:
             try:
@@ -98,13 +108,14 @@ class Calls:
                     async for line in stream.lines():
                         said = json.loads(line)
                         if "ended" in said:
-                            return said["ended"]
+                            yield said
+                            return
                         body = None  # It has begun.
                         if "n" in said:
                             start = int(said["n"]) + 1
                             again.well()
                         if "n" in said or "lost" in said:
-                            await entry(said)
+                            yield said
                 raise httpx.RemoteProtocolError("the answer has no end")
             except httpx.TransportError as error:
                 await again.after(error)

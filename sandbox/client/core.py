@@ -108,6 +108,12 @@ class Core:
     async def metrics(self) -> Metrics:
         return Metrics.from_json(await self.calls.call("GET", f"{self.path}/metrics"))
 
+    async def forward(self, port: int, expires_s: float) -> str:
+        body, where = {"expires_in_s": expires_s}, self.transport.where
+        where.absolute("")  # Before anything is made.
+        said = await self.calls.call("POST", f"{self.path}/ports/{port}", json=body, key=_key())
+        return where.absolute(said["path"], said["host"])
+
     # Code ---------------------------------------------------------------------------------------------------------
 
     async def run(

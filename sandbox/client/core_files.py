@@ -58,6 +58,12 @@ class CoreFiles:
         params = {"path": path, "recursive": "1" if recursive else "0"}
         await self.calls.call("DELETE", f"{self.path}/files", params=params)
 
+    async def url(self, path: str, operation: str, tree: bool, expires_s: float) -> str:
+        body = {"path": path, "operation": operation, "tree": tree, "expires_in_s": expires_s}
+        self.transport.where.absolute("")  # Before anything is made.
+        said = await self.calls.call("POST", f"{self.path}/files/url", json=body, key=uuid.uuid4().hex)
+        return self.transport.where.absolute(said["path"])
+
     async def upload(self, source: Path, target: str) -> None:
         folder = await self.transport.off_loop(source.is_dir)
         where = f"{self.path}/files/tree" if folder else f"{self.path}/files"

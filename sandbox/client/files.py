@@ -7,6 +7,7 @@ from pathlib import Path
 from warmcell.sandbox.client.core_files import CoreFiles
 from warmcell.sandbox.client.results import FileInfo
 from warmcell.sandbox.client.transport import now
+from warmcell.sandbox.client.watching import CoreWatch, Watch
 
 
 class Files:
@@ -68,3 +69,45 @@ class Files:
             The names of what was left out.
         """
         return now(self._core.download(source, Path(target)))
+
+    def download_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """A URL that reads one file, or with `tree` a folder as a tar, without a token.
+
+        It is good for that alone, for so many seconds (a week at most), and no longer than the token that it was made
+        with.
+
+        Raises:
+            UnsupportedOperationError: The sandbox is had from the user's keeper, which browsers do not reach.
+        """
+        return now(self._core.url(path, "read", tree, expires))
+
+    def upload_url(self, path: str, *, tree: bool = False, expires: float = 3600.0) -> str:
+        """A URL that writes, with PUT, one file, or with `tree` a folder as a tar, without a token.
+
+        It is good for that alone, for so many seconds (a week at most), and no longer than the token that it was made
+        with.
+
+        Raises:
+            UnsupportedOperationError: The sandbox is had from the user's keeper, which browsers do not reach.
+        """
+        return now(self._core.url(path, "write", tree, expires))
+
+    def watch(self, path: str = ".", *, recursive: bool = False, timeout: float | None = None) -> Watch:
+        """What changes in a folder from now on, in the order in which it does.
+
+            with box.files.watch("results") as changes:
+                for change in changes:
+                    print(change.kind, change.name)
+
+        `with` begins when it watches. It goes on across connections that break.
+
+        Args:
+            path: The folder.
+            recursive: Also in those below it, new ones included.
+            timeout: Seconds after which there is an end. None: not by itself.
+
+        Raises:
+            SandboxFileNotFoundError: It is not there (at `with`).
+            ConflictError: It is no folder, or the system watches too much already.
+        """
+        return Watch(CoreWatch(self._core.calls, self._core.path, path, recursive=recursive, timeout_s=timeout))

@@ -320,6 +320,21 @@ class Sandbox:
         """Those that run, and those that have ended last."""
         return [Command(self._core, info) for info in now(self._core.commands())]
 
+    def forward(self, port: int, *, expires: float = 3600.0) -> str:
+        """A URL of what listens on a port of the sandbox's own loopback interface, for browsers and programs.
+
+        It needs no token, so whoever has it has the port, until its time is over, the sandbox ends, or the token that
+        it was made with is revoked. HTTP and WebSockets; cookies and credentials of the server are kept from both ends.
+
+        Args:
+            port: The number of the port; something may begin to listen there later.
+            expires: Seconds that the URL is good for; a week at most.
+
+        Raises:
+            UnsupportedOperationError: The sandbox is had from the user's keeper, which browsers do not reach.
+        """
+        return now(self._core.forward(port, expires))
+
     def fork(self, n: int = 1) -> "builtins.list[Self]":
         """Copies of it, with its memory and its files as they are now; it goes on. Commands that run are not copied.
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -18,6 +19,7 @@ from warmcell.sandbox.client import _api
 from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper
 from warmcell.sandbox.client.starting import keeper_listens
+from warmcell.sandbox.errors import UnsupportedOperationError
 from warmcell.sandbox.paths import Paths
 
 API = "/warmcell/api/v1"
@@ -47,6 +49,27 @@ class Where:
         """Where paths of the API begin."""
         return _api.BASE_URL if self.url is None else self.url.rstrip("/") + API
 
+    def absolute(self, path: str, host: str | None = None) -> str:
+        """A URL for browsers, from what a server calls it.
+
+        Args:
+            path: After the server's own URL, or after the host.
+            host: One that is only for this, with a port if that is another than the server's.
+
+        Raises:
+            UnsupportedOperationError: The user's keeper listens on no address that a browser knows.
+        """
+        if self.url is None:
+            raise UnsupportedOperationError(
+                "URLs are of a server, and this sandbox is had without one",
+                hint="Run `warmcell serve`, or JupyterLab, and give Sandbox its url and a token.",
+            )
+        if host is None:
+            return self.url.rstrip("/") + path
+        server = urlsplit(self.url)
+        port = "" if ":" in host or server.port is None else f":{server.port}"
+        return f"{server.scheme}://{host}{port}{path}"
+
     def headers(self) -> dict[str, str]:
         """Sent with each request."""
         return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
@@ -64,6 +87,8 @@ class Stream(Protocol):
 
 class Transport(Protocol):
     """Sends requests. What goes wrong on the way is raised as httpx has it."""
+
+    where: Where
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response: ...
     def stream(self, method: str, path: str, **how: Any) -> contextlib.AbstractAsyncContextManager[Stream]: ...
@@ -88,7 +113,7 @@ class SyncTransport:
     """Blocks."""
 
     def __init__(self, where: Where) -> None:
-        self._where = where
+        self.where = where
         paths = where.paths
         self._http = httpx.Client(
             transport=None if paths is None else UnixTransport(str(paths.keeper_socket)),
@@ -110,8 +135,8 @@ class SyncTransport:
 
     async def ensure(self) -> None:
         """Have somebody listen, where that is the user's own keeper."""
-        if self._where.paths is not None:
-            ensure_keeper(self._where.paths)
+        if self.where.paths is not None:
+            ensure_keeper(self.where.paths)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -130,7 +155,7 @@ class AsyncTransport:
     """Waits in the running loop."""
 
     def __init__(self, where: Where) -> None:
-        self._where = where
+        self.where = where
         paths = where.paths
         transport = None
         if paths is not None:
@@ -158,8 +183,8 @@ class AsyncTransport:
 
     async def ensure(self) -> None:
         """As of `SyncTransport`."""
-        if self._where.paths is not None:
-            await keeper_listens(self._where.paths)
+        if self.where.paths is not None:
+            await keeper_listens(self.where.paths)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

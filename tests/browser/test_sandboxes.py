@@ -18,6 +18,28 @@ from tests.leaks import Places, own_places
 pytestmark = [pytest.mark.browser, pytest.mark.bubblewrap, pytest.mark.criu]
 
 CELLS = ("count = 0\nprint('begun')", "count += 1\nprint('count is', count)")
+SERVE = """
+import http.server, threading
+PAGE = b'''<!doctype html><title>page</title><p role=status></p><p role=alert></p><script>
+fetch('data?x=1').then(said => said.text()).then(text => {
+  document.querySelector('[role=status]').textContent = `data: ${text}; origin ${window.origin}`;
+});
+let cookies = 'no cookies';
+try { cookies = document.cookie; } catch {}
+document.querySelector('[role=alert]').textContent = cookies;
+</script>'''
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(PAGE if self.path == "/" else self.path.encode())
+    def log_message(self, *about):
+        pass
+web = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Page)
+threading.Thread(target=web.serve_forever, daemon=True).start()
+print("serving")
+"""
 SIMULATED = [{"name": "A100-SXM4-80GB", "memory": "80GiB"}, {"name": "T4", "memory": "16GiB"}]
 QUIET = ".Toastify { display: none }"
 """No notifications in pictures."""
@@ -66,6 +88,7 @@ def desk(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         lab.kernelspec("plain", "Plain", {"preload": [], "template": "plain"})
         for name in ("train.ipynb", "rival.ipynb"):
             lab.notebook(name, *CELLS, kernel="plain", display_name="Plain", choice={"gpu": "A100"})
+        lab.notebook("serve.ipynb", SERVE, kernel="plain", display_name="Plain")
         lab.notebook("work.ipynb", *CELLS, kernel="plain", display_name="Plain")
         yield Desk(lab, page)
 
@@ -160,6 +183,28 @@ def test_whatever_runs_is_listed_and_metered(desk: Desk, pictures: Path) -> None
         other.get_by_role("button", name="Stop").click()
         expect(other).to_have_count(0, timeout=START_TIMEOUT_MS)
         assert program.get(f"/warmcell/api/v1/sandboxes/{made['id']}").status_code == httpx.codes.NOT_FOUND
+
+
+def test_a_web_port_is_opened_in_a_tab(desk: Desk) -> None:
+    """A page that a notebook serves on its own loopback is shown by the server: its script runs and asks for more, but
+    has neither the server's cookies nor its origin.
+    """
+    page = desk.page
+    work = desk.open("serve.ipynb")
+    work.wait_ready()
+    work.run(0, expected="serving")
+    desk.row("serve.ipynb").get_by_role("button", name="Open a web port of serve.ipynb").click()
+    dialog = page.get_by_role("dialog").filter(has_text="Open a Web Port of serve.ipynb")
+    assert_accessible(page, ".jp-Dialog-content")
+    with page.context.expect_page() as opened:
+        dialog.get_by_role("button", name="Open").click()
+    shown = opened.value
+    expect(shown.get_by_role("status")).to_have_text("data: /data?x=1; origin null", timeout=START_TIMEOUT_MS)
+    expect(shown.get_by_role("alert")).to_have_text("no cookies")
+    assert "/warmcell/ports/8000-" in shown.url
+    shown.close()
+    desk.row("serve.ipynb").get_by_role("button", name="Stop serve.ipynb").click()
+    expect(desk.row("serve.ipynb")).to_have_count(0, timeout=START_TIMEOUT_MS)
 
 
 def test_snapshots_in_time(desk: Desk, pictures: Path) -> None:

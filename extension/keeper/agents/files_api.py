@@ -3,7 +3,9 @@
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from tornado import web
 from tornado.iostream import StreamClosedError
@@ -126,7 +128,7 @@ class FilesHandler(JsonHandler):
     async def get(self, sandbox_id: str, verb: str) -> None:
         if verb not in ("stat", "list"):
             raise errors.InvalidRequestError(f"{verb} is asked for with POST", hint="See the keeper's API.")
-        request: dict[str, Any] = {"op": verb, "path": _path(self.get_query_argument("path", ""))}
+        request: dict[str, Any] = {"op": verb, "path": self._path()}
         if verb == "list":
             request["depth"] = int(checks.number(self.get_query_argument("depth", "1"), "depth", most=DEPTH_MAX))
             self.answer(await self._done(sandbox_id, request))
@@ -137,14 +139,25 @@ class FilesHandler(JsonHandler):
     async def post(self, sandbox_id: str, verb: str) -> None:
         body = self.body()
         if verb == "mkdir":
-            request = {"op": verb, "path": _path(body.get("path")), "parents": checks.flag(body, "parents", True)}
+            request = {
+                "op": verb,
+                "path": checked_path(body.get("path")),
+                "parents": checks.flag(body, "parents", True),
+            }
             said = await self._done(sandbox_id, request)
             self.answer({**said["file"], "created": said["created"]})
         elif verb == "move":
-            request = {"op": verb, "source": _path(body.get("source")), "target": _path(body.get("target"))}
+            request = {
+                "op": verb,
+                "source": checked_path(body.get("source")),
+                "target": checked_path(body.get("target")),
+            }
             self.answer((await self._done(sandbox_id, request))["file"])
         else:
             raise errors.InvalidRequestError(f"{verb} is asked for with GET", hint="See the keeper's API.")
+
+    def _path(self) -> str:
+        return checked_path(self.get_query_argument("path", "", strip=False))
 
     async def _done(self, sandbox_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return await self.unless_gone(done(self.settings["keeper"].agents, SandboxId(sandbox_id), request))
@@ -219,6 +232,8 @@ class ContentHandler(JsonHandler):
             work = Work(process)
             await work.answer()
             self.set_header("Content-Type", "application/x-tar" if tree else "application/octet-stream")
+            name = PurePosixPath(request["path"]).name + (".tar" if tree else "")
+            self.set_header("Content-Disposition", f"attachment; filename*=UTF-8''{quote(name, errors='replace')}")
             try:
                 async for piece in work.content():
                     self.write(piece)
@@ -247,7 +262,7 @@ class ContentHandler(JsonHandler):
             await held.aclose()
 
     def _path(self) -> str:
-        return _path(self.get_query_argument("path", "", strip=False))
+        return checked_path(self.get_query_argument("path", "", strip=False))
 
 
 async def _stdout(process: GuestProcess) -> AsyncGenerator[bytes]:
@@ -256,7 +271,8 @@ async def _stdout(process: GuestProcess) -> AsyncGenerator[bytes]:
             yield content
 
 
-def _path(value: object) -> str:
+def checked_path(value: object) -> str:
+    """The path of a file that a request names; raises InvalidRequestError."""
     if not isinstance(value, str) or not value or "\0" in value or len(value) > PATH_MAX:
         raise errors.InvalidRequestError("`path` must be the path of a file", hint="Absolute, or relative to the home.")
     return value

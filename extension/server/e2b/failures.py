@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from warmcell.extension.server.e2b.framing import Code, ConnectError
+from warmcell.extension.server.ports.passing import PortClosedError
 from warmcell.sandbox.errors import (
     CapacityError,
     ConflictError,
@@ -26,12 +27,6 @@ from warmcell.sandbox.errors import (
 
 GONE: Final = "The sandbox was not found: it has ended, or is paused"
 """The words by which clients know that the sandbox, not the network, is the reason."""
-
-
-class PortClosedError(WarmcellError):
-    """Nothing of ours listens on that port of a sandbox."""
-
-    code = "port_closed"
 
 
 def body(status: int, message: str, error_code: str = "") -> dict[str, Any]:
@@ -105,7 +100,6 @@ _CODES: Mapping[type[WarmcellError], Code] = {
     QuotaExceededError: Code.RESOURCE_EXHAUSTED,
     CapacityError: Code.RESOURCE_EXHAUSTED,
     OperationTimeoutError: Code.DEADLINE_EXCEEDED,
-    PortClosedError: Code.UNAVAILABLE,
     TransportError: Code.UNAVAILABLE,
 }
 

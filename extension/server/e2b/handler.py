@@ -11,12 +11,13 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.principals import TOKEN_PREFIX
-from warmcell.extension.server.base import AUTH_RESOURCE, WarmcellHandler
-from warmcell.extension.server.e2b import failures
+from warmcell.extension.server.base import AUTH_RESOURCE
+from warmcell.extension.server.e2b import failures, ports
 from warmcell.extension.server.e2b.body import Body
 from warmcell.extension.server.e2b.framing import HTTP_STATUS, STREAM_TYPE, ConnectError, trailer
 from warmcell.extension.server.e2b.keeper import Keeper
 from warmcell.extension.server.e2b.keys import Keys, Purpose, SignedUrl
+from warmcell.extension.server.ports.handler import PassingHandler
 from warmcell.sandbox.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -35,7 +36,10 @@ UPLOAD_MAX_BYTES: Final = 2**40
 CONTROL: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
 HOST: Final = re.compile(r"(\d{1,5})-([a-z0-9]{1,32})\.")
 
-Surface = Literal["control", "envd", "interpreter"]
+Surface = Literal["control", "envd", "interpreter", "port"]
+SURFACES: Final[Mapping[int, Surface]] = {ENVD_PORT: "envd", INTERPRETER_PORT: "interpreter"}
+"""Ports that are ours; whatever listens on the others is the sandbox's."""
+
 Serve = Callable[["E2bHandler"], Awaitable[None]]
 
 
@@ -56,6 +60,7 @@ class Target:
 
     sandbox_id: str
     port: int
+    by_host: bool = False
 
 
 def target(headers: Mapping[str, str], host: str) -> Target | None:
@@ -67,9 +72,7 @@ def target(headers: Mapping[str, str], host: str) -> Target | None:
     sandbox_id, port = headers.get("E2b-Sandbox-Id"), headers.get("E2b-Sandbox-Port")
     if sandbox_id is None and port is None:
         match = HOST.match(host)
-        if match is None:
-            return None
-        port, sandbox_id = match[1], match[2]
+        return None if match is None else Target(match[2], int(match[1]), by_host=True)
     if sandbox_id is None or port is None or not re.fullmatch(r"\d{1,5}", port):
         raise InvalidRequestError(
             "A request to a sandbox names it and a port", hint="Send E2b-Sandbox-Id and E2b-Sandbox-Port."
@@ -78,11 +81,16 @@ def target(headers: Mapping[str, str], host: str) -> Target | None:
 
 
 @web.stream_request_body
-class E2bHandler(WarmcellHandler):
+class E2bHandler(PassingHandler):
     """Finds the verb, serves it while the body still comes, and tells errors as that surface does."""
 
     surface: Surface = "control"
     sandbox_id: str = ""
+    port = 0
+    by_host = False
+    """Whether the request names the sandbox and the port by its host alone."""
+    target = ""
+    """Path and query of the request, below whatever path of ours."""
     groups: Mapping[str, str]
     keeper: Keeper
     _work: "asyncio.Task[None] | None" = None
@@ -107,7 +115,7 @@ class E2bHandler(WarmcellHandler):
 
     async def prepare(self) -> None:  # type: ignore[override] # as jupyter_server's own
         """Begin to serve: a body may be longer than memory, or come bit by bit for hours."""
-        if self.request.method not in METHODS:
+        if self.request.method not in METHODS and not self._is_for_port():
             return
         if self._upload_possible():
             cast(Any, self.request.connection).set_max_body_size(UPLOAD_MAX_BYTES)
@@ -128,7 +136,15 @@ class E2bHandler(WarmcellHandler):
             if not self._gone():
                 raise
 
-    get = put = patch = delete = post  # one way for all of them
+    get = put = patch = delete = head = post  # one way for all of them
+
+    @allow_unauthenticated
+    async def options(self, *_: str) -> None:  # type: ignore[override] # tornado awaits it
+        """Of a port it is whatever listens there that answers."""
+        if self._work is None:
+            super().options()
+        else:
+            await self.post()
 
     def check_xsrf_cookie(self) -> None:
         """No cookie counts here, so none can be abused."""
@@ -185,10 +201,13 @@ class E2bHandler(WarmcellHandler):
         asks_control = "X-API-KEY" in self.request.headers and CONTROL.fullmatch(path) is not None
         # Some clients name a sandbox in calls of the control plane, too.
         found = None if asks_control else target(self.request.headers, self.request.host)
+        self.target = path + str(self.request.uri)[len(self.request.path) :]
         if found is None and not asks_control and path == "/files":
             self.surface = "envd"  # a signed URL, which names no sandbox
         elif found is not None:
             self.surface = self._surface_of(found)
+            if self.surface == "port":
+                return Verb("port", "", "", ports.serve, ())
         known = False
         for verb in self.verbs:
             match = re.fullmatch(verb.path, path) if verb.surface == self.surface else None
@@ -204,16 +223,18 @@ class E2bHandler(WarmcellHandler):
 
     def _surface_of(self, found: Target) -> Surface:
         sandbox_id = known_sandbox_id(found.sandbox_id)
-        self.sandbox_id = sandbox_id or ""
-        self.surface = "envd" if found.port == ENVD_PORT else "interpreter"
+        self.sandbox_id, self.port, self.by_host = sandbox_id or "", found.port, found.by_host
+        self.surface = SURFACES.get(found.port, "port")
         if sandbox_id is None:
             raise failures.unknown_sandbox(found.sandbox_id)
-        if found.port not in (ENVD_PORT, INTERPRETER_PORT):
-            raise failures.PortClosedError(
-                f"The port is not open: {found.port} of {sandbox_id} is not forwarded",
-                hint=f"Only {ENVD_PORT} (files, processes) and {INTERPRETER_PORT} (code) are served here.",
-            )
         return self.surface
+
+    def _is_for_port(self) -> bool:
+        try:
+            found = target(self.request.headers, self.request.host)
+        except InvalidRequestError:
+            return False
+        return found is not None and found.port not in SURFACES
 
     async def _caller(self) -> dict[str, str]:
         """What tells the keeper who asks for something of the control plane.
@@ -300,7 +321,7 @@ class E2bHandler(WarmcellHandler):
         return re.search(r"/(process\.Process|filesystem\.Filesystem)/", self.request.path) is not None
 
     def _upload_possible(self) -> bool:
-        return self.request.path.endswith("/files")
+        return self.request.path.endswith("/files") or self._is_for_port()
 
     def _gone(self) -> bool:
         connection: Any = self.request.connection

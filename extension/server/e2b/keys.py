@@ -2,19 +2,16 @@
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import hmac
-import os
-import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
+from warmcell.extension.keeper.secret import load_key
 from warmcell.sandbox.errors import UnauthenticatedError
 
-KEY_BYTES: Final = 32
 Purpose = Literal["envd", "traffic"]
 Operation = Literal["read", "write"]
 
@@ -32,21 +29,7 @@ class Keys:
         Raises:
             OSError: It cannot be read or made.
         """
-        with contextlib.suppress(FileNotFoundError):
-            return cls(_read(path))
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):  # another was first: its key holds
-                os.link(fresh, path)
-        finally:
-            os.unlink(fresh)
-        return cls(_read(path))
+        return cls(load_key(path))
 
     def token(self, sandbox_id: str, principal: str | None, purpose: Purpose = "envd") -> str:
         """What opens that sandbox, for its files and processes or for what listens in it."""
@@ -94,13 +77,6 @@ class SignedUrl:
         """Raises UnauthenticatedError when its time is over."""
         if self.expires_at is not None and self.expires_at < time.time():
             raise UnauthenticatedError("signature is already expired")  # E2B's own words
-
-
-def _read(path: Path) -> bytes:
-    key = path.read_bytes()
-    if len(key) != KEY_BYTES:
-        raise OSError(f"{path} is damaged: remove it, and connect to your sandboxes again")
-    return key
 
 
 def _named(token: str) -> str | None:

@@ -6,22 +6,28 @@ import errno
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from warmcell.extension.server.e2b import watcher
 from warmcell.extension.server.e2b.calls import server_stream, unary
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.filesystem import path_of
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.client.watching import command
 from warmcell.sandbox.errors import NotFoundError, WarmcellError
 
 TAG: Final = "e2b.watcher"
-SOURCE: Final = Path(watcher.__file__)
+NO_WATCHER: Final = "The watcher does not say what a watcher says"
 LINE_MAX_BYTES: Final = 64 * 1024
 """Of one change: a name in it has 4 KiB at most."""
 
+TYPES: Final = {
+    "created": "EVENT_TYPE_CREATE",
+    "written": "EVENT_TYPE_WRITE",
+    "removed": "EVENT_TYPE_REMOVE",
+    "moved": "EVENT_TYPE_RENAME",
+    "changed": "EVENT_TYPE_CHMOD",
+}
 WATCHERS_MAX: Final = 1024
 """How many are remembered; one that is forgotten tells all again."""
 
@@ -32,8 +38,8 @@ async def watch_dir(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapp
         async for line in said:
             if "started" in line:
                 yield {"start": {}}
-            elif "type" in line:
-                yield {"filesystem": line}
+            elif "kind" in line:
+                yield {"filesystem": _event(line)}
             elif not line:
                 yield {"keepalive": {}}
 
@@ -60,7 +66,7 @@ async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
                 start = line["next"]
             elif "stdout" in line:
                 said, rest = _whole(rest, line["stdout"])
-                found += [event for event in said if "type" in event]
+                found += [_event(one) for one in said if "kind" in one]
     marks[watcher_id] = (start, rest)
     if len(marks) > WATCHERS_MAX:
         del marks[next(iter(marks))]
@@ -82,14 +88,8 @@ async def _watcher(
     """Start one; it is ended afterwards unless it is to be kept."""
     path, recursive = path_of(message), bool(message.flag("recursive"))
     info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
-    python = info["python"] or "python3"
     watcher_id = uuid.uuid4().hex
-    source = SOURCE.read_text()
-    asked = {
-        "id": watcher_id,
-        "argv": [python, "-I", "-S", "-c", source, path, "1" if recursive else "0"],
-        "tag": TAG,
-    }
+    asked = {"id": watcher_id, "argv": command(info["python"], path, recursive=recursive), "tag": TAG}
     try:
         async with request.keeper.lines("POST", _path(request), asked, params={"follow": "1"}) as lines:
             yield watcher_id, _said(lines, path)
@@ -134,8 +134,15 @@ def _whole(rest: bytes, more: str) -> tuple[list[dict[str, Any]], bytes]:
     except (ValueError, RecursionError):
         said = [None]
     if len(rest) > LINE_MAX_BYTES or not all(isinstance(one, dict) for one in said):
-        raise ConnectError(Code.UNAVAILABLE, "The watcher does not say what a watcher says")
+        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
     return said, rest
+
+
+def _event(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    kind, name = said["kind"], said.get("name")
+    if not isinstance(kind, str) or kind not in TYPES or not isinstance(name, str):
+        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
+    return {"type": TYPES[kind], "name": name}
 
 
 def _failed(number: object, path: str) -> ConnectError:

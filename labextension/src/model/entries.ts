@@ -9,7 +9,7 @@ import { isBroken, isStarting } from './situation';
 import { isAlive } from './state';
 import * as words from './words';
 
-export type EntryAction = 'cancel' | 'resume' | 'suspend' | 'snapshot' | 'fork' | 'stop';
+export type EntryAction = 'cancel' | 'resume' | 'suspend' | 'snapshot' | 'fork' | 'port' | 'stop';
 
 /** One row. */
 export interface IEntry {
@@ -191,7 +191,7 @@ function actions(sandbox: ISandboxInfo): EntryAction[] {
   if (sandbox.state !== 'running' || (sandbox.kernel_id !== null && isStarting(sandbox))) {
     return ['stop'];
   }
-  return ['suspend', 'snapshot', ...fork, 'stop'];
+  return ['suspend', 'snapshot', ...fork, 'port', 'stop'];
 }
 
 function basename(path: string): string {

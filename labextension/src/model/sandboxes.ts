@@ -141,6 +141,10 @@ export class SandboxesModel implements ISandboxes {
     return this._api.open(id);
   }
 
+  portUrl(id: string, port: number): Promise<string> {
+    return this._api.portUrl(id, port);
+  }
+
   stop(id: string): Promise<void> {
     return this._api.stop(id);
   }

@@ -8,6 +8,7 @@ import type { EntryAction, IEntry } from '../model/entries';
 import { DOMAIN, ISandboxes, IUsageFeed } from '../tokens';
 import { fork, forkHost, type ICopied, openClone } from '../widgets/forking';
 import { type ITarget, leaveQueue, resume, saveSnapshot, stop, suspend } from '../widgets/memory';
+import { openPort } from '../widgets/ports';
 import { SandboxesSection } from '../widgets/sandboxesSection';
 
 /**
@@ -61,6 +62,8 @@ export const panel: JupyterFrontEndPlugin<void> = {
           return saveSnapshot(it);
         case 'fork':
           return entry.path === null ? undefined : fork(it, copied(entry.path), host);
+        case 'port':
+          return openPort(it);
         case 'stop':
           return stop(it);
       }

@@ -1,5 +1,12 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { closeIcon, type LabIcon, pauseIcon, runIcon, saveIcon } from '@jupyterlab/ui-components';
+import {
+  closeIcon,
+  type LabIcon,
+  launchIcon,
+  pauseIcon,
+  runIcon,
+  saveIcon
+} from '@jupyterlab/ui-components';
 import { ReactWidget } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import type { ISignal } from '@lumino/signaling';
@@ -237,6 +244,7 @@ const ICONS: Readonly<Record<EntryAction, LabIcon>> = {
   suspend: pauseIcon,
   snapshot: saveIcon,
   fork: forkIcon,
+  port: launchIcon,
   stop: closeIcon
 };
 
@@ -252,6 +260,8 @@ function actionLabel(action: EntryAction, name: string, trans: TranslationBundle
       return trans.__('Save a snapshot of %1', name);
     case 'fork':
       return trans.__('Fork %1', name);
+    case 'port':
+      return trans.__('Open a web port of %1', name);
     case 'stop':
       return trans.__('Stop %1', name);
   }

@@ -130,6 +130,13 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
     await ask("GET", f"{box}/files/list?path=d")
     await ask("POST", f"{box}/files/mkdir", json={"path": "e"})
     await ask("POST", f"{box}/files/move", json={"source": "d/a.txt", "target": "e/b.txt"})
+    signed = await ask("POST", f"{box}/files/url", json={"path": "e", "tree": True, "expires_in_s": 60})
+    assert signed["path"].startswith(f"{API}{box}/files/tree?path=e&ticket=")
+    await ask("POST", f"{box}/files/url", 400, json={"path": "e", "operation": "run"})
+    shown = await ask("POST", f"{box}/ports/8000", json={})
+    assert shown["path"].startswith(f"/warmcell/ports/8000-{info['id']}/")
+    await ask("POST", f"{box}/ports/70000", 404, json={})
+    await ask("GET", f"{box}/ports/8000/tunnel", 400)
     tree = await ask("GET", f"{box}/files/tree?path=e")
     await ask("PUT", f"{box}/files/tree?path=f", content=tree)
     await ask("DELETE", f"{box}/files?path=d&recursive=1", 204)
@@ -140,20 +147,29 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
 
     for path, verbs in served().items():  # The user may do all, and yet not this.
         for verb in verbs - documented()[path]:
-            place = path.replace(f"/sandboxes/{EXAMPLE}", box).replace(EXAMPLE, "c1")
+            place = (
+                path.replace(f"/sandboxes/{EXAMPLE}", box)
+                .replace(f"ports/{EXAMPLE}", "ports/80")
+                .replace(EXAMPLE, "c1")
+            )
             transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
             async with httpx.AsyncClient(transport=transport, base_url=f"http://keeper{API}", timeout=60) as http:
                 answer = await http.request(verb, place, json={})
             assert 400 <= answer.status_code < 500, (verb, place, answer.status_code)
+    token = ask.http.headers.pop("Authorization")  # What is the user's alone.
+    for _ in range(2):
+        assert list((await ask("GET", "/meters"))["sandboxes"]) == [info["id"]]
+    assert [row["sandbox_id"] for row in (await ask("GET", "/usage?by=sandbox"))["rows"]] == [info["id"]]
+    assert len((await ask("GET", "/gpus"))["gpus"]) == 2
+    ask.http.headers["Authorization"] = token
     await ask("DELETE", box, 204)
     await ask("DELETE", "/principals/self")
     left = {(verb.upper(), path) for path, verbs in ask.document["paths"].items() for verb in verbs} - ask.used
-    elsewhere = {  # test_runs.py, test_tokens.py, test_gpus.py, and the browser tests
+    elsewhere = {  # test_runs.py, test_tokens.py, test_gpus.py, test_urls.py, and the browser tests
         ("POST", "/sandboxes/{sandbox_id}/run"),
         ("GET", "/events"),
         ("DELETE", "/sandboxes/{sandbox_id}/queue"),
-        ("GET", "/usage"),
-        ("GET", "/meters"),
+        ("GET", "/sandboxes/{sandbox_id}/ports/{port}/tunnel"),
     }
     assert {(verb, path) for verb, path in left if not MEMORY.fullmatch(path)} == elsewhere
 

@@ -1,6 +1,7 @@
 """Files of sandboxes, and what is not in a sandbox."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from warmcell import Sandbox
+from warmcell import AsyncSandbox, Sandbox
 from warmcell.sandbox import errors
 from warmcell.sandbox.client.keeper import SyncKeeperClient
 
@@ -110,3 +111,46 @@ except OSError:
     for wrong in ({"workspace": {"path": "/tmp"}}, {"mounts": [{"source": "/etc"}]}, {"network": "host"}):
         with SyncKeeperClient.connect() as keeper, pytest.raises(errors.InvalidRequestError):
             keeper.post("/sandboxes", {"spec": {"preload": [], **wrong}, "terms": {}})
+
+
+def test_changes_of_a_folder_are_told(box: Sandbox) -> None:
+    """In order, from the moment at which `with` begins; what came before, and what is elsewhere, is not."""
+    box.files.write("seen/old", "1")
+    box.files.mkdir("unseen")
+    with box.files.watch("seen", recursive=True, timeout=300) as changes:
+        box.files.write("unseen/x", "1")
+        box.files.write("seen/new", "2")
+        box.files.mkdir("seen/deep")
+        told: list[tuple[str, str]] = []
+        while ("created", "deep") not in told:
+            told += [(change.kind, change.name) for change in itertools.islice(changes, 1)]
+        box.exec("sh", "-c", "echo 3 > seen/deep/b; mv seen/deep/b seen/c; rm seen/old; chmod 600 seen/c")
+        for change in changes:
+            told.append((change.kind, change.name))
+            if told[-1] == ("changed", "c"):
+                break
+    assert [one for one in told if one[0] != "written"] == [
+        ("created", "new"),
+        ("created", "deep"),
+        ("created", "deep/b"),
+        ("moved", "deep/b"),
+        ("created", "c"),
+        ("removed", "old"),
+        ("changed", "c"),
+    ]
+    assert ("written", "deep/b") in told
+    assert {info.state for info in (one.info() for one in box.commands()) if info.tag == "watcher"} <= {"ended"}
+    for path, error in (("nowhere", errors.SandboxFileNotFoundError), ("seen/new", errors.ConflictError)):
+        with pytest.raises(error), box.files.watch(path):
+            pass
+
+
+async def test_a_folder_is_watched_for_as_long_as_was_asked(box: Sandbox) -> None:
+    """In a loop, beside other work; the end of the time is the end of the changes, and no error."""
+    same = await AsyncSandbox.connect(box.id)
+    try:
+        async with same.files.watch(timeout=1.0) as changes:
+            await same.files.write("beside", "1")
+            assert [change.name async for change in changes if change.kind == "created"] == ["beside"]
+    finally:
+        await same.close()

@@ -610,6 +610,34 @@ def other_sandboxes_and_ports_are_not_there():
     assert "port is not open" in closed.json()["message"]
 
 
+def what_listens_on_another_port_answers():
+    """By headers and by host, for who has a token of the sandbox; it does not see that token."""
+    box = shared()
+    box.run_code(
+        "import http.server, threading\n"
+        "class Page(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_POST(self):\n"
+        "        said = self.rfile.read(int(self.headers['Content-Length']))\n"
+        "        self.send_response(201)\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(said + f'|{self.path}|{self.headers}'.encode())\n"
+        "web = http.server.HTTPServer(('127.0.0.1', 3001), Page)\n"
+        "threading.Thread(target=web.serve_forever, daemon=True).start()"
+    )
+    answer = envd(box, "POST", "/a?b=c", port=3001, content=b"said")
+    assert answer.status_code == 201, answer.text
+    assert answer.text.startswith("said|/a?b=c|Host: localhost:3001")
+    assert box._envd_access_token not in answer.text
+    root = urllib.parse.urlsplit(API)
+    headers = {"Host": f"3001-{box.sandbox_id}.sandboxes.example"}
+    at = f"{root.scheme}://{root.netloc}/a"
+    assert httpx.post(at, headers=headers, content=b"x").status_code == 401
+    headers["E2b-Traffic-Access-Token"] = box.traffic_access_token
+    assert httpx.post(at, headers=headers, content=b"x").status_code == 201
+    box.run_code("web.shutdown(); web.server_close()")
+    assert envd(box, "POST", "/", port=3001, content=b"").status_code == 502
+
+
 def sandboxes_are_found_by_host_name():
     """With a wildcard domain there are no headers: port and id are in the host, on the server's root."""
     box = shared()

@@ -25,7 +25,7 @@ def test_a_token_is_known_again_and_is_nowhere_on_disk(path: Path) -> None:
     info, token = Principals(path).create("ann", scopes=["run", "read"], quota=Quota(sandboxes=3))
     again = Principals(path)
     again.open()
-    assert again.find(token) == Principal("ann", frozenset({"read", "run"}))
+    assert again.find(token) == Principal("ann", frozenset({"read", "run"}), info.id)
     assert again.quota("ann") == Quota(sandboxes=3)
     assert info.scopes == ("read", "run")
     secret = token.removeprefix(f"wct_{info.id}_")

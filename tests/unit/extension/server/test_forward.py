@@ -29,7 +29,10 @@ ONCE = {"Idempotency-Key": "k"}
 def test_what_programs_ask_for_goes_to_the_keeper(
     base_url: str, path: str, headers: dict[str, str], passed: bool
 ) -> None:
-    """All with a token of Warmcell's own, for the keeper to judge; of Jupyter's users only what may be a repeat."""
+    """All with a token or ticket of Warmcell's own, for the keeper to judge; of Jupyter's users what may come twice."""
     for prefix, expected in ((base_url, passed), ("/elsewhere/", False)):
-        request: Any = SimpleNamespace(path=f"{prefix}warmcell/api/v1{path}", headers=HTTPHeaders(headers))
+        asked = {"path": f"{prefix}warmcell/api/v1{path}", "headers": HTTPHeaders(headers)}
+        request: Any = SimpleNamespace(**asked, query_arguments={})
         assert (OfPrograms(base_url).match(request) is not None) is expected
+        request.query_arguments["ticket"] = [b""]
+        assert (OfPrograms(base_url).match(request) is not None) is (prefix == base_url)

@@ -99,7 +99,7 @@ def test_requests_name_their_sandbox_by_headers_or_host() -> None:
     """Headers first; a host with a port and an id second; neither: the control plane."""
     headers = {"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "49983"}
     assert target(headers, "3000-other.example.com") == Target("abc", 49983)
-    assert target({}, "49999-abcdef012345.example.com:8888") == Target("abcdef012345", 49999)
+    assert target({}, "49999-abcdef012345.example.com:8888") == Target("abcdef012345", 49999, by_host=True)
     assert target({}, "localhost:8888") is None
     with pytest.raises(InvalidRequestError):
         target({"E2b-Sandbox-Id": "abc"}, "localhost")

@@ -1,7 +1,7 @@
 """Watches a directory and says what changes below it, line by line. Its source is run inside a sandbox.
 
 Arguments: the directory, and "1" to watch those below it too. A line is an object: {"started": true}, or
-{"failed": errno}, then {"type", "name"} with names relative to the directory; {"lost": true} where the system dropped
+{"failed": errno}, then {"kind", "name"} with names relative to the directory; {"lost": true} where the system dropped
 some.
 """
 
@@ -15,12 +15,12 @@ import sys
 MODIFY, ATTRIB, MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x2, 0x4, 0x40, 0x80, 0x100, 0x200
 OVERFLOW, IGNORED, ONLY_DIRECTORIES, IS_DIRECTORY = 0x4000, 0x8000, 0x01000000, 0x40000000
 TYPES = {
-    MODIFY: "EVENT_TYPE_WRITE",
-    ATTRIB: "EVENT_TYPE_CHMOD",
-    MOVED_FROM: "EVENT_TYPE_RENAME",
-    MOVED_TO: "EVENT_TYPE_CREATE",
-    CREATE: "EVENT_TYPE_CREATE",
-    DELETE: "EVENT_TYPE_REMOVE",
+    MODIFY: "written",
+    ATTRIB: "changed",
+    MOVED_FROM: "moved",
+    MOVED_TO: "created",
+    CREATE: "created",
+    DELETE: "removed",
 }
 UNFINISHED = re.compile(r"#[0-9]+|\..*\.[0-9]+\.new")
 """What a file is called until it is whole, where Warmcell writes one: then it gets its name, which is what is told."""
@@ -82,15 +82,16 @@ class Watcher:
             self.there.discard(name)
         elif mask & (CREATE | MOVED_TO):
             self.there.add(name)
+        folder = self.recursive and mask & IS_DIRECTORY and mask & (CREATE | MOVED_TO) and self.add(name) == 0
         written = mask & MOVED_TO and cookie == self.replacing
         for bit, kind in TYPES.items():
             if mask & bit and not (written and known):
-                say({"type": kind, "name": name})
+                say({"kind": kind, "name": name})
         if written:
-            say({"type": TYPES[MODIFY], "name": name})
-        if self.recursive and mask & IS_DIRECTORY and mask & (CREATE | MOVED_TO) and self.add(name) == 0:
+            say({"kind": TYPES[MODIFY], "name": name})
+        if folder:  # It is watched by now, so that whoever is told of it misses nothing in it.
             for found in sorted(os.listdir(os.path.join(self.top, name))):
-                say({"type": TYPES[CREATE], "name": os.path.join(name, found)})
+                say({"kind": TYPES[CREATE], "name": os.path.join(name, found)})
 
 
 def say(what: object) -> None:

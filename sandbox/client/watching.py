@@ -1,0 +1,168 @@
+"""What changes in a folder of a sandbox, for both flavours: a command in it says so, line by line."""
+
+import base64
+import contextlib
+import errno
+import json
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from warmcell.sandbox import watcher
+from warmcell.sandbox.client.calls import Calls
+from warmcell.sandbox.client.transport import now
+from warmcell.sandbox.errors import (
+    ConflictError,
+    OperationTimeoutError,
+    SandboxDiedError,
+    SandboxFileNotFoundError,
+    WarmcellError,
+    from_json,
+)
+
+Kind = Literal["created", "written", "removed", "moved", "changed", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One change in a folder that is watched."""
+
+    kind: Kind
+    """`moved`: it had this name; `changed`: its mode; `lost`: the system has left out some, list the folder again."""
+    name: str
+    """Relative to the folder."""
+
+
+def command(python: str, path: str, *, recursive: bool) -> list[str]:
+    """The arguments of a command that watches, in a sandbox whose interpreter is that."""
+    source = Path(watcher.__file__).read_text()
+    return [python or "python3", "-I", "-S", "-c", source, path, "1" if recursive else "0"]
+
+
+class CoreWatch:
+    """One folder that is watched, or about to be."""
+
+    def __init__(self, calls: Calls, sandbox: str, path: str, *, recursive: bool, timeout_s: float | None) -> None:
+        self._calls = calls
+        self._sandbox = sandbox
+        self._path = path
+        self._recursive = recursive
+        self._timeout_s = timeout_s
+        self._id = uuid.uuid4().hex
+        self._lines: AsyncGenerator[Mapping[str, Any]] | None = None
+
+    async def begin(self) -> None:
+        """Return when nothing is missed any more."""
+        info = await self._calls.call("GET", self._sandbox)
+        argv = command(info["python"], self._path, recursive=self._recursive)
+        body = {"id": self._id, "argv": argv, "timeout_s": self._timeout_s, "tag": "watcher"}
+        self._lines = self._said(body)
+        said: Mapping[str, Any] = await anext(self._lines, {})
+        if "started" not in said:
+            await self.end()
+            raise _failed(said.get("failed", 0), self._path)
+
+    async def next(self) -> FileChange | None:
+        """The next change; None at the end."""
+        if self._lines is None:
+            return None
+        async for said in self._lines:
+            if "kind" in said:
+                return FileChange(said["kind"], said["name"])
+            if "lost" in said:
+                return FileChange("lost", "")
+        return None
+
+    async def end(self) -> None:
+        """Watch no more. Idempotent."""
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            await lines.aclose()
+            with contextlib.suppress(WarmcellError):
+                await self._calls.call("DELETE", f"{self._sandbox}/commands/{self._id}")
+
+    async def _said(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]:
+        rest = b""
+        entries = self._calls.entries(f"{self._sandbox}/commands", body, self._id)
+        async with contextlib.aclosing(entries):
+            async for entry in entries:
+                if "lost" in entry:
+                    rest = b""
+                    yield entry
+                if "stdout" in entry:
+                    *whole, rest = (rest + base64.b64decode(entry["stdout"])).split(b"\n")
+                    for line in whole:
+                        yield json.loads(line)
+                if "ended" in entry:
+                    _check_end(entry["ended"])
+
+
+class Watch:
+    """`Files.watch`: begun and ended by `with`, and iterated over."""
+
+    def __init__(self, core: CoreWatch) -> None:
+        self._core = core
+
+    def __enter__(self) -> Self:
+        now(self._core.begin())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        now(self._core.end())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> FileChange:
+        change = now(self._core.next())
+        if change is None:
+            raise StopIteration
+        return change
+
+
+class AsyncWatch:
+    """`Watch` for an event loop."""
+
+    def __init__(self, core: CoreWatch) -> None:
+        self._core = core
+
+    async def __aenter__(self) -> Self:
+        await self._core.begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._core.end()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FileChange:
+        change = await self._core.next()
+        if change is None:
+            raise StopAsyncIteration
+        return change
+
+
+def _check_end(ended: Mapping[str, Any]) -> None:
+    """Raises unless it has ended because its time was over, or what it said tells why."""
+    if ended["error"] is not None:
+        error = from_json(ended["error"])
+        if not isinstance(error, OperationTimeoutError):
+            raise error
+    elif ended["exit_code"] != 0:
+        raise SandboxDiedError("What watches the folder has been ended", hint="Watch again, and list what is there.")
+
+
+def _failed(number: int, path: str) -> WarmcellError:
+    details = {"errno": errno.errorcode.get(number, str(number))}
+    if number == errno.ENOENT:
+        return SandboxFileNotFoundError(f"{path} is not there", hint="Make it first: files.mkdir.", details=details)
+    hint = "Give a folder." if number == errno.ENOTDIR else "Watch less, or without `recursive`."
+    return ConflictError(f"{path} cannot be watched: {details['errno']}", hint=hint, details=details)
