@@ -17,12 +17,13 @@ from typing import Any
 from warmcell.extension.keeper.front import Front, answer
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.kernels import Kernels
+from warmcell.extension.keeper.ranks import Rank, environment, free_port
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.coming import Coming
-from warmcell.sandbox.kernel import Frontend
+from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
@@ -30,6 +31,9 @@ from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
+
+CLONE = "fork"
+"""Owner of a sandbox that was cloned from another one."""
 
 CLONES_MAX = 64
 SUSPENDED_AT_ONCE = 4
@@ -254,21 +258,67 @@ class KernelMemory:
 
         self._kernels.spawn(self._telling(kernel, f"Snapshot {ref!r} was not restored", work()))
 
-    def fork_from_inside(self, sandbox_id: SandboxId, token: str, count: int) -> None:
-        """Fork it in the middle of its cell, and leave the answers where original and clones look for them."""
-        source = self._service.live(sandbox_id)
+    def fork_from_inside(self, sandbox_id: SandboxId, token: str, count: int, *, ranks: bool = False) -> None:
+        """Fork it in the middle of its cell, and leave the answers where original and clones look for them.
+
+        Args:
+            sandbox_id: Which.
+            token: Of the answers.
+            count: How many clones.
+            ranks: They are the ranks of that cell, and end with it.
+
+        Raises:
+            UnsupportedOperationError: They would need GPUs, which nobody has asked for.
+        """
+        source, kernel = self._service.live(sandbox_id), self._kernel(sandbox_id)
+        if ranks and source.gpus:
+            raise errors.UnsupportedOperationError(
+                "This kernel has a GPU, and each clone would need another one",
+                hint="Leave out fork: with gpu= each rank has its own, and is sent what it reads.",
+            )
 
         async def work() -> None:
+            process = kernel.process
             try:
                 clones = await self.fork(sandbox_id, count)
+                if ranks and process is not None:
+                    self._kernels.spawn(self._end_with(process, clones))
+                port = free_port() if source.spec.network == "host" else None
                 for rank, info in enumerate(clones):
-                    await answer(self._service.live(info.id), token, {"ok": True, "rank": rank})
+                    box, told = self._service.live(info.id), {"ok": True, "rank": rank}
+                    env = {"env": environment(box, Rank(rank, count), port=port)} if ranks else {}
+                    await answer(box, token, {**told, **env})
                 await answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
             except errors.WarmcellError as error:
                 log.warning("sandbox %s was not forked: %s", sandbox_id, error)
                 await answer(source, token, {"ok": False, **error.to_json()})
 
         self._kernels.spawn(work())
+
+    async def _end_with(self, source: KernelProcess, clones: Sequence[SandboxInfo]) -> None:
+        """The ranks of a cell go with its kernel, which removes them itself when the cell has ended."""
+        kernels = [self._of(info.id) for info in clones]
+        processes = [kernel.process for kernel in kernels if kernel is not None and kernel.process is not None]
+
+        async def all_gone() -> None:
+            for process in processes:
+                await process.exited.wait()
+
+        waits = [asyncio.create_task(source.exited.wait()), asyncio.create_task(all_gone())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+        if source.exited.is_set():
+            await asyncio.gather(*(self._kernels.remove(one.request.kernel_id) for one in kernels if one is not None))
+
+    def clone_of(self, sandbox_id: SandboxId) -> Kernel | None:
+        """The kernel in this sandbox, if it is a clone that no Jupyter server has."""
+        kernel = self._of(sandbox_id)
+        if kernel is None or kernel.owned or self._service.info(sandbox_id).owner != CLONE:
+            return None
+        return kernel
 
     async def _telling(self, kernel: Kernel, what: str, work: Coroutine[Any, Any, None]) -> None:
         """Do what a cell has wished; if it fails its notebook is told, for nobody waits for it."""
@@ -371,7 +421,7 @@ class KernelMemory:
         try:
             info = await self._service.create(
                 request.spec,
-                owner=AGENT if ours else "fork",
+                owner=AGENT if ours else CLONE,
                 principal=request.principal,
                 terms=request.terms,
                 parent=None if ours else parent,

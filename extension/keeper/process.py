@@ -85,6 +85,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
+    runs.clone_of = memory.clone_of
     principals = Principals(paths.principals)
     principals.open()
 

@@ -53,7 +53,8 @@ class WishHandler(_Handler):
         body, sandbox_id = self.body(), self.scope.sandbox_id
         await self.memory.check(sandbox_id)
         if verb == "fork":
-            self.memory.fork_from_inside(sandbox_id, _token(body.get("token")), _count(body.get("n")))
+            token, count, ranks = _token(body.get("token")), _count(body.get("n")), body.get("ranks") is True
+            self.memory.fork_from_inside(sandbox_id, token, count, ranks=ranks)
         elif verb == "snapshot":
             self.memory.snapshot_from_inside(sandbox_id, _token(body.get("token")), _name(body.get("name")))
         else:

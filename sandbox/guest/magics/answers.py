@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from typing import Any
@@ -16,21 +17,26 @@ LOOK_S = 0.001
 LOOK_MAX_S = 0.01
 
 
-def wait_for_answer(run: str, token: str) -> dict[str, Any]:
-    """What the keeper says to the question with this token; whole once its line has ended."""
+def wait_for_answer(run: str, token: str, *, timeout: float = math.inf) -> dict[str, Any]:
+    """What the keeper says to the question with this token; whole once its line has ended.
+
+    Raises:
+        TimeoutError: Nothing for `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
     answered = f"{run}/answer-{token}.json"
     pause = LOOK_S
-    try:
-        while True:
-            try:
-                with open(answered, "rb") as file:
-                    said = file.read()
-            except (FileNotFoundError, PermissionError):  # The keeper makes it, then gives the right to read it.
-                said = b""
-            if said.endswith(b"\n"):
-                return dict(json.loads(said))
-            time.sleep(pause)
-            pause = min(LOOK_MAX_S, 1.05 * pause)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(answered)
+    while True:
+        try:
+            with open(answered, "rb") as file:
+                said = file.read()
+        except (FileNotFoundError, PermissionError):  # The keeper makes it, then gives the right to read it.
+            said = b""
+        if said.endswith(b"\n"):
+            with contextlib.suppress(OSError):
+                os.unlink(answered)
+            return dict(json.loads(said))
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the keeper has not answered within {timeout:g} s")
+        time.sleep(pause)
+        pause = min(LOOK_MAX_S, 1.05 * pause)

@@ -75,9 +75,9 @@ class Api:
         """
         return self._answer("GET", f"/sandboxes/{sandbox_id}/result") or None
 
-    def fork(self, token: str, n: int) -> None:
-        """Ask for clones of this kernel; where the answer will be has the token in its name."""
-        self._json("POST", "/sandboxes/self/fork", {"token": token, "n": n})
+    def fork(self, token: str, n: int, *, ranks: bool = False) -> None:
+        """Ask for clones of this kernel, which may be the ranks of a cell; the token says where the answer will be."""
+        self._json("POST", "/sandboxes/self/fork", {"token": token, "n": n, **({"ranks": True} if ranks else {})})
 
     @property
     def run_directory(self) -> str:

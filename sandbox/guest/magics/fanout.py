@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 from .api import KeeperError
 from .failures import error_of
-from .pods import Pod
 from .run import Event, Inbox, Run
-from .sending import Parcel
+from .sending import Load
 
 STOP_TIMEOUT_S = 10.0
 """How long interrupted cells have to end before their sandbox is removed."""
@@ -57,15 +56,55 @@ class Show(Protocol):
         """Now and then."""
 
 
+class Held(Protocol):
+    """What ranks were sent."""
+
+    sent: int
+    """Bytes so far."""
+
+    def lose(self, rank: int) -> None:
+        """Nobody knows what this one has."""
+
+
+class Ranks(Protocol):
+    """Kernels that a cell runs on: those of one sandbox, or clones."""
+
+    ranks: int
+    """How many."""
+
+    @property
+    def store(self) -> Held:
+        """What they were sent."""
+
+    def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
+        """A cell on one of them."""
+
+    def interrupt(self, rank: int) -> None:
+        """Interrupt what runs on one."""
+
+    def lose(self) -> None:
+        """Nobody knows what they are doing."""
+
+
+class Sent(Protocol):
+    """What they need for a cell."""
+
+    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+        """What one is to load before it, and `extra`."""
+
+    def loaded(self, rank: int, load: Load) -> None:
+        """It has it."""
+
+
 class FanOut:
-    """Runs tasks on the ranks of a pod and gathers what they bring back."""
+    """Runs tasks on ranks and gathers what they bring back."""
 
     def __init__(
         self,
-        pod: Pod,
+        pod: Ranks,
         tasks: Sequence[Task],
         *,
-        parcel: Parcel,
+        parcel: Sent,
         get: Sequence[str] = (),
         last: str = "",
         timeout_s: float | None = None,
@@ -175,7 +214,7 @@ class FanOut:
                 self._running.pop(rank)
                 continue
             try:
-                self._pod.api.interrupt(self._pod.id, rank)
+                self._pod.interrupt(rank)
             except KeeperError:
                 self._give_up()
 
@@ -205,7 +244,7 @@ class FanOut:
         head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
         if self._timeout_s is not None:
             head["timeout_s"] = self._timeout_s
-        run = self._pod.api.run(self._pod.id, head, load.body, self._inbox)
+        run = self._pod.run(head, load.body, self._inbox)
         run.task = number
         self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
         self._running[rank] = (run, load)
