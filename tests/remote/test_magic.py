@@ -50,8 +50,21 @@ async def test_a_plain_kernel_has_it_too(module_places: Places, keeper: KeeperCl
         assert output.status == "ok", output
         assert await kernel.value("[found['total'], int(found['big'][-1])]") == [4999950001, 100000]
         assert len(await remotes(keeper)) == len(before) + 1
+        forked = await kernel.run("%%remote fork\n1")
+        assert forked.error == "ForkError: This kernel cannot be forked. Run the notebook on a Warmcell kernel."
         await kernel.run("%unload_ext warmcell")
         assert await remotes(keeper) == before
+
+
+async def test_without_an_engine_nothing_is_forked(kernel: Kernel, keeper: KeeperClient) -> None:
+    """The error says why, and what to do; nothing was made, and cells without fork go on as before."""
+    before = await remotes(keeper)
+    forked = await kernel.run("%%remote fork n=2\n1")
+    assert forked.error.startswith("ForkError: "), forked
+    assert "cannot save memory. Use the bubblewrap backend" in forked.error or "on this machine" in forked.error
+    assert forked.text == ""
+    assert await remotes(keeper) == before
+    assert (await kernel.run("%%remote\n6 * 7")).status == "ok"
 
 
 async def test_what_a_cell_reads_is_sent_by_itself(kernel: Kernel) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..magics.answers import wait_for_answer
 from ..magics.api import Api, KeeperError
+from ..magics.stopping import held
 from ..values import CannotTravelError, dumps, loads
 from . import newborn
 
@@ -25,7 +26,7 @@ RESULT_LOOK_S = 0.02
 RESULT_LOOK_MAX_S = 0.25
 MOST = 1024
 FORK_TIMEOUT_S = 60.0
-"""How long a fork that was interrupted is waited for."""
+"""How long a fork is waited for that was interrupted."""
 
 _run = ""
 
@@ -234,33 +235,26 @@ def divide(n: int, token: str, *, ranks: bool = False) -> Mapping[str, Any]:
     sys.stdout.flush()
     sys.stderr.flush()
     api = Api(f"{_run}/api.sock")
-    try:
-        api.fork(token, n, ranks=ranks)
-    except KeeperError as error:
-        raise ForkError(str(error), code=error.code) from None
-    try:
-        answer = wait_for_answer(_run, token)
-    except KeyboardInterrupt:
-        _undo(api, token)
-        raise
+    with held() as presses:  # Else nobody would know of the clones that come.
+        try:
+            api.fork(token, n, ranks=ranks)
+        except KeeperError as error:
+            raise ForkError(str(error), code=error.code) from None
+        try:
+            answer = wait_for_answer(_run, token, unless=lambda: presses.seconds_ago > FORK_TIMEOUT_S)
+        except TimeoutError:
+            raise KeyboardInterrupt from None
+    if presses.count:
+        for clone in answer.get("clones") or ():
+            with contextlib.suppress(KeeperError):
+                api.delete(str(clone))
+        raise KeyboardInterrupt
     if answer.get("ok") is not True:
         code = str(answer.get("code", ""))
         raise ForkError(str(answer.get("message") or "The fork failed"), str(answer.get("hint") or ""), code)
     if answer.get("rank") is not None:
         newborn.reseed()
     return answer
-
-
-def _undo(api: Api, token: str) -> None:
-    """Whoever asked for a fork wants it no more: wait for the clones, which come in any case, and remove them."""
-    deadline = time.monotonic() + FORK_TIMEOUT_S
-    answer: Mapping[str, Any] = {}
-    while not answer:
-        with contextlib.suppress(KeyboardInterrupt):  # Impatience does not remove them.
-            answer = wait_for_answer(_run, token, timeout=deadline - time.monotonic())
-    for clone in answer.get("clones") or ():
-        with contextlib.suppress(KeeperError):
-            api.delete(str(clone))
 
 
 def _write(path: str, content: bytes) -> None:

@@ -17,7 +17,7 @@ from .capture import Reads, captured, reads
 from .fanout import FanOut, Ranks, Sent, Task
 from .forked import InCloneError, Inheritance, clones
 from .jobs import Job, Jobs
-from .pods import Pod, Pods
+from .pods import BusyError, Pod, Pods
 from .sending import Parcel
 
 if TYPE_CHECKING:
@@ -218,6 +218,12 @@ class Remote:
 
     def _forked(self, arguments: Arguments, items: Sequence[Any]) -> Where:
         """Clones of this kernel, which have all that the cell reads; raises InCloneError in them."""
+        running = next((job.number for job in self._jobs.all() if not job.done()), None)
+        if running is not None:
+            raise BusyError(
+                f"Remote cell {running} runs, and a kernel that is connected to another one cannot be cloned. "
+                f"Wait for it with %remote wait {running}, or stop it with %remote stop {running}."
+            )
         ranks = clones(self.pods.api, arguments.n, items, self._shell.user_ns)
         where = Where(ranks, ranks.place, parcel=Inheritance, done=lambda: None, leave=ranks.close)
         try:
