@@ -29,6 +29,7 @@ from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
+from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.images.cache import ImageCache
@@ -53,6 +54,7 @@ class KeeperApi:
     service: SandboxService
     kernels: Kernels
     memory: KernelMemory
+    wishes: Wishes
     runs: Runs
     images: ImageCache
     wiring: Wiring

@@ -28,6 +28,7 @@ from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
+from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo
@@ -103,6 +104,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         service=service,
         kernels=kernels,
         memory=memory,
+        wishes=Wishes(service, kernels, memory),
         runs=runs,
         images=images,
         wiring=wiring,

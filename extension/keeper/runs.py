@@ -204,8 +204,7 @@ class Runs:
         sandbox_id, oom_before = box.info.id, box.oom_kills()
         share = len(box.gpus) // rank.of
         gpus = box.gpus[rank.number * share : (rank.number + 1) * share]
-        port = self._ports.setdefault(sandbox_id, MASTER_PORT if box.spec.network == "none" else free_port())
-        env = {**environment(box, rank, port=port), **box.spec.env, **gpu_environment(gpus)}
+        env = {**self._of_rank(box, rank), **box.spec.env, **gpu_environment(gpus)}
         cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
         if rank.number == 0:
             process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
@@ -226,6 +225,10 @@ class Runs:
                 await box.signal_process(process, 9)
             raise
         return runner
+
+    def _of_rank(self, box: LiveSandbox, rank: Rank) -> dict[str, str]:
+        port = self._ports.setdefault(box.info.id, MASTER_PORT if box.spec.network == "none" else free_port())
+        return environment(box, rank, port=port)
 
     def _client(self, prefix: str, *, key: str = "") -> AsyncKernelClient:
         client = AsyncKernelClient(

@@ -73,6 +73,10 @@ class Ranks(Protocol):
     """How many."""
 
     @property
+    def place(self) -> str:
+        """Where they are, in a few words."""
+
+    @property
     def store(self) -> Held:
         """What they were sent."""
 

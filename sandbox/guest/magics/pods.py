@@ -61,6 +61,10 @@ class Pod:
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
         return f"sandbox {self.id} on {what}{ranks}{open_}"
 
+    def lose(self) -> None:
+        """No cell goes there any more."""
+        self.lost = True
+
     def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """A cell that is to run on the rank that `head` names; what comes of it goes into `inbox`."""
         return self.api.run(self.id, head, body, inbox)
@@ -68,10 +72,6 @@ class Pod:
     def interrupt(self, rank: int) -> None:
         """Interrupt what runs on that rank."""
         self.api.interrupt(self.id, rank)
-
-    def lose(self) -> None:
-        """No cell goes there any more."""
-        self.lost = True
 
 
 class Pods:

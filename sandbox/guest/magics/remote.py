@@ -36,8 +36,7 @@ NOTEBOOKS = "WARMCELL_REMOTE"
 class Where(NamedTuple):
     """Where a cell is about to run."""
 
-    ranks: Ranks
-    place: str
+    pod: Ranks
     parcel: Callable[[], Sent]
     """Looks at what the ranks need."""
     done: Callable[[], object]
@@ -175,11 +174,11 @@ class Remote:
         number = self._jobs.next_number()
         items = list(self._shell.user_ns[arguments.each]) if arguments.each else []
         where = self._forked(arguments, items) if arguments.fork else self._taken(arguments, found, number)
-        ranks = where.ranks
+        pod = where.pod
         try:
             fan_out = FanOut(
-                ranks,
-                self._tasks(arguments, cell, ranks.ranks, items),
+                pod,
+                self._tasks(arguments, cell, pod, items),
                 parcel=where.parcel(),
                 get=arguments.get,
                 last=LAST if arguments.result else "",
@@ -187,7 +186,7 @@ class Remote:
                 cell=len(self._shell.user_ns["In"]) - 1,
                 retry=bool(arguments.each) and not arguments.fork,
             )
-            job = Job(number, cell, where.place, fan_out, ranks.ranks, quiet=_quiet(cell))
+            job = Job(number, cell, pod.place, fan_out, pod.ranks, quiet=_quiet(cell))
         except BaseException:
             where.leave()
             raise
@@ -208,7 +207,6 @@ class Remote:
         names = self._shell.user_ns
         return Where(
             pod,
-            pod.place,
             parcel=lambda: Parcel(
                 pod.store, self._values(arguments, found, pod), arguments.send, output.Progress(self._shell)
             ),
@@ -225,7 +223,7 @@ class Remote:
                 f"Wait for it with %remote wait {running}, or stop it with %remote stop {running}."
             )
         ranks = clones(self.pods.api, arguments.n, items, self._shell.user_ns)
-        where = Where(ranks, ranks.place, parcel=Inheritance, done=lambda: None, leave=ranks.close)
+        where = Where(ranks, parcel=Inheritance, done=lambda: None, leave=ranks.close)
         try:
             _say(f"Remote: {ranks.place}, forked in {1000 * ranks.took_s:.0f} ms")
         except BaseException:
@@ -253,14 +251,14 @@ class Remote:
         values.update({name: names[name] for name in arguments.send})
         return values
 
-    def _tasks(self, arguments: Arguments, cell: str, ranks: int, items: Sequence[Any]) -> Sequence[Task]:
+    def _tasks(self, arguments: Arguments, cell: str, pod: Ranks, items: Sequence[Any]) -> Sequence[Task]:
         code = cell
         if not cell.lstrip().startswith("%%"):  # Its lines have numbers as here.
             futures = _futures(self._shell.compile.flags)
             first = f"from __future__ import {', '.join(futures)}" if futures else "# %%remote"
             code = f"{first}\n{cell}"
         if not arguments.each:
-            return [Task(code, {}, rank) for rank in range(ranks)]
+            return [Task(code, {}, rank) for rank in range(pod.ranks)]
         return [
             Task(code, {"item": item, "index": index}, None, f"{arguments.each}[{index}]")
             for index, item in enumerate(items)
