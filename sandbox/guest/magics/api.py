@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from . import doors
+from . import doors, stopping
 from .run import Inbox, Run
 
 BASE = "/warmcell/api/v1"
@@ -125,6 +125,7 @@ class Api:
                         view = memoryview(piece)
                         for start in range(0, view.nbytes, PIECE_BYTES):
                             part = view[start : start + PIECE_BYTES]
+                            stopping.check()
                             connection.sock.sendall(part)
                             sent += part.nbytes
                             yield sent

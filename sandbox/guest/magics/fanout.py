@@ -12,6 +12,7 @@ from .api import KeeperError
 from .failures import error_of
 from .run import Event, Inbox, Run
 from .sending import Load
+from .stopping import Presses, held
 
 STOP_TIMEOUT_S = 10.0
 """How long interrupted cells have to end before their sandbox is removed."""
@@ -23,6 +24,9 @@ TRIES = 3
 
 LOST = ("sandbox_died",)
 """Codes that say that a rank has ended, and only that."""
+
+PRESSES_MAX = 3
+"""When the stop button is pressed this often nobody waits for the end, and the ranks are lost."""
 
 TICK_S = 0.1
 REMIND_S = 2.0
@@ -158,28 +162,13 @@ class FanOut:
         """Run them all; what each has brought back, in their order.
 
         Raises:
-            KeyboardInterrupt: Stopped twice, so nobody waited for the end; the pod is lost.
+            KeyboardInterrupt: Stopped. Three times, so that nobody waited for the end: then the ranks are lost.
             KeeperError: A rank or all of the sandbox is gone.
             BaseException: What the first that failed raised.
         """
         try:
-            begun = False
-            while self._running or not begun:
-                try:
-                    if not begun:
-                        begun = True
-                        self._assign(show)
-                        continue
-                    event = self._inbox.get(TICK_S)
-                    if event is None:
-                        show.tick()
-                        self._remind()
-                    else:
-                        self._take(event, show)
-                except KeyboardInterrupt:
-                    if self._stopping is not None:
-                        raise
-                    self.stop()
+            with held(most=PRESSES_MAX) as presses:
+                self._run(show, presses)
         except BaseException:
             self._pod.lose()
             raise
@@ -194,6 +183,28 @@ class FanOut:
         if self._stopping is not None and any(result is None for result in self.results):
             raise KeyboardInterrupt
         return [dict(result or {}) for result in self.results]
+
+    def _run(self, show: Show, presses: Presses) -> None:
+        begun, heeded = False, 0
+        while self._running or not begun:
+            if presses.count > heeded:
+                heeded = presses.count
+                self.stop()
+            try:
+                if not begun:
+                    begun = True
+                    self._assign(show)
+                    continue
+                event = self._inbox.get(TICK_S)
+                if event is None:
+                    show.tick()
+                    self._remind()
+                else:
+                    self._take(event, show)
+            except KeyboardInterrupt:  # What was being sent is left.
+                if presses.given_up:
+                    raise
+                self.stop()
 
     @property
     def sent_bytes(self) -> int:
@@ -243,8 +254,8 @@ class FanOut:
 
     def _begin(self, number: int, rank: int, show: Show) -> None:
         task = self._tasks[number]
-        show.begin(rank, task.label)
         load = self._parcel.load(rank, task.extra)
+        show.begin(rank, task.label)
         head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
         if self._timeout_s is not None:
             head["timeout_s"] = self._timeout_s
