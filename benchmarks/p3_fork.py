@@ -1,4 +1,7 @@
-"""P3: eight clones of a live 300 MB kernel, until each has answered, beside one plain start with the same imports."""
+"""P3: eight clones of a live 300 MB kernel, until each has answered, beside one plain start with the same imports.
+
+So are the eight ranks of a cell with `%%remote fork` in a kernel of 1 GB, until the last of them is in its first line.
+"""
 
 import asyncio
 import contextlib
@@ -10,12 +13,13 @@ from benchmarks.keeper import Keeper
 from benchmarks.p1_start import OURS, PLAIN
 from benchmarks.p2_restart import IMPORTS
 from benchmarks.rows import Row, Series, medians, phases
-from benchmarks.server import BenchmarkError, JupyterServer
+from benchmarks.server import BenchmarkError, Channels, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 4
 CLONES = 8
 STATE_BYTES = 300 * 10**6
+RANKS_STATE_BYTES = 10**9
 
 FILL = """
 import numpy
@@ -29,8 +33,56 @@ total = int(state.sum())
 CHECK = "assert int(state.sum()) == total"
 
 
+FORKED = f"""%%remote fork n={CLONES} get=began
+import time
+began = time.time()
+assert int(state[:10**6].sum()) == first
+"""
+
+
 async def measure(*, rounds: int = ROUNDS) -> list[Row]:
-    """One row. The clones are there for the time of a round only."""
+    """Two rows. The clones are there for the time of a round only."""
+    return [await clones_of_a_kernel(rounds=rounds), await ranks_of_a_cell(rounds=rounds)]
+
+
+async def ranks_of_a_cell(*, rounds: int) -> Row:
+    """Ranks that a cell has its kernel cloned into."""
+    plain: list[float] = []
+    found: list[dict[str, float]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        kernel_id = await server.start_kernel(OURS)
+        stack.push_async_callback(server.delete_kernel, kernel_id)
+        async with server.channels(kernel_id) as source:
+            await source.execute(IMPORTS)
+            await source.run(FILL.format(size=RANKS_STATE_BYTES) + "first = int(state[:10**6].sum())")
+            await forked(source)
+            await server.warm()
+            for _ in range(rounds):
+                plain.append(await started_with_imports(server))
+                found.append(await forked(source))
+            await source.execute(CHECK)
+    return Row(
+        promise="P3",
+        what=f"{CLONES} ranks of `%%remote fork` in a {RANKS_STATE_BYTES // 10**9} GB kernel, all in their first line",
+        engine="criu",
+        baseline=Series(what=f"one {PLAIN} kernelspec start, with its imports", samples=plain),
+        ours=Series(what="the cell until then", samples=[parts["first line"] for parts in found]),
+        goal=0.3,
+        parts_s=medians(found),
+    )
+
+
+async def forked(source: Channels) -> dict[str, float]:
+    """Seconds from sending the cell until the last rank is in its first line, and until the cell is done."""
+    began, at = time.perf_counter(), time.time()
+    answer = await source.execute(FORKED, expressions={"began": "max(began)"})
+    took = time.perf_counter() - began
+    return {"first line": float(answer["user_expressions"]["began"]["data"]["text/plain"]) - at, "cell": took}
+
+
+async def clones_of_a_kernel(*, rounds: int) -> Row:
+    """Clones that are asked for from outside."""
     plain: list[float] = []
     found: list[Mapping[str, float]] = []
     told: list[Mapping[str, Any]] = []
@@ -52,19 +104,17 @@ async def measure(*, rounds: int = ROUNDS) -> list[Row]:
                 found.append(parts)
                 told += clones
             await source.execute(CHECK)
-    return [
-        Row(
-            promise="P3",
-            what=f"{CLONES} clones of a live {STATE_BYTES // 10**6} MB kernel, all answering",
-            engine="criu",
-            baseline=Series(what=f"one {PLAIN} kernelspec start, with its imports", samples=plain),
-            ours=Series(what=f"fork of {CLONES}", samples=[sum(parts.values()) for parts in found]),
-            goal=0.2,
-            parts_s=medians(found),
-            phases_s=phases(told),
-            sizes_bytes={"memory": memory_bytes},
-        )
-    ]
+    return Row(
+        promise="P3",
+        what=f"{CLONES} clones of a live {STATE_BYTES // 10**6} MB kernel, all answering",
+        engine="criu",
+        baseline=Series(what=f"one {PLAIN} kernelspec start, with its imports", samples=plain),
+        ours=Series(what=f"fork of {CLONES}", samples=[sum(parts.values()) for parts in found]),
+        goal=0.2,
+        parts_s=medians(found),
+        phases_s=phases(told),
+        sizes_bytes={"memory": memory_bytes},
+    )
 
 
 async def clones_answer(

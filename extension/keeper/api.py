@@ -24,12 +24,14 @@ from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.extension.keeper.ranks import RANKS_MAX
 from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
-from warmcell.extension.keeper.runs import RANKS_MAX, Runs
+from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
+from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.images.cache import ImageCache
@@ -54,6 +56,7 @@ class KeeperApi:
     service: SandboxService
     kernels: Kernels
     memory: KernelMemory
+    wishes: Wishes
     runs: Runs
     images: ImageCache
     wiring: Wiring

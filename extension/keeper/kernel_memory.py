@@ -5,21 +5,18 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
-import re
 import secrets
 import time
 import uuid
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
-from warmcell.extension.keeper.front import Front, answer
+from warmcell.extension.keeper.front import Front
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
-from warmcell.sandbox import errors, guest_files
+from warmcell.sandbox import errors
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend
@@ -31,12 +28,12 @@ from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
 
+CLONE = "fork"
+"""Owner of a sandbox that was cloned from another one."""
+
 CLONES_MAX = 64
 SUSPENDED_AT_ONCE = 4
 """When the keeper goes: more would only wait for the disk and for each other."""
-
-RESULT = re.compile(r"result-[0-9a-f]{16}")
-RESULT_MAX_BYTES = 64 * 2**20
 
 
 class KernelMemory:
@@ -186,102 +183,15 @@ class KernelMemory:
             raise failed[0]
         return clones
 
-    # What kernels themselves wish ------------------------------------------------------------------------------
-
     async def check(self, sandbox_id: SandboxId) -> None:
         """Whether memory of this sandbox can be saved; raises as `Memory.check`."""
         await self._service.memory.check(self._service.live(sandbox_id).spec)
 
-    def snapshots_of(self, sandbox_id: SandboxId) -> list[SnapshotInfo]:
-        """Those that its kernel may be restored from, the newest first."""
-        infos = self._service.memory.store.infos(kernel_id=self._service.info(sandbox_id).kernel_id)
-        return [info for info in infos if info.kind == "named"]
-
-    def has_kernel(self, sandbox_id: SandboxId) -> bool:
-        """Whether a kernel of it lives."""
+    def clone_of(self, sandbox_id: SandboxId) -> Kernel | None:
+        """The kernel in this sandbox, if it is a clone that no Jupyter server has."""
         kernel = self._of(sandbox_id)
-        return kernel is not None and kernel.alive
-
-    async def result(self, sandbox_id: SandboxId) -> bytes | None:
-        """What a clone has handed over, which only kernels look into; None while it has not.
-
-        Raises:
-            ProtocolError: The guest has put something else there.
-            CapacityError: It is too large.
-        """
-        return await asyncio.to_thread(_result, self._service.live(sandbox_id).run_directory)
-
-    def snapshot_from_inside(self, sandbox_id: SandboxId, token: str, name: str) -> None:
-        """Save it under a name at the end of its cell, which waits for the answer; so will it when it is restored.
-
-        Raises:
-            ConflictError: There is a snapshot of this name.
-        """
-        if any(info.name == name for info in self.snapshots_of(sandbox_id)):
-            raise errors.ConflictError(
-                f"This kernel has a snapshot {name!r} already", hint="Use another name, or remove that snapshot first."
-            )
-        kernel, source = self._kernel(sandbox_id), self._service.live(sandbox_id)
-
-        async def work() -> None:
-            kernel.asks = token
-            try:
-                saved = await self.snapshot(sandbox_id, name=name)
-                await answer(source, token, {"ok": True, "snapshot": saved.to_json()})
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s was not saved: %s", sandbox_id, error)
-                await answer(source, token, {"ok": False, **error.to_json()})
-            finally:
-                kernel.asks = ""
-
-        self._kernels.spawn(work())
-
-    def restore_from_inside(self, sandbox_id: SandboxId, ref: str, *, asked_by: str) -> None:
-        """Put it back to a snapshot, and answer the cell that asks in its place.
-
-        Raises:
-            SnapshotNotFoundError: There is none of that name.
-        """
-        kernel = self._kernel(sandbox_id)
-        self._service.memory.store.get(ref, kernel_id=kernel.request.kernel_id)
-
-        async def work() -> None:
-            kernel.restore_asked_by = asked_by
-            try:
-                await self.restore(sandbox_id, ref)
-            finally:
-                kernel.restore_asked_by = ""
-
-        self._kernels.spawn(self._telling(kernel, f"Snapshot {ref!r} was not restored", work()))
-
-    def fork_from_inside(self, sandbox_id: SandboxId, token: str, count: int) -> None:
-        """Fork it in the middle of its cell, and leave the answers where original and clones look for them."""
-        source = self._service.live(sandbox_id)
-
-        async def work() -> None:
-            try:
-                clones = await self.fork(sandbox_id, count)
-                for rank, info in enumerate(clones):
-                    await answer(self._service.live(info.id), token, {"ok": True, "rank": rank})
-                await answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s was not forked: %s", sandbox_id, error)
-                await answer(source, token, {"ok": False, **error.to_json()})
-
-        self._kernels.spawn(work())
-
-    async def _telling(self, kernel: Kernel, what: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do what a cell has wished; if it fails its notebook is told, for nobody waits for it."""
-        try:
-            await work
-        except errors.WarmcellError as error:
-            log.warning("kernel %s: %s: %s", kernel.request.kernel_id, what, error)
-            await kernel.proxy.tell(f"{what}: {error}\n")
-
-    def _kernel(self, sandbox_id: SandboxId) -> Kernel:
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            raise errors.UnsupportedOperationError("It is no notebook's kernel", hint="Use it in a notebook.")
+        if kernel is None or kernel.owned or self._service.info(sandbox_id).owner != CLONE:
+            return None
         return kernel
 
     async def revive(self) -> None:
@@ -371,7 +281,7 @@ class KernelMemory:
         try:
             info = await self._service.create(
                 request.spec,
-                owner=AGENT if ours else "fork",
+                owner=AGENT if ours else CLONE,
                 principal=request.principal,
                 terms=request.terms,
                 parent=None if ours else parent,
@@ -409,7 +319,7 @@ class KernelMemory:
             kernel.waking = False
 
     def _of(self, sandbox_id: SandboxId) -> Kernel | None:
-        return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
+        return self._kernels.of(sandbox_id)
 
 
 async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
@@ -420,22 +330,6 @@ async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait({work})
         raise
-
-
-def _result(run_directory: Path) -> bytes | None:
-    for name in sorted(os.listdir(run_directory)):
-        if RESULT.fullmatch(name):
-            file = guest_files.open_existing(run_directory / name)
-            if file is None:
-                continue
-            with file:
-                told = file.read(RESULT_MAX_BYTES + 1)
-            if len(told) > RESULT_MAX_BYTES:
-                raise errors.CapacityError(
-                    f"The clone's result is larger than {RESULT_MAX_BYTES} bytes", hint="Write it to a file instead."
-                )
-            return told
-    return None
 
 
 def _forked(request: KernelRequest) -> Any:

@@ -25,6 +25,10 @@ class Kernels(KernelStarts):
         """All of them."""
         return list(self._kernels.values())
 
+    def of(self, sandbox_id: SandboxId) -> Kernel | None:
+        """The one in this sandbox, if there is one."""
+        return next((one for one in self.all() if one.sandbox_id == sandbox_id), None)
+
     def get(self, kernel_id: str) -> Kernel:
         """One of them.
 

@@ -29,6 +29,7 @@ from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
+from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo
@@ -86,6 +87,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service)
     memory = KernelMemory(service, kernels, paths)
+    runs.clone_of = memory.clone_of
     principals = Principals(paths.principals)
     principals.open()
 
@@ -111,6 +113,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         service=service,
         kernels=kernels,
         memory=memory,
+        wishes=Wishes(service, kernels, memory),
         runs=runs,
         images=images,
         wiring=wiring,

@@ -17,7 +17,8 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object, log
-from warmcell.extension.keeper.runs import RANKS_MAX, Rank, Request, Runs
+from warmcell.extension.keeper.ranks import RANKS_MAX, Rank
+from warmcell.extension.keeper.runs import Request, Runs
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.errors import (
     CapacityError,

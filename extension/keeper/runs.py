@@ -8,10 +8,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import socket
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death, unless_dead
+from warmcell.extension.keeper.kernel import Kernel
+from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
 from warmcell.extension.keeper.template_front import ask
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
@@ -27,6 +27,7 @@ from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.told import MORE_MEMORY
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +39,12 @@ INTERRUPT_TIMEOUT_S = 15.0
 SILENCE_S = 10.0
 """Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
 
+MORE_MEMORY_FOR_RANKS = "Ask for more with memory=, as in memory=8GiB, or load less at a time."
+
 VALUES_MODULE = "warmcell_guest.values"
-
-RANKS_MAX = 32
-"""Kernels of one sandbox."""
-
-MASTER_PORT = 29500
-"""As torchrun has it. In a network of its own a sandbox has all ports for itself."""
 
 SHOWN = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
 """iopub messages that belong to a cell's output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """Which kernel of a sandbox, of how many."""
-
-    number: int = 0
-    of: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +67,7 @@ class Runner:
     process: KernelProcess
     box: LiveSandbox
     oom_before: int
-    rank: Rank = Rank()
+    rank: Rank
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One cell at a time, as in any kernel."""
 
@@ -93,6 +82,8 @@ class Runs:
         self._starting: dict[tuple[SandboxId, int], asyncio.Lock] = {}
         self._ports: dict[SandboxId, int] = {}
         """Where the ranks of a sandbox meet."""
+        self.clone_of: Callable[[SandboxId], Kernel | None] = lambda sandbox_id: None
+        """Finds the kernel that somebody's cell has cloned itself into, in that sandbox."""
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
@@ -170,7 +161,8 @@ class Runs:
 
     async def _runner(self, sandbox_id: SandboxId, rank: Rank) -> Runner:
         box = self._service.live(sandbox_id)
-        if box.info.kernel_id is not None:
+        clone = self.clone_of(sandbox_id)
+        if box.info.kernel_id is not None and clone is None:
             raise errors.ConflictError(
                 f"The kernel of sandbox {sandbox_id} is a notebook's", hint="Run the cell in that notebook."
             )
@@ -180,8 +172,32 @@ class Runs:
             if runner is not None and runner.process.alive:
                 return runner
             self._drop(key)
-            runner = self._runners[key] = await self._start(box, rank)
+            if clone is not None:
+                runner = await self._join(box, clone, rank)
+            else:
+                runner = await self._start(box, rank)
+            self._runners[key] = runner
             return runner
+
+    async def _join(self, box: LiveSandbox, kernel: Kernel, rank: Rank) -> Runner:
+        """A clone runs already; it is reached as all its clients reach it, so what it does counts as work.
+
+        Raises:
+            SandboxDiedError: It has ended.
+        """
+        if kernel.process is None or not kernel.process.alive:
+            raise errors.SandboxDiedError(
+                f"Rank {rank.number} has ended with its clone", hint="Run the cell again, which makes other clones."
+            )
+        connection = kernel.request.connection
+        client = self._client(str(connection["ip"]), key=str(connection["key"]))
+        runner = Runner(client, kernel.process, box, box.oom_kills(), rank)
+        try:
+            await _answers(runner)
+        except BaseException:
+            client.stop_channels()
+            raise
+        return runner
 
     async def _start(self, box: LiveSandbox, rank: Rank) -> Runner:
         began = time.perf_counter()
@@ -194,7 +210,7 @@ class Runs:
             process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
         else:
             process = await box.start_beside(env=env, cwd=cwd)
-        runner = Runner(self._client(process), process, box, oom_before, rank)
+        runner = Runner(self._client(str(process.socket_prefix)), process, box, oom_before, rank)
         try:
             if process.token:  # It has been up for a while, and waits for somebody to become.
                 become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
@@ -211,37 +227,21 @@ class Runs:
         return runner
 
     def _of_rank(self, box: LiveSandbox, rank: Rank) -> dict[str, str]:
-        """What torchrun tells its processes, so that code for it runs unchanged."""
-        alone = box.spec.network == "none"
-        port = self._ports.setdefault(box.info.id, MASTER_PORT if alone else _free_port())
-        told = {
-            "RANK": str(rank.number),
-            "WORLD_SIZE": str(rank.of),
-            # With GPUs each rank sees its own only, and so its first; without, they are counted as torchrun does.
-            "LOCAL_RANK": "0" if box.gpus else str(rank.number),
-            "LOCAL_WORLD_SIZE": str(rank.of),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "NCCL_HOSTID": box.info.id,
-        }
-        if alone:  # There is no other interface, and the host's name leads nowhere.
-            told.update({"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"})
-        if rank.of > 1:
-            told["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // rank.of))
-        return told
+        port = self._ports.setdefault(box.info.id, MASTER_PORT if box.spec.network == "none" else free_port())
+        return environment(box, rank, port=port)
 
-    def _client(self, process: KernelProcess) -> AsyncKernelClient:
+    def _client(self, prefix: str, *, key: str = "") -> AsyncKernelClient:
         client = AsyncKernelClient(
             context=self._context,
             transport="ipc",
-            ip=str(process.socket_prefix),
+            ip=prefix,
             shell_port=1,
             iopub_port=2,
             stdin_port=3,
             control_port=4,
             hb_port=5,
         )
-        client.session.key = b""
+        client.session.key = key.encode()
         client.start_channels(hb=False)
         return client
 
@@ -270,19 +270,11 @@ def _steps(request: Request, guest: str, values: Path) -> list[Step]:
     return steps
 
 
-def _free_port() -> int:
-    """A port of the host's that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
     """Messages of one request, last its reply; then nothing of it is still to come."""
     client = runner.client
-    # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
-    wanted = {"store_history": False, "allow_stdin": False, "stop_on_error": False}
-    sent = client.execute(step.code, silent=step.silent, **wanted)
+    # An error here aborts nothing: ipykernel might answer `aborted` to the next cell, if that comes soon enough.
+    sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False, stop_on_error=False)
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())
     heard: asyncio.Task[Any] | None = None
@@ -380,6 +372,6 @@ def _died(runner: Runner) -> errors.WarmcellError:
         runner.process.exit_code or 0,
         oom_killed=runner.box.oom_kills() > runner.oom_before,
         spec=runner.box.spec,
-        more_memory="Ask for more with memory=, as in memory=8GiB, or load less at a time.",
+        more_memory=MORE_MEMORY if runner.box.info.kernel_id else MORE_MEMORY_FOR_RANKS,
         who="The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}",
     )

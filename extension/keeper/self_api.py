@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from warmcell.extension.keeper.http import JsonHandler
-from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
+from warmcell.extension.keeper.kernel_memory import CLONES_MAX
 from warmcell.extension.keeper.scope import GuestScope
+from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId
@@ -28,9 +29,9 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
 
 class _Handler(JsonHandler):
     @property
-    def memory(self) -> KernelMemory:
-        memory: KernelMemory = self.settings["keeper"].memory
-        return memory
+    def wishes(self) -> Wishes:
+        wishes: Wishes = self.settings["keeper"].wishes
+        return wishes
 
     @property
     def scope(self) -> GuestScope:
@@ -42,7 +43,7 @@ class OwnSnapshotsHandler(_Handler):
     """The snapshots that this sandbox may be restored from."""
 
     def get(self) -> None:
-        infos = self.memory.snapshots_of(self.scope.sandbox_id)
+        infos = self.wishes.snapshots_of(self.scope.sandbox_id)
         self.answer({"snapshots": [info.to_json() for info in infos]})
 
 
@@ -51,13 +52,14 @@ class WishHandler(_Handler):
 
     async def post(self, verb: str) -> None:
         body, sandbox_id = self.body(), self.scope.sandbox_id
-        await self.memory.check(sandbox_id)
+        await self.settings["keeper"].memory.check(sandbox_id)
         if verb == "fork":
-            self.memory.fork_from_inside(sandbox_id, _token(body.get("token")), _count(body.get("n")))
+            token, count, ranks = _token(body.get("token")), _count(body.get("n")), body.get("ranks") is True
+            self.wishes.fork_from_inside(sandbox_id, token, count, ranks=ranks)
         elif verb == "snapshot":
-            self.memory.snapshot_from_inside(sandbox_id, _token(body.get("token")), _name(body.get("name")))
+            self.wishes.snapshot_from_inside(sandbox_id, _token(body.get("token")), _name(body.get("name")))
         else:
-            self.memory.restore_from_inside(sandbox_id, _name(body.get("name")), asked_by=_cell(body.get("cell")))
+            self.wishes.restore_from_inside(sandbox_id, _name(body.get("name")), asked_by=_cell(body.get("cell")))
         self.answer({}, 202)
 
 
@@ -68,12 +70,12 @@ class ResultHandler(_Handler):
         service = self.settings["keeper"].service
         info = service.info(SandboxId(sandbox_id))
         self.scope.check_visible(info)
-        told = None if info.state in TERMINAL else await self.memory.result(info.id)
+        told = None if info.state in TERMINAL else await self.wishes.result(info.id)
         if told is not None:
             self.set_header("Content-Type", "application/octet-stream")
             self.finish(told)
             return
-        if info.state in TERMINAL or not self.memory.has_kernel(info.id):
+        if info.state in TERMINAL or not self.wishes.has_kernel(info.id):
             raise errors.SandboxDiedError(f"Clone {sandbox_id} ended without a result", hint="Fork again.")
         self.set_status(204)
         self.finish()

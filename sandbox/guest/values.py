@@ -26,6 +26,9 @@ ALIGN_BYTES = 64
 OUT_OF_BAND_BYTES = 64 * 1024
 """Smaller buffers go inside the pickle."""
 
+INHERITED = "_warmcell_items"
+"""The variable with the items of a cell whose ranks are clones."""
+
 _held: dict[str, str] = {}
 """What was sent to this kernel last, by name: the sender's tag of it."""
 
@@ -125,7 +128,8 @@ def load(told: str) -> None:
 
     Args:
         told: JSON. `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
-            `tags`: what the sender calls them; `held`: what it believes to be here already; `modules`: of its folder.
+            `tags`: what the sender calls them; `held`: what it believes to be here already; `modules`: of its folder;
+            `item`: the number of the one, of those that this kernel has inherited, which the cell is for.
 
     Raises:
         LookupError: Something of `held` is not here any more; nothing was loaded.
@@ -141,6 +145,8 @@ def load(told: str) -> None:
         maps: dict[str, memoryview] = {}
         views = [_mapped(maps, said["directory"], *place) for place in (said["stream"], *said["buffers"])]
         names.update(unpack(views[0], views[1:]))
+    if "item" in said:
+        names.update(item=names[INHERITED][said["item"]], index=said["item"])
     _held.update(said["tags"])
 
 

@@ -10,6 +10,8 @@ from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.bubblewrap]
 
+PIDS = 60
+
 
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, object]:
@@ -39,3 +41,22 @@ async def test_ranks_reach_each_other_and_nothing_else(keeper: KeeperClient, fol
         assert await kernel.value("shared") == [True, True]
         assert (await kernel.run("%%remote n=2 as=own\nint(big[0])")).error == ""
         assert await kernel.value("own") == [100, 101]
+
+
+async def test_a_fork_bomb_in_a_rank_is_bounded(keeper: KeeperClient, folder: Path) -> None:
+    """It runs into the cap on processes; the notebook does not feel it, and all of it goes with the sandbox."""
+    async with kernel_of(keeper, folder, limits={"pids": PIDS}) as kernel:
+        (here,) = [one for one in (await keeper.get("/sandboxes"))["sandboxes"] if one["state"] == "running"]
+        if not here["limits"]["pids"]["enforced"]:
+            pytest.skip(f"the pids limit is not enforced: {here['limits']['pids']['why']}")
+        output = await kernel.run(
+            "%%remote get=said,count\nimport os, time\ncount = 0\ntry:\n    while count < 5000:\n"
+            "        if os.fork() == 0:\n            time.sleep(1000)\n        count += 1\n"
+            "except OSError as error:\n    said = error.strerror"
+        )
+        assert output.error == "", output
+        assert await kernel.value("said") == "Resource temporarily unavailable"
+        assert 0 < await kernel.value("count") < PIDS
+        assert (await kernel.run("%%remote\n6 * 7")).data == [{"text/plain": "42"}]
+        assert await kernel.value("__import__('subprocess').run('true').returncode") == 0
+        assert "1 sandboxes removed" in (await kernel.run("%remote close")).text

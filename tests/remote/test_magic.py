@@ -50,8 +50,21 @@ async def test_a_plain_kernel_has_it_too(module_places: Places, keeper: KeeperCl
         assert output.status == "ok", output
         assert await kernel.value("[found['total'], int(found['big'][-1])]") == [4999950001, 100000]
         assert len(await remotes(keeper)) == len(before) + 1
+        forked = await kernel.run("%%remote fork\n1")
+        assert forked.error == "ForkError: This kernel cannot be forked. Run the notebook on a Warmcell kernel."
         await kernel.run("%unload_ext warmcell")
         assert await remotes(keeper) == before
+
+
+async def test_without_an_engine_nothing_is_forked(kernel: Kernel, keeper: KeeperClient) -> None:
+    """The error says why, and what to do; nothing was made, and cells without fork go on as before."""
+    before = await remotes(keeper)
+    forked = await kernel.run("%%remote fork n=2\n1")
+    assert forked.error.startswith("ForkError: "), forked
+    assert "cannot save memory. Use the bubblewrap backend" in forked.error or "on this machine" in forked.error
+    assert forked.text == ""
+    assert await remotes(keeper) == before
+    assert (await kernel.run("%%remote\n6 * 7")).status == "ok"
 
 
 async def test_what_a_cell_reads_is_sent_by_itself(kernel: Kernel) -> None:
@@ -157,18 +170,32 @@ async def test_the_stop_button_stops_the_remote_cell(kernel: Kernel) -> None:
     assert body_of(await kernel.run("%%remote\nprint(kept)")) == "5\n"
 
 
+async def test_a_stop_that_is_pressed_twice_keeps_the_sandbox(kernel: Kernel) -> None:
+    """The cell is interrupted twice, as it would be here; what it made is there still."""
+    kernel.client.execute(
+        "%%remote\nimport time\nkept = 7\ntry:\n    print('up', flush=True)\n    time.sleep(1000)\n"
+        "finally:\n    print('once more', flush=True)\n    time.sleep(1000)"
+    )
+    await output_of(kernel, "up")
+    interrupt(kernel)
+    await output_of(kernel, "once more")
+    interrupt(kernel)
+    assert (await reply_of(kernel))["ename"] == "KeyboardInterrupt"
+    assert body_of(await kernel.run("%%remote\nprint(kept)")) == "7\n"
+
+
 async def test_a_cell_that_does_not_stop_loses_its_sandbox(kernel: Kernel, keeper: KeeperClient) -> None:
-    """A second stop gives up on it; the sandbox is removed, and the next cell gets another."""
+    """A third stop gives up on it, or ten seconds do; it is removed, and the next cell gets another."""
     kernel.client.execute(
         "%%remote session=deaf\nimport signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "print('deaf', flush=True)\nimport threading; threading.Event().wait(1000)"
     )
     await output_of(kernel, "deaf")
     before = await remotes(keeper)
-    for _ in range(2):
+    for _ in range(3):
         interrupt(kernel)
-        await asyncio.sleep(0.5)
-    assert (await reply_of(kernel))["ename"] == "KeyboardInterrupt"
+        await asyncio.sleep(0.3)
+    assert (await reply_of(kernel))["ename"] in ("KeyboardInterrupt", "KeeperError")
     gone = set(before) - set(await remotes(keeper))
     assert len(gone) == 1
 

@@ -18,12 +18,15 @@ from typing import Any
 
 from ..magics.answers import wait_for_answer
 from ..magics.api import Api, KeeperError
+from ..magics.stopping import held
 from ..values import CannotTravelError, dumps, loads
 from . import newborn
 
 RESULT_LOOK_S = 0.02
 RESULT_LOOK_MAX_S = 0.25
 MOST = 1024
+FORK_TIMEOUT_S = 60.0
+"""How long a fork is waited for that was interrupted."""
 
 _run = ""
 
@@ -194,6 +197,33 @@ def fork(n: int = 1) -> Fork:
     """
     if type(n) is not int or not 1 <= n <= MOST:
         raise ValueError(f"fork() makes 1 to {MOST} clones, not {n!r}")
+    token = secrets.token_hex(8)
+    answer = divide(n, token)
+    rank = answer.get("rank")
+    if rank is None:
+        api = Api(f"{_run}/api.sock")
+        return Fork(None, [Clone(api, str(each), number) for number, each in enumerate(answer.get("clones") or ())])
+    report = Report(f"{_run}/result-{token}")
+    from IPython.core.getipython import get_ipython
+
+    shell: Any = get_ipython()
+    if shell is not None:
+        shell.events.register("post_run_cell", report.of_cell)
+    return Fork(int(rank), (), report=report)
+
+
+def divide(n: int, token: str, *, ranks: bool = False) -> Mapping[str, Any]:
+    """Make `n` clones, and go on in all of them: what the keeper answers the original, or this clone.
+
+    Args:
+        n: How many.
+        token: Sixteen hexadecimal digits that nobody else has.
+        ranks: They are the ranks of a cell: they end with this kernel's process, and are told what ranks are.
+
+    Raises:
+        ForkError: It cannot be had here, or not now; the message says why.
+        KeyboardInterrupt: The clones that were made meanwhile are gone again.
+    """
     if not _run:
         raise ForkError("This kernel cannot be forked", "Run the notebook on a Warmcell kernel.", "unsupported")
     if not os.path.exists(f"{_run}/api.sock"):
@@ -204,27 +234,27 @@ def fork(n: int = 1) -> Fork:
         )
     sys.stdout.flush()
     sys.stderr.flush()
-    token = secrets.token_hex(8)
     api = Api(f"{_run}/api.sock")
-    try:
-        api.fork(token, n)
-    except KeeperError as error:
-        raise ForkError(str(error), code=error.code) from None
-    answer = wait_for_answer(_run, token)
+    with held() as presses:  # Else nobody would know of the clones that come.
+        try:
+            api.fork(token, n, ranks=ranks)
+        except KeeperError as error:
+            raise ForkError(str(error), code=error.code) from None
+        try:
+            answer = wait_for_answer(_run, token, unless=lambda: presses.seconds_ago > FORK_TIMEOUT_S)
+        except TimeoutError:
+            raise KeyboardInterrupt from None
+    if presses.count:
+        for clone in answer.get("clones") or ():
+            with contextlib.suppress(KeeperError):
+                api.delete(str(clone))
+        raise KeyboardInterrupt
     if answer.get("ok") is not True:
         code = str(answer.get("code", ""))
         raise ForkError(str(answer.get("message") or "The fork failed"), str(answer.get("hint") or ""), code)
-    rank = answer.get("rank")
-    if rank is None:
-        return Fork(None, [Clone(api, str(each), number) for number, each in enumerate(answer.get("clones") or ())])
-    newborn.reseed()
-    report = Report(f"{_run}/result-{token}")
-    from IPython.core.getipython import get_ipython
-
-    shell: Any = get_ipython()
-    if shell is not None:
-        shell.events.register("post_run_cell", report.of_cell)
-    return Fork(int(rank), (), report=report)
+    if answer.get("rank") is not None:
+        newborn.reseed()
+    return answer
 
 
 def _write(path: str, content: bytes) -> None:

@@ -26,7 +26,11 @@ TOKEN_MAX = 200
 
 
 class RefusedError(Exception):
-    """Why there will be no snapshot, or why a restored kernel is not what it should be."""
+    """Why there will be no snapshot, or why a restored kernel is not what it should be; and what to do, if known."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class UnsupportedOperationError(RefusedError):
@@ -63,6 +67,7 @@ class Saving:
             except Exception as error:
                 words = str(error) or type(error).__name__
                 content = {"status": "error", "ename": type(error).__name__, "evalue": words, "traceback": []}
+                content["hint"] = getattr(error, "hint", "")
             session = self._app.kernel.session
             session.send(stream, f"warmcell_{name}_reply", content, request, ident=identities)
 
@@ -75,7 +80,8 @@ class Saving:
         hooks.run(hooks.before, when="before a snapshot")
         if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):
             raise UnsupportedOperationError(
-                "A cell is waiting for another sandbox, as with %%remote, and is connected to it"
+                "A cell is waiting for another sandbox, as with %%remote, and is connected to it",
+                "Wait until that has ended, or stop it: %remote lists it.",
             )
         try:
             # No garbage collection: it would write to every object, and so copy what clones and later snapshots share.

@@ -10,27 +10,32 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 LOOK_S = 0.001
 LOOK_MAX_S = 0.01
 
 
-def wait_for_answer(run: str, token: str) -> dict[str, Any]:
-    """What the keeper says to the question with this token; whole once its line has ended."""
+def wait_for_answer(run: str, token: str, *, unless: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """What the keeper says to the question with this token; whole once its line has ended.
+
+    Raises:
+        TimeoutError: There was nothing until `unless` said that it is enough.
+    """
     answered = f"{run}/answer-{token}.json"
     pause = LOOK_S
-    try:
-        while True:
-            try:
-                with open(answered, "rb") as file:
-                    said = file.read()
-            except (FileNotFoundError, PermissionError):  # The keeper makes it, then gives the right to read it.
-                said = b""
-            if said.endswith(b"\n"):
-                return dict(json.loads(said))
-            time.sleep(pause)
-            pause = min(LOOK_MAX_S, 1.05 * pause)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(answered)
+    while True:
+        try:
+            with open(answered, "rb") as file:
+                said = file.read()
+        except (FileNotFoundError, PermissionError):  # The keeper makes it, then gives the right to read it.
+            said = b""
+        if said.endswith(b"\n"):
+            with contextlib.suppress(OSError):
+                os.unlink(answered)
+            return dict(json.loads(said))
+        if unless():
+            raise TimeoutError("The keeper has not answered")
+        time.sleep(pause)
+        pause = min(LOOK_MAX_S, 1.05 * pause)

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from . import doors
+from . import doors, stopping
 from .run import Inbox, Run
 
 BASE = "/warmcell/api/v1"
@@ -75,9 +75,9 @@ class Api:
         """
         return self._answer("GET", f"/sandboxes/{sandbox_id}/result") or None
 
-    def fork(self, token: str, n: int) -> None:
-        """Ask for clones of this kernel; where the answer will be has the token in its name."""
-        self._json("POST", "/sandboxes/self/fork", {"token": token, "n": n})
+    def fork(self, token: str, n: int, *, ranks: bool = False) -> None:
+        """Ask for clones of this kernel, which may be the ranks of a cell; the token says where the answer will be."""
+        self._json("POST", "/sandboxes/self/fork", {"token": token, "n": n, **({"ranks": True} if ranks else {})})
 
     @property
     def run_directory(self) -> str:
@@ -125,6 +125,7 @@ class Api:
                         view = memoryview(piece)
                         for start in range(0, view.nbytes, PIECE_BYTES):
                             part = view[start : start + PIECE_BYTES]
+                            stopping.check()
                             connection.sock.sendall(part)
                             sent += part.nbytes
                             yield sent

@@ -20,6 +20,7 @@ KEYS: Mapping[str, str] = {
     "get": "variables to bring back, as in get=loss; from several ranks, lists",
     "as": "a name for the value of the cell's last line, as in as=result",
     "session": "a name for sandboxes with variables of their own, as in session=train",
+    "fork": "each rank is a clone of this very kernel, as it is; nothing is sent, and they go with the cell",
     "each": "a variable whose items are worked through, each as `item`, as in each=files",
     "timeout": "after how long the cell is stopped, as in timeout=90, timeout=15m, timeout=2h",
     "detach": "go on here while it runs; %remote says what can be done with it",
@@ -28,7 +29,16 @@ KEYS: Mapping[str, str] = {
 }
 """What can be said, each with its meaning and an example."""
 
-FLAGS = ("detach",)
+FLAGS = ("detach", "fork")
+
+WITH_FORK: Mapping[str, str] = {
+    "gpu": "clones have what this kernel has; without fork each rank has a GPU",
+    "send": "clones have all variables already",
+    "session": "clones go with their cell",
+    "image": "clones are in what this kernel is in",
+    "memory": "clones have the cap that this kernel has",
+}
+"""What cannot be said together with `fork`, and why."""
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -51,6 +61,7 @@ class Arguments(NamedTuple):
     get: tuple[str, ...] = ()
     result: str = ""
     session: str = ""
+    fork: bool = False
     each: str = ""
     timeout_s: float | None = None
     detach: bool = False
@@ -87,7 +98,17 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
             raise ArgumentError(f"{key}= has no value: {KEYS[key]}")
         given[key] = value
     try:
-        return _arguments({**_strings(defaults or {}), **given})
+        usual = _strings(defaults or {})
+        if "fork" in given:  # What is usual for other ranks does not hold for clones.
+            usual = {key: value for key, value in usual.items() if key not in WITH_FORK}
+            for key in given:
+                if key in WITH_FORK:
+                    raise ArgumentError(f"{key}= cannot be said with fork: {WITH_FORK[key]}")
+            if given.get("n") == "max":
+                raise ArgumentError("n=max is for GPUs; say how many clones, as in fork n=4")
+        elif "fork" in usual and any(key in WITH_FORK for key in given):
+            del usual["fork"]
+        return _arguments({**usual, **given})
     except ArgumentError as error:
         blamed = str(error).partition("=")[0]
         where = "" if blamed in given else f" (from {_SOURCE})"
@@ -123,6 +144,7 @@ def _arguments(given: Mapping[str, str]) -> Arguments:
         get=_names("get", given),
         result=result[0] if result else "",
         session=session,
+        fork="fork" in given,
         each=each[0] if each else "",
         timeout_s=_time(given),
         detach="detach" in given,

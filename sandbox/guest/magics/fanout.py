@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from .api import KeeperError
 from .failures import error_of
-from .pods import Pod
 from .run import Event, Inbox, Run
-from .sending import Parcel
+from .sending import Load
+from .stopping import Presses, held
 
 STOP_TIMEOUT_S = 10.0
 """How long interrupted cells have to end before their sandbox is removed."""
@@ -24,6 +24,9 @@ TRIES = 3
 
 LOST = ("sandbox_died",)
 """Codes that say that a rank has ended, and only that."""
+
+PRESSES_MAX = 3
+"""When the stop button is pressed this often nobody waits for the end, and the ranks are lost."""
 
 TICK_S = 0.1
 REMIND_S = 2.0
@@ -57,15 +60,59 @@ class Show(Protocol):
         """Now and then."""
 
 
+class Held(Protocol):
+    """What ranks were sent."""
+
+    sent: int
+    """Bytes so far."""
+
+    def lose(self, rank: int) -> None:
+        """Nobody knows what this one has."""
+
+
+class Ranks(Protocol):
+    """Kernels that a cell runs on: those of one sandbox, or clones."""
+
+    ranks: int
+    """How many."""
+
+    @property
+    def place(self) -> str:
+        """Where they are, in a few words."""
+
+    @property
+    def store(self) -> Held:
+        """What they were sent."""
+
+    def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
+        """A cell on one of them."""
+
+    def interrupt(self, rank: int) -> None:
+        """Interrupt what runs on one."""
+
+    def lose(self) -> None:
+        """Nobody knows what they are doing."""
+
+
+class Sent(Protocol):
+    """What they need for a cell."""
+
+    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+        """What one is to load before it, and `extra`."""
+
+    def loaded(self, rank: int, load: Load) -> None:
+        """It has it."""
+
+
 class FanOut:
-    """Runs tasks on the ranks of a pod and gathers what they bring back."""
+    """Runs tasks on ranks and gathers what they bring back."""
 
     def __init__(
         self,
-        pod: Pod,
+        pod: Ranks,
         tasks: Sequence[Task],
         *,
-        parcel: Parcel,
+        parcel: Sent,
         get: Sequence[str] = (),
         last: str = "",
         timeout_s: float | None = None,
@@ -115,28 +162,13 @@ class FanOut:
         """Run them all; what each has brought back, in their order.
 
         Raises:
-            KeyboardInterrupt: Stopped twice, so nobody waited for the end; the pod is lost.
+            KeyboardInterrupt: Stopped. Three times, so that nobody waited for the end: then the ranks are lost.
             KeeperError: A rank or all of the sandbox is gone.
             BaseException: What the first that failed raised.
         """
         try:
-            begun = False
-            while self._running or not begun:
-                try:
-                    if not begun:
-                        begun = True
-                        self._assign(show)
-                        continue
-                    event = self._inbox.get(TICK_S)
-                    if event is None:
-                        show.tick()
-                        self._remind()
-                    else:
-                        self._take(event, show)
-                except KeyboardInterrupt:
-                    if self._stopping is not None:
-                        raise
-                    self.stop()
+            with held(most=PRESSES_MAX) as presses:
+                self._run(show, presses)
         except BaseException:
             self._pod.lose()
             raise
@@ -151,6 +183,28 @@ class FanOut:
         if self._stopping is not None and any(result is None for result in self.results):
             raise KeyboardInterrupt
         return [dict(result or {}) for result in self.results]
+
+    def _run(self, show: Show, presses: Presses) -> None:
+        begun, heeded = False, 0
+        while self._running or not begun:
+            if presses.count > heeded:
+                heeded = presses.count
+                self.stop()
+            try:
+                if not begun:
+                    begun = True
+                    self._assign(show)
+                    continue
+                event = self._inbox.get(TICK_S)
+                if event is None:
+                    show.tick()
+                    self._remind()
+                else:
+                    self._take(event, show)
+            except KeyboardInterrupt:  # What was being sent is left.
+                if presses.given_up:
+                    raise
+                self.stop()
 
     @property
     def sent_bytes(self) -> int:
@@ -175,7 +229,7 @@ class FanOut:
                 self._running.pop(rank)
                 continue
             try:
-                self._pod.api.interrupt(self._pod.id, rank)
+                self._pod.interrupt(rank)
             except KeeperError:
                 self._give_up()
 
@@ -200,12 +254,12 @@ class FanOut:
 
     def _begin(self, number: int, rank: int, show: Show) -> None:
         task = self._tasks[number]
-        show.begin(rank, task.label)
         load = self._parcel.load(rank, task.extra)
+        show.begin(rank, task.label)
         head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
         if self._timeout_s is not None:
             head["timeout_s"] = self._timeout_s
-        run = self._pod.api.run(self._pod.id, head, load.body, self._inbox)
+        run = self._pod.run(head, load.body, self._inbox)
         run.task = number
         self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
         self._running[rank] = (run, load)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .api import ANSWER_TIMEOUT_S, Api, KeeperError
 from .arguments import RANKS_MAX, Arguments
-from .run import Inbox
+from .run import Inbox, Run
 from .sending import Store
 
 EXIT_TIMEOUT_S = 2.0
@@ -64,6 +64,14 @@ class Pod:
     def lose(self) -> None:
         """No cell goes there any more."""
         self.lost = True
+
+    def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
+        """A cell that is to run on the rank that `head` names; what comes of it goes into `inbox`."""
+        return self.api.run(self.id, head, body, inbox)
+
+    def interrupt(self, rank: int) -> None:
+        """Interrupt what runs on that rank."""
+        self.api.interrupt(self.id, rank)
 
 
 class Pods:
@@ -196,9 +204,7 @@ def _per_rank(gpu: str | None) -> tuple[str, int]:
 def _started(pod: Pod) -> str:
     """Start all its ranks; how that was done."""
     inbox = Inbox()
-    runs = [
-        pod.api.run(pod.id, {"code": "", "rank": rank, "ranks": pod.ranks}, b"", inbox) for rank in range(pod.ranks)
-    ]
+    runs = [pod.run({"code": "", "rank": rank, "ranks": pod.ranks}, b"", inbox) for rank in range(pod.ranks)]
     first: Mapping[str, Any] = {}
     try:
         for run in runs:

@@ -8,15 +8,16 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import output
 from .api import Api
 from .arguments import ArgumentError, Arguments, check_known, near, parse, table
 from .capture import Reads, captured, reads
-from .fanout import FanOut, Task
+from .fanout import FanOut, Ranks, Sent, Task
+from .forked import InCloneError, Inheritance, clones
 from .jobs import Job, Jobs
-from .pods import Pod, Pods
+from .pods import BusyError, Pod, Pods
 from .sending import Parcel
 
 if TYPE_CHECKING:
@@ -32,11 +33,24 @@ NOTEBOOKS = "WARMCELL_REMOTE"
 """Variable of the environment with the defaults that the notebook's metadata have."""
 
 
+class Where(NamedTuple):
+    """Where a cell is about to run."""
+
+    pod: Ranks
+    parcel: Callable[[], Sent]
+    """Looks at what the ranks need."""
+    done: Callable[[], object]
+    """Told that the cell has run."""
+    leave: Callable[[], None]
+    """Lets go of the ranks."""
+
+
 class Remote:
     """The magics of one shell."""
 
     def __init__(self, shell: InteractiveShell, connect: Callable[[], Api]) -> None:
         self._shell = shell
+        self._connect = connect
         self.pods = Pods(connect)
         self._jobs = Jobs()
         atexit.register(self.close)
@@ -53,7 +67,13 @@ class Remote:
         except ArgumentError as error:
             raise UsageError(f"%%remote: {error}") from None
         found = reads(cell, self._shell.transform_cell)
-        job, finish, after = self._prepared(arguments, cell, found)
+        try:
+            job, finish, after = self._prepared(arguments, cell, found)
+        except InCloneError:
+            self.pods, self._jobs = Pods(self._connect), Jobs()  # Those are the original's.
+            if self._is_all():
+                return
+            raise
         if arguments.detach:
             self._detach(job, arguments, finish, after)
             return
@@ -152,25 +172,23 @@ class Remote:
     ) -> tuple[Job, Callable[[list[Mapping[str, Any]]], Any], Callable[[], None]]:
         """The cell as a job; what makes its result, and what is to be done after it."""
         number = self._jobs.next_number()
-        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"))
-        names = self._shell.user_ns
+        items = list(self._shell.user_ns[arguments.each]) if arguments.each else []
+        where = self._forked(arguments, items) if arguments.fork else self._taken(arguments, found, number)
+        pod = where.pod
         try:
-            parcel = Parcel(
-                pod.store, self._values(arguments, found, pod), arguments.send, output.Progress(self._shell)
-            )
             fan_out = FanOut(
                 pod,
-                self._tasks(arguments, cell, pod),
-                parcel=parcel,
+                self._tasks(arguments, cell, pod, items),
+                parcel=where.parcel(),
                 get=arguments.get,
                 last=LAST if arguments.result else "",
                 timeout_s=arguments.timeout_s,
-                cell=len(names["In"]) - 1,
-                retry=bool(arguments.each),
+                cell=len(self._shell.user_ns["In"]) - 1,
+                retry=bool(arguments.each) and not arguments.fork,
             )
             job = Job(number, cell, pod.place, fan_out, pod.ranks, quiet=_quiet(cell))
         except BaseException:
-            self.pods.give_back(pod)
+            where.leave()
             raise
         self._jobs.add(job)
 
@@ -178,10 +196,45 @@ class Remote:
             return self._finish(arguments, values)
 
         def after() -> None:
-            pod.store.theirs.update({name: names.get(name, _NOTHING) for name in found.assigned})
-            self.pods.give_back(pod)
+            where.done()
+            where.leave()
 
         return job, finish, after
+
+    def _taken(self, arguments: Arguments, found: Reads, number: int) -> Where:
+        """The kernels of a sandbox that is kept, which are sent what the cell reads."""
+        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"))
+        names = self._shell.user_ns
+        return Where(
+            pod,
+            parcel=lambda: Parcel(
+                pod.store, self._values(arguments, found, pod), arguments.send, output.Progress(self._shell)
+            ),
+            done=lambda: pod.store.theirs.update({name: names.get(name, _NOTHING) for name in found.assigned}),
+            leave=lambda: self.pods.give_back(pod),
+        )
+
+    def _forked(self, arguments: Arguments, items: Sequence[Any]) -> Where:
+        """Clones of this kernel, which have all that the cell reads; raises InCloneError in them."""
+        running = next((job.number for job in self._jobs.all() if not job.done()), None)
+        if running is not None:
+            raise BusyError(
+                f"Remote cell {running} runs, and a kernel that is connected to another one cannot be cloned. "
+                f"Wait for it with %remote wait {running}, or stop it with %remote stop {running}."
+            )
+        ranks = clones(self.pods.api, arguments.n, items, self._shell.user_ns)
+        where = Where(ranks, parcel=Inheritance, done=lambda: None, leave=ranks.close)
+        try:
+            _say(f"Remote: {ranks.place}, forked in {1000 * ranks.took_s:.0f} ms")
+        except BaseException:
+            where.leave()
+            raise
+        return where
+
+    def _is_all(self) -> bool:
+        """Whether the cell that runs is this magic and nothing else, so that nothing of it is left to be run."""
+        parent: Mapping[str, Any] = getattr(self._shell, "get_parent", dict)() or {}
+        return str(parent.get("content", {}).get("code", "")).lstrip().startswith("%%remote")
 
     def _values(self, arguments: Arguments, found: Reads, pod: Pod) -> dict[str, Any]:
         names, theirs = self._shell.user_ns, pod.store.theirs
@@ -198,7 +251,7 @@ class Remote:
         values.update({name: names[name] for name in arguments.send})
         return values
 
-    def _tasks(self, arguments: Arguments, cell: str, pod: Pod) -> Sequence[Task]:
+    def _tasks(self, arguments: Arguments, cell: str, pod: Ranks, items: Sequence[Any]) -> Sequence[Task]:
         code = cell
         if not cell.lstrip().startswith("%%"):  # Its lines have numbers as here.
             futures = _futures(self._shell.compile.flags)
@@ -206,7 +259,6 @@ class Remote:
             code = f"{first}\n{cell}"
         if not arguments.each:
             return [Task(code, {}, rank) for rank in range(pod.ranks)]
-        items = list(self._shell.user_ns[arguments.each])
         return [
             Task(code, {"item": item, "index": index}, None, f"{arguments.each}[{index}]")
             for index, item in enumerate(items)

@@ -14,7 +14,7 @@ from tests.engines import IMAGE, Dockerd
 from tests.integration.docker.boxes import paths_of, subject_of
 from tests.integration.snapshots.notebooks import clones, end_all, keeper, notebook, page
 from tests.integration.snapshots.test_faults_storage import gone
-from tests.integration.snapshots.test_fork import FORK
+from tests.integration.snapshots.test_fork import FORK, PART
 from tests.integration.snapshots.test_host_name import NAME
 from tests.integration.snapshots.test_warm_pool import says, started, templates, until_prepared, until_renewed
 from tests.lanes import ordinary_uid
@@ -101,6 +101,10 @@ async def test_a_kernel_forks_itself_and_is_forked(places: Places, docker: Docke
     async with keeper(places, docker_host=docker.host) as client, notebook(client, folder, **OURS) as made:
         assert await made.run(FORK) == "said before\nTrue 4 4"
         await made.run("[each.kill() for each in f.clones]; mine = 0")
+        assert len(containers(docker)) == 1
+        said = await made.run(f"%%remote fork n=2 get=part\n{PART}")
+        assert said.startswith("Remote: 2 clones of this kernel, forked in "), said
+        assert await made.run("print(sum(part) == sum(data))") == "True"
         assert len(containers(docker)) == 1
         await made.run("files = [open(path, 'w+') for path in ('/tmp/mine', 'ours')]")
         await made.run("for each in files: each.write('by'); each.flush()")

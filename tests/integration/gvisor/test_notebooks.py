@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.snapshots.notebooks import keeper, notebook
+from tests.integration.snapshots.test_fork import PART
 from tests.leaks import Places
 
 pytestmark = pytest.mark.gvisor
@@ -69,3 +70,6 @@ async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
         assert await made.run(FORK) == f"{[tuple(part) for part in parts]} 3"
         assert (tmp_path / "made").read_text() == "before"
         assert await made.run("print(len(data), open(f'{here}/made').read())") == "100 before"
+        said = await made.run(f"%%remote fork n=2 get=part\n{PART}")
+        assert said.startswith("Remote: 2 clones of this kernel, forked in "), said
+        assert await made.run("print(sum(part) == sum(data))") == "True"

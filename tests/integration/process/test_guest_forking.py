@@ -177,7 +177,7 @@ async def test_a_clone_draws_other_numbers_than_its_siblings(guest: Guest, keepe
 
 
 async def test_a_refused_fork_says_why(guest: Guest, keeper: Keeper) -> None:
-    """The keeper's words and cure; nonsense is refused before it is asked; a waiting cell can be interrupted."""
+    """The keeper's words and cure; nonsense is refused before it is asked; an interrupted cell leaves no clones."""
     kernel = await guest.kernel("cold")
     refusal = {"ok": False, "code": "capacity", "message": "No room for 9 clones", "hint": "Ask for fewer."}
     _, running = await forked(kernel, keeper, guest.run, "warmcell.fork(9)", refusal)
@@ -189,9 +189,12 @@ async def test_a_refused_fork_says_why(guest: Guest, keeper: Keeper) -> None:
     await question(keeper)
     keeper.answers[FORK] = (202, b"{}")
     running = asyncio.create_task(kernel.run("warmcell.fork()"))
-    await question(keeper)
+    token = (await question(keeper))["token"]
     await guest.channel.signal(kernel.pid, 2)
+    keeper.answers["DELETE /sandboxes/late"] = (204, b"")
+    answer(guest.run, token, {"ok": True, "rank": None, "clones": ["late"]})
     assert (await running).error.startswith("KeyboardInterrupt")
+    assert keeper.asked[-1][0] == "DELETE /sandboxes/late"
     assert not list(guest.run.glob("answer-*"))
 
 

@@ -25,6 +25,9 @@ else:
     f.done((sum(data[f.rank::4]), random.random(), socket.gethostname()))
 """
 
+PART = "import os\npart = sum(data[int(os.environ['RANK']) :: 2])"
+"""What a rank of two makes of the same data."""
+
 
 async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
     """The clones' results come back, what they print does not, and they are killed from where they were made."""

@@ -19,6 +19,7 @@ from warmcell.sandbox.guest.magics.arguments import KEYS, ArgumentError, Argumen
         ("n=4 gpu=T4 detach", Arguments(gpu="T4", n=4, detach=True)),
         ("gpu=any n=max", Arguments(gpu="any", n=0)),
         ("as=best each=files session=train-2", Arguments(result="best", each="files", session="train-2")),
+        ("fork n=8 get=loss timeout=90", Arguments(fork=True, n=8, get=("loss",), timeout_s=90.0)),
         ("timeout=90", Arguments(timeout_s=90.0)),
         ("timeout=1.5h", Arguments(timeout_s=5400.0)),
         ("memory=8GiB image=train", Arguments(memory_bytes=8 * 2**30, image="train")),
@@ -57,6 +58,13 @@ def test_lines_are_read(line: str, expected: Arguments) -> None:
         ("as=a,b", "as=a,b: one name is needed"),
         ("each=a,b", "each=a,b: one name is needed"),
         ("session=../x", "session=../x: letters, digits"),
+        ("fork n=0", "n=0: ranks are counted from 1 to 32"),
+        ("fork=2", "fork has no value"),
+        ("frok", "Did you mean fork?"),
+        ("fork gpu=A100", "gpu= cannot be said with fork: clones have what this kernel has"),
+        ("fork send=a", "send= cannot be said with fork: clones have all variables already"),
+        ("fork session=a", "session= cannot be said with fork: clones go with their cell"),
+        ("fork n=max", "say how many clones, as in fork n=4"),
         ("detach=yes", "detach has no value"),
         ("detach detach", "detach is given twice"),
         ("detatch", "Did you mean detach?"),
@@ -84,6 +92,8 @@ def test_defaults_are_what_the_line_does_not_say() -> None:
     """What is written wins; what is wrong in a default says where it comes from."""
     assert parse("n=2", {"n": 4, "gpu": "T4", "detach": False}) == Arguments(n=2, gpu="T4")
     assert parse("", {"get": ["a", "b"], "timeout": 60}) == Arguments(get=("a", "b"), timeout_s=60.0)
+    assert parse("fork", {"gpu": "T4", "memory": "8GiB", "n": 4}) == Arguments(fork=True, n=4)
+    assert parse("gpu=T4", {"fork": True}) == Arguments(gpu="T4")
     with pytest.raises(ArgumentError, match=r"timeot= is no key\. Did you mean timeout\? \(from c\.Warmcell\.remote"):
         parse("", {"timeot": 5})
     with pytest.raises(ArgumentError, match=r"n=x: .*notebook's metadata"):
