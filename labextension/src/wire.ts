@@ -23,7 +23,7 @@ import type {
   StartedFrom
 } from './tokens';
 
-type Fields = Readonly<Record<string, unknown>>;
+export type Fields = Readonly<Record<string, unknown>>;
 
 /** The server answered something that is not of the protocol. */
 export class WireError extends Error {}
@@ -48,7 +48,7 @@ const TEMPLATE_STATES: readonly ITemplateStatus['state'][] = [
   'failed'
 ];
 
-function isFields(value: unknown): value is Fields {
+export function isFields(value: unknown): value is Fields {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
@@ -59,7 +59,7 @@ function fields(value: unknown, what: string): Fields {
   return value;
 }
 
-function text(value: unknown, fallback = ''): string {
+export function text(value: unknown, fallback = ''): string {
   return typeof value === 'string' ? value : fallback;
 }
 
@@ -67,7 +67,7 @@ function textOrNull(value: unknown): string | null {
   return typeof value === 'string' ? value : null;
 }
 
-function number(value: unknown, fallback = 0): number {
+export function number(value: unknown, fallback = 0): number {
   return typeof value === 'number' && Number.isFinite(value) ? value : fallback;
 }
 
@@ -75,7 +75,7 @@ function numberOrNull(value: unknown): number | null {
   return typeof value === 'number' && Number.isFinite(value) ? value : null;
 }
 
-function list(value: unknown): readonly unknown[] {
+export function list(value: unknown): readonly unknown[] {
   return Array.isArray(value) ? (value as readonly unknown[]) : [];
 }
 
