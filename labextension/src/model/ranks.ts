@@ -139,8 +139,10 @@ export function summary(all: IRanks, trans: TranslationBundle): string {
     `${trans._n('%1 rank', '%1 ranks', ranks.length)}: ${counts.join(', ')}`,
     duration(all.seconds, trans),
     worked,
-    trans.__('%1 sent', words.bytes(all.sent_bytes))
-  ].join(' · ');
+    all.sent_bytes > 0 ? trans.__('%1 sent', words.bytes(all.sent_bytes)) : ''
+  ]
+    .filter(Boolean)
+    .join(' · ');
 }
 
 export function stateName(which: RankState, trans: TranslationBundle): string {
