@@ -23,10 +23,11 @@ from warmcell.extension.keeper.ledger import SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
-from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
+from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import RANKS_MAX, Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.usage import Meter, UsageHandler
+from warmcell.extension.keeper.values_handler import ValuesHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Change, Subscription
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError

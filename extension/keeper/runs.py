@@ -286,7 +286,8 @@ def _free_port() -> int:
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
     """Messages of one request, last its reply; then nothing of it is still to come."""
     client = runner.client
-    sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False)
+    # Nothing is ever queued behind a step, and what comes next may come while the kernel still empties its queue.
+    sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False, stop_on_error=False)
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())
     heard: asyncio.Task[Any] | None = None
