@@ -25,11 +25,12 @@ from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.ranks import RANKS_MAX
-from warmcell.extension.keeper.run_handler import RunHandler, ValuesHandler
+from warmcell.extension.keeper.run_handler import RunHandler
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter, UsageHandler
+from warmcell.extension.keeper.values_handler import ValuesHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.changes import Change, Subscription

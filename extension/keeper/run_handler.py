@@ -1,7 +1,4 @@
-"""`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes.
-
-`PUT /sandboxes/{id}/values/{number}`: what is large, once for all ranks, which map it.
-"""
+"""`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes."""
 
 import asyncio
 import contextlib
@@ -241,97 +238,6 @@ class RunHandler(JsonHandler):
                 self._file.close()
         if self._send is not None:
             _unlink(self._send)
-
-
-@web.stream_request_body
-class ValuesHandler(JsonHandler):
-    """What a fan-out's cells read, in a file of the sandbox's run directory that all its ranks map."""
-
-    def initialize(self) -> None:
-        """Nothing has come yet (tornado's hook)."""
-        self._refused: WarmcellError | None = None
-        self._file: BinaryIO | None = None
-        self._path: Path | None = None
-        self._received = 0
-
-    def prepare(self) -> None:
-        """Before the body is read."""
-        super().prepare()
-        if self.refused:
-            return
-        connection: Any = self.request.connection
-        connection.set_max_body_size(MAX_BODY_BYTES)
-        sandbox_id, number = SandboxId(self.path_args[0]), self.path_args[1]
-        keeper, scope = self.settings["keeper"], self.settings["scope"]
-        try:
-            info = keeper.service.info(sandbox_id)
-            if scope is not None:
-                scope.check_visible(info)
-            self._path = keeper.runs.file(sandbox_id, f"values-{number}")
-            if self.request.method == "PUT":
-                self._check(int(self.request.headers.get("Content-Length", 0)))
-                self._file = guest_files.create(self._path)
-        except WarmcellError as error:
-            self._refused = error
-
-    async def data_received(self, chunk: bytes) -> None:
-        """Bytes of the values (tornado's hook); reading waits until they are where they belong."""
-        if self._refused is not None or self._file is None:
-            return
-        self._received += len(chunk)
-        try:
-            self._check(self._received)
-            with contextlib.suppress(ValueError):  # closed meanwhile: the caller has gone
-                await asyncio.to_thread(self._file.write, chunk)
-        except CapacityError as error:
-            self._refused = error
-        except OSError as error:
-            self._refused = CapacityError(
-                f"The values do not fit into the sandbox: {error.strerror}", hint="Send less, or through a shared file."
-            )
-
-    def _check(self, size: int) -> None:
-        most = self.settings["keeper"].wiring.settings.remote_values_bytes
-        if size > most:
-            raise CapacityError(
-                f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
-                hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
-            )
-
-    async def put(self, sandbox_id: str, number: str) -> None:
-        """All has come."""
-        if self._refused is None and self._file is not None:
-            try:
-                await asyncio.to_thread(self._file.close)
-            except OSError as error:
-                self._refused = CapacityError(
-                    f"The values do not fit into the sandbox: {error.strerror}", hint="Send less at a time."
-                )
-        if self._refused is not None:
-            self._remove()
-            raise self._refused
-        self._file = None
-        self.set_status(204)
-
-    def delete(self, sandbox_id: str, number: str) -> None:
-        """Whoever has mapped it keeps it."""
-        if self._refused is not None:
-            raise self._refused
-        self._remove()
-        self.set_status(204)
-
-    def on_connection_close(self) -> None:
-        """The caller has gone (tornado's hook)."""
-        super().on_connection_close()
-        if self._file is not None:
-            self._remove()
-
-    def _remove(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-        if self._path is not None:
-            _unlink(self._path)
 
 
 def _is_count(value: object, below: int) -> bool:

@@ -19,6 +19,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death, unless_dead
 from warmcell.extension.keeper.kernel import Kernel
+from warmcell.extension.keeper.rank_memory import readings
 from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
 from warmcell.extension.keeper.template_front import ask
 from warmcell.sandbox import errors
@@ -43,8 +44,13 @@ MORE_MEMORY_FOR_RANKS = "Ask for more with memory=, as in memory=8GiB, or load l
 
 VALUES_MODULE = "warmcell_guest.values"
 
-SHOWN = frozenset({"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"})
-"""iopub messages that belong to a cell's output."""
+SHOWN = frozenset(
+    {
+        *("stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"),
+        *("comm_open", "comm_msg", "comm_close"),
+    }
+)
+"""iopub messages that belong to a cell's output; those of comms say how its widgets change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +284,15 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())
     heard: asyncio.Task[Any] | None = None
+    memory = readings(client)
+    reading: asyncio.Task[Any] | None = None if step.silent else asyncio.ensure_future(anext(memory))
     told = False
     try:
         while True:
             heard = heard or asyncio.ensure_future(client.get_iopub_msg(timeout=None))
             wait_for = {heard, died} if reply.done() else {heard, died, reply}
+            if reading is not None and not reply.done():
+                wait_for.add(reading)
             done, _ = await asyncio.wait(
                 wait_for, timeout=SILENCE_S if reply.done() else None, return_when=asyncio.FIRST_COMPLETED
             )
@@ -298,6 +308,11 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
                     yield {key: message[key] for key in ("msg_type", "content", "metadata")}
             elif died in done:
                 raise _died(runner)
+            elif reading is not None and reading in done:
+                told_memory, reading = reading, None
+                if told_memory.exception() is None:
+                    yield told_memory.result()
+                    reading = asyncio.ensure_future(anext(memory))
             elif not done:
                 log.warning("sandbox %s: the end of a cell's output was lost", runner.box.info.id)
                 break
@@ -313,10 +328,11 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
             with contextlib.suppress(errors.WarmcellError):
                 await runner.box.signal_process(runner.process, 2)
             await asyncio.wait({reply, died}, timeout=INTERRUPT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        tasks = [task for task in (reply, died, heard) if task is not None]
+        tasks = [task for task in (reply, died, heard, reading) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await memory.aclose()
 
 
 async def _reply(client: AsyncKernelClient, sent: str) -> dict[str, Any]:

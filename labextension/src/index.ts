@@ -7,6 +7,7 @@ import { meters } from './plugins/meters';
 import { notices } from './plugins/notices';
 import { panel } from './plugins/panel';
 import { picker } from './plugins/picker';
+import { ranks } from './plugins/ranks';
 import { sandboxes } from './plugins/sandboxes';
 import { toolbar } from './plugins/toolbar';
 import { usage } from './plugins/usage';
@@ -23,7 +24,8 @@ const plugins: JupyterFrontEndPlugin<unknown>[] = [
   memory,
   meters,
   panel,
-  notices
+  notices,
+  ranks
 ];
 
 export default plugins;

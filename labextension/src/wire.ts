@@ -23,7 +23,7 @@ import type {
   StartedFrom
 } from './tokens';
 
-type Fields = Readonly<Record<string, unknown>>;
+export type Fields = Readonly<Record<string, unknown>>;
 
 /** Where a port is seen: a path after the server's URL, or after a host of its own. */
 export function readPort(value: unknown): { readonly path: string; readonly host: string | null } {
@@ -54,7 +54,7 @@ const TEMPLATE_STATES: readonly ITemplateStatus['state'][] = [
   'failed'
 ];
 
-function isFields(value: unknown): value is Fields {
+export function isFields(value: unknown): value is Fields {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
@@ -65,7 +65,7 @@ function fields(value: unknown, what: string): Fields {
   return value;
 }
 
-function text(value: unknown, fallback = ''): string {
+export function text(value: unknown, fallback = ''): string {
   return typeof value === 'string' ? value : fallback;
 }
 
@@ -73,7 +73,7 @@ function textOrNull(value: unknown): string | null {
   return typeof value === 'string' ? value : null;
 }
 
-function number(value: unknown, fallback = 0): number {
+export function number(value: unknown, fallback = 0): number {
   return typeof value === 'number' && Number.isFinite(value) ? value : fallback;
 }
 
@@ -81,7 +81,7 @@ function numberOrNull(value: unknown): number | null {
   return typeof value === 'number' && Number.isFinite(value) ? value : null;
 }
 
-function list(value: unknown): readonly unknown[] {
+export function list(value: unknown): readonly unknown[] {
   return Array.isArray(value) ? (value as readonly unknown[]) : [];
 }
 

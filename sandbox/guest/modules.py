@@ -21,6 +21,8 @@ ALL_MAX_BYTES = 8 * 1024 * 1024
 _sources: dict[str, tuple[str, str]] = {}
 """Module to file and source, as they were sent last."""
 
+_places: dict[str, str] = {}
+
 _taken: dict[str, str] = {}
 """Module to the digest of what it was loaded from here."""
 
@@ -28,17 +30,17 @@ _taken: dict[str, str] = {}
 def give(folder: str) -> dict[str, tuple[str, str]]:
     """The modules of `folder` that are imported here: name to file and source. Blocks."""
     found: dict[str, tuple[str, str]] = {}
-    inside = os.path.realpath(folder) + os.sep
+    inside = _real(folder) + os.sep
     left = ALL_MAX_BYTES
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py") or name in ("__main__", "__mp_main__"):
             continue
-        path = os.path.realpath(file)
+        path = _real(file)
         within = path[len(inside) :] if path.startswith(inside) else ""
         if not within or "site-packages" in within or within.startswith((".", "lib/python")):
             continue
-        if any(path.startswith(os.path.realpath(prefix) + os.sep) for prefix in (sys.prefix, sys.base_prefix)):
+        if any(path.startswith(_real(prefix) + os.sep) for prefix in (sys.prefix, sys.base_prefix)):
             continue
         try:
             if os.path.getsize(path) > min(SOURCE_MAX_BYTES, left):
@@ -50,6 +52,15 @@ def give(folder: str) -> dict[str, tuple[str, str]]:
         left -= len(source)
         found[name] = (file, source)
     return found
+
+
+def _real(path: str) -> str:
+    """Where links lead, looked up once for each: a kernel has a thousand modules, and this is asked for each cell."""
+    if not os.path.isabs(path):
+        return os.path.realpath(path)
+    if path not in _places:
+        _places[path] = os.path.realpath(path)
+    return _places[path]
 
 
 def digest(given: Mapping[str, tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ from tests.integration.process.guest import Kernel
 from tests.integration.process.test_guest_kernels import output_of
 from tests.remote.conftest import interrupt, kernel_of, reply_of
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.guest.magics.groups import RANKS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -73,10 +74,45 @@ async def test_the_first_failure_stops_the_others(kernel: Kernel) -> None:
     )
     assert error.startswith("Rank 1:")
     assert error.endswith("ValueError: only this one")
-    assert "── Rank 1 · failed" in text
-    assert "begun" in text
+    assert re.search(r"── Rank 1 · failed · CPU · .*\nbegun\nValueError: only this one\n", text)
+    assert re.search(r"── Rank 0 · stopped · CPU · .*\nbegun\n", text)
     assert (await kernel.run("%%remote n=3 as=fine\nos.environ['RANK']")).status == "ok"
     assert await kernel.value("fine") == ["0", "1", "2"]
+
+
+async def test_progress_bars_are_those_of_their_ranks(kernel: Kernel) -> None:
+    """tqdm's, as text and as widgets, of one rank and of several; where each was when it ended."""
+    cell = (
+        "import os\nfrom tqdm.notebook import tqdm as bars\nfrom tqdm import tqdm\n"
+        "n = int(os.environ['RANK']) + 2\nfor _ in bars(range(4 * n), desc=f'bar of {n}'): pass\n"
+        "for _ in tqdm(range(n), ncols=60): pass"
+    )
+    text, html, error = await shown(kernel, f"%%remote n=2\n{cell}")
+    assert error == ""
+    for n in (2, 3):
+        assert re.search(rf"bar\sof\s{n}:\s100% 100 % \s*{4 * n}/{4 * n}\s", text)
+        assert re.search(rf"100%\|█+\| {n}/{n} ", text)
+    assert html.count("value='1.0000'") == 2
+    text, html, error = await shown(kernel, f"%%remote\n{cell}")
+    assert error == ""
+    assert re.search(r"bar\sof\s2:\s100% 100 % \s*8/8\s", text)
+
+
+async def test_a_rank_tells_its_memory_while_it_works(kernel: Kernel) -> None:
+    """Each its own, as it grows."""
+    kernel.client.execute(
+        "%%remote n=2\nimport os, threading\nx = bytearray(os.urandom(1) * (int(os.environ['RANK']) * 200 * 2**20))\n"
+        "threading.Event().wait(1000)"
+    )
+    while True:
+        message = await kernel.client.get_iopub_msg(timeout=60)
+        if message["msg_type"] == "update_display_data":
+            ranks = message["content"]["data"][RANKS]["ranks"]
+            if all(one["memory_bytes"] for one in ranks):
+                break
+    assert ranks[1]["memory_bytes"] - ranks[0]["memory_bytes"] > 150 * 2**20
+    interrupt(kernel)
+    await reply_of(kernel)
 
 
 async def test_the_stop_button_stops_all_ranks(kernel: Kernel) -> None:
@@ -169,7 +205,7 @@ async def test_a_detached_cell_can_be_stopped(kernel: Kernel) -> None:
     interrupt(kernel)
     assert (await reply_of(kernel))["status"] == "ok"
     assert await kernel.value("job.done()") is False
-    assert "failed after" in (await kernel.run("%remote stop")).text
+    assert "stopped after" in (await kernel.run("%remote stop")).text
     assert (await kernel.run("job.result()")).error.startswith("KeyboardInterrupt")
 
 

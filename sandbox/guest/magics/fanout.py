@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .api import KeeperError
+from .board import STOPPED
 from .failures import error_of
 from .run import Event, Inbox, Run
 from .sending import Load
@@ -54,7 +55,7 @@ class Show(Protocol):
         """Something of its output."""
 
     def end(self, rank: int, failed: str) -> None:
-        """It has ended; `failed` says how, empty: well."""
+        """It has ended; `failed` says how, empty: well, `STOPPED`: it was told to."""
 
     def tick(self) -> None:
         """Now and then."""
@@ -79,6 +80,14 @@ class Ranks(Protocol):
     @property
     def place(self) -> str:
         """Where they are, in a few words."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """What each computes on, in a few words."""
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that each holds."""
 
     @property
     def store(self) -> Held:
@@ -152,11 +161,11 @@ class FanOut:
         self._waiting = collections.deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
         self._again: set[int] = set()
+        self._failed: dict[int, str] = {}
+        """Rank to how its task failed."""
         self._first: BaseException | None = None
         self._stopping: threading.Timer | None = None
         self.results: list[Mapping[str, Any] | None] = [None] * len(tasks)
-        self.seconds: dict[int, float] = {}
-        """Rank to how long it has worked."""
 
     def run(self, show: Show) -> list[Mapping[str, Any]]:
         """Run them all; what each has brought back, in their order.
@@ -261,7 +270,6 @@ class FanOut:
             head["timeout_s"] = self._timeout_s
         run = self._pod.run(head, load.body, self._inbox)
         run.task = number
-        self.seconds[rank] = self.seconds.get(rank, 0.0) - time.monotonic()
         self._running[rank] = (run, load)
         run.begin()  # An interrupt that comes before this finds it known, and not begun.
 
@@ -273,7 +281,6 @@ class FanOut:
             self._hear(run, event.message, show)
             return
         load = self._running.pop(run.rank)[1]
-        self.seconds[run.rank] += time.monotonic()
         if run.task in self._again:  # It had lost what it was believed to have.
             self._again.discard(run.task)
             self._waiting.appendleft(run.task)
@@ -283,10 +290,12 @@ class FanOut:
         else:
             self._parcel.loaded(run.rank, load)
             self.results[run.task] = run.values
-            failed = (event.done or {}).get("status") != "ok"
-            if not failed:
+            failed = self._failed.pop(run.rank, "")
+            if (event.done or {}).get("status") == "ok":
                 self.on_result(run.task, run.values)
-            show.end(run.rank, "failed" if failed else "")
+            elif not failed:
+                failed = "failed"
+            show.end(run.rank, failed)
         if self._stopping is None:
             self._assign(show)
 
@@ -299,6 +308,8 @@ class FanOut:
             self._tries[run.task] += 1
             self._again.add(run.task)
             return
+        stopped = self._stopping is not None and content.get("ename") == "KeyboardInterrupt"
+        self._failed[run.rank] = STOPPED if stopped else f"{content.get('ename')}: {content.get('evalue')}"
         label = self._tasks[run.task].label
         several = self._pod.ranks > 1
         where = label or (f"Rank {run.rank}" if several else "")
@@ -308,6 +319,7 @@ class FanOut:
         code = getattr(error, "code", "")
         self._pod.store.lose(run.rank)
         show.end(run.rank, str(error))
+        self._failed.pop(run.rank, None)
         if self._retry and code in LOST and self._tries[run.task] + 1 < TRIES and self._stopping is None:
             self._tries[run.task] += 1
             self._waiting.appendleft(run.task)

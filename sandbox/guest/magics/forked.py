@@ -39,6 +39,7 @@ class Clones:
         self.api = api
         self.ids = tuple(ids)
         self.ranks = len(self.ids)
+        self.devices, self.gpus_each = self.ranks * ["CPU"], 0
         self.store = Nothing()
         self.took_s = took_s
         """What it took to make them."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .board import Board
 from .fanout import FanOut, Show
+from .widgets import COMMS
 
 LOG_MAX = 5000
 """Messages of one cell that are kept: its last ones."""
@@ -23,14 +24,22 @@ class NotDoneError(TimeoutError):
 class Job:
     """One remote cell. `result()` waits for what it brings back."""
 
-    def __init__(self, number: int, cell: str, place: str, fan_out: FanOut, ranks: int, *, quiet: bool) -> None:
+    def __init__(
+        self,
+        number: int,
+        cell: str,
+        place: str,
+        fan_out: FanOut,
+        devices: Sequence[str],
+        *,
+        gpus_each: int = 0,
+        quiet: bool,
+    ) -> None:
         self.number = number
         self.cell = cell
         self.place = place
-        self.ranks = ranks
-        self.began = time.time()
-        self.seconds = 0.0
-        self.state = "runs"
+        self.board = Board(devices, gpus_each=gpus_each)
+        """What its ranks have shown and done."""
         self._fan_out = fan_out
         self._quiet = quiet
         self._log: list[tuple[str, int, Any]] = []
@@ -40,11 +49,14 @@ class Job:
         self._values: list[Mapping[str, Any]] = []
         self._error: BaseException | None = None
         self._finish: Callable[[list[Mapping[str, Any]]], Any] = list
-        self._started = time.monotonic()
 
     def __repr__(self) -> str:
-        took = self.seconds or time.monotonic() - self._started
-        return f"<remote cell {self.number} {self.state} after {took:.1f} s in {self.place}>"
+        return f"<remote cell {self.number} {self.state} after {self.board.seconds:.1f} s in {self.place}>"
+
+    @property
+    def state(self) -> str:
+        """`runs`, `done`, `failed` or `stopped`."""
+        return self.board.state
 
     # For its user
 
@@ -82,12 +94,6 @@ class Job:
 
     # For the magic
 
-    def told(self) -> str:
-        """Time and bytes, in a few words."""
-        took = self.seconds or time.monotonic() - self._started
-        worked = sum(self._fan_out.seconds.values())
-        return f"{took:.1f} s, {max(0.0, worked):.1f} s of ranks · {self._fan_out.sent_bytes / 2**20:.1f} MiB sent"
-
     def run(self, finish: Callable[[list[Mapping[str, Any]]], Any], after: Callable[[], None]) -> None:
         """Run it to its end. What comes of it is kept.
 
@@ -98,12 +104,14 @@ class Job:
         self._finish = finish
         try:
             self._values = self._fan_out.run(self)
-            self.state = "done"
+            state = "done"
         except BaseException as error:
             self._error = error
-            self.state = "failed"
+            state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         finally:
-            self.seconds = time.monotonic() - self._started
+            with self._lock:
+                self.board.sent_bytes = self._fan_out.sent_bytes
+                self.board.finish(state)
             try:
                 after()
             finally:
@@ -112,6 +120,9 @@ class Job:
     def attach(self, view: Show) -> None:
         """Have `view` show all that is known of it, and all that comes."""
         with self._lock:
+            for rank, group in enumerate(self.board.groups):
+                for opened in group.models.opened():
+                    view.message(rank, opened)
             for name, rank, what in self._log:
                 getattr(view, name)(rank, what)
             self._viewers.append(view)
@@ -139,13 +150,17 @@ class Job:
 
     def tick(self) -> None:
         """Whoever shows it may do so now."""
-        for view in list(self._viewers):
-            view.tick()
+        with self._lock:
+            self.board.sent_bytes = self._fan_out.sent_bytes
+            for view in self._viewers:
+                view.tick()
 
     def _tell(self, name: str, rank: int, what: Any) -> None:
         with self._lock:
-            self._log.append((name, rank, what))
-            del self._log[:-LOG_MAX]
+            getattr(self.board, name)(rank, what)
+            if name != "message" or what["msg_type"] not in (*COMMS, "usage"):  # Those the board keeps.
+                self._log.append((name, rank, what))
+                del self._log[:-LOG_MAX]
             for view in self._viewers:
                 getattr(view, name)(rank, what)
 

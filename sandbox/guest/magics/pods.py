@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .api import ANSWER_TIMEOUT_S, Api, KeeperError
@@ -52,14 +52,26 @@ class Pod:
     @property
     def place(self) -> str:
         """Where it is, in a few words."""
-        names: dict[str, int] = {}
-        for gpu in self.info.get("gpus") or []:
-            name = str(gpu.get("name")) + (" (simulated)" if gpu.get("simulated") else "")
-            names[name] = names.get(name, 0) + 1
-        what = ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items()) or "CPU"
+        what = _device(self.gpus)
         open_ = "" if self.info.get("isolated", True) else ", not isolated"
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
         return f"sandbox {self.id} on {what}{ranks}{open_}"
+
+    @property
+    def gpus(self) -> list[Mapping[str, Any]]:
+        """Those that all its ranks share out among them, in their order."""
+        return list(self.info.get("gpus") or [])
+
+    @property
+    def devices(self) -> list[str]:
+        """What each rank computes on, in a few words."""
+        each = self.gpus_each
+        return [_device(self.gpus[rank * each : (rank + 1) * each]) for rank in range(self.ranks)]
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs that each rank has."""
+        return len(self.gpus) // self.ranks
 
     def lose(self) -> None:
         """No cell goes there any more."""
@@ -193,6 +205,15 @@ class Pods:
         if arguments.image is not None:
             wanted["image"] = arguments.image
         return Pod(self.api, self.api.create(wanted), ranks, limit)
+
+
+def _device(gpus: Sequence[Mapping[str, Any]]) -> str:
+    """What is computed on with these."""
+    names: dict[str, int] = {}
+    for gpu in gpus:
+        name = str(gpu.get("name")) + (" (simulated)" if gpu.get("simulated") else "")
+        names[name] = names.get(name, 0) + 1
+    return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items()) or "CPU"
 
 
 def _per_rank(gpu: str | None) -> tuple[str, int]:

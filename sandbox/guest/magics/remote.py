@@ -77,10 +77,10 @@ class Remote:
         if arguments.detach:
             self._detach(job, arguments, finish, after)
             return
-        view = output.of(self._shell, job.ranks)
+        view = output.of(self._shell, job.board)
         job.attach(view)
         job.run(finish, after)
-        view.close(_summary(job))
+        view.close(job.board.summary())
         job.result()
 
     magic.__doc__ = f"""Run this cell in another sandbox, on one or more ranks, each with its own GPU if asked for.
@@ -141,7 +141,7 @@ class Remote:
             job.result()
             _say(repr(job))
             return
-        view = output.of(self._shell, job.ranks)
+        view = output.of(self._shell, job.board)
         job.attach(view)
         try:
             if verb == "attach":
@@ -150,7 +150,7 @@ class Remote:
             _say(f"{job!r} goes on; %remote stop {job.number} stops it")
         finally:
             job.leave(view)
-            view.close(_summary(job))
+            view.close(job.board.summary())
 
     def _list(self) -> None:
         for job in self._jobs.all():
@@ -186,7 +186,7 @@ class Remote:
                 cell=len(self._shell.user_ns["In"]) - 1,
                 retry=bool(arguments.each) and not arguments.fork,
             )
-            job = Job(number, cell, pod.place, fan_out, pod.ranks, quiet=_quiet(cell))
+            job = Job(number, cell, pod.place, fan_out, pod.devices, gpus_each=pod.gpus_each, quiet=_quiet(cell))
         except BaseException:
             where.leave()
             raise
@@ -302,11 +302,6 @@ def _quiet(cell: str) -> bool:
 
     ends: Callable[[str], bool] = DisplayHook.semicolon_at_end_of_expression
     return bool(ends(cell))
-
-
-def _summary(job: Job) -> str:
-    """One fan-out in a line."""
-    return f"{job.ranks} ranks · {job.state} · {job.told()}"
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
 import sys
@@ -18,6 +19,11 @@ INLINE_BYTES = 256 * 1024
 """A larger pickle is put where all ranks can map it."""
 
 FILES_MAX = 64
+
+HASHED_BEFORE_BYTES = 2**20
+"""Larger buffers that a rank needs in any case are looked at while they are sent."""
+
+HASHERS = 2
 
 Progress = Callable[[int, int], None]
 """Told how many bytes of how many have gone."""
@@ -71,6 +77,11 @@ class Store:
         """File, start and size of one that was put."""
         return self._places[digest]
 
+    def name(self, key: bytes, digest: bytes) -> None:
+        """What was put as `key`, before anybody knew, has this digest."""
+        place = self._places.pop(key)
+        self._places.setdefault(digest, place)
+
     def lose(self, rank: int) -> None:
         """The rank was started anew, or nobody knows what it has."""
         self.held.pop(rank, None)
@@ -117,7 +128,6 @@ class Parcel:
                 raise _too_large(self._values, store.limit) from None
             total += packed.size
             self._packs[frozenset((name,))] = packed
-            self._tags[name] = self._tag(packed)
 
     def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
@@ -127,30 +137,28 @@ class Parcel:
             KeeperError: The values do not fit, or the sandbox is gone.
         """
         held = self._store.held.get(rank, {})
-        new = frozenset(name for name, tag in self._tags.items() if name in self._always or held.get(name) != tag)
-        there = {name: tag for name, tag in self._tags.items() if name not in new}
+        new = frozenset(
+            name for name in self._values if name in self._always or name not in held or held[name] != self._tag(name)
+        )
+        there = {name: self._tag(name) for name in self._values if name not in new}
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
         if not (new or there or extra or needs_modules):
             return Load(None, b"", {})
         told: dict[str, Any] = {"stream": None, "buffers": [], "held": there, "modules": {}}
-        told["tags"] = {name: self._tags[name] for name in new}
         if needs_modules:
             told["modules"] = self._modules
         body = b""
         if new or extra:
             packed = self._pack(new, extra)
             inline = len(packed.stream) <= INLINE_BYTES
-            digest_of = _digest if extra else self._digest
-            pieces = [(digest_of(view), view) for view in packed.buffers]
-            stream = memoryview(packed.stream)
-            digest = b"" if inline else _digest(stream)
-            self._store.put(pieces if inline else [*pieces, (digest, stream)], self._progress)
-            told["buffers"] = [self._store.place(one) for one, _ in pieces]
+            stream = [] if inline else [memoryview(packed.stream)]
+            told["buffers"] = self._put([*packed.buffers, *stream], kept=not extra)
             if inline:
                 body = packed.stream
                 self._store.sent += len(body)
             else:
-                told["stream"] = self._store.place(digest)
+                told["stream"] = told["buffers"].pop()
+        told["tags"] = {name: self._tag(name) for name in new}
         tags = dict(told["tags"])
         if needs_modules:
             tags[""] = self._modules_tag
@@ -170,11 +178,40 @@ class Parcel:
             self._packs[names] = pack(chosen, limit=self._store.limit, there=True)
         return self._packs[names]
 
-    def _tag(self, packed: Packed) -> str:
-        mark = hashlib.sha256(packed.stream)
-        for view in packed.buffers:
-            mark.update(self._digest(view))
-        return mark.hexdigest()[:32]
+    def _put(self, views: list[memoryview], *, kept: bool) -> list[tuple[str, int, int]]:
+        """Have these in the sandbox; where each is. What is large and was not looked at yet is so as it is sent.
+
+        Args:
+            views: Buffers.
+            kept: They stay where they are for as long as this does.
+        """
+        pieces: list[tuple[bytes, memoryview]] = []
+        hashing: dict[tuple[int, int], concurrent.futures.Future[bytes]] = {}
+        with concurrent.futures.ThreadPoolExecutor(HASHERS) as pool:
+            for view in views:
+                key = _address(view) if kept and view.nbytes >= HASHED_BEFORE_BYTES else None
+                if key is None or key in self._digests:
+                    pieces.append((self._digest(view) if kept else _digest(view), view))
+                    continue
+                if key not in hashing:
+                    hashing[key] = pool.submit(_digest, view)
+                pieces.append((repr(key).encode(), view))
+            self._store.put(pieces, self._progress)
+        places = [self._store.place(one) for one, _ in pieces]
+        for key, digest in hashing.items():
+            self._digests[key] = digest.result()
+            self._store.name(repr(key).encode(), self._digests[key])
+        return places
+
+    def _tag(self, name: str) -> str:
+        """What tells this value from what it was, or will be."""
+        if name not in self._tags:
+            packed = self._packs[frozenset((name,))]
+            mark = hashlib.sha256(packed.stream)
+            for view in packed.buffers:
+                mark.update(self._digest(view))
+            self._tags[name] = mark.hexdigest()[:32]
+        return self._tags[name]
 
     def _digest(self, view: memoryview) -> bytes:
         """Of its content; looked at once, although a variable is packed alone and with others.

@@ -117,7 +117,8 @@ async def test_a_caller_that_goes_away_interrupts_its_cell(keeper: KeeperClient,
         async for line in response.aiter_lines():
             if "on" in line:
                 break
-    assert (await run(sandbox, "print('free')")).text == "free\n"
+    answer = await run(sandbox, "print('free')")
+    assert answer.text == "free\n", (answer.lines, answer.done)
 
 
 async def test_a_run_without_code_is_refused(sandbox: str) -> None:
@@ -130,11 +131,14 @@ async def test_a_run_without_code_is_refused(sandbox: str) -> None:
 
 
 async def test_values_are_put_once(sandbox: str, keeper: KeeperClient) -> None:
-    """What is there is not written over; what was removed can be put again."""
+    """What is there is not written over; what was removed can be put again; large ones come whole."""
     transport = httpx.AsyncHTTPTransport(uds=str(Paths.default().keeper_socket))
     url = f"http://k/warmcell/api/v1/sandboxes/{sandbox}/values/1"
     async with httpx.AsyncClient(transport=transport, timeout=60) as http:
         assert (await http.put(url, content=b"content")).status_code == 204
         assert (await http.put(url, content=b"other")).json()["code"] == "protocol"
         assert (await http.delete(url)).status_code == 204
-        assert (await http.put(url, content=b"content")).status_code == 204
+        large = bytes(range(256)) * 20_001
+        assert (await http.put(url, content=large)).status_code == 204
+    (there,) = Paths.default().runtime.rglob("values-1")
+    assert there.read_bytes() == large

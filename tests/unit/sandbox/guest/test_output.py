@@ -1,92 +1,11 @@
 """What is shown of remote cells, as far as it needs no kernel."""
 
-import json
-from typing import Any
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.unit.sandbox.guest.ranks import Shell, changes, opens, shows, text
 from warmcell.sandbox.guest.magics.failures import error_of
-from warmcell.sandbox.guest.magics.output import GROUP_MAX, WIDGET, Group, Groups, Lines, Progress, Stream
-
-
-class Shell:
-    """A shell as far as output goes: what was published, and whether it is a kernel's."""
-
-    kernel = object()
-
-    def __init__(self) -> None:
-        self.published: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.display_pub = self
-
-    def publish(self, data: dict[str, Any], metadata: dict[str, Any] | None = None, **said: Any) -> None:
-        self.published.append((data, said))
-
-
-def text(words: str) -> dict[str, Any]:
-    return {"msg_type": "stream", "content": {"name": "stdout", "text": words}}
-
-
-def shows(data: dict[str, Any], kind: str = "display_data", **transient: str) -> dict[str, Any]:
-    return {"msg_type": kind, "content": {"data": data, "transient": transient}}
-
-
-@pytest.mark.parametrize(
-    ("pieces", "expected"),
-    [
-        (["a\n", "b"], "a\nb"),
-        (["10 %\r", "20 %\r", "done\n", "next"], "done\nnext"),
-        (["one\r\ntwo"], "one\ntwo"),
-        (["50 %\r"], "50 %"),
-        (["a\rb\rc"], "c"),
-    ],
-)
-def test_lines_that_were_written_over_are_left_out(pieces: list[str], expected: str) -> None:
-    """As a terminal shows progress bars, in whatever pieces they come."""
-    group = Group()
-    for piece in pieces:
-        group.add(text(piece))
-    assert group.plain().rstrip("\r") == expected
-
-
-@given(st.lists(st.text(max_size=200), max_size=30))
-def test_a_group_is_bounded_whatever_is_written(pieces: list[str]) -> None:
-    """It keeps the end of a flood, and is shown as HTML in which nothing of the text is markup."""
-    group = Group()
-    for piece in [*pieces, "x" * (GROUP_MAX + 5)]:
-        group.add(text(piece))
-    assert len(group.plain()) <= GROUP_MAX
-    assert "<script" not in group.rich()
-
-
-def test_displays_are_updated_and_cleared_in_their_group() -> None:
-    """By their display id; HTML before pictures before text."""
-    group = Group()
-    group.add(shows({"text/plain": "one", "text/html": "<b>one</b>"}, display_id="d"))
-    group.add(shows({"text/plain": "two", "image/png": "QUJD"}))
-    group.add(shows({"text/plain": "new", "text/html": "<b>new</b>"}, "update_display_data", display_id="d"))
-    assert group.plain() == "new\ntwo"
-    assert group.rich() == "<b>new</b><img src='data:image/png;base64,QUJD'>"
-    group.add({"msg_type": "clear_output", "content": {"wait": False}})
-    assert group.plain() == ""
-
-
-def test_groups_are_one_display_that_changes() -> None:
-    """Shown once and then updated, with the last word at the end."""
-    shell = Shell()
-    groups = Groups(shell, 2)  # type: ignore[arg-type]
-    groups.begin(0, "")
-    groups.message(0, text("hello"))
-    groups.end(0, "")
-    groups.end(1, "gone")
-    groups.close("that was it")
-    assert [said["update"] for _, said in shell.published][:2] == [False, True]
-    assert len({json.dumps(said["transient"]) for _, said in shell.published}) == 1
-    last = shell.published[-1][0]["text/plain"]
-    assert "Rank 0 · done" in last
-    assert "Rank 1 · failed" in last
-    assert last.endswith("that was it")
+from warmcell.sandbox.guest.magics.output import Lines, Progress, Stream
+from warmcell.sandbox.guest.magics.widgets import VIEW
 
 
 def test_a_terminal_has_lines_with_their_rank(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,11 +18,28 @@ def test_a_terminal_has_lines_with_their_rank(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "[1] b\n[0] aa\n[1] c\n"
 
 
-def test_widgets_are_text() -> None:
+def test_widgets_that_nobody_can_show_are_text() -> None:
     """The view of a model that is elsewhere is left out."""
     shell = Shell()
-    Stream(shell).message(0, shows({WIDGET: {"model_id": "m"}, "text/plain": "IntSlider()"}))  # type: ignore[arg-type]
+    Stream(shell).message(0, shows({VIEW: {"model_id": "m"}, "text/plain": "IntSlider()"}))  # type: ignore[arg-type]
     assert shell.published[0][0] == {"text/plain": "IntSlider()"}
+
+
+def test_one_ranks_progress_bar_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one display, shown as HTML and text, and its end is shown however soon that comes."""
+    now = [100.0]
+    monkeypatch.setattr("warmcell.sandbox.guest.magics.output.time.monotonic", lambda: now[0])
+    shell = Shell()
+    stream = Stream(shell)  # type: ignore[arg-type]
+    stream.message(0, opens("bar", _model_name="IntProgressModel", value=0, max=10, description="Work"))
+    stream.message(0, shows({VIEW: {"model_id": "bar"}, "text/plain": "IntProgress()"}))
+    for value in (1, 2, 10):
+        stream.message(0, changes("bar", value=value))
+    stream.end(0, "")
+    told = [data["text/plain"] for data, _ in shell.published]
+    assert (told[0], told[-1]) == ("Work 0 %", "Work 100 %")
+    assert len({said["transient"]["display_id"] for _, said in shell.published}) == 1
+    assert "value='1.0000'" in shell.published[-1][0]["text/html"]
 
 
 def test_progress_is_shown_past_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
