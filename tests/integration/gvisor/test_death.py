@@ -39,9 +39,10 @@ async def test_a_killed_keeper_takes_its_sandboxes_along(places: Places) -> None
 
 @pytest.mark.parametrize("which", ["runsc", "sandbox", "gofer"])
 async def test_whichever_process_is_killed_the_sandbox_ends(boxes: Boxes, which: str) -> None:
-    """Its end is told, and its stop leaves nothing."""
+    """Its end is told, and its stop leaves nothing. Each of them has a system call filter."""
     box = await boxes.make()
     pids = box.instance.processes()
+    assert all("Seccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text() for pid in pids), "a filter is not there"
     names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in pids}
     victim = {
         "runsc": pids[0],
