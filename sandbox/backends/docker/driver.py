@@ -6,9 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.docker import changes, inside
+from warmcell.sandbox.backends.docker import changes, inside, volumes
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.docker.image import Images
@@ -130,8 +131,7 @@ class DockerBackend:
             progress("making a container")
             await in_thread(_make, remains, prepared)
             progress("starting the container")
-            container = await in_thread(_start, remains)
-            note = await in_thread(_look_inside, remains, prepared, container, self._runtime or info.default_runtime)
+            container, note = await in_thread(_bring_up, remains, prepared, self._runtime or info.default_runtime)
             return await _instance(remains, prepared, container, spec, info, note=note)
         except BaseException:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
@@ -194,6 +194,36 @@ def _make(remains: Remains, prepared: Prepared) -> None:
             raise
     except NotFoundError as error:
         raise SandboxStartError(error.message, hint=error.hint) from None
+
+
+def _bring_up(remains: Remains, prepared: Prepared, runtime: str) -> tuple[Container, str]:
+    """Start it with all that it begins with; with it comes why its workspace is not as it was planned. Blocks."""
+    with contextlib.ExitStack() as held:
+        contents = {
+            name: held.enter_context(
+                volumes.taken(remains.engine, remains.name, path, most_bytes=prepared.parts.parts[name].most_bytes)
+            )
+            for name, path in prepared.contents.items()
+        }
+        container = _start(remains)
+        note = _look_inside(remains, prepared, container, runtime)
+        for name, archive in contents.items():
+            _fill(remains, prepared, name, archive)
+    return container, note
+
+
+def _fill(remains: Remains, prepared: Prepared, name: str, archive: IO[bytes]) -> None:
+    part = prepared.parts.parts[name]
+    top = inside.place(remains.root_fd, f"/{part.place}")
+    try:
+        owner = (prepared.identity.uid, prepared.identity.gid) if os.getuid() == 0 else None
+        volumes.put(archive, top, owner=owner)
+    except OSError as error:
+        if volumes.is_full(error):
+            raise volumes.too_large(prepared.contents[name], part.most_bytes) from None
+        raise
+    finally:
+        os.close(top)
 
 
 def _start(remains: Remains) -> Container:

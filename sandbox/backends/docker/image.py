@@ -27,9 +27,17 @@ try:
     lacks = ""
 except ImportError as error:
     lacks = str(error)
+def filled(path):
+    try:
+        return bool(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # It is not for this user to see.
+        return True
 print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
     "user_site": sys.prefix == sys.base_prefix,
     "volumes": {path: os.path.realpath(path) for path in sys.argv[1:]},
+    "filled": [path for path in sys.argv[1:] if filled(path)],
     "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
 """
 _NO_FILE = ("no such file or directory", "executable file not found", "not a directory", "is a directory")
@@ -48,6 +56,8 @@ class Image:
     env: Mapping[str, str]
     volumes: Mapping[str, str]
     """Paths that it declares to be volumes, and where they are when its links have been followed."""
+    filled: frozenset[str] = frozenset()
+    """Those of them at which it has something."""
 
 
 class Images:
@@ -132,6 +142,7 @@ class Images:
             user_site=bool(found["user_site"]),
             env=dict(str(one).partition("=")[::2] for one in config.get("Env") or ()),
             volumes={path: _plain(found["volumes"][path], name) for path in declared},
+            filled=frozenset(map(str, found["filled"])),
         )
 
     def _run(self, name: str, image: str, python: str, volumes: Sequence[str]) -> Mapping[str, Any]:

@@ -52,6 +52,8 @@ class Prepared:
     image: Image
     parts: Parts
     saved: Saved | None
+    contents: Mapping[str, str]
+    """Parts that begin with what the image has there, and where it has it. A saved layer has it already."""
     changes: Changes | None
     """What it may change of its workspace for itself alone."""
     given: Mapping[str, int]
@@ -96,7 +98,7 @@ def prepare(
         files.trees[Path(home)] = persistent_home(paths, identity, as_root=os.getuid() == 0)
         files.writable.add(Path(home))
     _shown(files, spec, workspace)
-    _volumes(files, image, size_bytes=limits.layer_bytes)
+    contents = _volumes(files, image, size_bytes=limits.layer_bytes)
     _hide(files, [paths.runtime, paths.state], allowed=home)
     copied = files.copied(spec, workspace)
     fits = {
@@ -149,6 +151,7 @@ def prepare(
             shown=tuple(str(place).lstrip("/") for place in files.trees if str(place) not in copied),
         ),
         saved=saved,
+        contents={part: path for part, path in contents.items() if saved is None and path in image.filled},
         changes=made,
         given=files.given,
         note=" ".join(files.notes),
@@ -172,12 +175,13 @@ def _shown(files: Files, spec: SandboxSpec, workspace: Path | None) -> None:
         files.named(path, real)
 
 
-def _volumes(files: Files, image: Image, *, size_bytes: int) -> None:
+def _volumes(files: Files, image: Image, *, size_bytes: int) -> Mapping[str, str]:
     """What an image declares to be volumes: files of the sandbox's own, in memory, unless it has something there.
+    Their paths by the names of the parts.
 
     The engine makes one of its own for each of these paths at which nothing is asked for, as the image spells them.
     """
-    run = RUN
+    run, made = RUN, {}
     # Those at which no link leads elsewhere come first: others may lead there.
     for number, (declared, real) in sorted(enumerate(image.volumes.items()), key=lambda one: one[1][0] != one[1][1]):
         if declared in files.memory or Path(declared) in files.trees:
@@ -191,8 +195,11 @@ def _volumes(files: Files, image: Image, *, size_bytes: int) -> None:
         elif Path(real) in files.trees:
             files.named(Path(declared), Path(real))
         else:
-            files.own(declared, at=real, size_bytes=size_bytes, mode="0755", options="exec", part=f"volume{number}")
+            part = f"volume{number}"
+            files.own(declared, at=real, size_bytes=size_bytes, mode="0755", options="exec", part=part)
+            made[part] = declared
     files.memory[run] = files.memory.pop(RUN)
+    return made
 
 
 def _hide(files: Files, own_directories: Sequence[Path], *, allowed: str) -> None:
