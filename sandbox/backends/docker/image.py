@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.docker.engine import Engine
@@ -58,6 +60,25 @@ class Image:
     """Paths that it declares to be volumes, and where they are when its links have been followed."""
     filled: frozenset[str] = frozenset()
     """Those of them at which it has something."""
+
+
+def ulimits(*, podman: bool) -> list[Mapping[str, Any]]:
+    """Limits of each process in a container, as the engine's API takes them."""
+    made = [{"Name": "core", "Soft": 0, "Hard": 0}]
+    if podman:  # It would ask for a million of each, which not every root may give: those that this process has, then.
+        most = int(Path("/proc/sys/kernel/pid_max").read_text())
+        files, processes = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_NPROC)
+        made.append({"Name": "nofile", "Soft": files[0], "Hard": files[1]})
+        made.append(
+            {
+                "Name": "nproc",
+                **{
+                    kind: min(one, most) if one >= 0 else most
+                    for kind, one in zip(("Soft", "Hard"), processes, strict=True)
+                },
+            }
+        )
+    return made
 
 
 class Images:
@@ -187,6 +208,7 @@ class Images:
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"],
                 "PidsLimit": 16,
+                "Ulimits": ulimits(podman=self._engine.info().podman),
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
             },
         }

@@ -12,7 +12,7 @@ from warmcell.sandbox.backends.docker import changes
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.changes import Changes
 from warmcell.sandbox.backends.docker.graphics import devices
-from warmcell.sandbox.backends.docker.image import Image
+from warmcell.sandbox.backends.docker.image import Image, ulimits
 from warmcell.sandbox.backends.docker.shown import Files, bind
 from warmcell.sandbox.backends.etc import hostname, own
 from warmcell.sandbox.backends.identity import Identity, choose
@@ -132,6 +132,7 @@ def prepare(
             env=_environment(identity, image, home=home, gpus=gpus, info=info),
             name=hostname(named or sandbox_id),
             labels=labels,
+            podman=info.podman,
             host={
                 "Tmpfs": files.memory,
                 "Mounts": mounts,
@@ -254,6 +255,7 @@ def _container(
     name: str,
     labels: Mapping[str, str],
     host: Mapping[str, Any],
+    podman: bool,
 ) -> Mapping[str, Any]:
     limits = spec.limits
     steps = seccomp.denylist(platform.machine(), setgid=os.getuid() == 0).hex()
@@ -277,7 +279,7 @@ def _container(
             "SecurityOpt": ["no-new-privileges"],
             "RestartPolicy": {"Name": "no"},
             "Init": False,
-            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "Ulimits": ulimits(podman=podman),
             "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES, "max-file": "1"}},
             **memory,
             **({} if limits.pids is None else {"PidsLimit": limits.pids}),
