@@ -196,6 +196,7 @@ def podmand() -> Iterator[Engine]:
             stdout=log,
             stderr=log,
             env={"PATH": os.environ["PATH"], "HOME": str(directory), "CONTAINERS_CONF": str(directory / "conf")},
+            cwd=directory,  # There it notes down who was killed for memory.
         )
     engine = Engine(f"unix://{directory}/sock")
     try:

@@ -62,23 +62,15 @@ class Image:
     """Those of them at which it has something."""
 
 
-def ulimits(*, podman: bool) -> list[Mapping[str, Any]]:
+def ulimits(*, podman: bool) -> Sequence[Mapping[str, Any]]:
     """Limits of each process in a container, as the engine's API takes them."""
-    made = [{"Name": "core", "Soft": 0, "Hard": 0}]
+    made = [("core", 0, 0)]
     if podman:  # It would ask for a million of each, which not every root may give: those that this process has, then.
+        made.append(("nofile", *resource.getrlimit(resource.RLIMIT_NOFILE)))
         most = int(Path("/proc/sys/kernel/pid_max").read_text())
-        files, processes = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_NPROC)
-        made.append({"Name": "nofile", "Soft": files[0], "Hard": files[1]})
-        made.append(
-            {
-                "Name": "nproc",
-                **{
-                    kind: min(one, most) if one >= 0 else most
-                    for kind, one in zip(("Soft", "Hard"), processes, strict=True)
-                },
-            }
-        )
-    return made
+        soft, hard = (most if one < 0 else min(one, most) for one in resource.getrlimit(resource.RLIMIT_NPROC))
+        made.append(("nproc", soft, hard))
+    return [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in made]
 
 
 class Images:
