@@ -81,7 +81,7 @@ class DockerBackend:
 
     async def probe(self) -> BackendReport:
         """Ask the engine, and bring up a small sandbox of the configured image if there is one."""
-        return await probe(self, self.engine, self._image)
+        return await probe(self, self.engine, self._image, check=self.checked_runtime)
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """The id of its image, which a name can be given anew."""
@@ -102,6 +102,7 @@ class DockerBackend:
         """Bring up a container; see the port."""
         progress("asking the container engine")
         info = await in_thread(self._meet)
+        runtime = self.checked_runtime(info)
         image, python = self._image_of(spec)
         found = await in_thread(self.images.look_at, image, python, progress)
         labels = ours(sandbox_id)
@@ -116,7 +117,7 @@ class DockerBackend:
                 paths=self._paths,
                 info=info,
                 image=found,
-                runtime=self._checked_runtime(info),
+                runtime=runtime,
                 labels=labels,
                 layer=layer,
                 named=named,
@@ -158,11 +159,23 @@ class DockerBackend:
             hint="Name one in the kernelspec, or for all in c.Warmcell.docker_image.",
         )
 
-    def _checked_runtime(self, info: EngineInfo) -> str:
+    def checked_runtime(self, info: EngineInfo) -> str:
+        """What the engine is asked for: the configured runtime, empty for its default.
+
+        Raises:
+            BackendUnavailableError: It has no such runtime, or one that keeps what is in a container to itself.
+        """
         if self._runtime and info.runtimes and self._runtime not in info.runtimes:
             raise BackendUnavailableError(
                 f"The container engine has no runtime {self._runtime!r}",
                 hint=f"c.Warmcell.docker_runtime may be one of {', '.join(sorted(info.runtimes))}.",
+            )
+        used = self._runtime or info.default_runtime
+        if used in info.own_kernels:
+            raise BackendUnavailableError(
+                f"The container engine's runtime {used!r} gives containers a kernel of their own, whose files and "
+                "processes the host does not see",
+                hint="Set c.Warmcell.docker_runtime = 'runc'. For a kernel of its own there is the gvisor backend.",
             )
         return self._runtime
 
