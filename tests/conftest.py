@@ -12,7 +12,7 @@ from blockbuster import BlockBuster, BlockBusterFunction
 
 from benchmarks import machine
 from tests import groups, leaks
-from tests.engines import docker, dockerd, mortal
+from tests.engines import docker, dockerd, mortal, podman, podmand
 from tests.lanes import AS_ROOT, LANES, absence, as_ordinary_user, ordinary_uid
 from tests.leaks import Places, own_places
 from tests.sharing import SHARED_OUT, ByFile, check_name, with_docker
@@ -20,7 +20,7 @@ from warmcell.sandbox.helper import program
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.snapshots.criu import helper_environment
 
-__all__ = ["docker", "dockerd", "mortal"]
+__all__ = ["docker", "dockerd", "mortal", "podman", "podmand"]
 """Fixtures from elsewhere."""
 
 ORDER = ("unit", "packaging", "contract", "integration", "security", "jupyter", "remote", "browser")
@@ -86,8 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
     items.sort(key=_rank)
     for item in items:  # It is to be there before the test's own places are looked at.
-        if isinstance(item, pytest.Function) and item.get_closest_marker("docker") is not None:
-            item.fixturenames = ["dockerd", *item.fixturenames]  # The list is that of all of a test's parameters.
+        for lane, engine in (("docker", "dockerd"), ("podman", "podmand")):
+            if isinstance(item, pytest.Function) and item.get_closest_marker(lane) is not None:
+                item.fixturenames = [engine, *item.fixturenames]  # The list is that of all of a test's parameters.
         check_name(item)
     config.stash[USED] = {name for name in LANES for item in items if item.get_closest_marker(name) is not None}
 

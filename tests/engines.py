@@ -70,7 +70,7 @@ class Dockerd:
                 timeout=START_TIMEOUT_S,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers():
+        while not answers(self.engine):
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.05)
 
@@ -82,7 +82,7 @@ class Dockerd:
     @property
     def runs(self) -> bool:
         """Whether it answers."""
-        return self._answers()
+        return answers(self.engine)
 
     def kill(self) -> None:
         """As if it had crashed: containers run on."""
@@ -130,11 +130,13 @@ class Dockerd:
         """The end of what it has logged."""
         return (self.directory / "log").read_text(errors="replace")[-4000:]
 
-    def _answers(self) -> bool:
-        with contextlib.suppress(WarmcellError):
-            self.engine.info(fresh=True)
-            return True
-        return False
+
+def answers(engine: Engine) -> bool:
+    """Whether there is one."""
+    with contextlib.suppress(WarmcellError):
+        engine.info(fresh=True)
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -165,10 +167,57 @@ def dockerd() -> Iterator[Dockerd]:
 def docker(dockerd: Dockerd) -> Iterator[Dockerd]:
     """The engine, on which a test may leave no container."""
     yield dockerd
-    left = [f"{one.id[:12]} {dict(one.labels)}" for one in dockerd.engine.labelled(SANDBOX)]
-    for one in dockerd.engine.labelled(SANDBOX):
-        dockerd.engine.remove(one.id)
-    assert not left, f"containers are left: {left}"
+    _none_left(dockerd.engine)
+
+
+def _none_left(engine: Engine) -> None:
+    found = engine.labelled(SANDBOX)
+    for one in found:
+        engine.remove(one.id)
+    assert not found, f"containers are left: {[f'{one.id[:12]} {dict(one.labels)}' for one in found]}"
+
+
+@pytest.fixture(scope="session")
+def podmand() -> Iterator[Engine]:
+    """Podman's service for all tests of a run, with the test image, and files and a socket of its own."""
+    archive = base_image()
+    directory = Path(tempfile.mkdtemp(prefix="wd-", dir="/tmp"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={FILES_MOST}", "tmpfs", directory], check=True, timeout=10)
+    # Else its locks are the machine's.
+    (directory / "conf").write_text('[engine]\nlock_type = "file"\nevents_logger = "none"\n')
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [
+                *("podman", "--root", directory / "data", "--runroot", directory / "x", "--tmpdir", directory / "t"),
+                *("--cgroup-manager", "cgroupfs", "--log-level", "error"),
+                *("system", "service", "--time", "0", f"unix://{directory}/sock"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={"PATH": os.environ["PATH"], "HOME": str(directory), "CONTAINERS_CONF": str(directory / "conf")},
+            cwd=directory,  # There it notes down who was killed for memory.
+        )
+    engine = Engine(f"unix://{directory}/sock")
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not answers(engine):
+            assert time.monotonic() < deadline, (directory / "log").read_text(errors="replace")[-4000:]
+            time.sleep(0.05)
+        with engine.client(timeout_s=END_TIMEOUT_S) as client:
+            client.import_image(str(archive), repository=IMAGE)
+        yield engine
+    finally:
+        process.terminate()
+        process.wait(END_TIMEOUT_S)
+        _remove(directory)
+
+
+@pytest.fixture
+def podman(podmand: Engine) -> Iterator[Engine]:
+    """Podman's service, on which a test may leave no container."""
+    yield podmand
+    _none_left(podmand)
 
 
 @pytest.fixture

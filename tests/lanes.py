@@ -147,9 +147,17 @@ def _ordinary_python() -> Absence | None:
 
 
 def _docker() -> Absence | None:
+    return _engine("dockerd", "docker", "runc", "mmdebstrap")
+
+
+def _podman() -> Absence | None:
+    return _engine("podman", "runc", "mmdebstrap")
+
+
+def _engine(*programs: str) -> Absence | None:
     if os.getuid() != 0:
         return Absence("an engine of containers is started as root", AS_ROOT)
-    missing = [name for name in ("dockerd", "docker", "runc", "mmdebstrap") if shutil.which(name) is None]
+    missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         return Absence(f"{', '.join(missing)} not installed", PACKAGES)
     if importlib.util.find_spec("docker") is None:
@@ -172,5 +180,6 @@ LANES: Mapping[str, Lane] = {
     "criu": Lane("memory snapshots of bubblewrap sandboxes", _criu),
     "gvisor": Lane("sandboxes with a kernel of their own, by runsc", _gvisor),
     "docker": Lane("containers of a Docker engine", _docker),
+    "podman": Lane("containers of Podman's service", _podman),
     "browser": Lane("a real Chromium on a real JupyterLab", _browser),
 }

@@ -25,7 +25,9 @@ WARMUP_TIMEOUT_S = 300.0
 WARMUP = "warm-up"
 """Stands among the modules that failed."""
 
-IDLE_TIMEOUT_S = 30.0
+WELCOME_TIMEOUT_S = 2.0
+"""Older kernels have no welcome."""
+IDLE_TIMEOUT_S = 10.0
 """After a reply, for the word that ends its request. Nothing breaks without it."""
 
 FIRST_CELL = "get_ipython().display_formatter.format(0); print(flush=True)"
@@ -110,6 +112,7 @@ async def rehearse(box: LiveSandbox) -> None:
     token, kernel.token = kernel.token, ""
     again = secrets.token_hex(16)
     async with connected(kernel) as client:
+        await _subscribed(client)
         await ask(client, "warmcell_after_restore_request", {"token": token, "clone": True})
         try:
             await _first_cell(client)
@@ -169,6 +172,13 @@ def warmup_code(what: str) -> str:
     if function is not None:
         return f"__import__('importlib').import_module({function[1]!r}).{function[2]}()"
     return f"exec(compile({json.dumps(what)}, '<{WARMUP}>', 'exec'), {{'__name__': '__warmup__'}})"
+
+
+async def _subscribed(client: AsyncKernelClient) -> None:
+    """Wait until what it says comes through, which its welcome proves: else the end of a cell could go unheard."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WELCOME_TIMEOUT_S):
+            await client.get_iopub_msg()
 
 
 async def _first_cell(client: AsyncKernelClient) -> None:

@@ -57,6 +57,7 @@ _NUMBERS: Mapping[str, tuple[int | None, int | None]] = {
     "kexec_load": (246, 104),
     "keyctl": (250, 219),
     "lookup_dcookie": (212, 18),
+    "membarrier": (324, 283),
     "mkdir": (83, None),
     "mkdirat": (258, 34),
     "mknod": (133, None),
@@ -170,6 +171,16 @@ def template(machine: str | None = None) -> bytes:
     denylist(machine)
     denied = (*(name for name in _DENIED if name != "setns"), "pidfd_open", "process_vm_readv")
     return b"".join(struct.pack("=HBBI", *step) for step in _program(machine or platform.machine(), denied))
+
+
+def absent(*names: str, machine: str | None = None) -> bytes:
+    """A filter after which these system calls are as on a kernel that has none; anything else is allowed."""
+    machine = machine or platform.machine()
+    calls = [call for name in names if (call := number(name, machine)) is not None]
+    program: list[Instruction] = [(_LD, 0, 0, 0)]
+    for call in calls:
+        program += [(_JEQ, 0, 1, call), _refuse(errno.ENOSYS)]
+    return b"".join(struct.pack("=HBBI", *step) for step in [*program, (_RET, 0, 0, _ALLOW)])
 
 
 def rules(machine: str | None = None) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class EngineInfo:
     api: tuple[int, int]
     runtimes: frozenset[str]
     default_runtime: str
+    own_kernels: frozenset[str]
+    """Those of the runtimes that give each container a kernel of its own: the host sees nothing of what is in it."""
     driver: str
     """What keeps the files of images and containers."""
     can: Mapping[str, bool]
@@ -47,12 +49,14 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         raise BackendUnavailableError(
             f"The container engine {version} is too old", hint="Upgrade it to Docker 20.10 or newer."
         )
+    runtimes = dict(said.get("Runtimes") or {})
     security = " ".join(said.get("SecurityOptions") or ())
     return EngineInfo(
         version=version,
         api=found,
-        runtimes=frozenset(said.get("Runtimes") or ()),
+        runtimes=frozenset(runtimes),
         default_runtime=str(said.get("DefaultRuntime") or ""),
+        own_kernels=frozenset(name for name, about in runtimes.items() if _has_own_kernel(name, about)),
         driver=str(said.get("Driver") or ""),
         can={
             "memory": bool(said.get("MemoryLimit")),
@@ -64,3 +68,10 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         live_restore=bool(said.get("LiveRestoreEnabled")),
         podman="BuildahVersion" in said,
     )
+
+
+def _has_own_kernel(name: str, about: object) -> bool:
+    """gVisor's runsc, Kata Containers and libkrun, by their programs or, where those are not told, by their names."""
+    told = (about.get("path") or about.get("runtimeType")) if isinstance(about, Mapping) else ""
+    program = str(told or name).rpartition("/")[2]
+    return any(known in program for known in ("runsc", "kata", "krun"))

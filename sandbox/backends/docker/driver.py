@@ -6,9 +6,10 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.docker import changes, inside
+from warmcell.sandbox.backends.docker import changes, inside, volumes
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.docker.image import Images
@@ -80,7 +81,7 @@ class DockerBackend:
 
     async def probe(self) -> BackendReport:
         """Ask the engine, and bring up a small sandbox of the configured image if there is one."""
-        return await probe(self, self.engine, self._image)
+        return await probe(self, self.engine, self._image, check=self.checked_runtime)
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """The id of its image, which a name can be given anew."""
@@ -101,6 +102,7 @@ class DockerBackend:
         """Bring up a container; see the port."""
         progress("asking the container engine")
         info = await in_thread(self._meet)
+        runtime = self.checked_runtime(info)
         image, python = self._image_of(spec)
         found = await in_thread(self.images.look_at, image, python, progress)
         labels = ours(sandbox_id)
@@ -115,7 +117,7 @@ class DockerBackend:
                 paths=self._paths,
                 info=info,
                 image=found,
-                runtime=self._checked_runtime(info),
+                runtime=runtime,
                 labels=labels,
                 layer=layer,
                 named=named,
@@ -130,8 +132,7 @@ class DockerBackend:
             progress("making a container")
             await in_thread(_make, remains, prepared)
             progress("starting the container")
-            container = await in_thread(_start, remains)
-            note = await in_thread(_look_inside, remains, prepared, container, self._runtime or info.default_runtime)
+            container, note = await in_thread(_bring_up, remains, prepared, self._runtime or info.default_runtime)
             return await _instance(remains, prepared, container, spec, info, note=note)
         except BaseException:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
@@ -158,11 +159,23 @@ class DockerBackend:
             hint="Name one in the kernelspec, or for all in c.Warmcell.docker_image.",
         )
 
-    def _checked_runtime(self, info: EngineInfo) -> str:
+    def checked_runtime(self, info: EngineInfo) -> str:
+        """What the engine is asked for: the configured runtime, empty for its default.
+
+        Raises:
+            BackendUnavailableError: It has no such runtime, or one that keeps what is in a container to itself.
+        """
         if self._runtime and info.runtimes and self._runtime not in info.runtimes:
             raise BackendUnavailableError(
                 f"The container engine has no runtime {self._runtime!r}",
                 hint=f"c.Warmcell.docker_runtime may be one of {', '.join(sorted(info.runtimes))}.",
+            )
+        used = self._runtime or info.default_runtime
+        if used in info.own_kernels:
+            raise BackendUnavailableError(
+                f"The container engine's runtime {used!r} gives containers a kernel of their own, whose files and "
+                "processes the host does not see",
+                hint="Set c.Warmcell.docker_runtime = 'runc'. For a kernel of its own there is the gvisor backend.",
             )
         return self._runtime
 
@@ -194,6 +207,36 @@ def _make(remains: Remains, prepared: Prepared) -> None:
             raise
     except NotFoundError as error:
         raise SandboxStartError(error.message, hint=error.hint) from None
+
+
+def _bring_up(remains: Remains, prepared: Prepared, runtime: str) -> tuple[Container, str]:
+    """Start it with all that it begins with; with it comes why its workspace is not as it was planned. Blocks."""
+    with contextlib.ExitStack() as held:
+        contents = {
+            name: held.enter_context(
+                volumes.taken(remains.engine, remains.name, path, most_bytes=prepared.parts.parts[name].most_bytes)
+            )
+            for name, path in prepared.contents.items()
+        }
+        container = _start(remains)
+        note = _look_inside(remains, prepared, container, runtime)
+        for name, archive in contents.items():
+            _fill(remains, prepared, name, archive)
+    return container, note
+
+
+def _fill(remains: Remains, prepared: Prepared, name: str, archive: IO[bytes]) -> None:
+    part = prepared.parts.parts[name]
+    top = inside.place(remains.root_fd, f"/{part.place}")
+    try:
+        owner = (prepared.identity.uid, prepared.identity.gid) if os.getuid() == 0 else None
+        volumes.put(archive, top, owner=owner)
+    except OSError as error:
+        if volumes.is_full(error):
+            raise volumes.too_large(prepared.contents[name], part.most_bytes) from None
+        raise
+    finally:
+        os.close(top)
 
 
 def _start(remains: Remains) -> Container:

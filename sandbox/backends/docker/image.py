@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.backends.docker.engine import Engine
@@ -27,9 +29,17 @@ try:
     lacks = ""
 except ImportError as error:
     lacks = str(error)
+def filled(path):
+    try:
+        return bool(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # It is not for this user to see.
+        return True
 print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
     "user_site": sys.prefix == sys.base_prefix,
     "volumes": {path: os.path.realpath(path) for path in sys.argv[1:]},
+    "filled": [path for path in sys.argv[1:] if filled(path)],
     "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
 """
 _NO_FILE = ("no such file or directory", "executable file not found", "not a directory", "is a directory")
@@ -48,6 +58,19 @@ class Image:
     env: Mapping[str, str]
     volumes: Mapping[str, str]
     """Paths that it declares to be volumes, and where they are when its links have been followed."""
+    filled: frozenset[str] = frozenset()
+    """Those of them at which it has something."""
+
+
+def ulimits(*, podman: bool) -> Sequence[Mapping[str, Any]]:
+    """Limits of each process in a container, as the engine's API takes them."""
+    made = [("core", 0, 0)]
+    if podman:  # It would ask for a million of each, which not every root may give: those that this process has, then.
+        made.append(("nofile", *resource.getrlimit(resource.RLIMIT_NOFILE)))
+        most = int(Path("/proc/sys/kernel/pid_max").read_text())
+        soft, hard = (most if one < 0 else min(one, most) for one in resource.getrlimit(resource.RLIMIT_NPROC))
+        made.append(("nproc", soft, hard))
+    return [{"Name": name, "Soft": soft, "Hard": hard} for name, soft, hard in made]
 
 
 class Images:
@@ -132,6 +155,7 @@ class Images:
             user_site=bool(found["user_site"]),
             env=dict(str(one).partition("=")[::2] for one in config.get("Env") or ()),
             volumes={path: _plain(found["volumes"][path], name) for path in declared},
+            filled=frozenset(map(str, found["filled"])),
         )
 
     def _run(self, name: str, image: str, python: str, volumes: Sequence[str]) -> Mapping[str, Any]:
@@ -176,6 +200,7 @@ class Images:
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"],
                 "PidsLimit": 16,
+                "Ulimits": ulimits(podman=self._engine.info().podman),
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
             },
         }

@@ -12,7 +12,7 @@ from warmcell.sandbox.backends.docker import changes
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.changes import Changes
 from warmcell.sandbox.backends.docker.graphics import devices
-from warmcell.sandbox.backends.docker.image import Image
+from warmcell.sandbox.backends.docker.image import Image, ulimits
 from warmcell.sandbox.backends.docker.shown import Files, bind
 from warmcell.sandbox.backends.etc import hostname, own
 from warmcell.sandbox.backends.identity import Identity, choose
@@ -52,6 +52,8 @@ class Prepared:
     image: Image
     parts: Parts
     saved: Saved | None
+    contents: Mapping[str, str]
+    """Parts that begin with what the image has there, and where it has it. A saved layer has it already."""
     changes: Changes | None
     """What it may change of its workspace for itself alone."""
     given: Mapping[str, int]
@@ -96,7 +98,7 @@ def prepare(
         files.trees[Path(home)] = persistent_home(paths, identity, as_root=os.getuid() == 0)
         files.writable.add(Path(home))
     _shown(files, spec, workspace)
-    _volumes(files, image, size_bytes=limits.layer_bytes)
+    contents = _volumes(files, image, size_bytes=limits.layer_bytes)
     _hide(files, [paths.runtime, paths.state], allowed=home)
     copied = files.copied(spec, workspace)
     fits = {
@@ -130,6 +132,7 @@ def prepare(
             env=_environment(identity, image, home=home, gpus=gpus, info=info),
             name=hostname(named or sandbox_id),
             labels=labels,
+            podman=info.podman,
             host={
                 "Tmpfs": files.memory,
                 "Mounts": mounts,
@@ -149,6 +152,7 @@ def prepare(
             shown=tuple(str(place).lstrip("/") for place in files.trees if str(place) not in copied),
         ),
         saved=saved,
+        contents={part: path for part, path in contents.items() if saved is None and path in image.filled},
         changes=made,
         given=files.given,
         note=" ".join(files.notes),
@@ -172,12 +176,13 @@ def _shown(files: Files, spec: SandboxSpec, workspace: Path | None) -> None:
         files.named(path, real)
 
 
-def _volumes(files: Files, image: Image, *, size_bytes: int) -> None:
+def _volumes(files: Files, image: Image, *, size_bytes: int) -> Mapping[str, str]:
     """What an image declares to be volumes: files of the sandbox's own, in memory, unless it has something there.
+    Their paths by the names of the parts.
 
     The engine makes one of its own for each of these paths at which nothing is asked for, as the image spells them.
     """
-    run = RUN
+    run, made = RUN, {}
     # Those at which no link leads elsewhere come first: others may lead there.
     for number, (declared, real) in sorted(enumerate(image.volumes.items()), key=lambda one: one[1][0] != one[1][1]):
         if declared in files.memory or Path(declared) in files.trees:
@@ -191,8 +196,11 @@ def _volumes(files: Files, image: Image, *, size_bytes: int) -> None:
         elif Path(real) in files.trees:
             files.named(Path(declared), Path(real))
         else:
-            files.own(declared, at=real, size_bytes=size_bytes, mode="0755", options="exec", part=f"volume{number}")
+            part = f"volume{number}"
+            files.own(declared, at=real, size_bytes=size_bytes, mode="0755", options="exec", part=part)
+            made[part] = declared
     files.memory[run] = files.memory.pop(RUN)
+    return made
 
 
 def _hide(files: Files, own_directories: Sequence[Path], *, allowed: str) -> None:
@@ -247,6 +255,7 @@ def _container(
     name: str,
     labels: Mapping[str, str],
     host: Mapping[str, Any],
+    podman: bool,
 ) -> Mapping[str, Any]:
     limits = spec.limits
     steps = seccomp.denylist(platform.machine(), setgid=os.getuid() == 0).hex()
@@ -270,7 +279,7 @@ def _container(
             "SecurityOpt": ["no-new-privileges"],
             "RestartPolicy": {"Name": "no"},
             "Init": False,
-            "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
+            "Ulimits": ulimits(podman=podman),
             "LogConfig": {"Type": "json-file", "Config": {"max-size": LOG_BYTES, "max-file": "1"}},
             **memory,
             **({} if limits.pids is None else {"PidsLimit": limits.pids}),

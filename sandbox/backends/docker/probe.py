@@ -5,10 +5,11 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
@@ -17,8 +18,17 @@ TIMEOUT_S = 60.0
 NOT_TRIED = "no sandbox was tried: c.Warmcell.docker_image names no image"
 
 
-async def probe(backend: SandboxBackend, engine: Engine, image: str) -> BackendReport:
-    """Ask the engine, make a sandbox of an image if one is named, and take it down. Never raises."""
+async def probe(
+    backend: SandboxBackend, engine: Engine, image: str, *, check: Callable[[EngineInfo], object]
+) -> BackendReport:
+    """Ask the engine, make a sandbox of an image if one is named, and take it down. Never raises.
+
+    Args:
+        backend: Which is asked.
+        engine: What it uses.
+        image: Empty: no sandbox is tried.
+        check: Raises `WarmcellError` where an engine that says this of itself is of no use.
+    """
     details = {"engine": engine.address}
     why, hint = "", ""
     try:
@@ -30,6 +40,7 @@ async def probe(backend: SandboxBackend, engine: Engine, image: str) -> BackendR
                 "storage": info.driver,
                 "after a restart of the engine": "sandboxes stay" if info.live_restore else "sandboxes have ended",
             }
+            check(info)
             details |= await _try(backend) if image else {"tried": NOT_TRIED}
     except WarmcellError as error:
         why, hint = error.message, error.hint

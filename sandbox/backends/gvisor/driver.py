@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.environment import fingerprint
@@ -196,6 +197,8 @@ def _stage_plan(prepared: Prepared, remains: Remains, argv: Sequence[Any]) -> Ma
         "most_processes": None,
         "mounts": prepared.mounts,
         "argv": argv,
+        # Each of its five programs would register for it as it begins, and wait 10 ms for all processors to take note.
+        "filter": seccomp.absent("membarrier"),
         "env": dict(STAGE_ENV),
         "inherit": {"control": [], "files": {}},
     }

@@ -171,11 +171,12 @@ class Root:
         trees = sorted(self.trees, key=lambda path: len(path.parts))
         places = [*self.directories, *self.files, *self.links, *(f"{ROOT}{path}" for path in trees)]
         directories = {_NOTHING: (0o755, None), ROOT: (0o755, None), **self.directories}
-        for path in [*places, *(f"{ROOT}{path}/." for path in (*self.binds, *self.memories))]:
-            for parent in list(Path(path).parents)[:-1]:
-                inside = Path("/", parent.relative_to(ROOT)) if parent.is_relative_to(ROOT) else None
-                if inside is None or not (str(parent) in self.links or _in_any(inside, trees)):
-                    directories.setdefault(str(parent), (0o755, None))
+        below = [*places, *(f"{ROOT}{path}/." for path in (*self.binds, *self.memories))]
+        # Hundreds of paths have few parents, and each start waits for this.
+        for parent in {parent for path in below for parent in list(Path(path).parents)[:-1]}:
+            inside = Path("/", parent.relative_to(ROOT)) if parent.is_relative_to(ROOT) else None
+            if inside is None or not (str(parent) in self.links or _in_any(inside, trees)):
+                directories.setdefault(str(parent), (0o755, None))
         mounted = {made["path"] for made in self.file_systems}
         files = {path for path in self.binds if self.binds[path][0].name in self._clones_of_files()}
         return {
@@ -239,4 +240,4 @@ class Root:
 
 
 def _in_any(path: Path, trees: Sequence[Path]) -> bool:
-    return any(path.is_relative_to(tree) for tree in trees)
+    return not {path, *path.parents}.isdisjoint(trees)

@@ -17,6 +17,7 @@ MOVE_MOUNT_T_EMPTY_PATH = 0x40
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 2, 4, 8
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 437, 442
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER, SECCOMP_STEP_BYTES = 22, 2, 8
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -31,6 +32,12 @@ class OpenHow(ctypes.Structure):
     """`struct open_how` of openat2(2)."""
 
     _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+class Program(ctypes.Structure):
+    """`struct sock_fprog` of seccomp(2)."""
+
+    _fields_ = [("size", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
 
 
 class Refused(Exception):
@@ -55,6 +62,13 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
         f"mount {kind or 'private'} on {target}",
         libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()),
     )
+
+
+def load_filter(steps: bytes) -> None:
+    """Load a system call filter, for good; only root may without giving up set-user-ID programs."""
+    held = ctypes.create_string_buffer(steps, len(steps))
+    program = Program(len(steps) // SECCOMP_STEP_BYTES, ctypes.addressof(held))
+    call("load its filter", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0))
 
 
 def clone(path: str) -> int:

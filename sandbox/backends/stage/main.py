@@ -11,7 +11,7 @@ import sys
 
 from .alone import be_first
 from .choices import choose
-from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc
+from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc, load_filter
 from .mounts import make_mounts
 from .saying import answer, quoted, receive
 
@@ -52,6 +52,8 @@ def main(fd: int) -> None:
         if plan["mounts"] is not None:
             step = "make its mounts"
             report, run = make_mounts(plan["mounts"])
+        if plan.get("filter"):
+            load_filter(plan["filter"])
         argv = [word for part in plan["argv"] for word in choose(part, report)]
         step = f"start {argv[0]}"
         answer(

@@ -15,7 +15,7 @@ from warmcell.sandbox.testing.contract.subject import SMALL, Box, Register, Subj
 
 check = Register()
 
-CYCLES = 10
+CYCLES = 4
 MANY = 5000
 LONGEST_S = 60.0
 """Some 0.3 s where nothing else uses the disk."""

@@ -13,8 +13,8 @@ from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.integration.docker.boxes import subject_of
 from tests.lanes import ordinary_uid
 from tests.leaks import Places
-from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import Mount, Workspace
+from warmcell.sandbox.errors import CapacityError, InvalidRequestError
+from warmcell.sandbox.models import Limits, Mount, Workspace
 from warmcell.sandbox.testing.contract import Subject
 
 pytestmark = pytest.mark.docker
@@ -167,6 +167,43 @@ async def test_volumes_of_an_image_are_saved(docker: Dockerd, places: Places) ->
         async with subject.box(image=image, layer=layer) as box:
             told = await box.says("cat /data/file /srv/more/inner/file /var/lock/linked/file ~/file")
             assert told == "first\nsecond\nthird\nfourth"
+
+
+FILLED = """
+FROM {image}
+RUN mkdir -p /data/inner /data/closed /srv/more/deep /none && echo one > /data/file && chmod 4750 /data/file \\
+ && ln -s file /data/link && ln /data/file /data/same && echo two > /data/closed/file && chmod 500 /data/closed \\
+ && echo hidden > /data/inner/file && echo three > /srv/more/deep/file && ln -s /srv /linked
+VOLUME {volumes}
+"""
+
+
+async def test_a_volume_begins_with_what_the_image_has_there(docker: Dockerd, places: Places, tmp_path: Path) -> None:
+    """As the engine's own would: files, links and rights, and each volume what lies in it. It is the guest's own, and
+    saved with its changes. What does not fit is refused by name.
+    """
+    volumes = json.dumps(["/data", "/data/inner", "/linked/more", "/none"])
+    (tmp_path / "Dockerfile").write_text(FILLED.format(image=IMAGE, volumes=volumes))
+    docker.docker("build", "--quiet", "--tag", VOLUMES, str(tmp_path))
+    try:
+        subject = subject_of(places, docker)
+        layer = subject.folder("layer")
+        look = "cat /data/file /data/link /data/same /data/inner/file /data/closed/file /linked/more/deep/file"
+        async with subject.box(image=VOLUMES) as box:
+            assert await box.says(look) == "one\none\none\nhidden\ntwo\nthree"
+            told = await box.says("stat --format '%a %h' /data/file /data/closed; ls -A /none; readlink /data/link")
+            assert told == "750 2\n500 2\nfile"
+            await box.says("echo mine > /data/file && rm /data/inner/file && touch /srv/more/deep/new")
+            await box.instance.save_layer(layer)
+        async with subject.box(image=VOLUMES, layer=layer) as box:
+            assert await box.says("cat /data/same; ls /data/inner /srv/more/deep") == (
+                "mine\n/data/inner:\n\n/srv/more/deep:\nfile\nnew"
+            )
+        with pytest.raises(CapacityError, match="volume /data "):
+            await subject.create(image=VOLUMES, limits=Limits(layer_bytes=4096))
+        assert docker.docker("volume", "ls", "--quiet") == ""
+    finally:
+        docker.docker("rmi", "--force", VOLUMES)
 
 
 async def test_a_folder_at_an_images_volume_is_the_folder(docker: Dockerd, places: Places) -> None:

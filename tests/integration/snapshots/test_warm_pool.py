@@ -50,7 +50,7 @@ async def until_prepared(client: KeeperClient, count: int, *, timeout_s: float =
     """Wait until so many wait."""
     deadline = time.monotonic() + timeout_s
     while (found := await prepared(client)) != count:
-        assert time.monotonic() < deadline, f"{found} are prepared"
+        assert time.monotonic() < deadline, f"{found} are prepared: {Paths.default().keeper_log.read_text()[-4000:]}"
         await asyncio.sleep(0.02)
 
 

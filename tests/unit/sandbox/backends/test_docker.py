@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.backends.docker.about import EngineInfo
+from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.docker.about import EngineInfo, read_info
 from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
@@ -22,6 +23,7 @@ def info(*, runtimes: tuple[str, ...] = ("runc",), cdi: bool = False) -> EngineI
         api=(1, 41),
         runtimes=frozenset(runtimes),
         default_runtime="runc",
+        own_kernels=frozenset(),
         driver="overlay2",
         can={"memory": True, "pids": True, "cpu": True},
         cdi=cdi,
@@ -33,6 +35,22 @@ def info(*, runtimes: tuple[str, ...] = ("runc",), cdi: bool = False) -> EngineI
 def gpu(uuid: str, *, simulated: bool = False) -> GpuDevice:
     """One of a machine's."""
     return GpuDevice(uuid=uuid, index=0, name="A100", memory_total_bytes=80 * GIB, simulated=simulated)
+
+
+@pytest.mark.parametrize(("configured", "default"), [("secure", "runc"), ("", "secure")])
+def test_a_runtime_with_kernels_of_its_own_is_refused_before_anything_is_made(
+    tmp_path: Path, configured: str, default: str
+) -> None:
+    """Whatever it is called, and also as the engine's default: what is in its containers cannot be seen."""
+    runtimes = {"runc": {"path": "runc"}, "nvidia": {"path": "nvidia-container-runtime"}, "krun": {}}
+    runtimes["secure"] = {"path": "/usr/local/bin/runsc"}
+    told = read_info({"ServerVersion": "28", "Runtimes": runtimes, "DefaultRuntime": default}, "1.41")
+    assert told.own_kernels == {"secure", "krun"}
+    paths = Paths(runtime=tmp_path / "r", state=tmp_path / "s", leases=tmp_path / "l")
+    with pytest.raises(BackendUnavailableError, match="kernel of their own") as failed:
+        DockerBackend(paths=paths, runtime=configured).checked_runtime(told)
+    assert "gvisor" in failed.value.hint
+    assert DockerBackend(paths=paths, runtime="nvidia").checked_runtime(told) == "nvidia"
 
 
 def test_gpus_are_named_by_uuid_and_never_counted() -> None:

@@ -153,6 +153,16 @@ def test_the_x32_numbers_do_not_exist() -> None:
     assert decide(program, arch, 0x40000000) == ERRNO | errno.ENOSYS
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_is_to_be_absent_is_and_nothing_else(machine: str) -> None:
+    """A program finds a kernel without that call, and everything else as it was."""
+    program, arch = seccomp.absent("membarrier", machine=machine), seccomp.AUDIT_ARCH[machine]
+    call = seccomp.number("membarrier", machine)
+    assert call is not None
+    assert decide(program, arch, call) == ERRNO | errno.ENOSYS
+    assert {decide(program, arch, other) for other in range(500) if other != call} == {ALLOW}
+
+
 def test_every_jump_stays_inside() -> None:
     """The kernel refuses a filter that could run past its end; one of 4096 steps or more too."""
     for machine in MACHINES:
