@@ -15,6 +15,7 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.choosing import Choice, explain
 from warmcell.sandbox.coming import Coming
+from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -46,6 +47,7 @@ class SandboxService(Preparing, Suspending):
         prepared_per_template: int = 1,
         prepared_bytes: int = 2 * 2**30,
         gpu_wait_s: float | None = 0.0,
+        parking: ParkingPlace | None = None,
     ) -> None:
         super().__init__(
             backends=backends,
@@ -59,6 +61,7 @@ class SandboxService(Preparing, Suspending):
             prepared_per_template=prepared_per_template,
             prepared_bytes=prepared_bytes,
             gpu_wait_s=gpu_wait_s,
+            parking=parking,
         )
         self._closed = False
 
@@ -196,6 +199,8 @@ class SandboxService(Preparing, Suspending):
         await self.shared.close()
         await self.choosing.close()
         await self.memory.close()
+        if self.parking is not None:
+            await self.parking.engine.close()
         self._changes.close()
         for end in ends:
             if isinstance(end, BaseException):

@@ -29,7 +29,7 @@ from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.extension.keeper.usage import Meter, UsageHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.changes import Change, Subscription
-from warmcell.sandbox.errors import CapacityError, InvalidRequestError
+from warmcell.sandbox.errors import CapacityError, InvalidRequestError, UnsupportedOperationError
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Wire
@@ -77,7 +77,7 @@ class KeeperApi:
                 *meters_api.routes(),
                 (r"/usage", UsageHandler),
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
-                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park)", MemoryHandler),
                 *agents_api.routes(),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
@@ -338,6 +338,8 @@ class MemoryHandler(Handler):
         populate = body.get("populate") is True
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
+        elif verb == "park":
+            info = await memory.park(box)
         elif verb == "resume":
             info = await memory.resume(box)
             if populate:
@@ -364,6 +366,8 @@ class MemoryHandler(Handler):
             return (await agents.suspend(box)).to_json(), 200
         if verb == "resume":
             return (await agents.wake(box)).to_json(), 200
+        if verb == "park":
+            raise UnsupportedOperationError("Sandboxes of code are not parked", hint="Suspend it to give its GPU back.")
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
         await memory.check(box)

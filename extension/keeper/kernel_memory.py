@@ -83,8 +83,44 @@ class KernelMemory:
                 return self._service.info(sandbox_id)
             return await self._service.suspend(sandbox_id)
 
+    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Give its GPUs back and keep it alive; its first cell takes some again. Others make room for it on the host.
+
+        Raises:
+            ConflictError: It is busy, or its GPU works.
+            WarmcellError: As `SandboxService.park`.
+        """
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            return await self._service.park(sandbox_id)
+        async with kernel.lock:
+            if kernel.proxy.busy:
+                raise errors.ConflictError("The kernel is busy", hint="Park it when its cell has ended.")
+            while True:
+                try:
+                    return await self._service.park(sandbox_id, unless=lambda: kernel.proxy.busy)
+                except errors.CapacityError:
+                    if not await self._suspend_longest_parked():
+                        raise
+
+    async def _suspend_longest_parked(self) -> bool:
+        """Whether host memory was freed that way."""
+        parked = [info for info in self._service.infos() if info.parked is not None and info.parked.vram_bytes]
+        for info in sorted(parked, key=lambda each: each.parked.since if each.parked else 0.0):
+            kernel = self._of(info.id)
+            if kernel is None or kernel.lock.locked() or kernel.proxy.busy:
+                continue
+            try:
+                await self.suspend(info.id)
+            except errors.WarmcellError as error:
+                log.debug("parked kernel %s cannot be suspended: %s", info.kernel_id, error)
+                continue
+            log.info("kernel %s was suspended: others are to be parked", info.kernel_id)
+            return True
+        return False
+
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """Have it go on; raises as `SandboxService.resume`."""
+        """Have it go on, if it is suspended or parked; raises as `SandboxService.resume`."""
         kernel = self._of(sandbox_id)
         if kernel is None:
             return await self._service.resume(sandbox_id)

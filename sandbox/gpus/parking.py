@@ -1,7 +1,9 @@
 """Parking: what a sandbox has in the memory of its GPUs goes to the host's, and back; its processes stay."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from warmcell.sandbox.errors import UnsupportedOperationError
@@ -16,10 +18,8 @@ class ParkEngine(Protocol):
     def name(self) -> str:
         """As it is shown to operators."""
 
-    async def check(self, devices: Sequence[GpuDevice]) -> None:
-        """Whether what runs on these devices can be parked at all; touches nothing.
-
-        Called before anything is done.
+    async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        """Whether these processes can be parked at all; touches nothing. Those that use no GPU always can.
 
         Raises:
             UnsupportedOperationError: It cannot, with the reason and the cure.
@@ -64,12 +64,23 @@ class ParkEngine(Protocol):
         """End what the engine runs. What is parked stays parked."""
 
 
+@dataclass(frozen=True, slots=True)
+class ParkingPlace:
+    """Where the memory of GPUs goes, and who brings it there."""
+
+    engine: ParkEngine
+    budget_bytes: int
+    """Most of the host's memory that all that is parked may take together."""
+    free_bytes: Callable[[], int]
+    """How much memory the host has left. Blocks for a moment."""
+
+
 class SimulatedParking:
     """For made-up devices: the lease moves, the memory is as made up as the devices are."""
 
     name = "simulated"
 
-    async def check(self, devices: Sequence[GpuDevice]) -> None:
+    async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Everything made up can be parked; a divided device cannot, as with real ones."""
         refuse_divided(devices)
 
@@ -91,6 +102,18 @@ class SimulatedParking:
 
     async def close(self) -> None:
         """Nothing runs."""
+
+
+async def to_host(engine: ParkEngine, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
+    """Park to the end, whoever gives up meanwhile: a driver cannot be stopped half-way. Raises as `ParkEngine.park`."""
+    work = asyncio.create_task(engine.park(devices, pids))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        if work.exception() is None:
+            await engine.unpark(work.result(), devices, pids)
+        raise
 
 
 def refuse_divided(devices: Sequence[GpuDevice]) -> None:

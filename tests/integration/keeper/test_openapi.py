@@ -152,6 +152,7 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
         ("POST", "/sandboxes/{sandbox_id}/run"),
         ("GET", "/events"),
         ("DELETE", "/sandboxes/{sandbox_id}/queue"),
+        ("POST", "/sandboxes/{sandbox_id}/park"),
         ("GET", "/usage"),
         ("GET", "/meters"),
     }

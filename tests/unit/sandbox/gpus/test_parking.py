@@ -40,7 +40,7 @@ async def test_all_processes_of_a_kernel_are_parked_and_go_on(cuda: MadeCuda, en
     """All are locked before one is emptied, and all are back before one may go on; those without CUDA are let be."""
     device = cuda.all[0]
     pids = [cuda.process(), cuda.process()]
-    await engine.check([device])
+    await engine.check([device], pids)
     parked = await engine.park([device], [os.getpid(), *pids])
     assert (parked.vram_bytes, parked.bound, parked.gpus) == (6 * GIB, True, (device,))
     assert [cuda.state(pid) for pid in pids] == ["checkpointed"] * 2
@@ -156,7 +156,8 @@ async def test_what_the_driver_cannot_do_is_refused_before_anything_is_done(
     cuda: MadeCuda, engine: CudaParking
 ) -> None:
     """MIG, several GPUs, an old driver and an MPS server, each with its cure."""
-    device = cuda.all[0]
+    device, pid = cuda.all[0], cuda.process()
+    await CudaParking(cuda, command=[]).check([dataclasses.replace(device, mig=True)], [os.getpid()])
     for devices, words, cure in (
         ([dataclasses.replace(device, mig=True)], "MIG instance", "whole GPU"),
         (list(cuda.all), "2 GPUs", "one GPU"),
@@ -164,11 +165,11 @@ async def test_what_the_driver_cannot_do_is_refused_before_anything_is_done(
         ([dataclasses.replace(device, driver_version=None)], "unknown version", "575.57.08"),
     ):
         with pytest.raises(UnsupportedOperationError, match=words) as caught:
-            await engine.check(devices)
+            await engine.check(devices, [pid])
         assert cure in caught.value.hint
     cuda.commands[1] = "nvidia-cuda-mps-server"
     with pytest.raises(UnsupportedOperationError, match="MPS server") as caught:
-        await engine.check([device])
+        await engine.check([device], [cuda.process()])
     assert "nvidia-cuda-mps-control" in caught.value.hint
 
 
@@ -176,17 +177,17 @@ async def test_a_machine_that_lacks_the_driver_or_its_package_says_so(cuda: Made
     """And which package, or which driver, is the cure."""
     without = CudaParking(cuda, environment={**cuda.environment, "PYTHONPATH": ""})
     with pytest.raises(UnsupportedOperationError) as caught:
-        await without.check([cuda.all[0]])
+        await without.check([cuda.all[0]], [cuda.process()])
     assert "warmcell[nvidia]" in caught.value.hint or "575.57.08" in caught.value.hint
     silent = CudaParking(cuda, command=[sys.executable, "-c", "pass"])
     with pytest.raises(BackendUnavailableError, match="does not come up"):
-        await silent.check([cuda.all[0]])
+        await silent.check([cuda.all[0]], [cuda.process()])
     (Path(cuda.environment["PYTHONPATH"]) / "cuda/bindings/driver.py").write_text(
         "import enum\nclass CUresult(enum.Enum):\n    CUDA_SUCCESS = 0\n    CUDA_ERROR_NO_DEVICE = 100\n"
         "def cuInit(flags): return (CUresult.CUDA_ERROR_NO_DEVICE,)\n"
     )
     with pytest.raises(UnsupportedOperationError, match="CUDA_ERROR_NO_DEVICE"):
-        await CudaParking(cuda, environment=cuda.environment).check([cuda.all[0]])
+        await CudaParking(cuda, environment=cuda.environment).check([cuda.all[0]], [cuda.process()])
 
 
 async def test_made_up_devices_are_parked_by_their_configured_amount() -> None:
