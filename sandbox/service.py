@@ -20,17 +20,17 @@ from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ExecResult, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
+from warmcell.sandbox.moving import Moving
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
 from warmcell.sandbox.registry import GpuLeases
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
-from warmcell.sandbox.suspending import Suspending
 
 log = logging.getLogger(__name__)
 
 
-class SandboxService(Preparing, Suspending):
+class SandboxService(Preparing, Moving):
     """Creates, starts kernels in, watches and stops the sandboxes of one keeper."""
 
     def __init__(

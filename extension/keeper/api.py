@@ -77,7 +77,7 @@ class KeeperApi:
                 *meters_api.routes(),
                 (r"/usage", UsageHandler),
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
-                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park)", MemoryHandler),
+                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park|gpu)", MemoryHandler),
                 *agents_api.routes(),
                 (r"/kernels", KernelsHandler),
                 (r"/kernels/([^/]+)", KernelHandler),
@@ -340,6 +340,8 @@ class MemoryHandler(Handler):
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
         elif verb == "park":
             info = await memory.park(box)
+        elif verb == "gpu":
+            info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
         elif verb == "resume":
             info = await memory.resume(box)
             if populate:
@@ -366,8 +368,10 @@ class MemoryHandler(Handler):
             return (await agents.suspend(box)).to_json(), 200
         if verb == "resume":
             return (await agents.wake(box)).to_json(), 200
-        if verb == "park":
-            raise UnsupportedOperationError("Sandboxes of code are not parked", hint="Suspend it to give its GPU back.")
+        if verb in ("park", "gpu"):
+            raise UnsupportedOperationError(
+                "Sandboxes of code keep the GPU that they have", hint="Suspend it to give it back, or make a new one."
+            )
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
         await memory.check(box)

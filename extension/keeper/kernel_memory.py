@@ -26,6 +26,7 @@ from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
+from warmcell.sandbox.moving import GpuWish
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -126,6 +127,40 @@ class KernelMemory:
             return await self._service.resume(sandbox_id)
         async with kernel.lock:
             return await self._service.resume(sandbox_id)
+
+    async def change_gpu(self, sandbox_id: SandboxId, gpu: GpuWish, *, even_busy: bool = False) -> SandboxInfo:
+        """Give it other GPUs, its variables kept, until its next restart with another wish.
+
+        Raises:
+            ConflictError: It is busy, and that was not asked for.
+            WarmcellError: As `SandboxService.change_gpu`.
+        """
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            raise errors.UnsupportedOperationError("It has no kernel", hint="Make a new sandbox with that GPU.")
+        async with kernel.lock:
+            if kernel.proxy.busy and not even_busy:
+                raise errors.ConflictError("The kernel is busy", hint="Change its GPU when its cell has ended.")
+            await self._service.resume(sandbox_id)
+            info = await self._service.change_gpu(sandbox_id, gpu, unless=lambda: kernel.proxy.busy and not even_busy)
+            spec = dataclasses.replace(kernel.request.spec, gpu=info.gpu)
+            kernel.request = dataclasses.replace(kernel.request, spec=spec)
+            return info
+
+    def change_gpu_from_inside(self, sandbox_id: SandboxId, token: str, gpu: GpuWish) -> None:
+        """The same in the middle of a cell, which waits for the answer."""
+        self._kernel(sandbox_id)
+
+        async def work() -> None:
+            try:
+                info = await self.change_gpu(sandbox_id, gpu, even_busy=True)
+                said: dict[str, Any] = {"ok": True, "gpus": [device.to_json() for device in info.gpus]}
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s keeps its GPU: %s", sandbox_id, error)
+                said = {"ok": False, **error.to_json()}
+            await answer(self._service.live(sandbox_id), token, said)
+
+        self._kernels.spawn(work())
 
     async def populate(self, sandbox_id: SandboxId, ref: str = "") -> None:
         """Begin to read from disk what it maps of a snapshot: of the one that it came from, or of `ref`.

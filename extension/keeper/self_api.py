@@ -21,7 +21,7 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
     """Paths below the API's prefix, for code in a sandbox only."""
     return [
         (r"/snapshots", OwnSnapshotsHandler),
-        (r"/sandboxes/self/(snapshot|restore|fork)", WishHandler),
+        (r"/sandboxes/self/(snapshot|restore|fork|gpu)", WishHandler),
         (r"/sandboxes/([a-z0-9]+)/result", ResultHandler),
     ]
 
@@ -51,6 +51,10 @@ class WishHandler(_Handler):
 
     async def post(self, verb: str) -> None:
         body, sandbox_id = self.body(), self.scope.sandbox_id
+        if verb == "gpu":
+            self.memory.change_gpu_from_inside(sandbox_id, _token(body.get("token")), gpu_wish(body.get("gpu")))
+            self.answer({}, 202)
+            return
         await self.memory.check(sandbox_id)
         if verb == "fork":
             self.memory.fork_from_inside(sandbox_id, _token(body.get("token")), _count(body.get("n")))
@@ -96,6 +100,19 @@ def _name(value: Any) -> str:
         raise errors.InvalidRequestError("name must be text", hint="Give the snapshot's name.")
     lookup.check_name(value)
     return value
+
+
+def gpu_wish(value: Any) -> str | tuple[str, ...] | None:
+    """A GPU request as it is in JSON; None: no GPU.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise errors.InvalidRequestError("gpu must be a request or null", hint='Ask as in "A100", or for null: no GPU.')
 
 
 def _cell(value: Any) -> str:

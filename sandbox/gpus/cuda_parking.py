@@ -105,6 +105,10 @@ class CudaParking:
                     )
         await self._running()
 
+    async def uses_gpus(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> bool:
+        """If one has the driver's library loaded: what it holds then is the driver's affair."""
+        return bool(await asyncio.to_thread(with_cuda, pids))
+
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """What the driver says that these processes have."""
         return sum(process.memory_bytes or 0 for process in await self._of(devices, pids))

@@ -26,6 +26,9 @@ class ParkEngine(Protocol):
             WarmcellError: That could not be found out.
         """
 
+    async def uses_gpus(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> bool:
+        """Whether any of these processes has something there, so that it is bound to that kind of device."""
+
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """How much of the host's memory parking these processes will take."""
 
@@ -84,13 +87,18 @@ class SimulatedParking:
         """Everything made up can be parked; a divided device cannot, as with real ones."""
         refuse_divided(devices)
 
+    async def uses_gpus(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> bool:
+        """If any memory of them is said to be taken."""
+        return any(device.pretended_bytes for device in devices)
+
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """What the configuration says that each takes."""
         return sum(device.pretended_bytes for device in devices)
 
     async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
         """Note it."""
-        return Parked(gpus=tuple(devices), since=time.time(), vram_bytes=await self.vram_bytes(devices, pids))
+        vram = await self.vram_bytes(devices, pids)
+        return Parked(gpus=tuple(devices), since=time.time(), vram_bytes=vram, bound=vram > 0)
 
     async def unpark(self, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Refuse devices of another kind, as a driver does."""

@@ -153,6 +153,7 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
         ("GET", "/events"),
         ("DELETE", "/sandboxes/{sandbox_id}/queue"),
         ("POST", "/sandboxes/{sandbox_id}/park"),
+        ("POST", "/sandboxes/{sandbox_id}/gpu"),
         ("GET", "/usage"),
         ("GET", "/meters"),
     }

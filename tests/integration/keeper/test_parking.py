@@ -11,7 +11,14 @@ from tests.integration.keeper.test_gpus import changes, until_queued
 from tests.integration.snapshots.notebooks import Notebook, keeper, notebook
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
-from warmcell.sandbox.errors import CapacityError, ConflictError
+from warmcell.sandbox.errors import (
+    CapacityError,
+    ConflictError,
+    InvalidRequestError,
+    NoGpuAvailableError,
+    UnknownGpuKindError,
+    UnsupportedOperationError,
+)
 from warmcell.sandbox.models import GIB
 
 A100S = [{"name": "A100", "memory": "80GiB", "count": 1, "used": "1GiB"}]
@@ -141,3 +148,49 @@ async def test_a_parked_kernel_is_suspended_and_comes_back_whole(places: Places,
         await book.do("restore", snapshot=named["id"])
         assert await book.run("x") == "41"
         assert told is not None
+
+
+async def test_a_kernel_gets_another_gpu_and_keeps_its_variables(places: Places, tmp_path: Path) -> None:
+    """From a cell or by REST, in the same process: any before it has used one, then those of that kind. What cannot be
+    is refused, and it keeps what it has.
+    """
+    kinds = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}, {"name": "T4", "memory": "16GiB"}]
+    async with (
+        keeper(places, simulated_gpus=kinds, backend="process", park_after=0) as client,
+        notebook(client, tmp_path, **PLAIN) as book,
+    ):
+        pid = await book.run("import os; x = 41; print(os.getpid())")
+        first, second, _ = (await client.get("/gpus"))["gpus"]
+
+        async def held() -> list[str | None]:
+            rows = (await client.get("/gpus"))["gpus"]
+            return [row["lease"] and row["lease"]["sandbox_id"] for row in rows]
+
+        assert await book.run("%gpu A100") == "GPU: A100 (simulated)"
+        assert await held() == [book.sandbox_id, None, None]
+        assert await book.run("os.getpid(), os.environ['WARMCELL_GPUS'], x") == f"({pid}, 'A100', 41)"
+        assert first["uuid"] in await book.run("%gpu")
+        await book.until_idle()
+        info = await book.do("gpu", gpu=second["uuid"])
+        assert [gpu["uuid"] for gpu in info["gpus"]] == [second["uuid"]]
+        assert await held() == [None, book.sandbox_id, None]
+        assert await book.run("os.getpid(), x") == f"({pid}, 41)"
+
+        other = await client.post("/sandboxes", {"spec": {**book.body["spec"], "gpu": first["uuid"]}})
+        for wanted, kind, words in (
+            ("T4", UnsupportedOperationError, "cannot go on on T4"),
+            (None, UnsupportedOperationError, "cannot go on on none"),
+            (first["uuid"], NoGpuAvailableError, other["id"]),
+            ("H100", UnknownGpuKindError, "has no H100"),
+            (7, InvalidRequestError, "must be a request"),
+        ):
+            with pytest.raises(kind, match=words):
+                await book.do("gpu", gpu=wanted)
+            assert await held() == [other["id"], book.sandbox_id, None]
+        assert "cannot go on on T4" in await book.run("%gpu T4")
+        assert await book.run("x") == "41"
+        await book.until_idle()
+        await book.do("park")
+        assert await book.do("gpu", gpu="A100:1")
+        assert await held() == [other["id"], book.sandbox_id, None]
+        assert await book.run("os.getpid(), x") == f"({pid}, 41)"
