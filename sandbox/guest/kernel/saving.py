@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..magics import doors
-from . import hooks, iopub, newborn
+from . import graphics, hooks, iopub, newborn
 from .replies import Replies
 
 OUTPUT_TIMEOUT_S = 50.0
@@ -86,6 +86,7 @@ class Saving:
                 gc.freeze()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
+            graphics.let_go()
             self._replies.hold()
             self._in_order(self._hold)
         except BaseException:
@@ -145,6 +146,8 @@ def _change_environment(changes: Any) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    if changes:
+        graphics.renew()
 
 
 def _is_change(name: object, value: object) -> bool:
