@@ -1,6 +1,7 @@
 """What the tests on a real GPU have around them; nothing that the rest of the suite needs."""
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.leaks import Places
+
+LOG_CHARACTERS = 8000
 
 
 @pytest.fixture
@@ -17,4 +20,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Places]:
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)
     yield made
+    log = made.state / "keeper.log"
+    if log.exists():  # Nobody can look into it afterwards; pytest shows it of tests that fail.
+        sys.stdout.write(log.read_text()[-LOG_CHARACTERS:])
     shutil.rmtree(made.root, ignore_errors=True)
