@@ -182,6 +182,18 @@ class Warmcell(Configurable):
         help="Seconds of idleness after which a kernel is suspended if somebody waits for its GPU. It gets one back "
         "before it goes on. 0: never for that reason.",
     ).tag(config=True)
+    park_after = Float(
+        60.0,
+        min=0.0,
+        help="Seconds of idleness after which a kernel is parked: its GPU is given back, what it has there waits in "
+        "the host's memory, and its next cell takes a GPU again. 0: never, also not if somebody waits for one.",
+    ).tag(config=True)
+    park_memory = Float(
+        0.25,
+        min=0.0,
+        help="Most of the host's memory that parked kernels' GPU memory may take together; those parked longest are "
+        "suspended for others. A fraction of the machine's where under 1, else GiB.",
+    ).tag(config=True)
     gpu_shares = Integer(
         1,
         min=1,

@@ -17,7 +17,7 @@ from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
 from warmcell.sandbox.backends.threads import to_its_end
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.guest_process import GuestProcess
-from warmcell.sandbox.kernel import Frontend, KernelProcess
+from warmcell.sandbox.kernel import Frontend, KernelProcess, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, Event, State, transition
 from warmcell.sandbox.models import (
     ErrorInfo,
@@ -70,6 +70,8 @@ class Box(abc.ABC):
         self.kernel: KernelProcess | None = None
         self.frontend: Frontend | None = None
         """None where no client is connected through one."""
+        self.left: LeftKernel | None = None
+        """Of a sandbox that is parked: how its kernel was left."""
         self.layer: contextlib.AsyncExitStack | None = None
         """Holds the snapshot whose files it has."""
         self.lock = asyncio.Lock()

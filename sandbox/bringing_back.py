@@ -289,6 +289,9 @@ class BringingBack(Saved):
                         started_from="template" if held.manifest.info.kind == "template" else "snapshot",
                     )
                 )
+                if held.manifest.parked is not None and self.park_engine is not None:
+                    tell.phase("unpark")
+                    await self.park_engine.unpark(held.manifest.parked, box.gpus, box.processes)
             elif engine.whole:
                 await box.end_process(guest.pid)
             else:

@@ -28,6 +28,14 @@ class KernelProcess:
         return not self.exited.is_set()
 
 
+@dataclass(slots=True)
+class LeftKernel:
+    """How a kernel was left that lives on without its clients, so that they can go on with it."""
+
+    token: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Frontend(Protocol):
     """Whoever speaks with a sandbox's kernel for its clients, who notice nothing of what happens behind it."""
 

@@ -192,6 +192,22 @@ class GpuDevice(Wire):
     """Of a sandbox's device: it has one of so many shares of it; 1: all of it."""
     near: Mapping[str, int] = field(default_factory=dict, compare=False)
     """UUIDs of devices to which it has a path, to how long that is: 0 NVLink, then PCIe: 10 (one switch) to 50."""
+    pretended_bytes: int = 0
+    """Of a simulated device: what each sandbox that has it is said to take of its memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked(Wire):
+    """What a sandbox had on GPUs and has in the host's memory now; others may have the GPUs."""
+
+    gpus: tuple[GpuDevice, ...]
+    """Those that it had."""
+    since: float
+    """Unix time, in seconds."""
+    vram_bytes: int = 0
+    """What went to the host's memory."""
+    bound: bool = True
+    """It goes on only where it was, or on a device of that kind. False: nothing of it has used a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +333,8 @@ class SandboxInfo(Wire):
     generation: int = 0
     """How many kernels have been started in it."""
     phase: Phase | None = None
+    parked: Parked | None = None
+    """It runs, its GPUs are given back, and what it had in their memory waits in the host's for its next cell."""
     gpu_note: str = ""
     """What is wrong with its GPU: it is lost, or it uses more memory than its share has. Else empty."""
     queue: QueuePlace | None = None

@@ -12,6 +12,7 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
 from warmcell.sandbox.choosing import Choice, Choosing, Images, chosen
+from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -94,9 +95,12 @@ class Registry:
         store: SnapshotStore | None = None,
         gpu_wait_s: float | None = 0.0,
         egress: Egress | None = None,
+        parking: ParkingPlace | None = None,
     ) -> None:
         self.bounds = bounds
         self.egress = egress or Egress()
+        self.parking = parking
+        """Where the memory of GPUs may go. None: nothing is parked."""
         self._gpu_wait_s = gpu_wait_s
         self._backends = backends
         self.choosing = Choosing(backends, configured=default_backend, among=bounds.backends)
@@ -111,6 +115,7 @@ class Registry:
             store=store or SnapshotStore(paths.snapshots),
             backend_of=self._backend,
             paths=paths,
+            park_engine=None if parking is None else parking.engine,
         )
         self.quotas: Quotas | None = None
         """Asked before a principal gets one more sandbox."""
@@ -372,13 +377,17 @@ class Registry:
         await self.memory.enroll(box)
         box.took(create=1000 * (time.perf_counter() - began))
 
-    async def _lease(self, box: LiveSandbox) -> tuple[GpuDevice, ...]:
+    async def _lease(self, box: LiveSandbox, asked: str | tuple[str, ...] | None = None) -> tuple[GpuDevice, ...]:
         """Its GPUs. It may wait for them, and tells where it stands then; what it has and does not need is given back.
+
+        Args:
+            box: Which.
+            asked: In the grammar of requests. None: what its spec says.
 
         Raises:
             WarmcellError: As `GpuLeases.lease`.
         """
-        asked, sandbox_id = box.spec.gpu, box.info.id
+        asked, sandbox_id = asked or box.spec.gpu, box.info.id
         had = self._gpus.has(sandbox_id, asked) if asked is not None else None
         if had is not None:
             return had

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.gpus.parking import ParkEngine
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import EngineReport, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
@@ -38,8 +39,10 @@ class Saved:
         store: SnapshotStore,
         backend_of: Callable[[SandboxSpec], SandboxBackend],
         paths: Paths,
+        park_engine: ParkEngine | None = None,
     ) -> None:
         self.store = store
+        self.park_engine = park_engine
         self._engine = engine
         self._others = {other.name: other for other in others}
         """For backends that the first does not serve."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.coming import Coming
+from warmcell.sandbox.gpus.parking import to_host
 from warmcell.sandbox.ids import new_snapshot_id
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
@@ -83,11 +84,12 @@ class Saving(Saved):
                 box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
             raise
         await box.discard()
-        box.gpus = ()
+        box.gpus, box.left = (), None
         box.tell(
             state=transition(box.info.state, Event.SUSPEND_DONE),
             snapshot=manifest.info.id,
             gpus=(),
+            parked=None,
             phase=None,
         )
         if box.frontend is not None:
@@ -110,18 +112,39 @@ class Saving(Saved):
             raise errors.ConflictError(f"Sandbox {box.info.id} has no kernel", hint="Start its kernel first.")
         if self.store.quota_bytes is not None:
             await self.store.make_room(await asyncio.to_thread(memory_bytes, box.processes))
-        token = secrets.token_hex(16)
+        left = box.left
+        """It is parked: its clients have left it already, and go on to wait."""
+        token = secrets.token_hex(16) if left is None else left.token
+        if left is None and box.gpus and self.park_engine is not None:
+            await self.park_engine.check(box.gpus, box.processes)
+        parked = box.info.parked
         snapshot = new_snapshot_id()
         frozen = asyncio.Event()
         async with self.store.draft(snapshot) as draft:
             clock = Clock()
-            if frontend is not None:
+            if frontend is not None and left is None:
                 await frontend.pause(token=token)
             clock.end("settle")
-            record = frontend.record() if frontend is not None else {}
+            record = left.record if left is not None else frontend.record() if frontend is not None else {}
+
+            async def go_on() -> None:
+                """What was not parked before goes on, on its GPUs; the rest waits on."""
+                if parked is not None and left is None and self.park_engine is not None:
+                    await self.park_engine.unpark(parked, box.gpus, box.processes)
+                if frontend is not None and left is None:
+                    await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+
+            if left is None and box.gpus and self.park_engine is not None:
+                try:
+                    parked = await to_host(self.park_engine, box.gpus, box.processes)
+                except BaseException:
+                    await go_on()
+                    raise
+                clock.end("park")
             manifest = dataclasses.replace(
                 self._manifest(box, kernel, snapshot, record, engine=engine.name, kind=kind, name=name, token=token),
                 environment=environment,
+                parked=parked,
             )
 
             async def when_stopped() -> None:
@@ -159,14 +182,14 @@ class Saving(Saved):
                 )
             )
             thawed = asyncio.ensure_future(frozen.wait())
-            gone_on = frontend is None
+            gone_on = False
             try:
                 # A whole sandbox is back only when all is done.
                 await asyncio.wait({dump} if engine.whole else {dump, thawed}, return_when=asyncio.FIRST_COMPLETED)
                 if engine.whole and then == "go_on" and dump.exception() is None:
                     box.watch()
-                if frontend is not None and (then == "go_on" or (dump.done() and dump.exception() is not None)):
-                    await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+                if then == "go_on" or (dump.done() and dump.exception() is not None):
+                    await go_on()
                     gone_on = True
                 dumped = await dump
             except BaseException:
@@ -177,9 +200,9 @@ class Saving(Saved):
                 if engine.whole or (frozen.is_set() and then == "stop"):
                     await box.unwatch()
                     box.watch()
-                if frontend is not None and not gone_on:
+                if not gone_on:
                     with contextlib.suppress(errors.WarmcellError):  # What went wrong first is what the caller is told.
-                        await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+                        await go_on()
                 raise
             finally:
                 thawed.cancel()

@@ -15,22 +15,23 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.choosing import Choice, explain
 from warmcell.sandbox.coming import Coming
+from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ExecResult, SandboxId, SandboxInfo, SandboxSpec, SnapshotId, Terms
+from warmcell.sandbox.moving import Moving
 from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
 from warmcell.sandbox.registry import GpuLeases
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
-from warmcell.sandbox.suspending import Suspending
 
 log = logging.getLogger(__name__)
 
 
-class SandboxService(Preparing, Suspending):
+class SandboxService(Preparing, Moving):
     """Creates, starts kernels in, watches and stops the sandboxes of one keeper."""
 
     def __init__(
@@ -48,6 +49,7 @@ class SandboxService(Preparing, Suspending):
         prepared_bytes: int = 2 * 2**30,
         gpu_wait_s: float | None = 0.0,
         egress: Egress | None = None,
+        parking: ParkingPlace | None = None,
     ) -> None:
         super().__init__(
             backends=backends,
@@ -62,6 +64,7 @@ class SandboxService(Preparing, Suspending):
             prepared_bytes=prepared_bytes,
             gpu_wait_s=gpu_wait_s,
             egress=egress,
+            parking=parking,
         )
         self._closed = False
 
@@ -199,6 +202,8 @@ class SandboxService(Preparing, Suspending):
         await self.shared.close()
         await self.choosing.close()
         await self.memory.close()
+        if self.parking is not None:
+            await self.parking.engine.close()
         self._changes.close()
         for end in ends:
             if isinstance(end, BaseException):

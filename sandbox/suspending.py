@@ -10,11 +10,11 @@ from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
-from warmcell.sandbox.registry import Registry
+from warmcell.sandbox.parking import Parking
 from warmcell.sandbox.snapshots.manifest import Manifest
 
 
-class Suspending(Registry):
+class Suspending(Parking):
     """Sandboxes that can be saved, suspended and brought back."""
 
     async def snapshot(
@@ -114,15 +114,29 @@ class Suspending(Registry):
         self._spawn(self._watch(box))
         return box
 
+    def _where_it_was(self, box: LiveSandbox) -> str | None:
+        """The request by which what it had on GPUs can go on; None: it had nothing there."""
+        assert box.info.snapshot is not None
+        parked = self.memory.store.get(box.info.snapshot).parked
+        if parked is None or not parked.bound:
+            return None
+        return self._parking_place().engine.comes_back_on(parked)
+
     async def _resume(self, box: LiveSandbox, *, with_kernel: bool = True) -> SandboxInfo:
         began = time.perf_counter()
+        if box.info.parked is not None and box.info.state is State.RUNNING:
+            if with_kernel:
+                await self._unpark(box, began=began)
+            else:
+                await self._lease_anew(box)
+            return box.info
         if box.info.state is not State.SUSPENDED:
             return box.info
         box.spec = self._check_egress(self.bounds.check(box.spec), box.info.principal)
         if box.door is None:  # It was suspended by another keeper.
             self._give_door(box)
         try:
-            devices = await self._lease(box)
+            devices = await self._lease(box, self._where_it_was(box) if with_kernel else None)
             await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)
         except BaseException:
             self._gpus.release(box.info.id)

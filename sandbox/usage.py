@@ -36,7 +36,7 @@ class Usage(Wire):
     gpu_active_s: float = 0.0
     gpu_idle_s: float = 0.0
     gpu_given_back_s: float = 0.0
-    """GPU-seconds that a suspended kernel would have held idle, and others could have."""
+    """GPU-seconds that a suspended or parked kernel would have held idle, and others could have."""
     cpu_active_s: float = 0.0
     cpu_idle_s: float = 0.0
     memory_active_gib_s: float = 0.0
@@ -82,6 +82,7 @@ class Account:
         self._gpus = 0.0
         self._asked_gpus = asked_gpus
         self._suspended = False
+        self._parked = False
         self._up = False
         self._cpu_s = 0.0
         self._memory_bytes = 0
@@ -94,6 +95,7 @@ class Account:
         gpus: float,
         suspended: bool,
         up: bool,
+        parked: bool = False,
         cpu_s: float | None = None,
         memory_bytes: int | None = None,
     ) -> Usage:
@@ -105,6 +107,7 @@ class Account:
             gpus: How many GPUs it has from now on.
             suspended: Whether it is suspended from now on.
             up: Whether it is there from now on.
+            parked: Whether its GPUs are given back from now on though it is there.
             cpu_s: Processor seconds of all its processes that live. None: nobody looked.
             memory_bytes: What it takes. None: nobody looked.
         """
@@ -124,6 +127,7 @@ class Account:
             used = Usage(
                 gpu_active_s=active * self._gpus,
                 gpu_idle_s=idle * self._gpus,
+                gpu_given_back_s=idle * self._asked_gpus if self._parked else 0.0,
                 cpu_active_s=cpu if worked else 0.0,
                 cpu_idle_s=0.0 if worked else cpu,
                 memory_active_gib_s=active * memory,
@@ -136,7 +140,7 @@ class Account:
         elif memory_bytes is not None:
             self._memory_bytes = memory_bytes
         self._asked_gpus = gpus or self._asked_gpus
-        self._gpus, self._suspended, self._up = gpus, suspended, up
+        self._gpus, self._suspended, self._up, self._parked = gpus, suspended, up, parked
         return used
 
 

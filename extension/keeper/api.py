@@ -34,7 +34,7 @@ from warmcell.extension.keeper.values_handler import ValuesHandler
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.changes import Change, Subscription
-from warmcell.sandbox.errors import CapacityError, InvalidRequestError
+from warmcell.sandbox.errors import CapacityError, InvalidRequestError, UnsupportedOperationError
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SandboxSpec, Wire
@@ -84,7 +84,7 @@ class KeeperApi:
                 *meters_api.routes(),
                 (r"/usage", UsageHandler),
                 (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
-                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork)", MemoryHandler),
+                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park|gpu)", MemoryHandler),
                 *agents_api.routes(),
                 *urls_api.routes(),
                 (r"/kernels", KernelsHandler),
@@ -358,6 +358,10 @@ class MemoryHandler(Handler):
         populate = body.get("populate") is True
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
+        elif verb == "park":
+            info = await memory.park(box)
+        elif verb == "gpu":
+            info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
         elif verb == "resume":
             info = await memory.resume(box)
             if populate:
@@ -384,6 +388,10 @@ class MemoryHandler(Handler):
             return (await agents.suspend(box)).to_json(), 200
         if verb == "resume":
             return (await agents.wake(box)).to_json(), 200
+        if verb in ("park", "gpu"):
+            raise UnsupportedOperationError(
+                "Sandboxes of code keep the GPU that they have", hint="Suspend it to give it back, or make a new one."
+            )
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
         await memory.check(box)

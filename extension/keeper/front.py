@@ -11,6 +11,7 @@ from warmcell.sandbox import guest_files
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import GpuDevice
 
 PAUSE_TIMEOUT_S = 60.0
 """For the user's hooks before a snapshot, and what the kernel still has to say."""
@@ -53,6 +54,8 @@ class Front:
         self._interrupted = interrupted
         self._inherited: tuple[str, ...] = ()
         self._info: Mapping[str, Any] = {}
+        self._gpus: tuple[GpuDevice, ...] = ()
+        """Those that the kernel has been told of."""
 
     def record(self) -> Mapping[str, Any]:
         """The request that the kernel was started with, and what it was in the middle of."""
@@ -67,6 +70,7 @@ class Front:
     async def pause(self, *, token: str) -> None:
         """Leave the kernel; see the port."""
         proxy = self._kernel.proxy
+        self._gpus = self._box.gpus
         self._inherited = await proxy.pause(token=token, timeout=PAUSE_TIMEOUT_S)
         self._info = dict(await proxy.kernel_info() or {})
 
@@ -81,12 +85,7 @@ class Front:
             token=token,
             restored=restored,
             clone=clone,
-            env={
-                **self._kernel.request.env,
-                **await self._box.network_environment(),
-                **self._box.spec.env,
-                **gpu_environment(self._box.gpus),
-            },
+            env=await self._environment(restored=restored),
             inherited=record.get("inherited", ()),
             timeout=GO_ON_TIMEOUT_S,
         )
@@ -97,6 +96,15 @@ class Front:
             await answer(self._box, record["asks"], {"ok": True, "snapshot": None})
         if self._kernel.process is not kernel:
             self._followed(self._kernel, kernel, self._box)
+
+    async def _environment(self, *, restored: bool) -> Mapping[str, str | None]:
+        """What a kernel that is brought back is to have; of one that lives on, what other GPUs change."""
+        told = gpu_environment(self._box.gpus)
+        if restored:
+            network = await self._box.network_environment()
+            return {**self._kernel.request.env, **network, **self._box.spec.env, **told}
+        before = gpu_environment(self._gpus)
+        return {name: told.get(name) for name in {**before, **told} if told.get(name) != before.get(name)}
 
     async def undone(self) -> None:
         """Answer what the kernel of until now will not answer any more."""

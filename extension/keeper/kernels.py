@@ -111,7 +111,7 @@ class Kernels(KernelStarts):
         """
         kernel = self.get(kernel_id)
         box = self._find(kernel)
-        if restart and box is not None and box.info.state is State.RUNNING:
+        if restart and box is not None and box.info.state is State.RUNNING and box.info.parked is None:
             self._service.restart_follows(box.info.id)
         await self._end(kernel, grace=grace)
 

@@ -152,6 +152,14 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/interrupt": {"post": _run("Interrupt what runs in its kernel.", NOTHING)},
     f"{BOX}/suspend": {"post": _run("Memory and files to disk, processes gone.", SANDBOX, body=asked(busy=YES_NO))},
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
+    f"{BOX}/park": {"post": _run("Give its GPUs back; its kernel lives on until its next cell.", SANDBOX)},
+    f"{BOX}/gpu": {
+        "post": _run(
+            "Other GPUs for its kernel, which keeps its variables. null: none.",
+            SANDBOX,
+            body=asked(("gpu",), gpu={"anyOf": [TEXT, many(TEXT), {"type": "null"}]}),
+        )
+    },
     f"{BOX}/snapshot": {
         "post": _save("Save its memory and files; it goes on.", SNAPSHOT, status=201, body=asked(name=TEXT), once=True)
     },

@@ -11,6 +11,7 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.models import SandboxId
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,16 @@ class Relief:
         *,
         look: Callable[[], pressure.Room] = pressure.look,
         pressure_idle_s: float = PRESSURE_IDLE_S,
+        parks: bool = True,
     ) -> None:
         self._service = service
         self._kernels = kernels
         self._memory = memory
         self._look = look
         self._pressure_idle_s = pressure_idle_s
-        self._left_alone: dict[str, float] = {}
-        """Kernels that could not be suspended, to when that can be tried again."""
+        self._parks = parks
+        self._left_alone: dict[SandboxId, float] = {}
+        """Those whose kernels could not be parked or suspended, to when that can be tried again."""
 
     async def suspend_idle(self, idle_s: float) -> None:
         """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
@@ -55,6 +58,15 @@ class Relief:
             await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
             for kernel in self._idle(idle_s):
                 await self._suspend(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
+
+    async def park_idle(self, idle_s: float) -> None:
+        """Park each kernel with a GPU that nobody has used for so long, for ever; 0: none."""
+        while idle_s > 0:
+            await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
+            self._forget_refusals()
+            for kernel in self._idle(idle_s):
+                if self._has_gpu(kernel) and kernel.sandbox_id not in self._left_alone:
+                    await self._park(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
 
     async def heed_pressure(self, below: float) -> None:
         """Keep so much memory free, for ever: a fraction of all where it is under 1, else GiB; 0: do nothing."""
@@ -74,7 +86,7 @@ class Relief:
             await self._suspend(kernel, self._pressure_idle_s, why="memory is short")
 
     async def heed_queue(self, idle_s: float) -> None:
-        """Suspend kernels with a GPU that somebody here waits for, once idle for so long; 0: none. For ever."""
+        """Park or suspend kernels with a GPU that somebody waits for, once idle for so long; 0: none. For ever."""
         seen = 0
         while idle_s > 0:
             timeout: float | None
@@ -86,23 +98,32 @@ class Relief:
             seen = await self._service.leases.changed(after=seen, timeout=timeout)
 
     async def give_way(self, idle_s: float) -> float | None:
-        """Suspend those whose GPUs serve somebody who waits.
+        """Park those whose GPUs serve somebody who waits; suspend those that cannot be parked.
 
         Returns:
             Seconds until others may have been idle for long enough, if anybody waits and there are others.
         """
-        now = time.monotonic()
-        self._left_alone = {name: until for name, until in self._left_alone.items() if until > now}
-        having = [one for one in self._idle(0.0) if self._has_gpu(one) and str(one.sandbox_id) not in self._left_alone]
+        self._forget_refusals()
+        having = [one for one in self._idle(0.0) if self._has_gpu(one) and one.sandbox_id not in self._left_alone]
         if not having or not await self._service.leases.queue():
             return None
         idle = {one.sandbox_id: one for one in having if one.proxy.idle_s >= idle_s and one.sandbox_id is not None}
         for sandbox_id in await self._service.leases.to_reclaim(list(idle)):
-            await self._suspend(idle[sandbox_id], idle_s, why="somebody waits for its GPU")
+            why = "somebody waits for its GPU"
+            if self._parks and await self._park(idle[sandbox_id], idle_s, why=why):
+                continue
+            await self._suspend(idle[sandbox_id], idle_s, why=why)
             if self._service.info(sandbox_id).state is State.RUNNING:
-                self._left_alone[sandbox_id] = now + TRY_AGAIN_S
+                self._leave_alone(sandbox_id)
         others = [idle_s - one.proxy.idle_s for one in having if one.sandbox_id not in idle]
         return max(SOON_S, min([TRY_AGAIN_S, *others]))
+
+    def _forget_refusals(self) -> None:
+        now = time.monotonic()
+        self._left_alone = {name: until for name, until in self._left_alone.items() if until > now}
+
+    def _leave_alone(self, sandbox_id: SandboxId) -> None:
+        self._left_alone[sandbox_id] = time.monotonic() + TRY_AGAIN_S
 
     def _has_gpu(self, kernel: Kernel) -> bool:
         return kernel.sandbox_id is not None and bool(self._service.info(kernel.sandbox_id).gpus)
@@ -124,6 +145,25 @@ class Relief:
             return self._service.info(kernel.sandbox_id).state is State.RUNNING
         except errors.SandboxNotFoundError:
             return False
+
+    async def _park(self, kernel: Kernel, idle_s: float, *, why: str) -> bool:
+        """Whether it has given its GPU back."""
+        if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s):  # It was used since.
+            return False
+        try:
+            await self._memory.park(kernel.sandbox_id)
+        except errors.UnsupportedOperationError as error:
+            log.debug("kernel %s cannot be parked: %s", kernel.request.kernel_id, error)
+            self._leave_alone(kernel.sandbox_id)
+        except errors.ConflictError as error:  # It was used since, or its GPU works.
+            log.debug("kernel %s is not parked now: %s", kernel.request.kernel_id, error)
+        except errors.WarmcellError as error:
+            log.info("idle kernel %s was not parked: %s", kernel.request.kernel_id, error)
+            self._leave_alone(kernel.sandbox_id)
+        else:
+            log.info("kernel %s was parked: %s", kernel.request.kernel_id, why)
+            return True
+        return False
 
     async def _suspend(self, kernel: Kernel, idle_s: float, *, why: str) -> None:
         if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s):  # It was used since.

@@ -22,7 +22,7 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
     """Paths below the API's prefix, for code in a sandbox only."""
     return [
         (r"/snapshots", OwnSnapshotsHandler),
-        (r"/sandboxes/self/(snapshot|restore|fork)", WishHandler),
+        (r"/sandboxes/self/(snapshot|restore|fork|gpu)", WishHandler),
         (r"/sandboxes/([a-z0-9]+)/result", ResultHandler),
     ]
 
@@ -52,6 +52,10 @@ class WishHandler(_Handler):
 
     async def post(self, verb: str) -> None:
         body, sandbox_id = self.body(), self.scope.sandbox_id
+        if verb == "gpu":
+            self.wishes.change_gpu_from_inside(sandbox_id, _token(body.get("token")), gpu_wish(body.get("gpu")))
+            self.answer({}, 202)
+            return
         await self.settings["keeper"].memory.check(sandbox_id)
         if verb == "fork":
             token, count, ranks = _token(body.get("token")), _count(body.get("n")), body.get("ranks") is True
@@ -98,6 +102,19 @@ def _name(value: Any) -> str:
         raise errors.InvalidRequestError("name must be text", hint="Give the snapshot's name.")
     lookup.check_name(value)
     return value
+
+
+def gpu_wish(value: Any) -> str | tuple[str, ...] | None:
+    """A GPU request as it is in JSON; None: no GPU.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        return tuple(value)
+    raise errors.InvalidRequestError("gpu must be a request or null", hint='Ask as in "A100", or for null: no GPU.')
 
 
 def _cell(value: Any) -> str:

@@ -94,6 +94,7 @@ class Meter:
             idle_s=self._idle_s(info),
             gpus=0.0 if info.state in TERMINAL else sum(1 / gpu.parts for gpu in info.gpus),
             suspended=info.state is State.SUSPENDED,
+            parked=info.parked is not None,
             up=info.state in (State.RUNNING, State.SUSPENDING),
             cpu_s=None if reading is None else reading.cpu_s,
             memory_bytes=None if reading is None else reading.memory_bytes,

@@ -11,6 +11,7 @@ from typing import Any
 
 from warmcell.extension import doctor
 from warmcell.extension.config import Warmcell
+from warmcell.extension.keeper import pressure
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import BubblewrapBackend
 from warmcell.sandbox.backends.docker import DockerBackend
@@ -22,8 +23,10 @@ from warmcell.sandbox.backends.process import ProcessBackend
 from warmcell.sandbox.choosing import AUTO
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.gpus.base import GpuInventory
+from warmcell.sandbox.gpus.cuda_parking import CudaParking
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.nvml import NvmlInventory
+from warmcell.sandbox.gpus.parking import ParkEngine, ParkingPlace, SimulatedParking
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.images.base import ImageBuilder, PackageIndex
@@ -85,7 +88,9 @@ class Wiring:
         """Further ones, each for backends of its own."""
         if settings.snapshots == "auto" and os.getuid() == 0:
             self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
-        self.gpus = gpu_pool(settings, paths)
+        inventory = gpu_inventory(settings)
+        self.gpus = gpu_pool(settings, paths, inventory)
+        self.parking = parking_place(settings, inventory)
         self.image_builders = self._image_builders()
 
     def _package_index(self) -> PackageIndex:
@@ -157,6 +162,7 @@ class Wiring:
             prepared_bytes=int(self.settings.prepared_memory * GIB),
             gpu_wait_s=self.settings.gpu_wait,
             egress=self.egress(),
+            parking=self.parking,
         )
 
     def upkeep(self, service: SandboxService) -> Upkeep:
@@ -213,9 +219,20 @@ class Wiring:
                 await asyncio.gather(*(engine.close() for engine in engines))
 
 
-def gpu_pool(settings: Warmcell, paths: Paths) -> GpuPool:
-    """The machine's GPUs, or those that are pretended, as the operator shares them out."""
-    inventory: GpuInventory = (
-        SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
-    )
+def gpu_inventory(settings: Warmcell) -> GpuInventory:
+    """Knows the machine's GPUs, or those that are pretended."""
+    return SimulatedInventory(settings.simulated_gpus) if settings.simulated_gpus else NvmlInventory()
+
+
+def parking_place(settings: Warmcell, inventory: GpuInventory) -> ParkingPlace:
+    """Who parks kernels on these GPUs, and how much of the host's memory they may take."""
+    engine: ParkEngine = SimulatedParking() if settings.simulated_gpus else CudaParking(inventory)
+    most = settings.park_memory
+    budget = most * pressure.look().total_bytes if most < 1 else most * GIB
+    return ParkingPlace(engine, int(budget), lambda: pressure.look().available_bytes)
+
+
+def gpu_pool(settings: Warmcell, paths: Paths, inventory: GpuInventory | None = None) -> GpuPool:
+    """The GPUs of this inventory, or of the machine, as the operator shares them out."""
+    inventory = inventory or gpu_inventory(settings)
     return GpuPool(inventory, LeaseDirectory(paths.leases), most_parts=settings.gpu_shares, quotas=settings.gpu_quotas)

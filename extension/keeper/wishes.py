@@ -1,4 +1,4 @@
-"""What kernels themselves wish in the middle of a cell: snapshots, restores and forks of their own memory."""
+"""What kernels themselves wish in the middle of a cell: snapshots, restores and forks of their memory, other GPUs."""
 
 import asyncio
 import logging
@@ -16,6 +16,7 @@ from warmcell.extension.keeper.ranks import Rank, environment, free_port
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo
+from warmcell.sandbox.moving import GpuWish
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,21 @@ class Wishes:
             except errors.WarmcellError as error:
                 log.warning("sandbox %s was not forked: %s", sandbox_id, error)
                 await answer(source, token, {"ok": False, **error.to_json()})
+
+        self._kernels.spawn(work())
+
+    def change_gpu_from_inside(self, sandbox_id: SandboxId, token: str, gpu: GpuWish) -> None:
+        """Give it other GPUs in the middle of its cell, which waits for the answer; see `KernelMemory.change_gpu`."""
+        self._kernel(sandbox_id)
+
+        async def work() -> None:
+            try:
+                info = await self._memory.change_gpu(sandbox_id, gpu, even_busy=True)
+                said: dict[str, Any] = {"ok": True, "gpus": [device.to_json() for device in info.gpus]}
+            except errors.WarmcellError as error:
+                log.warning("sandbox %s keeps its GPU: %s", sandbox_id, error)
+                said = {"ok": False, **error.to_json()}
+            await answer(self._service.live(sandbox_id), token, said)
 
         self._kernels.spawn(work())
 

@@ -136,7 +136,7 @@ class KernelProxy:
         token: str,
         restored: bool,
         clone: bool = False,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         cwd: str = "",
         inherited: Collection[str] = (),
         timeout: float,
@@ -147,7 +147,7 @@ class KernelProxy:
             restored: It was restored from a snapshot and has to show `token` and freshen itself before anything else
                 reaches it; False: it is the same process.
             clone: It is one of several that were restored from the same snapshot.
-            env: Variables that a restored kernel is to have.
+            env: Variables that it is to have from now on; None takes one away.
             cwd: Where a restored kernel is to be; empty: where it was.
             inherited: What `pause` gave when the snapshot was taken. Of these, requests that a client of this proxy
                 still awaits are answered as ever. What is said about the others is dropped, or, of a clone,
@@ -164,7 +164,7 @@ class KernelProxy:
                 "warmcell_after_restore_request", {"token": token, "clone": clone, "env": dict(env or {}), "cwd": cwd}
             )
         else:
-            word = Word("warmcell_go_on_request", {})
+            word = Word("warmcell_go_on_request", {"env": dict(env)} if env else {})
         names = tuple(inherited)
         answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, clone=clone, inherited=names))
         try:

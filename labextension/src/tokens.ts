@@ -188,6 +188,15 @@ export interface ISandboxInfo {
   readonly snapshot: string | null;
   /** Its place, while it waits for a GPU. */
   readonly queue: IQueued | null;
+  /** It runs, and its GPUs are given back until its next cell; null if it has what it asked for. */
+  readonly parked: IParked | null;
+}
+
+/** What a parked sandbox had on GPUs, and has in the host's memory now. */
+export interface IParked {
+  /** Unix time. */
+  readonly since: number;
+  readonly vram_bytes: number;
 }
 
 /** A saved state of a kernel. */

@@ -9,6 +9,7 @@ import type {
   ILease,
   ILimitStatus,
   IMeters,
+  IParked,
   IPhase,
   IQueued,
   ISandboxInfo,
@@ -225,6 +226,11 @@ function readQueued(value: unknown): IQueued {
   };
 }
 
+function readParked(value: unknown): IParked {
+  const data = fields(value, 'what is parked');
+  return { since: number(data.since), vram_bytes: number(data.vram_bytes) };
+}
+
 function readUsage(value: unknown): IUsage {
   const data = fields(value, 'usage');
   return {
@@ -299,7 +305,8 @@ export function readSandbox(value: unknown): ISandboxInfo {
     resumed_ms: numberOrNull(data.resumed_ms),
     phases_ms: numberMap(data.phases_ms),
     snapshot: textOrNull(data.snapshot),
-    queue: maybe(data.queue, readQueued)
+    queue: maybe(data.queue, readQueued),
+    parked: maybe(data.parked, readParked)
   };
 }
 

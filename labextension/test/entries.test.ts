@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { entries, type IEntry, type ISurroundings } from '../src/model/entries';
 import type { ISandboxInfo, IUsage } from '../src/tokens';
-import { device, sandbox, trans, usage } from './forms';
+import { GIB, device, sandbox, trans, usage } from './forms';
 
 const PATHS: Readonly<Record<string, string>> = { k1: 'notes/demo.ipynb' };
 
@@ -45,6 +45,13 @@ test('a suspended one can go on, and says what it gets then', () => {
   const shown = row({ state: 'suspended', gpu: 'A100' });
   assert.deepEqual([shown.tone, shown.state], ['resting', 'suspended']);
   assert.deepEqual(shown.actions, ['resume', 'fork', 'stop']);
+  assert.ok(shown.facts.includes('A100'));
+});
+
+test('a parked one can go on, be suspended too, and says what it gets then', () => {
+  const shown = row({ parked: { since: 1, vram_bytes: GIB }, gpu: 'A100' });
+  assert.deepEqual([shown.tone, shown.state], ['resting', 'parked']);
+  assert.deepEqual(shown.actions, ['resume', 'suspend', 'snapshot', 'fork', 'stop']);
   assert.ok(shown.facts.includes('A100'));
 });
 

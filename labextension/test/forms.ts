@@ -48,6 +48,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     phases_ms: {},
     snapshot: null,
     queue: null,
+    parked: null,
     ...change
   };
 }

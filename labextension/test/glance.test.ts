@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { glance } from '../src/model/glance';
 import { notices } from '../src/model/notices';
 import { isTicking } from '../src/model/situation';
-import { device, sandbox, situation, template, trans } from './forms';
+import { GIB, device, sandbox, situation, template, trans } from './forms';
 
 const ERROR = {
   code: 'backend_unavailable',
@@ -238,6 +238,20 @@ test('a suspended kernel says what it would run on and what wakes it, and asks f
   assert.match(notice?.cure ?? '', /A100:2/);
   assert.deepEqual([notice?.tone, notice?.actions], ['info', ['wake']]);
   assert.ok(!isTicking(suspended));
+});
+
+test('a parked kernel says what is where and what wakes it; while it waits for a GPU so does its cell', () => {
+  const parked = { since: 1, vram_bytes: 3 * GIB };
+  const asleep = situation({ sandbox: sandbox({ gpu: 'A100', parked }) });
+  const shown = glance(asleep, trans);
+  assert.deepEqual([shown.kind, shown.label], ['suspended', 'A100 · parked']);
+  const [notice] = notices(asleep, trans);
+  assert.match(notice?.cure ?? '', /3.* GiB of GPU memory included, and its GPU \(A100\) is free/);
+  assert.deepEqual(notice?.actions, ['wake']);
+  const queue = { request: 'any', place: 1, length: 1, since: 2000, estimate_s: null, why: '' };
+  const [waits] = notices(situation({ sandbox: sandbox({ parked, queue }) }), trans);
+  assert.match(waits?.cure ?? '', /The cell goes on/);
+  assert.deepEqual(waits?.actions, ['cancel']);
 });
 
 test('a kernel that went on shows how fast', () => {

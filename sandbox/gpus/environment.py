@@ -19,7 +19,8 @@ def environment(devices: Sequence[GpuDevice]) -> dict[str, str]:
     shared = [device for device in devices if device.parts > 1]
     part = f"{min((1 / device.parts for device in shared), default=1.0):.4g}"
     if shared and uuids:
-        # JAX, TensorFlow and CUDA's own service each have a word of their own for it; torch has a function only.
+        # JAX, TensorFlow and CUDA's own service each have a word of their own for it. torch has a function only, which
+        # the guest calls with the fraction below.
         told["XLA_PYTHON_CLIENT_MEM_FRACTION"] = part
         told["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"
         limits = (f"{n}={_share_mib(device)}M" for n, device in enumerate(devices))

@@ -190,7 +190,9 @@ class GpuPool:
         for device in [*devices, *lost]:
             holders = sight.holders.get(device.uuid, ())
             leases = [one.to_json(mine=(one.pid, one.sandbox_id) in mine) for one in holders]
-            more = {"lease": leases[0] if leases else None, "leases": leases, "lost": device in lost}
+            more: dict[str, Any] = {"lease": leases[0] if leases else None, "leases": leases, "lost": device in lost}
+            if device.simulated and device.pretended_bytes:
+                more["memory_used_bytes"] = min(device.pretended_bytes * len(leases), device.memory_total_bytes)
             rows.append(device.to_json() | more)
         return rows
 

@@ -4,6 +4,7 @@ request      alternative, or a list of them: fallbacks in order ("H100", "A100")
 alternative  kind | "any" | memory, then ":count" if more than one is wanted, or "/k" for one of k shares of one
 kind         words of the device's name: "A100", "A100-80GB", "RTX 4090", "1g.10gb"
 memory       the least VRAM of the device: "24GiB" (or GB, MiB, MB)
+uuid         that very device, as the driver calls it: "GPU-8f6d…", "MIG-…"
 """
 
 import difflib
@@ -30,6 +31,7 @@ _ALTERNATIVE = re.compile(r"(?P<what>[A-Za-z0-9][A-Za-z0-9 ._+-]*?)\s*(?:(?P<sig
 _MEMORY = re.compile(r"(?P<number>[0-9]{1,7}(?:\.[0-9]{1,3})?)\s*(?P<unit>[gm])i?b", re.IGNORECASE)
 _PROFILE = r"[0-9]+g\.[0-9]+gb"
 """A MIG instance's kind: its part of the processors, and its memory."""
+_UUID = re.compile(r"(?:GPU|MIG)-(?:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|sim-[0-9a-f]{12})")
 _MEMORY_WORD = re.compile(r"([0-9]{1,4})(?:g|gb|gib)")
 _NOISE = frozenset({"nvidia", "geforce", "tesla", "quadro", "graphics", "gpu"})
 """Words of device names that tell nothing about the kind."""
@@ -42,6 +44,8 @@ class Alternative:
     words: tuple[str, ...] = ()
     """Lower-case words that the device's name must have; empty: any."""
     least_bytes: int = 0
+    uuid: str = ""
+    """The one device that will do; empty: any of the kind."""
     nominal_gib: int | None = None
     """As in "A100-80GB": the memory that the card is sold with."""
     count: int = 1
@@ -59,6 +63,8 @@ class Alternative:
     @property
     def kind(self) -> str:
         """Canonical form without the count."""
+        if self.uuid:
+            return self.uuid
         if self.least_bytes:
             return f"{self.least_bytes / GIB:.7g}GiB"
         words = [word.upper() for word in self.words]
@@ -68,6 +74,8 @@ class Alternative:
 
     def matches(self, device: GpuDevice) -> bool:
         """Whether this device is of the kind."""
+        if self.uuid:
+            return device.uuid == self.uuid
         if device.memory_total_bytes < self.least_bytes * (1 - MISSING_PART):
             return False
         if self.nominal_gib is not None and not _sold_with(device, self.nominal_gib):
@@ -198,6 +206,10 @@ def _alternative(text: str) -> Alternative:
             f"{text.strip()!r} asks for no GPU", hint="Ask for at least one, or leave the request out for CPU."
         )
     what = found["what"]
+    if _UUID.fullmatch(what):
+        if count > 1:
+            raise InvalidRequestError(f"{text.strip()!r} asks for one device twice", hint="Leave the number out.")
+        return Alternative(uuid=what, parts=parts)
     if what.lower() == "any":
         return Alternative(count=count, parts=parts)
     if _MEMORY.fullmatch(what):

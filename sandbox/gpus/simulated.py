@@ -9,7 +9,7 @@ from warmcell.sandbox.gpus.base import GpuProcess
 from warmcell.sandbox.gpus.requests import memory_bytes
 from warmcell.sandbox.models import GpuDevice
 
-_KEYS = frozenset({"name", "memory", "count", "nvlink"})
+_KEYS = frozenset({"name", "memory", "count", "nvlink", "used"})
 _MOST = 64
 _SHAPE = 'Write it as {"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}.'
 
@@ -25,8 +25,8 @@ class SimulatedInventory:
         """Read the configuration.
 
         Args:
-            kinds: One entry per kind: `name`, `memory` such as "80GiB", if more than one `count`, and `nvlink`, so many
-                of which are joined.
+            kinds: One entry per kind: `name`, `memory` such as "80GiB", if more than one `count`, `nvlink`, so many of
+                which are joined, and `used`, what each sandbox that has one is said to take of its memory.
 
         Raises:
             InvalidRequestError: An entry is malformed.
@@ -52,7 +52,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
     seen: dict[tuple[str, int], int] = {}
     for kind in kinds:
         name, size, count = _kind(kind)
-        joined = _joined(kind)
+        joined, used = _joined(kind), _used(kind, size)
         for _ in range(count):
             place = seen[name, size] = seen.get((name, size), -1) + 1
             digest = hashlib.sha256(f"{name}\0{size}\0{place}".encode()).hexdigest()
@@ -63,6 +63,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
                     name=name,
                     memory_total_bytes=size,
                     simulated=True,
+                    pretended_bytes=used,
                 )
             )
         mine = found[len(found) - count :]
@@ -84,6 +85,14 @@ def _joined(kind: Mapping[str, object]) -> int:
     if not isinstance(joined, int) or isinstance(joined, bool) or not 1 <= joined <= _MOST:
         raise InvalidRequestError(f"The simulated GPU {kind['name']} has nvlink {joined!r}", hint=_SHAPE)
     return joined
+
+
+def _used(kind: Mapping[str, object], size: int) -> int:
+    told = kind.get("used", 0)
+    used = memory_bytes(told) if isinstance(told, str) else told
+    if not isinstance(used, int) or isinstance(used, bool) or not 0 <= used <= size:
+        raise InvalidRequestError(f"The simulated GPU {kind['name']} has used {told!r}", hint=_SHAPE)
+    return used
 
 
 def _kind(kind: object) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ from warmcell.sandbox.errors import (
     SnapshotIncompatibleError,
     WarmcellError,
 )
-from warmcell.sandbox.models import Mount, SandboxSpec, SnapshotInfo, Wire
+from warmcell.sandbox.models import Mount, Parked, SandboxSpec, SnapshotInfo, Wire
 
 FORMAT = 1
 """Written by this version, and the oldest that it reads."""
@@ -67,6 +67,8 @@ class Manifest(Wire):
     gpus: tuple[str, ...] = ()
     """UUIDs of the GPUs that it held."""
     gpu_driver: str = ""
+    parked: Parked | None = None
+    """What of its memory was on GPUs, and has to go back there before its kernel goes on."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Identity of the Python environment that it ran from."""
     kernel: Mapping[str, Any] = field(default_factory=dict)

@@ -136,7 +136,7 @@ function tone(sandbox: ISandboxInfo, usage: IUsage | null): IEntry['tone'] {
   if (isStarting(sandbox) && sandbox.kernel_id !== null) {
     return 'starting';
   }
-  if (sandbox.state !== 'running') {
+  if (sandbox.state !== 'running' || sandbox.parked !== null) {
     return sandbox.state === 'creating' ? 'starting' : 'resting';
   }
   return usage?.busy === true ? 'busy' : 'running';
@@ -156,7 +156,7 @@ function state(sandbox: ISandboxInfo, usage: IUsage | null, trans: TranslationBu
     case 'busy':
       return trans.__('busy');
     default:
-      return words.state(sandbox.state, trans);
+      return sandbox.parked === null ? words.state(sandbox.state, trans) : trans.__('parked');
   }
 }
 
@@ -191,7 +191,8 @@ function actions(sandbox: ISandboxInfo): EntryAction[] {
   if (sandbox.state !== 'running' || (sandbox.kernel_id !== null && isStarting(sandbox))) {
     return ['stop'];
   }
-  return ['suspend', 'snapshot', ...fork, 'port', 'stop'];
+  const wake: EntryAction[] = sandbox.parked === null ? [] : ['resume'];
+  return [...wake, 'suspend', 'snapshot', ...fork, 'port', 'stop'];
 }
 
 function basename(path: string): string {

@@ -198,6 +198,16 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
       badges: marks
     };
   }
+  if (sandbox.parked !== null) {
+    return {
+      kind: 'suspended',
+      label: `${words.choice({ gpu: sandbox.gpu }, trans)} · ${trans.__('parked')}`,
+      title: trans.__(
+        'Parked: its GPU is free for others, and what it had there waits in the memory of the machine. It goes on with the next cell, with all its variables.'
+      ),
+      badges: marks
+    };
+  }
   if (sandbox.state !== 'running') {
     const label = `${what} · ${words.state(sandbox.state, trans)}`;
     return { kind: 'resting', label, title: label, badges: marks };

@@ -3,8 +3,9 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, IQueued, ISandboxInfo, ITemplateStatus } from '../tokens';
+import type { IErrorInfo, IParked, IQueued, ISandboxInfo, ITemplateStatus } from '../tokens';
 import { isServed, missing } from './choice';
+import { isAsleep } from './state';
 import { DIED, isBroken, isStarting, type ISituation, known, startWord } from './situation';
 import * as words from './words';
 
@@ -79,6 +80,9 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
   }
   if (sandbox.state === 'suspended') {
     return [asleep(sandbox, trans)];
+  }
+  if (sandbox.parked !== null) {
+    return [parked(sandbox, sandbox.parked, trans)];
   }
   const found = unserved(situation, sandbox, trans);
   const died = sandbox.previous_error;
@@ -155,6 +159,26 @@ function asleep(sandbox: ISandboxInfo, trans: TranslationBundle): INotice {
   };
 }
 
+/** That a kernel's GPU is given back, and how it goes on. */
+function parked(
+  sandbox: ISandboxInfo,
+  { since, vram_bytes }: IParked,
+  trans: TranslationBundle
+): INotice {
+  return {
+    key: `${sandbox.id}/parked/${since}`,
+    tone: 'info',
+    text: trans.__('This kernel is parked.'),
+    elapsed_s: null,
+    cure: trans.__(
+      'Its variables are there, %1 of GPU memory included, and its GPU (%2) is free for others. It goes on with the next cell.',
+      words.bytes(vram_bytes),
+      words.choice({ gpu: sandbox.gpu }, trans)
+    ),
+    actions: ['wake']
+  };
+}
+
 /** That a start, or a wake-up, waits for a GPU. */
 function queued(
   sandbox: ISandboxInfo,
@@ -172,11 +196,11 @@ function queued(
     cure: [
       words.sentence(named(why)),
       estimate_s === null ? '' : trans.__('About %1 to go.', words.age(estimate_s, trans)),
-      sandbox.state === 'suspended' ? trans.__('The cell goes on as soon as there is one.') : ''
+      isAsleep(sandbox) ? trans.__('The cell goes on as soon as there is one.') : ''
     ]
       .filter(Boolean)
       .join(' '),
-    actions: sandbox.state === 'suspended' ? ['cancel'] : ['cancel', 'choose']
+    actions: isAsleep(sandbox) ? ['cancel'] : ['cancel', 'choose']
   };
 }
 

@@ -17,6 +17,11 @@ export function isAlive(sandbox: ISandboxInfo): boolean {
   return !ENDED.has(sandbox.state);
 }
 
+/** Whether it has given up its GPU until its next cell. */
+export function isAsleep(sandbox: ISandboxInfo): boolean {
+  return sandbox.state === 'suspended' || sandbox.parked !== null;
+}
+
 /** What is known after `event`. */
 export function reduce(state: IState, event: ServerEvent): IState {
   switch (event.kind) {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..magics import doors
-from . import hooks, iopub, newborn
+from . import graphics, hooks, iopub, newborn
 from .replies import Replies
 
 OUTPUT_TIMEOUT_S = 50.0
@@ -92,6 +92,7 @@ class Saving:
                 gc.freeze()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
+            graphics.let_go()
             self._replies.hold()
             self._in_order(self._hold)
         except BaseException:
@@ -106,14 +107,7 @@ class Saving:
         if not self._token or token != self._token:
             raise RefusedError("This kernel is not the one that was saved: it does not know the snapshot's token")
         newborn.reseed()
-        changes = content.get("env") or {}
-        if not isinstance(changes, Mapping) or not all(_is_change(*pair) for pair in changes.items()):
-            raise RefusedError("env must have names with strings or null")
-        for name, value in changes.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _change_environment(content.get("env") or {})
         time.tzset()
         cwd = content.get("cwd")
         if cwd:
@@ -127,6 +121,7 @@ class Saving:
 
     def _go_on(self, content: Mapping[str, Any]) -> dict[str, Any]:
         self._token = ""
+        _change_environment(content.get("env") or {})
         doors.reopen()
         self._replies.let_go()
         self._in_order(self._let_go)
@@ -147,6 +142,18 @@ def _trapped(number: int, _: object) -> None:
     """A trap of the notebook's own: it ends the kernel, as it would anywhere."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(signal.Signals(number))
+
+
+def _change_environment(changes: Any) -> None:
+    if not isinstance(changes, Mapping) or not all(_is_change(*pair) for pair in changes.items()):
+        raise RefusedError("env must have names with strings or null")
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if changes:
+        graphics.renew()
 
 
 def _is_change(name: object, value: object) -> bool:

@@ -26,12 +26,14 @@ def register(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
 
 
 def register_snapshots(shell: InteractiveShell, connect: Callable[[], Api]) -> None:
-    """Add the magics for this very kernel's snapshots to `shell`, where that is in a sandbox."""
+    """Add the magics for this very kernel's snapshots and GPU to `shell`, where that is in a sandbox."""
+    from .gpu import Gpu
     from .snapshots import Snapshots
 
     snapshots = Snapshots(shell, connect)
     shell.magics_manager.register_function(snapshots.snapshot, "line", "snapshot")
     shell.magics_manager.register_function(snapshots.restore, "line", "restore")
+    shell.magics_manager.register_function(Gpu(shell, connect).gpu, "line", "gpu")
 
 
 def registered(shell: InteractiveShell) -> bool:

@@ -88,6 +88,10 @@ class Api:
         """Ask for a snapshot of this sandbox, which is taken at once; where the answer will be has the token."""
         self._json("POST", "/sandboxes/self/snapshot", {"name": name, "token": token})
 
+    def change_gpu(self, gpu: str | None, token: str) -> None:
+        """Ask for another GPU for this kernel, or none; where the answer will be has the token in its name."""
+        self._json("POST", "/sandboxes/self/gpu", {"gpu": gpu, "token": token})
+
     def restore(self, name: str, *, cell: str) -> dict[str, Any]:
         """Ask for this sandbox to be as it was in a snapshot. The cell that asks, a msg_id, is ended by that."""
         return self._json("POST", "/sandboxes/self/restore", {"name": name, "cell": cell})

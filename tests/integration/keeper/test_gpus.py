@@ -149,7 +149,7 @@ async def test_an_idle_kernel_gives_its_gpu_to_whoever_waits(places: Places, tmp
     """
     enough = tmp_path / "enough"
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(keeper(places, simulated_gpus=T4, gpu_yield_after=0.5))
+        client = await stack.enter_async_context(keeper(places, simulated_gpus=T4, gpu_yield_after=0.5, park_after=0))
         told = await stack.enter_async_context(changes(client))
         first = await stack.enter_async_context(notebook(client, tmp_path, gpu="T4"))
         await first.run("import os; x = 41")

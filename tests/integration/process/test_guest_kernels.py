@@ -64,7 +64,7 @@ def _fingerprint():
 import json
 print(json.dumps(_fingerprint(), default=str))
 """
-OURS = ("remote", "restore", "snapshot")
+OURS = ("gpu", "remote", "restore", "snapshot")
 """Magics that a kernel of ours has besides."""
 
 

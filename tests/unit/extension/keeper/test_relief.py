@@ -26,6 +26,8 @@ class Keeper:
     prepared: bool = False
     suspended: list[str] = field(default_factory=list)
     stubborn: str = ""
+    parkable: bool = False
+    parked: list[str] = field(default_factory=list)
     waiting: bool = False
     wanted: list[str] = field(default_factory=list)
     """Those whose GPUs serve who waits."""
@@ -44,7 +46,8 @@ class Keeper:
 
     def info(self, sandbox_id: str) -> Any:
         state = State.SUSPENDED if sandbox_id in self.suspended else State.RUNNING
-        return SimpleNamespace(state=state, gpus=() if sandbox_id.startswith("cpu") else ("GPU",))
+        without = sandbox_id.startswith("cpu") or sandbox_id in self.parked
+        return SimpleNamespace(state=state, gpus=() if without else ("GPU",))
 
     @property
     def leases(self) -> Any:
@@ -66,6 +69,13 @@ class Keeper:
             raise errors.ConflictError("It is busy", hint="Wait.")
         self.suspended.append(sandbox_id)
         self.available_gib += 1
+
+    async def park(self, sandbox_id: str) -> None:
+        if not self.parkable:
+            raise errors.UnsupportedOperationError("It is a MIG instance", hint="Ask for a whole GPU.")
+        if sandbox_id == self.stubborn:
+            raise errors.CapacityError("There is no room", hint="Make some.")
+        self.parked.append(sandbox_id)
 
     def look(self) -> Room:
         return Room(available_bytes=int(self.available_gib * GIB), total_bytes=100 * GIB)
@@ -122,6 +132,30 @@ async def test_kernels_give_way_to_who_waits_for_their_gpu() -> None:
     keeper = Keeper(idle, waiting=True, wanted=["new", "busy", "old", "cpu"])
     assert await keeper.relief().give_way(60.0) == 20.0
     assert keeper.suspended == ["old"]
+
+
+async def test_who_gives_way_is_parked_where_that_can_be_done() -> None:
+    """And suspended where it cannot, or where the configuration says so."""
+    keeper = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"])
+    await keeper.relief().give_way(60.0)
+    assert (keeper.parked, keeper.suspended) == (["old"], [])
+    without = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"])
+    one: Any = without
+    await Relief(one, one, one, look=without.look, parks=False).give_way(60.0)
+    assert (without.parked, without.suspended) == ([], ["old"])
+
+
+async def test_idle_kernels_are_parked_after_their_time() -> None:
+    """Those with a GPU; those that are used are not, and one that cannot be parked is left alone for a while."""
+    keeper = Keeper({"full": 0.4, "old": 0.3, "busy": 0.0, "cpu": 0.3}, parkable=True, stubborn="full")
+    work = asyncio.create_task(keeper.relief().park_idle(0.01))
+    async with asyncio.timeout(60):
+        while not keeper.parked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    keeper.stubborn = ""
+    await asyncio.sleep(0.1)
+    work.cancel()
+    assert (keeper.parked, keeper.suspended) == (["old"], [])
 
 
 async def test_nobody_gives_way_where_nobody_waits() -> None:

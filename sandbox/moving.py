@@ -1,0 +1,140 @@
+"""Other GPUs for a kernel that lives, which keeps all its variables."""
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.gpus.parking import check_like, to_host
+from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.suspending import Suspending
+
+log = logging.getLogger(__name__)
+
+GpuWish = str | tuple[str, ...] | None
+
+
+class Moving(Suspending):
+    """Sandboxes whose GPUs can be changed while they live."""
+
+    async def change_gpu(
+        self, sandbox_id: SandboxId, gpu: GpuWish, *, unless: Callable[[], bool] = lambda: False
+    ) -> SandboxInfo:
+        """Give it what is asked for instead of what it has. What it has is kept until the other is there.
+
+        What is on its GPUs goes along to others of their kind. A kernel that has used none can have any, or none.
+        Where its sandbox has no device node of the new ones it goes through the disk, into one that has.
+
+        Args:
+            sandbox_id: Which; it runs, or is parked.
+            gpu: In the grammar of requests; None: no GPU.
+            unless: Asked once its kernel is held; if true nothing is changed.
+
+        Raises:
+            NoGpuAvailableError: It is in use; nobody waits for that here.
+            UnsupportedOperationError: What it has cannot go there, or not on this machine; it is as it was.
+            WarmcellError: It is as it was; or it is suspended, and comes back with its next cell.
+        """
+        box = self.live(sandbox_id)
+        await self._exclusively(box, self._change_gpu(box, gpu, unless))
+        return box.info
+
+    async def _change_gpu(self, box: LiveSandbox, gpu: GpuWish, unless: Callable[[], bool]) -> None:
+        if box.info.state is not State.RUNNING or box.kernel is None or not box.kernel.alive:
+            raise errors.ConflictError(
+                f"Sandbox {box.info.id} has no kernel that runs", hint="Run a cell first, or restart the kernel."
+            )
+        spec = await self.check(dataclasses.replace(box.spec, gpu=gpu), owner=box.info.owner)
+        began = time.perf_counter()
+        if box.info.parked is not None:
+            await self._unpark(box, began=began)
+        if spec.gpu is not None and self._gpus.has(box.info.id, spec.gpu) is not None:
+            box.spec = spec
+            box.tell(gpu=spec.gpu)
+            return
+        holder = new_sandbox_id()
+        devices: tuple[GpuDevice, ...] = ()
+        if spec.gpu is not None:
+            devices = await self._gpus.lease(spec.gpu, holder=holder, owner=box.info.owner, wait_s=0.0)
+        try:
+            await self._check_can_go(box, devices)
+            if _seen_in(box, devices):
+                await self._change_in_place(box, devices, unless)
+                self._take_over(box, holder)
+            else:
+                await self.memory.check(box.spec)
+                await self._change_through_disk(box, devices, holder, began=began)
+        except BaseException:
+            self._gpus.release(holder)
+            raise
+        box.spec = spec
+        box.tell(gpu=spec.gpu, gpus=devices, resumed_ms=round(1000 * (time.perf_counter() - began), 1))
+        names = ", ".join(device.name for device in devices) or "none"
+        log.info("sandbox %s has other GPUs: %s, after %.3f s", box.info.id, names, time.perf_counter() - began)
+
+    async def _check_can_go(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+        """Whether what is on its GPUs could go on on these; said before anything is touched."""
+        if not box.gpus:
+            return
+        engine = self._parking_place().engine
+        await engine.check(box.gpus, box.processes)
+        bound = await engine.uses_gpus(box.gpus, box.processes)
+        check_like(Parked(gpus=box.gpus, since=time.time(), bound=bound), devices)
+
+    async def _change_in_place(
+        self, box: LiveSandbox, devices: tuple[GpuDevice, ...], unless: Callable[[], bool]
+    ) -> None:
+        """Its processes stay. If they cannot go on on the new devices they do on the old ones."""
+        kernel, frontend, had = box.kernel, box.frontend, box.gpus
+        assert kernel is not None
+        token = secrets.token_hex(16)
+        record = {}
+        if frontend is not None:
+            await frontend.pause(token=token)
+            record = dict(frontend.record())
+        try:
+            if unless():
+                raise errors.ConflictError("The kernel is wanted", hint="Try again when its cell has ended.")
+            if had:
+                engine = self._parking_place().engine
+                parked = await to_host(engine, had, box.processes)
+                try:
+                    await asyncio.shield(engine.unpark(parked, devices, box.processes))
+                except errors.WarmcellError:
+                    await asyncio.shield(engine.unpark(parked, had, box.processes))
+                    raise
+            box.gpus = devices
+        finally:
+            if frontend is not None:
+                await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+
+    async def _change_through_disk(
+        self, box: LiveSandbox, devices: tuple[GpuDevice, ...], holder: SandboxId, *, began: float
+    ) -> None:
+        """It is suspended, and goes on in a sandbox that has the new devices."""
+        before = box.info.snapshot
+        await self.memory.suspend(box)
+        self._take_over(box, holder)
+        self._spawn(self.memory.forget_suspended(before))
+        try:
+            await self.memory.resume(box, devices, began=began)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            raise
+
+    def _take_over(self, box: LiveSandbox, holder: SandboxId) -> None:
+        """What was leased for it becomes its own, and what it had is free."""
+        self._gpus.release(box.info.id)
+        self._gpus.move(holder, box.info.id)
+
+
+def _seen_in(box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
+    """Whether its sandbox has the device nodes of these."""
+    there = {node for gpu in box.gpus for node in gpu.device_nodes}
+    return not box.info.isolated or all(node in there for gpu in devices for node in gpu.device_nodes)

@@ -1,0 +1,163 @@
+"""Sandboxes whose GPUs are given back while they live on, and that take some again before they go on."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+
+from warmcell.sandbox import errors
+from warmcell.sandbox.gpus.parking import ParkingPlace, to_host
+from warmcell.sandbox.kernel import LeftKernel
+from warmcell.sandbox.lifecycle import TERMINAL, State
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.pool import memory_bytes
+from warmcell.sandbox.registry import Registry
+
+WORKING_PCT = 5.0
+"""A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
+
+
+def moves_within(backend_isolated: bool, had: tuple[GpuDevice, ...]) -> bool:
+    """Whether a sandbox sees other devices than those that it was made with."""
+    return not backend_isolated or not any(gpu.device_nodes for gpu in had)
+
+
+class Parking(Registry):
+    """Sandboxes that can be parked. What is told of one is `SandboxInfo.parked`; its state stays `running`."""
+
+    async def park(self, sandbox_id: SandboxId, *, unless: Callable[[], bool] = lambda: False) -> SandboxInfo:
+        """Take what it has on its GPUs to the host's memory, and give the GPUs back. One that is parked stays so.
+
+        Args:
+            sandbox_id: Which.
+            unless: Asked once its kernel is held; if true it goes on, for somebody wants something of it.
+
+        Raises:
+            UnsupportedOperationError: That cannot be done here, or with what it has there; nothing was touched.
+            CapacityError: The host has no room for it; nothing was touched.
+            ConflictError: It does not run, has no GPU, is wanted, or its GPU works.
+            WarmcellError: It runs on as before, or its `parked` says that it does not.
+        """
+        box = self.live(sandbox_id)
+        await self._exclusively(box, self._park(box, unless))
+        return box.info
+
+    def parked_bytes(self) -> int:
+        """What of the host's memory all that is parked takes."""
+        alive = [box.info for box in self._boxes.values() if box.info.state not in TERMINAL]
+        return sum(info.parked.vram_bytes for info in alive if info.parked is not None)
+
+    async def _park(self, box: LiveSandbox, unless: Callable[[], bool]) -> None:
+        if box.info.parked is not None:
+            return
+        place = self._parking_place()
+        kernel, frontend = box.kernel, box.frontend
+        if box.info.state is not State.RUNNING or kernel is None or not kernel.alive:
+            raise errors.ConflictError(f"Sandbox {box.info.id} has no kernel that runs", hint="Start its kernel.")
+        if not box.info.gpus:
+            raise errors.ConflictError(f"Sandbox {box.info.id} has no GPU", hint="Suspend it to free its memory.")
+        if frontend is None:
+            raise errors.UnsupportedOperationError(
+                "Nobody would notice when this sandbox is wanted again", hint="Suspend it, or stop it."
+            )
+        await place.engine.check(box.gpus, box.processes)
+        await self._check_idle(box)
+        await self._check_host(box, place, await place.engine.vram_bytes(box.gpus, box.processes))
+        began = time.perf_counter()
+        left = LeftKernel(token=secrets.token_hex(16))
+        await frontend.pause(token=left.token)
+        left.record = frontend.record()
+        try:
+            if unless():
+                raise errors.ConflictError("The kernel is wanted again", hint="Park it when it is idle.")
+            parked = await to_host(place.engine, box.gpus, box.processes)
+        except BaseException:
+            await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+            raise
+        box.left = left
+        box.tell(parked=parked, gpus=(), phases_ms={"park": round(1000 * (time.perf_counter() - began), 1)})
+        await frontend.sleep(left.record)
+        self._gpus.release(box.info.id)
+
+    async def _unpark(self, box: LiveSandbox, *, began: float, request: str | None = None) -> None:
+        """Have a parked sandbox go on, on a GPU that it gets now.
+
+        Raises:
+            WarmcellError: It stays parked, and has no GPU.
+        """
+        parked, left, kernel = box.info.parked, box.left, box.kernel
+        assert parked is not None
+        devices = await self._lease(box, request or self._comes_back_on(box, parked))
+        leased = time.perf_counter()
+        try:
+            await self._parking_place().engine.unpark(parked, devices, box.processes)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            box.tell(phase=None)
+            raise
+        back = time.perf_counter()
+        box.gpus, box.left = devices, None
+        box.tell(parked=None, gpus=devices, phase=None)
+        if box.frontend is not None and kernel is not None and left is not None:
+            await box.frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+        now = time.perf_counter()
+        phases = {"queue": leased - began, "unpark": back - leased, "ready": now - back}
+        box.tell(
+            resumed_ms=round(1000 * (now - began), 1),
+            phases_ms={name: round(1000 * took, 1) for name, took in phases.items()},
+        )
+
+    async def _lease_anew(self, box: LiveSandbox) -> None:
+        """A parked sandbox whose kernel is gone gets GPUs for the next one; raises as `_unpark`."""
+        parked, asked = box.info.parked, box.spec.gpu
+        assert parked is not None
+        stays = not moves_within(box.info.isolated, parked.gpus)
+        devices = () if asked is None else await self._lease(box, _those(parked) if stays else asked)
+        box.gpus, box.left = devices, None
+        box.tell(parked=None, gpus=devices, phase=None)
+
+    def _parking_place(self) -> ParkingPlace:
+        if self.parking is None:
+            raise errors.UnsupportedOperationError("Kernels are not parked here", hint="Suspend it instead.")
+        return self.parking
+
+    def _comes_back_on(self, box: LiveSandbox, parked: Parked) -> str:
+        if moves_within(box.info.isolated, parked.gpus):
+            return self._parking_place().engine.comes_back_on(parked)
+        return _those(parked)
+
+    async def _check_idle(self, box: LiveSandbox) -> None:
+        mine = {gpu.uuid: gpu for gpu in box.gpus if gpu.parts == 1 and not gpu.simulated}
+        for row in await self._gpus.status() if mine else ():
+            if row["uuid"] in mine and (row["utilization_pct"] or 0.0) >= WORKING_PCT:
+                raise errors.ConflictError(
+                    f"GPU {row['index']} works at {row['utilization_pct']:.0f} %", hint="Park it when that has ended."
+                )
+
+    async def _check_host(self, box: LiveSandbox, place: ParkingPlace, vram_bytes: int) -> None:
+        """Whether the host has room for what comes from the GPU, within the budget and the sandbox's own cap."""
+        taken, free = self.parked_bytes(), await asyncio.to_thread(place.free_bytes)
+        left = min(place.budget_bytes - taken, free)
+        if vram_bytes > left:
+            raise errors.CapacityError(
+                f"The kernel has {vram_bytes / GIB:.1f} GiB on the GPU, and {max(0, left) / GIB:.1f} GiB of the host's "
+                "memory may still be used for parked kernels",
+                hint="Raise c.Warmcell.park_memory, suspend kernels that are parked, or free memory of the machine.",
+                details={"vram_bytes": vram_bytes, "parked_bytes": taken, "free_bytes": free},
+            )
+        cap = box.info.limits.get("memory")
+        if cap is None or not cap.enforced or cap.value is None or not vram_bytes:
+            return
+        used = await asyncio.to_thread(memory_bytes, box.processes)
+        if used + vram_bytes > cap.value:
+            raise errors.CapacityError(
+                f"What the kernel has on the GPU ({vram_bytes / GIB:.1f} GiB) does not fit below its memory cap",
+                hint=f"Give the notebook {(used + vram_bytes) / GIB:.0f} GiB of memory or more. It keeps its GPU.",
+            )
+
+
+def _those(parked: Parked) -> str:
+    """A request for the very devices; there is one, for several cannot be parked."""
+    first = parked.gpus[0]
+    return first.uuid if first.parts == 1 else f"{first.uuid}/{first.parts}"
