@@ -146,11 +146,6 @@ class Agents:
         except errors.SandboxNotFoundError:
             return False
 
-    def busy(self, sandbox_id: SandboxId) -> bool:
-        """Whether code or a command runs in it that was sent from here."""
-        box = self._boxes.get(sandbox_id)
-        return box is not None and (box.runs.busy or box.commands.running > 0)
-
     def of(self, sandbox_id: SandboxId) -> AgentBox:
         """What hangs on one, whatever its state.
 
@@ -226,6 +221,11 @@ class Agents:
         self._tell(self.live(sandbox_id), **changes)
         self.changed(self._service.info(sandbox_id))
         return self._service.info(sandbox_id)
+
+    def busy(self, sandbox_id: SandboxId) -> bool:
+        """Whether code or a command runs in it that was sent from here."""
+        box = self._boxes.get(sandbox_id)
+        return box is not None and (box.runs.busy or box.commands.running > 0)
 
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what its kernel does, if anything."""
