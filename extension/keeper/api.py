@@ -274,10 +274,14 @@ class SandboxesHandler(Handler):
             asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
             if snapshot is None:
                 asked = keeper.quotas.capped(self.principal.name, asked)
+        ref = None if snapshot is None else self.own_snapshot(_text(snapshot, "snapshot"))
+        if self.principal is not None and ref is not None:
+            gate: Gate = self.settings["gate"]
+            gate.check_copy(self.principal, keeper.service.memory.store.get(ref).spec.gpu)
         return await keeper.agents.create(
             asked,
             agents_api.terms_of(_object(body, "terms")),
-            snapshot=None if snapshot is None else self.own_snapshot(_text(snapshot, "snapshot")),
+            snapshot=ref,
             principal=self.principal_name,
         )
 

@@ -152,6 +152,11 @@ class Gate:
         if info.state is State.SUSPENDED and info.gpu is not None:
             self.quotas.check_gpus(principal.name)
 
+    def check_copy(self, principal: Principal, gpu: object) -> None:
+        """Raises ForbiddenError if a copy of what has such GPUs leases more, and its token is not for that."""
+        if gpu is not None:
+            principal.check("gpu", "ask for GPUs")
+
     def snapshot(self, principal: Principal, ref: str, sandbox_id: str | None = None) -> SnapshotId:
         """The id of one of its snapshots, by id or name.
 

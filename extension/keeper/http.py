@@ -197,6 +197,8 @@ class JsonHandler(web.RequestHandler):
                 raise
             if not itself:
                 by.check_awake(principal, info)
+            if path.endswith("/fork"):
+                by.check_copy(principal, info.gpu)
         if gate.below(path, "snapshots") is not None:
             within = self.get_query_argument("sandbox_id", None)
             self.path_args[0] = by.snapshot(principal, self.path_args[0], within)

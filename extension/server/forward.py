@@ -96,6 +96,7 @@ class ForwardHandler(WarmcellHandler):
 
     def on_connection_close(self) -> None:
         """The sender has gone (tornado's hook)."""
+        super().on_connection_close()  # Which ends the wait for the rest of the body.
         if self._work is not None:
             self._work.cancel()
 

@@ -141,6 +141,7 @@ class ImportHandler(WarmcellHandler):
 
     def on_connection_close(self) -> None:
         """The sender has gone (tornado's hook)."""
+        super().on_connection_close()  # Which ends the wait for the rest of the body.
         self.on_finish()
 
     async def _pass_on(self, piece: bytes | None) -> None:

@@ -161,6 +161,20 @@ async def test_gpu_time_ends(keeper: KeeperClient, who: Ask) -> None:
     assert (await ann.post("/sandboxes", json=BOX)).status_code == 201
 
 
+@pytest.mark.criu
+async def test_a_copy_of_what_has_gpus_takes_the_scope_for_gpus(keeper: KeeperClient, who: Ask) -> None:
+    """Clones and what goes on from a snapshot lease GPUs of their own; one without is copied by who may copy."""
+    ann, other = await who("ann"), await who("ann", scopes=["read", "run", "snapshot"])
+    for gpu, status in (({"gpu": "A100"}, 403), ({}, 201)):
+        box = (await ann.post("/sandboxes", json={"spec": {**BOX["spec"], **gpu}})).json()
+        saved = (await ann.post(f"/sandboxes/{box['id']}/snapshot", json={})).json()
+        for path, body in ((f"/sandboxes/{box['id']}/fork", {}), ("/sandboxes", {"snapshot": saved["id"]})):
+            told = await other.post(path, json=body)
+            assert told.status_code == status, told.text
+            if status == 403:
+                assert told.json()["details"] == {"scope": "gpu"}
+
+
 def test_tokens_are_made_and_listed_on_the_terminal(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     """The token is printed alone, so that a script can take it; `ls` never shows it."""
     line = ["token", "create", "ann", "--scope", "read", "--expires", "30d", "--memory", "16GiB", "--sandboxes", "4"]
