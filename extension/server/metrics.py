@@ -103,7 +103,7 @@ class KeeperMetrics:
             yield family
         given = CounterMetricFamily(
             "warmcell_gpu_given_back_seconds",
-            "GPU time that suspended kernels would have held idle.",
+            "GPU time that parked and suspended kernels would have held idle.",
             labels=("owner",),
         )
         for owner, sums in used.items():
