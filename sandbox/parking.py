@@ -1,6 +1,7 @@
 """Sandboxes whose GPUs are given back while they live on, and that take some again before they go on."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxInfo
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.registry import Registry
+
+log = logging.getLogger(__name__)
 
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
@@ -76,7 +79,9 @@ class Parking(Registry):
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
         box.left = left
-        box.tell(parked=parked, gpus=(), phases_ms={"park": round(1000 * (time.perf_counter() - began), 1)})
+        box.tell(parked=parked, gpus=())
+        took = time.perf_counter() - began
+        log.info("sandbox %s is parked with %.2f GiB after %.3f s", box.info.id, parked.vram_bytes / GIB, took)
         await frontend.sleep(left.record)
         self._gpus.release(box.info.id)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from warmcell.extension.keeper.front import Front, answer
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
+from warmcell.extension.keeper.kernel_gpus import KernelGpus
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
@@ -26,7 +27,6 @@ from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
-from warmcell.sandbox.moving import GpuWish
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -40,12 +40,11 @@ RESULT = re.compile(r"result-[0-9a-f]{16}")
 RESULT_MAX_BYTES = 64 * 2**20
 
 
-class KernelMemory:
+class KernelMemory(KernelGpus):
     """What can be done with the memory of kernels; of a sandbox without one the service does it alone."""
 
     def __init__(self, service: SandboxService, kernels: Kernels, paths: Paths) -> None:
-        self._service = service
-        self._kernels = kernels
+        super().__init__(service, kernels)
         self._paths = paths
         kernels.front_of = self.front
         service.template_front = TemplateFront
@@ -84,42 +83,6 @@ class KernelMemory:
                 return self._service.info(sandbox_id)
             return await self._service.suspend(sandbox_id)
 
-    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """Give its GPUs back and keep it alive; its first cell takes some again. Others make room for it on the host.
-
-        Raises:
-            ConflictError: It is busy, or its GPU works.
-            WarmcellError: As `SandboxService.park`.
-        """
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            return await self._service.park(sandbox_id)
-        async with kernel.lock:
-            if kernel.proxy.busy:
-                raise errors.ConflictError("The kernel is busy", hint="Park it when its cell has ended.")
-            while True:
-                try:
-                    return await self._service.park(sandbox_id, unless=lambda: kernel.proxy.busy)
-                except errors.CapacityError:
-                    if not await self._suspend_longest_parked():
-                        raise
-
-    async def _suspend_longest_parked(self) -> bool:
-        """Whether host memory was freed that way."""
-        parked = [info for info in self._service.infos() if info.parked is not None and info.parked.vram_bytes]
-        for info in sorted(parked, key=lambda each: each.parked.since if each.parked else 0.0):
-            kernel = self._of(info.id)
-            if kernel is None or kernel.lock.locked() or kernel.proxy.busy:
-                continue
-            try:
-                await self.suspend(info.id)
-            except errors.WarmcellError as error:
-                log.debug("parked kernel %s cannot be suspended: %s", info.kernel_id, error)
-                continue
-            log.info("kernel %s was suspended: others are to be parked", info.kernel_id)
-            return True
-        return False
-
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Have it go on, if it is suspended or parked; raises as `SandboxService.resume`."""
         kernel = self._of(sandbox_id)
@@ -127,40 +90,6 @@ class KernelMemory:
             return await self._service.resume(sandbox_id)
         async with kernel.lock:
             return await self._service.resume(sandbox_id)
-
-    async def change_gpu(self, sandbox_id: SandboxId, gpu: GpuWish, *, even_busy: bool = False) -> SandboxInfo:
-        """Give it other GPUs, its variables kept, until its next restart with another wish.
-
-        Raises:
-            ConflictError: It is busy, and that was not asked for.
-            WarmcellError: As `SandboxService.change_gpu`.
-        """
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            raise errors.UnsupportedOperationError("It has no kernel", hint="Make a new sandbox with that GPU.")
-        async with kernel.lock:
-            if kernel.proxy.busy and not even_busy:
-                raise errors.ConflictError("The kernel is busy", hint="Change its GPU when its cell has ended.")
-            await self._service.resume(sandbox_id)
-            info = await self._service.change_gpu(sandbox_id, gpu, unless=lambda: kernel.proxy.busy and not even_busy)
-            spec = dataclasses.replace(kernel.request.spec, gpu=info.gpu)
-            kernel.request = dataclasses.replace(kernel.request, spec=spec)
-            return info
-
-    def change_gpu_from_inside(self, sandbox_id: SandboxId, token: str, gpu: GpuWish) -> None:
-        """The same in the middle of a cell, which waits for the answer."""
-        self._kernel(sandbox_id)
-
-        async def work() -> None:
-            try:
-                info = await self.change_gpu(sandbox_id, gpu, even_busy=True)
-                said: dict[str, Any] = {"ok": True, "gpus": [device.to_json() for device in info.gpus]}
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s keeps its GPU: %s", sandbox_id, error)
-                said = {"ok": False, **error.to_json()}
-            await answer(self._service.live(sandbox_id), token, said)
-
-        self._kernels.spawn(work())
 
     async def populate(self, sandbox_id: SandboxId, ref: str = "") -> None:
         """Begin to read from disk what it maps of a snapshot: of the one that it came from, or of `ref`.
@@ -349,12 +278,6 @@ class KernelMemory:
             log.warning("kernel %s: %s: %s", kernel.request.kernel_id, what, error)
             await kernel.proxy.tell(f"{what}: {error}\n")
 
-    def _kernel(self, sandbox_id: SandboxId) -> Kernel:
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            raise errors.UnsupportedOperationError("It is no notebook's kernel", hint="Use it in a notebook.")
-        return kernel
-
     async def revive(self) -> None:
         """Take up the kernels that were suspended when another keeper went. What is too broken for it is logged."""
         store = self._service.memory.store
@@ -478,9 +401,6 @@ class KernelMemory:
             await kernel.proxy.refuse(error)
         finally:
             kernel.waking = False
-
-    def _of(self, sandbox_id: SandboxId) -> Kernel | None:
-        return next((one for one in self._kernels.all() if one.sandbox_id == sandbox_id), None)
 
 
 async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
