@@ -56,6 +56,7 @@ class Front:
     """Who speaks with the kernel: notes what is asked."""
 
     asked: list[str] = field(default_factory=list)
+    fails: errors.WarmcellError | None = None
 
     def record(self) -> Mapping[str, Any]:
         return {}
@@ -67,6 +68,8 @@ class Front:
         self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
     ) -> None:
         self.asked.append("go_on")
+        if self.fails is not None:
+            raise self.fails
 
     async def undone(self) -> None:
         self.asked.append("undone")
@@ -110,6 +113,7 @@ async def here(places: Places) -> AsyncIterator[Here]:
     box.frontend = front
     made = Here(service, gpus, engine, box, front)
     yield made
+    engine.may_end.set()  # Also where a test has failed in the middle of it.
     await service.close()
 
 
@@ -160,6 +164,22 @@ async def test_what_cannot_come_back_stays_parked_and_holds_no_gpu(here: Here) -
     assert await here.held() == [None, None]
     here.engine.fails.clear()
     assert (await here.service.resume(sandbox_id)).parked is None
+
+
+async def test_clients_that_cannot_go_on_yet_do_so_with_the_next_request(here: Here) -> None:
+    """The kernel was slow to answer: what it had is back on a GPU, which it keeps, and is not parked a second time."""
+    sandbox_id = here.box.info.id
+    await here.service.park(sandbox_id)
+    here.front.fails = errors.OperationTimeoutError("The kernel did not answer", hint="Try it again.")
+    with pytest.raises(errors.OperationTimeoutError):
+        await here.service.resume(sandbox_id)
+    assert here.box.info.parked is None
+    here.front.fails = None
+    await here.service.resume(sandbox_id)
+    await here.service.resume(sandbox_id)
+    assert here.front.asked == ["pause", "sleep", "go_on", "go_on"]
+    assert here.engine.done == ["park", "unpark"]
+    assert await here.held() == [sandbox_id, None]
 
 
 async def test_given_up_half_way_it_is_brought_back(here: Here) -> None:
