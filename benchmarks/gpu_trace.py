@@ -39,6 +39,13 @@ SPREAD = math.log(CELL_Q3_S / CELL_MEDIAN_S) / statistics.NormalDist().inv_cdf(0
 RESUME_S, SUSPEND_S = 0.5, 1.0
 """What it takes to have a kernel of 1 GB go on, and to save it: more than `make bench` measures (P4, P11)."""
 
+VRAM_S_PER_GIB = 0.2
+"""What it takes to park a GiB, or to bring it back: 5 GiB/s, as was published for a whole H100 on PCIe 5
+(NVIDIA/cuda-checkpoint, issue 29); a pinned copy does 26 to 55. Not measured by us yet."""
+
+PARK_S = 0.1
+"""What parking takes beside that: to leave the kernel, and to go on with it."""
+
 PLAIN_START_S = 3.6
 """One plain start with its imports, which the delay is compared with (P3's baseline)."""
 
@@ -63,12 +70,27 @@ class Policy:
     """However few wait."""
     asked_after_s: float | None = None
     """If somebody waits for it."""
+    give_back_s: float = SUSPEND_S
+    """How long it holds its GPU from then on."""
+    come_back_s: float = RESUME_S
+    """From having a GPU again until the cell begins."""
+
+
+def parking(after_s: float, vram_gib: int) -> Policy:
+    """Parked, with so much in the memory of its GPU."""
+    cost = PARK_S + VRAM_S_PER_GIB * vram_gib
+    name = f"parked after {after_s:.0f} s with {vram_gib} GiB"
+    return Policy(name, always_after_s=after_s, asked_after_s=60.0, give_back_s=cost, come_back_s=cost)
 
 
 POLICIES = (
     Policy("held until the end"),
     Policy("given back when somebody waits", asked_after_s=60.0),
     Policy("given back after 60 s", always_after_s=60.0, asked_after_s=60.0),
+    parking(60.0, 1),
+    parking(60.0, 4),
+    parking(60.0, 16),
+    parking(300.0, 16),
 )
 
 
@@ -164,8 +186,8 @@ class Run:
     def _served(self, n: int, now: float) -> None:
         waited = now - self._asked.pop(n)
         if n in self._next:  # A cell waits for its kernel.
-            self.wake_delays_s.append(waited + RESUME_S)
-            self._at(now + RESUME_S, "begin", n)
+            self.wake_delays_s.append(waited + self.policy.come_back_s)
+            self._at(now + self.policy.come_back_s, "begin", n)
         else:
             self.start_waits_s.append(waited)
             self._next[n] = 0
@@ -211,8 +233,8 @@ class Run:
             self._release(n, now)
 
     def _give_back(self, n: int, now: float) -> None:
-        """Suspended: it holds its GPU until it is saved, which delays nobody else by more than that."""
-        self.held_s += SUSPEND_S
+        """It holds its GPU until that is empty, which delays nobody else by more than that."""
+        self.held_s += self.policy.give_back_s
         self._release(n, now)
 
     def _release(self, n: int, now: float) -> None:

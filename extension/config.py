@@ -179,11 +179,11 @@ class Warmcell(Configurable):
     gpu_yield_after = Float(
         60.0,
         min=0.0,
-        help="Seconds of idleness after which a kernel is suspended if somebody waits for its GPU. It gets one back "
-        "before it goes on. 0: never for that reason.",
+        help="Seconds of idleness after which a kernel is parked or suspended if somebody waits for its GPU. It gets "
+        "one back before it goes on. 0: never for that reason.",
     ).tag(config=True)
     park_after = Float(
-        60.0,
+        300.0,
         min=0.0,
         help="Seconds of idleness after which a kernel is parked: its GPU is given back, what it has there waits in "
         "the host's memory, and its next cell takes a GPU again. 0: never, also not if somebody waits for one.",

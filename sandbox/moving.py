@@ -52,7 +52,7 @@ class Moving(Suspending):
             )
         spec = await self.check(dataclasses.replace(box.spec, gpu=gpu), owner=box.info.owner)
         began = time.perf_counter()
-        if box.info.parked is not None:
+        if box.left is not None:
             await self._unpark(box, began=began)
         if spec.gpu is not None and self._gpus.has(box.info.id, spec.gpu) is not None:
             box.spec = spec

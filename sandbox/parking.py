@@ -1,6 +1,7 @@
 """Sandboxes whose GPUs are given back while they live on, and that take some again before they go on."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxInfo
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.registry import Registry
+
+log = logging.getLogger(__name__)
 
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
@@ -76,31 +79,35 @@ class Parking(Registry):
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
         box.left = left
-        box.tell(parked=parked, gpus=(), phases_ms={"park": round(1000 * (time.perf_counter() - began), 1)})
+        box.tell(parked=parked, gpus=())
+        took = time.perf_counter() - began
+        log.info("sandbox %s is parked with %.2f GiB after %.3f s", box.info.id, parked.vram_bytes / GIB, took)
         await frontend.sleep(left.record)
         self._gpus.release(box.info.id)
 
-    async def _unpark(self, box: LiveSandbox, *, began: float, request: str | None = None) -> None:
-        """Have a parked sandbox go on, on a GPU that it gets now.
+    async def _unpark(self, box: LiveSandbox, *, began: float) -> None:
+        """Have a sandbox go on that was parked, on a GPU that it gets now.
 
         Raises:
-            WarmcellError: It stays parked, and has no GPU.
+            WarmcellError: It stays parked, and has no GPU; or it has one, and its clients cannot go on with it yet.
         """
         parked, left, kernel = box.info.parked, box.left, box.kernel
-        assert parked is not None
-        devices = await self._lease(box, request or self._comes_back_on(box, parked))
         leased = time.perf_counter()
-        try:
-            await self._parking_place().engine.unpark(parked, devices, box.processes)
-        except BaseException:
-            self._gpus.release(box.info.id)
-            box.tell(phase=None)
-            raise
+        if parked is not None:
+            devices = await self._lease(box, self._comes_back_on(box, parked))
+            leased = time.perf_counter()
+            try:
+                await self._parking_place().engine.unpark(parked, devices, box.processes)
+            except BaseException:
+                self._gpus.release(box.info.id)
+                box.tell(phase=None)
+                raise
+            box.gpus = devices
+            box.tell(parked=None, gpus=devices, phase=None)
         back = time.perf_counter()
-        box.gpus, box.left = devices, None
-        box.tell(parked=None, gpus=devices, phase=None)
         if box.frontend is not None and kernel is not None and left is not None:
             await box.frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+        box.left = None
         now = time.perf_counter()
         phases = {"queue": leased - began, "unpark": back - leased, "ready": now - back}
         box.tell(
@@ -111,7 +118,9 @@ class Parking(Registry):
     async def _lease_anew(self, box: LiveSandbox) -> None:
         """A parked sandbox whose kernel is gone gets GPUs for the next one; raises as `_unpark`."""
         parked, asked = box.info.parked, box.spec.gpu
-        assert parked is not None
+        if parked is None:
+            box.left = None
+            return
         stays = not moves_within(box.info.isolated, parked.gpus)
         devices = () if asked is None else await self._lease(box, _those(parked) if stays else asked)
         box.gpus, box.left = devices, None

@@ -113,9 +113,9 @@ class Saving(Saved):
         if self.store.quota_bytes is not None:
             await self.store.make_room(await asyncio.to_thread(memory_bytes, box.processes))
         left = box.left
-        """It is parked: its clients have left it already, and go on to wait."""
+        """It is parked, or was: its clients have left it already, and go on to wait."""
         token = secrets.token_hex(16) if left is None else left.token
-        if left is None and box.gpus and self.park_engine is not None:
+        if box.info.parked is None and box.gpus and self.park_engine is not None:
             await self.park_engine.check(box.gpus, box.processes)
         parked = box.info.parked
         snapshot = new_snapshot_id()
@@ -129,12 +129,12 @@ class Saving(Saved):
 
             async def go_on() -> None:
                 """What was not parked before goes on, on its GPUs; the rest waits on."""
-                if parked is not None and left is None and self.park_engine is not None:
+                if parked is not None and box.info.parked is None and self.park_engine is not None:
                     await self.park_engine.unpark(parked, box.gpus, box.processes)
                 if frontend is not None and left is None:
                     await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
 
-            if left is None and box.gpus and self.park_engine is not None:
+            if box.info.parked is None and box.gpus and self.park_engine is not None:
                 try:
                     parked = await to_host(self.park_engine, box.gpus, box.processes)
                 except BaseException:

@@ -124,7 +124,7 @@ class Suspending(Parking):
 
     async def _resume(self, box: LiveSandbox, *, with_kernel: bool = True) -> SandboxInfo:
         began = time.perf_counter()
-        if box.info.parked is not None and box.info.state is State.RUNNING:
+        if box.left is not None and box.info.state is State.RUNNING:
             if with_kernel:
                 await self._unpark(box, began=began)
             else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from warmcell.extension.cli.link import running_keeper
 from warmcell.extension.cli.output import add_json, duration, print_json, print_table
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.models import MIB, SandboxInfo, SnapshotInfo
+from warmcell.sandbox.models import GIB, MIB, SandboxInfo, SnapshotInfo
 
 HEADINGS = ("SANDBOX", "STATE", "FOR", "ISOLATION", "GPU", "NETWORK", "START", "AGE", "NOTEBOOK")
 
@@ -84,6 +84,8 @@ def row(info: SandboxInfo, snapshots: Sequence[SnapshotInfo] = ()) -> tuple[str,
 
 
 def _gpus(info: SandboxInfo) -> str:
+    if info.parked is not None:
+        return f"parked ({info.parked.vram_bytes / GIB:.1f} GiB)"
     if not info.gpus:
         return "CPU"
     return ", ".join(f"{gpu.index}: {gpu.name}{' (simulated)' if gpu.simulated else ''}" for gpu in info.gpus)

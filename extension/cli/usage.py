@@ -18,8 +18,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "usage",
         help="say what sandboxes have used",
         description="Say what your sandboxes have used: GPU and processor time, while they worked and while they were "
-        "idle; memory over time; and the GPU time that suspended kernels gave back, which others could use. Works "
-        "without a running keeper.",
+        "idle; memory over time; and the GPU time that parked and suspended kernels gave back, which others could use. "
+        "Works without a running keeper.",
     )
     parser.add_argument("--by", choices=get_args(By), default="notebook", help="a line for each of these")
     parser.add_argument("--days", type=_days, default=DAYS, help=f"of so many days, today included; 0: all ({DAYS})")

@@ -13,6 +13,7 @@ from typing import Any
 
 from warmcell.extension.keeper.front import Front
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
+from warmcell.extension.keeper.kernel_gpus import KernelGpus
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
@@ -23,7 +24,6 @@ from warmcell.sandbox.kernel import Frontend
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
-from warmcell.sandbox.moving import GpuWish
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -37,12 +37,11 @@ SUSPENDED_AT_ONCE = 4
 """When the keeper goes: more would only wait for the disk and for each other."""
 
 
-class KernelMemory:
+class KernelMemory(KernelGpus):
     """What can be done with the memory of kernels; of a sandbox without one the service does it alone."""
 
     def __init__(self, service: SandboxService, kernels: Kernels, paths: Paths) -> None:
-        self._service = service
-        self._kernels = kernels
+        super().__init__(service, kernels)
         self._paths = paths
         kernels.front_of = self.front
         service.template_front = TemplateFront
@@ -81,42 +80,6 @@ class KernelMemory:
                 return self._service.info(sandbox_id)
             return await self._service.suspend(sandbox_id)
 
-    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """Give its GPUs back and keep it alive; its first cell takes some again. Others make room for it on the host.
-
-        Raises:
-            ConflictError: It is busy, or its GPU works.
-            WarmcellError: As `SandboxService.park`.
-        """
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            return await self._service.park(sandbox_id)
-        async with kernel.lock:
-            if kernel.proxy.busy:
-                raise errors.ConflictError("The kernel is busy", hint="Park it when its cell has ended.")
-            while True:
-                try:
-                    return await self._service.park(sandbox_id, unless=lambda: kernel.proxy.busy)
-                except errors.CapacityError:
-                    if not await self._suspend_longest_parked():
-                        raise
-
-    async def _suspend_longest_parked(self) -> bool:
-        """Whether host memory was freed that way."""
-        parked = [info for info in self._service.infos() if info.parked is not None and info.parked.vram_bytes]
-        for info in sorted(parked, key=lambda each: each.parked.since if each.parked else 0.0):
-            kernel = self._of(info.id)
-            if kernel is None or kernel.lock.locked() or kernel.proxy.busy:
-                continue
-            try:
-                await self.suspend(info.id)
-            except errors.WarmcellError as error:
-                log.debug("parked kernel %s cannot be suspended: %s", info.kernel_id, error)
-                continue
-            log.info("kernel %s was suspended: others are to be parked", info.kernel_id)
-            return True
-        return False
-
     async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Have it go on, if it is suspended or parked; raises as `SandboxService.resume`."""
         kernel = self._of(sandbox_id)
@@ -124,25 +87,6 @@ class KernelMemory:
             return await self._service.resume(sandbox_id)
         async with kernel.lock:
             return await self._service.resume(sandbox_id)
-
-    async def change_gpu(self, sandbox_id: SandboxId, gpu: GpuWish, *, even_busy: bool = False) -> SandboxInfo:
-        """Give it other GPUs, its variables kept, until its next restart with another wish.
-
-        Raises:
-            ConflictError: It is busy, and that was not asked for.
-            WarmcellError: As `SandboxService.change_gpu`.
-        """
-        kernel = self._of(sandbox_id)
-        if kernel is None:
-            raise errors.UnsupportedOperationError("It has no kernel", hint="Make a new sandbox with that GPU.")
-        async with kernel.lock:
-            if kernel.proxy.busy and not even_busy:
-                raise errors.ConflictError("The kernel is busy", hint="Change its GPU when its cell has ended.")
-            await self._service.resume(sandbox_id)
-            info = await self._service.change_gpu(sandbox_id, gpu, unless=lambda: kernel.proxy.busy and not even_busy)
-            spec = dataclasses.replace(kernel.request.spec, gpu=info.gpu)
-            kernel.request = dataclasses.replace(kernel.request, spec=spec)
-            return info
 
     async def populate(self, sandbox_id: SandboxId, ref: str = "") -> None:
         """Begin to read from disk what it maps of a snapshot: of the one that it came from, or of `ref`.
@@ -373,9 +317,6 @@ class KernelMemory:
             await kernel.proxy.refuse(error)
         finally:
             kernel.waking = False
-
-    def _of(self, sandbox_id: SandboxId) -> Kernel | None:
-        return self._kernels.of(sandbox_id)
 
 
 async def to_its_end(what: Coroutine[Any, Any, None]) -> None:

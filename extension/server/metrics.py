@@ -60,6 +60,13 @@ class KeeperMetrics:
         yield GaugeMetricFamily("warmcell_keeper_up", "Whether a keeper runs and answers.", value=float(self._up))
         yield self._count_sandboxes()
         yield self._count_gpus()
+        parked = [box["parked"]["vram_bytes"] for box in self._sandboxes if box.get("parked")]
+        yield GaugeMetricFamily(
+            "warmcell_parked_sandboxes", "Sandboxes that run and have given their GPU back.", value=float(len(parked))
+        )
+        yield GaugeMetricFamily(
+            "warmcell_parked_bytes", "What they had on GPUs, in the host's memory.", value=float(sum(parked))
+        )
         queue = self._gpus["queue"]
         yield GaugeMetricFamily("warmcell_gpu_queue_length", "How many wait for a GPU here.", value=float(len(queue)))
         yield from self._sums()
@@ -104,7 +111,7 @@ class KeeperMetrics:
             yield family
         given = CounterMetricFamily(
             "warmcell_gpu_given_back_seconds",
-            "GPU time that suspended kernels would have held idle.",
+            "GPU time that parked and suspended kernels would have held idle.",
             labels=("owner",),
         )
         for owner, sums in used.items():

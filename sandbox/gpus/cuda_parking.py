@@ -138,8 +138,14 @@ class CudaParking:
         if not parked.bound:
             return
         check_like(parked, devices)
-        await self._check_room(parked, devices)
         moved = {was.uuid: now.uuid for was, now in zip(parked.gpus, devices, strict=True)}
+        for was, now in zip(parked.gpus, devices, strict=True):
+            if was.uuid != now.uuid and version(now.driver_version) < MOVES_FROM:
+                raise UnsupportedOperationError(
+                    f"The NVIDIA driver {now.driver_version} cannot move kernels to another GPU",
+                    hint="Install 580 or newer. On the GPU where it was the kernel can go on.",
+                )
+        await self._check_room(parked, devices)
         asked: dict[str, Any] = {"do": "unpark", "pids": await asyncio.to_thread(with_cuda, pids)}
         if any(was != now for was, now in moved.items()):
             asked["mapping"] = await self._whole_mapping(moved)

@@ -134,7 +134,6 @@ async def test_a_parked_kernel_is_suspended_and_comes_back_whole(places: Places,
     """Longer idle it goes to disk, with what it had on the GPU, and its next cell has it go on with a GPU."""
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(keeper(places, simulated_gpus=A100S, park_after=0))
-        told = await stack.enter_async_context(changes(client))
         book = await stack.enter_async_context(notebook(client, tmp_path, gpu="A100"))
         await book.run("x = 41")
         await book.until_idle()
@@ -147,7 +146,6 @@ async def test_a_parked_kernel_is_suspended_and_comes_back_whole(places: Places,
         assert (await book.info())["gpus"][0]["name"] == "A100"
         await book.do("restore", snapshot=named["id"])
         assert await book.run("x") == "41"
-        assert told is not None
 
 
 async def test_a_kernel_gets_another_gpu_and_keeps_its_variables(places: Places, tmp_path: Path) -> None:

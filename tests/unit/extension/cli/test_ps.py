@@ -11,6 +11,7 @@ from warmcell.sandbox.models import (
     ErrorInfo,
     GpuDevice,
     LimitStatus,
+    Parked,
     Phase,
     SandboxId,
     SandboxInfo,
@@ -45,6 +46,13 @@ def test_what_is_unsafe_or_pretended_says_so() -> None:
     assert columns["ISOLATION"] == "NONE (process)"
     assert columns["NETWORK"] == "open"
     assert columns["GPU"] == "3: A100 (simulated)"
+
+
+def test_a_parked_kernel_has_no_gpu_and_says_what_waits() -> None:
+    """How much of the host's memory it takes for what it had there."""
+    gpu = GpuDevice(uuid="GPU-1", index=3, name="A100", memory_total_bytes=80 * GIB)
+    parked = Parked(gpus=(gpu,), since=time.time(), vram_bytes=3 * GIB)
+    assert told(parked=parked, gpu="A100")["GPU"] == "parked (3.0 GiB)"
 
 
 def test_a_start_that_takes_long_says_where_it_is() -> None:

@@ -25,6 +25,7 @@ def test_names_that_users_choose_are_no_labels() -> None:
     """A hundred owners make one series, and notebooks, GPUs and users none."""
     metrics = KeeperMetrics()
     metrics._sandboxes = [{"state": "running", "owner": f"agent-{n}", "notebook": "secret.ipynb"} for n in range(100)]
+    metrics._sandboxes = [*metrics._sandboxes, {"state": "running", "owner": "notebook", "parked": {"vram_bytes": 7}}]
     metrics._usage = [{"owner": f"agent-{n}", "usage": Usage(gpu_given_back_s=1.0).to_json()} for n in range(100)]
     gpu = {"uuid": "GPU-1", "simulated": True, "lost": False, "leases": [{"mine": False, "user": "bob"}]}
     metrics._gpus = {"gpus": [gpu, {**gpu, "leases": []}, {**gpu, "lost": True}], "queue": [{}, {}]}
@@ -35,4 +36,6 @@ def test_names_that_users_choose_are_no_labels() -> None:
     assert 'warmcell_gpus{simulated="true",state="free"} 1.0' in lines
     assert 'warmcell_gpus{simulated="true",state="lost"} 1.0' in lines
     assert "warmcell_gpu_queue_length 2.0" in lines
+    assert "warmcell_parked_sandboxes 1.0" in lines
+    assert "warmcell_parked_bytes 7.0" in lines
     assert not any(word in line for line in lines for word in ("agent", "secret", "GPU-1", "bob"))

@@ -71,10 +71,12 @@ async def test_moved_it_has_a_place_for_each_device_of_the_machine(cuda: MadeCud
     assert (cuda.states / "mapping").read_text() == repr({first: second, second: first})
 
 
-def test_before_580_it_comes_back_where_it_was(tmp_path: Path) -> None:
-    """The request names the one device, which is in the grammar of requests."""
+async def test_before_580_it_comes_back_where_it_was(tmp_path: Path) -> None:
+    """The request names the one device, which is in the grammar of requests; another one is refused."""
     made = MadeCuda(tmp_path, driver_version="575.57.08")
     engine = CudaParking(made)
+    with pytest.raises(UnsupportedOperationError, match="cannot move"):
+        await engine.unpark(Parked(gpus=(made.all[0],), since=0.0), [made.all[1]], [])
     for parts in (1, 2):
         device = dataclasses.replace(made.all[0], parts=parts)
         request = parse(engine.comes_back_on(Parked(gpus=(device,), since=0.0)))

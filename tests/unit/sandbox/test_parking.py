@@ -1,0 +1,233 @@
+"""A sandbox whose GPU is given back while it lives, above a backend and a driver of the tests' own."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.leaks import Places
+from warmcell.sandbox import errors
+from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.gpus.leases import LeaseDirectory
+from warmcell.sandbox.gpus.parking import ParkingPlace, SimulatedParking
+from warmcell.sandbox.gpus.pool import GpuPool
+from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.kernel import KernelProcess
+from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxSpec
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.testing.fakes import FakeBackend
+
+KINDS = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}]
+
+
+class Engine(SimulatedParking):
+    """A driver that fails when it is told to, or takes until it is let."""
+
+    def __init__(self) -> None:
+        self.fails: dict[str, errors.WarmcellError] = {}
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.begun = asyncio.Event()
+        self.done: list[str] = []
+
+    async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
+        await self._step("park")
+        return await super().park(devices, pids)
+
+    async def unpark(self, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        await self._step("unpark")
+        await super().unpark(parked, devices, pids)
+
+    async def _step(self, step: str) -> None:
+        self.begun.set()
+        await self.may_end.wait()
+        self.done.append(step)
+        if step in self.fails:
+            raise self.fails[step]
+
+
+@dataclass
+class Front:
+    """Who speaks with the kernel: notes what is asked."""
+
+    asked: list[str] = field(default_factory=list)
+    fails: errors.WarmcellError | None = None
+
+    def record(self) -> Mapping[str, Any]:
+        return {}
+
+    async def pause(self, *, token: str) -> None:
+        self.asked.append("pause")
+
+    async def go_on(
+        self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+    ) -> None:
+        self.asked.append("go_on")
+        if self.fails is not None:
+            raise self.fails
+
+    async def undone(self) -> None:
+        self.asked.append("undone")
+
+    async def sleep(self, record: Mapping[str, Any]) -> None:
+        self.asked.append("sleep")
+
+
+@dataclass
+class Here:
+    """A service with one sandbox that has a kernel and a GPU."""
+
+    service: SandboxService
+    gpus: GpuPool
+    engine: Engine
+    box: LiveSandbox
+    front: Front
+    free_bytes: int = 10 * GIB
+
+    async def held(self) -> list[str | None]:
+        return [row["lease"] and row["lease"]["sandbox_id"] for row in await self.gpus.status()]
+
+
+@pytest.fixture
+async def here(places: Places) -> AsyncIterator[Here]:
+    gpus = GpuPool(SimulatedInventory(KINDS), LeaseDirectory(places.leases))
+    engine, front = Engine(), Front()
+    service = SandboxService(
+        backends={"fake": FakeBackend()},
+        default_backend="fake",
+        gpus=gpus,
+        paths=Paths(places.runtime, places.state, places.leases).make(),
+        bounds=Bounds(backends=("fake",)),
+        prepared_per_template=0,
+        parking=ParkingPlace(engine, 2 * GIB, lambda: made.free_bytes),
+    )
+    spec = SandboxSpec(python=sys.executable, network="host", preload=(), gpu="A100")
+    info = await service.create(spec, owner="notebook")
+    await service.start_kernel(info.id, env={}, cwd="/")
+    box = service.live(info.id)
+    box.frontend = front
+    made = Here(service, gpus, engine, box, front)
+    yield made
+    engine.may_end.set()  # Also where a test has failed in the middle of it.
+    await service.close()
+
+
+async def test_its_lease_goes_when_the_gpu_is_empty_and_not_before(here: Here) -> None:
+    """Its kernel is held first; with a GPU again it goes on only when all is back."""
+    box = here.box
+    here.engine.may_end.clear()
+    parking = asyncio.create_task(here.service.park(box.info.id))
+    await here.engine.begun.wait()
+    assert await here.held() == [box.info.id, None]
+    here.engine.may_end.set()
+    info = await parking
+    assert info.parked is not None
+    assert (info.gpus, info.parked.vram_bytes, here.service.parked_bytes()) == ((), GIB, GIB)
+    assert await here.held() == [None, None]
+    info = await here.service.resume(box.info.id)
+    assert (info.parked, len(info.gpus), here.front.asked) == (None, 1, ["pause", "sleep", "go_on"])
+    assert await here.held() == [box.info.id, None]
+
+
+async def test_what_cannot_be_parked_goes_on_and_keeps_its_gpu(here: Here) -> None:
+    """The driver refuses; it is wanted again; the host has no room, which is seen before the kernel is held."""
+    sandbox_id = here.box.info.id
+    here.engine.fails["park"] = errors.UnsupportedOperationError("It has managed memory", hint="Free it.")
+    with pytest.raises(errors.UnsupportedOperationError, match="managed memory"):
+        await here.service.park(sandbox_id)
+    here.engine.fails.clear()
+    with pytest.raises(errors.ConflictError, match="wanted again"):
+        await here.service.park(sandbox_id, unless=lambda: True)
+    assert here.front.asked == ["pause", "go_on"] * 2
+    here.free_bytes = GIB // 2
+    with pytest.raises(errors.CapacityError, match=r"0\.5 GiB of the host"):
+        await here.service.park(sandbox_id)
+    assert here.front.asked == ["pause", "go_on"] * 2
+    assert here.box.info.parked is None
+    assert await here.held() == [sandbox_id, None]
+
+
+async def test_what_cannot_come_back_stays_parked_and_holds_no_gpu(here: Here) -> None:
+    """Others can have it meanwhile; the next try has it go on."""
+    sandbox_id = here.box.info.id
+    await here.service.park(sandbox_id)
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    with pytest.raises(errors.CapacityError):
+        await here.service.resume(sandbox_id)
+    assert here.box.info.parked is not None
+    assert here.front.asked == ["pause", "sleep"]
+    assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+
+
+async def test_clients_that_cannot_go_on_yet_do_so_with_the_next_request(here: Here) -> None:
+    """The kernel was slow to answer: what it had is back on a GPU, which it keeps, and is not parked a second time."""
+    sandbox_id = here.box.info.id
+    await here.service.park(sandbox_id)
+    here.front.fails = errors.OperationTimeoutError("The kernel did not answer", hint="Try it again.")
+    with pytest.raises(errors.OperationTimeoutError):
+        await here.service.resume(sandbox_id)
+    assert here.box.info.parked is None
+    here.front.fails = None
+    await here.service.resume(sandbox_id)
+    await here.service.resume(sandbox_id)
+    assert here.front.asked == ["pause", "sleep", "go_on", "go_on"]
+    assert here.engine.done == ["park", "unpark"]
+    assert await here.held() == [sandbox_id, None]
+
+
+async def test_given_up_half_way_it_is_brought_back(here: Here) -> None:
+    """A driver cannot be stopped, so it is let finish, and what it did is undone."""
+    here.engine.may_end.clear()
+    parking = asyncio.create_task(here.service.park(here.box.info.id))
+    await here.engine.begun.wait()
+    parking.cancel()
+    here.engine.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await parking
+    assert here.engine.done == ["park", "unpark"]
+    assert here.front.asked == ["pause", "go_on"]
+    assert (here.box.info.parked, await here.held()) == (None, [here.box.info.id, None])
+
+
+async def test_another_gpu_is_leased_before_the_old_one_goes(here: Here) -> None:
+    """If it cannot go on there it goes on where it was, and nothing else has changed."""
+    sandbox_id, (had,) = here.box.info.id, here.box.gpus
+    other = (await here.gpus.status())[1]["uuid"]
+    here.engine.fails["unpark"] = errors.UnsupportedOperationError("The driver is against it", hint="Ask it.")
+
+    async def only_once(step: str) -> None:
+        here.engine.done.append(step)
+        if step == "unpark" and here.engine.done.count("unpark") == 1:
+            raise here.engine.fails["unpark"]
+
+    here.engine._step = only_once  # type: ignore[method-assign]
+    with pytest.raises(errors.UnsupportedOperationError, match="against it"):
+        await here.service.change_gpu(sandbox_id, other)
+    assert here.engine.done == ["park", "unpark", "unpark"]
+    assert (here.box.gpus, here.box.spec.gpu, await here.held()) == ((had,), "A100", [sandbox_id, None])
+    info = await here.service.change_gpu(sandbox_id, other)
+    assert ([gpu.uuid for gpu in info.gpus], info.gpu, await here.held()) == ([other], other, [None, sandbox_id])
+    assert here.front.asked == ["pause", "go_on"] * 2
+
+
+async def test_without_a_place_for_it_nothing_is_parked(here: Here) -> None:
+    """Nor is what has no GPU, no kernel, or nobody who would notice that it is wanted again."""
+    here.box.frontend = None
+    with pytest.raises(errors.UnsupportedOperationError, match="Nobody would notice"):
+        await here.service.park(here.box.info.id)
+    here.box.frontend = here.front
+    here.service.parking = None
+    with pytest.raises(errors.UnsupportedOperationError, match="not parked here"):
+        await here.service.park(here.box.info.id)
+    here.service.parking = ParkingPlace(here.engine, GIB, lambda: GIB)
+    here.box.tell(gpus=())
+    with pytest.raises(errors.ConflictError, match="has no GPU"):
+        await here.service.park(here.box.info.id)
+    assert here.front.asked == []
