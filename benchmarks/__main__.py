@@ -1,7 +1,7 @@
 """`python -m benchmarks`: measure, store the results, put the tables into the documents.
 
 As root everything is measured twice: as root, and as an ordinary user in a process of its own. `--sweep` measures
-what snapshots cost as state grows instead, and draws that.
+what snapshots cost as state grows instead, and draws that; `--ranks` does so for cells and values on several ranks.
 """
 
 import argparse
@@ -22,11 +22,14 @@ from benchmarks import (
     p2_restart,
     p3_fork,
     p4_resume,
+    p5_remote,
+    p6_sending,
     p7_agents,
     p8_memory,
     p9_proxy,
     p11_again,
     results,
+    spread,
     sweep,
 )
 from benchmarks.results import Result
@@ -41,6 +44,8 @@ PROMISES: Mapping[str, Callable[[int | None, Engines], Awaitable[Sequence[Row]]]
     "P2": lambda rounds, engines: p2_restart.measure(rounds=rounds or p2_restart.ROUNDS, engines=engines),
     "P3": lambda rounds, engines: p3_fork.measure(rounds=rounds or p3_fork.ROUNDS),
     "P4": lambda rounds, engines: p4_resume.measure(rounds=rounds or p4_resume.ROUNDS),
+    "P5": lambda rounds, engines: p5_remote.measure(rounds=rounds or p5_remote.ROUNDS),
+    "P6": lambda rounds, engines: p6_sending.measure(rounds=rounds or p6_sending.ROUNDS),
     "P8": lambda rounds, engines: p8_memory.measure(engines=engines),
     "P9": lambda rounds, engines: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
     "P11": lambda rounds, engines: p11_again.measure(rounds=min(rounds or p11_again.ROUNDS, p11_again.ROUNDS)),
@@ -73,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.sweep:
         return asyncio.run(sweep.run())
+    if options.ranks:
+        return asyncio.run(spread.run())
     if options.rows_only:
         print(json.dumps(asyncio.run(_measure(options)).to_json()))
         return 0
@@ -109,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
     parser.add_argument("--no-user", dest="as_user", action="store_false", help="not as an ordinary user too")
     parser.add_argument("--sweep", action="store_true", help="measure snapshots as state grows instead, and draw it")
+    parser.add_argument("--ranks", action="store_true", help="measure one to eight ranks instead, and draw it")
     parser.add_argument("--tables", action="store_true", help="measure nothing; write the tables from what is stored")
     parser.add_argument("--rows-only", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -172,6 +180,7 @@ def _write_documents() -> None:
     for path, content in results.documents(results.newest()).items():
         path.write_text(content)
     growth.write()
+    spread.write()
 
 
 def _say(what: str) -> None:

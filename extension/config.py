@@ -164,6 +164,12 @@ class Warmcell(Configurable):
     remote_values = Float(
         1.0, min=0.0, help="Most memory of the variables that one `%%remote` cell sends, in GiB."
     ).tag(config=True)
+    remote_idle_s = Float(
+        3600.0,
+        min=0.0,
+        help="Seconds after its last cell at which the sandbox that a notebook keeps for `%%remote` is removed, with "
+        "its variables, and its GPUs are given back. 0: not before its notebook ends.",
+    ).tag(config=True)
     simulated_gpus = List(
         Dict(),
         help="GPUs to pretend, marked as simulated wherever they show: "

@@ -24,6 +24,7 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.extension.keeper.rank_release import release_ranks
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
 from warmcell.extension.keeper.tickets import Tickets
@@ -148,6 +149,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
         asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
         asyncio.create_task(relief.heed_queue(settings.gpu_yield_after)),
+        asyncio.create_task(release_ranks(service, idle_s=runs.idle_s, stop=api.stop, after_s=settings.remote_idle_s)),
         asyncio.create_task(wiring.upkeep(service).run()),
         asyncio.create_task(quotas.run()),
         asyncio.create_task(agents.end_in_time()),

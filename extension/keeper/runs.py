@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,10 @@ class Runs:
         """Where the ranks of a sandbox meet."""
         self.clone_of: Callable[[SandboxId], Kernel | None] = lambda sandbox_id: None
         """Finds the kernel that somebody's cell has cloned itself into, in that sandbox."""
+        self._used: dict[SandboxId, float] = {}
+        """When a cell has ended in a sandbox, or it was first asked for that."""
+        self._under_way: Counter[SandboxId] = Counter()
+        """Cells of each, those whose kernel starts included."""
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
@@ -115,30 +120,48 @@ class Runs:
         Raises:
             WarmcellError: The sandbox is gone, or its kernel ends.
         """
-        runner = await self._runner(sandbox_id, rank)
-        async with runner.lock:
-            began = time.perf_counter()
-            status = "ok"
-            for step in _steps(request, runner.box.guest_run_directory, values):
-                async with contextlib.aclosing(_execute(runner, step)) as messages:
-                    async for message in messages:
-                        if message["msg_type"] == "reply":
-                            status = message["content"]["status"]
-                        else:
-                            yield message
-                if status != "ok":
-                    break
-            yield {
-                "done": True,
-                "status": status,
-                "started_from": runner.process.started_from,
-                "started_ms": runner.box.info.started_ms,
-                "seconds": round(time.perf_counter() - began, 6),
-            }
+        self._under_way[sandbox_id] += 1
+        try:
+            runner = await self._runner(sandbox_id, rank)
+            async with runner.lock, contextlib.aclosing(self._run(runner, request, values)) as messages:
+                async for message in messages:
+                    yield message
+        finally:
+            if sandbox_id in self._under_way:  # Else it is gone, and forgotten.
+                self._under_way[sandbox_id] -= 1
+                self._used[sandbox_id] = time.monotonic()
+
+    async def _run(self, runner: Runner, request: Request, values: Path) -> AsyncGenerator[dict[str, Any]]:
+        """One cell, whose turn it is."""
+        began = time.perf_counter()
+        status = "ok"
+        for step in _steps(request, runner.box.guest_run_directory, values):
+            async with contextlib.aclosing(_execute(runner, step)) as messages:
+                async for message in messages:
+                    if message["msg_type"] == "reply":
+                        status = message["content"]["status"]
+                    else:
+                        yield message
+            if status != "ok":
+                break
+        yield {
+            "done": True,
+            "status": status,
+            "started_from": runner.process.started_from,
+            "started_ms": runner.box.info.started_ms,
+            "seconds": round(time.perf_counter() - began, 6),
+        }
 
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""
         return any(one == sandbox_id and runner.lock.locked() for (one, _), runner in self._runners.items())
+
+    def idle_s(self, sandbox_id: SandboxId) -> float:
+        """How long nothing has run in it, as far as that was looked at."""
+        now = time.monotonic()
+        if self._under_way[sandbox_id]:
+            self._used[sandbox_id] = now
+        return now - self._used.setdefault(sandbox_id, now)
 
     async def interrupt(self, sandbox_id: SandboxId, rank: int | None = None) -> None:
         """Interrupt what runs in it, if anything does: in one of its kernels, or in all."""
@@ -153,6 +176,8 @@ class Runs:
             self._starting.pop(key, None)
             self._drop(key)
         self._ports.pop(sandbox_id, None)
+        self._used.pop(sandbox_id, None)
+        self._under_way.pop(sandbox_id, None)
 
     async def close(self) -> None:
         """Close all connections."""

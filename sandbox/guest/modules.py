@@ -21,7 +21,8 @@ ALL_MAX_BYTES = 8 * 1024 * 1024
 _sources: dict[str, tuple[str, str]] = {}
 """Module to file and source, as they were sent last."""
 
-_places: dict[str, str] = {}
+_elsewhere: dict[str, set[str]] = {}
+"""Folder to files that are none of its sources: a kernel has a thousand of them, and each cell asks."""
 
 _taken: dict[str, str] = {}
 """Module to the digest of what it was loaded from here."""
@@ -30,17 +31,15 @@ _taken: dict[str, str] = {}
 def give(folder: str) -> dict[str, tuple[str, str]]:
     """The modules of `folder` that are imported here: name to file and source. Blocks."""
     found: dict[str, tuple[str, str]] = {}
-    inside = _real(folder) + os.sep
+    elsewhere = _elsewhere.setdefault(folder, set())
     left = ALL_MAX_BYTES
-    for name, module in sorted(sys.modules.items()):
+    for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py") or name in ("__main__", "__mp_main__"):
+        if not isinstance(file, str) or file in elsewhere or name in ("__main__", "__mp_main__"):
             continue
-        path = _real(file)
-        within = path[len(inside) :] if path.startswith(inside) else ""
-        if not within or "site-packages" in within or within.startswith((".", "lib/python")):
-            continue
-        if any(path.startswith(_real(prefix) + os.sep) for prefix in (sys.prefix, sys.base_prefix)):
+        path = os.path.realpath(file)
+        if not _is_own(path, folder):
+            elsewhere.add(file)
             continue
         try:
             if os.path.getsize(path) > min(SOURCE_MAX_BYTES, left):
@@ -51,16 +50,18 @@ def give(folder: str) -> dict[str, tuple[str, str]]:
             continue
         left -= len(source)
         found[name] = (file, source)
-    return found
+    return dict(sorted(found.items()))
 
 
-def _real(path: str) -> str:
-    """Where links lead, looked up once for each: a kernel has a thousand modules, and this is asked for each cell."""
-    if not os.path.isabs(path):
-        return os.path.realpath(path)
-    if path not in _places:
-        _places[path] = os.path.realpath(path)
-    return _places[path]
+def _is_own(path: str, folder: str) -> bool:
+    """Whether this is a source of the folder's, and of no environment in it."""
+    inside = os.path.realpath(folder) + os.sep
+    within = path[len(inside) :] if path.startswith(inside) else ""
+    if not within or not path.endswith(".py"):
+        return False
+    if "site-packages" in within or within.startswith((".", "lib/python")):
+        return False
+    return not any(path.startswith(os.path.realpath(prefix) + os.sep) for prefix in (sys.prefix, sys.base_prefix))
 
 
 def digest(given: Mapping[str, tuple[str, str]]) -> str:
