@@ -211,6 +211,10 @@ def podmand() -> Iterator[Engine]:
         process.terminate()
         process.wait(END_TIMEOUT_S)
         _remove(directory)
+        for top in {*Path("/sys/fs/cgroup").glob("libpod_parent"), *Path("/sys/fs/cgroup").glob("*/libpod_parent")}:
+            for group, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # Somebody else has a Podman as well.
+                    os.rmdir(group)
 
 
 @pytest.fixture

@@ -46,8 +46,8 @@ async def prepared(client: KeeperClient) -> int:
     return sum(one["prepared"] for one in (await client.get("/templates"))["templates"])
 
 
-async def until_prepared(client: KeeperClient, count: int, *, timeout_s: float = 60.0) -> None:
-    """Wait until so many wait."""
+async def until_prepared(client: KeeperClient, count: int, *, timeout_s: float = 100.0) -> None:
+    """Wait until so many wait; what fails is tried again for half a minute, and that takes its time as well."""
     deadline = time.monotonic() + timeout_s
     while (found := await prepared(client)) != count:
         assert time.monotonic() < deadline, f"{found} are prepared: {Paths.default().keeper_log.read_text()[-4000:]}"
