@@ -48,6 +48,16 @@ class Clones:
         """Where they are, in a few words."""
         return f"{self.ranks} clones of this kernel" if self.ranks > 1 else "a clone of this kernel"
 
+    @property
+    def gpus(self) -> list[Mapping[str, Any]]:
+        """None: kernels with GPUs are not cloned."""
+        return []
+
+    @property
+    def devices(self) -> list[str]:
+        """What each computes on."""
+        return ["CPU"] * self.ranks
+
     def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """As of a pod."""
         return self.api.run(self.ids[int(head["rank"])], head, body, inbox)
