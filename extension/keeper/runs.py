@@ -304,7 +304,7 @@ def _steps(request: Request, guest: str, values: Path) -> list[Step]:
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
     """Messages of one request, last its reply; then nothing of it is still to come."""
     client = runner.client
-    # An error here aborts nothing: ipykernel might answer `aborted` to the next cell, if that comes soon enough.
+    # Nothing is ever queued behind a step, and what comes next may come while the kernel still empties its queue.
     sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False, stop_on_error=False)
     reply = asyncio.create_task(_reply(client, sent))
     died = asyncio.create_task(runner.process.exited.wait())

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from warmcell.extension.keeper.http import JsonHandler
-from warmcell.extension.keeper.kernel_memory import CLONES_MAX
+from warmcell.extension.keeper.kernel_memory import CLONES_MAX, KernelMemory
 from warmcell.extension.keeper.scope import GuestScope
 from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox import errors
@@ -28,6 +28,11 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
 
 
 class _Handler(JsonHandler):
+    @property
+    def memory(self) -> KernelMemory:
+        memory: KernelMemory = self.settings["keeper"].memory
+        return memory
+
     @property
     def wishes(self) -> Wishes:
         wishes: Wishes = self.settings["keeper"].wishes
@@ -56,7 +61,7 @@ class WishHandler(_Handler):
             self.wishes.change_gpu_from_inside(sandbox_id, _token(body.get("token")), gpu_wish(body.get("gpu")))
             self.answer({}, 202)
             return
-        await self.settings["keeper"].memory.check(sandbox_id)
+        await self.memory.check(sandbox_id)
         if verb == "fork":
             token, count, ranks = _token(body.get("token")), _count(body.get("n")), body.get("ranks") is True
             self.wishes.fork_from_inside(sandbox_id, token, count, ranks=ranks)

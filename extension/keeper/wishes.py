@@ -116,6 +116,7 @@ class Wishes:
 
         async def work() -> None:
             process = kernel.process
+            clones: list[SandboxInfo] = []
             try:
                 clones = await self._memory.fork(sandbox_id, count)
                 if ranks and process is not None:
@@ -128,6 +129,7 @@ class Wishes:
                 await answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
             except errors.WarmcellError as error:
                 log.warning("sandbox %s was not forked: %s", sandbox_id, error)
+                await asyncio.gather(*(self._kernels.forget_sandbox(info.id) for info in clones))
                 await answer(source, token, {"ok": False, **error.to_json()})
 
         self._kernels.spawn(work())

@@ -39,7 +39,8 @@ class Clones:
         self.api = api
         self.ids = tuple(ids)
         self.ranks = len(self.ids)
-        self.devices, self.gpus_each = self.ranks * ["CPU"], 0
+        self.gpus_each = 0
+        """Kernels with GPUs are not cloned."""
         self.store = Nothing()
         self.took_s = took_s
         """What it took to make them."""
@@ -48,6 +49,11 @@ class Clones:
     def place(self) -> str:
         """Where they are, in a few words."""
         return f"{self.ranks} clones of this kernel" if self.ranks > 1 else "a clone of this kernel"
+
+    @property
+    def devices(self) -> list[str]:
+        """What each computes on."""
+        return ["CPU"] * self.ranks
 
     def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """As of a pod."""

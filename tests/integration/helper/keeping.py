@@ -49,6 +49,9 @@ async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[ob
         for clone in clones:
             async with _client(kernels[clone["id"]]["connection"]) as other:
                 say(await _run(other, "x += 1; print(x, f.closed)"))
+            await keeper.delete(f"/sandboxes/{clone['id']}")
+        await _run(client, "%%remote fork n=2 get=found\nfound = x + int(os.environ['RANK'])")
+        say(await _run(client, "print(found)"))
 
 
 async def _start(
