@@ -31,6 +31,8 @@ PORT: Final = 43128
 """Of the sandbox's loopback interface. It is the same for all, since copies have it in their environment."""
 CONNECTIONS_MAX: Final = 64
 """Of one sandbox at a time; more wait."""
+LOOKUPS_MAX: Final = 4
+"""Names of one sandbox that are looked up at a time."""
 LINES_PER_S: Final = 20
 """Of one sandbox in the log, so that none fills the disk."""
 CERTIFICATES: Final = "authorities.pem"
@@ -153,8 +155,9 @@ class Door:
         self.tally = tally
         self.connector = egress.connector
         self.opened = asyncio.Event()
-        """Set once programs in the sandbox can connect."""
+        """Set once programs in the sandbox can connect, or it is clear that they cannot."""
         self.authority: Authority | None = egress.authority(policy) if self.rules.reads_tls else None
+        self.lookups = asyncio.Semaphore(LOOKUPS_MAX)
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
         self._second, self._lines, self._left_out = 0, 0, 0
 
@@ -193,6 +196,7 @@ class Door:
         """
         if not self._more_trusted:
             return
+        _ = self.tls  # Made once, here, since that reads a file.
         content = usual_certificates()
         certificate = self._egress.bounds.index.certificate
         if self.policy.packages and certificate is not None:

@@ -131,7 +131,7 @@ async def test_names_that_lead_to_private_addresses_lead_nowhere(allow: str, add
         assert (await ours.get(f"http://host.test:{host.port}/")).startswith(b"HTTP/1.1 403 ")
         head, _, writer = await ours.tunnel(f"host.test:{host.port}")
         writer.close()
-    assert head.startswith(b"HTTP/1.1 403 ")
+    assert head.startswith(b"HTTP/1.1 403 the host has a")
     assert host.connections == 0
 
 
