@@ -89,7 +89,7 @@ class Connector:
             Refused: None of its addresses may be connected to, or can be.
         """
         found = await self._addresses(host, lookups)
-        private = isinstance(host, str) and (host, port) in self._private
+        private = (str(host), port) in self._private
         refusal = "no address"
         allowed: list[Address] = []
         for address in found:

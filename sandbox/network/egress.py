@@ -85,8 +85,9 @@ class Egress:
         self._allowed = patterns(self.bounds.allowed)
         self._principals = patterns(self.bounds.principals)
         self._index = self.bounds.index.patterns
-        self.index_hosts = frozenset(one.name for one in self._index)
-        private = frozenset((one.name, one.port or 443) for one in self._index if one.name and not one.below)
+        own = [(one.host, one.port or 443) for one in self._index if one.host]
+        self.index_hosts = frozenset(host for host, _ in own)
+        private = frozenset(own)
         self.connector = Connector(
             resolver or SystemResolver(), private=private if self.bounds.index.private else frozenset()
         )

@@ -15,6 +15,7 @@ from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import (
+    NetworkPolicy,
     SandboxId,
     SandboxInfo,
     SandboxSpec,
@@ -207,3 +208,15 @@ async def test_what_was_brought_in_is_held_against_the_bounds(service: SandboxSe
     with pytest.raises(errors.UnsupportedOperationError):
         service.bounds = Bounds()
         await service.restore(info.id, made.id)
+
+
+async def test_hosts_are_not_named_where_the_network_cannot_be_taken_away(service: SandboxService) -> None:
+    """A backend without isolation refuses before anything is made, and so does a network that is open already."""
+    policy = NetworkPolicy(allow=("pypi.org",))
+    with pytest.raises(errors.UnsupportedOperationError, match="no network 'none'"):
+        await service.create(spec(gpu=None, network="none", egress=policy), owner="client")
+    with pytest.raises(errors.InvalidRequestError, match="held to a list"):
+        await service.create(spec(gpu=None, egress=policy), owner="client")
+    with pytest.raises(errors.InvalidRequestError, match="no host"):
+        await service.check(spec(gpu=None, network="none", egress=NetworkPolicy(allow=("http://x",))))
+    assert all(info.state is State.FAILED for info in service.infos())
