@@ -10,18 +10,20 @@ import time
 import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import NetworkPolicy
-from warmcell.sandbox.network.authority import Authority, usual_certificates
 from warmcell.sandbox.network.connecting import Connector, Resolver, SystemResolver
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.network.rules import Rules, patterns
 from warmcell.sandbox.network.streams import Plain, Tally
+
+if TYPE_CHECKING:
+    from warmcell.sandbox.network.authority import Authority
 
 log = logging.getLogger(__name__)
 decisions = logging.getLogger("warmcell.egress")
@@ -133,8 +135,10 @@ class Egress:
             return Rules(policy)
         return Rules(policy, besides=self._index, secrets=self.bounds.index.headers)
 
-    def authority(self, policy: NetworkPolicy) -> Authority:
+    def authority(self, policy: NetworkPolicy) -> "Authority":
         """Of that policy and its copies. Blocks for some milliseconds the first time."""
+        from warmcell.sandbox.network.authority import Authority  # Cryptography is loaded where it is used.
+
         known = self._authorities.get(policy.authority)
         if known is None:
             known = self._authorities[policy.authority] = Authority(policy.authority)
@@ -197,6 +201,8 @@ class Door:
         """
         if not self._more_trusted:
             return
+        from warmcell.sandbox.network.authority import usual_certificates
+
         _ = self.tls  # Made once, here, since that reads a file.
         content = usual_certificates()
         certificate = self._egress.bounds.index.certificate

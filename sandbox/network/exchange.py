@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import ssl
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import h11
 
 from warmcell.sandbox.network import rules as rules_of
 from warmcell.sandbox.network.addresses import Address
-from warmcell.sandbox.network.authority import Authority
 from warmcell.sandbox.network.connecting import Connector, Refused
 from warmcell.sandbox.network.hello import NotTls, server_name
 from warmcell.sandbox.network.http import (
@@ -24,6 +23,9 @@ from warmcell.sandbox.network.http import (
 )
 from warmcell.sandbox.network.rules import USUAL_PORTS, Rules
 from warmcell.sandbox.network.streams import Counted, Plain, Stream, Tally, Tls, join
+
+if TYPE_CHECKING:
+    from warmcell.sandbox.network.authority import Authority
 
 IDLE_S: Final = 900.0
 """In which nothing moves, after which a connection is over. Answers of large models take minutes."""
@@ -40,7 +42,7 @@ class Door(Protocol):
     connector: Connector
     lookups: asyncio.Semaphore
     """Held for each name that is looked up."""
-    authority: Authority | None
+    authority: "Authority | None"
 
     @property
     def tls(self) -> ssl.SSLContext:
