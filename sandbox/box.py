@@ -201,6 +201,7 @@ class Box(abc.ABC):
             await door.serve(self._reached())
         except (errors.WarmcellError, OSError) as error:
             log.warning("sandbox %s reaches nothing: %s", self.info.id, error)
+        door.opened.set()  # Nobody need wait any longer for what does not come.
 
     async def use_door(self, door: Door | None) -> None:
         """Have it reach what that lets it, from now on; connections of until now end."""

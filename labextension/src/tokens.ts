@@ -17,7 +17,8 @@ export type SandboxState =
   | 'stopped'
   | 'failed';
 
-export type Network = 'none' | 'host';
+/** Nothing, the machine's own, or hosts that are reached through the keeper's proxy. */
+export type Network = 'none' | 'host' | readonly string[];
 
 export type StartedFrom = 'template' | 'cold' | 'snapshot';
 

@@ -19,6 +19,7 @@ import type {
   ITemplateStatus,
   IUsage,
   IWaiting,
+  Network,
   SandboxState,
   ServerEvent,
   StartedFrom
@@ -290,7 +291,7 @@ export function readSandbox(value: unknown): ISandboxInfo {
     kernel_id: textOrNull(data.kernel_id),
     notebook: textOrNull(data.notebook),
     workspace_note: text(data.workspace_note),
-    network: oneOf(data.network, ['none', 'host'], 'host'),
+    network: readNetwork(data.network, data.egress),
     gpu: readGpuRequest(data.gpu),
     gpus: list(data.gpus).map(readDevice),
     limits: Object.fromEntries(limits.map(([name, limit]) => [name, readLimit(limit)])),
@@ -308,6 +309,15 @@ export function readSandbox(value: unknown): ISandboxInfo {
     queue: maybe(data.queue, readQueued),
     parked: maybe(data.parked, readParked)
   };
+}
+
+/** What a sandbox reaches. A policy without hosts is one that reaches the package index alone. */
+function readNetwork(network: unknown, egress: unknown): Network {
+  if (isFields(egress)) {
+    const added = isFields(egress.headers) ? Object.keys(egress.headers) : [];
+    return [...list(egress.allow).map(host => text(host)), ...added].filter(Boolean);
+  }
+  return oneOf<'none' | 'host'>(network, ['none', 'host'], 'host');
 }
 
 export function readSnapshot(value: unknown): ISnapshotInfo {

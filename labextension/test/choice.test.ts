@@ -5,6 +5,7 @@ import {
   gpuKinds,
   gpuRequest,
   isServed,
+  parseHosts,
   parseMemory,
   readChoice,
   shortage,
@@ -21,11 +22,17 @@ test('a choice survives the notebook', () => {
     {},
     { gpu: null },
     { gpu: 'A100:2', memory_bytes: 8 * GIB, network: 'host', template: 'vision' },
-    { gpu: ['H100', 'A100'], memory_bytes: 1536 * 2 ** 20 }
+    { gpu: ['H100', 'A100'], memory_bytes: 1536 * 2 ** 20 },
+    { network: ['pypi.org', '*.example.com'] }
   ];
   for (const choice of choices) {
     assert.deepEqual(readChoice(JSON.parse(JSON.stringify(writeChoice(choice)))), choice);
   }
+});
+
+test('hosts are typed in any way', () => {
+  assert.deepEqual(parseHosts(' pypi.org, *.a.b;c\nc '), ['pypi.org', '*.a.b', 'c']);
+  assert.deepEqual(parseHosts(' , '), []);
 });
 
 test('metadata is written as somebody would write it by hand', () => {
@@ -42,7 +49,9 @@ test('what metadata says in no known way is left out', () => {
     null,
     'A100',
     [],
-    { gpu: 7, memory: 'much', network: 'lan', template: '' }
+    { gpu: 7, memory: 'much', network: 'lan', template: '' },
+    { network: [] },
+    { network: ['pypi.org', 7] }
   ]) {
     assert.deepEqual(readChoice(metadata), {});
   }
@@ -115,6 +124,10 @@ test('a sandbox serves a choice if everything that was chosen is as it has it', 
   assert.ok(!isServed({ gpu: null }, has));
   assert.ok(!isServed({ memory_bytes: 4 * GIB }, has));
   assert.ok(!isServed({ network: 'host' }, has));
+  assert.ok(!isServed({ network: ['pypi.org'] }, has));
+  const reaches = sandbox({ network: ['a.example', 'pypi.org'] });
+  assert.ok(isServed({ network: ['pypi.org', 'a.example'] }, reaches));
+  assert.ok(!isServed({ network: 'none' }, reaches));
   assert.ok(!isServed({ template: 'vision' }, has));
 });
 

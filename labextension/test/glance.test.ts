@@ -209,6 +209,17 @@ test('a kernel that was first started with less than its notebook asks for is sa
   assert.deepEqual(asked(2), []);
 });
 
+test('hosts that a notebook asks for are named, the first few of them', () => {
+  const asked = (network: readonly string[]): string | undefined =>
+    notices(situation({ sandbox: sandbox({ generation: 1 }), choice: { network } }), trans)[0]
+      ?.text;
+  assert.equal(asked(['pypi.org']), 'This notebook asks for a way to pypi.org.');
+  assert.equal(
+    asked(['a.b', 'c.d', 'e.f', 'g.h']),
+    'This notebook asks for a way to a.b, c.d and 2 more.'
+  );
+});
+
 test('until the server has answered, a kernel that runs is neither starting nor gone', () => {
   const asking = situation({ sandbox: null, connected: null });
   assert.equal(glance(asking, trans).kind, 'resting');

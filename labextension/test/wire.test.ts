@@ -32,6 +32,9 @@ test('what is left out or unknown never reads as safer than it is', () => {
   const read = readSandbox({ id: 'a1', state: 'melted', network: 'wormhole' });
   assert.equal(read.isolated, false);
   assert.equal(read.network, 'host');
+  const reaches = { allow: ['pypi.org'], headers: { 'api.example': { A: '***' } } };
+  const named = readSandbox({ id: 'a1', network: 'none', egress: reaches });
+  assert.deepEqual(named.network, ['pypi.org', 'api.example']);
   assert.equal(read.state, 'failed');
 });
 

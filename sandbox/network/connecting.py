@@ -1,11 +1,13 @@
 """From a host's name to a connection: names are looked up once, and what was checked is what is connected to."""
 
 import asyncio
+import functools
 import ipaddress
 import os
 import socket
 import ssl
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from warmcell.sandbox.network import addresses
@@ -16,8 +18,8 @@ LOOKUP_S: Final = 10.0
 CONNECT_S: Final = 15.0
 TRIED_MAX: Final = 4
 """Addresses of one host that are tried."""
-LOOKUPS_MAX: Final = 16
-"""At a time, of all sandboxes: each has a thread."""
+LOOKUPS_MAX: Final = 32
+"""At a time, of all sandboxes: each has a thread, whose time is the name server's."""
 BUFFER_BYTES: Final = 64 * 1024
 
 
@@ -41,14 +43,14 @@ class SystemResolver:
     """As every program of the host looks up names."""
 
     def __init__(self) -> None:
-        self._room = asyncio.Semaphore(LOOKUPS_MAX)
+        self._threads = ThreadPoolExecutor(LOOKUPS_MAX, "lookup")  # Those of the loop are for the keeper's own work.
 
     async def __call__(self, name: str) -> Sequence[str]:
-        async with self._room:
-            try:
-                found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
-            except (socket.gaierror, UnicodeError):
-                return ()
+        look = functools.partial(socket.getaddrinfo, name, None, type=socket.SOCK_STREAM)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._threads, look)
+        except (socket.gaierror, UnicodeError):
+            return ()
         return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
@@ -66,7 +68,13 @@ class Connector:
         self._private = private
 
     async def connect(
-        self, host: str | Address, port: int, rules: Rules, *, tls: ssl.SSLContext | None = None
+        self,
+        host: str | Address,
+        port: int,
+        rules: Rules,
+        lookups: asyncio.Semaphore,
+        *,
+        tls: ssl.SSLContext | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a host that the rules allow.
 
@@ -74,13 +82,14 @@ class Connector:
             host: As in the request.
             port: Of it.
             rules: What the sandbox may.
+            lookups: Held while a name is looked up, so that one sandbox leaves room for others.
             tls: Speak TLS as that says, with whoever proves to be that host.
 
         Raises:
             Refused: None of its addresses may be connected to, or can be.
         """
-        found = await self._addresses(host)
-        private = isinstance(host, str) and (host, port) in self._private
+        found = await self._addresses(host, lookups)
+        private = (str(host), port) in self._private
         refusal = "no address"
         allowed: list[Address] = []
         for address in found:
@@ -105,11 +114,11 @@ class Connector:
             pass
         raise Refused(502, f"the host cannot be connected to: {problem}")
 
-    async def _addresses(self, host: str | Address) -> list[Address]:
+    async def _addresses(self, host: str | Address, lookups: asyncio.Semaphore) -> list[Address]:
         if not isinstance(host, str):
             return [host]
         try:
-            async with asyncio.timeout(LOOKUP_S):
+            async with asyncio.timeout(LOOKUP_S), lookups:
                 texts = await self._resolver(host)
         except TimeoutError:
             raise Refused(504, "the host's address was not found in time") from None

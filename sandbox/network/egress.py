@@ -10,18 +10,20 @@ import time
 import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import NetworkPolicy
-from warmcell.sandbox.network.authority import Authority, usual_certificates
 from warmcell.sandbox.network.connecting import Connector, Resolver, SystemResolver
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.network.rules import Rules, patterns
 from warmcell.sandbox.network.streams import Plain, Tally
+
+if TYPE_CHECKING:
+    from warmcell.sandbox.network.authority import Authority
 
 log = logging.getLogger(__name__)
 decisions = logging.getLogger("warmcell.egress")
@@ -31,6 +33,8 @@ PORT: Final = 43128
 """Of the sandbox's loopback interface. It is the same for all, since copies have it in their environment."""
 CONNECTIONS_MAX: Final = 64
 """Of one sandbox at a time; more wait."""
+LOOKUPS_MAX: Final = 4
+"""Names of one sandbox that are looked up at a time."""
 LINES_PER_S: Final = 20
 """Of one sandbox in the log, so that none fills the disk."""
 CERTIFICATES: Final = "authorities.pem"
@@ -83,8 +87,9 @@ class Egress:
         self._allowed = patterns(self.bounds.allowed)
         self._principals = patterns(self.bounds.principals)
         self._index = self.bounds.index.patterns
-        self.index_hosts = frozenset(one.name for one in self._index)
-        private = frozenset((one.name, one.port or 443) for one in self._index if one.name and not one.below)
+        own = [(one.host, one.port or 443) for one in self._index if one.host]
+        self.index_hosts = frozenset(host for host, _ in own)
+        private = frozenset(own)
         self.connector = Connector(
             resolver or SystemResolver(), private=private if self.bounds.index.private else frozenset()
         )
@@ -130,8 +135,10 @@ class Egress:
             return Rules(policy)
         return Rules(policy, besides=self._index, secrets=self.bounds.index.headers)
 
-    def authority(self, policy: NetworkPolicy) -> Authority:
+    def authority(self, policy: NetworkPolicy) -> "Authority":
         """Of that policy and its copies. Blocks for some milliseconds the first time."""
+        from warmcell.sandbox.network.authority import Authority  # Cryptography is loaded where it is used.
+
         known = self._authorities.get(policy.authority)
         if known is None:
             known = self._authorities[policy.authority] = Authority(policy.authority)
@@ -153,8 +160,9 @@ class Door:
         self.tally = tally
         self.connector = egress.connector
         self.opened = asyncio.Event()
-        """Set once programs in the sandbox can connect."""
+        """Set once programs in the sandbox can connect, or it is clear that they cannot."""
         self.authority: Authority | None = egress.authority(policy) if self.rules.reads_tls else None
+        self.lookups = asyncio.Semaphore(LOOKUPS_MAX)
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
         self._second, self._lines, self._left_out = 0, 0, 0
 
@@ -193,6 +201,9 @@ class Door:
         """
         if not self._more_trusted:
             return
+        from warmcell.sandbox.network.authority import usual_certificates
+
+        _ = self.tls  # Made once, here, since that reads a file.
         content = usual_certificates()
         certificate = self._egress.bounds.index.certificate
         if self.policy.packages and certificate is not None:

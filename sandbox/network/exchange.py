@@ -3,15 +3,14 @@
 import asyncio
 import contextlib
 import ssl
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import h11
 
 from warmcell.sandbox.network import rules as rules_of
 from warmcell.sandbox.network.addresses import Address
-from warmcell.sandbox.network.authority import Authority
 from warmcell.sandbox.network.connecting import Connector, Refused
-from warmcell.sandbox.network.hello import HELLO_MAX, NotTls, server_name
+from warmcell.sandbox.network.hello import NotTls, server_name
 from warmcell.sandbox.network.http import (
     HEAD_S,
     Peer,
@@ -24,6 +23,9 @@ from warmcell.sandbox.network.http import (
 )
 from warmcell.sandbox.network.rules import USUAL_PORTS, Rules
 from warmcell.sandbox.network.streams import Counted, Plain, Stream, Tally, Tls, join
+
+if TYPE_CHECKING:
+    from warmcell.sandbox.network.authority import Authority
 
 IDLE_S: Final = 900.0
 """In which nothing moves, after which a connection is over. Answers of large models take minutes."""
@@ -38,7 +40,9 @@ class Door(Protocol):
     rules: Rules
     tally: Tally
     connector: Connector
-    authority: Authority | None
+    lookups: asyncio.Semaphore
+    """Held for each name that is looked up."""
+    authority: "Authority | None"
 
     @property
     def tls(self) -> ssl.SSLContext:
@@ -112,7 +116,7 @@ class Exchange:
         if not rules_of.known(added):
             raise Refused(403, "the headers for this host are not known any more: set them again")
         reader, writer = await door.connector.connect(
-            target.host, target.port, door.rules, tls=door.tls if target.tls else None
+            target.host, target.port, door.rules, door.lookups, tls=door.tls if target.tls else None
         )
         try:
             door.note(request.method.decode(), str(target.host), target.port, target.shown, None)
@@ -187,7 +191,7 @@ class Exchange:
                 raise Refused(403, "the headers for this host are not known any more: set them again")
             await self._read(peer, host, port)
             return
-        reader, writer = await self._door.connector.connect(host, port, self._door.rules)
+        reader, writer = await self._door.connector.connect(host, port, self._door.rules, self._door.lookups)
         outside = Counted(Plain(reader, writer), self._door.tally, lambda: self._door.max_bytes)
         try:
             first = await _agree(peer)
@@ -268,7 +272,7 @@ def _is_for(first: bytes, host: str, *, only: bool = True) -> bool:
             raise Refused(403, "only TLS passes on this port") from None
         return True
     if name is None:
-        return len(first) > HELLO_MAX
+        return False
     if name and name.removesuffix(".") != host:
         raise Refused(403, "TLS is begun for another host than the connection")
     return True

@@ -167,7 +167,8 @@ class Peer:
             ("warmcell-refused", why),
             ("connection", "close"),
         ]
-        await self.send(h11.Response(status_code=status, headers=headers))
+        # Of an answer to CONNECT programs show the first line alone.
+        await self.send(h11.Response(status_code=status, headers=headers, reason=why.encode()))
         if self._method != b"HEAD":
             await self.send(h11.Data(data=text))
         await self.send(h11.EndOfMessage())

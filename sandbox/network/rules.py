@@ -101,6 +101,13 @@ class Pattern:
             return False
         return self._has(other.name) or (self.below and other.below and other.name == self.name)
 
+    @property
+    def host(self) -> str:
+        """The one host that is meant; empty where there are several."""
+        if self.block is not None:
+            return str(self.block[0]) if self.block.num_addresses == 1 else ""
+        return "" if self.below else self.name
+
     def names(self, host: "str | Address") -> bool:
         """Whether that host is meant, whatever the port."""
         if self.block is not None:

@@ -145,7 +145,10 @@ def _headers(rules: Fields) -> dict[str, dict[str, str]]:
         for one in ones:
             transform = one.message("transform")
             if transform is not None:
-                found.setdefault(host, {}).update(transform.mapping("headers"))
+                added = transform.mapping("headers")
+                if any("${e2b." in value for value in added.values()):
+                    raise UnsupportedOperationError("Identity tokens in headers are not supported", hint="Give values.")
+                found.setdefault(host, {}).update(added)
     return {host: headers for host, headers in found.items() if headers}
 
 

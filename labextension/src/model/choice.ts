@@ -3,11 +3,11 @@
  *
  *     "warmcell": {"gpu": "A100:2", "memory": "8GiB", "network": "none", "template": "default"}
  *
- * `gpu` is null for CPU; a key that is absent leaves that to the kernelspec.
+ * `network` may be a list of hosts. `gpu` is null for CPU; a key that is absent leaves that to the kernelspec.
  */
 import type { PartialJSONObject } from '@lumino/coreutils';
 
-import type { IChoice, IGpu, IGpuDevice, ISandboxInfo, IWaiting } from '../tokens';
+import type { IChoice, IGpu, IGpuDevice, ISandboxInfo, IWaiting, Network } from '../tokens';
 
 export const METADATA_KEY = 'warmcell';
 
@@ -34,9 +34,22 @@ export function readChoice(metadata: unknown): IChoice {
   return {
     ...(isGpuRequest(gpu) ? { gpu } : {}),
     ...(memory_bytes === null ? {} : { memory_bytes }),
-    ...(network === 'none' || network === 'host' ? { network } : {}),
+    ...(isNetwork(network) ? { network } : {}),
     ...(typeof template === 'string' && template !== '' ? { template } : {})
   };
+}
+
+function isNetwork(value: unknown): value is Network {
+  return value === 'none' || value === 'host' || (isHosts(value) && value.length > 0);
+}
+
+function isHosts(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every(item => typeof item === 'string' && item !== '');
+}
+
+/** The hosts that somebody has typed: "pypi.org, *.example.com". */
+export function parseHosts(text: string): string[] {
+  return [...new Set(text.split(/[\s,;]+/).filter(Boolean))];
 }
 
 function isGpuRequest(value: unknown): value is string | string[] | null {
@@ -53,7 +66,7 @@ export function writeChoice(choice: IChoice): PartialJSONObject {
   return {
     ...(gpu === undefined ? {} : { gpu: isList(gpu) ? [...gpu] : gpu }),
     ...(memory_bytes === undefined ? {} : { memory: formatMemory(memory_bytes) }),
-    ...(network === undefined ? {} : { network }),
+    ...(network === undefined ? {} : { network: isList(network) ? [...network] : network }),
     ...(template === undefined ? {} : { template })
   };
 }
@@ -201,7 +214,9 @@ export function missing(choice: IChoice, sandbox: ISandboxInfo): IChoice {
   return {
     ...(gpu === undefined || sameRequest(gpu, sandbox) ? {} : { gpu }),
     ...(memory_bytes === undefined || memory_bytes === has ? {} : { memory_bytes }),
-    ...(network === undefined || network === sandbox.network ? {} : { network }),
+    ...(network === undefined || networkKey(network) === networkKey(sandbox.network)
+      ? {}
+      : { network }),
     ...(template === undefined || template === (sandbox.template?.name ?? template)
       ? {}
       : { template })
@@ -218,6 +233,10 @@ function sameRequest(asked: string | readonly string[] | null, sandbox: ISandbox
     return sandbox.gpus.length === 0;
   }
   return requestKey(asked) === requestKey(sandbox.gpu ?? '');
+}
+
+function networkKey(network: Network): string {
+  return isList(network) ? `hosts ${[...network].sort().join(' ')}` : network;
 }
 
 function requestKey(request: string | readonly string[]): string {

@@ -213,7 +213,11 @@ export function usage(used: IUsage, trans: TranslationBundle): string[] {
 /** What a sandbox was given besides its hardware: "network none", "memory 8 GiB". */
 export function facts(sandbox: ISandboxInfo, trans: TranslationBundle): string[] {
   return [
-    sandbox.network === 'none' ? trans.__('no network') : trans.__('network open'),
+    typeof sandbox.network !== 'string'
+      ? trans.__('reaches %1', hosts(sandbox.network, trans))
+      : sandbox.network === 'none'
+        ? trans.__('no network')
+        : trans.__('network open'),
     ...Object.entries(sandbox.limits)
       .filter(([, { value }]) => value !== null)
       .map(([name, status]) => {
@@ -221,6 +225,16 @@ export function facts(sandbox: ISandboxInfo, trans: TranslationBundle): string[]
         return status.enforced ? amount : trans.__('%1 (not enforced)', amount);
       })
   ];
+}
+
+/** Hosts that are reached, the first few of them. */
+function hosts(names: readonly string[], trans: TranslationBundle): string {
+  if (names.length === 0) {
+    return trans.__('the package index');
+  }
+  return names.length > 3
+    ? trans.__('%1 and %2 more', names.slice(0, 2).join(', '), names.length - 2)
+    : names.join(', ');
 }
 
 /** What a notebook asks for: "A100:2, memory 8 GiB, open network". */
@@ -237,9 +251,11 @@ export function choice(choice: IChoice, trans: TranslationBundle): string {
     memory_bytes === undefined ? '' : trans.__('memory %1', bytes(memory_bytes)),
     network === undefined
       ? ''
-      : network === 'host'
-        ? trans.__('an open network')
-        : trans.__('no network'),
+      : typeof network !== 'string'
+        ? trans.__('a way to %1', hosts(network, trans))
+        : network === 'host'
+          ? trans.__('an open network')
+          : trans.__('no network'),
     template === undefined ? '' : trans.__('template %1', template)
   ]
     .filter(Boolean)

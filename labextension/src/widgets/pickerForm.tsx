@@ -8,13 +8,14 @@ import {
   gpuRequest,
   type IGpuKind,
   isServed,
+  parseHosts,
   parseMemory,
   shownRequest
 } from '../model/choice';
 import type { IGlance } from '../model/glance';
 import { isAlive } from '../model/state';
 import * as words from '../model/words';
-import type { IChoice, IErrorInfo, IGpus, ISandboxInfo, ISandboxes, Network } from '../tokens';
+import type { IChoice, IErrorInfo, IGpus, ISandboxInfo, ISandboxes } from '../tokens';
 import { Badges } from './badges';
 import { Hardware } from './pickerHardware';
 import { Prose } from './prose';
@@ -45,7 +46,9 @@ interface IForm {
   readonly count: number;
   /** In GiB; empty for the default. */
   readonly memory: string;
-  readonly network: Network;
+  readonly network: 'none' | 'host' | 'hosts';
+  /** As somebody types them. */
+  readonly hosts: string;
   readonly template: string;
 }
 
@@ -57,11 +60,13 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     super();
     this._options = options;
     const { choice, sandbox } = options;
+    const network = choice.network ?? sandbox?.network ?? 'none';
     this._form = {
       kind: '',
       count: 1,
       memory: choice.memory_bytes === undefined ? '' : String(choice.memory_bytes / GIB),
-      network: choice.network ?? sandbox?.network ?? 'none',
+      network: typeof network === 'string' ? network : 'hosts',
+      hosts: typeof network === 'string' ? '' : network.join(', '),
       template: choice.template ?? sandbox?.template?.name ?? 'default'
     };
     this._showGpus(NOTHING);
@@ -72,11 +77,12 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
   /** The choice as the form has it now. */
   getValue(): IChoice {
     const { kind, count, memory, network, template } = this._form;
+    const hosts = parseHosts(this._form.hosts);
     const memory_bytes = parseMemory(`${memory}GiB`);
     return {
       gpu: kind === '' ? null : gpuRequest(kind, count),
       ...(memory_bytes === null ? {} : { memory_bytes }),
-      network,
+      network: network !== 'hosts' ? network : hosts.length > 0 ? hosts : 'none',
       template
     };
   }
@@ -174,8 +180,9 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
 
   private _renderNetwork(): React.JSX.Element {
     const { trans } = this._options;
-    const options: { value: Network; label: string; about: string }[] = [
+    const options: { value: IForm['network']; label: string; about: string }[] = [
       { value: 'none', label: trans.__('None'), about: trans.__('the kernel reaches nothing') },
+      { value: 'hosts', label: trans.__('Some hosts'), about: trans.__('those that you name') },
       { value: 'host', label: trans.__('Open'), about: trans.__('the machine’s own network') }
     ];
     return (
@@ -196,6 +203,18 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
             <span className="wc-Picker-about">{about}</span>
           </label>
         ))}
+        {this._form.network === 'hosts' && (
+          <input
+            type="text"
+            className="wc-Picker-hosts jp-mod-styled"
+            aria-label={trans.__('Hosts that the kernel reaches')}
+            placeholder="pypi.org, files.pythonhosted.org, *.example.com"
+            value={this._form.hosts}
+            onChange={event => {
+              this._set({ hosts: event.target.value });
+            }}
+          />
+        )}
       </fieldset>
     );
   }

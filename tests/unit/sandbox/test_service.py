@@ -15,6 +15,7 @@ from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import (
+    NetworkPolicy,
     SandboxId,
     SandboxInfo,
     SandboxSpec,
@@ -207,3 +208,49 @@ async def test_what_was_brought_in_is_held_against_the_bounds(service: SandboxSe
     with pytest.raises(errors.UnsupportedOperationError):
         service.bounds = Bounds()
         await service.restore(info.id, made.id)
+
+
+async def test_hosts_are_not_named_where_the_network_cannot_be_taken_away(service: SandboxService) -> None:
+    """A backend without isolation refuses before anything is made, and so does a network that is open already."""
+    policy = NetworkPolicy(allow=("pypi.org",))
+    with pytest.raises(errors.UnsupportedOperationError, match="no network 'none'"):
+        await service.create(spec(gpu=None, network="none", egress=policy), owner="client")
+    with pytest.raises(errors.InvalidRequestError, match="held to a list"):
+        await service.create(spec(gpu=None, egress=policy), owner="client")
+    with pytest.raises(errors.InvalidRequestError, match="no host"):
+        await service.check(spec(gpu=None, network="none", egress=NetworkPolicy(allow=("http://x",))))
+    assert all(info.state is State.FAILED for info in service.infos())
+
+
+async def test_a_prepared_sandbox_reaches_what_is_asked_for_and_waits_with_nothing(
+    gpus: GpuPool, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the policy, so that a pool serves all; while it waits it has none, and no secret of anybody."""
+    service = SandboxService(
+        backends={"fake": FakeBackend(isolated=True)},
+        default_backend="fake",
+        gpus=gpus,
+        paths=Paths(places.runtime, places.state, places.leases).make(),
+        bounds=Bounds(),
+        prepared_per_template=0,
+    )
+    try:
+        wanted = spec(gpu=None, network="none", egress=NetworkPolicy(allow=("pypi.org",)))
+        prepared = await service._prepare(wanted)
+        assert (prepared.spec.egress, prepared.door, prepared.info.egress) == (None, None, None)
+
+        async def take(*_: object) -> object:
+            return prepared
+
+        monkeypatch.setattr(service, "_take", take)
+        info = await service.create(wanted, owner="client")
+        box = service.live(info.id)
+        assert box is prepared
+        assert info.egress == box.spec.egress == wanted.egress
+        assert box.door is not None
+        assert box.door.rules.why_not("pypi.org", 443) is None
+        assert "HTTPS_PROXY" in await box.network_environment()
+        await service.set_network(info.id, None)
+        assert (box.door, box.info.egress, await box.network_environment()) == (None, None, {})
+    finally:
+        await service.close()

@@ -131,7 +131,7 @@ async def test_names_that_lead_to_private_addresses_lead_nowhere(allow: str, add
         assert (await ours.get(f"http://host.test:{host.port}/")).startswith(b"HTTP/1.1 403 ")
         head, _, writer = await ours.tunnel(f"host.test:{host.port}")
         writer.close()
-    assert head.startswith(b"HTTP/1.1 403 ")
+    assert head.startswith(b"HTTP/1.1 403 the host has a")
     assert host.connections == 0
 
 
@@ -142,6 +142,18 @@ async def test_literal_addresses_are_held_to_the_same() -> None:
             said = await ours.get(f"http://{text}:{host.port}/")
             assert said.split()[1] in (b"403", b"400"), said
     assert host.connections == 0
+
+
+async def test_the_operators_own_host_may_be_an_address() -> None:
+    """That one alone, on that port alone."""
+    async with (
+        running(Host()) as host,
+        running(Host()) as other,
+        proxy(names(), own=[f"127.0.0.1:{host.port}"]) as ours,
+    ):
+        assert (await ours.get(f"http://127.0.0.1:{host.port}/")).startswith(b"HTTP/1.1 200 ")
+        assert (await ours.get(f"http://127.0.0.1:{other.port}/")).startswith(b"HTTP/1.1 403 ")
+        assert "127.0.0.1" not in ours.door.environment("/run/warmcell")["NO_PROXY"]
 
 
 async def test_a_name_is_looked_up_anew_for_each_request_and_once() -> None:
@@ -191,6 +203,19 @@ async def test_tls_for_another_host_than_the_tunnels_does_not_pass() -> None:
             await ours.tls(f"host.test:{host.port}", "other.test", trusting(CA.cert_pem.bytes()))
         assert ours.tally.refused == 1
     assert host.heard == []
+
+
+async def test_on_the_usual_ports_nothing_but_tls_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain HTTP through a tunnel would be held against no rule."""
+    async with running(Host()) as host, proxy(names(), own=[f"host.test:{host.port}"]) as ours:
+        monkeypatch.setattr("warmcell.sandbox.network.exchange.USUAL_PORTS", (host.port,))
+        _, reader, writer = await ours.tunnel(f"host.test:{host.port}")
+        writer.write(b"GET / HTTP/1.1\r\nhost: evil.test\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert await reader.read() == b""
+        writer.close()
+    assert host.heard == []
+    assert ours.tally.refused == 1
 
 
 async def test_other_protocols_pass_on_ports_that_are_named_and_halves_end_one_by_one() -> None:

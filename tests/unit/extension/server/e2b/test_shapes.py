@@ -37,6 +37,7 @@ def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
         {"network": {"dnsServers": ["8.8.8.8"]}},
         {"network": {"egressProxy": {"address": "a:1"}}},
         {"network": {"allowOut": ["8.8.8.8"], "denyOut": ["8.0.0.0/8"]}},
+        {"network": {"allowOut": ["a.b"], "rules": {"a.b": [{"transform": {"headers": {"X": "${e2b.identity.x}"}}}]}}},
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, Any]) -> None:
