@@ -82,6 +82,7 @@ class Kernel:
             "server_alive": self.owned,
             "server_leaving": self.owned and self.owner is not None and self.owner.leaving,
             "busy": self.proxy.busy,
+            "idle_s": self.proxy.idle_s,
             "cwd": self.request.cwd,
             "session_name": self.request.env.get("JPY_SESSION_NAME"),
             "sessions": [session.to_json() for session in self.sessions],

@@ -14,6 +14,7 @@ from warmcell.extension.config import CONFIG_FILE, Warmcell, unseen
 from warmcell.extension.server.e2b import routing as e2b
 from warmcell.extension.server.forward import keep_out_of_logs, serve_programs
 from warmcell.extension.server.handlers import routes
+from warmcell.extension.server.jupyter_api import rest as jupyter_api
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.keeping import keep_all, suspending
 from warmcell.extension.server.kernelspecs import SandboxedKernelSpecManager
@@ -98,7 +99,7 @@ class WarmcellApp(ExtensionApp):
         serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
         self.handlers.extend(routes())
-        self.handlers.extend(ports.routes())
+        self.handlers.extend([*ports.routes(), *jupyter_api.routes()])
         self.handlers.append((r"/metrics", MetricsHandler))
 
     async def _start_jupyter_server_extension(self, serverapp: ServerApp) -> None:

@@ -14,6 +14,7 @@ from traitlets import Bool, Float
 from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.e2b import routing as e2b
 from warmcell.extension.server.forward import PREFIX, ForwardHandler, keep_out_of_logs, serve_programs
+from warmcell.extension.server.jupyter_api import rest as jupyter_api
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.ports import handler as ports
 from warmcell.sandbox.choosing import AGENT
@@ -79,7 +80,7 @@ class WarmcellServe(ExtensionApp):
         assert self.serverapp is not None
         serve_programs(self.serverapp.web_app)
         e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
-        self.handlers.extend(ports.routes())
+        self.handlers.extend([*ports.routes(), *jupyter_api.routes()])
         nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))
 

@@ -17,7 +17,7 @@ API = "/warmcell/api/v1"
 CONCRETE = {
     "(gpus|meters|templates|doctor)": "gpus",
     r"(?:sandboxes|openapi\.json)": "sandboxes",
-    "/[a-z0-9]+/(?:commands|runs|contexts|files|run|interrupt|connect|metrics)(?:/.*)?": "/abc/files",
+    "/[a-z0-9]+/(?:commands|runs|contexts|files|ports|run|interrupt|connect|metrics)(?:/.*)?": "/abc/files",
     "(suspend|resume|snapshot|restore)": "suspend",
     "([a-z0-9]+)": "abc",
     "([^/]+)": "abc",

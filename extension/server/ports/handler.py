@@ -23,7 +23,8 @@ from warmcell.extension.server.ports.passing import PortClosedError, pass_on
 from warmcell.sandbox.errors import TransportError, WarmcellError, http_status
 
 UPLOAD_MAX_BYTES = 2**40
-PATH = re.compile(r"(.*)/([0-9]{1,5})-([a-z0-9]{1,32})/([A-Za-z0-9_.-]+)(/.*)?")
+PATH = re.compile(rf"(.*?{PORTS})/([0-9]{{1,5}})-([a-z0-9]{{1,32}})/([A-Za-z0-9_.-]+)(/.*)?")
+"""The first one counts: what comes after it is the port's own business, whatever that looks like."""
 
 
 class PassingHandler(WarmcellHandler):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from warmcell.extension.server.ports import handler
 from warmcell.extension.server.ports.headers import SANDBOXED, Place, bare_query, from_port, may_cross, moved, to_port
 
 PATH = Place(port=80, scheme="https", host="lab.test", prefix="/u/warmcell/ports/80-x/t")
@@ -96,3 +97,12 @@ def test_a_query_loses_the_servers_credentials_alone() -> None:
 def test_cookies_count_for_pages_of_their_own_origin(headers: dict[str, str], may: bool) -> None:
     """A neighbour's page is of the same site, so that `SameSite` keeps it from nothing."""
     assert may_cross(headers, OWN) is may
+
+
+@pytest.mark.parametrize("base", ["", "/user/ann"])
+@pytest.mark.parametrize("below", [None, "/", "/a//b%2F", "/9-other/their-ticket/x", "/warmcell/ports/9-other/theirs/"])
+def test_a_path_names_one_port_whatever_comes_after_it(base: str, below: str | None) -> None:
+    """An app's own paths may look like those of ports."""
+    match = handler.PATH.fullmatch(f"{base}/warmcell/ports/80-x1/aZ_-.9{below or ''}")
+    assert match is not None
+    assert match.groups() == (f"{base}/warmcell/ports", "80", "x1", "aZ_-.9", below)
