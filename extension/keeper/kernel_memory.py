@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from warmcell.extension.keeper.front import Front
@@ -18,6 +18,7 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.template_front import TemplateFront, rehearse
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.threads import to_its_end
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.kernel import Frontend
@@ -317,16 +318,6 @@ class KernelMemory(KernelGpus):
             await kernel.proxy.refuse(error)
         finally:
             kernel.waking = False
-
-
-async def to_its_end(what: Coroutine[Any, Any, None]) -> None:
-    """Do it, also if whoever waits for that is cancelled meanwhile."""
-    work = asyncio.create_task(what)
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
 
 
 def _forked(request: KernelRequest) -> Any:

@@ -318,6 +318,8 @@ class KernelRuns:
             told, self._env = self._env, {}
             if self.many or run.env or told:
                 await self._silently(client, use, env={**told, **run.env})
+            if run.is_cut:  # While its kernel started.
+                return
             async with contextlib.aclosing(client.execute(run.code, self._box())) as messages:
                 async for message in messages:
                     if message["msg_type"] == "reply":

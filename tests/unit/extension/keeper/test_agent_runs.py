@@ -74,6 +74,28 @@ async def test_one_that_is_stopped_twice_is_interrupted_once_and_ends_as_such(
     assert (run.status, run.error) == ("interrupted", None)
 
 
+async def test_one_that_is_stopped_while_its_kernel_starts_never_begins(kernel: Kernel) -> None:
+    """Its kernel comes up all the same, and gets the next one."""
+    asked, up = asyncio.Event(), asyncio.Event()
+
+    async def client() -> KernelClient:
+        asked.set()
+        await up.wait()
+        return cast(KernelClient, kernel)
+
+    known = KernelRuns(lambda: cast(LiveSandbox, None), client, kernel.interrupt, {}, lambda contexts: None)
+    run = known.start({"code": "x"})
+    await asyncio.wait_for(asked.wait(), PATIENCE_S)
+    stop = asyncio.create_task(known.stop(run))
+    await asyncio.wait_for(kernel.interrupted.wait(), PATIENCE_S)
+    up.set()
+    await asyncio.wait_for(stop, PATIENCE_S)
+    assert (run.status, kernel.began.is_set()) == ("interrupted", False)
+    await ended(known.start({"code": "x"}))
+    assert kernel.began.is_set()
+    await known.close()
+
+
 async def test_one_that_is_stopped_while_its_time_is_over_has_run_out_of_time(
     kernel: Kernel, known: KernelRuns
 ) -> None:

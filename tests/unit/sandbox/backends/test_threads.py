@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from warmcell.extension.keeper.kernel_memory import to_its_end
+from warmcell.sandbox.backends.threads import to_its_end
 
 
 async def test_what_is_done_to_its_end_is_done_though_who_waits_is_cancelled() -> None:
