@@ -1,7 +1,7 @@
 """Places in a sandbox: what is its own wherever it runs on the host's files, and what may be put beside it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.identity import Identity
@@ -41,6 +41,21 @@ def workspace_of(spec: SandboxSpec) -> Path | None:
     real = path.resolve()
     check_target(real, what="workspace")
     return real
+
+
+USUAL_HOME = "/home/user"
+"""Where programs that are written for other sandboxes look for their home."""
+
+
+def leads_home(home: str, trees: Iterable[Path]) -> bool:
+    """Whether `USUAL_HOME` can be a link to the home: nothing else is there, or below it.
+
+    Args:
+        home: Where it is.
+        trees: What is shown of the host, as the guest sees it.
+    """
+    usual = Path(USUAL_HOME)
+    return not any(path.is_relative_to(usual) or usual.is_relative_to(path) for path in [*trees, Path(home)])
 
 
 def home_path(spec: SandboxSpec, workspace: Path | None, identity: Identity) -> str:

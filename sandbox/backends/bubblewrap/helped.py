@@ -252,7 +252,7 @@ def _skeleton(prepared: Prepared, below: str) -> list[str]:
 
 def _links(prepared: Prepared) -> dict[str, str]:
     """Those that lead to what the user asked for; the system's are the helper's own."""
-    aliases = {link for alias in prepared.view.aliases for link in _parents(alias)}
+    aliases = {link for alias in prepared.view.aliases for link in _parents(alias)} | {*prepared.view.links}
     return {
         target: words[1]
         for target, words in prepared.view.entries.items()

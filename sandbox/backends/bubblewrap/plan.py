@@ -18,8 +18,10 @@ from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
+    USUAL_HOME,
     check_places,
     home_path,
+    leads_home,
     persistent_home,
     run_bytes,
     variables,
@@ -136,6 +138,8 @@ def prepare(
     if view.saved is not None:
         view.saved.check(view.parts)
     check_places(view.host_trees)
+    if leads_home(home, view.host_trees):
+        view.links[USUAL_HOME] = home
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
     return Prepared(

@@ -49,6 +49,8 @@ class View:
     fills: list[Mapping[str, Any]] = field(default_factory=list)
     """What is copied from a saved layer."""
     overlays: list[Mapping[str, Any]] = field(default_factory=list)
+    links: dict[str, str] = field(default_factory=dict)
+    """Of our own making."""
     aliases: list[Path] = field(default_factory=list)
     saved: Saved | None = None
     """The layer that it begins with."""
@@ -122,6 +124,8 @@ class View:
     def words(self) -> list[Any]:
         """The composed root as words for bubblewrap, choices of the stage among them."""
         whole = (*map(str, self.host_trees), *RESERVED)
+        for place, leads in self.links.items():
+            self.entries[place] = ["--symlink", leads, place]
         for alias in self.aliases:
             for link, target in links_on(alias):
                 if not _in_any(str(link), whole):

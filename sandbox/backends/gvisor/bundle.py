@@ -17,7 +17,9 @@ from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.places import (
     GUEST,
     RUN,
+    USUAL_HOME,
     home_path,
+    leads_home,
     mount_of,
     persistent_home,
     run_bytes,
@@ -108,6 +110,8 @@ def prepare(
     for mount in spec.mounts:
         _mount(root, mount)
     _environment(root, environment)
+    if leads_home(home, root.shown):
+        root.links[f"{ROOT}{USUAL_HOME}"] = home
     root.hide([paths.runtime, paths.state, *hidden])
     if until:
         root.files[f"run/{until}"] = b""

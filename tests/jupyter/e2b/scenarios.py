@@ -414,6 +414,8 @@ def files_are_written_and_read():
     written = files.write("deep/er/a.txt", "héllo")
     assert written.path.endswith("/deep/er/a.txt")
     assert files.read("deep/er/a.txt") == files.read(written.path) == "héllo"
+    assert files.read("/home/user/deep/er/a.txt") == "héllo"
+    assert shared().commands.run("cat deep/er/a.txt", cwd="/home/user").stdout == "héllo"
     large = os.urandom(3_000_000)
     files.write("large", large)
     assert files.read("large", format="bytes") == large
