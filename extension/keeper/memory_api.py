@@ -1,0 +1,71 @@
+"""`/sandboxes/{id}/{verb}`: what can be done with the memory of a sandbox."""
+
+from typing import Any
+
+from warmcell.extension.keeper import self_api
+from warmcell.extension.keeper.agents import api as agents_api
+from warmcell.extension.keeper.handler import Handler, number, text
+from warmcell.extension.keeper.kernel_memory import CLONES_MAX
+from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.models import SandboxId
+
+
+class MemoryHandler(Handler):
+    """What can be done with the memory of a sandbox."""
+
+    async def post(self, sandbox_id: str, verb: str) -> None:
+        info = self.visible(sandbox_id)
+        if info.terms is None:
+            self.answer(*await self._of_notebook(info.id, verb))
+        else:
+            self.answer(*await agents_api.once(self.keeper.agents, self, lambda: self._of_agent(info.id, verb)))
+
+    async def _of_notebook(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        memory, body = self.keeper.memory, self.body()
+        populate = body.get("populate") is True
+        if verb == "suspend":
+            info = await memory.suspend(box, even_busy=body.get("busy") is True)
+        elif verb == "park":
+            info = await memory.park(box)
+        elif verb == "gpu":
+            info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
+        elif verb == "resume":
+            info = await memory.resume(box)
+            if populate:
+                await memory.populate(box)
+        elif verb == "snapshot":
+            name = body.get("name", "")
+            return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
+        elif verb == "restore":
+            ref = self.own_snapshot(text(body.get("snapshot"), "snapshot"), box)
+            info = await memory.restore(box, ref)
+            if populate:
+                await memory.populate(box, ref)
+        else:
+            ref = self.own_snapshot(text(body["snapshot"], "snapshot"), box) if body.get("snapshot") is not None else ""
+            return {"sandboxes": [one.to_json() for one in await memory.fork(box, self._clones(), ref=ref)]}, 201
+        return info.to_json(), 200
+
+    async def _of_agent(self, box: SandboxId, verb: str) -> tuple[Any, int]:
+        """The same, of what may be frozen, and goes on for whoever asks again."""
+        agents, memory, body = self.keeper.agents, self.keeper.memory, self.body()
+        if verb == "suspend":
+            return (await agents.suspend(box)).to_json(), 200
+        if verb == "resume":
+            return (await agents.wake(box)).to_json(), 200
+        if verb in ("park", "gpu"):
+            raise UnsupportedOperationError(
+                "Sandboxes of code keep the GPU that they have", hint="Suspend it to give it back, or make a new one."
+            )
+        if verb == "fork":
+            return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
+        await memory.check(box)
+        await agents.awake(box)
+        if verb == "snapshot":
+            name = body.get("name", "")
+            return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
+        await memory.restore(box, self.own_snapshot(text(body.get("snapshot"), "snapshot"), box))
+        return self.keeper.service.info(box).to_json(), 200
+
+    def _clones(self) -> int:
+        return int(number(self.body().get("n", 1), "n", least=1, most=CLONES_MAX))
