@@ -299,7 +299,7 @@ class Box(abc.ABC):
         return await self._guest().exec(argv, env=env, cwd=cwd, input=input, timeout=timeout)
 
     def exec_stream(
-        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "", pty: bool = False
+        self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "", pty: tuple[int, int] | None = None
     ) -> contextlib.AbstractAsyncContextManager[GuestProcess]:
         """Start a process in it and hold its streams; raises as `GuestChannel.exec_stream`."""
         return self._guest().exec_stream(argv, env=env, cwd=cwd, pty=pty)

@@ -274,7 +274,7 @@ class GuestChannel:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
-        pty: bool = False,
+        pty: tuple[int, int] | None = None,
     ) -> AsyncGenerator[GuestProcess]:
         """Start a process and hold its streams; on leaving it is killed if it still runs.
 
@@ -282,13 +282,21 @@ class GuestChannel:
             argv: The command; looked up on the PATH of its environment.
             env: What it has in its environment besides the sandbox's own.
             cwd: Its directory, as the guest sees it; empty for its home.
-            pty: Give it a terminal; everything then comes as stdout.
+            pty: Give it a terminal of so many rows and columns; everything then comes as stdout.
 
         Raises:
             InvalidRequestError: The directory does not exist in the sandbox.
             TransportError: The sandbox is gone.
         """
-        request = {"op": "exec", "argv": list(argv), "env": _env(env), "cwd": cwd or "", "pty": pty}
+        request: dict[str, Any] = {
+            "op": "exec",
+            "argv": list(argv),
+            "env": _env(env),
+            "cwd": cwd or "",
+            "pty": pty is not None,
+        }
+        if pty is not None:
+            request["size"] = list(pty)
         async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (answer, reader, writer):
             yield GuestProcess(whole_number(answer, "pid"), reader, writer)
 

@@ -140,10 +140,8 @@ class Command:
     async def _run(self, box: LiveSandbox, started: "asyncio.Future[None]") -> None:
         try:
             env = {**await box.network_environment(), **box.spec.env, **gpu_environment(box.gpus), **self.env}
-            async with box.exec_stream(self.argv, env=env, cwd=self.cwd, pty=self.size is not None) as process:
+            async with box.exec_stream(self.argv, env=env, cwd=self.cwd, pty=self.size) as process:
                 self._process, self.pid = process, process.pid
-                if self.size is not None:
-                    await process.resize(*self.size)
                 if not started.done():
                     started.set_result(None)
                 await self._follow(process)

@@ -152,6 +152,7 @@ class Execution:
         env: Mapping[str, str],
         cwd: str,
         pty: bool,
+        size: Sequence[int] = (),
     ) -> None:
         """Start the process. What the connection says from now on is frames."""
         self.on_exit: Callable[[], object] = ignore
@@ -161,6 +162,8 @@ class Execution:
         self._terminal = pty
         if pty:
             master, slave = os.openpty()
+            if size:  # Before the process may ask for it.
+                _resize(slave, *size)
             os.set_inheritable(master, False)
             ends = (slave, slave, slave)
             ours = (master, os.dup(master), -1)
@@ -229,12 +232,8 @@ class Execution:
         if "signal" in request and self._running:
             os.killpg(self.pid, request["signal"])
         if "resize" in request and self._terminal and not self._stdin.closed:
-            import fcntl
-            import termios
-
             rows, columns = request["resize"]
-            size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4)
-            fcntl.ioctl(self._stdin.fd, termios.TIOCSWINSZ, size)
+            _resize(self._stdin.fd, rows, columns)
 
     def _on_exit(self, code: int) -> None:
         self._running = False
@@ -255,6 +254,15 @@ class Execution:
     def _on_gone(self) -> None:
         if self._running:
             kill_group(self.pid, _signal.SIGKILL)
+
+
+def _resize(fd: int, rows: int, columns: int) -> None:
+    """Of a terminal, in characters."""
+    import fcntl
+    import termios
+
+    size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little") + bytes(4)
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, size)
 
 
 def kill_group(pid: int, signum: int) -> None:

@@ -202,6 +202,7 @@ class Server:
             env=env,
             cwd=_directory(request, env),
             pty=request.get("pty") is True,
+            size=_size(request.get("size")),
         )
         self._executions[started.pid] = started
         started.on_exit = lambda: self._executions.pop(started.pid, None)
@@ -306,6 +307,15 @@ def _strings(request: Mapping[str, Any], name: str) -> list[str]:
     value = request.get(name)
     if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
         raise Refusal("invalid_request", f"{name} must be a list of strings")
+    return value
+
+
+def _size(value: object) -> Sequence[int]:
+    """Rows and columns, or nothing."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and 0 <= n < 1 << 16 for n in value):
+        raise Refusal("invalid_request", "size must be rows and columns")
     return value
 
 

@@ -209,7 +209,7 @@ async def devices_are_the_harmless_ones(subject: Subject) -> None:
 
 @check(isolated=True)
 async def a_terminal_can_be_had(subject: Subject) -> None:
-    async with subject.box() as box, box.channel.exec_stream(["tty"], pty=True) as process:
+    async with subject.box() as box, box.channel.exec_stream(["tty"], pty=(24, 80)) as process:
         said = b"".join([content async for _, content in process.output()])
         expect(said.startswith(b"/dev/pts/"), f"tty says {said!r}")
 

@@ -235,13 +235,14 @@ async def test_output_just_before_the_exit_is_kept(guest: Guest) -> None:
 
 
 async def test_a_terminal_can_be_asked_for(guest: Guest) -> None:
-    """With a pty the process has a controlling terminal, whose size can be changed and whose ^C works."""
+    """With a pty the process has a controlling terminal of a size that can be changed, and whose ^C works."""
     async with guest.channel.exec_stream(
-        ["sh", "-c", "tty; stty size; read x; stty size; exec cat"], pty=True
+        ["sh", "-c", "tty; stty size; read x; stty size; exec cat"], pty=(24, 90)
     ) as process:
         output = process.output()
         text = await read_until(output, b"\n", count=2)
         assert b"/dev/pts/" in text
+        assert b"24 90" in text
         await process.resize(33, 77)
         await process.write(b"go\n")
         assert b"33 77" in await read_until(output, b"33 77")
