@@ -158,7 +158,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     for look in (*looks, metering, watch):
         look.add_done_callback(_say_why)
     try:
-        await _until_idle(server, service, activity, stop, settings.keeper_idle_s)
+        await _until_idle(server, service, kernels, activity, stop, settings.keeper_idle_s)
     finally:
         server.serve_no_others()
         say({"saving": True})
@@ -224,9 +224,17 @@ async def _watch_changes(
 
 
 async def _until_idle(
-    server: UnixServer, service: SandboxService, activity: asyncio.Event, stop: asyncio.Event, idle_s: float
+    server: UnixServer,
+    service: SandboxService,
+    kernels: Kernels,
+    activity: asyncio.Event,
+    stop: asyncio.Event,
+    idle_s: float,
 ) -> None:
-    """Return when `stop` is set, or nothing has run and nobody has been connected for `idle_s` seconds."""
+    """Return when `stop` is set, or nothing has run and nobody has been connected for `idle_s` seconds.
+
+    A server whose kernels all sleep needs this keeper, too, though it may have no connection for a while.
+    """
     stopped = asyncio.create_task(stop.wait())
     try:
         while not stop.is_set():
@@ -238,6 +246,8 @@ async def _until_idle(
             )
             active.cancel()
             if idle and not done and not server.connected and not service.busy:  # Nor in this very moment.
+                if any(kernel.owned and kernel.owner is not None and kernel.owner.pid > 0 for kernel in kernels.all()):
+                    continue
                 log.info("idle for %.0f s", idle_s)
                 return
     finally:

@@ -15,6 +15,7 @@ from jupyter_client.manager import AsyncKernelManager
 from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.kernel_provisioner.provisioner import WarmcellProvisioner
+from warmcell.sandbox.paths import Paths
 
 TIMEOUT_S = 120.0
 NAME = "bare"
@@ -48,10 +49,15 @@ def provisioner_of(manager: AsyncKernelManager) -> WarmcellProvisioner:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what another process does, by asking."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    """Wait for what another process does, by asking; what the keeper has logged tells why it does not."""
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not await condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        log = Paths.default().keeper_log
+        said = log.read_text()[-8000:] if log.exists() else "nothing"
+        raise AssertionError(f"it did not happen within {TIMEOUT_S:.0f} s; the keeper has logged:\n{said}") from None
 
 
 @contextlib.asynccontextmanager
