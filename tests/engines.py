@@ -88,6 +88,20 @@ class Dockerd:
         """As if it had crashed: containers run on."""
         assert self._signal(signal.SIGKILL), "it does not end"
 
+    def end_unstarted(self) -> None:
+        """End what it had made of a container when it was killed, and has forgotten: it waits for ever to be started."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if words[:2] != [b"runc", b"init"]:
+                    continue
+                shim = Path("/proc", (entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if bytes(self.directory) in (shim / "cmdline").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    os.kill(int(shim.name), signal.SIGKILL)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """As if it waited for a disk: it listens, and answers nobody."""

@@ -111,6 +111,7 @@ async def test_an_engine_that_is_killed_while_a_sandbox_starts_leaves_nothing(
     await restarted(mortal)
     await (await subject.create()).stop()
     assert await asyncio.to_thread(containers, mortal) == []
+    mortal.end_unstarted()
 
 
 async def test_a_container_that_somebody_removes_is_told_to_be_gone(docker: Dockerd, places: Places) -> None:
