@@ -89,7 +89,7 @@ class Dockerd:
         assert self._signal(signal.SIGKILL), "it does not end"
 
     def end_unstarted(self) -> None:
-        """End what it had made of a container when it was killed, and has forgotten: it waits for ever to be started."""
+        """End what it had made of a container when it was killed, and has forgotten: it waits for ever to start."""
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
