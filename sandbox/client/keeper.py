@@ -10,7 +10,7 @@ from typing import Any, Self
 import httpx
 
 from warmcell.sandbox.client import _api
-from warmcell.sandbox.client._unix import AsyncUnixTransport, UnixTransport
+from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper, is_listening
 from warmcell.sandbox.client.starting import keeper_listens
 from warmcell.sandbox.errors import TransportError
@@ -33,8 +33,11 @@ class KeeperClient:
     def __init__(self, paths: Paths, *, looks: bool = False) -> None:
         """Prefer `connect`, which makes sure that somebody answers."""
         self.paths = paths
+        transport = httpx.AsyncHTTPTransport(
+            uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates()
+        )
         self._http = httpx.AsyncClient(
-            transport=AsyncUnixTransport(str(paths.keeper_socket)),
+            transport=transport,
             base_url=_api.BASE_URL,
             headers={LOOKS: "1"} if looks else {},
             timeout=_api.TIMEOUT,

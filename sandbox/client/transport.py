@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from warmcell.sandbox.client import _api
-from warmcell.sandbox.client._unix import AsyncUnixTransport, UnixTransport
+from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper
 from warmcell.sandbox.client.starting import keeper_listens
 from warmcell.sandbox.errors import UnsupportedOperationError
@@ -157,8 +157,13 @@ class AsyncTransport:
     def __init__(self, where: Where) -> None:
         self.where = where
         paths = where.paths
+        transport = None
+        if paths is not None:
+            transport = httpx.AsyncHTTPTransport(
+                uds=str(paths.keeper_socket), limits=_api.LIMITS, verify=_api.no_certificates()
+            )
         self._http = httpx.AsyncClient(
-            transport=None if paths is None else AsyncUnixTransport(str(paths.keeper_socket)),
+            transport=transport,
             base_url=where.base_url(),
             headers=where.headers(),
             timeout=_api.TIMEOUT,
