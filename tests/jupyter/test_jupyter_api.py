@@ -168,3 +168,6 @@ async def test_kernels_are_used_as_jupyter_has_them(server: dict[str, Any]) -> N
             assert channels.close_code == 1003
             assert (await http.delete(one, headers=ann)).status_code == httpx.codes.NO_CONTENT
             assert (await http.get("/kernels", headers=ann)).json() == []
+            v1.close()  # Its socket is closed once the server has answered that.
+            while await v1.read_message() is not None:
+                pass
