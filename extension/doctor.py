@@ -14,6 +14,7 @@ from warmcell.extension import environments, machine
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.choosing import AGENT, AUTO, Choice, Choosing
 from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.models import BackendReport, EngineReport, SandboxSpec, Wire
 from warmcell.sandbox.paths import Paths
@@ -58,6 +59,7 @@ async def collect(
     configured: str = AUTO,
     among: Sequence[str] = (),
     engines: Sequence[EngineReport] = (),
+    parking: ParkingPlace | None = None,
 ) -> dict[str, Any]:
     """Look at everything, and try each backend for real.
 
@@ -68,6 +70,7 @@ async def collect(
         configured: `c.Warmcell.backend`.
         among: The backends that may be used.
         engines: What saves kernels' memory, as it was found.
+        parking: Where the memory of GPUs goes while their kernels are idle.
     """
     reports, devices, versions, specs = await asyncio.gather(
         _probe_all(backends.values()),
@@ -78,6 +81,7 @@ async def collect(
     devices, gpu_findings = devices
     drivers = {str(device["driver_version"]) for device in devices if device["driver_version"]}
     versions = (*versions, *map(machine.driver_version, sorted(drivers)))
+    parks, parking_findings = await _parking(parking) if devices and parking is not None else (None, [])
     choices = await _choices(backends, reports, configured=configured, among=among)
     default = choices["notebooks"].backend
     limits = _limits(next((report for report in reports if report.name == default), None))
@@ -85,6 +89,7 @@ async def collect(
         *_backend_findings(reports, default, limits),
         *_engine_findings(engines, next((report for report in reports if report.name == default), None)),
         *gpu_findings,
+        *parking_findings,
         *(
             Finding(severity=version.severity, message=version.message, hint=version.hint)
             for version in versions
@@ -113,6 +118,7 @@ async def collect(
         "engines": [engine.to_json() for engine in engines],
         "limits": limits,
         "gpus": devices,
+        "parking": parks,
         "versions": [version.to_json() for version in versions],
         "kernelspecs": [spec.to_json() for spec in specs],
         "findings": [finding.to_json() for finding in findings],
@@ -173,6 +179,20 @@ async def _gpus(gpus: GpuPool) -> tuple[list[dict[str, Any]], tuple[Finding, ...
     if gpus.problem:
         return devices, (Finding(severity="warning", message=f"GPUs: {gpus.problem}"),)
     return devices, ()
+
+
+async def _parking(place: ParkingPlace) -> tuple[dict[str, Any], list[Finding]]:
+    told = {"engine": place.engine.name, "budget_bytes": place.budget_bytes, "ready": True}
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await place.engine.probe()
+    except WarmcellError as error:
+        why = f"Idle kernels keep their GPU: {error.message}"
+        return {**told, "ready": False}, [Finding(severity="note", message=why, hint=error.hint)]
+    except TimeoutError:
+        why = f"Idle kernels keep their GPU: the driver did not answer within {PROBE_TIMEOUT_S:.0f} s"
+        return {**told, "ready": False}, [Finding(severity="note", message=why, hint="Look at `nvidia-smi`.")]
+    return told, []
 
 
 def _engine_findings(engines: Sequence[EngineReport], chosen: BackendReport | None) -> Iterable[Finding]:

@@ -58,6 +58,7 @@ def _look_ourselves() -> dict[str, Any]:
         try:
             return await wiring.doctor()
         finally:
+            await wiring.parking.engine.close()
             await wiring.nursery.close()
 
     return asyncio.run(look())
@@ -79,7 +80,7 @@ def _print(told: Mapping[str, Any]) -> None:
     for engine in map(EngineReport.from_json, told["engines"]):
         _print_engine(engine)
     print()
-    _print_gpus(told["gpus"])
+    _print_gpus(told["gpus"], told["parking"])
     for spec in told["kernelspecs"]:
         print(f"Kernelspec {spec['name']}: {spec['display_name']}, {spec['python']}")
     if not told["kernelspecs"]:
@@ -132,7 +133,7 @@ def _print_engine(engine: EngineReport) -> None:
     print(f"Snapshots: {engine.name if engine.ready else 'none'}{f' ({details})' if engine.ready and details else ''}")
 
 
-def _print_gpus(devices: list[dict[str, Any]]) -> None:
+def _print_gpus(devices: list[dict[str, Any]], parking: Mapping[str, Any] | None) -> None:
     if not devices:
         print("GPUs: none; kernels run on the CPU.")
         return
@@ -149,6 +150,8 @@ def _print_gpus(devices: list[dict[str, Any]]) -> None:
             for device in devices
         ],
     )
+    if parking is not None and parking["ready"]:
+        print(f"Parking: {parking['engine']}, in up to {parking['budget_bytes'] / GIB:.1f} GiB of the host's memory")
     print()
 
 

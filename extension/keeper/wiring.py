@@ -200,6 +200,7 @@ class Wiring:
             configured=self.settings.backend,
             among=self.settings.bounds().backends,
             engines=engines,
+            parking=self.parking,
         )
 
     async def _try_engines(self) -> Sequence[EngineReport]:

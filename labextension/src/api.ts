@@ -83,6 +83,16 @@ export class Api {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/resume`, {});
   }
 
+  /** Give a sandbox's GPU back and keep it alive. */
+  async park(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/park`, {});
+  }
+
+  /** Give the kernel of a sandbox another GPU, or none. */
+  async changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/gpu`, { gpu });
+  }
+
   /** Have a sandbox wait for a GPU no longer. */
   async leaveQueue(id: string): Promise<void> {
     await this._json('DELETE', `sandboxes/${encodeURIComponent(id)}/queue`);

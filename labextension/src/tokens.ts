@@ -84,6 +84,8 @@ export interface IGpuDevice {
   readonly name: string;
   readonly memory_total_bytes: number;
   readonly simulated: boolean;
+  /** A sandbox has one of so many shares of it; 1: all of it. */
+  readonly parts: number;
 }
 
 export interface ILease {
@@ -332,6 +334,20 @@ export interface ISandboxes extends IObservableDisposable {
   resume(id: string): Promise<void>;
 
   /**
+   * Give a sandbox's GPU back and keep it alive; its kernel's next cell takes one again.
+   *
+   * @throws {@link ApiError} It keeps its GPU.
+   */
+  park(id: string): Promise<void>;
+
+  /**
+   * Give the kernel of a sandbox another GPU, or none, with all its variables kept.
+   *
+   * @throws {@link ApiError} It has what it had; or it is suspended.
+   */
+  changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void>;
+
+  /**
    * Have a sandbox that waits for a GPU wait no longer.
    *
    * @throws {@link ApiError} It does not wait.
@@ -449,6 +465,7 @@ export namespace CommandIDs {
   export const newNotebook = 'warmcell:new-notebook';
   export const suspend = 'warmcell:suspend';
   export const resume = 'warmcell:resume';
+  export const park = 'warmcell:park';
   export const fork = 'warmcell:fork';
   export const saveSnapshot = 'warmcell:save-snapshot';
   export const restoreSnapshot = 'warmcell:restore-snapshot';

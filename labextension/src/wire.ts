@@ -169,7 +169,8 @@ function readDevice(value: unknown): IGpuDevice {
     index: number(data.index),
     name: text(data.name),
     memory_total_bytes: number(data.memory_total_bytes),
-    simulated: data.simulated === true
+    simulated: data.simulated === true,
+    parts: number(data.parts, 1)
   };
 }
 

@@ -4,6 +4,8 @@ import { test } from 'node:test';
 import {
   gpuKinds,
   gpuRequest,
+  type IGpuKind,
+  isOtherGpu,
   isServed,
   parseHosts,
   parseMemory,
@@ -68,10 +70,14 @@ test('amounts of memory are read in the usual spellings', () => {
 });
 
 test('a request is a kind and a count, there and back', () => {
-  assert.deepEqual(splitRequest('A100-SXM4-80GB:2'), { kind: 'A100-SXM4-80GB', count: 2 });
-  assert.deepEqual(splitRequest('any'), { kind: 'any', count: 1 });
-  assert.equal(gpuRequest('A100', 1), 'A100');
-  assert.equal(gpuRequest('A100', 3), 'A100:3');
+  for (const [request, kind, count, parts] of [
+    ['A100-SXM4-80GB:2', 'A100-SXM4-80GB', 2, 1],
+    ['any', 'any', 1, 1],
+    ['A100/4', 'A100', 1, 4]
+  ] as const) {
+    assert.deepEqual(splitRequest(request), { kind, count, parts });
+    assert.equal(gpuRequest({ kind, count, parts }), request);
+  }
 });
 
 test('GPUs are grouped by kind with how many are free, the largest first', () => {
@@ -95,16 +101,15 @@ test('simulated and real devices of one name are two kinds', () => {
 
 test('a picker shows what is held, else what was asked for, else CPU', () => {
   const kinds = gpuKinds([gpu()]);
-  assert.deepEqual(shownRequest('any:2', [device(), device()], kinds), {
-    request: 'A100-SXM4-80GB',
-    count: 2
-  });
-  assert.deepEqual(shownRequest('a100-sxm4-80gb:2', [], kinds), {
-    request: 'A100-SXM4-80GB',
-    count: 2
-  });
-  assert.deepEqual(shownRequest('H100', [], kinds), { request: 'H100', count: 1 });
-  assert.deepEqual(shownRequest(['H100', 'L4'], [], kinds), { request: 'H100, L4', count: 1 });
+  const two = { kind: 'A100-SXM4-80GB', count: 2, parts: 1 };
+  assert.deepEqual(shownRequest('any:2', [device(), device()], kinds), two);
+  assert.deepEqual(shownRequest('a100-sxm4-80gb:2', [], kinds), two);
+  const half = { kind: 'A100-SXM4-80GB', count: 1, parts: 2 };
+  assert.deepEqual(shownRequest('any/2', [device({ parts: 2 })], kinds), half);
+  assert.deepEqual(shownRequest('a100-sxm4-80gb/2', [], kinds), half);
+  assert.deepEqual(shownRequest('H100', [], kinds), { kind: 'H100', count: 1, parts: 1 });
+  const either = { kind: 'H100, L4', count: 1, parts: 1 };
+  assert.deepEqual(shownRequest(['H100', 'L4'], [], kinds), either);
   assert.equal(shownRequest(null, [], kinds), null);
   assert.equal(shownRequest(undefined, [], kinds), null);
 });
@@ -129,6 +134,28 @@ test('a sandbox serves a choice if everything that was chosen is as it has it', 
   assert.ok(isServed({ network: ['pypi.org', 'a.example'] }, reaches));
   assert.ok(!isServed({ network: 'none' }, reaches));
   assert.ok(!isServed({ template: 'vision' }, has));
+});
+
+test('a kernel that lives only needs another GPU if nothing else was chosen anew', () => {
+  const has = sandbox({ gpu: 'A100', gpus: [device()], template: template() });
+  assert.ok(isOtherGpu({ gpu: 'T4', network: 'none', template: 'default' }, has));
+  assert.ok(isOtherGpu({ gpu: 'A100/2' }, has));
+  assert.ok(isOtherGpu({ gpu: null }, has));
+  assert.ok(!isOtherGpu({ gpu: 'a100' }, has));
+  assert.ok(!isOtherGpu({ gpu: 'T4', network: 'host' }, has));
+  assert.ok(!isOtherGpu({ network: 'host' }, has));
+});
+
+test('a share is free where others have shares of that size, and not all', () => {
+  const kinds = (parts: number, ...holders: string[]): IGpuKind[] => {
+    const leases = holders.map(sandbox_id => lease({ sandbox_id, parts }));
+    return gpuKinds([gpu({ lease: leases[0] ?? null, leases })]);
+  };
+  assert.equal(shortage('A100-SXM4-80GB/2', kinds(2, 'theirs'), null), null);
+  assert.equal(shortage('A100-SXM4-80GB/2', kinds(2, 'theirs', 'mine'), 'mine'), null);
+  assert.equal(shortage('A100-SXM4-80GB/2', kinds(2, 'theirs', 'others'), null)?.available, 0);
+  assert.equal(shortage('A100-SXM4-80GB/4', kinds(2, 'theirs'), null)?.available, 0);
+  assert.equal(shortage('A100-SXM4-80GB', kinds(2, 'theirs'), null)?.available, 0);
 });
 
 test('a shortage is told before a restart would give up what is held', () => {

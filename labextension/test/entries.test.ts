@@ -32,7 +32,8 @@ test('a notebook’s sandbox has its name, and says whose it is, on what it runs
   assert.equal(shown.path, 'notes/demo.ipynb');
   assert.equal(shown.state, 'running');
   assert.deepEqual(shown.facts, ['notebook', 'A100-80GB', '2 h old', 'idle 5 min']);
-  assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'fork', 'port', 'stop']);
+  assert.deepEqual(shown.actions, ['park', 'suspend', 'snapshot', 'fork', 'port', 'stop']);
+  assert.deepEqual(row().actions, ['suspend', 'snapshot', 'fork', 'port', 'stop']);
 });
 
 test('one that works is busy and not idle', () => {

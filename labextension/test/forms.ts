@@ -102,6 +102,7 @@ export function device(change: Partial<IGpuDevice> = {}): IGpuDevice {
     name: 'A100-SXM4-80GB',
     memory_total_bytes: 80 * GIB,
     simulated: false,
+    parts: 1,
     ...change
   };
 }

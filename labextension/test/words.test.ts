@@ -28,6 +28,7 @@ test('a running time counts whole seconds and is never negative', () => {
 test('hardware is CPU, or its devices counted by short name', () => {
   assert.equal(words.hardware([], trans), 'CPU');
   assert.equal(words.hardware([device({ name: 'NVIDIA A100-SXM4-80GB' })], trans), 'A100-80GB');
+  assert.equal(words.hardware([device({ name: 'Tesla T4', parts: 2 })], trans), '1/2 Tesla T4');
   const mixed = [
     device({ name: 'NVIDIA L4' }),
     device({ name: 'Tesla T4' }),

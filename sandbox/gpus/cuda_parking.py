@@ -81,6 +81,10 @@ class CudaParking:
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last = 0
 
+    async def probe(self) -> None:
+        """See the port: by the parker, which stays."""
+        await self._running()
+
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """See the port: by driver, kind of device, and who else is on it."""
         if not await asyncio.to_thread(with_cuda, pids) and not await self._of(devices, pids):

@@ -18,6 +18,13 @@ class ParkEngine(Protocol):
     def name(self) -> str:
         """As it is shown to operators."""
 
+    async def probe(self) -> None:
+        """Whether it works on this machine.
+
+        Raises:
+            WarmcellError: It does not, with the reason and the cure.
+        """
+
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Whether these processes can be parked at all; touches nothing. Those that use no GPU always can.
 
@@ -82,6 +89,9 @@ class SimulatedParking:
     """For made-up devices: the lease moves, the memory is as made up as the devices are."""
 
     name = "simulated"
+
+    async def probe(self) -> None:
+        """It does."""
 
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Everything made up can be parked; a divided device cannot, as with real ones."""

@@ -46,6 +46,7 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         kind.get_by_role("radio").check()
         picker.get_by_role("spinbutton", name="How many").fill("2")
         page.screenshot(path=pictures / "picker.png")
+        picker.get_by_role("checkbox", name="Keep its variables").uncheck()
         notebook.apply()
         assert "simulated" in notebook.wait_ready(re.compile(r"2 × A100-80GB · template · \d"))
         notebook.run(2, expected="GPUs: A100-SXM4-80GB,A100-SXM4-80GB")

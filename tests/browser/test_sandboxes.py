@@ -82,14 +82,15 @@ def places() -> Iterator[Places]:
 def desk(places: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     """A JupyterLab with one A100 and one T4, both simulated."""
     with (
-        Lab(places, settings={"prepared": 0, "simulated_gpus": SIMULATED}) as lab,
+        Lab(places, settings={"prepared": 0, "simulated_gpus": SIMULATED, "gpu_shares": 2}) as lab,
         browser(tmp_path_factory.mktemp("browser") / "profile") as page,
     ):
         lab.kernelspec("plain", "Plain", {"preload": [], "template": "plain"})
         for name in ("train.ipynb", "rival.ipynb"):
             lab.notebook(name, *CELLS, kernel="plain", display_name="Plain", choice={"gpu": "A100"})
         lab.notebook("serve.ipynb", SERVE, kernel="plain", display_name="Plain")
-        lab.notebook("work.ipynb", *CELLS, kernel="plain", display_name="Plain")
+        for name in ("work.ipynb", "moves.ipynb"):
+            lab.notebook(name, *CELLS, kernel="plain", display_name="Plain")
         yield Desk(lab, page)
 
 
@@ -156,6 +157,39 @@ def test_two_notebooks_take_turns_on_one_gpu(desk: Desk, pictures: Path) -> None
     expect(desk.row("rival.ipynb")).to_have_count(0)
     desk.row("train.ipynb").get_by_role("button", name="Stop train.ipynb").click()
     expect(desk.row("train.ipynb")).to_have_count(0, timeout=START_TIMEOUT_MS)
+
+
+def test_a_kernel_gets_another_gpu_and_gives_it_back(desk: Desk, pictures: Path) -> None:
+    """The picker moves a kernel that lives to half of another GPU, the list gives that back, and the next cell takes it
+    again: the variables are there all the time.
+    """
+    page = desk.page
+    moves = desk.open("moves.ipynb")
+    moves.wait_ready(re.compile(r"CPU · (template|cold start) · \d"))
+    moves.run(0, expected="begun")
+    picker = moves.pick()
+    keep = picker.get_by_role("checkbox", name="Keep its variables")
+    expect(keep).to_have_count(0)
+    picker.get_by_role("radio", name="T4").check()
+    picker.get_by_role("combobox", name="Share").select_option("1/2")
+    expect(keep).to_be_checked()
+    assert_accessible(page, ".wc-Picker .jp-Dialog-content")
+    page.screenshot(path=pictures / "other-gpu.png", style=QUIET)
+    keep.uncheck()
+    expect(picker.get_by_role("button", name="Apply this choice and restart the kernel")).to_be_visible()
+    keep.check()
+    picker.get_by_role("button", name="Apply this choice and keep the variables").click()
+    expect(moves.item).to_contain_text("1/2 T4", timeout=START_TIMEOUT_MS)
+    moves.run(1, expected="count is 1")
+
+    row = desk.row("moves.ipynb")
+    row.get_by_role("button", name="Give the GPU of moves.ipynb back").click()
+    expect(row).to_contain_text("parked", timeout=START_TIMEOUT_MS)
+    expect(moves.status).to_contain_text("This kernel is parked")
+    moves.run(1, expected="count is 2")
+    expect(row).not_to_contain_text("parked")
+    row.get_by_role("button", name="Stop moves.ipynb").click()
+    expect(row).to_have_count(0, timeout=START_TIMEOUT_MS)
 
 
 def test_whatever_runs_is_listed_and_metered(desk: Desk, pictures: Path) -> None:

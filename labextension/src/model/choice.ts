@@ -7,7 +7,7 @@
  */
 import type { PartialJSONObject } from '@lumino/coreutils';
 
-import type { IChoice, IGpu, IGpuDevice, ISandboxInfo, IWaiting, Network } from '../tokens';
+import type { IChoice, IGpu, IGpuDevice, ILease, ISandboxInfo, IWaiting, Network } from '../tokens';
 
 export const METADATA_KEY = 'warmcell';
 
@@ -117,9 +117,7 @@ export function waitingFor(kind: IGpuKind, queue: readonly IWaiting[]): number {
 
 /** Whether a kind is one that a request such as "A100-80GB:2", "24GiB" or "any" may mean. */
 function couldServe({ name, memory_bytes }: IGpuKind, request: string): boolean {
-  const asked = splitRequest(request)
-    .kind.replace(/\/\d+$/, '')
-    .toLowerCase();
+  const asked = splitRequest(request).kind.toLowerCase();
   const least = /^(\d+(?:\.\d+)?)\s*gi?b$/.exec(asked);
   if (least !== null) {
     // As on the card's box, which rounds up.
@@ -136,17 +134,27 @@ export function requestName(deviceName: string): string {
     .trim();
 }
 
-/** A request for `count` of a kind. */
-export function gpuRequest(kind: string, count: number): string {
-  return count > 1 ? `${kind}:${count}` : kind;
+/** How much of a kind is asked for: whole devices, or one of so many shares of one. */
+export interface IAmount {
+  readonly kind: string;
+  readonly count: number;
+  readonly parts: number;
 }
 
-/** Kind and count of a request such as "A100:2". */
-export function splitRequest(request: string): { kind: string; count: number } {
-  const found = /^(.*?)\s*:\s*(\d+)$/.exec(request.trim());
-  return found === null
-    ? { kind: request.trim(), count: 1 }
-    : { kind: found[1] ?? '', count: Math.max(1, Number(found[2])) };
+/** The request for that. */
+export function gpuRequest({ kind, count, parts }: IAmount): string {
+  return parts > 1 ? `${kind}/${parts}` : count > 1 ? `${kind}:${count}` : kind;
+}
+
+/** What a request such as "A100:2" or "A100/2" is for. */
+export function splitRequest(request: string): IAmount {
+  const found = /^(.*?)\s*([:/])\s*(\d+)$/.exec(request.trim());
+  const number = Math.max(1, Number(found?.[3] ?? 1));
+  return {
+    kind: found === null ? request.trim() : (found[1] ?? ''),
+    count: found?.[2] === ':' ? number : 1,
+    parts: found?.[2] === '/' ? number : 1
+  };
 }
 
 /**
@@ -161,20 +169,20 @@ export function shownRequest(
   gpu: string | readonly string[] | null | undefined,
   held: readonly IGpuDevice[],
   kinds: readonly IGpuKind[]
-): { request: string; count: number } | null {
+): IAmount | null {
   if (gpu === null || gpu === undefined || gpu.length === 0) {
     return null;
   }
   const [holds] = held;
   if (holds !== undefined) {
-    return { request: requestName(holds.name), count: held.length };
+    return { kind: requestName(holds.name), count: held.length, parts: holds.parts };
   }
   if (isList(gpu)) {
-    return { request: gpu.join(', '), count: 1 };
+    return { kind: gpu.join(', '), count: 1, parts: 1 };
   }
-  const { kind, count } = splitRequest(gpu);
+  const { kind, count, parts } = splitRequest(gpu);
   const known = kinds.find(({ request }) => request.toLowerCase() === kind.toLowerCase());
-  return { request: known?.request ?? kind, count };
+  return { kind: known?.request ?? kind, count, parts };
 }
 
 /** More devices were asked for than can be had now. */
@@ -196,15 +204,22 @@ export function shortage(
   if (typeof gpu !== 'string') {
     return null;
   }
-  const { kind, count: asked } = splitRequest(gpu);
+  const { kind, count: asked, parts } = splitRequest(gpu);
   const found = kinds.find(({ request }) => request === kind);
   if (found === undefined) {
     return null;
   }
   const available = found.devices.filter(
-    ({ lease }) => lease === null || lease.sandbox_id === own
+    ({ lease, leases }) =>
+      lease === null || lease.sandbox_id === own || hasShare(leases, parts, own)
   ).length;
   return asked <= available ? null : { name: found.name, asked, available };
+}
+
+/** Whether one of so many shares of a device is free, or the own one. */
+function hasShare(leases: readonly ILease[], parts: number, own: string | null): boolean {
+  const others = leases.filter(({ sandbox_id }) => sandbox_id !== own);
+  return parts > 1 && others.length < parts && others.every(lease => lease.parts === parts);
 }
 
 /** What of a choice a sandbox does not have, as far as the page can tell; empty if it serves the choice. */
@@ -228,6 +243,11 @@ export function isServed(choice: IChoice, sandbox: ISandboxInfo): boolean {
   return Object.keys(missing(choice, sandbox)).length === 0;
 }
 
+/** Whether a kernel that lives would serve a choice, had it another GPU. */
+export function isOtherGpu(choice: IChoice, sandbox: ISandboxInfo): boolean {
+  return Object.keys(missing(choice, sandbox)).join() === 'gpu';
+}
+
 function sameRequest(asked: string | readonly string[] | null, sandbox: ISandboxInfo): boolean {
   if (asked === null) {
     return sandbox.gpus.length === 0;
@@ -242,8 +262,8 @@ function networkKey(network: Network): string {
 function requestKey(request: string | readonly string[]): string {
   return (isList(request) ? request : [request])
     .map(item => {
-      const { kind, count } = splitRequest(item);
-      return `${kind.toLowerCase().replace(/[\s_-]+/g, '-')}:${count}`;
+      const { kind, ...amount } = splitRequest(item);
+      return gpuRequest({ kind: kind.toLowerCase().replace(/[\s_-]+/g, '-'), ...amount });
     })
     .join(',');
 }

@@ -6,10 +6,11 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { ISandboxInfo, IUsage } from '../tokens';
 import { badges, type IBadge } from './glance';
 import { isBroken, isStarting } from './situation';
-import { isAlive } from './state';
+import { canPark, isAlive } from './state';
 import * as words from './words';
 
-export type EntryAction = 'cancel' | 'resume' | 'suspend' | 'snapshot' | 'fork' | 'port' | 'stop';
+export type EntryAction =
+  'cancel' | 'resume' | 'park' | 'suspend' | 'snapshot' | 'fork' | 'port' | 'stop';
 
 /** One row. */
 export interface IEntry {
@@ -191,8 +192,9 @@ function actions(sandbox: ISandboxInfo): EntryAction[] {
   if (sandbox.state !== 'running' || (sandbox.kernel_id !== null && isStarting(sandbox))) {
     return ['stop'];
   }
-  const wake: EntryAction[] = sandbox.parked === null ? [] : ['resume'];
-  return [...wake, 'suspend', 'snapshot', ...fork, 'port', 'stop'];
+  const gpu: EntryAction[] =
+    sandbox.parked !== null ? ['resume'] : canPark(sandbox) ? ['park'] : [];
+  return [...gpu, 'suspend', 'snapshot', ...fork, 'port', 'stop'];
 }
 
 function basename(path: string): string {

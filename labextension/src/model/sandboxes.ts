@@ -129,6 +129,14 @@ export class SandboxesModel implements ISandboxes {
     return this._api.resume(id);
   }
 
+  park(id: string): Promise<void> {
+    return this._api.park(id);
+  }
+
+  changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {
+    return this._api.changeGpu(id, gpu);
+  }
+
   leaveQueue(id: string): Promise<void> {
     return this._api.leaveQueue(id);
   }

@@ -22,6 +22,16 @@ export function isAsleep(sandbox: ISandboxInfo): boolean {
   return sandbox.state === 'suspended' || sandbox.parked !== null;
 }
 
+/** Whether it can give its GPU back and live on. */
+export function canPark(sandbox: ISandboxInfo | null): boolean {
+  return (
+    sandbox?.state === 'running' &&
+    sandbox.kernel_id !== null &&
+    sandbox.parked === null &&
+    sandbox.gpus.length === 1
+  );
+}
+
 /** What is known after `event`. */
 export function reduce(state: IState, event: ServerEvent): IState {
   switch (event.kind) {

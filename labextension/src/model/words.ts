@@ -60,14 +60,14 @@ function trimmed(value: number, digits: number): string {
   return String(Number(value.toFixed(digits)));
 }
 
-/** What a sandbox computes on: "CPU", "A100-80GB", "2 × L4, T4". */
+/** What a sandbox computes on: "CPU", "A100-80GB", "2 × L4, T4", "1/2 T4". */
 export function hardware(gpus: readonly IGpuDevice[], trans: TranslationBundle): string {
   if (gpus.length === 0) {
     return trans.__('CPU');
   }
   const counts = new Map<string, number>();
-  for (const { name } of gpus) {
-    const short = shortName(name);
+  for (const { name, parts } of gpus) {
+    const short = parts > 1 ? `1/${parts} ${shortName(name)}` : shortName(name);
     counts.set(short, (counts.get(short) ?? 0) + 1);
   }
   return [...counts].map(([name, n]) => (n === 1 ? name : `${n} × ${name}`)).join(', ');

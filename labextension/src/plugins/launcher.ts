@@ -54,7 +54,7 @@ export const launcher: JupyterFrontEndPlugin<void> = {
       },
       execute: async args => {
         const spec = ours();
-        const choice =
+        const picked =
           spec === undefined
             ? null
             : await pick({
@@ -67,7 +67,7 @@ export const launcher: JupyterFrontEndPlugin<void> = {
                 trans
               });
         let opened: unknown;
-        if (spec !== undefined && choice !== null) {
+        if (spec !== undefined && picked !== null) {
           await orSayWhy(trans.__('New notebook'), async () => {
             const path = typeof args.cwd === 'string' ? args.cwd : '';
             const made: Contents.IModel = await contents.newUntitled({ path, type: 'notebook' });
@@ -79,7 +79,7 @@ export const launcher: JupyterFrontEndPlugin<void> = {
                 cells: [],
                 metadata: {
                   kernelspec: { name, display_name, language },
-                  [METADATA_KEY]: writeChoice(choice)
+                  [METADATA_KEY]: writeChoice(picked.choice)
                 },
                 nbformat: 4,
                 nbformat_minor: 5

@@ -5,10 +5,12 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { NotebookSandbox } from '../model/notebook';
 import { isBroken, isStarting } from '../model/situation';
+import { canPark } from '../model/state';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
 import { fork, forkHost, type ICopied } from '../widgets/forking';
 import {
   type ITarget,
+  park,
   restoreSnapshot,
   resume,
   saveSnapshot,
@@ -21,17 +23,18 @@ import { chooseSnapshot } from '../widgets/snapshots';
 const COMMANDS = [
   CommandIDs.suspend,
   CommandIDs.resume,
+  CommandIDs.park,
   CommandIDs.fork,
   CommandIDs.saveSnapshot,
   CommandIDs.restoreSnapshot
 ];
 
 /**
- * Commands that suspend a notebook's kernel, have it go on, fork it, save it and put it back. Their menu entries are in `schema/picker.json`.
+ * Commands that suspend a notebook's kernel, have it go on, give its GPU back, fork it, save it and put it back. Their menu entries are in `schema/picker.json`.
  */
 export const memory: JupyterFrontEndPlugin<void> = {
   id: '@warmcell/labextension:memory',
-  description: 'Suspends, resumes, forks, saves and restores kernels.',
+  description: 'Suspends, resumes, parks, forks, saves and restores kernels.',
   autoStart: true,
   requires: [ISandboxes, INotebookTracker],
   optional: [ITranslator, ICommandPalette],
@@ -116,6 +119,13 @@ export const memory: JupyterFrontEndPlugin<void> = {
       trans.__('Have the suspended kernel go on, with all its variables'),
       isSuspended,
       resume
+    );
+    add(
+      CommandIDs.park,
+      trans.__('Give GPU Back'),
+      trans.__('Free the kernel’s GPU and keep all variables; its next cell takes a GPU again'),
+      () => isRunning() && canPark(current()?.sandbox ?? null),
+      park
     );
     add(
       CommandIDs.fork,

@@ -7,7 +7,15 @@ import { SidePanel } from '@jupyterlab/ui-components';
 import type { EntryAction, IEntry } from '../model/entries';
 import { DOMAIN, ISandboxes, IUsageFeed } from '../tokens';
 import { fork, forkHost, type ICopied, openClone } from '../widgets/forking';
-import { type ITarget, leaveQueue, resume, saveSnapshot, stop, suspend } from '../widgets/memory';
+import {
+  type ITarget,
+  leaveQueue,
+  park,
+  resume,
+  saveSnapshot,
+  stop,
+  suspend
+} from '../widgets/memory';
 import { openPort } from '../widgets/ports';
 import { SandboxesSection } from '../widgets/sandboxesSection';
 
@@ -56,6 +64,8 @@ export const panel: JupyterFrontEndPlugin<void> = {
           return leaveQueue(it);
         case 'resume':
           return resume(it);
+        case 'park':
+          return park(it);
         case 'suspend':
           return suspend(it);
         case 'snapshot':

@@ -7,7 +7,7 @@ import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 
 import { NotebookSandbox } from '../model/notebook';
 import { CommandIDs, DOMAIN, ISandboxes } from '../tokens';
-import { applyChoice } from '../widgets/apply';
+import { applyChoice, changeGpu } from '../widgets/apply';
 import { sandboxIcon } from '../widgets/icons';
 import { pick } from '../widgets/picker';
 
@@ -67,7 +67,7 @@ export const picker: JupyterFrontEndPlugin<void> = {
 
     const choose = async (panel: NotebookPanel): Promise<void> => {
       const notebook = NotebookSandbox.of(panel, sandboxes, trans);
-      const choice = await pick({
+      const picked = await pick({
         name: PathExt.basename(panel.context.path),
         choice: notebook.choice,
         hasKernel: notebook.kernel !== null,
@@ -76,11 +76,16 @@ export const picker: JupyterFrontEndPlugin<void> = {
         sandboxes,
         trans
       });
-      if (choice === null || panel.isDisposed) {
+      if (picked === null || panel.isDisposed) {
         return;
       }
-      notebook.remember(choice);
-      await applyChoice(notebook, choice);
+      const { choice, keeps } = picked;
+      if (keeps) {
+        await changeGpu(notebook, choice);
+      } else {
+        notebook.remember(choice);
+        await applyChoice(notebook, choice);
+      }
     };
   }
 };

@@ -35,6 +35,15 @@ export const forkIcon = new LabIcon({
 </svg>`
 });
 
+/** A GPU that is given back: a board, and an arrow that leaves it. */
+export const parkIcon = new LabIcon({
+  name: 'warmcell:park',
+  svgstr: `<svg xmlns="http://www.w3.org/2000/svg" width="16" viewBox="0 0 24 24">
+  <path class="jp-icon3" fill="#616161" d="M3 4v17h2v-4h14a2 2 0 0 0 2-2v-3h-2v3H5V8h6V6H5V4H3zM7 10h4v3H7z"/>
+  <path class="jp-icon3" fill="#616161" d="M17 2l4 4-4 4V7.2h-4V4.8h4V2z"/>
+</svg>`
+});
+
 /** A cell that did not come up. */
 export const failedIcon = new LabIcon({
   name: 'warmcell:failed',

@@ -41,6 +41,11 @@ export async function resume({ id, name, sandboxes }: ITarget): Promise<void> {
   await orSayWhy(name, () => sandboxes.resume(id));
 }
 
+/** Give a sandbox's GPU back; if that is refused, say why. */
+export async function park({ id, name, sandboxes, trans }: ITarget): Promise<void> {
+  await orSayWhy(name, () => slowly(trans.__('Giving its GPU back…'), sandboxes.park(id)));
+}
+
 /** End a sandbox; if it does not, say why. */
 export async function stop({ id, name, sandboxes }: ITarget): Promise<void> {
   await orSayWhy(name, () => sandboxes.stop(id));

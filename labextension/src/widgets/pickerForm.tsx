@@ -1,12 +1,15 @@
 import type { Dialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { HTMLSelect, ReactWidget } from '@jupyterlab/ui-components';
+import { type ISignal, Signal } from '@lumino/signaling';
 import * as React from 'react';
 
 import {
   gpuKinds,
   gpuRequest,
+  type IAmount,
   type IGpuKind,
+  isOtherGpu,
   isServed,
   parseHosts,
   parseMemory,
@@ -25,6 +28,8 @@ const GIB = 2 ** 30;
 
 const NOTHING: IGpus = { gpus: [], queue: null, shares: 1, problem: '' };
 
+const CPU: IAmount = { kind: '', count: 1, parts: 1 };
+
 export interface IPickerOptions {
   /** The notebook's file name. */
   readonly name: string;
@@ -40,16 +45,17 @@ export interface IPickerOptions {
 }
 
 /** What the form holds. */
-interface IForm {
+interface IForm extends IAmount {
   /** Request for one device; empty for CPU. */
   readonly kind: string;
-  readonly count: number;
   /** In GiB; empty for the default. */
   readonly memory: string;
   readonly network: 'none' | 'host' | 'hosts';
   /** As somebody types them. */
   readonly hosts: string;
   readonly template: string;
+  /** Where a kernel can go on with another GPU: that it does. */
+  readonly keep: boolean;
 }
 
 /**
@@ -64,10 +70,12 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     this._form = {
       kind: '',
       count: 1,
+      parts: 1,
       memory: choice.memory_bytes === undefined ? '' : String(choice.memory_bytes / GIB),
       network: typeof network === 'string' ? network : 'hosts',
       hosts: typeof network === 'string' ? '' : network.join(', '),
-      template: choice.template ?? sandbox?.template?.name ?? 'default'
+      template: choice.template ?? sandbox?.template?.name ?? 'default',
+      keep: true
     };
     this._showGpus(NOTHING);
     this._kinds = null;
@@ -76,15 +84,25 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
 
   /** The choice as the form has it now. */
   getValue(): IChoice {
-    const { kind, count, memory, network, template } = this._form;
+    const { kind, count, parts, memory, network, template } = this._form;
     const hosts = parseHosts(this._form.hosts);
     const memory_bytes = parseMemory(`${memory}GiB`);
     return {
-      gpu: kind === '' ? null : gpuRequest(kind, count),
+      gpu: kind === '' ? null : gpuRequest({ kind, count, parts }),
       ...(memory_bytes === null ? {} : { memory_bytes }),
       network: network !== 'hosts' ? network : hosts.length > 0 ? hosts : 'none',
       template
     };
+  }
+
+  /** Whether the kernel goes on with the other GPU that was chosen, instead of a restart. */
+  get keeps(): boolean {
+    return this._form.keep && this._canKeep();
+  }
+
+  /** Emitted when something was chosen. */
+  get chosen(): ISignal<this, void> {
+    return this._chosen;
   }
 
   /** Show why the choice is not possible, or that it is being checked. */
@@ -107,28 +125,34 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
         <Hardware
           kind={this._form.kind}
           count={this._form.count}
+          parts={this._form.parts}
           kinds={this._kinds}
           found={this._found}
           trouble={this._gpuTrouble}
           own={sandbox?.id ?? null}
           sandboxes={sandboxes}
           trans={trans}
-          onChange={(kind, count) => {
-            this._set({ kind, count });
+          onChange={amount => {
+            this._set(amount);
           }}
         />
         {this._renderMemory()}
         {this._renderNetwork()}
         {this._renderTemplate()}
+        {this._canKeep() && this._renderKeep()}
         {this._renderProblem()}
         <p className="wc-Picker-note" role="status">
           {this._checking
             ? trans.__('Checking…')
-            : this._options.hasKernel
+            : this.keeps
               ? trans.__(
-                  'The kernel restarts in place: variables are lost. The notebook remembers the choice.'
+                  'The kernel goes on with the other GPU. The notebook remembers the choice.'
                 )
-              : trans.__('The notebook remembers the choice and is saved, then a kernel starts.')}
+              : this._options.hasKernel
+                ? trans.__(
+                    'The kernel restarts in place: variables are lost. The notebook remembers the choice.'
+                  )
+                : trans.__('The notebook remembers the choice and is saved, then a kernel starts.')}
         </p>
       </form>
     );
@@ -245,6 +269,36 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     );
   }
 
+  private _renderKeep(): React.JSX.Element {
+    const { trans } = this._options;
+    return (
+      <label className="wc-Picker-option wc-Picker-keep">
+        <input
+          type="checkbox"
+          name="wc-keep"
+          checked={this._form.keep}
+          onChange={event => {
+            this._set({ keep: event.target.checked });
+          }}
+        />
+        <span>{trans.__('Keep its variables')}</span>
+        <span className="wc-Picker-about">
+          {trans.__('and what is on the GPU, to one of its kind')}
+        </span>
+      </label>
+    );
+  }
+
+  /** Whether a kernel lives that would only need another GPU. */
+  private _canKeep(): boolean {
+    const { hasKernel, sandbox } = this._options;
+    return (
+      hasKernel &&
+      (sandbox?.state === 'running' || sandbox?.state === 'suspended') &&
+      isOtherGpu(this.getValue(), sandbox)
+    );
+  }
+
   private _renderProblem(): React.JSX.Element {
     return (
       <div className="wc-Picker-problem" role="alert">
@@ -268,6 +322,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     this._form = { ...this._form, ...change };
     this._problem = null;
     this.update();
+    this._chosen.emit();
   }
 
   private async _load(): Promise<void> {
@@ -280,6 +335,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     if (!this.isDisposed) {
       this._showGpus(found);
       this.update();
+      this._chosen.emit();
     }
   }
 
@@ -290,12 +346,13 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     const held = sandbox !== null && isServed(choice, sandbox) ? sandbox.gpus : [];
     const asked = choice.gpu === undefined ? sandbox?.gpu : choice.gpu;
     const shown = shownRequest(asked, held, kinds);
-    this._form = { ...this._form, kind: shown?.request ?? '', count: shown?.count ?? 1 };
+    this._form = { ...this._form, ...(shown ?? CPU) };
     this._kinds = kinds;
     this._found = found;
   }
 
   private readonly _options: IPickerOptions;
+  private readonly _chosen = new Signal<this, void>(this);
   private _form: IForm;
   private _found: IGpus = NOTHING;
   private _kinds: readonly IGpuKind[] | null = null;

@@ -1,14 +1,14 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
+import { HTMLSelect } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
-import { gpuRequest, type IGpuKind, shortage, waitingFor } from '../model/choice';
+import { gpuRequest, type IAmount, type IGpuKind, shortage, waitingFor } from '../model/choice';
 import * as words from '../model/words';
 import type { IErrorInfo, IGpus, ISandboxes } from '../tokens';
 
-export interface IHardwareProps {
+export interface IHardwareProps extends IAmount {
   /** The chosen request for one device; empty for CPU. */
   readonly kind: string;
-  readonly count: number;
   /** The machine's GPUs; null while they are being looked for. */
   readonly kinds: readonly IGpuKind[] | null;
   /** The same one by one, and who waits for one. */
@@ -19,17 +19,17 @@ export interface IHardwareProps {
   readonly own: string | null;
   readonly sandboxes: ISandboxes;
   readonly trans: TranslationBundle;
-  readonly onChange: (kind: string, count: number) => void;
+  readonly onChange: (amount: IAmount) => void;
 }
 
 /** The choice between CPU and the machine's GPUs: how many there are, how many are free, who holds the others. */
 export function Hardware(props: IHardwareProps): React.JSX.Element {
-  const { kind, count, kinds, found, trouble, own, trans } = props;
+  const { kind, count, parts, kinds, found, trouble, own, trans } = props;
   const chosen = kinds?.find(({ request }) => request === kind);
   const waits =
     found.queue !== null &&
     kind !== '' &&
-    shortage(gpuRequest(kind, count), kinds ?? [], own) !== null;
+    shortage(gpuRequest({ kind, count, parts }), kinds ?? [], own) !== null;
   const isForeign = kinds !== null && kind !== '' && chosen === undefined;
   return (
     <fieldset className="wc-Picker-group">
@@ -48,7 +48,8 @@ export function Hardware(props: IHardwareProps): React.JSX.Element {
       {isForeign && (
         <Kind {...props} request={kind} name={kind} about={trans.__('as this notebook asks')} />
       )}
-      {kind !== '' && <Count {...props} most={chosen?.devices.length} />}
+      {kind !== '' && parts === 1 && <Count {...props} most={chosen?.devices.length} />}
+      {kind !== '' && count === 1 && found.shares > 1 && <Part {...props} />}
       <p className="wc-Picker-hint" role="status">
         {waits
           ? trans.__('Not free now: the start waits in the queue, and says its place.')
@@ -83,7 +84,7 @@ function Kind(props: IKindProps): React.JSX.Element {
         value={request}
         checked={props.kind === request}
         onChange={() => {
-          props.onChange(request, 1);
+          props.onChange({ kind: request, count: 1, parts: 1 });
         }}
       />
       <span className="wc-Picker-kindName">{name}</span>
@@ -111,7 +112,7 @@ function Kind(props: IKindProps): React.JSX.Element {
 }
 
 function Count(props: IHardwareProps & { readonly most: number | undefined }): React.JSX.Element {
-  const { kind, count, most, trans } = props;
+  const { kind, count, parts, most, trans } = props;
   return (
     <label className="wc-Picker-field wc-Picker-count">
       <span>{trans.__('How many')}</span>
@@ -124,10 +125,32 @@ function Count(props: IHardwareProps & { readonly most: number | undefined }): R
         required
         value={count}
         onChange={event => {
-          props.onChange(kind, Math.max(1, Math.floor(event.target.valueAsNumber || 1)));
+          const wanted = Math.max(1, Math.floor(event.target.valueAsNumber || 1));
+          props.onChange({ kind, count: wanted, parts });
         }}
       />
       {most !== undefined && <span className="wc-Picker-unit">{trans.__('of %1', most)}</span>}
+    </label>
+  );
+}
+
+/** How much of one device, where the operator lets GPUs be shared. */
+function Part({ kind, count, parts, found, trans, onChange }: IHardwareProps): React.JSX.Element {
+  const most = Math.max(found.shares, parts);
+  return (
+    <label className="wc-Picker-field">
+      <span>{trans.__('Share')}</span>
+      <HTMLSelect
+        name="wc-parts"
+        value={String(parts)}
+        options={Array.from({ length: most }, (_, at) => ({
+          value: String(at + 1),
+          label: at === 0 ? trans.__('all') : `1/${at + 1}`
+        }))}
+        onChange={event => {
+          onChange({ kind, count, parts: Number(event.target.value) });
+        }}
+      />
     </label>
   );
 }

@@ -16,7 +16,7 @@ import { entries, type EntryAction, type IEntry } from '../model/entries';
 import * as words from '../model/words';
 import type { ISandboxes, IUsageFeed } from '../tokens';
 import { Badges } from './badges';
-import { failedIcon, forkIcon, sandboxIcon, suspendedIcon } from './icons';
+import { failedIcon, forkIcon, parkIcon, sandboxIcon, suspendedIcon } from './icons';
 import { Waterfall } from './waterfall';
 
 /** The most that the section takes of the sidebar before it scrolls. */
@@ -241,6 +241,7 @@ function ActionButton(props: {
 const ICONS: Readonly<Record<EntryAction, LabIcon>> = {
   cancel: closeIcon,
   resume: runIcon,
+  park: parkIcon,
   suspend: pauseIcon,
   snapshot: saveIcon,
   fork: forkIcon,
@@ -254,6 +255,8 @@ function actionLabel(action: EntryAction, name: string, trans: TranslationBundle
       return trans.__('Have %1 wait no longer', name);
     case 'resume':
       return trans.__('Resume %1', name);
+    case 'park':
+      return trans.__('Give the GPU of %1 back, and keep its variables', name);
     case 'suspend':
       return trans.__('Suspend %1', name);
     case 'snapshot':

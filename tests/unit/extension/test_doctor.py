@@ -8,10 +8,12 @@ import pytest
 
 from warmcell.extension import doctor, machine
 from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.gpus.cuda_parking import CudaParking
 from warmcell.sandbox.gpus.leases import LeaseDirectory
+from warmcell.sandbox.gpus.parking import ParkingPlace, SimulatedParking
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.models import BackendReport, Capabilities, EngineReport
+from warmcell.sandbox.models import GIB, BackendReport, Capabilities, EngineReport
 from warmcell.sandbox.paths import Paths
 
 HELD = dict.fromkeys(("memory", "pids", "cpu", "layer"), "enforced (cgroup v2)")
@@ -57,11 +59,14 @@ async def look(
     gpus: GpuPool | None = None,
     configured: str = "auto",
     engines: Sequence[EngineReport] = (),
+    parking: ParkingPlace | None = None,
 ) -> dict[str, Any]:
     paths = Paths.default()
     pool = gpus or GpuPool(SimulatedInventory([]), LeaseDirectory(paths.leases))
     wired: Any = {backend.name: backend for backend in backends}
-    return await doctor.collect(wired, pool, paths=paths, configured=configured, among=tuple(wired), engines=engines)
+    return await doctor.collect(
+        wired, pool, paths=paths, configured=configured, among=tuple(wired), engines=engines, parking=parking
+    )
 
 
 async def test_a_machine_where_all_is_well_has_no_findings() -> None:
@@ -141,6 +146,24 @@ async def test_gpus_are_listed_with_their_leases() -> None:
     inventory = SimulatedInventory([{"name": "A100", "memory": "80GiB"}])
     told = await look(Told("bubblewrap"), gpus=GpuPool(inventory, LeaseDirectory(Paths.default().leases)))
     assert [(one["name"], one["simulated"], one["lease"]) for one in told["gpus"]] == [("A100", True, None)]
+
+
+async def test_who_parks_is_told_where_there_are_gpus_and_why_not_is_a_note() -> None:
+    """Without GPUs nobody asks; with them it is tried, and what is missing has its cure."""
+    devices = SimulatedInventory([{"name": "A100", "memory": "80GiB"}])
+    pool = GpuPool(devices, LeaseDirectory(Paths.default().leases))
+    made_up = ParkingPlace(engine=SimulatedParking(), budget_bytes=GIB, free_bytes=lambda: GIB)
+    cannot = ParkingPlace(engine=CudaParking(devices, command=["true"]), budget_bytes=GIB, free_bytes=lambda: GIB)
+    assert (await look(Told("bubblewrap"), parking=cannot))["parking"] is None
+    told = await look(Told("bubblewrap"), gpus=pool, parking=made_up)
+    assert told["parking"] == {"engine": "simulated", "budget_bytes": GIB, "ready": True}
+    assert told["findings"] == []
+    told = await look(Told("bubblewrap"), gpus=pool, parking=cannot)
+    assert told["parking"]["ready"] is False
+    (finding,) = told["findings"]
+    assert finding["severity"] == "note"
+    assert "keep their GPU: The process that parks kernels does not come up" in finding["message"]
+    assert finding["hint"]
 
 
 async def test_an_old_package_and_a_broken_kernelspec_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
