@@ -79,6 +79,8 @@ class Box(abc.ABC):
         self.template_settled = asyncio.Event()
         """Set while the fork server is neither starting nor importing."""
         self.ended = asyncio.Event()
+        self.awaited = True
+        """Whether anybody waits for what is done with it. What is done in advance lets others go first."""
         self._on_change = on_change
         self._instance: SandboxInstance | None = None
         self._channel: GuestChannel | None = None
@@ -118,6 +120,11 @@ class Box(abc.ABC):
     def took(self, **phases_ms: float) -> None:
         """Add to what the start under way has spent its time on, in milliseconds."""
         self.tell(phases_ms={**self.info.phases_ms, **{name: round(ms, 1) for name, ms in phases_ms.items()}})
+
+    def waited(self, ms: float) -> None:
+        """Add to the time that the start under way has waited."""
+        if ms:
+            self.took(queue=self.info.phases_ms.get("queue", 0.0) + ms)
 
     def tell(self, **changes: Any) -> None:
         """Change what is told about it, and tell it."""

@@ -59,7 +59,7 @@ class BringingBack(Saved):
         assert box.info.snapshot is not None
         box.gpus = gpus
         box.tell(state=transition(box.info.state, Event.RESUME), error=None)
-        queued = time.perf_counter()
+        queue_ms = 1000 * (time.perf_counter() - began)
         try:
             phases = await self._bring_back(box, box.info.snapshot, with_kernel=with_kernel)
         except BaseException as error:
@@ -74,7 +74,7 @@ class BringingBack(Saved):
         box.tell(
             state=transition(box.info.state, Event.RESUME_DONE),
             resumed_ms=round(1000 * (now - began), 1),
-            phases_ms={"queue": round(1000 * (queued - began), 1), **phases},
+            phases_ms={**phases, "queue": round(queue_ms + phases["queue"], 1)},
             started_from="snapshot",
             phase=None,
             gpus=gpus,
@@ -110,8 +110,10 @@ class BringingBack(Saved):
         early: dict[str, float] = {}
         if isinstance(snapshot, Coming):
             snapshot, early = await self._rise_before(box, snapshot)
-        saved, phases = await self._rise(box, snapshot)
-        phases |= early
+        async with self._turn(box) as waited_ms:
+            saved, phases = await self._rise(box, snapshot)
+        before = box.info.phases_ms.get("queue", 0.0) + early.get("queue", 0.0)
+        phases |= {**early, "queue": round(before + waited_ms, 1)}
         assert box.kernel is not None
         box.tell(state=transition(box.info.state, Event.CREATED))
         box.watch()
@@ -136,12 +138,13 @@ class BringingBack(Saved):
         Raises:
             WarmcellError: It is as it was, without a kernel.
         """
-        began = time.perf_counter()
         engine = await self.check(box.spec)
         async with self.store.use(template) as held:
             _check_fits(held.manifest, box.spec)
             box.remove_sockets(held.manifest.guest.socket_prefix)
-            restored = await engine.restore(box.instance, image=template)
+            async with self._turn(box) as waited_ms:
+                began = time.perf_counter()
+                restored = await engine.restore(box.instance, image=template)
         kernel = KernelProcess(
             pid=restored.pid,
             generation=box.info.generation + 1,
@@ -157,6 +160,7 @@ class BringingBack(Saved):
             started_ms=None,
             phases_ms={"restore": round(1000 * (time.perf_counter() - began), 1)},
         )
+        box.waited(waited_ms)
         return kernel
 
     async def _bring_back(
@@ -166,15 +170,17 @@ class BringingBack(Saved):
         waiting = await self.twins.take(box, snapshot)
         twin = waiting or self._twin(box)
         try:
-            try:
-                saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
-            except errors.WarmcellError as error:
-                if waiting is None:
-                    raise
-                log.info("sandbox %s does not come back in what waited for it: %s", box.info.id, error)
-                await waiting.discard()
-                twin = self._twin(box)
-                saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+            async with self._turn(box) as waited_ms:
+                try:
+                    saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+                except errors.WarmcellError as error:
+                    if waiting is None:
+                        raise
+                    log.info("sandbox %s does not come back in what waited for it: %s", box.info.id, error)
+                    await waiting.discard()
+                    twin = self._twin(box)
+                    saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
+            phases["queue"] = waited_ms
             undone = box.frontend is not None and box.info.state is State.RUNNING
             if undone and box.frontend is not None:
                 await box.frontend.undone()
@@ -216,9 +222,11 @@ class BringingBack(Saved):
         """Make the sandbox as soon as the snapshot's files are there; it, and what took how long, in ms."""
         began = time.perf_counter()
         layer = await coming.layer()
-        saved = time.perf_counter()
+        saved = made_from = time.perf_counter()
+        waited_ms = 0.0
         if layer is not None:
-            async with coming.turn:
+            async with self._turn(box) as waited_ms:
+                made_from = time.perf_counter()
                 try:
                     box.directory.mkdir(0o700)
                     await box.rise(self._backend_of(box.spec), layer=layer)
@@ -232,8 +240,8 @@ class BringingBack(Saved):
         if coming.stale:
             await box.discard()
             return snapshot, {}
-        steps = {"files": saved - began, "create": created - saved, "memory": there - created}
-        return snapshot, {name: round(1000 * took, 1) for name, took in steps.items()}
+        steps = {"files": saved - began, "create": created - made_from, "memory": there - created}
+        return snapshot, {"queue": waited_ms, **{name: round(1000 * took, 1) for name, took in steps.items()}}
 
     def _twin(self, box: LiveSandbox) -> LiveSandbox:
         twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)

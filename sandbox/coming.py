@@ -6,17 +6,12 @@ from pathlib import Path
 
 from warmcell.sandbox.models import SnapshotId
 
-AT_ONCE = max(2, os.cpu_count() or 1)
-"""Sandboxes that are made side by side; more would only wait for each other, and all would be late."""
-
 
 class Coming:
     """Told of by whoever saves, waited for by whoever is to go on from it. On one loop; to be closed."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.turn = asyncio.Semaphore(AT_ONCE)
-        """Held while a sandbox is made for it."""
         self.stale = False
         """Whether its files are saved once more, so that sandboxes with the first ones are of no use, or fail."""
         self._layer: asyncio.Future[Path | None] = loop.create_future()

@@ -15,7 +15,7 @@ from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId, TemplateInfo, TemplateStatus
 from warmcell.sandbox.pool import WarmPool, memory_bytes
-from warmcell.sandbox.registry import SEE_LOG, Registry
+from warmcell.sandbox.registry import POOL, SEE_LOG, Registry
 from warmcell.sandbox.sharing import SharedTemplates
 from warmcell.sandbox.starts import Starts
 from warmcell.sandbox.templates import Templates
@@ -186,7 +186,7 @@ class Preparing(Registry):
         Raises:
             WarmcellError: It could not be made.
         """
-        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner="pool")
+        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner=POOL)
         try:
             known = await self._templates.find(box.spec)
             if known is not None:
@@ -224,7 +224,7 @@ class Preparing(Registry):
 
     async def _make_template(self, spec: SandboxSpec, identity: Mapping[str, str]) -> SnapshotId:
         """A kernel that has imported what it is to import, saved before anybody uses it."""
-        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner="pool")
+        box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner=POOL)
         await self._bring_up_prepared(box, template=True)
         try:
             await box.start_kernel(env=read_at_start(spec.env), cwd="")
@@ -265,6 +265,7 @@ class Preparing(Registry):
         """The prepared sandbox becomes the one that was asked for, under the id that is already known."""
         prepared.gpus = devices
         prepared.spec = asked.spec
+        prepared.awaited = True
         self._boxes[asked.info.id] = prepared
         prepared.door, prepared.tally = asked.door, asked.tally
         prepared.serve_door()
@@ -318,7 +319,7 @@ class Preparing(Registry):
             )
 
     def _publish(self, box: LiveSandbox) -> None:
-        if box.info.owner != "pool":
+        if box.info.owner != POOL:
             super()._publish(box)
         elif box.info.template is not None:
             self._changes.publish(self._template_info(box))

@@ -1,10 +1,11 @@
 """Which sandboxes there are: how one comes onto the list, is watched, and goes from it with all that it held."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from warmcell.sandbox import errors
@@ -30,8 +31,12 @@ from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.turns import Turns
 
 log = logging.getLogger(__name__)
+
+NOTEBOOK, POOL = "notebook", "pool"
+"""Owners of sandboxes: somebody at a notebook; nobody yet."""
 
 FAILED_KEPT_S = 600.0
 """How long a sandbox that failed stays listed, so that a page can say why."""
@@ -116,7 +121,11 @@ class Registry:
             backend_of=self._backend,
             paths=paths,
             park_engine=None if parking is None else parking.engine,
+            turn=self._turn,
         )
+        self._turns = Turns()
+        self._notebooks_turns = Turns()
+        """No start of a notebook waits for those that programs ask for, be they a thousand, or ones that hang."""
         self.quotas: Quotas | None = None
         """Asked before a principal gets one more sandbox."""
         self._changes = Changes()
@@ -367,14 +376,39 @@ class Registry:
             gpu=spec.gpu,
             created_at=time.time(),
         )
-        return LiveSandbox(info, spec, self._paths.sandboxes / info.id, self._publish)
+        box = LiveSandbox(info, spec, self._paths.sandboxes / info.id, self._publish)
+        box.awaited = owner != POOL
+        return box
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, box: LiveSandbox) -> AsyncIterator[float]:
+        """Wait until it may use the machine's processors for a start, its place told as its phase; for how many ms.
+
+        Whatever is held by others who wait for a turn must not be waited for meanwhile.
+        """
+        began, place = time.perf_counter(), None
+
+        def told(before: int) -> None:
+            nonlocal place
+            place = before
+            box.phase("queue", f"{before} before it")
+
+        turns = self._notebooks_turns if box.info.owner == NOTEBOOK else self._turns
+        async with turns.turn(box.info.principal or box.info.owner, urgent=lambda: box.awaited, told=told):
+            if place is None:
+                yield 0.0
+            else:
+                box.tell(phase=None)
+                yield round(1000 * (time.perf_counter() - began), 1)
 
     async def _bring_up(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
         """From nothing, such that its kernels can be saved where this machine can do that."""
-        began = time.perf_counter()
-        box.directory.mkdir(mode=0o700)
-        await box.bring_up(await self._maker(box, devices), devices)
-        await self.memory.enroll(box)
+        async with self._turn(box) as waited_ms:
+            began = time.perf_counter()
+            box.directory.mkdir(mode=0o700)
+            await box.bring_up(await self._maker(box, devices), devices)
+            await self.memory.enroll(box)
+        box.waited(waited_ms)
         box.took(create=1000 * (time.perf_counter() - began))
 
     async def _lease(self, box: LiveSandbox, asked: str | tuple[str, ...] | None = None) -> tuple[GpuDevice, ...]:

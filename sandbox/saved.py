@@ -28,6 +28,10 @@ TRY_AGAIN_S = 30.0
 """An engine that was not ready may have been installed, or repaired, since."""
 
 
+Turn = Callable[[LiveSandbox], contextlib.AbstractAsyncContextManager[float]]
+"""Had by a sandbox while it is being brought up; gives the milliseconds that it waited for that."""
+
+
 class Saved:
     """Knows engine and store; of sandboxes it knows what `LiveSandbox` offers."""
 
@@ -40,6 +44,7 @@ class Saved:
         backend_of: Callable[[SandboxSpec], SandboxBackend],
         paths: Paths,
         park_engine: ParkEngine | None = None,
+        turn: Turn,
     ) -> None:
         self.store = store
         self.park_engine = park_engine
@@ -49,6 +54,7 @@ class Saved:
         self._reports: dict[str, asyncio.Task[EngineReport]] = {}
         self._backend_of = backend_of
         self._paths = paths
+        self._turn = turn
         self._trying: asyncio.Task[EngineReport] | None = None
         self._tried_at = 0.0
         store.on_removed = self.image_dropped

@@ -151,7 +151,12 @@ class SandboxService(Preparing, Moving):
         box = self.live(sandbox_id)
         self._starts.begin(sandbox_id)
         try:
-            return await self._kernel_from_template(box) or await box.start_kernel(env=env, cwd=cwd)
+            kernel = await self._kernel_from_template(box)
+            if kernel is None:
+                async with self._turn(box) as waited_ms:
+                    box.waited(waited_ms)
+                    kernel = await box.start_kernel(env=env, cwd=cwd)
+            return kernel
         except BaseException:
             self._starts.end(sandbox_id)
             raise

@@ -11,6 +11,7 @@ from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.parking import Parking
+from warmcell.sandbox.registry import NOTEBOOK
 from warmcell.sandbox.snapshots.manifest import Manifest
 
 
@@ -91,7 +92,7 @@ class Suspending(Parking):
         """A sandbox that was suspended when another keeper went is suspended here."""
         saved = manifest.info
         assert saved.sandbox_id is not None
-        box = self._new(manifest.spec, owner="notebook", kernel_id=saved.kernel_id, notebook=saved.notebook)
+        box = self._new(manifest.spec, owner=NOTEBOOK, kernel_id=saved.kernel_id, notebook=saved.notebook)
         box.info = dataclasses.replace(
             box.info,
             id=saved.sandbox_id,

@@ -112,6 +112,8 @@ export function phase(phase: IPhase, trans: TranslationBundle): string {
 
 function phaseName(name: string, trans: TranslationBundle): string {
   switch (name) {
+    case 'queue':
+      return trans.__('queue');
     case 'lease':
       return trans.__('GPU');
     case 'sandbox':
