@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmcell.extension.keeper.agents import output as agent_output
-from warmcell.extension.keeper.agents.once import Once
 from warmcell.extension.keeper.agents.output import Output, forget_oldest
-from warmcell.sandbox.errors import ConflictError, InvalidRequestError
 
 
 async def read(output: Output, start: int = 0) -> list[dict[str, Any]]:
@@ -81,45 +79,6 @@ def test_what_is_kept_is_always_the_newest_and_within_the_bound(
         assert len(pieces) - output.first <= 1 or sum(len(json.dumps(one)) + 1 for one in entries) <= kept_bytes
 
     asyncio.run(work())
-
-
-async def test_a_key_has_its_work_done_once() -> None:
-    """Requests with one key share one piece of work, at the same time and later; its failure is shared too."""
-    once, calls = Once(), []
-
-    async def work() -> int:
-        calls.append(1)
-        await asyncio.sleep(0.01)
-        return len(calls)
-
-    asked = [once.do("", "POST /x", "k", b"{}", work) for _ in range(5)]
-    assert await asyncio.gather(*asked) == [1] * 5
-    assert await once.do("", "POST /x", "k", b"{}", work) == 1
-    assert await once.do("ann", "POST /x", "k", b"{}", work) == 2
-    with pytest.raises(ConflictError):
-        await once.do("", "POST /x", "k", b'{"other": 1}', work)
-    with pytest.raises(InvalidRequestError):
-        await once.do("", "POST /x", "no key", b"", work)
-    await once.close()
-
-
-async def test_work_goes_on_when_the_first_who_asked_goes_away() -> None:
-    """A cancelled caller cancels nothing for the one that asks again."""
-    once, go_on, calls = Once(), asyncio.Event(), []
-
-    async def work() -> str:
-        calls.append(1)
-        await go_on.wait()
-        return "done"
-
-    first = asyncio.create_task(once.do("", "POST /x", "k", b"", work))
-    await asyncio.sleep(0)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    go_on.set()
-    assert await once.do("", "POST /x", "k", b"", work) == "done"
-    assert calls == [1]
-    await once.close()
 
 
 async def test_what_has_ended_is_forgotten_by_number_and_by_size() -> None:
