@@ -79,7 +79,7 @@ class WarmcellServe(ExtensionApp):
         """All verbs of sandboxes and snapshots go on to the keeper; others are not there."""
         assert self.serverapp is not None
         serve_programs(self.serverapp.web_app)
-        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
+        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url, Warmcell(parent=self), alone=True)
         self.handlers.extend([*ports.routes(), *jupyter_api.routes()])
         nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))

@@ -31,7 +31,8 @@ def configure(places: Places) -> None:
     """The cheapest sandboxes."""
     directory = places.root / "jupyter" / "config"
     directory.mkdir(parents=True, exist_ok=True)
-    lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0")
+    lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0", "e2b_internet = True")
+    lines += ("egress_allowed = ['*']", "egress_principals = ['*']")
     (directory / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
 
 
@@ -119,6 +120,10 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
                 lines = [json.loads(line) async for line in answer.aiter_lines()]
             assert (lines[1]["content"]["text"], lines[-1]["ended"]["status"]) == ("before\n", "ok")
             assert (await http.post(f"{box}/runs?follow=1", json={"code": "1"}, headers=bob)).status_code == 404
+
+            e2b, key = f"/warmcell/e2b/sandboxes/{made.json()['id']}", {"X-API-KEY": token}
+            assert (await http.put(f"{e2b}/network", json={}, headers=key)).status_code == 204
+            assert (await http.get(e2b, headers=key)).json()["allowInternetAccess"], "as the operator has set"
 
         async with httpx.AsyncClient(base_url=said["url"], timeout=60) as http:  # it has waited for the sandbox
             assert server.returncode is None
