@@ -76,6 +76,32 @@ def test_what_is_cut_off_is_done_once(box: Sandbox) -> None:
     assert transport.cuts >= 90
 
 
+def test_what_has_said_much_is_not_done_again_either(box: Sandbox) -> None:
+    """Whose output is no longer kept, whoever asks again learns how it ended, and that the output is lost."""
+    box.run("open('large', 'w').close()")
+    script = "echo $0 >> large; head -c 7000000 /dev/zero; exit 3"
+    bodies = [{"id": f"large{n}", "argv": ["sh", "-c", script, str(n)]} for n in range(6)]
+    with SyncKeeperClient.connect() as keeper:
+        commands = f"/sandboxes/{box.id}/commands"
+        for body in bodies:
+            keeper.post(commands, body)
+            assert keeper.get(f"{commands}/{body['id']}?wait=60")["exit_code"] == 3
+        assert [keeper.post(commands, body)["exit_code"] for body in bodies] == [3] * 6
+        first, last = (
+            [json.loads(line) for line in b"".join(keeper.download(f"{commands}/large{n}/output")).splitlines()]
+            for n in (0, 5)
+        )
+        assert [list(one) for one in first] == [["lost"], ["ended"]]
+        assert first[1]["ended"]["exit_code"] == 3
+        assert any("stdout" in one for one in last)
+        with pytest.raises(errors.ConflictError):
+            keeper.post(commands, {"id": "large0", "argv": ["true"]})
+        kept = [one["id"] for one in keeper.get(commands)["commands"]]
+        assert "large0" not in kept
+        assert "large5" in kept
+    assert sorted(box.files.read_text("large").split()) == [str(n) for n in range(6)]
+
+
 def test_one_key_makes_one_sandbox(at_home: None) -> None:
     """Whoever asks again with it, for the same, gets the same one; for another, a refusal."""
     with Sandbox(preload=(), key="mine-1") as one, Sandbox(preload=(), key="mine-1") as same:
