@@ -6,7 +6,7 @@ import string
 from warmcell.sandbox.models import SandboxId, SnapshotId
 
 _ALPHABET = string.ascii_lowercase + string.digits
-_LENGTH = 12
+LENGTH = 12
 
 
 def new_sandbox_id() -> SandboxId:
@@ -16,7 +16,7 @@ def new_sandbox_id() -> SandboxId:
 
 def known_sandbox_id(text: str) -> SandboxId | None:
     """A sandbox's id that was read somewhere; None where it is of another form."""
-    return SandboxId(text) if len(text) == _LENGTH and set(text) <= {*_ALPHABET} else None
+    return SandboxId(text) if len(text) == LENGTH and set(text) <= {*_ALPHABET} else None
 
 
 def new_snapshot_id() -> SnapshotId:
@@ -25,4 +25,4 @@ def new_snapshot_id() -> SnapshotId:
 
 
 def _new() -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    return "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))

@@ -21,13 +21,20 @@ IMAGE_MAX_CHARS: Final = 6 * 2**20
 """Of one picture, in base64; larger ones are only named."""
 
 COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+STREAMS: Final = ("stdout", "stderr")
+PLACE: Final = re.compile(
+    r"(?:(?P<entry>\d{1,12})(?:\.(?P<offset>\d{1,12}))?"
+    r"(?:~(?P<stdout>(?:[0-9a-f]{2}){0,3})-(?P<stderr>(?:[0-9a-f]{2}){0,3}))?)?",
+    re.ASCII,
+)
 PICTURES: Final = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 class Page:
     """Entries of output until it is full.
 
-    A place in the output is written "n.offset": entry n, from that character of its text on.
+    A place in the output is written "n.offset": entry n, from that character of its text on; "n~OUT-ERR" where the
+    entries before it ended in the middle of a character of stdout or stderr, with the bytes of it that were there.
     """
 
     def __init__(self, after: str = "") -> None:
@@ -36,22 +43,27 @@ class Page:
         Raises:
             InvalidRequestError: It is no such place.
         """
-        if not re.fullmatch(r"(?:\d{1,12}(?:\.\d{1,12})?)?", after):
+        found = PLACE.fullmatch(after)
+        if found is None:
             raise InvalidRequestError(f"{after!r} is no place in the output", hint="Give `next` of an earlier answer.")
-        entry, _, offset = after.partition(".")
-        self.entry, self._offset = int(entry or 0), int(offset or 0)
+        self.entry, self._offset = int(found["entry"] or 0), int(found["offset"] or 0)
         self.full = False
         self._blocks: list[ContentBlock] = []
         self._text: list[str] = []
         self._kind = ""
         self._room = TEXT_MAX
         self._images = 0
-        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in STREAMS}
+        self._begun = {name: bytes.fromhex(found[name] or "") for name in STREAMS}
+        """Of each stream, what there was of a character before the entry."""
+        self._decode_on()
 
     @property
     def next(self) -> str:
         """Where the next page begins."""
-        return f"{self.entry}.{self._offset}" if self._offset else str(self.entry)
+        place = f"{self.entry}.{self._offset}" if self._offset else str(self.entry)
+        begun = [self._begun[name].hex() for name in STREAMS]
+        return f"{place}~{'-'.join(begun)}" if any(begun) else place
 
     def take(self, said: Mapping[str, Any]) -> None:
         """Add an entry, as much of it as there is room for."""
@@ -60,7 +72,8 @@ class Page:
         if "n" not in said or self.full:
             return
         if int(said["n"]) != self.entry:
-            self.entry, self._offset = int(said["n"]), 0
+            self.entry, self._offset, self._begun = int(said["n"]), 0, dict.fromkeys(STREAMS, b"")
+            self._decode_on()
         skip = self._offset
         for kind, mime, content in self._parts(said):
             if mime:
@@ -79,11 +92,16 @@ class Page:
             self._offset += len(text)
             self._say(kind, text)
         self.entry, self._offset = self.entry + 1, 0
+        self._begun = {name: decoder.getstate()[0] for name, decoder in self._decoders.items()}
 
     def content(self) -> list[ContentBlock]:
         """All of it."""
         self._end_text()
         return list(self._blocks)
+
+    def _decode_on(self) -> None:
+        for name, decoder in self._decoders.items():
+            decoder.setstate((self._begun[name], 0))
 
     def _parts(self, said: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """What an entry shows: kind and text, or the MIME type of a picture and itself in base64. Text comes last."""

@@ -79,7 +79,6 @@ class WarmcellApp(ExtensionApp):
         WarmcellProvisioner.server = root_dir
         WarmcellProvisioner.ending = False
         self.settings["warmcell_link"] = self.link
-        self.settings["warmcell_e2b_internet"] = self.warmcell.e2b_internet
         keep_out_of_logs(self.settings)
         self.metrics = self.settings["warmcell_metrics"] = KeeperMetrics()
         REGISTRY.register(self.metrics)
@@ -97,7 +96,7 @@ class WarmcellApp(ExtensionApp):
         """Our REST; first what programs ask for, whatever the path."""
         assert self.serverapp is not None
         serve_programs(self.serverapp.web_app)
-        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
+        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url, self.warmcell, alone=False)
         self.handlers.extend(routes())
         self.handlers.extend([*ports.routes(), *jupyter_api.routes()])
         self.handlers.append((r"/metrics", MetricsHandler))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from jupyter_server.extension.application import ExtensionApp
@@ -79,7 +80,7 @@ class WarmcellServe(ExtensionApp):
         """All verbs of sandboxes and snapshots go on to the keeper; others are not there."""
         assert self.serverapp is not None
         serve_programs(self.serverapp.web_app)
-        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url)
+        e2b.add_to(self.serverapp.web_app, self.serverapp.base_url, Warmcell(parent=self), alone=True)
         self.handlers.extend([*ports.routes(), *jupyter_api.routes()])
         nouns = r"/(?:(?:sandboxes|snapshots)(?:/.*)?|gpus|check|events|openapi\.json)"
         self.handlers.append((url_path_join(PREFIX, nouns), ForwardHandler))
@@ -170,7 +171,7 @@ async def _none_runs(link: KeeperLink) -> bool:
         async with contextlib.aclosing(link.events()) as events:
             async for name, data in events:
                 for info in data["sandboxes"] if name == "hello" else [data] if name == "sandbox" else []:
-                    if info["owner"] == AGENT and State(info["state"]) not in QUIET:
+                    if info["owner"] == AGENT and _runs(info):
                         running.add(info["id"])
                     else:
                         running.discard(info["id"])
@@ -180,6 +181,12 @@ async def _none_runs(link: KeeperLink) -> bool:
     except WarmcellError:  # nothing runs where there is no keeper
         pass
     return waited
+
+
+def _runs(info: Mapping[str, Any]) -> bool:
+    """Whether anything happens in it; not where it is frozen in memory, until somebody comes and uses it."""
+    terms = info.get("terms")
+    return State(info["state"]) not in QUIET and not (terms is not None and terms["frozen"])
 
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:

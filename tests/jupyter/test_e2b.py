@@ -224,6 +224,25 @@ def test_a_principals_token_is_a_key_of_its_own(server: dict[str, str], home: Pl
             assert http.get("/v2/sandboxes", headers=ann).status_code == 401
 
 
+@pytest.mark.criu
+def test_anothers_snapshot_is_no_template(server: dict[str, str], home: Places) -> None:
+    """Nobody else lists it, begins from it or deletes it, by its id or by its name."""
+    with SyncKeeperClient.connect() as keeper, httpx.Client(base_url=server["url"] + PREFIX, timeout=60) as http:
+        dora, eve = ({"X-API-KEY": keeper.post("/tokens", {"principal": name})["token"]} for name in ("dora", "eve"))
+        made = http.post("/v2/sandboxes", json={"templateID": "base"}, headers=dora).json()["sandboxID"]
+        saved = http.post(f"/sandboxes/{made}/snapshots", json={"name": "prepared"}, headers=dora).json()["snapshotID"]
+        for ref in (saved, "prepared"):
+            assert http.post("/v2/sandboxes", json={"templateID": ref}, headers=eve).status_code == 404
+            assert http.delete(f"/templates/{ref}", headers=eve).status_code == 404
+            assert http.get("/snapshots", params={"name": ref}, headers=eve).json() == []
+        assert http.get("/snapshots", headers=eve).json() == []
+        assert http.get("/snapshots", params={"sandboxID": made}, headers=eve).json() == []
+        assert [one["snapshotID"] for one in http.get("/snapshots", headers=dora).json()] == [saved]
+        assert http.delete(f"/templates/{saved}", headers=dora).status_code == 204
+        for name in ("dora", "eve"):
+            keeper.delete(f"/principals/{name}")
+
+
 def test_who_may_only_look_gets_no_token_that_runs_code(server: dict[str, str], home: Places) -> None:
     """What opens a sandbox is told to nobody whose token lacks the scope `run`, whichever way it is asked for."""
     with SyncKeeperClient.connect() as keeper:

@@ -27,12 +27,13 @@ BIG = bytes(range(256)) * 40 * 1024
 END_TIMEOUT_S = 120
 
 
-def configure(places: Places) -> None:
+def configure(places: Places, *more: str) -> None:
     """The cheapest sandboxes."""
     directory = places.root / "jupyter" / "config"
     directory.mkdir(parents=True, exist_ok=True)
-    lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0")
-    (directory / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
+    lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0", "e2b_internet = True")
+    lines += ("egress_allowed = ['*']", "egress_principals = ['*']")
+    (directory / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in (*lines, *more)))
 
 
 @contextlib.asynccontextmanager
@@ -120,11 +121,36 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
             assert (lines[1]["content"]["text"], lines[-1]["ended"]["status"]) == ("before\n", "ok")
             assert (await http.post(f"{box}/runs?follow=1", json={"code": "1"}, headers=bob)).status_code == 404
 
+            e2b, key = f"/warmcell/e2b/sandboxes/{made.json()['id']}", {"X-API-KEY": token}
+            assert (await http.put(f"{e2b}/network", json={}, headers=key)).status_code == 204
+            assert (await http.get(e2b, headers=key)).json()["allowInternetAccess"], "as the operator has set"
+
         async with httpx.AsyncClient(base_url=said["url"], timeout=60) as http:  # it has waited for the sandbox
             assert server.returncode is None
             assert (await http.delete(box, headers=ann)).status_code == 204
         async with asyncio.timeout(END_TIMEOUT_S):
             assert await server.wait() == 0
+
+
+@pytest.mark.parametrize("state", [pytest.param("suspended", marks=pytest.mark.criu), "frozen"])
+async def test_it_ends_though_a_sandbox_sleeps(places: Places, state: str) -> None:
+    """Suspended, or frozen in memory where nothing can be saved: it is there for who comes later."""
+    configure(places, *(["snapshots = 'none'"] if state == "frozen" else []))
+    async with await KeeperClient.connect() as keeper:
+        box = f"/sandboxes/{(await keeper.post('/sandboxes', {**BOX, 'terms': {}}))['id']}"
+        async with serving(places, "--idle", "0.3") as (server, said):
+            async with httpx.AsyncClient(base_url=said["url"], timeout=60) as http:
+                own = {"Authorization": f"token {said['token']}"}
+                assert (await http.get(API + box, headers=own)).status_code == 200
+            if state == "suspended":
+                await keeper.post(f"{box}/suspend", {})
+            else:
+                await keeper.patch(box, {"timeout_s": 0.1})
+            async with asyncio.timeout(END_TIMEOUT_S):
+                assert await server.wait() == 0
+        info = await keeper.get(box)
+        assert (info["state"], info["terms"]["frozen"]) == {"frozen": ("running", True)}.get(state, (state, False))
+        await keeper.delete(box)
 
 
 async def test_a_server_without_any_token_is_not_served(places: Places) -> None:

@@ -16,8 +16,10 @@ import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
+from tests.cutting import Cutting, count_through
 from tests.leaks import Places, own_places
 from warmcell import Sandbox
+from warmcell.sandbox.client.transport import Where
 from warmcell.sandbox.errors import UnsupportedOperationError
 
 pytestmark = pytest.mark.bubblewrap
@@ -298,3 +300,12 @@ def test_a_sandbox_without_a_server_has_no_urls() -> None:
 
     with pytest.raises(UnsupportedOperationError, match="warmcell serve"):
         Where().absolute("/x")
+
+
+def test_what_is_cut_off_is_done_once_through_a_server_too(server: dict[str, str], keeper: httpx.Client) -> None:
+    """It passes the break on to the keeper; 40 of them, half before any answer, and each thing is done once."""
+    token = keeper.post("/tokens", json={"principal": "ann"}).json()["token"]
+    with Sandbox(url=server["url"], token=token, preload=[]) as counting:
+        transport = Cutting(Where.find(server["url"], token), 40)
+        count_through(transport, counting, 8)
+        assert transport.cuts == {"body": 20, "head": 20}

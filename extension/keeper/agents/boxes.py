@@ -43,6 +43,8 @@ class AgentBox:
     def __init__(self, agents: "Agents", sandbox_id: SandboxId) -> None:
         self._agents = agents
         self.sandbox_id = sandbox_id
+        self.frozen_at: float | None = None
+        """Unix time since when it stands still in memory; None while it does not."""
         self.client: KernelClient | None = None
         self.commands = Commands()
         self.runs = KernelRuns(
@@ -81,7 +83,7 @@ class Agents:
             service: Has the sandboxes.
             kernels: Has their kernels.
             memory: Saves them.
-            asleep_s: Seconds after which one that sleeps is removed. None: never.
+            asleep_s: Seconds after which one that sleeps, on disk or frozen in memory, is removed. None: never.
         """
         self._asleep_s = asleep_s
         self.context = zmq.asyncio.Context()
@@ -90,6 +92,8 @@ class Agents:
         self._kernels = kernels
         self._memory = memory
         self._boxes: dict[SandboxId, AgentBox] = {}
+        self._coming: set[str] = set()
+        """Kernels whose sandboxes nobody has been given yet: their time has not begun."""
         self._changed = asyncio.Event()
         self._ending: set[asyncio.Task[None]] = set()
         self._thawing = asyncio.Lock()
@@ -109,6 +113,18 @@ class Agents:
             WarmcellError: There is none; nothing is left of it.
         """
         kernel_id = str(uuid.uuid4())
+        self._coming.add(kernel_id)
+        try:
+            info = await self._start(kernel_id, asked, terms, snapshot, principal)
+            self._boxes[info.id] = AgentBox(self, info.id)
+        finally:
+            self._coming.discard(kernel_id)
+        self.changed(info)
+        return self._service.info(info.id)
+
+    async def _start(
+        self, kernel_id: str, asked: Mapping[str, Any], terms: Terms, snapshot: str | None, principal: str | None
+    ) -> SandboxInfo:
         terms = dataclasses.replace(terms, ends_at=None, frozen=False)
         if snapshot is not None:
             info = await self._from_snapshot(snapshot, asked, kernel_id, terms, principal)
@@ -124,9 +140,7 @@ class Agents:
             info = await self._kernels.start(request, owner_pid=0)
             kernel = self._kernels.get(kernel_id)  # What was chosen for it stays so, for its copies too.
             kernel.request = dataclasses.replace(kernel.request, spec=self.live(info.id).spec)
-        self._boxes[info.id] = AgentBox(self, info.id)
-        self.changed(info)
-        return self._service.info(info.id)
+        return info
 
     async def fork(self, sandbox_id: SandboxId, count: int) -> list[SandboxInfo]:
         """Clones with terms of the same kind, whose time begins now; raises as `KernelMemory.fork`."""
@@ -191,6 +205,7 @@ class Agents:
         async with self._thawing:
             if box.info.terms is not None and box.info.terms.frozen:
                 await box.thaw()
+                self.of(sandbox_id).frozen_at = None
                 self._tell(box, frozen=False)
         if box.info.state is not State.RUNNING:
             await self._memory.resume(sandbox_id)
@@ -274,7 +289,7 @@ class Agents:
 
     def _heed(self, info: SandboxInfo) -> None:
         terms = info.terms
-        if terms is None or info.state in TERMINAL:
+        if terms is None or info.state in TERMINAL or info.kernel_id in self._coming:
             return
         if info.id in self._boxes and info.state is State.SUSPENDED:
             self._boxes[info.id].runs.abandon(
@@ -309,8 +324,8 @@ class Agents:
                     task = asyncio.create_task(self._time_is_over(sandbox_id))
                     self._ending.add(task)
                     task.add_done_callback(self._ending.discard)
-            await self._remove_forgotten(now)
-            left = [at - now for at, _ in due if at > now]
+            left = await self._remove_forgotten(now)
+            left += [at - now for at, _ in due if at > now]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min([*left, LOOK_S])):
                     await self._changed.wait()
@@ -328,16 +343,28 @@ class Agents:
         await asyncio.gather(*(self.forget(sandbox_id) for sandbox_id in list(self._boxes)))
         self.context.destroy(linger=0)
 
-    async def _remove_forgotten(self, now: float) -> None:
-        """Those that have slept for too long go, with what they had on disk."""
+    async def _remove_forgotten(self, now: float) -> list[float]:
+        """Those that have slept for too long go, with what they had on disk. In how many seconds others will have."""
+        left: list[float] = []
         for info in self._service.infos():
-            if self._asleep_s is None or info.terms is None or info.state is not State.SUSPENDED:
+            if self._asleep_s is None or info.terms is None:
                 continue
             with contextlib.suppress(errors.WarmcellError, OSError):  # It is tried again.
-                saved = self._service.memory.store.get(info.snapshot or "").info
-                if saved.created_at + self._asleep_s <= now:
-                    log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - saved.created_at)
+                since = self._asleep_since(info)
+                if since is None:
+                    continue
+                if since + self._asleep_s <= now:
+                    log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - since)
                     await self._kill(info.id)
+                else:
+                    left.append(since + self._asleep_s - now)
+        return left
+
+    def _asleep_since(self, info: SandboxInfo) -> float | None:
+        """Unix time; None of one that does not sleep."""
+        if info.state is State.SUSPENDED:
+            return self._service.memory.store.get(info.snapshot or "").info.created_at
+        return self.of(info.id).frozen_at if info.state is State.RUNNING else None
 
     async def _time_is_over(self, sandbox_id: SandboxId) -> None:
         with contextlib.suppress(errors.SandboxNotFoundError):
@@ -365,6 +392,7 @@ class Agents:
                 log.warning("sandbox %s runs on: %s", box.info.id, error)
                 self._tell(box, ends_at=None, timeout_s=None)
             else:
+                self.of(box.info.id).frozen_at = time.time()
                 self._tell(box, frozen=True, ends_at=None)
 
     async def _kill(self, sandbox_id: SandboxId) -> None:

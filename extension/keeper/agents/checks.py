@@ -15,15 +15,17 @@ CONTEXT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SECONDS_MAX = 10 * 365 * 86400.0
 
 
-def text(body: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """The string of that name.
+def text(body: Mapping[str, Any], name: str, default: str | None = None, *, most: int | None = None) -> str:
+    """The string of that name, of `most` characters at most.
 
     Raises:
-        InvalidRequestError: It is none, or is missing without a default.
+        InvalidRequestError: It is none, is too long, or is missing without a default.
     """
     value = body.get(name, default)
     if not isinstance(value, str) or "\0" in value:
         raise InvalidRequestError(f"`{name}` must be text", hint=f"Give {name} as a string without null bytes.")
+    if most is not None and len(value) > most:
+        raise InvalidRequestError(f"`{name}` has {len(value)} characters", hint=f"At most {most}.")
     return value
 
 

@@ -5,7 +5,7 @@ import base64
 import binascii
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from warmcell.extension.keeper.agents import checks
@@ -18,6 +18,11 @@ from warmcell.sandbox.live import LiveSandbox
 RUNNING_MAX = 64
 INPUT_MAX_BYTES = 8 * 2**20
 TERMINAL_SIDE_MAX = 10_000
+PATH_MAX = 4096
+TAG_MAX = 1024
+
+SHOWN_MAX = 4096
+"""Characters of the arguments of a command that has ended: they may be megabytes."""
 
 AGAIN = "Start it again if it is still wanted."
 
@@ -36,9 +41,9 @@ class Command:
             raise errors.InvalidRequestError("`argv` must be a list of texts", hint='As in {"argv": ["ls", "-l"]}.')
         self.id = checks.new_id(body)
         self.argv: tuple[str, ...] = tuple(argv)
-        self.cwd = checks.text(body, "cwd", "")
+        self.cwd = checks.text(body, "cwd", "", most=PATH_MAX)
         self.env = checks.strings(body, "env")
-        self.tag = checks.text(body, "tag", "")
+        self.tag = checks.text(body, "tag", "", most=TAG_MAX)
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.keeps_stdin = checks.flag(body, "stdin")
         self.size = _size(body["pty"]) if body.get("pty") is not None else None
@@ -159,6 +164,7 @@ class Command:
             self.error = _gone(box, error)
         finally:
             self.ended_at = time.time()
+            self.argv, self.env = _shown(self.argv), {}
             self.output.end()
             if not started.done():
                 started.set_exception(self.error or errors.ConflictError("The sandbox has ended", hint=AGAIN))
@@ -183,7 +189,7 @@ class Command:
 
 
 class Commands:
-    """Those of one sandbox: what runs, and what has ended last."""
+    """Those of one sandbox: what runs, and what has ended."""
 
     def __init__(self) -> None:
         self._known: dict[str, Command] = {}
@@ -195,8 +201,8 @@ class Commands:
         return sum(one.ended_at is None for one in self._known.values())
 
     def all(self) -> list[Command]:
-        """Those that are known, the oldest first."""
-        return list(self._known.values())
+        """Those that run, and those whose output is kept, the oldest first."""
+        return [one for one in self._known.values() if not one.output.forgotten]
 
     def get(self, command_id: str) -> Command:
         """One of them.
@@ -250,6 +256,18 @@ class Commands:
         self._starting.pop(command.id, None)
         if done.cancelled() or done.exception() is not None:
             self._known.pop(command.id, None)
+
+
+def _shown(argv: Sequence[str]) -> tuple[str, ...]:
+    """As much of the arguments as still says what it was."""
+    shown: list[str] = []
+    room = SHOWN_MAX
+    for one in argv:
+        if len(one) >= room:
+            return (*shown, f"{one[:room]}…")
+        shown.append(one)
+        room -= len(one) + 1
+    return tuple(shown)
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -8,10 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from warmcell.sandbox.errors import CapacityError, ConflictError, InvalidRequestError
+from warmcell.sandbox.errors import BackendUnavailableError, CapacityError, ConflictError, InvalidRequestError
 
 KEPT_S = 600.0
-KEPT_MAX = 10_000
+"""How long an answer is remembered."""
+
+KEPT_MAX = 1000
+"""Answers for one caller; the oldest is forgotten first."""
+
+PASSING = (CapacityError, BackendUnavailableError)
+"""Nothing was made, and whoever is told so asks again, by what is then."""
+
 KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -19,19 +26,21 @@ KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 class _Done:
     fingerprint: bytes
     work: "asyncio.Task[Any]"
-    since: float
+    since: float | None = None
+    """When it was answered. None: it is under way."""
 
 
 class Once:
     """Answers by the key that clients give their requests."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str], _Done] = {}
+        self._known: dict[str, dict[tuple[str, str], _Done]] = {}
 
     async def do(self, whose: str, path: str, key: str, body: bytes, work: Callable[[], Awaitable[Any]]) -> Any:
         """What `work` gives, which is called for the first request with this key only.
 
-        It goes on to its end, whoever has asked for it goes away. A failure is an answer too.
+        It goes on to its end, whoever has asked for it goes away. A failure is an answer too, but for one that says to
+        ask again: those who wait for it get it, and the next request is a first one.
 
         Args:
             whose: Keys of different callers are different ones.
@@ -43,33 +52,53 @@ class Once:
         Raises:
             InvalidRequestError: That is no key.
             ConflictError: The key was used for another request.
-            CapacityError: Too many are remembered.
+            CapacityError: Too many of that caller's are under way.
         """
         if not KEY.fullmatch(key):
             raise InvalidRequestError(
                 "An Idempotency-Key must be 1 to 255 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID."
             )
         self._forget()
-        name, fingerprint = (whose, path, key), hashlib.sha256(body).digest()
-        known = self._known.get(name)
-        if known is None:
-            if len(self._known) >= KEPT_MAX:
-                raise CapacityError("Too many requests have an Idempotency-Key", hint="Try again in some minutes.")
-            task = asyncio.ensure_future(work())
-            task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
-            known = self._known[name] = _Done(fingerprint, task, time.monotonic())
-        elif known.fingerprint != fingerprint:
+        known = self._known.setdefault(whose, {})
+        name, fingerprint = (path, key), hashlib.sha256(body).digest()
+        one = known.get(name)
+        if one is None:
+            self._make_room(known)
+            one = known[name] = _Done(fingerprint, asyncio.ensure_future(work()))
+            one.work.add_done_callback(lambda done: self._answered(whose, name))
+        elif one.fingerprint != fingerprint:
             raise ConflictError("This Idempotency-Key was used for another request", hint="Take a new one.")
-        return await asyncio.shield(known.work)
+        return await asyncio.shield(one.work)
 
     async def close(self) -> None:
         """Give up what is under way."""
-        work = [one.work for one in self._known.values()]
+        work = [one.work for known in self._known.values() for one in known.values()]
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
 
+    def _answered(self, whose: str, name: tuple[str, str]) -> None:
+        one = self._known[whose][name]
+        if one.work.cancelled() or isinstance(one.work.exception(), PASSING):
+            del self._known[whose][name]
+        else:
+            one.since = time.monotonic()
+
+    @staticmethod
+    def _make_room(known: dict[tuple[str, str], _Done]) -> None:
+        if len(known) < KEPT_MAX:
+            return
+        answered = [(one.since, name) for name, one in known.items() if one.since is not None]
+        if not answered:
+            raise CapacityError(
+                f"{KEPT_MAX} requests with an Idempotency-Key are under way", hint="Wait until some are answered."
+            )
+        del known[min(answered)[1]]
+
     def _forget(self) -> None:
         oldest = time.monotonic() - KEPT_S
-        for name in [name for name, one in self._known.items() if one.since < oldest and one.work.done()]:
-            del self._known[name]
+        for whose, known in list(self._known.items()):
+            for name in [name for name, one in known.items() if one.since is not None and one.since < oldest]:
+                del known[name]
+            if not known:
+                del self._known[whose]

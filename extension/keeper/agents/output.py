@@ -13,6 +13,9 @@ from typing import Any, Protocol, TypeVar
 KEPT_BYTES = 8 * 2**20
 """Of entries as they go over the wire. Older ones are dropped, once those who follow have them."""
 
+ENTRY_MAX_BYTES = 16 * 2**20
+"""Of one entry, which is in memory as a whole. A larger one is told and left out."""
+
 PIECE_BYTES = 256 * 1024
 """Some so much goes to a follower at a time."""
 
@@ -21,7 +24,10 @@ STALLED_S = 60.0
 
 ENDED_KEPT = 64
 ENDED_KEPT_BYTES = 32 * 2**20
-"""Of what has ended in one sandbox; the oldest is forgotten first."""
+"""Of what has ended in one sandbox. What ended first loses its output first; what ended last never does."""
+
+ENDED_REMEMBERED = 1000
+"""How many of those are known further by their id, so that a request that is repeated does not begin them again."""
 
 KEEPALIVE_S = 10.0
 """An empty line this often shows both sides that the other is there."""
@@ -46,6 +52,15 @@ class Output:
         self.deserted_since: float | None = time.monotonic()
         """Monotonic time since when nobody follows; None while somebody does."""
         self.ended = False
+        self.forgotten = False
+        """Whether nothing of it is kept but how much there was."""
+
+    @classmethod
+    def left_of(cls, output: "Output") -> "Output":
+        """What is remembered of one that has ended; who follows that goes on to its end."""
+        left = cls()
+        left.first, left.ended, left.forgotten = output.next, True, True
+        return left
 
     @property
     def size_bytes(self) -> int:
@@ -59,7 +74,9 @@ class Output:
 
     async def put(self, entry: Mapping[str, Any]) -> None:
         """Add an entry, when those who follow have read enough of what is there."""
-        line = json.dumps({"n": self.next, **entry}, default=str).encode() + b"\n"
+        line = self._line(entry)
+        if len(line) > ENTRY_MAX_BYTES:
+            line = self._line(_left_out(entry, len(line)))
         while self._size and self._size + len(line) > self._kept_bytes:
             if not self._awaited():
                 self._size -= len(self._lines.popleft())
@@ -115,6 +132,9 @@ class Output:
         """Entries from number `start` on that are there now, some 256 KiB of them at most, and the number after."""
         return self._after(min(max(0, start), self.next))
 
+    def _line(self, entry: Mapping[str, Any]) -> bytes:
+        return json.dumps({"n": self.next, **entry}, default=str).encode() + b"\n"
+
     def _after(self, at: int) -> tuple[bytes, int]:
         lines: list[bytes] = []
         if at < self.first:
@@ -158,16 +178,29 @@ class Said(Protocol):
 
     id: str
     output: Output
+    ended_at: float | None
 
 
 Item = TypeVar("Item", bound=Said)
 
 
 def forget_oldest(known: dict[str, Item]) -> None:
-    """Leave out the oldest of those that have ended, where they are too many or have said too much."""
-    ended = [one for one in known.values() if one.output.ended]
-    size = sum(one.output.size_bytes for one in ended)
-    while ended and (len(ended) > ENDED_KEPT or size > ENDED_KEPT_BYTES):
-        oldest = ended.pop(0)
-        size -= oldest.output.size_bytes
-        del known[oldest.id]
+    """Let go of the output of what ended first, where those that ended are too many or have said too much."""
+    ended = sorted((one for one in known.values() if one.output.ended), key=lambda one: one.ended_at or 0.0)
+    kept = [one for one in ended if not one.output.forgotten]
+    size = sum(one.output.size_bytes for one in kept)
+    while len(kept) > 1 and (len(kept) > ENDED_KEPT or size > ENDED_KEPT_BYTES):
+        first = kept.pop(0)
+        size -= first.output.size_bytes
+        first.output = Output.left_of(first.output)
+    for one in ended[:-ENDED_REMEMBERED]:
+        del known[one.id]
+
+
+def _left_out(entry: Mapping[str, Any], size_bytes: int) -> dict[str, Any]:
+    kind, mib = entry.get("msg_type", "piece of output"), 2**20
+    note = (
+        f"[a {kind} of {size_bytes / mib:.0f} MiB is left out: at most {ENTRY_MAX_BYTES // mib} MiB are kept of one. "
+        "Write it to a file.]\n"
+    )
+    return {"msg_type": "stream", "content": {"name": "stderr", "text": note}, "metadata": {}}

@@ -86,7 +86,7 @@ class Run:
             status, error = self._cut
         if self.state != "ended":
             self.state, self.status, self.error, self.ended_at = "ended", status, error, time.time()
-            self.code = ""  # It may be many megabytes, and what has ended is remembered.
+            self.code, self.env = "", {}  # They may be many megabytes, and what has ended is remembered.
             self.output.end()
 
 
@@ -138,8 +138,8 @@ class KernelRuns:
         return any(one.state != "ended" for one in self._known.values())
 
     def all(self) -> list[Run]:
-        """Those that are known, the oldest first."""
-        return list(self._known.values())
+        """Those that run or wait, and those whose output is kept, the oldest first."""
+        return [one for one in self._known.values() if not one.output.forgotten]
 
     def get(self, run_id: str) -> Run:
         """One of them.

@@ -338,7 +338,7 @@ VERBS: Final[Sequence[Verb]] = (
     Verb("control", "POST", rf"{ONE}/snapshots", snapshot),
     Verb("control", "GET", r"/snapshots", snapshots),
     Verb("control", "PUT", rf"{ONE}/network", network),
-    Verb("control", "DELETE", r"/templates/(?P<template>[^/]+)", delete_snapshot),
+    Verb("control", "DELETE", r"/templates/(?!tags$)(?P<template>[^/]+)", delete_snapshot),
     Verb(
         "control", "GET|POST|PATCH|DELETE|PUT", r"(/v\d)?/(default-)?(?P<noun>templates|volumes|secrets)(/.*)?", unbuilt
     ),

@@ -34,7 +34,6 @@ PREFIX: Final = "/warmcell/e2b"
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 UPLOAD_MAX_BYTES: Final = 2**40
 CONTROL: Final = re.compile(r"/(v\d/)?(sandboxes|snapshots|templates|default-templates|volumes|secrets)(/.*)?")
-HOST: Final = re.compile(r"(\d{1,5})-([a-z0-9]{1,32})\.")
 
 Surface = Literal["control", "envd", "interpreter", "port"]
 SURFACES: Final[Mapping[int, Surface]] = {ENVD_PORT: "envd", INTERPRETER_PORT: "interpreter"}
@@ -63,15 +62,15 @@ class Target:
     by_host: bool = False
 
 
-def target(headers: Mapping[str, str], host: str) -> Target | None:
-    """By its headers, else by its host; None: it is for the control plane.
+def target(headers: Mapping[str, str], host: str, hosts: re.Pattern[str] | None) -> Target | None:
+    """By its headers, else by its host where that is one of `hosts`; None: it is for the control plane.
 
     Raises:
         InvalidRequestError: They make no sense.
     """
     sandbox_id, port = headers.get("E2b-Sandbox-Id"), headers.get("E2b-Sandbox-Port")
     if sandbox_id is None and port is None:
-        match = HOST.match(host)
+        match = None if hosts is None else hosts.fullmatch(host.lower())
         return None if match is None else Target(match[2], int(match[1]), by_host=True)
     if sandbox_id is None or port is None or not re.fullmatch(r"\d{1,5}", port):
         raise InvalidRequestError(
@@ -200,7 +199,7 @@ class E2bHandler(PassingHandler):
         path = f"/{below}" if prefix else before
         asks_control = "X-API-KEY" in self.request.headers and CONTROL.fullmatch(path) is not None
         # Some clients name a sandbox in calls of the control plane, too.
-        found = None if asks_control else target(self.request.headers, self.request.host)
+        found = None if asks_control else self._named()
         self.target = path + str(self.request.uri)[len(self.request.path) :]
         if found is None and not asks_control and path == "/files":
             self.surface = "envd"  # a signed URL, which names no sandbox
@@ -229,9 +228,12 @@ class E2bHandler(PassingHandler):
             raise failures.unknown_sandbox(found.sandbox_id)
         return self.surface
 
+    def _named(self) -> Target | None:
+        return target(self.request.headers, self.request.host, self.settings["warmcell_e2b_hosts"])
+
     def _is_for_port(self) -> bool:
         try:
-            found = target(self.request.headers, self.request.host)
+            found = self._named()
         except InvalidRequestError:
             return False
         return found is not None and found.port not in SURFACES

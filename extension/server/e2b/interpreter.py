@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from warmcell.extension.server.e2b import failures, results
+from warmcell.extension.server.e2b import failures, results, shapes
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
 
@@ -79,7 +79,7 @@ async def restart_context(request: E2bHandler) -> None:
 async def health(request: E2bHandler) -> None:
     """Whether the sandbox is there; a paused one is not."""
     info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
-    if info["state"] not in ("running", "creating", "resuming"):
+    if not shapes.is_shown(info) or shapes.state_of(info) == "paused":
         raise failures.unknown_sandbox(request.sandbox_id)
     request.answer(None, 204)
 

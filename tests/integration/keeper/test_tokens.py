@@ -1,6 +1,7 @@
 """Principals at a real keeper: each sees its own alone, has what token and quota allow, and goes with all it has."""
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -173,6 +174,58 @@ async def test_a_copy_of_what_has_gpus_takes_the_scope_for_gpus(keeper: KeeperCl
             assert told.status_code == status, told.text
             if status == 403:
                 assert told.json()["details"] == {"scope": "gpu"}
+
+
+@pytest.mark.criu
+async def test_anothers_snapshot_is_none_wherever_it_is_named(keeper: KeeperClient, who: Ask) -> None:
+    """To restore one's own sandbox to it, to begin from it, to look at it or to remove it: by id and by name."""
+    ann, bob = await who("ann"), await who("bob")
+    hers, his = [(await one.post("/sandboxes", json=BOX)).json() for one in (ann, bob)]
+    saved = (await ann.post(f"/sandboxes/{hers['id']}/snapshot", json={"name": "prepared"})).json()
+    await bob.post(f"/sandboxes/{his['id']}/runs", json={"code": "x = 'his'"})
+    for ref in (saved["id"], "prepared"):
+        for method, path, body in (
+            ("POST", f"/sandboxes/{his['id']}/restore", {"snapshot": "REF"}),
+            ("POST", "/sandboxes", {"snapshot": "REF"}),
+            ("GET", "/snapshots/REF", None),
+            ("PATCH", "/snapshots/REF", {"name": "mine"}),
+            ("DELETE", "/snapshots/REF", None),
+        ):
+            real, none = [
+                await bob.request(
+                    method,
+                    path.replace("REF", one),
+                    json=body and {key: one if v == "REF" else v for key, v in body.items()},
+                )
+                for one in (ref, "nosuch")
+            ]
+            assert (real.status_code, none.status_code) == (404, 404), (method, path, real.text)
+            assert real.text.replace(ref, "nosuch") == none.text
+    assert (await bob.get("/snapshots")).json()["snapshots"] == []
+    said = await bob.post(f"/sandboxes/{his['id']}/runs?follow=1", json={"code": "print(x)"})
+    assert '"his\\n"' in said.text, "it was not touched"
+    assert [one["name"] for one in (await ann.get("/snapshots")).json()["snapshots"]] == ["prepared"]
+
+
+async def test_events_tell_of_ones_own_sandboxes_alone(keeper: KeeperClient, who: Ask) -> None:
+    """Whatever becomes of another's meanwhile, nothing of it is in the stream."""
+    ann, bob = await who("ann"), await who("bob")
+    async with bob.stream("GET", "/events") as response, asyncio.timeout(60):
+        lines = response.aiter_lines()
+        assert await anext(lines) == "event: hello"
+        for _ in range(2):
+            hers = (await ann.post("/sandboxes", json=BOX)).json()
+            assert (await ann.patch(f"/sandboxes/{hers['id']}", json={"tags": {"a": "b"}})).status_code == 200
+            assert (await ann.delete(f"/sandboxes/{hers['id']}")).status_code == 204
+        his = (await bob.post("/sandboxes", json=BOX)).json()
+        assert (await bob.delete(f"/sandboxes/{his['id']}")).status_code == 204
+        told = []
+        async for line in lines:
+            if line.startswith("data: {") and "sandboxes" not in line:
+                told.append(json.loads(line.removeprefix("data: ")))
+                if told[-1].get("state") == "stopped":
+                    break
+        assert {one["id"] for one in told} == {his["id"]}
 
 
 def test_tokens_are_made_and_listed_on_the_terminal(configure: Configure, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """How sandboxes are found, how they end or sleep when their time is over, and copies of their memory."""
 
+import asyncio
 import contextlib
 import os
 import select
@@ -10,7 +11,7 @@ import pytest
 from tests.leaks import Places, own_places
 from warmcell import Sandbox
 from warmcell.sandbox import errors
-from warmcell.sandbox.client.keeper import SyncKeeperClient
+from warmcell.sandbox.client.keeper import KeeperClient, SyncKeeperClient
 
 pytestmark = pytest.mark.bubblewrap
 
@@ -220,6 +221,31 @@ def test_one_that_sleeps_outlives_the_keeper_and_goes_when_it_has_slept_for_long
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             assert client.get("/snapshots")["snapshots"] == []
+
+
+async def test_one_that_is_frozen_goes_when_it_has_been_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes memory, so the bound on sleep holds for it as for one on disk."""
+    with own_places() as home:
+        config = home.root / "jupyter" / "config"
+        config.mkdir(parents=True)
+        lines = ["backend = 'bubblewrap'", "prepared = 0", "keeper_idle_s = 0.2", "snapshots = 'none'"]
+        lines.append(f"snapshot_ttl = {0.5 / 86400}")
+        (config / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
+        for name, value in home.env.items():
+            monkeypatch.setenv(name, value)
+        seen = []
+        async with await KeeperClient.connect() as keeper, contextlib.aclosing(keeper.events()) as events:
+            await anext(events)
+            body = {"spec": {"preload": []}, "terms": {"timeout_s": 0.1}}
+            made = await keeper.post("/sandboxes", body)
+            async with asyncio.timeout(60):
+                async for name, data in events:
+                    if name == "sandbox" and data["id"] == made["id"]:
+                        seen.append((data["state"], data["terms"] is not None and data["terms"]["frozen"]))
+                        if data["state"] == "stopped":
+                            break
+            assert ("running", True) in seen
+            assert (await keeper.get("/sandboxes"))["sandboxes"] == []
 
 
 @pytest.mark.criu

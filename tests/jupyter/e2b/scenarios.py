@@ -315,6 +315,7 @@ def templates_tags_volumes_and_secrets_say_that_they_are_not_there():
         ("GET", "/templates/aliases/x"),
         ("POST", "/v2/templates/x/builds/y"),
         ("POST", "/templates/tags"),
+        ("DELETE", "/templates/tags"),
         ("GET", "/templates/x/tags"),
         ("GET", "/volumes"),
         ("POST", "/secrets"),

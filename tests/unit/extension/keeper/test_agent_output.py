@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmcell.extension.keeper.agents import output as agent_output
-from warmcell.extension.keeper.agents.once import Once
 from warmcell.extension.keeper.agents.output import Output, forget_oldest
-from warmcell.sandbox.errors import ConflictError, InvalidRequestError
 
 
 async def read(output: Output, start: int = 0) -> list[dict[str, Any]]:
@@ -83,62 +81,78 @@ def test_what_is_kept_is_always_the_newest_and_within_the_bound(
     asyncio.run(work())
 
 
-async def test_a_key_has_its_work_done_once() -> None:
-    """Requests with one key share one piece of work, at the same time and later; its failure is shared too."""
-    once, calls = Once(), []
-
-    async def work() -> int:
-        calls.append(1)
-        await asyncio.sleep(0.01)
-        return len(calls)
-
-    asked = [once.do("", "POST /x", "k", b"{}", work) for _ in range(5)]
-    assert await asyncio.gather(*asked) == [1] * 5
-    assert await once.do("", "POST /x", "k", b"{}", work) == 1
-    assert await once.do("ann", "POST /x", "k", b"{}", work) == 2
-    with pytest.raises(ConflictError):
-        await once.do("", "POST /x", "k", b'{"other": 1}', work)
-    with pytest.raises(InvalidRequestError):
-        await once.do("", "POST /x", "no key", b"", work)
-    await once.close()
+async def said(name: str, *, bytes_: int = 0, ended_at: float | None = None) -> SimpleNamespace:
+    """Something that has said so much, and has ended at that time, if it has."""
+    output = Output(kept_bytes=2 * bytes_ + 1000)
+    await output.put({"stdout": "x" * bytes_})
+    if ended_at is not None:
+        output.end()
+    return SimpleNamespace(id=name, output=output, ended_at=ended_at)
 
 
-async def test_work_goes_on_when_the_first_who_asked_goes_away() -> None:
-    """A cancelled caller cancels nothing for the one that asks again."""
-    once, go_on, calls = Once(), asyncio.Event(), []
-
-    async def work() -> str:
-        calls.append(1)
-        await go_on.wait()
-        return "done"
-
-    first = asyncio.create_task(once.do("", "POST /x", "k", b"", work))
-    await asyncio.sleep(0)
-    first.cancel()
-    await asyncio.gather(first, return_exceptions=True)
-    go_on.set()
-    assert await once.do("", "POST /x", "k", b"", work) == "done"
-    assert calls == [1]
-    await once.close()
+def whole(known: dict[str, SimpleNamespace]) -> list[str]:
+    """Those whose output is kept."""
+    return [name for name, one in known.items() if not one.output.forgotten]
 
 
-async def test_what_has_ended_is_forgotten_by_number_and_by_size() -> None:
-    """The newest stay; what runs stays whatever it has said."""
-
-    async def said(name: str, *, bytes_: int = 0, ended: bool = True) -> SimpleNamespace:
-        output = Output(kept_bytes=2 * bytes_ + 1000)
-        await output.put({"stdout": "x" * bytes_})
-        if ended:
-            output.end()
-        return SimpleNamespace(id=name, output=output)
-
-    runs = await said("runs", bytes_=50 * 2**20, ended=False)
-    known = {one.id: one for one in [runs, *[await said(f"n{number}") for number in range(100)]]}
+async def test_what_has_ended_loses_its_output_by_number_and_by_size_and_stays_known() -> None:
+    """What ended last keeps it, as does what runs, whatever it has said; of the others it is known how much."""
+    runs = await said("runs", bytes_=15 * 2**20)
+    known = {one.id: one for one in [runs, *[await said(f"n{n}", ended_at=n) for n in range(100)]]}
     forget_oldest(known)
-    assert list(known) == ["runs", *[f"n{number}" for number in range(36, 100)]]
-    large = {one.id: one for one in [await said(f"l{number}", bytes_=10 * 2**20) for number in range(5)]}
+    assert whole(known) == ["runs", *[f"n{number}" for number in range(36, 100)]]
+    assert len(known) == 101
+    assert await read(known["n0"].output) == [{"lost": 1}]
+    large = {one.id: one for one in [await said(f"l{n}", bytes_=10 * 2**20, ended_at=n) for n in range(5)]}
     forget_oldest(large)
-    assert list(large) == ["l2", "l3", "l4"]
+    assert whole(large) == ["l2", "l3", "l4"]
+    late = {one.id: one for one in [await said(f"l{n}", bytes_=10 * 2**20, ended_at=-n) for n in range(5)]}
+    forget_oldest(late)
+    assert whole(late) == ["l0", "l1", "l2"], "what began first has ended last"
+
+
+async def test_what_ended_last_is_kept_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who asks for it once gets it."""
+    monkeypatch.setattr(agent_output, "ENDED_KEPT_BYTES", 100)
+    known = {one.id: one for one in [await said(f"n{n}", bytes_=200, ended_at=n) for n in range(3)]}
+    forget_oldest(known)
+    assert whole(known) == ["n2"]
+
+
+async def test_ids_are_remembered_for_long_and_not_for_ever() -> None:
+    """A thousand of them."""
+    known = {one.id: one for one in [await said(f"n{n}", ended_at=n) for n in range(1100)]}
+    forget_oldest(known)
+    assert list(known) == [f"n{number}" for number in range(100, 1100)]
+
+
+async def test_who_follows_what_loses_its_output_has_all_of_it() -> None:
+    """It is let go of, not taken from those who read it."""
+    known = {one.id: one for one in [await said(f"n{n}", ended_at=n) for n in range(65)]}
+    lines = known["n0"].output.follow()
+    first = await anext(lines)
+    forget_oldest(known)
+    assert known["n0"].output.forgotten
+    assert json.loads(first)["stdout"] == ""
+    assert [line async for line in lines] == []
+
+
+async def test_an_entry_that_is_too_large_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be in memory as a whole; what comes before and after it is kept."""
+    monkeypatch.setattr(agent_output, "ENTRY_MAX_BYTES", 2**20)
+    output = Output()
+    await output.put({"msg_type": "stream", "content": {"name": "stdout", "text": "before"}, "metadata": {}})
+    await output.put({"msg_type": "display_data", "content": {"data": {"text/html": "x" * 2**21}}, "metadata": {}})
+    await output.put({"msg_type": "stream", "content": {"name": "stdout", "text": "after"}, "metadata": {}})
+    output.end()
+    entries = await read(output)
+    assert [one["n"] for one in entries] == [0, 1, 2]
+    texts = [(one["content"]["name"], one["content"]["text"]) for one in entries]
+    assert (texts[0], texts[2]) == (("stdout", "before"), ("stdout", "after"))
+    name, told = texts[1]
+    assert name == "stderr"
+    assert "display_data of 2 MiB is left out" in told
+    assert output.size_bytes < 2000
 
 
 async def test_one_who_waits_through_a_long_silence_misses_nothing_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,17 @@
 """What E2B's requests ask for, and what must be refused rather than forgotten."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tornado import httputil
 
 from warmcell.extension.server.e2b import results, shapes
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.handler import Target, target
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+from warmcell.extension.server.e2b.interpreter import health
+from warmcell.extension.server.e2b.routing import E2bMatcher, hosts_of
+from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, UnsupportedOperationError
 
 
 def test_a_gpu_is_asked_for_by_the_templates_name_or_by_metadata() -> None:
@@ -98,14 +102,72 @@ def test_metadata_may_not_pass_for_ours() -> None:
 
 def test_requests_name_their_sandbox_by_headers_or_host() -> None:
     """Headers first; a host with a port and an id second; neither: the control plane."""
-    headers = {"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "49983"}
-    assert target(headers, "3000-other.example.com") == Target("abc", 49983)
-    assert target({}, "49999-abcdef012345.example.com:8888") == Target("abcdef012345", 49999, by_host=True)
-    assert target({}, "localhost:8888") is None
+    headers, hosts = {"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "49983"}, hosts_of("", alone=True)
+    assert target(headers, "3000-other.example.com", hosts) == Target("abc", 49983)
+    assert target({}, "49999-abcdef012345.example.com:8888", hosts) == Target("abcdef012345", 49999, by_host=True)
+    assert target({}, "localhost:8888", hosts) is None
+    assert target({}, "49999-abcdef012345.example.com:8888", None) is None
     with pytest.raises(InvalidRequestError):
-        target({"E2b-Sandbox-Id": "abc"}, "localhost")
+        target({"E2b-Sandbox-Id": "abc"}, "localhost", hosts)
     with pytest.raises(InvalidRequestError):
-        target({"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "x"}, "localhost")
+        target({"E2b-Sandbox-Id": "abc", "E2b-Sandbox-Port": "x"}, "localhost", hosts)
+
+
+@pytest.mark.parametrize(
+    ("host", "beside", "alone", "below"),
+    [
+        ("8888-abcdef012345.boxes.example", False, True, True),
+        ("8888-ABCDEF012345.Boxes.Example:8443", False, True, True),
+        ("8888-abcdef012345.proxy.elsewhere", False, True, False),
+        ("8888-abcdef012345.boxes.example.elsewhere", False, True, False),
+        ("8888-abcdef012345.boxes-example", False, True, False),
+        ("8888-abcdef01234.boxes.example", False, False, True),  # which is then no sandbox's
+        ("8888-abcdef0123456.proxy.elsewhere", False, False, False),
+        ("8888-my-workspace.boxes.example", False, False, False),
+        ("api.boxes.example", False, False, False),
+        ("8888-abcdef012345", False, False, False),
+        ("127.0.0.1:8888", False, False, False),
+    ],
+)
+def test_a_servers_own_pages_are_never_taken_for_a_sandboxs(host: str, beside: bool, alone: bool, below: bool) -> None:
+    """Proxies name servers as sandboxes are named: beside pages only the operator's domain says that one is meant."""
+    for hosts, wanted in (
+        (hosts_of("", alone=False), beside),
+        (hosts_of("", alone=True), alone),
+        (hosts_of("boxes.example", alone=False), below),
+        (hosts_of("Boxes.example", alone=True), below),
+    ):
+        line = httputil.RequestStartLine("GET", "/lab", "HTTP/1.1")
+        request = httputil.HTTPServerRequest(start_line=line, headers=httputil.HTTPHeaders({"Host": host}))
+        assert (E2bMatcher("/", hosts).match(request) is not None) is wanted, hosts
+        assert (target({}, host, hosts) is not None) is wanted, hosts
+
+
+@pytest.mark.parametrize(
+    ("state", "frozen", "healthy"),
+    [("running", False, True), ("running", True, False), ("suspended", False, False), ("stopping", False, False)],
+)
+async def test_a_sandbox_is_healthy_exactly_where_it_is_told_as_running(
+    state: str, frozen: bool, healthy: bool
+) -> None:
+    """One that is frozen in memory is paused by every call."""
+    info = {"state": state, "terms": {"frozen": frozen}}
+    answers: list[int] = []
+
+    async def ask(method: str, path: str) -> dict[str, Any]:
+        return info
+
+    request: Any = SimpleNamespace(
+        sandbox_id="abcdef012345",
+        keeper=SimpleNamespace(ask=ask),
+        answer=lambda what, status: answers.append(status),
+    )
+    if healthy:
+        await health(request)
+        assert answers == [204]
+    else:
+        with pytest.raises(SandboxNotFoundError):
+            await health(request)
 
 
 def test_results_have_e2bs_names() -> None:
