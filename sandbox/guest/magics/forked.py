@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..values import INHERITED
@@ -90,6 +90,9 @@ class Nothing:
 
     def lose(self, rank: int) -> None:
         """They have had nothing."""
+
+    def missed(self, rank: int, names: Iterable[str]) -> None:
+        """They are told of nothing that they should have."""
 
 
 class Inheritance:

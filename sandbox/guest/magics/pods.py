@@ -77,6 +77,11 @@ class Pod:
         """No cell goes there any more."""
         self.lost = True
 
+    def keep(self, assigned: Mapping[str, object]) -> None:
+        """A cell has run that may have assigned these, which are this here."""
+        for rank in range(self.ranks):
+            self.store.theirs.setdefault(rank, {}).update(assigned)
+
     def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """A cell that is to run on the rank that `head` names; what comes of it goes into `inbox`."""
         return self.api.run(self.id, head, body, inbox)
