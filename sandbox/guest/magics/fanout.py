@@ -24,8 +24,8 @@ NOT_STOPPED = f"The remote cell has not stopped within {STOP_TIMEOUT_S:.0f} s, s
 TRIES = 3
 """How often a task is begun whose rank ends under it."""
 
-LOST = ("sandbox_died",)
-"""Codes that say that a rank has ended, and only that."""
+LOST = ("sandbox_died", "sandbox_start")
+"""Codes that say that a rank has ended, or could not start, and only that."""
 
 REFUSED = "capacity"
 """The code that says that values do not fit."""
@@ -86,6 +86,9 @@ class Ranks(Protocol):
 
     ranks: int
     """How many."""
+
+    replaced: bool
+    """Whether another kernel takes the place of one that has ended, with the next cell there."""
 
     @property
     def place(self) -> str:
@@ -149,7 +152,7 @@ class FanOut:
             last: What to call the value of each one's last line; empty: it is not brought back.
             timeout_s: For each task.
             cell: Number of the cell here.
-            retry: A task whose rank ends under it is begun again, on that rank's next kernel.
+            retry: A task whose rank ends under it is begun again: on that rank's next kernel, or on another rank.
             together: The first that fails stops the others.
         """
         self._pod = pod
@@ -170,6 +173,8 @@ class FanOut:
         self._running: dict[int, tuple[Run, Any]] = {}
         self._waiting = collections.deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
+        self._gone: set[int] = set()
+        """Ranks that have ended for good."""
         self._again: dict[int, list[str]] = {}
         """Task to what its rank was believed to have, and has not."""
         self._failed: dict[int, str] = {}
@@ -265,7 +270,7 @@ class FanOut:
     def _assign(self, show: Show) -> None:
         """Give every free rank the next task that it may have."""
         for rank in range(self._pod.ranks):
-            while rank not in self._running:  # One that is refused leaves it free.
+            while rank not in self._running and rank not in self._gone:  # One that is refused leaves it free.
                 number = next((one for one in self._waiting if self._tasks[one].rank in (None, rank)), None)
                 if number is None:
                     break
@@ -345,9 +350,12 @@ class FanOut:
         show.end(run.rank, str(error))
         self._failed.pop(run.rank, None)
         if self._retry and code in LOST and self._tries[run.task] + 1 < TRIES and self._stopping is None:
-            self._tries[run.task] += 1
-            self._waiting.appendleft(run.task)
-            return
+            if not self._pod.replaced:
+                self._gone.add(run.rank)
+            if len(self._gone) < self._pod.ranks:
+                self._tries[run.task] += 1
+                self._waiting.appendleft(run.task)
+                return
         if not known and (self._together or code not in LOST):
             self._pod.lose()
         self._fail(error, run.task)

@@ -35,6 +35,9 @@ class InCloneError(BaseException):
 class Clones:
     """The ranks of one cell, each in a sandbox of its own that goes with the cell."""
 
+    replaced = False
+    """What they were made from waits for the others, and is connected to them."""
+
     def __init__(self, api: Api, ids: Sequence[str], took_s: float) -> None:
         self.api = api
         self.ids = tuple(ids)

@@ -184,7 +184,7 @@ class Remote:
                 last=LAST if arguments.result else "",
                 timeout_s=arguments.timeout_s,
                 cell=len(self._shell.user_ns["In"]) - 1,
-                retry=bool(arguments.each) and not arguments.fork,
+                retry=bool(arguments.each),
             )
             job = Job(number, cell, pod.place, fan_out, pod.devices, gpus_each=pod.gpus_each, quiet=_quiet(cell))
         except BaseException:
