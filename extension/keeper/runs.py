@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
 INTERRUPT_TIMEOUT_S = 15.0
-"""How long a cell that nobody waits for any more has to end before the next one is sent."""
+"""How long a cell that nobody waits for any more has to end before its kernel is killed."""
+
+KILL_TIMEOUT_S = 10.0
 
 SILENCE_S = 10.0
 """Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
@@ -77,6 +79,10 @@ class Runner:
     rank: Rank
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One cell at a time, as in any kernel."""
+    instead: str = ""
+    """How the kernel ended that was here before; empty once that has been said."""
+    deaf: bool = False
+    """It was killed, as it did not stop when it was interrupted."""
 
 
 class Runs:
@@ -135,6 +141,9 @@ class Runs:
         """One cell, whose turn it is."""
         began = time.perf_counter()
         status = "ok"
+        if runner.instead:
+            text, runner.instead = f"{runner.instead}. It was started again, without its variables.\n", ""
+            yield {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}
         for step in _steps(request, runner.box.guest_run_directory, values):
             async with contextlib.aclosing(_execute(runner, step)) as messages:
                 async for message in messages:
@@ -202,11 +211,13 @@ class Runs:
             runner = self._runners.get(key)
             if runner is not None and runner.process.alive:
                 return runner
+            instead = "" if runner is None else runner.instead or _died(runner).message
             self._drop(key)
             if clone is not None:
                 runner = await self._join(box, clone, rank)
             else:
                 runner = await self._start(box, rank)
+            runner.instead = instead
             self._runners[key] = runner
             return runner
 
@@ -353,6 +364,11 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
             with contextlib.suppress(errors.WarmcellError):
                 await runner.box.signal_process(runner.process, 2)
             await asyncio.wait({reply, died}, timeout=INTERRUPT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done() and runner.process.alive:  # Every later cell would wait behind this one.
+                runner.deaf = True
+                with contextlib.suppress(errors.WarmcellError):
+                    await runner.box.signal_process(runner.process, 9)
+                await asyncio.wait({died}, timeout=KILL_TIMEOUT_S)
         tasks = [task for task in (reply, died, heard, reading) if task is not None]
         for task in tasks:
             task.cancel()
@@ -409,10 +425,17 @@ async def heard(client: AsyncKernelClient) -> None:
 
 
 def _died(runner: Runner) -> errors.WarmcellError:
+    who = "The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}"
+    if runner.deaf:
+        return errors.SandboxDiedError(
+            f"{who} did not stop within {INTERRUPT_TIMEOUT_S:.0f} s when it was interrupted, and was killed",
+            hint="Let it react to an interrupt, or give it more time.",
+        )
     return death(
         runner.process.exit_code or 0,
         oom_killed=runner.box.oom_kills() > runner.oom_before,
         spec=runner.box.spec,
         more_memory=MORE_MEMORY if runner.box.info.kernel_id else MORE_MEMORY_FOR_RANKS,
-        who="The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}",
+        who=who,
+        sharing=1 if runner.box.info.kernel_id else runner.rank.of,
     )

@@ -48,8 +48,8 @@ class Store:
         """Bytes so far."""
         self.held: dict[int, dict[str, str]] = {}
         """Rank to the tags of what it has, by name."""
-        self.theirs: dict[str, object] = {}
-        """Names that remote cells have assigned, each with what it was here then."""
+        self.theirs: dict[int, dict[str, object]] = {}
+        """Rank to names that its cells may have assigned, each with what it was here then."""
         self._api = api
         self._id = sandbox_id
         self._places: dict[bytes, tuple[str, int, int]] = {}
@@ -85,6 +85,18 @@ class Store:
     def lose(self, rank: int) -> None:
         """The rank was started anew, or nobody knows what it has."""
         self.held.pop(rank, None)
+        self.theirs.pop(rank, None)
+
+    def missed(self, rank: int, names: Iterable[str]) -> None:
+        """The rank has said that it does not have these; its modules are looked at again."""
+        for known in (self.held.get(rank, {}), self.theirs.get(rank, {})):
+            for name in ("", *names):
+                known.pop(name, None)
+
+    def is_theirs(self, rank: int, name: str, value: object) -> bool:
+        """Whether the rank may have one of its own under that name, which has stayed the same here since."""
+        known = self.theirs.get(rank, {})
+        return name in known and known[name] is value
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest files, so that those in use fit; what ranks have loaded of them they keep."""
@@ -99,7 +111,9 @@ class Store:
 class Parcel:
     """The variables of one fan-out."""
 
-    def __init__(self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress) -> None:
+    def __init__(
+        self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress, *, ranks: int = 1
+    ) -> None:
         """Look at the values; nothing is sent yet.
 
         Args:
@@ -107,6 +121,7 @@ class Parcel:
             values: By name.
             always: Those that are sent also where a rank has them.
             progress: Told as they are sent.
+            ranks: How many there are.
 
         Raises:
             CannotTravelError: One cannot be sent, or all are too much.
@@ -120,28 +135,39 @@ class Parcel:
         self._digests: dict[tuple[int, int], bytes] = {}
         self._modules = modules.give(os.getcwd())
         self._modules_tag = modules.digest(self._modules)
-        total = 0
-        for name, value in self._values.items():
-            try:
-                packed = pack({name: value}, limit=store.limit - total, there=True)
-            except TooLargeError:
-                raise _too_large(self._values, store.limit) from None
-            total += packed.size
-            self._packs[frozenset((name,))] = packed
+        wanted = {
+            name: value
+            for name, value in self._values.items()
+            if name in self._always or not all(store.is_theirs(rank, name, value) for rank in range(ranks))
+        }
+        total, together = 0, False
+        for name in wanted:
+            total += self._alone(name, wanted).size
+            if total > store.limit and not together:  # What several share goes once.
+                self._pack(frozenset(wanted), {})
+                together = True
 
     def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
 
         Raises:
-            CannotTravelError: Something of `extra` cannot be sent.
+            CannotTravelError: Something cannot be sent.
             KeeperError: The values do not fit, or the sandbox is gone.
         """
         held = self._store.held.get(rank, {})
+        own = {
+            name: ""
+            for name, value in self._values.items()
+            if name not in self._always and self._store.is_theirs(rank, name, value)
+        }
+        others = [name for name in self._values if name not in own]
         new = frozenset(
-            name for name in self._values if name in self._always or name not in held or held[name] != self._tag(name)
+            name for name in others if name in self._always or name not in held or held[name] != self._tag(name)
         )
-        there = {name: self._tag(name) for name in self._values if name not in new}
+        there = {**own, **{name: self._tag(name) for name in others if name not in new}}
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
+        if self._modules and not needs_modules:
+            there[""] = self._modules_tag
         if not (new or there or extra or needs_modules):
             return Load(None, b"", {})
         told: dict[str, Any] = {"stream": None, "buffers": [], "held": there, "modules": {}}
@@ -159,24 +185,37 @@ class Parcel:
             else:
                 told["stream"] = told["buffers"].pop()
         told["tags"] = {name: self._tag(name) for name in new}
-        tags = dict(told["tags"])
         if needs_modules:
-            tags[""] = self._modules_tag
-        return Load(told, body, tags)
+            told["tags"][""] = self._modules_tag
+        return Load(told, body, told["tags"])
 
     def loaded(self, rank: int, load: Load) -> None:
         """The rank has it."""
         self._store.held.setdefault(rank, {}).update(load.tags)
         for name in load.tags:
-            self._store.theirs.pop(name, None)
+            self._store.theirs.get(rank, {}).pop(name, None)
 
     def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
-        if extra:
-            return pack({**{name: self._values[name] for name in names}, **extra}, limit=self._store.limit, there=True)
-        if names not in self._packs:
-            chosen = {name: self._values[name] for name in sorted(names)}
-            self._packs[names] = pack(chosen, limit=self._store.limit, there=True)
-        return self._packs[names]
+        if not extra and names in self._packs:
+            return self._packs[names]
+        chosen = {**{name: self._values[name] for name in sorted(names)}, **extra}
+        try:
+            packed = pack(chosen, limit=self._store.limit, there=True)
+        except TooLargeError:
+            raise _too_large(chosen, self._store.limit) from None
+        if not extra:
+            self._packs[names] = packed
+        return packed
+
+    def _alone(self, name: str, others: Mapping[str, Any]) -> Packed:
+        """One of them, looked at by itself; where it is too large, the error names the others too."""
+        key = frozenset((name,))
+        if key not in self._packs:
+            try:
+                self._packs[key] = pack({name: self._values[name]}, limit=self._store.limit, there=True)
+            except TooLargeError:
+                raise _too_large(others, self._store.limit) from None
+        return self._packs[key]
 
     def _put(self, views: list[memoryview], *, kept: bool) -> list[tuple[str, int, int]]:
         """Have these in the sandbox; where each is. What is large and was not looked at yet is so as it is sent.
@@ -206,7 +245,7 @@ class Parcel:
     def _tag(self, name: str) -> str:
         """What tells this value from what it was, or will be."""
         if name not in self._tags:
-            packed = self._packs[frozenset((name,))]
+            packed = self._alone(name, self._values)
             mark = hashlib.sha256(packed.stream)
             for view in packed.buffers:
                 mark.update(self._digest(view))
