@@ -11,8 +11,8 @@ from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.keys import Keys
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
 
-ENVD_VERSION: Final = "0.5.7"
-"""By it clients choose what to ask for. Later ones have metadata of files, and entries in the events of watchers."""
+ENVD_VERSION: Final = "0.6.4"
+"""By it clients choose what to ask for."""
 
 CLIENT_ID: Final = "warmcell"
 USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter")
@@ -247,7 +247,7 @@ def metric(sample: Mapping[str, Any], before: Mapping[str, Any], layer_bytes: fl
         "cpuUsedPct": round(100 * used / elapsed, 2),
         "memUsed": int(sample["memory_bytes"]),
         "memTotal": total,
-        "memCache": 0,
+        "memCache": int(sample["cache_bytes"]),
         "diskUsed": int(disk_used or 0),
         "diskTotal": int(disk_total or 0),
     }
