@@ -246,12 +246,30 @@ def unpack(request: Mapping[str, Any]) -> None:
 
 
 def room(request: Mapping[str, Any]) -> None:
-    """How much of what it may write to is in use: root, home and /tmp, each file system once."""
-    found = {}
-    for path in ("/", os.environ.get("HOME", "/"), "/tmp"):
-        with_it = os.statvfs(path)
-        found[os.stat(path).st_dev] = (with_it.f_blocks - with_it.f_bfree) * with_it.f_frsize
-    say(used_bytes=sum(found.values()))
+    """How much is written to home and /tmp. Where they are no file systems of their own, their files are counted."""
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        own = {fields[1] for fields in (line.split() for line in mounts) if fields[2] == "tmpfs"}
+    used = 0
+    for path in dict.fromkeys((os.environ.get("HOME", "/tmp"), "/tmp")):
+        if path in own:
+            found = os.statvfs(path)
+            used += (found.f_blocks - found.f_bfree) * found.f_frsize
+        else:
+            used += sum(_sizes(path))
+    say(used_bytes=used)
+
+
+def _sizes(top: str) -> Iterator[int]:
+    counted = 0
+    for directory, _, names in os.walk(top):
+        for name in names:
+            counted += 1
+            if counted > LISTED_MAX:
+                return
+            try:
+                yield os.lstat(os.path.join(directory, name)).st_blocks * 512
+            except OSError:  # It has gone.
+                continue
 
 
 def say(**answer: Any) -> None:

@@ -16,6 +16,9 @@ ENVD_VERSION: Final = "0.6.4"
 
 CLIENT_ID: Final = "warmcell"
 USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter")
+SANDBOX_VARIABLE: Final = "E2B_SANDBOX"
+"""Code sees by it where it runs, and kernels show the data of tables and charts, too."""
+
 GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
 TIMEOUT_S: Final = 300
@@ -69,7 +72,7 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
         template=template,
         name=name,
         gpu=metadata.get(GPU_METADATA) or gpu or None,
-        env=body.mapping("envVars"),
+        env={SANDBOX_VARIABLE: "true", **body.mapping("envVars")},
         network=policy(body, body.message("network") or Fields({}), internet=internet),
         terms={
             "timeout_s": timeout_of(body) or TIMEOUT_S,

@@ -612,6 +612,71 @@ def code_keeps_its_variables_and_shows_results():
     assert box.run_code("import os; os.environ['ONCE']", envs={"ONCE": "1"}).text == "1"
 
 
+def results_come_in_every_format():
+    """Text, HTML, Markdown, SVG, PNG, JPEG, PDF, LaTeX, JSON, JavaScript, and whatever else there is as `extra`."""
+    pixel = "iVBORw0KGgo="
+    bundle = {
+        "text/plain": "'bare'",
+        "text/html": "<b>h</b>",
+        "text/markdown": "*m*",
+        "image/svg+xml": "<svg/>",
+        "image/png": pixel,
+        "image/jpeg": pixel,
+        "application/pdf": pixel,
+        "text/latex": "$l$",
+        "application/json": {"j": [1]},
+        "application/javascript": "alert(1)",
+        "application/x-other": "other",
+    }
+    done = shared().run_code(f"from IPython.display import display\ndisplay({bundle!r}, raw=True)")
+    (result,) = done.results
+    assert (result.text, result.html, result.markdown, result.svg) == ("bare", "<b>h</b>", "*m*", "<svg/>")
+    assert (result.png, result.jpeg, result.pdf, result.latex) == (pixel, pixel, pixel, "$l$")
+    assert (result.json, result.javascript) == ({"j": [1]}, "alert(1)")
+    assert result.extra == {"application/x-other": "other"}
+    assert not result.is_main_result
+
+
+def tables_and_figures_come_with_their_data():
+    """`data` of a DataFrame, `chart` of a figure beside its picture; code sees that it is in such a sandbox."""
+    box = shared()
+    assert box.run_code("import os; os.environ['E2B_SANDBOX']").text == "true"
+    table = box.run_code("import pandas as pd\npd.DataFrame({'a': [1, 2], 'b': ['x', None]})").results[0]
+    assert table.data == {"a": [1, 2], "b": ["x", None]}
+    assert "<table" in table.html
+    drawn = box.run_code(
+        "import matplotlib.pyplot as plt\nplt.bar(['x', 'y'], [1, 2], label='g')\nplt.title('T')\n"
+        "plt.xlabel('size (m)')\nplt.show()",
+        timeout=120,
+    )
+    assert drawn.error is None, drawn.error
+    (figure,) = drawn.results
+    assert figure.png.startswith("iVBOR")
+    assert (figure.chart.type.value, figure.chart.title, figure.chart.x_unit) == ("bar", "T", "m")
+    assert [(one.label, one.group, one.value) for one in figure.chart.elements] == [("x", "g", 1), ("y", "g", 2)]
+
+
+def silence_is_told_while_code_runs():
+    """A keepalive every five seconds, so that nobody takes it for gone."""
+    began = time.monotonic()
+    lines = envd(
+        shared(), "POST", "/execute", port=49999, json={"code": "import time; time.sleep(6)"}
+    ).text.splitlines()
+    kinds = [json.loads(line)["type"] for line in lines]
+    assert "keepalive" in kinds, kinds
+    assert kinds.index("keepalive") < kinds.index("end_of_execution") == len(kinds) - 1
+    assert time.monotonic() - began >= 6
+
+
+def streams_say_that_they_are_there():
+    """As often as Keepalive-Ping-Interval asks for."""
+    message = json.dumps({"process": {"cmd": "sleep", "args": ["1.5"]}}).encode()
+    headers = {"Content-Type": "application/connect+json", "Keepalive-Ping-Interval": "1"}
+    content = b"\0" + len(message).to_bytes(4, "big") + message
+    told = envd(shared(), "POST", "/process.Process/Start", content=content, headers=headers).content
+    assert b'{"event":{"keepalive":{}}}' in told, told
+
+
 def contexts_have_variables_of_their_own():
     """Made, listed, restarted, removed; an unknown one is not found."""
     needs(Sandbox, "create_code_context")
