@@ -326,11 +326,19 @@ class WarmPool:
 
 def memory_bytes(pids: Sequence[int]) -> int:
     """Proportional set size of these processes: shared pages count by the share of each."""
-    total = 0
+    return memory_shares(pids, "Pss")[0]
+
+
+def memory_shares(pids: Sequence[int], *kinds: str) -> list[int]:
+    """As `memory_bytes`, of each of these kinds (`Pss`, `Pss_File`), in bytes."""
+    totals = [0] * len(kinds)
     for pid in pids:
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:  # it has just ended
             continue
-        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) * 1024
-    return total
+        for line in text.splitlines():
+            kind, _, rest = line.partition(":")
+            if kind in kinds:
+                totals[kinds.index(kind)] += int(rest.split()[0]) * 1024
+    return totals

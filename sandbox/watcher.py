@@ -1,8 +1,9 @@
 """Watches a directory and says what changes below it, line by line. Its source is run inside a sandbox.
 
-Arguments: the directory, and "1" to watch those below it too. A line is an object: {"started": true}, or
-{"failed": errno}, then {"kind", "name"} with names relative to the directory; {"lost": true} where the system dropped
-some.
+Arguments: the directory, and "1" to watch those below it too; a third is the source of what tells of a file (`told` in
+guest/files.py). A line is an object: {"started": true}, or {"failed": errno}, then {"kind", "name"} with names relative
+to the directory, and with a teller "file", what there is to know of it, null where it is gone; {"lost": true} where the
+system dropped some.
 """
 
 import ctypes
@@ -32,9 +33,11 @@ PIECE_BYTES = 65536
 class Watcher:
     """The watches of one tree."""
 
-    def __init__(self, top: str, recursive: bool) -> None:
+    def __init__(self, top: str, recursive: bool, teller: str = "") -> None:
         """Nothing is watched yet."""
         self.top, self.recursive = top, recursive
+        self.words = {"__name__": "files"}  # type: dict[str, object]
+        exec(teller, self.words)  # noqa: S102 - its own source, in its own sandbox.
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.descriptor = self.libc.inotify_init1(os.O_CLOEXEC)
         self.names = {}  # type: dict[int, str]
@@ -86,12 +89,23 @@ class Watcher:
         written = mask & MOVED_TO and cookie == self.replacing
         for bit, kind in TYPES.items():
             if mask & bit and not (written and known):
-                say({"kind": kind, "name": name})
+                self.say(kind, name)
         if written:
-            say({"kind": TYPES[MODIFY], "name": name})
+            self.say(TYPES[MODIFY], name)
         if folder:  # It is watched by now, so that whoever is told of it misses nothing in it.
             for found in sorted(os.listdir(os.path.join(self.top, name))):
-                say({"kind": TYPES[CREATE], "name": os.path.join(name, found)})
+                self.say(TYPES[CREATE], os.path.join(name, found))
+
+    def say(self, kind: str, name: str) -> None:
+        """A line for one change, with what there is to know of the file where that is wanted."""
+        line = {"kind": kind, "name": name}  # type: dict[str, object]
+        told = self.words.get("told")
+        if callable(told):
+            try:
+                line["file"] = told(os.path.normpath(os.path.join(self.top, name)))
+            except OSError:  # It is gone.
+                line["file"] = None
+        say(line)
 
 
 def say(what: object) -> None:
@@ -102,7 +116,7 @@ def say(what: object) -> None:
 
 def main() -> None:
     """Until it is killed, or nobody listens."""
-    watcher = Watcher(os.path.join(os.path.expanduser("~"), sys.argv[1]), sys.argv[2] == "1")
+    watcher = Watcher(os.path.join(os.path.expanduser("~"), sys.argv[1]), sys.argv[2] == "1", "".join(sys.argv[3:]))
     failed = watcher.add("")
     say({"failed": failed} if failed else {"started": True})
     while not failed:

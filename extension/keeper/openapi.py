@@ -148,7 +148,9 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
         "post": _run("Wake it if it sleeps; its time begins anew.", SANDBOX, body=asked(timeout_s=or_null(NUMBER)))
     },
     f"{BOX}/queue": {"delete": _run("Give up waiting for a GPU: its start, or its cell, fails.")},
-    f"{BOX}/metrics": {"get": _run("What it uses now.", named("Metrics"))},
+    f"{BOX}/metrics": {
+        "get": _run("What it uses now.", named("Metrics"), query={"disk": "1: also how much it has written."})
+    },
     f"{BOX}/interrupt": {"post": _run("Interrupt what runs in its kernel.", NOTHING)},
     f"{BOX}/suspend": {"post": _run("Memory and files to disk, processes gone.", SANDBOX, body=asked(busy=YES_NO))},
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
@@ -274,7 +276,12 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
             FILE,
             body=BYTES,
             body_kind=RAW,
-            query={**PATH, "mode": "Decimal.", "parents": "1: make directories."},
+            query={
+                **PATH,
+                "mode": "Decimal.",
+                "parents": "1: make directories.",
+                "metadata": "A JSON object of texts.",
+            },
         ),
         "delete": _run("Remove it.", query={**PATH, "recursive": "1: with all that is in it."}),
     },
@@ -309,6 +316,13 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     },
     f"{BOX}/files/move": {
         "post": _run("Another name for a file.", FILE, body=asked(("source", "target"), source=TEXT, target=TEXT))
+    },
+    f"{BOX}/files/compose": {
+        "post": _run(
+            "One file of several, which are gone then.",
+            FILE,
+            body=asked(("sources", "target"), sources=many(TEXT), target=TEXT),
+        )
     },
     f"{BOX}/files/tree": {
         "get": _run("A directory with all that is in it.", BYTES, kind=TAR, query=PATH),

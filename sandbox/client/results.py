@@ -108,6 +108,8 @@ class FileInfo(Wire):
     """Unix time in seconds."""
     target: str | None = None
     """Of a symbolic link: what it says."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What was noted on it as it was uploaded (E2B's wire), in extended attributes `user.e2b.*`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,10 @@ class Metrics(Wire):
     memory_limit_bytes: float | None = None
     cpus: float | None = None
     pids_limit: float | None = None
+    cache_bytes: int = 0
+    """Of that memory: pages of files, of which the system has another copy on disk."""
+    disk_used_bytes: int | None = None
+    """What it has written, where that was asked for."""
     network: Traffic = Traffic()
 
 

@@ -36,10 +36,11 @@ class FileChange:
     """Relative to the folder."""
 
 
-def command(python: str, path: str, *, recursive: bool) -> list[str]:
-    """The arguments of a command that watches, in a sandbox whose interpreter is that."""
+def command(python: str, path: str, *, recursive: bool, files: bool = False) -> list[str]:
+    """The arguments of a command that watches, in a sandbox whose interpreter is that; `files`: with what they are."""
     source = Path(watcher.__file__).read_text()
-    return [python or "python3", "-I", "-S", "-c", source, path, "1" if recursive else "0"]
+    teller = [(Path(watcher.__file__).parent / "guest" / "files.py").read_text()] if files else []
+    return [python or "python3", "-I", "-S", "-c", source, path, "1" if recursive else "0", *teller]
 
 
 class CoreWatch:

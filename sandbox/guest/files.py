@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 LISTED_MAX = 10_000
 PIECE_BYTES = 256 * 1024
 FILE_MODE = 0o644
+METADATA = "user.e2b."
+"""How the attributes begin in which a file's metadata is kept: as E2B's sandboxes have it."""
 
 
 class Refused(Exception):
@@ -48,6 +50,7 @@ def told(path: str, *, follow: bool = False) -> dict[str, Any]:
         "group": _group(found.st_gid),
         "modified_at": found.st_mtime,
         "target": os.readlink(path) if stat.S_ISLNK(found.st_mode) else None,
+        "metadata": {} if stat.S_ISLNK(found.st_mode) else _metadata(path),
     }
 
 
@@ -62,6 +65,39 @@ def read(request: Mapping[str, Any]) -> None:
 def write(request: Mapping[str, Any]) -> None:
     """A new content, of which nobody ever sees a part: it gets its name when all of it has come."""
     path = os.path.realpath(full(request["path"]))
+
+    def fill(file: int) -> None:
+        while piece := sys.stdin.buffer.read(PIECE_BYTES):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(file, view) :]
+
+    _made(path, fill, request)
+    say(file=told(path))
+
+
+def compose(request: Mapping[str, Any]) -> None:
+    """A new content: that of other files, one after the other. They are gone then."""
+    target = os.path.realpath(full(request["target"]))
+    sources = [os.path.realpath(full(one)) for one in request["sources"]]
+    if target in sources:
+        raise Refused("EINVAL", f"{target} is to be made of itself")
+    for source in sources:
+        _regular(source)
+
+    def fill(file: int) -> None:
+        for source in sources:
+            with open(source, "rb", buffering=0) as part:
+                while os.sendfile(file, part.fileno(), None, PIECE_BYTES):
+                    pass
+
+    _made(target, fill, request)
+    for source in dict.fromkeys(sources):
+        os.unlink(source)
+    say(file=told(target))
+
+
+def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) -> None:
     if request.get("parents", True):
         _make_folder(os.path.dirname(path))
     mode = request.get("mode")
@@ -77,11 +113,10 @@ def write(request: Mapping[str, Any]) -> None:
         file = os.open(work, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
         unnamed = False
     try:
-        while piece := sys.stdin.buffer.read(PIECE_BYTES):
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(file, view) :]
+        fill(file)
         os.fchmod(file, FILE_MODE if mode is None else mode)
+        for key, value in request.get("metadata", {}).items():
+            os.setxattr(file, METADATA + key, value.encode())
         if unnamed:
             links = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
             os.link(str(file), work, src_dir_fd=links)  # Without a directory Python would link the link.
@@ -93,7 +128,6 @@ def write(request: Mapping[str, Any]) -> None:
         raise
     finally:
         os.close(file)
-    say(file=told(path))
 
 
 def listed(request: Mapping[str, Any]) -> None:
@@ -211,6 +245,33 @@ def unpack(request: Mapping[str, Any]) -> None:
     say(files=count)
 
 
+def room(request: Mapping[str, Any]) -> None:
+    """How much is written to home and /tmp. Where they are no file systems of their own, their files are counted."""
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        own = {fields[1] for fields in (line.split() for line in mounts) if fields[2] == "tmpfs"}
+    used = 0
+    for path in dict.fromkeys((os.environ.get("HOME", "/tmp"), "/tmp")):
+        if path in own:
+            found = os.statvfs(path)
+            used += (found.f_blocks - found.f_bfree) * found.f_frsize
+        else:
+            used += sum(_sizes(path))
+    say(used_bytes=used)
+
+
+def _sizes(top: str) -> Iterator[int]:
+    counted = 0
+    for directory, _, names in os.walk(top):
+        for name in names:
+            counted += 1
+            if counted > LISTED_MAX:
+                return
+            try:
+                yield os.lstat(os.path.join(directory, name)).st_blocks * 512
+            except OSError:  # It has gone.
+                continue
+
+
 def say(**answer: Any) -> None:
     """The line of the answer."""
     give(json.dumps({"ok": True, **answer}).encode() + b"\n")
@@ -236,6 +297,14 @@ def _regular(path: str) -> str:
     if not stat.S_ISREG(kind):
         raise Refused("EINVAL", f"{path} is no regular file")
     return path
+
+
+def _metadata(path: str) -> dict[str, str]:
+    try:
+        names = [name for name in os.listxattr(path) if name.startswith(METADATA)]
+        return {name[len(METADATA) :]: os.getxattr(path, name).decode(errors="replace") for name in sorted(names)}
+    except OSError:  # A file system without attributes, or a file that has gone.
+        return {}
 
 
 def _kept(member: Any) -> Any:
@@ -268,6 +337,8 @@ OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "move": move,
     "remove": remove,
     "mkdir": mkdir,
+    "compose": compose,
+    "room": room,
     "pack": pack,
     "unpack": unpack,
 }

@@ -13,11 +13,13 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension.keeper.agents import checks, metrics
 from warmcell.extension.keeper.agents.boxes import AgentBox, Agents
 from warmcell.extension.keeper.agents.commands import Command, size_of
+from warmcell.extension.keeper.agents.files_api import done
 from warmcell.extension.keeper.agents.files_api import routes as files_routes
 from warmcell.extension.keeper.agents.output import Output
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.extension.keeper.http import JsonHandler
-from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
 
 LONGEST_WAIT_S = 300.0
@@ -115,7 +117,14 @@ class BoxHandler(Handler):
     async def get(self, sandbox_id: str, verb: str) -> None:
         _only(verb, "metrics")
         live = self.agents.live(self.box(sandbox_id).sandbox_id)
-        self.answer(await asyncio.to_thread(metrics.measure, live))
+        found = await asyncio.to_thread(metrics.measure, live)
+        frozen = live.info.terms is not None and live.info.terms.frozen
+        if self.query("disk", "0") == "1" and live.info.state is State.RUNNING and not frozen:
+            with contextlib.suppress(
+                WarmcellError
+            ):  # It may be on its way to sleep, which this is not to keep it from.
+                found["disk_used_bytes"] = (await done(self.agents, live.info.id, {"op": "room"}))["used_bytes"]
+        self.answer(found)
 
 
 class CommandsHandler(Handler):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -24,6 +25,10 @@ MAX_BODY_BYTES = 64 * 2**30
 HEAD_MAX_BYTES = 16 * 2**20
 DEPTH_MAX = 100
 PATH_MAX = 4096
+PARTS_MAX = 10_000
+METADATA_KEY = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
+METADATA_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
+METADATA_MAX = 64
 
 BOX = r"/sandboxes/([a-z0-9]+)"
 
@@ -37,12 +42,15 @@ STATUS: Mapping[str, type[errors.WarmcellError]] = {
     "ENAMETOOLONG": errors.InvalidRequestError,
     "ELOOP": errors.InvalidRequestError,
     "EINVAL": errors.InvalidRequestError,
+    "ENOTSUP": errors.UnsupportedOperationError,
+    "EOPNOTSUPP": errors.UnsupportedOperationError,
 }
 HINTS: Mapping[type[errors.WarmcellError], str] = {
     errors.SandboxFileNotFoundError: "List its directory to see what is there.",
     errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
     errors.InvalidRequestError: "Give another path.",
     errors.ConflictError: "Look what is there with files.stat.",
+    errors.UnsupportedOperationError: "The sandbox's file system keeps no metadata: leave it out.",
 }
 
 
@@ -51,7 +59,7 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
     return [
         (rf"{BOX}/files", ContentHandler),
         (rf"{BOX}/files/(tree)", ContentHandler),
-        (rf"{BOX}/files/(stat|list|mkdir|move)", FilesHandler),
+        (rf"{BOX}/files/(stat|list|mkdir|move|compose)", FilesHandler),
     ]
 
 
@@ -153,6 +161,16 @@ class FilesHandler(JsonHandler):
                 "target": checked_path(body.get("target")),
             }
             self.answer((await self._done(sandbox_id, request))["file"])
+        elif verb == "compose":
+            sources = body.get("sources")
+            if not isinstance(sources, list) or not 0 < len(sources) <= PARTS_MAX:
+                raise errors.InvalidRequestError("`sources` must be paths", hint=f"A list of 1 to {PARTS_MAX}.")
+            request = {
+                "op": verb,
+                "sources": [checked_path(one) for one in sources],
+                "target": checked_path(body.get("target")),
+            }
+            self.answer((await self._done(sandbox_id, request))["file"])
         else:
             raise errors.InvalidRequestError(f"{verb} is asked for with GET", hint="See the keeper's API.")
 
@@ -249,7 +267,8 @@ class ContentHandler(JsonHandler):
         mode = self.get_query_argument("mode", "")
         parents = self.get_query_argument("parents", "1") == "1"
         number = int(checks.number(mode, "mode", most=0o7777)) if mode else None
-        return {"op": "write", "path": self._path(), "mode": number, "parents": parents}
+        metadata = checked_metadata(self.get_query_argument("metadata", "{}", strip=False))
+        return {"op": "write", "path": self._path(), "mode": number, "parents": parents, "metadata": metadata}
 
     async def _hold(self, request: Mapping[str, Any]) -> GuestProcess:
         self._held = contextlib.AsyncExitStack()
@@ -276,6 +295,27 @@ def checked_path(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > PATH_MAX:
         raise errors.InvalidRequestError("`path` must be the path of a file", hint="Absolute, or relative to the home.")
     return value
+
+
+def checked_metadata(text: str) -> dict[str, str]:
+    """What a request notes on a file, as an object in JSON; raises InvalidRequestError."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if (
+        not isinstance(found, dict)
+        or len(found) > METADATA_MAX
+        or not all(
+            isinstance(value, str) and METADATA_KEY.fullmatch(key) and METADATA_VALUE.fullmatch(value)
+            for key, value in found.items()
+        )
+    ):
+        raise errors.InvalidRequestError(
+            "The metadata of a file is not of its form",
+            hint=f"At most {METADATA_MAX} keys of a-z, 0-9 and !#$%&'*+-.^_`|~ with 1024 of printable ASCII each.",
+        )
+    return found
 
 
 def _refused(head: Mapping[str, Any]) -> errors.WarmcellError:

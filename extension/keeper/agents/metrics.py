@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.pool import memory_bytes
+from warmcell.sandbox.pool import memory_shares
 
 TICKS = os.sysconf("SC_CLK_TCK")
 UTIME, STIME, CUTIME, CSTIME = 11, 12, 13, 14
@@ -19,9 +19,12 @@ def measure(box: LiveSandbox) -> dict[str, Any]:
     """Memory (each shared page by its share), processor time and processes, with their limits. Blocks shortly."""
     pids = box.processes
     limits = box.info.limits
+    memory, cached = memory_shares(pids, "Pss", "Pss_File")
     return {
         "at": time.time(),
-        "memory_bytes": memory_bytes(pids),
+        "memory_bytes": memory,
+        "cache_bytes": cached,
+        "disk_used_bytes": None,
         "memory_limit_bytes": _limit(limits, "memory"),
         "cpu_s": round(sum(_cpu_ticks(pid) for pid in pids) / TICKS, 2),
         "cpus": _limit(limits, "cpu"),

@@ -1,6 +1,8 @@
 """Procedure calls over Connect: one message and its answer, or streams of them."""
 
+import asyncio
 import contextlib
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ from warmcell.extension.server.e2b.handler import E2bHandler, Serve
 from warmcell.sandbox.errors import InvalidRequestError
 
 TIMEOUT_MAX_MS: Final = 10**10
+PING_S: Final = 10.0
+"""How often at least a stream says that it is there. Clients may want it more often."""
 
 
 def unary(answer: Callable[[E2bHandler, Fields], Awaitable[Mapping[str, Any]]]) -> Serve:
@@ -84,6 +88,41 @@ def timeout_s(request: E2bHandler) -> float | None:
     if not asked.isascii() or not asked.isdigit() or not 0 < int(asked[:11]) <= TIMEOUT_MAX_MS:
         raise InvalidRequestError("connect-timeout-ms must be a number above 0", hint="Leave it out for no limit.")
     return int(asked) / 1000
+
+
+def ping_s(request: E2bHandler) -> float:
+    """After how many seconds of silence the client wants to hear that the stream is there."""
+    asked = request.request.headers.get("Keepalive-Ping-Interval", "")
+    return min(float(asked), PING_S) if re.fullmatch(r"[1-9][0-9]{0,5}", asked) else PING_S
+
+
+async def paced(lines: AsyncIterator[dict[str, Any]], every_s: float) -> AsyncGenerator[dict[str, Any], None]:
+    """The keeper's lines, and an empty one whenever nothing has come for so many seconds."""
+    now = asyncio.get_running_loop().time
+    until = now() + every_s
+    waiting: asyncio.Task[dict[str, Any] | None] | None = None
+    try:
+        while True:
+            waiting = waiting or asyncio.create_task(_next(lines))
+            done, _ = await asyncio.wait({waiting}, timeout=max(0.0, until - now()))
+            line: dict[str, Any] = {}
+            if done:
+                found, waiting = waiting.result(), None
+                if found is None:
+                    return
+                if not found:  # The keeper's own, at its own pace.
+                    continue
+                line = found
+            yield line
+            until = now() + every_s
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def _next(lines: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
+    return await anext(lines, None)
 
 
 def _check_type(request: E2bHandler, wanted: str) -> None:

@@ -1,11 +1,13 @@
 """E2B's control plane: what sandboxes use, and what has run in them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from warmcell.extension.server.e2b import shapes
 from warmcell.extension.server.e2b.control import ONE, all_of, info_in
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.errors import InvalidRequestError
 
 SAMPLES_MAX: Final = 1024
 """Sandboxes whose last sample is kept."""
@@ -14,7 +16,10 @@ SAMPLES_MAX: Final = 1024
 async def metrics(request: E2bHandler) -> None:
     """What it uses. Processors are counted since it was asked before, or since it was made."""
     info = await info_in(request)
-    request.answer([await metric_of(request, info)])
+    sample = await metric_of(request, info)
+    begin, end = (_time(request, name) for name in ("start", "end"))
+    late = begin is not None and sample["timestampUnix"] < begin
+    request.answer([] if late or (end is not None and sample["timestampUnix"] > end) else [sample])
 
 
 async def all_metrics(request: E2bHandler) -> None:
@@ -29,7 +34,7 @@ async def logs(request: E2bHandler) -> None:
     """The processes that were started in it, and how they ended."""
     info = await info_in(request)
     done = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/commands")
-    entries = shapes.log_entries(done["commands"])
+    entries = shapes.log_entries([one for one in done["commands"] if not one["tag"].startswith("e2b.")])
     if request.request.path.rpartition("/v2/")[1]:
         request.answer({"logs": entries})
     else:
@@ -37,10 +42,18 @@ async def logs(request: E2bHandler) -> None:
         request.answer({"logs": lines, "logEntries": entries})
 
 
+def _time(request: E2bHandler, name: str) -> int | None:
+    """A Unix time of the query, in seconds."""
+    asked = request.argument(name)
+    if asked is not None and not re.fullmatch(r"[0-9]{1,12}", asked):
+        raise InvalidRequestError(f"{name} must be a Unix time", hint="In whole seconds.")
+    return None if asked is None else int(asked)
+
+
 async def metric_of(request: E2bHandler, info: Mapping[str, Any]) -> dict[str, Any]:
     """One sample of what a sandbox uses."""
     samples: dict[str, Mapping[str, Any]] = request.settings.setdefault("warmcell_e2b_samples", {})
-    sample = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/metrics")
+    sample = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/metrics", params={"disk": "1"})
     before = samples.pop(info["id"], {"at": info["created_at"], "cpu_s": 0.0})
     samples[info["id"]] = sample
     if len(samples) > SAMPLES_MAX:

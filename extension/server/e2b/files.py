@@ -1,7 +1,8 @@
 """E2B's `/files`: downloads and uploads, also by signed URLs; and what else envd tells over plain HTTP."""
 
 import base64
-from collections.abc import AsyncIterator, Mapping, Sequence
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tornado.iostream import StreamClosedError
@@ -9,10 +10,11 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension.server.e2b import figures, uploads
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.extension.server.e2b.processes import check_user
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+from warmcell.sandbox.errors import InvalidRequestError
 
 PATH_MAX: Final = 4096
 ENV_MAX_BYTES: Final = 2**20
+METADATA: Final = "x-metadata-"
 
 
 async def download(request: E2bHandler) -> None:
@@ -35,9 +37,6 @@ async def download(request: E2bHandler) -> None:
 async def upload(request: E2bHandler) -> None:
     """Write one file, or several; a file is the old or the new, never half."""
     check_user(request)
-    for name in request.request.headers:
-        if name.lower().startswith("x-metadata-"):
-            raise UnsupportedOperationError("Metadata of files is not supported", hint=f"Leave {name} out.")
     content_type = request.request.headers.get("Content-Type", "")
     encoding = request.request.headers.get("Content-Encoding", "identity").lower()
     if content_type.partition(";")[0].strip().lower() == "multipart/form-data":
@@ -57,8 +56,12 @@ async def upload(request: E2bHandler) -> None:
 
 
 async def compose(request: E2bHandler) -> None:
-    """Not here."""
-    raise UnsupportedOperationError("Uploads in parts are not supported", hint="Upload the file in one request.")
+    """One file of parts that were uploaded before, which are gone then."""
+    body = await request.body_stream.fields()
+    check_user(request, body.text("username"))
+    names = {"sources": list(body.texts("source_paths")), "target": body.text("destination", most=PATH_MAX)}
+    at = f"/sandboxes/{request.sandbox_id}/files/compose"
+    request.answer(_written(await request.keeper.ask("POST", at, names)))
 
 
 async def environment(request: E2bHandler) -> None:
@@ -87,6 +90,8 @@ async def metrics(request: E2bHandler) -> None:
             "cpu_used_pct": found["cpuUsedPct"],
             "mem_total": found["memTotal"],
             "mem_used": found["memUsed"],
+            "mem_cache": found["memCache"],
+            "disk_used": found["diskUsed"],
             "disk_total": found["diskTotal"],
         }
     )
@@ -95,8 +100,26 @@ async def metrics(request: E2bHandler) -> None:
 async def _write(request: E2bHandler, path: str, pieces: AsyncIterator[bytes]) -> Mapping[str, Any]:
     _check(path)
     params = {"path": path, "parents": "1"}
+    noted = metadata(request.request.headers.get_all())
+    if noted:
+        params["metadata"] = json.dumps(noted)
     info = await request.keeper.ask("PUT", f"/sandboxes/{request.sandbox_id}/files", params=params, content=pieces)
-    return {"name": info["name"], "path": info["path"], "type": "file"}
+    return _written(info)
+
+
+def metadata(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What a request notes on the files that it uploads: the first of each, in lower case."""
+    found: dict[str, str] = {}
+    for name, value in headers:
+        key = name.lower().removeprefix(METADATA)
+        if name.lower().startswith(METADATA) and key:
+            found.setdefault(key, value)
+    return found
+
+
+def _written(info: Mapping[str, Any]) -> dict[str, Any]:
+    noted = {"metadata": info["metadata"]} if info["metadata"] else {}
+    return {"name": info["name"], "path": info["path"], "type": "file", **noted}
 
 
 def _path(request: E2bHandler) -> str:

@@ -96,7 +96,8 @@ def entry(info: Mapping[str, Any]) -> dict[str, Any]:
         "owner": str(info["owner"]),
         "group": str(info["group"]),
         "modifiedTime": at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-        **({"symlinkTarget": info["target"]} if info["target"] is not None else {}),
+        **({"symlinkTarget": info["target"], "isSymlink": True} if info["target"] is not None else {}),
+        **({"metadata": info["metadata"]} if info["metadata"] else {}),
     }
 
 

@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from warmcell.extension.server.e2b import failures, results, shapes
+from warmcell.extension.server.e2b.calls import paced
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
 
 LANGUAGE: Final = "python"
 DEFAULT_CONTEXT: Final = "default"
+HOME: Final = "/home/user"
+"""Where contexts begin, as clients know it."""
 CODE_MAX: Final = 4 * 2**20
+KEEPALIVE_S: Final = 5.0
+"""How often at least clients of `/execute` hear something."""
 
 
 async def execute(request: E2bHandler) -> None:
@@ -35,7 +40,7 @@ async def execute(request: E2bHandler) -> None:
         async with request.keeper.lines("POST", path, asked, params={"follow": "1"}) as lines:
             request.set_header("Content-Type", "application/x-ndjson")
             shown = False
-            async for entry in lines:
+            async for entry in paced(lines, KEEPALIVE_S):
                 if "ended" in entry:
                     for line in results.ending(entry["ended"], shown=shown):
                         await _tell(request, line)
@@ -92,7 +97,7 @@ def _check_language(language: str) -> None:
 
 
 def _context(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": one["id"], "language": LANGUAGE, "cwd": one["cwd"] or "~"}
+    return {"id": one["id"], "language": LANGUAGE, "cwd": one["cwd"] or HOME}
 
 
 def _path(request: E2bHandler) -> str:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-from warmcell.extension.server.e2b.calls import client_stream, server_stream, timeout_s, unary
+from warmcell.extension.server.e2b.calls import client_stream, paced, ping_s, server_stream, timeout_s, unary
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
@@ -36,7 +36,7 @@ async def start(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[
         "timeout_s": timeout_s(request),
     }
     async with request.keeper.lines("POST", _path(request), asked, params={"follow": "1"}) as lines:
-        async for event in _events(lines, pty=pty is not None):
+        async for event in _events(paced(lines, ping_s(request)), pty=pty is not None):
             yield event
 
 
@@ -46,7 +46,7 @@ async def connect(request: E2bHandler, message: Fields) -> AsyncGenerator[Mappin
     yield _started(command)
     path = f"{_path(request)}/{command['id']}/output"
     async with request.keeper.lines("GET", path, params={"from": str(command["output"])}) as lines:
-        async for event in _events(lines, pty=command["pty"]):
+        async for event in _events(paced(lines, ping_s(request)), pty=command["pty"]):
             yield event
 
 
@@ -105,13 +105,13 @@ async def update(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     return {}
 
 
-def check_user(request: E2bHandler) -> None:
-    """A sandbox has one user.
+def check_user(request: E2bHandler, named: str = "") -> None:
+    """A sandbox has one user; `named` is whom the body asks for.
 
     Raises:
         InvalidRequestError: Another is asked for, by name in the Authorization or the query.
     """
-    asked = request.argument("username") or ""
+    asked = named or request.argument("username") or ""
     kind, _, encoded = request.request.headers.get("Authorization", "").partition(" ")
     if kind.lower() == "basic":
         try:

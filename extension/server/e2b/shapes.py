@@ -11,11 +11,14 @@ from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.keys import Keys
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
 
-ENVD_VERSION: Final = "0.5.7"
-"""By it clients choose what to ask for. Later ones have metadata of files, and entries in the events of watchers."""
+ENVD_VERSION: Final = "0.6.4"
+"""By it clients choose what to ask for."""
 
 CLIENT_ID: Final = "warmcell"
 USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter")
+SANDBOX_VARIABLE: Final = "E2B_SANDBOX"
+"""Code sees by it where it runs, and kernels show the data of tables and charts, too."""
+
 GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
 TIMEOUT_S: Final = 300
@@ -69,7 +72,7 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
         template=template,
         name=name,
         gpu=metadata.get(GPU_METADATA) or gpu or None,
-        env=body.mapping("envVars"),
+        env={SANDBOX_VARIABLE: "true", **body.mapping("envVars")},
         network=policy(body, body.message("network") or Fields({}), internet=internet),
         terms={
             "timeout_s": timeout_of(body) or TIMEOUT_S,
@@ -247,7 +250,7 @@ def metric(sample: Mapping[str, Any], before: Mapping[str, Any], layer_bytes: fl
         "cpuUsedPct": round(100 * used / elapsed, 2),
         "memUsed": int(sample["memory_bytes"]),
         "memTotal": total,
-        "memCache": 0,
+        "memCache": int(sample["cache_bytes"]),
         "diskUsed": int(disk_used or 0),
         "diskTotal": int(disk_total or 0),
     }

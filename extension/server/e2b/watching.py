@@ -8,11 +8,12 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-from warmcell.extension.server.e2b.calls import server_stream, unary
+from warmcell.extension.server.e2b.calls import paced, ping_s, server_stream, unary
 from warmcell.extension.server.e2b.fields import Fields
-from warmcell.extension.server.e2b.filesystem import path_of
+from warmcell.extension.server.e2b.filesystem import entry, path_of
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
+from warmcell.sandbox.client.results import FileInfo
 from warmcell.sandbox.client.watching import command
 from warmcell.sandbox.errors import NotFoundError, WarmcellError
 
@@ -89,10 +90,11 @@ async def _watcher(
     path, recursive = path_of(message), bool(message.flag("recursive"))
     info = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}")
     watcher_id = uuid.uuid4().hex
-    asked = {"id": watcher_id, "argv": command(info["python"], path, recursive=recursive), "tag": TAG}
+    argv = command(info["python"], path, recursive=recursive, files=bool(message.flag("includeEntry")))
+    asked = {"id": watcher_id, "argv": argv, "tag": TAG}
     try:
         async with request.keeper.lines("POST", _path(request), asked, params={"follow": "1"}) as lines:
-            yield watcher_id, _said(lines, path)
+            yield watcher_id, _said(paced(lines, ping_s(request)), path)
     except BaseException:
         keep = False
         raise
@@ -142,7 +144,20 @@ def _event(said: Mapping[str, Any]) -> Mapping[str, Any]:
     kind, name = said["kind"], said.get("name")
     if not isinstance(kind, str) or kind not in TYPES or not isinstance(name, str):
         raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
-    return {"type": TYPES[kind], "name": name}
+    return {"type": TYPES[kind], "name": name, **_entry(said.get("file"))}
+
+
+def _entry(file: object) -> Mapping[str, Any]:
+    """The entry of a file that a watcher tells of, if it was there still."""
+    if file is None:
+        return {}
+    if not isinstance(file, dict):
+        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
+    try:
+        found = FileInfo.from_json(file).to_json()
+        return {"entry": entry(found)}
+    except (WarmcellError, ValueError, TypeError, OverflowError, OSError):
+        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER) from None
 
 
 def _failed(number: object, path: str) -> ConnectError:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .. import magics
 from ..magics.api import Api
-from . import children, forking, graphics, leaving, newborn, offline, sockets, stack
+from . import children, displays, forking, graphics, leaving, newborn, offline, sockets, stack
 from .report import Report
 
 CONTROL_END_S = 2.0
@@ -124,6 +124,7 @@ def initialized(connection_file: str) -> Any:
     magics.register_snapshots(app.shell, lambda: Api(api))
     offline.install()
     graphics.install()
+    displays.install(app.shell)
     IOLoop.current()  # The kernel's own; made here so that its poll is known.
     children.let_go_at_fork(content["ip"])
     saving.Saving(app).install()

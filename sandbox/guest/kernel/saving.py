@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..magics import doors
-from . import graphics, hooks, iopub, newborn
+from . import displays, graphics, hooks, iopub, newborn
 from .replies import Replies
 
 OUTPUT_TIMEOUT_S = 50.0
@@ -154,6 +154,7 @@ def _change_environment(changes: Any) -> None:
             os.environ[name] = value
     if changes:
         graphics.renew()
+        displays.renew()
 
 
 def _is_change(name: object, value: object) -> bool:

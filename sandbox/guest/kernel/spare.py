@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
-from . import application, newborn, preload, sockets
+from . import application, displays, newborn, preload, sockets
 from .decided import DECIDED
 from .report import Report
 
@@ -152,6 +152,7 @@ def _resettle(shell: Any) -> None:
     name = os.environ.get("JPY_SESSION_NAME")
     if name:
         shell.user_ns["__session__"] = shell.user_ns_hidden["__session__"] = name
+    displays.install(shell)
 
 
 def remove(prefix: str) -> None:

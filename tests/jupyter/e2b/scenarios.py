@@ -272,6 +272,13 @@ def metrics_are_measured():
     first = box.get_metrics()[-1]
     assert first.mem_used > 64 * 2**20
     assert first.mem_used < first.mem_total
+    assert 0 < getattr(first, "mem_cache", 1) < first.mem_used
+    box.files.write("bulk", os.urandom(2**22))
+    grown = box.get_metrics()[-1].disk_used - first.disk_used
+    assert 2**22 <= grown < 2**24, (grown, first.disk_used)
+    box.files.remove("bulk")
+    past = control("GET", f"/sandboxes/{box.sandbox_id}/metrics?end={int(time.time()) - 60}")
+    assert past == (200, [])
     box.run_code("import time\nend = time.time() + 0.5\nwhile time.time() < end: pass")
     assert box.get_metrics()[-1].cpu_used_pct > 0
     box.run_code("del held")
@@ -441,12 +448,47 @@ def files_are_uploaded_in_every_form():
         assert files.read("m/4") == "four"
     assert envd(box, "POST", "/files?path=m/5", content=b"five").status_code == 200
     assert files.read("m/5") == "five"
-    assert envd(box, "POST", "/files/compose", json={}).status_code == 501
-    assert envd(box, "POST", "/files?path=x", content=b"", headers={"X-Metadata-a": "b"}).status_code == 501
     junk = {"Content-Type": "multipart/form-data; boundary=x"}
     assert envd(box, "POST", "/files", content=b"junk", headers=junk).status_code == 400
     gzipped = {"Content-Encoding": "gzip"}
     assert envd(box, "POST", "/files?path=x", content=b"junk", headers=gzipped).status_code == 400
+
+
+def parts_become_one_file():
+    """Uploaded one by one, joined in order, and gone then; a part that is not there leaves all as it was."""
+    box = shared()
+    for name in ("1", "2"):
+        box.files.write(f"parts/{name}", f"part {name};")
+    asked = {"source_paths": ["parts/1", "parts/2", "parts/1"], "destination": "joined/whole"}
+    joined = envd(box, "POST", "/files/compose", json=asked)
+    assert (joined.status_code, joined.json()["name"], joined.json()["type"]) == (200, "whole", "file"), joined.text
+    assert box.files.read("joined/whole") == "part 1;part 2;part 1;"
+    assert box.files.list("parts") == []
+    assert envd(box, "POST", "/files/compose", json=asked).status_code == 404
+    assert box.files.read("joined/whole") == "part 1;part 2;part 1;"
+    asked["source_paths"] = ["joined/whole"]
+    for wrong in ({}, {**asked, "destination": "joined/whole"}, {**asked, "source_paths": ["joined"]}):
+        assert envd(box, "POST", "/files/compose", json=wrong).status_code in (400, 409), wrong
+    assert envd(box, "POST", "/files/compose", json={**asked, "username": "root"}).status_code == 400
+    assert box.files.exists("joined/whole")
+
+
+def files_keep_what_is_noted_on_them():
+    """As metadata, told wherever they are told; another upload has its own. It is in their extended attributes."""
+    box = shared()
+    noted = {"X-Metadata-Author": "ann", "X-Metadata-purpose": "a b"}
+    written = envd(box, "POST", "/files?path=noted", content=b"x", headers=noted)
+    assert written.json()[0]["metadata"] == {"author": "ann", "purpose": "a b"}, written.text
+    code = "import os; {n: os.getxattr('noted', n).decode() for n in sorted(os.listxattr('noted'))}"
+    assert box.run_code(code).text == "{'user.e2b.author': 'ann', 'user.e2b.purpose': 'a b'}"
+    assert envd(box, "POST", "/files?path=noted", content=b"x", headers={"X-Metadata-a": "b" * 1025}).status_code == 400
+    if "metadata" in inspect.signature(box.files.write).parameters:
+        info = box.files.write("noted", "y", metadata={"Version": "2"})
+        assert info.metadata == {"version": "2"}
+        assert box.files.get_info("noted").metadata == {"version": "2"}
+        assert box.files.rename("noted", "noted-too").metadata == {"version": "2"}
+        box.files.write("noted-too", "z")
+        assert box.files.get_info("noted-too").metadata is None
 
 
 def signed_urls_open_one_file():
@@ -477,7 +519,8 @@ def directories_are_made_listed_moved_and_removed():
     assert files.get_info("d").type == e2b.FileType.DIR
     shared().commands.run("ln -s f link", cwd="d/sub")
     link = files.get_info("d/sub/link")
-    assert (link.type, link.symlink_target) == (e2b.FileType.FILE, info.path)
+    kind = getattr(e2b.FileType, "SYMLINK", e2b.FileType.FILE)  # older ones know what it leads to alone
+    assert (link.type, link.symlink_target) == (kind, info.path)
     assert sorted(entry.name for entry in files.list("d/sub")) == ["f", "link"]
     moved = files.rename("d/sub/f", "d/g")
     assert moved.path.endswith("/d/g")
@@ -518,6 +561,32 @@ def watchers_tell_changes():
     asyncio.run(as_they_come())
 
 
+def watchers_tell_names_rights_and_what_a_file_is():
+    """RENAME and CHMOD, and with `include_entry` the file itself: owner, group, time; none of what is gone."""
+    box = shared()
+    box.files.write("v/a", "12345")
+    about = {"include_entry": True} if "include_entry" in inspect.signature(box.files.watch_dir).parameters else {}
+    watcher = box.files.watch_dir("v", **about)
+    box.files.rename("v/a", "v/b")
+    box.commands.run("chmod 600 v/b")
+    seen = []
+    deadline = time.monotonic() + 60
+    while ("chmod", "b") not in [(event.type.value, event.name) for event in seen]:
+        assert time.monotonic() < deadline, seen
+        seen += watcher.get_new_events()
+    watcher.stop()
+    assert ("rename", "a") in [(event.type.value, event.name) for event in seen]
+    info = box.files.get_info("v/b")
+    who = box.run_code("import getpass, grp, os; getpass.getuser() + ' ' + grp.getgrgid(os.getgid()).gr_name").text
+    assert f"{info.owner} {info.group}" == who
+    assert abs(info.modified_time.timestamp() - time.time()) < 600
+    if about:
+        entries = {event.type.value: event.entry for event in seen}
+        assert entries["rename"] is None
+        assert (entries["chmod"].permissions, entries["chmod"].size) == ("-rw-------", 5)
+        assert (entries["chmod"].path, entries["chmod"].owner) == (info.path, info.owner)
+
+
 # --- code ------------------------------------------------------------------------------------------------------------
 
 
@@ -544,12 +613,79 @@ def code_keeps_its_variables_and_shows_results():
     assert box.run_code("import os; os.environ['ONCE']", envs={"ONCE": "1"}).text == "1"
 
 
+def results_come_in_every_format():
+    """Text, HTML, Markdown, SVG, PNG, JPEG, PDF, LaTeX, JSON, JavaScript, and whatever else there is as `extra`."""
+    pixel = "iVBORw0KGgo="
+    bundle = {
+        "text/plain": "'bare'",
+        "text/html": "<b>h</b>",
+        "text/markdown": "*m*",
+        "image/svg+xml": "<svg/>",
+        "image/png": pixel,
+        "image/jpeg": pixel,
+        "application/pdf": pixel,
+        "text/latex": "$l$",
+        "application/json": {"j": [1]},
+        "application/javascript": "alert(1)",
+        "application/x-other": "other",
+    }
+    done = shared().run_code(f"from IPython.display import display\ndisplay({bundle!r}, raw=True)")
+    (result,) = done.results
+    assert (result.text, result.html, result.markdown, result.svg) == ("bare", "<b>h</b>", "*m*", "<svg/>")
+    assert (result.png, result.jpeg, result.pdf, result.latex) == (pixel, pixel, pixel, "$l$")
+    assert (result.json, result.javascript) == ({"j": [1]}, "alert(1)")
+    assert result.extra == {"application/x-other": "other"}
+    assert not result.is_main_result
+
+
+def tables_and_figures_come_with_their_data():
+    """`data` of a DataFrame, `chart` of a figure beside its picture; code sees that it is in such a sandbox."""
+    box = shared()
+    assert box.run_code("import os; os.environ['E2B_SANDBOX']").text == "true"
+    table = box.run_code("import pandas as pd\npd.DataFrame({'a': [1, 2], 'b': ['x', None]})").results[0]
+    assert table.data == {"a": [1, 2], "b": ["x", None]}
+    assert "<table" in table.html
+    drawn = box.run_code(
+        "import matplotlib.pyplot as plt\nplt.bar(['x', 'y'], [1, 2], label='g')\nplt.title('T')\n"
+        "plt.xlabel('size (m)')\nplt.show()",
+        timeout=120,
+    )
+    assert drawn.error is None, drawn.error
+    (figure,) = drawn.results
+    assert figure.png.startswith("iVBOR")
+    assert (figure.chart.type.value, figure.chart.title, figure.chart.x_unit) == ("bar", "T", "m")
+    assert [(one.label, one.group, one.value) for one in figure.chart.elements] == [("x", "g", 1), ("y", "g", 2)]
+
+
+def silence_is_told_while_code_runs():
+    """A keepalive every five seconds, so that nobody takes it for gone."""
+    began = time.monotonic()
+    lines = envd(
+        shared(), "POST", "/execute", port=49999, json={"code": "import time; time.sleep(6)"}
+    ).text.splitlines()
+    kinds = [json.loads(line)["type"] for line in lines]
+    assert "keepalive" in kinds, kinds
+    assert kinds.index("keepalive") < kinds.index("end_of_execution") == len(kinds) - 1
+    assert time.monotonic() - began >= 6
+
+
+def streams_say_that_they_are_there():
+    """As often as Keepalive-Ping-Interval asks for."""
+    message = json.dumps({"process": {"cmd": "sleep", "args": ["1.5"]}}).encode()
+    headers = {"Content-Type": "application/connect+json", "Keepalive-Ping-Interval": "1"}
+    content = b"\0" + len(message).to_bytes(4, "big") + message
+    told = envd(shared(), "POST", "/process.Process/Start", content=content, headers=headers).content
+    assert b'{"event":{"keepalive":{}}}' in told, told
+
+
 def contexts_have_variables_of_their_own():
     """Made, listed, restarted, removed; an unknown one is not found."""
     needs(Sandbox, "create_code_context")
     box = shared()
     context = box.create_code_context(cwd="/tmp")
-    assert context.language == "python"
+    assert (context.language, context.cwd) == ("python", "/tmp")
+    if hasattr(box, "list_code_contexts"):
+        assert {one.cwd for one in box.list_code_contexts()} == {"/tmp", "/home/user"}
     box.run_code("mine = 1", context=context)
     assert box.run_code("mine").error.name == "NameError"
     assert box.run_code("mine", context=context).text == "1"

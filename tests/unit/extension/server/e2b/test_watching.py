@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 
 from warmcell.extension.server.e2b.framing import ConnectError
-from warmcell.extension.server.e2b.watching import LINE_MAX_BYTES, _said
+from warmcell.extension.server.e2b.watching import LINE_MAX_BYTES, _event, _said
 
 EVENT = {"type": "EVENT_TYPE_WRITE", "name": "a" * 4096}
+FILE = {
+    "path": "/tmp/a",
+    "name": "a",
+    "type": "file",
+    "size_bytes": 3,
+    "mode": 0o640,
+    "owner": "ann",
+    "group": "ann",
+    "modified_at": 1.5,
+    "target": None,
+    "metadata": {},
+}
 
 
 async def lines(*pieces: bytes) -> AsyncIterator[dict[str, Any]]:
@@ -45,3 +57,16 @@ async def test_other_words_end_it(words: bytes) -> None:
     """No line without an end is collected, and what is no event is none."""
     with pytest.raises(ConnectError):
         await heard(*(words[at : at + 1000] for at in range(0, len(words), 1000)))
+
+
+@pytest.mark.parametrize(
+    "file", [7, [], {}, {**FILE, "mode": "x"}, {**FILE, "modified_at": 1e300}, {**FILE, "more": 1}]
+)
+def test_what_a_watcher_says_of_a_file_is_checked(file: object) -> None:
+    """A file is told as what it is; words that are none end the watcher."""
+    said = {"kind": "written", "name": "a"}
+    told = _event({**said, "file": FILE})["entry"]
+    assert (told["type"], told["permissions"], told["size"]) == ("FILE_TYPE_FILE", "-rw-r-----", "3")
+    assert "entry" not in _event({**said, "file": None})
+    with pytest.raises(ConnectError):
+        _event({**said, "file": file})
