@@ -85,7 +85,9 @@ def test_lines_are_events_or_refused(examples: int) -> None:
             with contextlib.suppress(ProtocolError):
                 assert "/" not in socket_name(told)
 
-    give_anything(LINES, read, refusals=ProtocolError, examples=examples)
+    sound = [b'{"event": "kernel", "pid": 7, "state": "exited", "exit_code": 1}', b'{"ok": true, "sockets": "k1"}']
+    broken = [b"[]", b'{"event": "kernel", "pid": true}', b'{"event": "template", "since": 1e999}', b"[" * 50_000]
+    give_anything(LINES, read, refusals=ProtocolError, examples=examples, sound=sound, broken=broken)
 
 
 @LENGTHS
@@ -100,8 +102,13 @@ def test_frames_are_output_or_refused(examples: int, loop: asyncio.AbstractEvent
         assert isinstance(made.exit_code, int)
 
     ends = changed({"exit_code": 3}).map(lambda told: json.dumps(told).encode())
-    inputs = framed(st.binary(max_size=50), ends)
-    give_anything(inputs, lambda said: loop.run_until_complete(follow(said)), examples=examples)
+    give_anything(
+        framed(st.binary(max_size=50), ends),
+        lambda said: loop.run_until_complete(follow(said)),
+        examples=examples,
+        sound=[frame((1, b"x")) + frame((3, b'{"exit_code": 0}'))],
+        broken=[b"", frame((1, b"x")), frame((4, b"")), frame((3, b"{}")), b"\x01\x7f\xff\xff\xff"],
+    )
 
 
 @LENGTHS
@@ -120,7 +127,14 @@ def test_answers_about_files_are_whole_or_refused(examples: int, loop: asyncio.A
 
     sound = DONE.map(lambda told: frame((1, line(told))) + frame((3, b'{"exit_code": 0}')))
     inputs = st.tuples(st.sampled_from(OPERATIONS), st.one_of(sound, framed(JUNK, DONE.map(line))))
-    give_anything(inputs, lambda drawn: loop.run_until_complete(answer(drawn)), examples=examples)
+    exit_code = frame((3, b'{"exit_code": 0}'))
+    give_anything(
+        inputs,
+        lambda drawn: loop.run_until_complete(answer(drawn)),
+        examples=examples,
+        sound=[("list", frame((1, line({"ok": True, "files": [FILE]}))) + exit_code)],
+        broken=[("stat", frame((1, line({"ok": True}))) + exit_code), ("read", frame((1, b"{")) + exit_code)],
+    )
 
 
 def test_an_answer_without_an_end_is_given_up(loop: asyncio.AbstractEventLoop) -> None:
@@ -178,7 +192,10 @@ def test_requests_are_answered_or_refused(examples: int, loop: asyncio.AbstractE
     after = st.one_of(LINES, framed(st.binary(max_size=20)))
     try:
         inputs = st.tuples(st.sampled_from(tuple(VERBS)), LINES, after)
-        give_anything(inputs, ask, refusals=(WarmcellError,), examples=examples)
+        exited = frame((1, b"x")) + frame((3, b'{"exit_code": 0}'))
+        sound = [("exec", line({"ok": True, "pid": 5}), exited), ("events", line({"ok": True}), b"")]
+        broken = [("exec", line({"ok": True, "pid": 5}), frame((1, b"x"))), ("hello", b"", b"")]
+        give_anything(inputs, ask, examples=examples, sound=sound, broken=broken)
         guest.says = b"x" * 9_000_000
         with pytest.raises(WarmcellError):
             loop.run_until_complete(channel.hello())
