@@ -12,7 +12,6 @@ from warmcell.sandbox.errors import (
     CapacityError,
     OperationTimeoutError,
     ProtocolError,
-    from_json,
 )
 from warmcell.sandbox.guest_process import GuestProcess
 from warmcell.sandbox.guest_wire import (
@@ -21,6 +20,8 @@ from warmcell.sandbox.guest_wire import (
     gone,
     is_event,
     read_object,
+    refusal,
+    shown,
     socket_name,
     wait_for_socket,
     whole_number,
@@ -109,7 +110,7 @@ class GuestChannel:
         answer = await self._ask({"op": "hello"}, timeout=ANSWER_TIMEOUT_S)
         if answer.get("protocol") != PROTOCOL:
             raise ProtocolError(
-                f"The guest speaks protocol {answer.get('protocol')!r}, not {PROTOCOL}",
+                f"The guest speaks protocol {shown(answer.get('protocol'))}, not {PROTOCOL}",
                 hint="Restart the sandbox: it was started by another version of Warmcell.",
             )
         return Hello(pid=whole_number(answer, "pid"), python=str(answer.get("python", "")))
@@ -157,7 +158,7 @@ class GuestChannel:
         answer = await self._ask(request, timeout=timeout)
         started_from = answer.get("started_from")
         if started_from not in ("template", "cold"):
-            raise ProtocolError(f"The guest said started_from {started_from!r}", hint=RESTART)
+            raise ProtocolError(f"The guest said started_from {shown(started_from)}", hint=RESTART)
         return KernelStarted(
             pid=whole_number(answer, "pid"),
             started_from=started_from,
@@ -237,18 +238,17 @@ class GuestChannel:
         parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         size = 0
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self.exec_stream(argv, env=env, cwd=cwd) as process,
-                asyncio.TaskGroup() as group,
-            ):
-                feeding = group.create_task(process.feed(input))
-                async for name, content in process.output():
-                    size += len(content)
-                    if size > output_max_bytes:
-                        break
-                    parts[name].append(content)
-                feeding.cancel()
+            async with asyncio.timeout(timeout), self.exec_stream(argv, env=env, cwd=cwd) as process:
+                feeding = asyncio.create_task(process.feed(input))
+                try:
+                    async for name, content in process.output():
+                        size += len(content)
+                        if size > output_max_bytes:
+                            break
+                        parts[name].append(content)
+                finally:
+                    feeding.cancel()
+                    await asyncio.gather(feeding, return_exceptions=True)
         except TimeoutError as error:
             raise OperationTimeoutError(
                 f"{argv[0]} did not end within {timeout:g} s and was killed",
@@ -415,7 +415,7 @@ class GuestChannel:
             except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
                 raise gone() from error
             if answer.get("ok") is not True:
-                raise from_json({"hint": RESTART, **answer})
+                raise refusal(answer)
             yield answer, reader, writer
         finally:
             self._open.discard(writer)

@@ -7,20 +7,24 @@ following links and what comes from it is checked before it is used.
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
+import reprlib
 import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.errors import InvalidRequestError, ProtocolError, TransportError
+from warmcell.sandbox.errors import InvalidRequestError, ProtocolError, TransportError, WarmcellError, from_json
 from warmcell.sandbox.models import TemplateStatus
 
 RESTART = "Restart the sandbox."
 SOCKET_NAME = re.compile(r"[.]?[a-z0-9]+")
 SOCKET_NAME_MAX = 32
+WORDS_MAX = 1000
+"""Characters of a guest's sentence that are shown."""
 
 
 async def connect(run_directory: Path) -> socket.socket:
@@ -95,12 +99,28 @@ def read_object(line: bytes) -> Mapping[str, Any]:
         ProtocolError: It is something else.
     """
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ProtocolError("The guest answered something that is not JSON", hint=RESTART) from error
     if not isinstance(value, dict):
         raise ProtocolError("The guest answered something that is no object", hint=RESTART)
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    """What would make an answer of ours one that is not JSON."""
+    raise ValueError(f"{text} is no number")
+
+
+def refusal(answer: Mapping[str, Any]) -> WarmcellError:
+    """The error that a guest's answer stands for, with words and a cure whatever it has said."""
+    message, hint = (str(answer.get(name) or "")[:WORDS_MAX] for name in ("message", "hint"))
+    return from_json({"code": answer.get("code"), "message": message or "The guest refused", "hint": hint or RESTART})
 
 
 def whole_number(answer: Mapping[str, Any], name: str) -> int:
@@ -111,8 +131,13 @@ def whole_number(answer: Mapping[str, Any], name: str) -> int:
     """
     value = answer.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ProtocolError(f"The guest said {name} {value!r}", hint=RESTART)
+        raise ProtocolError(f"The guest said {name} {shown(value)}", hint=RESTART)
     return value
+
+
+def shown(value: object) -> str:
+    """What a guest has said, for an error; as much of it as anybody reads."""
+    return reprlib.repr(value)
 
 
 def socket_name(answer: Mapping[str, Any]) -> str:
@@ -123,7 +148,7 @@ def socket_name(answer: Mapping[str, Any]) -> str:
     """
     name = answer.get("sockets")
     if not isinstance(name, str) or len(name) > SOCKET_NAME_MAX or not SOCKET_NAME.fullmatch(name):
-        raise ProtocolError(f"The guest said sockets {str(name)[:SOCKET_NAME_MAX]!r}", hint=RESTART)
+        raise ProtocolError(f"The guest said sockets {shown(name)}", hint=RESTART)
     return name
 
 
@@ -134,13 +159,14 @@ def is_event(line: Mapping[str, Any]) -> bool:
         try:
             TemplateStatus.from_json(fields)
         except InvalidRequestError as error:
-            raise ProtocolError(f"The guest told a template that is none: {error.message}", hint=RESTART) from error
+            message = f"The guest told a template that is none: {error.message[:WORDS_MAX]}"
+            raise ProtocolError(message, hint=RESTART) from error
         return True
     if line.get("event") != "kernel":
         return False
     whole_number(fields, "pid")
     if fields.get("state") not in ("running", "exited"):
-        raise ProtocolError(f"The guest said that a kernel is {fields.get('state')!r}", hint=RESTART)
+        raise ProtocolError(f"The guest said that a kernel is {shown(fields.get('state'))}", hint=RESTART)
     if fields["state"] == "exited":
         whole_number(fields, "exit_code")
     return True

@@ -518,7 +518,10 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     if kind is Secret:
         return Secret(_decode(str, value, where))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidRequestError(f"{where} is too large for a number", hint="Give a smaller one.") from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise _mismatch(where, kind.__name__, value)
     return value

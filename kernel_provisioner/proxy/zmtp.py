@@ -209,7 +209,7 @@ class Peer:
                 if flags & _COMMAND:
                     raise ZmtpError(f"a command of {size} bytes")
                 there = data[begin : begin + size]
-                memory = mmap.mmap(-1, size)  # Pages come as they are filled, not because a size was claimed.
+                memory = _memory(size)
                 memory[: len(there)] = there
                 at = begin + len(there)
                 if len(there) < size:
@@ -262,6 +262,14 @@ class Peer:
         self._frames_bytes += len(frame)
         if len(self._frames) > MESSAGE_MAX_FRAMES:
             raise ZmtpError(f"a message of more than {MESSAGE_MAX_FRAMES} frames")
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Of its own; pages come as they are filled, not because a size was claimed."""
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        raise ZmtpError(f"a frame of {size} bytes, for which there is no room") from error
 
 
 def encode(parts: Sequence[Part]) -> list[Chunk]:

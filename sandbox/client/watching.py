@@ -17,6 +17,7 @@ from warmcell.sandbox.client.transport import now
 from warmcell.sandbox.errors import (
     ConflictError,
     OperationTimeoutError,
+    ProtocolError,
     SandboxDiedError,
     SandboxFileNotFoundError,
     WarmcellError,
@@ -24,6 +25,11 @@ from warmcell.sandbox.errors import (
 )
 
 Kind = Literal["created", "written", "removed", "moved", "changed", "lost"]
+KINDS = tuple(watcher.TYPES.values())
+"""Those that a watcher says itself."""
+
+LINE_MAX_BYTES = 256 * 1024
+"""Of one change: a name in it has 4 KiB at most, what is noted on a file 72 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,32 @@ def command(python: str, path: str, *, recursive: bool, files: bool = False) -> 
     source = Path(watcher.__file__).read_text()
     teller = [(Path(watcher.__file__).parent / "guest" / "files.py").read_text()] if files else []
     return [python or "python3", "-I", "-S", "-c", source, path, "1" if recursive else "0", *teller]
+
+
+def whole_lines(rest: bytes, more: str) -> tuple[list[dict[str, Any]], bytes]:
+    """What a watcher has said that is complete now, and what is left over.
+
+    Args:
+        rest: What was left over before.
+        more: What has come since, in base64. Whatever is in the sandbox may have written it.
+
+    Raises:
+        ProtocolError: These are not a watcher's words.
+    """
+    *lines, rest = (rest + base64.b64decode(more)).split(b"\n")
+    try:
+        said = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        said = [None]
+    if len(rest) > LINE_MAX_BYTES or not all(map(_is_word, said)):
+        raise ProtocolError("The watcher does not say what a watcher says", hint="Watch again, or restart the sandbox.")
+    return said, rest
+
+
+def _is_word(said: object) -> bool:
+    if not isinstance(said, dict):
+        return False
+    return "kind" not in said or (said["kind"] in KINDS and isinstance(said.get("name"), str))
 
 
 class CoreWatch:
@@ -94,9 +126,9 @@ class CoreWatch:
                     rest = b""
                     yield entry
                 if "stdout" in entry:
-                    *whole, rest = (rest + base64.b64decode(entry["stdout"])).split(b"\n")
-                    for line in whole:
-                        yield json.loads(line)
+                    said, rest = whole_lines(rest, entry["stdout"])
+                    for one in said:
+                        yield one
                 if "ended" in entry:
                     _check_end(entry["ended"])
 
@@ -161,9 +193,10 @@ def _check_end(ended: Mapping[str, Any]) -> None:
         raise SandboxDiedError("What watches the folder has been ended", hint="Watch again, and list what is there.")
 
 
-def _failed(number: int, path: str) -> WarmcellError:
-    details = {"errno": errno.errorcode.get(number, str(number))}
+def _failed(number: object, path: str) -> WarmcellError:
+    details = {"errno": errno.errorcode.get(number, "") if isinstance(number, int) else ""}
     if number == errno.ENOENT:
         return SandboxFileNotFoundError(f"{path} is not there", hint="Make it first: files.mkdir.", details=details)
     hint = "Give a folder." if number == errno.ENOTDIR else "Watch less, or without `recursive`."
-    return ConflictError(f"{path} cannot be watched: {details['errno']}", hint=hint, details=details)
+    why = details["errno"] or "the system does not say why"
+    return ConflictError(f"{path} cannot be watched: {why}", hint=hint, details=details)

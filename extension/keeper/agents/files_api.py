@@ -16,7 +16,7 @@ from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest_process import GuestProcess
-from warmcell.sandbox.guest_wire import RESTART, read_object
+from warmcell.sandbox.guest_wire import RESTART, WORDS_MAX, read_object, shown, whole_number
 from warmcell.sandbox.models import SandboxId
 
 MAX_BODY_BYTES = 64 * 2**30
@@ -29,6 +29,9 @@ PARTS_MAX = 10_000
 METADATA_KEY = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
 METADATA_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
 METADATA_MAX = 64
+MODE_MAX = 0o7777
+ERRNO_MAX = 32
+"""Characters of the name of an errno."""
 
 BOX = r"/sandboxes/([a-z0-9]+)"
 
@@ -45,6 +48,14 @@ STATUS: Mapping[str, type[errors.WarmcellError]] = {
     "ENOTSUP": errors.UnsupportedOperationError,
     "EOPNOTSUPP": errors.UnsupportedOperationError,
 }
+FILE: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("path", "name", "type", "owner", "group"), (str,)),
+    **dict.fromkeys(("size_bytes", "mode"), (int,)),
+    **{"modified_at": (int, float), "target": (str, type(None)), "metadata": (dict,)},
+}
+"""What is told of a file, as `FileInfo` has it; checked by hand, since there may be thousands of them."""
+
+TYPES = ("file", "directory", "symlink", "other")
 HINTS: Mapping[type[errors.WarmcellError], str] = {
     errors.SandboxFileNotFoundError: "List its directory to see what is there.",
     errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
@@ -66,29 +77,30 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
 class Work:
     """One thing that is done with a sandbox's files."""
 
-    def __init__(self, process: GuestProcess) -> None:
+    def __init__(self, process: GuestProcess, op: str) -> None:
         self._process = process
+        self._op = op
         self._stdout = _stdout(process)
         self._rest = b""
 
-    async def answer(self) -> Mapping[str, Any]:
-        """What became of it.
+    async def answer(self) -> dict[str, Any]:
+        """What became of it, each field of which is what it should be.
 
         Raises:
             WarmcellError: It could not be done, or the guest broke off.
         """
-        said = b""
+        said = bytearray()
         async for piece in self._stdout:
             said += piece
-            if b"\n" in said or len(said) > HEAD_MAX_BYTES:
+            if b"\n" in piece or len(said) > HEAD_MAX_BYTES:
                 break
-        line, newline, self._rest = said.partition(b"\n")
+        line, newline, self._rest = bytes(said).partition(b"\n")
         if not newline:
             raise errors.ProtocolError("The sandbox broke off as it worked on its files", hint=RESTART)
         head = read_object(line)
         if head.get("ok") is not True:
             raise _refused(head)
-        return head
+        return _told(self._op, head)
 
     async def content(self) -> AsyncIterator[bytes]:
         """What follows the answer.
@@ -125,9 +137,7 @@ async def done(agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any]
     """
     async with work_in(agents, sandbox_id, request) as process:
         await process.close_stdin()
-        head = dict(await Work(process).answer())
-    head.pop("ok")
-    return head
+        return await Work(process, request["op"]).answer()
 
 
 class FilesHandler(JsonHandler):
@@ -224,7 +234,7 @@ class ContentHandler(JsonHandler):
                 raise self._refused
             assert self._process is not None
             await self._process.close_stdin()
-            said = await self.unless_gone(Work(self._process).answer())
+            said = await self.unless_gone(Work(self._process, "unpack" if tree else "write").answer())
         finally:
             await self._let_go()
         self.answer({"files": said["files"]} if tree else said["file"])
@@ -247,7 +257,7 @@ class ContentHandler(JsonHandler):
     async def _send(self, agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any], tree: bool) -> None:
         async with work_in(agents, sandbox_id, request) as process:
             await process.close_stdin()
-            work = Work(process)
+            work = Work(process, request["op"])
             await work.answer()
             self.set_header("Content-Type", "application/x-tar" if tree else "application/octet-stream")
             name = PurePosixPath(request["path"]).name + (".tar" if tree else "")
@@ -266,7 +276,7 @@ class ContentHandler(JsonHandler):
             return {"op": "unpack", "path": self._path()}
         mode = self.get_query_argument("mode", "")
         parents = self.get_query_argument("parents", "1") == "1"
-        number = int(checks.number(mode, "mode", most=0o7777)) if mode else None
+        number = int(checks.number(mode, "mode", most=MODE_MAX)) if mode else None
         metadata = checked_metadata(self.get_query_argument("metadata", "{}", strip=False))
         return {"op": "write", "path": self._path(), "mode": number, "parents": parents, "metadata": metadata}
 
@@ -318,7 +328,42 @@ def checked_metadata(text: str) -> dict[str, str]:
     return found
 
 
+def _told(op: str, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What the guest says that it has done; raises ProtocolError where a field is not what it should be."""
+    match op:
+        case "list":
+            files = head.get("files")
+            if not isinstance(files, list):
+                raise _no_file(files)
+            return {"files": [_file(one) for one in files], "truncated": head.get("truncated") is True}
+        case "unpack":
+            return {"files": whole_number(head, "files")}
+        case "remove" | "pack":
+            return {}
+        case "mkdir":
+            return {"file": _file(head.get("file")), "created": head.get("created") is True}
+    return {"file": _file(head.get("file"))}
+
+
+def _file(told: object) -> dict[str, Any]:
+    if (
+        not isinstance(told, dict)
+        or not all(type(told.get(name)) in kinds for name, kinds in FILE.items())
+        or told["type"] not in TYPES
+        or not 0 <= told["mode"] <= MODE_MAX
+        or not 0 <= told["size_bytes"] < 2**63
+        or not all(type(one) is str for pair in told["metadata"].items() for one in pair)
+    ):
+        raise _no_file(told)
+    return {name: told.get(name) for name in FILE}
+
+
+def _no_file(told: object) -> errors.ProtocolError:
+    return errors.ProtocolError(f"The sandbox told of a file {shown(told)}", hint=RESTART)
+
+
 def _refused(head: Mapping[str, Any]) -> errors.WarmcellError:
-    name = str(head.get("errno", ""))
+    name = str(head.get("errno", ""))[:ERRNO_MAX]
     kind = STATUS.get(name, errors.ConflictError)
-    return kind(str(head.get("message", "It cannot be done"))[:1000], hint=HINTS[kind], details={"errno": name})
+    message = str(head.get("message") or "It cannot be done")[:WORDS_MAX]
+    return kind(message, hint=HINTS[kind], details={"errno": name})

@@ -16,6 +16,7 @@ from warmcell.sandbox.errors import InvalidRequestError
 
 UINT32_MAX: Final = 2**32 - 1
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_object(data: bytes, *, max_bytes: int) -> "Fields":
@@ -59,9 +60,7 @@ class Fields:
             raise self._not(name, "text")
         if len(value) > most:
             raise InvalidRequestError(f"{self._place(name)} is longer than {most} characters", hint="Shorten it.")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InvalidRequestError(f"{self._place(name)} is not Unicode text", hint="Send no lone surrogates.")
-        return value
+        return self._unicode(name, value)
 
     def whole(self, name: str, *, most: int = UINT32_MAX) -> int | None:
         """A whole number, 0 or more; as protobuf has it also in quotes."""
@@ -104,14 +103,14 @@ class Fields:
         value = self._get(name, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._not(name, "a list of texts")
-        return value
+        return [self._unicode(name, item) for item in value]
 
     def mapping(self, name: str) -> dict[str, str]:
         """An object of texts."""
         value = self._get(name, {})
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
             raise self._not(name, "an object of texts")
-        return dict(value)
+        return {self._unicode(name, key): self._unicode(name, item) for key, item in value.items()}
 
     def message(self, name: str) -> "Fields | None":
         """An object within this one."""
@@ -150,6 +149,12 @@ class Fields:
         if value is None:
             value = self._value.get(re.sub("[A-Z]", lambda letter: "_" + letter[0].lower(), name))
         return absent if value is None else value
+
+    def _unicode(self, name: str, value: str) -> str:
+        """It, unless it cannot be sent on."""
+        if _SURROGATE.search(value):
+            raise InvalidRequestError(f"{self._place(name)} is not Unicode text", hint="Send no lone surrogates.")
+        return value
 
     def _place(self, name: str) -> str:
         return f"{self._where}.{name}" if self._where else name

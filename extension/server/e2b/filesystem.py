@@ -23,6 +23,10 @@ LINKS_MAX: Final = 64
 """Where a directory has more links, they are told as links, not as what they lead to."""
 
 DEPTH_MAX: Final = 100
+EPOCH: Final = datetime.datetime.fromtimestamp(0, datetime.UTC)
+TIME_MAX_S: Final = 60e9
+"""A file may be of any time; E2B's clients read years of four digits."""
+
 PATH_MAX: Final = 4096
 TYPES: Final[Mapping[str, str]] = {
     "file": "FILE_TYPE_FILE",
@@ -85,7 +89,7 @@ async def remove(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
 def entry(info: Mapping[str, Any]) -> dict[str, Any]:
     """A file as E2B shows it."""
     kind = info["type"]
-    at = datetime.datetime.fromtimestamp(info["modified_at"], datetime.UTC)
+    at = EPOCH + datetime.timedelta(seconds=min(max(info["modified_at"], -TIME_MAX_S), TIME_MAX_S))
     return {
         "name": info["name"],
         "type": TYPES.get(kind, "FILE_TYPE_UNSPECIFIED"),

@@ -16,6 +16,7 @@ from warmcell.sandbox.errors import InvalidRequestError, NotFoundError
 USER: Final = "user"
 """What clients call the one user that a sandbox has."""
 
+KILL_WAIT_S: Final = "10"
 SIGNALS: Final[Mapping[str, int]] = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL}
 
 
@@ -84,7 +85,10 @@ async def send_signal(request: E2bHandler, message: Fields) -> Mapping[str, Any]
     if name not in SIGNALS:
         raise InvalidRequestError(f"signal must be one of {', '.join(SIGNALS)}", hint="Send it by its name.")
     command = await _selected(request, message)
-    await request.keeper.ask("POST", f"{_path(request)}/{command['id']}/signal", {"signum": int(SIGNALS[name])})
+    path = f"{_path(request)}/{command['id']}"
+    await request.keeper.ask("POST", f"{path}/signal", {"signum": int(SIGNALS[name])})
+    if SIGNALS[name] == signal.SIGKILL:  # Whoever has killed it finds it dead.
+        await request.keeper.ask("GET", path, params={"wait": KILL_WAIT_S})
     return {}
 
 

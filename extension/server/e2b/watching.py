@@ -1,9 +1,7 @@
 """E2B's watchers: a process in the sandbox says what changes, as events or to be asked for."""
 
-import base64
 import contextlib
 import errno
-import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
@@ -14,14 +12,11 @@ from warmcell.extension.server.e2b.filesystem import entry, path_of
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.client.results import FileInfo
-from warmcell.sandbox.client.watching import command
+from warmcell.sandbox.client.watching import command, whole_lines
 from warmcell.sandbox.errors import NotFoundError, WarmcellError
 
 TAG: Final = "e2b.watcher"
 NO_WATCHER: Final = "The watcher does not say what a watcher says"
-LINE_MAX_BYTES: Final = 64 * 1024
-"""Of one change: a name in it has 4 KiB at most."""
-
 TYPES: Final = {
     "created": "EVENT_TYPE_CREATE",
     "written": "EVENT_TYPE_WRITE",
@@ -66,7 +61,7 @@ async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
             if "next" in line:
                 start = line["next"]
             elif "stdout" in line:
-                said, rest = _whole(rest, line["stdout"])
+                said, rest = whole_lines(rest, line["stdout"])
                 found += [_event(one) for one in said if "kind" in one]
     marks[watcher_id] = (start, rest)
     if len(marks) > WATCHERS_MAX:
@@ -109,11 +104,12 @@ async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterato
 
     Raises:
         ConnectError: It cannot watch, or has ended.
+        ProtocolError: Something else speaks in its place.
     """
     rest = b""
     async for line in lines:
         if "stdout" in line:
-            whole, rest = _whole(rest, line["stdout"])
+            whole, rest = whole_lines(rest, line["stdout"])
             for said in whole:
                 if "failed" in said:
                     raise _failed(said["failed"], path)
@@ -124,27 +120,8 @@ async def _said(lines: AsyncIterator[dict[str, Any]], path: str) -> AsyncIterato
             yield {}
 
 
-def _whole(rest: bytes, more: str) -> tuple[list[dict[str, Any]], bytes]:
-    """The objects that are complete now, and what is left over. Whatever is in the sandbox may have written it.
-
-    Raises:
-        ConnectError: These are not a watcher's words.
-    """
-    *lines, rest = (rest + base64.b64decode(more)).split(b"\n")
-    try:
-        said = [json.loads(line) for line in lines]
-    except (ValueError, RecursionError):
-        said = [None]
-    if len(rest) > LINE_MAX_BYTES or not all(isinstance(one, dict) for one in said):
-        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
-    return said, rest
-
-
 def _event(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    kind, name = said["kind"], said.get("name")
-    if not isinstance(kind, str) or kind not in TYPES or not isinstance(name, str):
-        raise ConnectError(Code.UNAVAILABLE, NO_WATCHER)
-    return {"type": TYPES[kind], "name": name, **_entry(said.get("file"))}
+    return {"type": TYPES[said["kind"]], "name": said["name"], **_entry(said.get("file"))}
 
 
 def _entry(file: object) -> Mapping[str, Any]:

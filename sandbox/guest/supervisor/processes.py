@@ -93,11 +93,17 @@ def _become(
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as error:
         what = cwd if error.filename == cwd else argv[0]
-        os.write(2, f"warmcell: {what}: {error.strerror}\n".encode("utf-8", "surrogateescape"))
-        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE)
+        _end(f"{what}: {error.strerror}", NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE)
     except BaseException as error:
-        os.write(2, f"warmcell: {argv[0]}: {error}\n".encode("utf-8", "surrogateescape"))
-        os._exit(NOT_RUNNABLE)
+        _end(f"{argv[0]}: {error}", NOT_RUNNABLE)
+
+
+def _end(why: str, code: int) -> NoReturn:
+    """Say why on stderr, whatever is in it: what is raised here would go on as a second init."""
+    try:
+        os.write(2, f"warmcell: {why}\n".encode("utf-8", "backslashreplace"))
+    finally:
+        os._exit(code)
 
 
 def _above_stdio(fd: int) -> int:
@@ -232,7 +238,7 @@ class Execution:
         if "signal" in request and self._running:
             os.killpg(self.pid, request["signal"])
         if "resize" in request and self._terminal and not self._stdin.closed:
-            rows, columns = request["resize"]
+            rows, columns = map(int, request["resize"])
             _resize(self._stdin.fd, rows, columns)
 
     def _on_exit(self, code: int) -> None:

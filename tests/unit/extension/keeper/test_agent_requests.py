@@ -1,41 +1,23 @@
 """Whatever a request says, it is understood or refused with a word; nothing else is raised."""
 
 import json
-import math
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
+from tests.anything import JSON, LENGTHS, changed, give_anything
 from warmcell.extension.keeper.agents import api, checks
 from warmcell.extension.keeper.agents.commands import Command, size_of
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.sandbox.client.results import Showing
-from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import Terms
 
 COMMAND = ("id", "argv", "cwd", "env", "stdin", "pty", "timeout_s", "tag", "input")
 RUN = ("id", "code", "context", "timeout_s", "linger_s", "env")
 SIZE = ("rows", "columns")
-EACH = 2000
-
-LEAVES = (None, True, False, 0, -1, 1.5, 1e300, -math.inf, math.nan, 2**70, "", "a", "\0", "\ud800", "x=1", "é" * 300)
-LEAVES = (*LEAVES, "default", "kill", "suspend", "aGk=", "ls")
-
-
-def anything(chance: random.Random, depth: int = 3) -> Any:
-    """Any JSON, and what Python takes for JSON."""
-    kind = chance.random()
-    if depth and kind < 0.15:
-        return [anything(chance, depth - 1) for _ in range(chance.randrange(4))]
-    if depth and kind < 0.3:
-        return {str(anything(chance, 0)): anything(chance, depth - 1) for _ in range(chance.randrange(4))}
-    if kind < 0.4:
-        return "".join(chr(chance.randrange(1, 0x3000)) for _ in range(chance.randrange(30)))
-    return chance.choice(LEAVES)
-
-
 RIGHT: dict[str, Any] = {
     **{"argv": ["ls"], "code": "1", "id": "a1", "cwd": "/tmp", "env": {"A": "b"}, "tags": {"a": "b"}, "stdin": True},
     **{"pty": {"rows": 3, "columns": 4}, "timeout_s": 1.5, "linger_s": 0, "context": "default", "input": "aGk="},
@@ -43,48 +25,51 @@ RIGHT: dict[str, Any] = {
 }
 
 
-def bodies(*names: str) -> list[dict[str, Any]]:
-    """Bodies with these fields, two of three with what they mean; each time the same."""
-    chance = random.Random("requests")
-    made = []
-    for _ in range(EACH):
-        some = chance.sample(names, chance.randrange(len(names) + 1))
-        made.append({name: RIGHT.get(name) if chance.random() < 0.7 else anything(chance) for name in some})
-    return made
+WRONG: dict[str, Any] = {"timeout_s": -1, "rows": "x"}
 
 
+@LENGTHS
 @pytest.mark.parametrize(
     ("read", "names"),
     [(Command, COMMAND), (Run, RUN), (api.terms_of, api.TERMS), (api.changes_of, api.TERMS), (size_of, SIZE)],
 )
-def test_bodies_are_understood_or_refused(read: Callable[[dict[str, Any]], object], names: tuple[str, ...]) -> None:
-    """10,000 bodies in all: each gives an object, or an error with a code and a cure; both come."""
-    understood = 0
-    for body in bodies(*names, "other"):
-        try:
-            made = read(body)
-        except WarmcellError as error:
-            assert error.code == "invalid_request", body
-            assert error.hint
-            continue
-        understood += 1
+def test_bodies_are_understood_or_refused(
+    read: Callable[[dict[str, Any]], object], names: tuple[str, ...], examples: int
+) -> None:
+    """Each gives an object, or an error with a code and a cure."""
+
+    def take(body: dict[str, Any]) -> None:
+        made = read(body)
         if isinstance(made, Command | Run):
-            json.dumps(made.info())
+            json.dumps(made.info(), allow_nan=False)
         if isinstance(made, Terms):
             assert made.timeout_s is None or 0 < made.timeout_s < 1e10
-    assert 0 < understood < EACH
+
+    sound = {name: RIGHT[name] for name in names if name in RIGHT}
+    give_anything(
+        changed(sound, names=names),
+        take,
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=[sound],
+        broken=[{**sound, **WRONG}],
+    )
 
 
-def test_cursors_and_numbers_are_understood_or_refused() -> None:
+@LENGTHS
+def test_cursors_and_numbers_are_understood_or_refused(examples: int) -> None:
     """What comes in a query may be anything."""
-    chance = random.Random("queries")
-    for _ in range(EACH):
-        text = str(anything(chance))
-        for read in (api._place, lambda one: checks.number(one, "from", most=100)):
-            try:
-                read(text)
-            except WarmcellError as error:
-                assert error.code == "invalid_request"
+    reads: list[Callable[[str], object]] = [api._place, lambda one: checks.number(one, "from", most=100)]
+    texts = st.one_of(JSON.map(str), st.integers(0, 200).map(str), st.floats().map(str), st.text(max_size=9))
+    inputs = st.tuples(st.sampled_from(reads), texts)
+    give_anything(
+        inputs,
+        lambda drawn: drawn[0](drawn[1]),
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=[(reads[1], "7")],
+        broken=[(reads[1], "nan"), (reads[0], "x")],
+    )
 
 
 def test_entries_that_a_client_does_not_know_are_passed_over() -> None:

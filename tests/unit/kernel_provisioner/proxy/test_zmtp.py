@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import zmq
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from tests.leaks import Places
 from warmcell.kernel_provisioner.proxy import zmtp
 from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Part, Peer, ZmtpError, encode
@@ -194,17 +194,32 @@ def test_frames_may_come_in_any_pieces() -> None:
             assert found == MESSAGES[: 3 if size == 1 else 4]
 
 
-@given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None)
-def test_noise_ends_a_connection_or_waits_for_more(noise: bytes) -> None:
-    """Whatever bytes come after a handshake, nothing but a ZmtpError is raised."""
-    with Pair() as pair:
-        pair.say(GREETING + READY)
-        assert pair.peer.state == "open"
-        try:
-            pair.say(noise)
-        except ZmtpError:
-            assert pair.peer.state == "closed"
+FRAME = st.tuples(st.sampled_from((0, 1, 2, 3, 4, 6, 8, 255)), st.integers(0, 2**64 - 1), st.binary(max_size=40)).map(
+    lambda one: bytes((one[0],)) + (one[1].to_bytes(8) if one[0] & 2 else bytes((len(one[2]),))) + one[2]
+)
+COMMANDS = st.sampled_from(
+    (b"\x04\x05\x04PING", READY, b"\x04\x00", b"\x00\x00", b"\x01\x01a\x00\x01b", b"\x01\x00" * 5000)
+)
+STREAMS = st.lists(st.one_of(FRAME, COMMANDS, st.binary(max_size=40)), max_size=6).map(b"".join)
+
+
+@LENGTHS
+def test_noise_ends_a_connection_or_waits_for_more(examples: int) -> None:
+    """Whatever bytes come after a handshake or in its place, nothing but a ZmtpError is raised, and ends it."""
+
+    def read(noise: bytes) -> None:
+        with Pair() as pair:
+            try:
+                for message in pair.say(noise):
+                    assert sum(map(len, message)) <= len(noise)
+            except ZmtpError:
+                assert pair.peer.state == "closed"
+                raise
+
+    begins = st.sampled_from((GREETING + READY, GREETING + READY, GREETING, b""))
+    inputs = st.tuples(begins, STREAMS).map(b"".join)
+    sound, broken = [GREETING + READY + b"\0\1x"], [GREETING + READY + b"\xff\0", b"GET /"]
+    give_anything(inputs, read, refusals=ZmtpError, examples=examples, sound=sound, broken=broken)
 
 
 @pytest.mark.parametrize(

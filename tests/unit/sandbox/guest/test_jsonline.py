@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.anything import JSON, LENGTHS, give_anything
 from warmcell.sandbox.guest.supervisor.jsonline import decode, encode
 
 VALUES = st.recursive(
@@ -31,14 +32,20 @@ def test_what_json_writes_is_read(value: dict[str, object], ascii_only: bool) ->
     assert decode(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
-@given(st.binary(max_size=60))
-def test_other_bytes_are_an_error_or_an_object(data: bytes) -> None:
-    """Nothing but ValueError comes of bytes that are no object."""
-    try:
+@LENGTHS
+def test_other_bytes_are_an_error_or_an_object(examples: int) -> None:
+    """Nothing but ValueError comes of bytes that are no object, and an object is what the standard library reads."""
+    words = st.sampled_from(
+        (b"{", b"}", b"[", b"]", b":", b",", b'"a"', b"1", b"1e999", b"null", b"\\ud800", b" ", b"\xff")
+    )
+    objects = JSON.map(lambda value: json.dumps({"a": value}).encode())
+    inputs = st.one_of(st.binary(max_size=60), st.lists(words, max_size=12).map(b"".join), objects)
+
+    def read(data: bytes) -> None:
         value = decode(data)
-    except ValueError:
-        return
-    assert value == json.loads(data)
+        assert json.dumps(value) == json.dumps(json.loads(data))
+
+    give_anything(inputs, read, refusals=ValueError, examples=examples, sound=[b"{}"], broken=[b"[]"])
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import ssl
 import tracemalloc
 from collections.abc import Sequence
 
-import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import NetworkPolicy, Secret
 from warmcell.sandbox.network.egress import Door, Egress
@@ -88,27 +87,18 @@ def read_anything(data: bytes) -> None:
             assert str(refused)
 
 
-@given(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
-@settings(max_examples=300, deadline=None, derandomize=True)
-def test_any_bytes_are_answered_or_hung_up_on(data: bytes, size: int) -> None:
+@LENGTHS
+def test_any_bytes_are_answered_or_hung_up_on(examples: int) -> None:
     """However they are cut."""
-    serve(data, size)
+    inputs = st.tuples(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
+    give_anything(inputs, lambda one: serve(*one), examples=examples, memory_max=MEMORY_MAX)
 
 
-@given(st.one_of(REQUESTS, st.binary(max_size=60).map(lambda tail: b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + tail)))
-@settings(max_examples=300, deadline=None, derandomize=True)
-def test_any_bytes_are_a_name_or_none(data: bytes) -> None:
+@LENGTHS
+def test_any_bytes_are_a_name_or_none(examples: int) -> None:
     """Beginnings of TLS, hosts of requests, and hosts of policies."""
-    read_anything(data)
-
-
-@pytest.mark.long
-@given(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
-@settings(max_examples=20_000, deadline=None)
-def test_any_bytes_are_answered_or_hung_up_on_at_length(data: bytes, size: int) -> None:
-    """The same, twenty thousand times."""
-    serve(data, size)
-    read_anything(data)
+    hello = st.binary(max_size=60).map(lambda tail: b"\x16\x03\x01\x00\x40\x01\x00\x00\x3c" + tail)
+    give_anything(st.one_of(REQUESTS, hello), read_anything, examples=examples, memory_max=MEMORY_MAX)
 
 
 def test_what_comes_takes_bounded_memory() -> None:

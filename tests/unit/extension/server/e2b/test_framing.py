@@ -4,27 +4,17 @@ import json
 import struct
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.anything import CUTS, LENGTHS, give_anything, pieces
 from warmcell.extension.server.e2b.framing import Code, ConnectError, Envelopes, envelope, trailer
 
 MESSAGES = st.lists(st.binary(max_size=200), max_size=8)
-CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
 def framed(messages: list[bytes]) -> bytes:
     return b"".join(struct.pack(">BI", 0, len(message)) + message for message in messages)
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """The data in pieces of these sizes, over and over."""
-    found, at, turn = [], 0, 0
-    while at < len(data):
-        found.append(data[at : at + cuts[turn % len(cuts)]])
-        at += cuts[turn % len(cuts)]
-        turn += 1
-    return found
 
 
 @given(MESSAGES, CUTS)
@@ -37,18 +27,15 @@ def test_messages_come_whole_however_they_are_cut(messages: list[bytes], cuts: l
     assert found == messages
 
 
-def feed_anything(data: bytes, cuts: list[int]) -> None:
-    """Messages or a ConnectError, and never more held than a message may have."""
+def feed(drawn: tuple[bytes, list[int]]) -> None:
+    """Messages, and never more held than a message may have."""
+    data, cuts = drawn
     reader = Envelopes(max_bytes=64)
-    try:
-        for piece in pieces(data, cuts):
-            for message in reader.feed(piece):
-                assert len(message) <= 64
-            assert len(reader._buffer) <= 64 + 5
-        reader.close()
-    except ConnectError as error:
-        assert error.code in (Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.RESOURCE_EXHAUSTED)
-        assert error.message
+    for piece in pieces(data, cuts):
+        for message in reader.feed(piece):
+            assert len(message) <= 64
+        assert len(reader._buffer) <= 64 + 5
+    reader.close()
 
 
 ANY = st.one_of(
@@ -60,20 +47,10 @@ ANY = st.one_of(
 )
 
 
-@given(ANY, CUTS)
-@example(struct.pack(">BI", 0, 2**32 - 1), [1])
-@settings(max_examples=300, deadline=None)
-def test_any_bytes_give_messages_or_a_typed_error(data: bytes, cuts: list[int]) -> None:
+@LENGTHS
+def test_any_bytes_give_messages_or_a_typed_error(examples: int) -> None:
     """Junk, huge announcements and foreign flags are refused by name; nothing grows with what is announced."""
-    feed_anything(data, cuts)
-
-
-@pytest.mark.long
-@given(ANY, CUTS)
-@settings(max_examples=20_000, deadline=None)
-def test_any_bytes_give_messages_or_a_typed_error_at_length(data: bytes, cuts: list[int]) -> None:
-    """The same, twenty thousand times."""
-    feed_anything(data, cuts)
+    give_anything(st.tuples(ANY, CUTS), feed, refusals=ConnectError, examples=examples, sound=[(framed([b"x"]), [1])])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Uploads in their forms, in any pieces: whole files, or a typed error."""
 
+import asyncio
 import gzip
 from collections.abc import AsyncIterator
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from warmcell.extension.server.e2b.uploads import PIECE_BYTES, each_file, unzipped
 from warmcell.sandbox.errors import InvalidRequestError, SandboxFileNotFoundError
 
@@ -38,15 +40,45 @@ async def test_files_of_a_form_come_whole(contents: list[bytes], size: int) -> N
     assert await each_file(TYPE, sent(form(files), size), take) == files
 
 
-@given(st.binary(max_size=300), st.integers(1, 100))
-@settings(max_examples=300, deadline=None)
-async def test_any_body_is_files_or_a_typed_error(data: bytes, size: int) -> None:
-    """Junk, also after a good beginning."""
-    for body in (data, b"--b0undary\r\n" + data, form([("a", b"1")])[:-8] + data):
-        try:
-            await each_file(TYPE, sent(body, size), take)
-        except InvalidRequestError as error:
-            assert error.message
+WORDS = st.sampled_from(
+    [
+        *(b"--b0undary", b"\r\n", b"--", b"Content-Disposition: form-data", b'; name="file"', b'; filename="a"', b": "),
+        *(b"\r\n\r\n", b"; filename*=utf-8''%ff", b'; filename="\xff', b"Content-Type: x", b"\0", b"x" * 9000),
+        form([("a", b"1")]),
+        form([("a", b"1")])[:-8],
+    ]
+)
+FORMS = st.lists(st.one_of(WORDS, st.binary(max_size=40)), max_size=8).map(b"".join)
+SIZES = st.sampled_from((1, 7, 60, 5000))
+
+
+@LENGTHS
+def test_any_body_is_files_or_a_typed_error(examples: int) -> None:
+    """Junk, also after a good beginning, and in headers."""
+
+    def read(drawn: tuple[bytes, int]) -> None:
+        for name, _ in runner.run(each_file(TYPE, sent(*drawn), take)):
+            name.encode()
+
+    with asyncio.Runner() as runner:
+        sound, broken = [(form([("a", b"1")]), 7)], [(b"--b0undary--", 7), (form([("a", b"1")])[:-8], 7)]
+        give_anything(st.tuples(FORMS, SIZES), read, examples=examples, sound=sound, broken=broken)
+
+
+@LENGTHS
+def test_any_bytes_are_unzipped_or_refused(examples: int) -> None:
+    """In pieces of a bounded size, however much they come to; what is not gzip, or not all of it, is refused."""
+    zipped = st.sampled_from([gzip.compress(bytes(size), mtime=0) for size in (0, 100, 3_000_000)])
+    broken = st.tuples(zipped, st.integers(0, 60), st.binary(max_size=20)).map(lambda one: one[0][: one[1]] + one[2])
+
+    async def unzip(drawn: tuple[bytes, int]) -> None:
+        async for piece in unzipped(sent(*drawn)):
+            assert len(piece) <= PIECE_BYTES
+
+    with asyncio.Runner() as runner:
+        inputs = st.tuples(st.one_of(zipped, broken, st.binary(max_size=60)), SIZES)
+        sound, broken = [(gzip.compress(b"x"), 1)], [(gzip.compress(b"x")[:-1], 1), (b"x", 1)]
+        give_anything(inputs, lambda one: runner.run(unzip(one)), examples=examples, sound=sound, broken=broken)
 
 
 async def test_one_that_cannot_be_written_ends_the_upload() -> None:

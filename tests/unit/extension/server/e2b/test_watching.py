@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from warmcell.extension.server.e2b.framing import ConnectError
-from warmcell.extension.server.e2b.watching import LINE_MAX_BYTES, _event, _said
+from warmcell.extension.server.e2b.watching import _event, _said
+from warmcell.sandbox.client.watching import LINE_MAX_BYTES
+from warmcell.sandbox.errors import ProtocolError
 
 EVENT = {"type": "EVENT_TYPE_WRITE", "name": "a" * 4096}
 FILE = {
@@ -55,7 +57,7 @@ async def test_changes_come_whole_however_they_are_cut() -> None:
 )
 async def test_other_words_end_it(words: bytes) -> None:
     """No line without an end is collected, and what is no event is none."""
-    with pytest.raises(ConnectError):
+    with pytest.raises((ConnectError, ProtocolError)):
         await heard(*(words[at : at + 1000] for at in range(0, len(words), 1000)))
 
 
