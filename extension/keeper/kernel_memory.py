@@ -34,7 +34,7 @@ CLONE = "fork"
 """Owner of a sandbox that was cloned from another one."""
 
 CLONES_MAX = 64
-PAGE_WAIT_S = 10.0
+PAGE_WAIT_S = 5.0
 """A cell that was under way waits so long for its page, which would else miss what it says; then it goes on."""
 SUSPENDED_AT_ONCE = 4
 """When the keeper goes: more would only wait for the disk and for each other."""
