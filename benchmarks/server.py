@@ -249,7 +249,7 @@ class Channels:
                 message = json.loads(said)
                 if message.get("parent_header", {}).get("msg_id") != earlier._asked:
                     continue
-                printed += message["content"].get("text", "")
+                printed += str(message["content"].get("text", ""))
                 if message["msg_type"] == "execute_reply":
                     return printed
         raise BenchmarkError("the server closed the websocket before the reply")
