@@ -116,20 +116,21 @@ class JupyterServer:
         (await self.http.delete(f"/api/kernels/{kernel_id}")).raise_for_status()
 
     @contextlib.asynccontextmanager
-    async def channels(self, kernel_id: str) -> AsyncIterator["Channels"]:
-        """The kernel's websocket, as a page has it open."""
-        url = f"{self.url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?session_id={uuid4().hex}"
+    async def channels(self, kernel_id: str, *, page: str = "") -> AsyncIterator["Channels"]:
+        """The kernel's websocket, as a page has it open; one that connects again is the same `page`."""
+        session = page or uuid4().hex
+        url = f"{self.url.replace('http', 'ws', 1)}/api/kernels/{kernel_id}/channels?session_id={session}"
         connection = await websocket_connect(
             f"{url}&token={self._token}", connect_timeout=ANSWER_TIMEOUT_S, max_message_size=2**30
         )
+        channels = Channels(connection)
         try:
-            yield Channels(connection)
+            yield channels
         finally:
             connection.close()
             with contextlib.suppress(TimeoutError):  # a server that was killed says nothing more
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    while await connection.read_message() is not None:
-                        pass
+                    await channels.end()
 
     async def sandbox(self, kernel_id: str) -> dict[str, Any]:
         """What Warmcell tells of the sandbox of a kernel."""
@@ -202,6 +203,8 @@ class Channels:
         self._connection = connection
         self._session = uuid4().hex
         self._asked = ""
+        self._ended = False
+        """The end of the connection was heard, which is told once."""
         self._states: deque[dict[str, Any]] = deque()
         """What the kernel has said of its state while it did what was asked last."""
 
@@ -227,13 +230,37 @@ class Channels:
         while (await self._answer("status"))["execution_state"] != "idle":
             pass
 
+    async def read(self) -> str | bytes | None:
+        """The next message; None at the end of the connection."""
+        said: str | bytes | None = await self._connection.read_message()
+        self._ended = said is None
+        return said
+
+    async def end(self) -> None:
+        """Wait until the connection has come to its end."""
+        while not self._ended:
+            await self.read()
+
+    async def rest(self, earlier: "Channels") -> str:
+        """What a cell still prints that this page has sent over an earlier connection; raises as `execute`."""
+        printed = ""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while said := await self.read():
+                message = json.loads(said)
+                if message.get("parent_header", {}).get("msg_id") != earlier._asked:
+                    continue
+                printed += str(message["content"].get("text", ""))
+                if message["msg_type"] == "execute_reply":
+                    return printed
+        raise BenchmarkError("the server closed the websocket before the reply")
+
     async def _answer(self, kind: str) -> dict[str, Any]:
         """The content of the next message of this kind that belongs to what was asked last."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             while True:
                 if kind == "status" and self._states:
                     return self._states.popleft()
-                said = await self._connection.read_message()
+                said = await self.read()
                 if said is None:
                     raise BenchmarkError("the server closed the websocket before the reply")
                 message = json.loads(said)

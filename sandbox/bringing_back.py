@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from warmcell.sandbox import errors
@@ -18,6 +19,7 @@ from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
 from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.snapshots import disk
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.twins import Twins
@@ -43,7 +45,13 @@ class BringingBack(Saved):
         await super().close()
 
     async def resume(
-        self, box: LiveSandbox, gpus: tuple[GpuDevice, ...], *, began: float, with_kernel: bool = True
+        self,
+        box: LiveSandbox,
+        gpus: tuple[GpuDevice, ...],
+        *,
+        began: float,
+        snapshot: SnapshotId | None = None,
+        with_kernel: bool = True,
     ) -> None:
         """Bring a suspended sandbox back; its GPUs are leased for it already.
 
@@ -51,28 +59,32 @@ class BringingBack(Saved):
             box: It is suspended.
             gpus: Its devices.
             began: When that was asked for, on the clock of `time.perf_counter`.
+            snapshot: An earlier one, to go on from there; what it was suspended as is neither read nor removed.
             with_kernel: Otherwise it has its files only, and the next kernel is to be started.
 
         Raises:
             WarmcellError: It stays suspended, and its snapshot is as it was.
         """
-        assert box.info.snapshot is not None
+        asleep = box.info.snapshot
+        assert asleep is not None
+        target = snapshot or asleep
         box.gpus = gpus
         box.tell(state=transition(box.info.state, Event.RESUME), error=None)
         queue_ms = 1000 * (time.perf_counter() - began)
         try:
-            phases = await self._bring_back(box, box.info.snapshot, with_kernel=with_kernel)
+            phases = await self._bring_back(box, target, undone=target != asleep, with_kernel=with_kernel)
         except BaseException as error:
             box.gpus = ()
             why = ErrorInfo.from_json(error.to_json()) if isinstance(error, errors.WarmcellError) else None
             box.tell(state=transition(box.info.state, Event.RESUME_FAILED), error=why, phase=None, gpus=())
             if box.frontend is not None:
-                await box.frontend.sleep(self.store.get(box.info.snapshot).kernel)
+                await box.frontend.sleep(self._record(asleep))
             raise
-        await self._outlive(box.info.snapshot)
+        await self._outlive(target)
         now = time.perf_counter()
         box.tell(
             state=transition(box.info.state, Event.RESUME_DONE),
+            snapshot=target,
             resumed_ms=round(1000 * (now - began), 1),
             phases_ms={**phases, "queue": round(queue_ms + phases["queue"], 1)},
             started_from="snapshot",
@@ -87,7 +99,7 @@ class BringingBack(Saved):
             WarmcellError: It runs on as it was.
         """
         began = time.perf_counter()
-        phases = await self._bring_back(box, snapshot)
+        phases = await self._bring_back(box, snapshot, undone=True)
         box.tell(
             snapshot=snapshot,
             started_from="snapshot",
@@ -164,9 +176,13 @@ class BringingBack(Saved):
         return kernel
 
     async def _bring_back(
-        self, box: LiveSandbox, snapshot: SnapshotId, *, with_kernel: bool = True
+        self, box: LiveSandbox, snapshot: SnapshotId, *, undone: bool, with_kernel: bool = True
     ) -> dict[str, float]:
-        """Restore in a twin, and let it take the place of what is behind `box`; what each step took, in ms."""
+        """Restore in a twin, and let it take the place of what is behind `box`; what each step took, in ms.
+
+        Where it is `undone`, what its kernel was asked and has not answered is answered in its place.
+        """
+        runs = box.info.state is State.RUNNING
         waiting = await self.twins.take(box, snapshot)
         twin = waiting or self._twin(box)
         try:
@@ -181,7 +197,6 @@ class BringingBack(Saved):
                     twin = self._twin(box)
                     saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
             phases["queue"] = waited_ms
-            undone = box.frontend is not None and box.info.state is State.RUNNING
             if undone and box.frontend is not None:
                 await box.frontend.undone()
             if box.ended.is_set():
@@ -195,10 +210,13 @@ class BringingBack(Saved):
         at = time.perf_counter()
         try:
             if box.frontend is not None and box.kernel is not None:
-                await box.frontend.go_on(box.kernel, saved.kernel, token=saved.guest.token, restored=True, clone=False)
+                token = saved.guest.token
+                await box.frontend.go_on(
+                    box.kernel, saved.kernel, token=token, restored=True, clone=False, undone=undone
+                )
         except BaseException:
             await (await box.become(remains)).discard()
-            if undone and box.frontend is not None and box.kernel is not None:
+            if runs and box.frontend is not None and box.kernel is not None:
                 await box.frontend.go_on(box.kernel, {}, token="", restored=False, clone=False)
             raise
         phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
@@ -228,7 +246,7 @@ class BringingBack(Saved):
             async with self._turn(box) as waited_ms:
                 made_from = time.perf_counter()
                 try:
-                    box.directory.mkdir(0o700)
+                    _make_room(box)
                     await box.rise(self._backend_of(box.spec), layer=layer)
                 except errors.WarmcellError:
                     if not coming.stale:  # Else its files went while it was made.
@@ -242,6 +260,13 @@ class BringingBack(Saved):
             return snapshot, {}
         steps = {"files": saved - began, "create": created - made_from, "memory": there - created}
         return snapshot, {"queue": waited_ms, **{name: round(1000 * took, 1) for name, took in steps.items()}}
+
+    def _record(self, snapshot: SnapshotId) -> Mapping[str, Any]:
+        """What a suspended kernel was in the middle of; nothing if its snapshot was removed."""
+        try:
+            return self.store.get(snapshot).kernel
+        except errors.WarmcellError:
+            return {}
 
     def _twin(self, box: LiveSandbox) -> LiveSandbox:
         twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)
@@ -257,7 +282,7 @@ class BringingBack(Saved):
                 _check_fits(held.manifest, box.spec)
                 if (await self.check(box.spec)).whole:
                     raise errors.UnsupportedOperationError("It would come with its kernel running")
-                twin.directory.mkdir(0o700)
+                _make_room(twin)
                 await twin.rise(self._backend_of(box.spec), layer=held.layer)
         except BaseException:
             await twin.discard()
@@ -282,7 +307,7 @@ class BringingBack(Saved):
             began = time.perf_counter()
             if not box.up:
                 tell.phase("sandbox")
-                box.directory.mkdir(0o700)  # Not in a thread: one that is given up could make it after its removal.
+                _make_room(box)
                 maker = engine.maker(self._backend_of(box.spec), snapshot)
                 await box.rise(maker, layer=held.layer)
             created = time.perf_counter()
@@ -313,6 +338,26 @@ class BringingBack(Saved):
             "create": round(1000 * (created - began), 1),
             "restore": round(1000 * (done - created), 1),
         }
+
+
+def _make_room(box: LiveSandbox) -> None:
+    """Its directory. Not in a thread: one that is given up could make it after its removal.
+
+    Raises:
+        WarmcellError: There is no room for it.
+    """
+    try:
+        box.directory.mkdir(0o700)
+    except OSError as error:
+        if error.errno in disk.FULL:
+            raise errors.CapacityError(
+                f"There is no room left for sandboxes in {box.directory.parent}",
+                hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
+            ) from error
+        raise errors.SnapshotError(
+            f"The directory of the sandbox cannot be made: {error.strerror} ({box.directory})",
+            hint="See that WARMCELL_RUNTIME_DIR can be written; keeper.log says more.",
+        ) from error
 
 
 def _check_fits(saved: Manifest, wanted: SandboxSpec) -> None:

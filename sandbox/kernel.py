@@ -50,7 +50,14 @@ class Frontend(Protocol):
         """
 
     async def go_on(
-        self, kernel: "KernelProcess", record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+        self,
+        kernel: "KernelProcess",
+        record: Mapping[str, Any],
+        *,
+        token: str,
+        restored: bool,
+        clone: bool,
+        undone: bool = False,
     ) -> None:
         """Speak with this kernel from now on, once it has proved to be the one that was left.
 
@@ -60,6 +67,7 @@ class Frontend(Protocol):
             token: What `pause` was given before its memory was saved.
             restored: It was brought back, so it takes entropy and environment anew.
             clone: It is a copy: the one that was saved may live on.
+            undone: It is what it was earlier: nobody waits for what it says of requests of then.
 
         Raises:
             SnapshotError: It is not, or could not make itself ready.

@@ -9,7 +9,7 @@ from warmcell.sandbox.ids import known_sandbox_id
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotInfo, SnapshotKind
+from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.parking import Parking
 from warmcell.sandbox.registry import NOTEBOOK
 from warmcell.sandbox.snapshots.manifest import Manifest
@@ -71,11 +71,11 @@ class Suspending(Parking):
         return await self._exclusively(box, self._resume(box, with_kernel=False))
 
     async def restore(self, sandbox_id: SandboxId, ref: str) -> SandboxInfo:
-        """Put its kernel back to one of its snapshots, by name or id.
+        """Put its kernel back to one of its snapshots, by name or id; what it was suspended as is not needed for it.
 
         Raises:
             SnapshotNotFoundError: It has none of that name.
-            WarmcellError: Its kernel runs on as it was.
+            WarmcellError: Its kernel runs on as it was, or stays suspended.
         """
         box = self.live(sandbox_id)
         manifest = self.memory.store.get(ref, kernel_id=box.info.kernel_id)
@@ -84,9 +84,16 @@ class Suspending(Parking):
             self.bounds.check(manifest.spec)
         await self.memory.check(box.spec)
         before = box.info.snapshot
-        await self._exclusively(box, self.memory.undo(box, snapshot.id))
-        self._spawn(self.memory.forget_suspended(before))
+        await self._exclusively(box, self._undo(box, snapshot.id))
+        if before != snapshot.id:
+            self._spawn(self.memory.forget_suspended(before))
         return box.info
+
+    async def _undo(self, box: LiveSandbox, snapshot: SnapshotId) -> None:
+        if box.info.state is State.SUSPENDED:
+            await self._resume(box, snapshot)
+        else:
+            await self.memory.undo(box, snapshot)
 
     def revive(self, manifest: Manifest, frontend: Callable[[LiveSandbox], Frontend]) -> LiveSandbox:
         """A sandbox that was suspended when another keeper went is suspended here."""
@@ -115,15 +122,20 @@ class Suspending(Parking):
         self._spawn(self._watch(box))
         return box
 
-    def _where_it_was(self, box: LiveSandbox) -> str | None:
+    def forget_revived(self, sandbox_id: SandboxId) -> None:
+        """Take one off the list that could not be revived whole. Its snapshot stays, for another keeper."""
+        self._boxes.pop(sandbox_id, None)
+
+    def _where_it_was(self, snapshot: SnapshotId) -> str | None:
         """The request by which what it had on GPUs can go on; None: it had nothing there."""
-        assert box.info.snapshot is not None
-        parked = self.memory.store.get(box.info.snapshot).parked
+        parked = self.memory.store.get(snapshot).parked
         if parked is None or not parked.bound:
             return None
         return self._parking_place().engine.comes_back_on(parked)
 
-    async def _resume(self, box: LiveSandbox, *, with_kernel: bool = True) -> SandboxInfo:
+    async def _resume(
+        self, box: LiveSandbox, snapshot: SnapshotId | None = None, *, with_kernel: bool = True
+    ) -> SandboxInfo:
         began = time.perf_counter()
         if box.left is not None and box.info.state is State.RUNNING:
             if with_kernel:
@@ -137,8 +149,10 @@ class Suspending(Parking):
         if box.door is None:  # It was suspended by another keeper.
             self._give_door(box)
         try:
-            devices = await self._lease(box, self._where_it_was(box) if with_kernel else None)
-            await self.memory.resume(box, devices, began=began, with_kernel=with_kernel)
+            target = snapshot or box.info.snapshot
+            assert target is not None
+            devices = await self._lease(box, self._where_it_was(target) if with_kernel else None)
+            await self.memory.resume(box, devices, began=began, snapshot=snapshot, with_kernel=with_kernel)
         except BaseException:
             self._gpus.release(box.info.id)
             if box.info.phase is not None:

@@ -62,6 +62,7 @@ class Front:
         return {
             "request": self._kernel.request.to_json(),
             "inherited": list(self._inherited),
+            "known_as": self._kernel.proxy.known_as.hex(),
             "info": self._info,
             "asks": self._kernel.asks,
             "cell": self._kernel.proxy.cell,
@@ -75,7 +76,14 @@ class Front:
         self._info = dict(await proxy.kernel_info() or {})
 
     async def go_on(
-        self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+        self,
+        kernel: KernelProcess,
+        record: Mapping[str, Any],
+        *,
+        token: str,
+        restored: bool,
+        clone: bool,
+        undone: bool = False,
     ) -> None:
         """Speak with the kernel again; see the port."""
         if restored:
@@ -85,6 +93,7 @@ class Front:
             token=token,
             restored=restored,
             clone=clone,
+            undone=undone,
             env=await self._environment(restored=restored),
             inherited=record.get("inherited", ()),
             timeout=GO_ON_TIMEOUT_S,
@@ -114,6 +123,7 @@ class Front:
         """Answer for a kernel that is not there, and have it woken for the rest."""
         await self._kernel.proxy.suspended(
             info=record.get("info"),
+            known_as=bytes.fromhex(record.get("known_as", "")),
             on_wake=lambda: self._wake(self._kernel),
             on_look=lambda: self._looked_at(self._box),
             on_interrupt=lambda: self._interrupted(self._box),

@@ -52,6 +52,8 @@ class Kernel:
     """Token of the wish that its cell waits for, while that is done."""
     waking: bool = False
     """Something that a client wants of it has it resumed now."""
+    goes_on: bool = False
+    """It was saved in the middle of a cell that goes on as soon as its page is there, or before long."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from warmcell.extension.keeper.front import Front
@@ -34,6 +34,8 @@ CLONE = "fork"
 """Owner of a sandbox that was cloned from another one."""
 
 CLONES_MAX = 64
+PAGE_WAIT_S = 5.0
+"""A cell that was under way waits so long for its page, which would else miss what it says; then it goes on."""
 SUSPENDED_AT_ONCE = 4
 """When the keeper goes: more would only wait for the disk and for each other."""
 
@@ -45,6 +47,7 @@ class KernelMemory(KernelGpus):
         super().__init__(service, kernels)
         self._paths = paths
         kernels.front_of = self.front
+        kernels.adopted = self._adopted
         service.template_front = TemplateFront
         service.rehearse = rehearse
 
@@ -56,7 +59,7 @@ class KernelMemory(KernelGpus):
             before=self._kernels.sandbox_renewed,
             followed=self._kernels.follow,
             wake=self._on_wake,
-            looked_at=self._service.memory.twins.want,
+            looked_at=functools.partial(self._looked_at, kernel),
             interrupted=self._give_up_waiting,
         )
 
@@ -73,6 +76,7 @@ class KernelMemory(KernelGpus):
         if kernel.waking:
             self._give_up_waiting(self._service.live(sandbox_id))
         async with kernel.lock:
+            kernel.goes_on = False
             if kernel.proxy.busy and not even_busy:
                 raise errors.ConflictError(
                     "The kernel is busy", hint="Wait until its cell has ended, or suspend it with busy=true."
@@ -118,7 +122,8 @@ class KernelMemory(KernelGpus):
         if kernel is None:
             return await self._service.restore(sandbox_id, ref)
         async with kernel.lock:
-            await self._service.resume(sandbox_id)
+            if self._service.info(sandbox_id).state is not State.SUSPENDED:  # Parked, it has to have its GPUs again.
+                await self._service.resume(sandbox_id)
             return await self._service.restore(sandbox_id, ref)
 
     async def fork(self, sandbox_id: SandboxId, count: int, *, ref: str = "") -> list[SandboxInfo]:
@@ -198,32 +203,68 @@ class KernelMemory(KernelGpus):
     async def revive(self) -> None:
         """Take up the kernels that were suspended when another keeper went. What is too broken for it is logged."""
         store = self._service.memory.store
-        suspended = {info.kernel_id for info in store.infos(kind="suspended")}
-        for info in (*store.infos(kind="fork"), *store.infos(kind="outlived")):
-            if info.kind == "fork" or info.kernel_id in suspended:  # It has served; the keeper went before it did.
-                await store.discard(info.id)
+        for info in store.infos(kind="fork"):  # It has served; the keeper went before it did.
+            await store.discard(info.id)
+        await self._keep_outlived({info.kernel_id for info in store.infos(kind="suspended")})
         revived: list[LiveSandbox] = []
         for info in store.infos(kind="suspended"):
             try:
-                manifest = store.get(info.id)
-                request = KernelRequest.from_json(manifest.kernel["request"])
-                kernel = await self._kernels.add(request)
-                box = self._service.revive(manifest, functools.partial(self.front, kernel))
-                kernel.sandbox_id, kernel.process, kernel.started = box.info.id, box.kernel, True
-                if request.terms is not None:
-                    box.tell(owner=AGENT, terms=dataclasses.replace(request.terms, ends_at=None, frozen=False))
-                assert box.kernel is not None
-                self._kernels.follow(kernel, box.kernel, box)
-                assert box.frontend is not None
-                await box.frontend.sleep(manifest.kernel)
-                self._kernels.take_up(kernel)
-                revived.append(box)
-                log.info("kernel %s is suspended and can go on", request.kernel_id)
-            except (errors.WarmcellError, KeyError) as error:
-                log.error("suspended kernel %s cannot be taken up: %s", info.kernel_id, error)
-                self._kernels.ledger.lose(info.kernel_id or "", str(error))
+                revived.append(await self._revive(info.id))
+            except Exception as error:  # One of which not everything is as it should be must not cost the others.
+                log.error("suspended kernel %s cannot be taken up", info.kernel_id, exc_info=error)
+                why = error.message if isinstance(error, errors.WarmcellError) else f"{type(error).__name__}: {error}"
+                self._kernels.ledger.lose(info.kernel_id or "", why)
         for box in reversed(revived):  # The one that was suspended last is the likeliest.
             self._service.memory.twins.want(box)
+
+    async def _revive(self, snapshot: SnapshotId) -> LiveSandbox:
+        """One of them; whatever fails, its snapshot stays, and nothing else is left."""
+        manifest = self._service.memory.store.get(snapshot)
+        request = KernelRequest.from_json(manifest.kernel["request"])
+        kernel = await self._kernels.add(request)
+        box: LiveSandbox | None = None
+        try:
+            box = self._service.revive(manifest, functools.partial(self.front, kernel))
+            kernel.process, kernel.started = box.kernel, True
+            if request.terms is not None:
+                box.tell(owner=AGENT, terms=dataclasses.replace(request.terms, ends_at=None, frozen=False))
+            assert box.kernel is not None
+            self._kernels.follow(kernel, box.kernel, box)
+            assert box.frontend is not None
+            await box.frontend.sleep(manifest.kernel)
+            kernel.sandbox_id = box.info.id
+            self._kernels.take_up(kernel)
+        except BaseException:
+            kernel.sandbox_id = None  # Its sandbox goes without its snapshot.
+            if box is not None:
+                self._service.forget_revived(box.info.id)
+            await self._kernels.remove(request.kernel_id)
+            raise
+        log.info("kernel %s is suspended and can go on", request.kernel_id)
+        return box
+
+    async def _keep_outlived(self, suspended: Collection[str | None]) -> None:
+        """Of kernels that are lost the last state that is left gets a name; that of all others goes."""
+        store, ledger = self._service.memory.store, self._kernels.ledger
+        for info in store.infos(kind="outlived"):
+            try:
+                request = store.get(info.id).kernel.get("request")
+                of_code = isinstance(request, Mapping) and bool(request.get("terms"))
+                if info.kernel_id in suspended or not (of_code or ledger.misses(info.kernel_id or "")):
+                    await store.discard(info.id)
+                else:
+                    await self._keep(info)
+            except errors.WarmcellError as error:
+                log.warning("snapshot %s of a kernel that is lost is left as it is: %s", info.id, error)
+
+    async def _keep(self, outlived: SnapshotInfo) -> None:
+        """What a kernel went on from outlives it, and is named when its loss is told."""
+        store = self._service.memory.store
+        await store.amend(outlived.id, kind="named")
+        self._kernels.ledger.keep(outlived.kernel_id or "", outlived.id, outlived.created_at)
+        with contextlib.suppress(errors.ConflictError):  # Lost twice within a minute.
+            then = time.strftime("%Y-%m-%d %H.%M", time.localtime(outlived.created_at))
+            await store.rename(outlived.id, f"before the loss {then}")
 
     async def suspend_all(self) -> None:
         """Save what a server would find again; what cannot be saved is left to be ended."""
@@ -238,6 +279,10 @@ class KernelMemory(KernelGpus):
                 except errors.WarmcellError as error:
                     log.error("kernel %s is lost: it could not be saved: %s", kernel.request.kernel_id, error)
                     self._kernels.ledger.lose(kernel.request.kernel_id, error.message)
+                    with contextlib.suppress(errors.WarmcellError):
+                        last = self._service.memory.store.get(self._service.info(sandbox_id).snapshot or "").info
+                        if last.kind == "outlived":
+                            await self._keep(last)
 
         kept = [kernel for kernel in self._kernels.all() if kernel.request.persistent and kernel.alive]
         await asyncio.gather(*(save(one, one.sandbox_id) for one in kept if one.sandbox_id is not None))
@@ -297,6 +342,27 @@ class KernelMemory(KernelGpus):
         self._kernels.note(kernel)
         return info
 
+    def _adopted(self, kernel: Kernel) -> None:
+        """What it was in the middle of when its server or keeper stopped goes on; its page had better be there."""
+        box = None if kernel.sandbox_id is None else self._service.live(kernel.sandbox_id)
+        if box is None or box.info.state is not State.SUSPENDED or box.info.snapshot is None:
+            return
+        with contextlib.suppress(errors.WarmcellError):  # Whoever has it resumed will be told.
+            if self._service.memory.store.get(box.info.snapshot).kernel.get("inherited"):
+                kernel.goes_on = True
+                asyncio.get_running_loop().call_later(PAGE_WAIT_S, self._go_on_with_cell, kernel)
+
+    def _go_on_with_cell(self, kernel: Kernel) -> None:
+        if kernel.goes_on:
+            kernel.goes_on = False
+            self._on_wake(kernel)
+
+    def _looked_at(self, kernel: Kernel, box: LiveSandbox) -> None:
+        if kernel.goes_on:
+            self._go_on_with_cell(kernel)
+        else:
+            self._service.memory.twins.want(box)
+
     def _give_up_waiting(self, box: LiveSandbox) -> None:
         """The cell that waits for a GPU is answered with an error; the kernel stays suspended."""
         with contextlib.suppress(errors.ConflictError, errors.SandboxNotFoundError):
@@ -309,15 +375,24 @@ class KernelMemory(KernelGpus):
 
     async def _wake(self, kernel: Kernel) -> None:
         began = time.perf_counter()
+        failed: errors.WarmcellError | None = None
         try:
             if kernel.sandbox_id is not None and not self._kernels.closed:
                 await self.resume(kernel.sandbox_id)
                 log.info("kernel %s goes on after %.3f s", kernel.request.kernel_id, time.perf_counter() - began)
         except errors.WarmcellError as error:
             log.error("kernel %s could not go on: %s", kernel.request.kernel_id, error)
-            await kernel.proxy.refuse(error)
+            failed = error
+        except Exception as error:
+            log.exception("kernel %s could not go on", kernel.request.kernel_id)
+            failed = errors.SnapshotError(
+                f"The kernel could not go on: {type(error).__name__}: {error}",
+                hint="Run the cell again. keeper.log in the state directory says more.",
+            )
         finally:
-            kernel.waking = False
+            kernel.waking = False  # Before what waits is answered: what comes after that may wake it again.
+        if failed is not None:
+            await kernel.proxy.refuse(failed)
 
 
 def _forked(request: KernelRequest) -> Any:

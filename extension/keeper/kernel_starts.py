@@ -41,6 +41,8 @@ class KernelStarts:
         """Told of a sandbox that a kernel goes on in, before it does."""
         self.front_of: Callable[[Kernel, LiveSandbox], Frontend | None] = lambda kernel, box: None
         """Makes who speaks with a kernel when its memory is saved or brought back."""
+        self.adopted: Callable[[Kernel], None] = lambda kernel: None
+        """Told of a kernel that a Jupyter server has taken up, or has kept when this keeper took it up."""
         self.ledger = Ledger(paths.ledger)
         self._service = service
         self._paths = paths

@@ -93,6 +93,8 @@ class Kernels(KernelStarts):
             if box is not None:
                 box.tell(notebook=note.notebook)
         self.note(kernel)
+        if kernel.owned:
+            self.adopted(kernel)
 
     def follow(self, kernel: Kernel, process: KernelProcess, box: LiveSandbox) -> None:
         """From now on this is the kernel's process; the one before, if it is another, is none any more."""
@@ -158,6 +160,7 @@ class Kernels(KernelStarts):
             box.stays = True
         self.note(kernel)
         log.info("kernel %s adopted by process %d for %s", kernel_id, owner_pid, server)
+        self.adopted(kernel)
         return kernel
 
     def leave(self, kernel_id: str, *, owner_pid: int, soon: bool) -> Kernel:

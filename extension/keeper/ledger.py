@@ -50,6 +50,10 @@ class KernelNote(Wire):
     why: str = ""
     """Why it is lost; empty while it is not."""
     lost_at: float = 0.0
+    kept: str = ""
+    """A snapshot of what it was some time before it was lost."""
+    kept_at: float = 0.0
+    """When it was that, in Unix time."""
 
 
 class Ledger:
@@ -80,8 +84,19 @@ class Ledger:
         """This keeper has the kernel now; what was noted of it."""
         note = self._before.pop(kernel_id, None) or self._lost.pop(kernel_id, None)
         if note is not None:
-            self._present[kernel_id] = replace(note, why="", lost_at=0.0)
+            self._present[kernel_id] = replace(note, why="", lost_at=0.0, kept="", kept_at=0.0)
         return note
+
+    def misses(self, kernel_id: str) -> bool:
+        """Whether the keeper before had this kernel, or an earlier one lost it, and this one has not taken it up."""
+        return kernel_id in self._before or kernel_id in self._lost
+
+    def keep(self, kernel_id: str, snapshot: str, at: float) -> None:
+        """Whoever is told of its loss is told as well that this snapshot is left, of what it was then (Unix time)."""
+        for notes in (self._present, self._before, self._lost):
+            if kernel_id in notes:
+                notes[kernel_id] = replace(notes[kernel_id], kept=snapshot, kept_at=at)
+        self._write()
 
     def lose_rest(self) -> None:
         """All kernels of before that can be taken up are: the others are lost."""
@@ -125,7 +140,12 @@ class Ledger:
     def loss(self, kernel_id: str, server: str | None, notebook: str | None) -> ErrorInfo | None:
         """What whoever starts this kernel has to be told about the one before."""
         for lost in self._losses(kernel_id, server, notebook):
-            error = SandboxDiedError(lost.why, hint="Run its cells again.", details={"kernel_id": lost.kernel_id})
+            hint, details = "Run its cells again.", {"kernel_id": lost.kernel_id}
+            if lost.kept:
+                then = time.strftime("%Y-%m-%d %H:%M", time.localtime(lost.kept_at))
+                hint = f"Run its cells again, or go back to what it was at {then}: %restore {lost.kept}"
+                details["snapshot"] = lost.kept
+            error = SandboxDiedError(lost.why, hint=hint, details=details)
             return ErrorInfo.from_json(error.to_json())
         return None
 

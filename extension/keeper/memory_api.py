@@ -7,6 +7,7 @@ from warmcell.extension.keeper.agents import api as agents_api
 from warmcell.extension.keeper.handler import Handler, number, text
 from warmcell.extension.keeper.kernel_memory import CLONES_MAX
 from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId
 
 
@@ -60,11 +61,14 @@ class MemoryHandler(Handler):
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
         await memory.check(box)
-        await agents.awake(box)
         if verb == "snapshot":
+            await agents.awake(box)
             name = body.get("name", "")
             return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
-        await memory.restore(box, self.own_snapshot(text(body.get("snapshot"), "snapshot"), box))
+        ref = self.own_snapshot(text(body.get("snapshot"), "snapshot"), box)
+        if self.keeper.service.info(box).state is not State.SUSPENDED:  # Else what it is now is not needed.
+            await agents.awake(box)
+        await memory.restore(box, ref)
         return self.keeper.service.info(box).to_json(), 200
 
     def _clones(self) -> int:

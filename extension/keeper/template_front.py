@@ -86,7 +86,14 @@ class TemplateFront:
             log.warning("the warm-up of template %s failed: %s", self._box.spec.template, self._failed[WARMUP])
 
     async def go_on(
-        self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+        self,
+        kernel: KernelProcess,
+        record: Mapping[str, Any],
+        *,
+        token: str,
+        restored: bool,
+        clone: bool,
+        undone: bool = False,
     ) -> None:
         """Nobody speaks with it any more."""
 

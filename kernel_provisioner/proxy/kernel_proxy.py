@@ -136,6 +136,7 @@ class KernelProxy:
         token: str,
         restored: bool,
         clone: bool = False,
+        undone: bool = False,
         env: Mapping[str, str | None] | None = None,
         cwd: str = "",
         inherited: Collection[str] = (),
@@ -147,11 +148,13 @@ class KernelProxy:
             restored: It was restored from a snapshot and has to show `token` and freshen itself before anything else
                 reaches it; False: it is the same process.
             clone: It is one of several that were restored from the same snapshot.
+            undone: It is what it was at an earlier moment, not the last.
             env: Variables that it is to have from now on; None takes one away.
             cwd: Where a restored kernel is to be; empty: where it was.
             inherited: What `pause` gave when the snapshot was taken. Of these, requests that a client of this proxy
-                still awaits are answered as ever. What is said about the others is dropped, or, of a clone,
-                published; either way the kernel is busy until they are finished.
+                still awaits are answered as ever. What is said about the others is published, for their clients may
+                have come along from another proxy, or dropped if the kernel is `undone`; either way it is busy until
+                they are finished.
 
         Raises:
             ConflictError: A kernel is connected.
@@ -166,7 +169,7 @@ class KernelProxy:
         else:
             word = Word("warmcell_go_on_request", {"env": dict(env)} if env else {})
         names = tuple(inherited)
-        answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, clone=clone, inherited=names))
+        answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, undone=undone, inherited=names))
         try:
             async with _deadline(timeout, "go_on"):
                 said = await asyncio.wrap_future(answer)
@@ -188,6 +191,7 @@ class KernelProxy:
         on_look: Callable[[], None] | None = None,
         on_interrupt: Callable[[], None] | None = None,
         info: Mapping[str, Any] | None = None,
+        known_as: bytes = b"",
     ) -> None:
         """The kernel that was paused is away for long: answer for it what a page asks by itself.
 
@@ -201,6 +205,7 @@ class KernelProxy:
             on_look: Called in this event loop when a client asks what kernel this is, as a page does that is opened.
             on_interrupt: Called in this event loop when a client interrupts the kernel.
             info: The content of the kernel's kernel_info reply, for a proxy that has never spoken with it.
+            known_as: Likewise that of the proxy which has; see the property.
 
         Raises:
             ConflictError: A kernel is connected.
@@ -228,7 +233,7 @@ class KernelProxy:
 
         await self._do(
             lambda relay: relay.pauses.suspended(
-                info=info, on_wake=wake, on_shutdown=shut_down, on_look=look, on_interrupt=interrupt
+                info=info, known_as=known_as, on_wake=wake, on_shutdown=shut_down, on_look=look, on_interrupt=interrupt
             )
         )
 
@@ -255,6 +260,11 @@ class KernelProxy:
     async def tell(self, text: str) -> None:
         """Say something to all clients, as what was said on stderr."""
         await self._do(lambda relay: relay.tell(text))
+
+    @property
+    def known_as(self) -> bytes:
+        """The identity under which the kernel knows the proxy, and answers what it was asked in an earlier life."""
+        return self._relay.known_as if self._relay else b""
 
     async def kernel_info(self) -> Mapping[str, Any] | None:
         """The content of the kernel's last kernel_info reply, for `suspended` of another proxy."""

@@ -88,7 +88,7 @@ class Pauses:
 
     # Coming back.
 
-    def come_back(self, prefix: str, word: Word, *, clone: bool, inherited: Collection[str]) -> Answer:
+    def come_back(self, prefix: str, word: Word, *, undone: bool, inherited: Collection[str]) -> Answer:
         """Connect to a kernel that goes on; a future of its answer to the word."""
         traffic = self._traffic
         if traffic.guest is not None:
@@ -98,7 +98,7 @@ class Pauses:
         traffic.activity.inherited(strange)
         self._withdraw(set(inherited) - strange)
         traffic.unwanted.clear()
-        if not clone:
+        if undone:
             traffic.unwanted.add(strange)
         guest = GuestLink(prefix, traffic.author, identity=traffic.identity, fresh=False, word=word)
         guest.held = True
@@ -137,6 +137,7 @@ class Pauses:
         self,
         *,
         info: Mapping[str, Any] | None,
+        known_as: bytes,
         on_wake: Callable[[], None],
         on_shutdown: Callable[[bool], None] | None,
         on_look: Callable[[], None] | None = None,
@@ -150,6 +151,7 @@ class Pauses:
         stand_in = traffic.stand_in
         if info:
             stand_in.info = dict(info)
+        traffic.identity = known_as or traffic.identity
         stand_in.begin(on_wake=on_wake, on_shutdown=on_shutdown, on_look=on_look, on_interrupt=on_interrupt)
         traffic.answer_waiting(stand_in.answers)
         if traffic.waits_for_kernel():

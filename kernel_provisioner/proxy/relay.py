@@ -45,6 +45,11 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name=f"proxy-{name}", daemon=True)
         self._thread.start()
 
+    @property
+    def known_as(self) -> bytes:
+        """The proxy's identity, as kernels know it."""
+        return self._traffic.identity
+
     # For other threads.
 
     def submit(self, command: Callable[[], Any]) -> Future[Any]:

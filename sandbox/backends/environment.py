@@ -3,9 +3,6 @@
 An interpreter that a guest could have written must not run on the host, so nothing is executed here.
 """
 
-import contextlib
-import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -62,7 +59,7 @@ def discover(python: str) -> PythonEnvironment:
             )
     if not real.name.startswith("python"):
         raise InvalidRequestError(f"{python} is not a CPython interpreter", hint=_HOW)
-    venv, settings = _virtual_environment(path)
+    venv, settings = virtual_environment(path)
     base_start = Path(settings["home"]).resolve() if "home" in settings else real.parent
     base, version = _base(real, base_start)
     if venv is None:
@@ -85,20 +82,7 @@ def discover(python: str) -> PythonEnvironment:
     )
 
 
-def fingerprint(python: str) -> str:
-    """Another one where the interpreter, or a package of its environment, has changed."""
-    prefix = Path(python).parent.parent
-    places = [Path(python).resolve(), *sorted(prefix.glob("lib*/python3*/site-packages"))]
-    places += [file for place in places[1:] for file in sorted(place.glob("*.pth"))]
-    found: list[object] = []
-    for place in places:
-        with contextlib.suppress(OSError):
-            seen = place.stat()
-            found.append([str(place), seen.st_ino, seen.st_mtime_ns])
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
-
-
-def _virtual_environment(python: Path) -> tuple[Path | None, dict[str, str]]:
+def virtual_environment(python: Path) -> tuple[Path | None, dict[str, str]]:
     """The virtual environment that `python` is in, by the rule of the interpreter itself, and its settings."""
     for directory in (python.parent, python.parent.parent):
         try:

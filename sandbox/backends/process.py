@@ -17,7 +17,7 @@ from typing import Any
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
-from warmcell.sandbox.backends.environment import fingerprint
+from warmcell.sandbox.backends.fingerprint import fingerprint
 from warmcell.sandbox.backends.processes import bearing, descendants, keeper_mark
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import (
@@ -131,7 +131,7 @@ class ProcessBackend:
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """Of the environment on the host."""
-        return fingerprint(spec.python)
+        return fingerprint(spec.python, spec.preload)
 
     async def create(
         self,

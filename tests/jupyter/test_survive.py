@@ -80,31 +80,43 @@ async def end_process(pid: int, signum: int) -> None:
 
 
 async def test_a_stopped_server_leaves_its_kernels_to_the_next(places: Places) -> None:
-    """SIGTERM: kernels are suspended, a busy one too; the next server has them under all their old names and ids."""
+    """SIGTERM: kernels are suspended, busy ones too; the next server has them under all their old names and ids.
+
+    What ran goes on: what it says reaches the page that was open, and without a page it comes to its end as well.
+    """
     async with server_of(places) as first:
         notebook = await open_session(first, "work.ipynb")
-        console = await open_session(first, "console-1", "console")
-        kernel_id, other_id = notebook["kernel"]["id"], console["kernel"]["id"]
+        consoles = [await open_session(first, f"console-{number}", "console") for number in (1, 2)]
+        kernel_id, seen_id, unseen_id = (one["kernel"]["id"] for one in (notebook, *consoles))
         await execute(first, kernel_id, "kept = [1, 2, 3]")
         (first.root / "work.ipynb").rename(first.root / "renamed.ipynb")
         answer = await first.http.patch(f"/api/sessions/{notebook['id']}", json={"path": "renamed.ipynb"})
         assert answer.status_code == 200, answer.text
         before = await sessions(first)
-        async with first.channels(other_id) as channels:
-            begun = asyncio.create_task(channels.execute(COUNT))
-            await until(lambda: exists(places.root / "notebooks" / "counting"))
+        work = places.root / "notebooks"
+        async with first.channels(seen_id, page="tab") as channels, first.channels(unseen_id) as others:
+            begun = [
+                asyncio.create_task(each.execute(COUNT.format(name))) for each, name in ((channels, "a"), (others, "b"))
+            ]
+            await until(lambda: exists(work / "a-counting"))
+            await until(lambda: exists(work / "b-counting"))
             await first.stop()
-            begun.cancel()
-            await asyncio.gather(begun, return_exceptions=True)
+            for each in begun:
+                each.cancel()
+            await asyncio.gather(*begun, return_exceptions=True)
+        assert not (work / "a-counted").exists()
+        assert not (work / "b-counted").exists()
         async with server_of(places) as second:
             assert await sessions(second) == before
             assert (notebook["id"], "renamed.ipynb", "notebook", kernel_id) in before
-            assert {await state(second, one) for one in (kernel_id, other_id)} == {"suspended"}
+            assert await state(second, kernel_id) == "suspended"
+            async with second.channels(seen_id, page="tab") as again:
+                assert (await again.rest(channels)).endswith("38\n39\n40\n")
             await execute(second, kernel_id, "kept.append(4); assert kept == [1, 2, 3, 4]")
-            await execute(second, other_id, "assert n == 40, n")
+            await until(lambda: exists(work / "b-counted"))
             info = await second.sandbox(kernel_id)
             assert (info["state"], info["notebook"]) == ("running", str(second.root / "renamed.ipynb"))
-            for one in (kernel_id, other_id):
+            for one in (kernel_id, seen_id, unseen_id):
                 await second.delete_kernel(one)
             assert (await second.http.get("/warmcell/api/v1/sandboxes")).json()["sandboxes"] == []
 
@@ -242,7 +254,7 @@ async def first_state(channels: Channels) -> str:
     """What a page hears of its kernel that asks nothing."""
     async with asyncio.timeout(END_S):
         while True:
-            said = json.loads(await channels._connection.read_message() or "{}")
+            said = json.loads(await channels.read() or "{}")
             if (said["msg_type"], said["parent_header"]) == ("status", {}):
                 return str(said["content"]["execution_state"])
 
@@ -253,9 +265,11 @@ async def is_gone(server: JupyterServer, kernel_id: str) -> bool:
 
 COUNT = """\
 import time
-open('counting', 'w').close()
+open('{0}-counting', 'w').close()
 for n in range(1, 41):
     time.sleep(0.05)
+    print(n)
+open('{0}-counted', 'w').close()
 """
 
 

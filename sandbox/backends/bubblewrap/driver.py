@@ -14,7 +14,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import STATUS_FD, UP_FD, Prepared
 from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
-from warmcell.sandbox.backends.environment import fingerprint
+from warmcell.sandbox.backends.fingerprint import fingerprint
 from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
@@ -83,7 +83,7 @@ class BubblewrapBackend:
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """Of the environment on the host."""
-        return fingerprint(spec.python)
+        return fingerprint(spec.python, spec.preload)
 
     async def create(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
-from warmcell.sandbox.backends.environment import fingerprint
+from warmcell.sandbox.backends.fingerprint import fingerprint
 from warmcell.sandbox.backends.gvisor import binary, bundle
 from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepared, prepare
 from warmcell.sandbox.backends.gvisor.instance import NAME, STATE, GvisorInstance, Remains, no_layers
@@ -65,7 +65,7 @@ class GvisorBackend:
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """Of the environment on the host."""
-        return fingerprint(spec.python)
+        return fingerprint(spec.python, spec.preload)
 
     async def create(
         self,

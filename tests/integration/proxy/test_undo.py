@@ -64,7 +64,7 @@ async def test_what_an_undone_kernel_was_in_the_middle_of_is_not_heard(kernel: K
     assert inherited == (name,)
     await kernel.proxy.end_open_requests()
     assert not kernel.proxy.busy
-    await kernel.go_on(restored=True, inherited=inherited)
+    await kernel.go_on(restored=True, undone=True, inherited=inherited)
     assert kernel.proxy.busy
     assert await kernel.run("print('next')") == "next\n"
     assert kernel.text(name) == "begun\n"

@@ -65,7 +65,14 @@ class Front:
         self.asked.append("pause")
 
     async def go_on(
-        self, kernel: KernelProcess, record: Mapping[str, Any], *, token: str, restored: bool, clone: bool
+        self,
+        kernel: KernelProcess,
+        record: Mapping[str, Any],
+        *,
+        token: str,
+        restored: bool,
+        clone: bool,
+        undone: bool = False,
     ) -> None:
         self.asked.append("go_on")
         if self.fails is not None:
