@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import modules
 from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack
+from ..weights import Weight, in_words, size_of, weights
 
 if TYPE_CHECKING:
     from .api import Api
@@ -121,13 +122,16 @@ class Parcel:
         self._modules = modules.give(os.getcwd())
         self._modules_tag = modules.digest(self._modules)
         total = 0
+        done: list[str] = []
         for name, value in self._values.items():
             try:
                 packed = pack({name: value}, limit=store.limit - total, there=True)
             except TooLargeError:
-                raise _too_large(self._values, store.limit) from None
+                sizes = {name: self._packs[frozenset((name,))].size for name in done}
+                raise _too_large(self._values, sizes, store.limit) from None
             total += packed.size
             self._packs[frozenset((name,))] = packed
+            done.append(name)
 
     def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
@@ -172,7 +176,11 @@ class Parcel:
 
     def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
         if extra:
-            return pack({**{name: self._values[name] for name in names}, **extra}, limit=self._store.limit, there=True)
+            both = {**{name: self._values[name] for name in names}, **extra}
+            try:
+                return pack(both, limit=self._store.limit, there=True)
+            except TooLargeError:
+                raise _too_large(both, {}, self._store.limit) from None
         if names not in self._packs:
             chosen = {name: self._values[name] for name in sorted(names)}
             self._packs[names] = pack(chosen, limit=self._store.limit, there=True)
@@ -245,26 +253,18 @@ def _padded(views: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
         yield bytes(-view.nbytes % ALIGN_BYTES)
 
 
-def _too_large(values: Mapping[str, Any], limit: int) -> CannotTravelError:
-    sizes: list[tuple[int, str, str]] = []
-    for name, value in values.items():
-        try:
-            size = pack({name: value}, limit=max(limit, 1), there=True).size
-            sizes.append((size, name, _size(size)))
-        except TooLargeError:
-            size = int(getattr(value, "nbytes", 0) or limit)
-            sizes.append((max(size, limit), name, _size(size) if size > limit else f"more than {_size(limit)}"))
-        except CannotTravelError:
-            continue
-    told = ", ".join(f"{name} {size}" for _, name, size in sorted(sizes, reverse=True)[:8])
+def _too_large(values: Mapping[str, Any], known: Mapping[str, int], limit: int) -> CannotTravelError:
+    """The error that names the sizes.
+
+    Args:
+        values: All variables.
+        known: Sizes of those that were looked at.
+        limit: What may be sent.
+    """
+    found = [*(Weight(name, size) for name, size in known.items())]
+    found += weights({name: value for name, value in values.items() if name not in known}, limit)
+    found.sort(key=lambda one: -limit if one.size_bytes is None else -one.size_bytes)
     return CannotTravelError(
-        f"The variables of this cell are more than the {_size(limit)} that may be sent: {told}",
+        f"The variables of this cell are more than the {size_of(limit)} that may be sent: {in_words(found)}",
         "Read large data in the remote cell, from the folder that both see, or raise c.Warmcell.remote_values.",
     )
-
-
-def _size(size: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
