@@ -86,7 +86,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     images = service.images = wiring.image_cache()
     images.in_use = service.images_in_use
     kernels = Kernels(service, paths)
-    runs = Runs(service)
+    runs = Runs(service, values_bytes=settings.remote_values_bytes)
     memory = KernelMemory(service, kernels, paths)
     runs.clone_of = memory.clone_of
     principals = Principals(paths.principals)

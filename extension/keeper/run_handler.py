@@ -14,8 +14,9 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.http import MAX_JSON_BYTES, JsonHandler, json_object, log
+from warmcell.extension.keeper.rank_steps import Request
 from warmcell.extension.keeper.ranks import RANKS_MAX, Rank
-from warmcell.extension.keeper.runs import Request, Runs
+from warmcell.extension.keeper.runs import Runs
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -185,7 +186,7 @@ class RunHandler(JsonHandler):
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
-            _unlink(values)
+            self.settings["keeper"].runs.returned(self._sandbox_id, values)
 
     async def _stream(self, cell: Cell, values: Path) -> None:
         runs: Runs = self.settings["keeper"].runs

@@ -6,7 +6,6 @@ in the sandbox's run directory, pickled and unpickled inside sandboxes only: the
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import Counter
@@ -15,14 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zmq.asyncio
-from jupyter_client.asynchronous.client import AsyncKernelClient
-
-from warmcell.extension.keeper.death import death, unless_dead
+from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.rank_memory import readings
+from warmcell.extension.keeper.rank_client import RankClient
+from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, steps
 from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
-from warmcell.extension.keeper.template_front import ask
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
@@ -34,45 +30,22 @@ from warmcell.sandbox.told import MORE_MEMORY
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
-ASK_AGAIN_S = 0.25
 INTERRUPT_TIMEOUT_S = 15.0
 """How long a cell that nobody waits for any more has to end before its kernel is killed."""
 
 KILL_TIMEOUT_S = 10.0
 
-SILENCE_S = 10.0
-"""Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
+HANG_UP_TIMEOUT_S = 10.0
+"""A kernel that has hung up is about to end."""
 
 MORE_MEMORY_FOR_RANKS = "Ask for more with memory=, as in memory=8GiB, or load less at a time."
-
-VALUES_MODULE = "warmcell_guest.values"
-
-SHOWN = frozenset(
-    {
-        *("stream", "display_data", "update_display_data", "execute_result", "clear_output", "error"),
-        *("comm_open", "comm_msg", "comm_close"),
-    }
-)
-"""iopub messages that belong to a cell's output; those of comms say how its widgets change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A cell, and what travels with it."""
-
-    code: str
-    load: Mapping[str, Any] | None = None
-    """What `values.load` is told, less where the files are."""
-    get: Sequence[str] = ()
-    last: str = ""
-    """What the value of its last line is called among the values that come back; empty: it stays there."""
 
 
 @dataclass
 class Runner:
     """The keeper's own connection to one kernel of a sandbox."""
 
-    client: AsyncKernelClient
+    client: RankClient
     process: KernelProcess
     box: LiveSandbox
     oom_before: int
@@ -84,13 +57,38 @@ class Runner:
     deaf: bool = False
     """It was killed, as it did not stop when it was interrupted."""
 
+    def __post_init__(self) -> None:
+        self._follows = asyncio.create_task(_hang_up(self.process, self.client))
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self._follows.cancel()
+        self.client.close()
+
+
+@dataclass
+class Returning:
+    """Files of one sandbox with what its cells bring back, on their way to whoever wants it."""
+
+    files: set[Path] = field(default_factory=set)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """For the one who has all the room for itself."""
+
+    async def emptied(self) -> None:
+        """Wait until there are none."""
+        while self.files:
+            self.changed.clear()
+            await self.changed.wait()
+
 
 class Runs:
     """One runner per rank of each sandbox, made with its first cell."""
 
-    def __init__(self, service: SandboxService) -> None:
+    def __init__(self, service: SandboxService, *, values_bytes: int = 2**30) -> None:
+        """Run cells in that service's sandboxes; at most `values_bytes` come back from one."""
         self._service = service
-        self._context = zmq.asyncio.Context()
+        self.values_bytes = values_bytes
         self._runners: dict[tuple[SandboxId, int], Runner] = {}
         self._starting: dict[tuple[SandboxId, int], asyncio.Lock] = {}
         self._ports: dict[SandboxId, int] = {}
@@ -101,6 +99,7 @@ class Runs:
         """When a cell has ended in a sandbox, or it was first asked for that."""
         self._under_way: Counter[SandboxId] = Counter()
         """Cells of each, those whose kernel starts included."""
+        self._returning: dict[SandboxId, Returning] = {}
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
@@ -144,8 +143,9 @@ class Runs:
         if runner.instead:
             text, runner.instead = f"{runner.instead}. It was started again, without its variables.\n", ""
             yield {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}
-        for step in _steps(request, runner.box.guest_run_directory, values):
-            async with contextlib.aclosing(_execute(runner, step)) as messages:
+        for step in steps(request, runner.box.guest_run_directory, values, self.values_bytes):
+            said = _execute(runner, step) if step.name != "dump" else self._dump(runner, step, values)
+            async with contextlib.aclosing(said) as messages:
                 async for message in messages:
                     if message["msg_type"] == "reply":
                         status = message["content"]["status"]
@@ -160,6 +160,32 @@ class Runs:
             "started_ms": runner.box.info.started_ms,
             "seconds": round(time.perf_counter() - began, 6),
         }
+
+    async def _dump(self, runner: Runner, step: Step, values: Path) -> AsyncGenerator[dict[str, Any]]:
+        """Messages of writing what comes back; where that does not fit, again once what others bring back has gone."""
+        returning = self._returning.setdefault(runner.box.info.id, Returning())
+        said = [message async for message in _execute(runner, step)]
+        if _no_room(said):
+            async with returning.turn:
+                while _no_room(said):
+                    await returning.emptied()
+                    said = [message async for message in _execute(runner, step)]
+                    if not returning.files:  # Nobody was in the way.
+                        break
+        if said[-1]["content"]["status"] == "ok":
+            returning.files.add(values)
+        for message in said:
+            yield message
+
+    def returned(self, sandbox_id: SandboxId, values: Path) -> None:
+        """What came back has gone on, or nobody wants it: its file, or what there is of it, is removed."""
+        for path in (values, values.with_name(f"{values.name}.part")):
+            with contextlib.suppress(OSError):  # Whatever the guest has put there stays in its sandbox.
+                path.unlink()
+        returning = self._returning.get(sandbox_id)
+        if returning is not None and values in returning.files:
+            returning.files.remove(values)
+            returning.changed.set()
 
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""
@@ -186,18 +212,18 @@ class Runs:
             self._drop(key)
         self._ports.pop(sandbox_id, None)
         self._used.pop(sandbox_id, None)
+        self._returning.pop(sandbox_id, None)
         self._under_way.pop(sandbox_id, None)
 
     async def close(self) -> None:
         """Close all connections."""
         for key in list(self._runners):
             self._drop(key)
-        self._context.destroy(linger=0)
 
     def _drop(self, key: tuple[SandboxId, int]) -> None:
         runner = self._runners.pop(key, None)
         if runner is not None:
-            runner.client.stop_channels()
+            runner.close()
 
     async def _runner(self, sandbox_id: SandboxId, rank: Rank) -> Runner:
         box = self._service.live(sandbox_id)
@@ -209,7 +235,7 @@ class Runs:
         key = (sandbox_id, rank.number)
         async with self._starting.setdefault(key, asyncio.Lock()):
             runner = self._runners.get(key)
-            if runner is not None and runner.process.alive:
+            if runner is not None and runner.process.alive and not runner.client.ended:
                 return runner
             instead = "" if runner is None else runner.instead or _died(runner).message
             self._drop(key)
@@ -232,12 +258,14 @@ class Runs:
                 f"Rank {rank.number} has ended with its clone", hint="Run the cell again, which makes other clones."
             )
         connection = kernel.request.connection
-        client = self._client(str(connection["ip"]), key=str(connection["key"]))
+        client = RankClient(str(connection["ip"]), key=str(connection["key"]))
         runner = Runner(client, kernel.process, box, box.oom_kills(), rank)
         try:
             await _answers(runner)
-        except BaseException:
-            client.stop_channels()
+        except BaseException as error:
+            runner.close()
+            if isinstance(error, errors.TransportError):
+                raise await _lost(runner) from None
             raise
         return runner
 
@@ -252,19 +280,21 @@ class Runs:
             process = await self._service.start_kernel(sandbox_id, env=env, cwd=cwd)
         else:
             process = await box.start_beside(env=env, cwd=cwd)
-        runner = Runner(self._client(str(process.socket_prefix)), process, box, oom_before, rank)
+        runner = Runner(RankClient(str(process.socket_prefix)), process, box, oom_before, rank)
         try:
             if process.token:  # It has been up for a while, and waits for somebody to become.
                 become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
-                await unless_dead(process, _become(runner.client, become))
+                await runner.client.ask("warmcell_after_restore_request", become, timeout_s=READY_TIMEOUT_S)
                 process.token = ""
             await _answers(runner)
             if rank.number == 0:
                 self._service.kernel_ready(sandbox_id, started_ms=1000 * (time.perf_counter() - began))
-        except BaseException:
-            runner.client.stop_channels()
+        except BaseException as error:
+            runner.close()
             with contextlib.suppress(errors.WarmcellError):
                 await box.signal_process(process, 9)
+            if isinstance(error, errors.TransportError):
+                raise await _lost(runner) from None
             raise
         return runner
 
@@ -272,156 +302,68 @@ class Runs:
         port = self._ports.setdefault(box.info.id, MASTER_PORT if box.spec.network == "none" else free_port())
         return environment(box, rank, port=port)
 
-    def _client(self, prefix: str, *, key: str = "") -> AsyncKernelClient:
-        client = AsyncKernelClient(
-            context=self._context,
-            transport="ipc",
-            ip=prefix,
-            shell_port=1,
-            iopub_port=2,
-            stdin_port=3,
-            control_port=4,
-            hb_port=5,
-        )
-        client.session.key = key.encode()
-        client.start_channels(hb=False)
-        return client
 
-
-@dataclass(frozen=True)
-class Step:
-    """One execute request of a run."""
-
-    code: str
-    silent: bool
-    name: str = "cell"
-
-
-def _steps(request: Request, guest: str, values: Path) -> list[Step]:
-    """Values in, the cell, values out. Each step is left out where it has nothing to do."""
-    steps = []
-    module = f"__import__({VALUES_MODULE!r}, fromlist=['load'])"
-    if request.load is not None:
-        told = json.dumps({**request.load, "directory": guest})
-        steps.append(Step(f"{module}.load({told!r})", True, "load"))
-    if request.code:
-        steps.append(Step(request.code, False))
-    if request.get or request.last:
-        out = f"{guest}/{values.name}"
-        steps.append(Step(f"{module}.dump({list(request.get)!r}, {out!r}, {request.last!r})", True, "dump"))
-    return steps
+async def _hang_up(process: KernelProcess, client: RankClient) -> None:
+    await process.exited.wait()
+    client.finish()
 
 
 async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]:
     """Messages of one request, last its reply; then nothing of it is still to come."""
-    client = runner.client
-    # Nothing is ever queued behind a step, and what comes next may come while the kernel still empties its queue.
-    sent = client.execute(step.code, silent=step.silent, store_history=False, allow_stdin=False, stop_on_error=False)
-    reply = asyncio.create_task(_reply(client, sent))
-    died = asyncio.create_task(runner.process.exited.wait())
-    heard: asyncio.Task[Any] | None = None
-    memory = readings(client)
-    reading: asyncio.Task[Any] | None = None if step.silent else asyncio.ensure_future(anext(memory))
-    told = False
+    execution = Execution(runner.client, step)
     try:
-        while True:
-            heard = heard or asyncio.ensure_future(client.get_iopub_msg(timeout=None))
-            wait_for = {heard, died} if reply.done() else {heard, died, reply}
-            if reading is not None and not reply.done():
-                wait_for.add(reading)
-            done, _ = await asyncio.wait(
-                wait_for, timeout=SILENCE_S if reply.done() else None, return_when=asyncio.FIRST_COMPLETED
-            )
-            if heard in done:
-                message, heard = heard.result(), None
-                if message["parent_header"].get("msg_id") != sent:
-                    continue
-                if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                    break
-                # What a step of ours raises is told once, by its reply.
-                if message["msg_type"] in SHOWN and not (step.silent and message["msg_type"] == "error"):
-                    told = told or message["msg_type"] == "error"
-                    yield {key: message[key] for key in ("msg_type", "content", "metadata")}
-            elif died in done:
-                raise _died(runner)
-            elif reading is not None and reading in done:
-                told_memory, reading = reading, None
-                if told_memory.exception() is None:
-                    yield told_memory.result()
-                    reading = asyncio.ensure_future(anext(memory))
-            elif not done:
-                log.warning("sandbox %s: the end of a cell's output was lost", runner.box.info.id)
-                break
-        await asyncio.wait({reply, died}, return_when=asyncio.FIRST_COMPLETED)
-        if not reply.done():
-            raise _died(runner)
-        content = reply.result()
-        if content["status"] == "error" and not told:  # Of groups of exceptions only the text is published.
-            yield {"msg_type": "error", "content": content, "metadata": {}, "step": step.name}
-        yield {"msg_type": "reply", "content": {"status": content["status"]}, "metadata": {}}
+        async with contextlib.aclosing(execution.messages()) as messages:
+            async for message in messages:
+                yield message
+        assert execution.reply is not None
+        yield {"msg_type": "reply", "content": execution.reply, "metadata": {}}
+    except LostError:
+        raise await _lost(runner) from None
     finally:
-        if not reply.done() and runner.process.alive:  # whoever asked has gone
+        if execution.reply is None and runner.process.alive:  # whoever asked has gone
             with contextlib.suppress(errors.WarmcellError):
                 await runner.box.signal_process(runner.process, 2)
-            await asyncio.wait({reply, died}, timeout=INTERRUPT_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done() and runner.process.alive:  # Every later cell would wait behind this one.
+            with contextlib.suppress(TimeoutError, LostError):
+                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                    await execution.end()
+            if execution.reply is None and runner.process.alive:  # Every later cell would wait behind this one.
                 runner.deaf = True
-                with contextlib.suppress(errors.WarmcellError):
-                    await runner.box.signal_process(runner.process, 9)
-                await asyncio.wait({died}, timeout=KILL_TIMEOUT_S)
-        tasks = [task for task in (reply, died, heard, reading) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await memory.aclose()
-
-
-async def _reply(client: AsyncKernelClient, sent: str) -> dict[str, Any]:
-    """The content of the answer to request `sent`."""
-    while True:
-        message: dict[str, Any] = await client.get_shell_msg(timeout=None)
-        if message["parent_header"].get("msg_id") == sent:
-            content: dict[str, Any] = message["content"]
-            return content
-
-
-async def _become(client: AsyncKernelClient, wanted: Mapping[str, Any]) -> None:
-    """Have a kernel from a template's snapshot be one of its own."""
-    await ask(client, "warmcell_after_restore_request", wanted)
+                await _kill(runner)
 
 
 async def _answers(runner: Runner) -> None:
     """Wait until the kernel answers and its iopub reaches us."""
-    hearing = asyncio.create_task(heard(runner.client))
-    died = asyncio.create_task(runner.process.exited.wait())
     try:
-        await asyncio.wait({hearing, died}, timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
-        if hearing.done():
-            hearing.result()
-        elif died.done():
-            raise _died(runner)
-        else:
-            raise errors.OperationTimeoutError(
-                f"The remote kernel did not answer within {READY_TIMEOUT_S:.0f} s",
-                hint="Try again on a less busy machine.",
-                details={"operation": "remote kernel start", "timeout": READY_TIMEOUT_S},
-            )
-    finally:
-        for task in (hearing, died):
-            task.cancel()
-        await asyncio.gather(hearing, died, return_exceptions=True)
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await runner.client.answers()
+    except TimeoutError as error:
+        raise errors.OperationTimeoutError(
+            f"The remote kernel did not answer within {READY_TIMEOUT_S:.0f} s",
+            hint="Try again on a less busy machine.",
+            details={"operation": "remote kernel start", "timeout": READY_TIMEOUT_S},
+        ) from error
 
 
-async def heard(client: AsyncKernelClient) -> None:
-    """Ask again and again: what is published before iopub is connected is lost."""
-    while True:
-        asked = client.kernel_info()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ASK_AGAIN_S):
-                while True:
-                    message = await client.get_iopub_msg(timeout=None)
-                    if message["parent_header"].get("msg_id") == asked:
-                        return
+async def _lost(runner: Runner) -> errors.WarmcellError:
+    """The error for a kernel that has hung up; one that lives on is of no use, and is ended."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HANG_UP_TIMEOUT_S):
+            await runner.process.exited.wait()
+    if runner.process.alive:
+        await _kill(runner)
+    return _died(runner)
+
+
+async def _kill(runner: Runner) -> None:
+    with contextlib.suppress(errors.WarmcellError):
+        await runner.box.signal_process(runner.process, 9)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(KILL_TIMEOUT_S):
+            await runner.process.exited.wait()
+
+
+def _no_room(said: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["msg_type"] == "error" and one["content"].get("ename") == "NoRoomError" for one in said)
 
 
 def _died(runner: Runner) -> errors.WarmcellError:

@@ -44,10 +44,40 @@ class ZmtpError(ValueError):
     """The other side does not speak ZMTP, or says more than it may."""
 
 
+class LeftOut(bytes):
+    """Stands for a frame that was larger than its reader takes: empty, as it was thrown away while it came."""
+
+    size_bytes: int
+
+    @classmethod
+    def of(cls, size: int) -> "LeftOut":
+        """For one of that size."""
+        made = cls()
+        made.size_bytes = size
+        return made
+
+
 class Peer:
     """One connection. Its owner waits for its descriptor, calls `read` and `flush`, and closes it."""
 
-    def __init__(self, sock: socket.socket, kind: Kind, *, identity: bytes = b"", connected: bool = True) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        kind: Kind,
+        *,
+        identity: bytes = b"",
+        connected: bool = True,
+        frame_max_bytes: int | None = None,
+    ) -> None:
+        """Speak on a socket.
+
+        Args:
+            sock: Ours from now on.
+            kind: What it is to the other side.
+            identity: What we call ourselves there.
+            connected: Whether it is.
+            frame_max_bytes: Larger frames are `LeftOut`.
+        """
         sock.setblocking(False)
         self.fd: int = sock.fileno()
         """Descriptor to wait on; keeps its number when closed."""
@@ -64,6 +94,9 @@ class Peer:
         self._frames_bytes = 0
         self._large: tuple[mmap.mmap, int, bool] | None = None
         """A large frame that is still coming: its memory, how much of it is there, whether more frames follow."""
+        self._frame_max_bytes = frame_max_bytes
+        self._unread: tuple[int, LeftOut, bool] | None = None
+        """What is still to be thrown away of a frame, what stands for it, whether more frames follow."""
         if connected:
             self._greet()
 
@@ -154,6 +187,8 @@ class Peer:
         try:
             if self._large is not None:
                 yield from self._read_large(*self._large)
+            elif self._unread is not None:
+                yield from self._throw_away(*self._unread)
             elif data := self._receive():
                 yield from self._parse(self._rest + data if self._rest else data)
         except ZmtpError:
@@ -164,9 +199,9 @@ class Peer:
         self._state = "greeting"
         self.write([self._hello])
 
-    def _receive(self) -> bytes:
+    def _receive(self, most: int = _READ_BYTES) -> bytes:
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(most)
         except BlockingIOError:
             return b""
         except OSError:
@@ -190,6 +225,13 @@ class Peer:
             self._large = None
             yield from self._take(memory, more)
 
+    def _throw_away(self, left: int, stands: LeftOut, more: bool) -> Iterator[list[Part]]:
+        data = self._receive(min(left, LARGE_BYTES))
+        self._unread = (left - len(data), stands, more)
+        if len(data) == left:
+            self._unread = None
+            yield from self._take(stands, more)
+
     def _parse(self, data: bytes) -> Iterator[list[Part]]:
         at, end = 0, len(data)
         if self._state == "greeting":
@@ -203,6 +245,15 @@ class Peer:
                 if end < begin:
                     break
                 size = int.from_bytes(data[at + 1 : begin])
+                if self._frame_max_bytes is not None and size > self._frame_max_bytes and not flags & _COMMAND:
+                    here = min(size, end - begin)
+                    at = begin + here
+                    stands, follows = LeftOut.of(size), bool(flags & _MORE)
+                    if here < size:
+                        self._unread = (size - here, stands, follows)
+                        break
+                    yield from self._take(stands, follows)
+                    continue
                 if size + self._frames_bytes > MESSAGE_MAX_BYTES:
                     raise ZmtpError(f"a message above {MESSAGE_MAX_BYTES} bytes")
             if size > LARGE_BYTES:

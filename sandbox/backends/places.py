@@ -13,7 +13,7 @@ RUN = "/run/warmcell"
 GUEST = "/warmcell"
 IMAGES = "/.warmcell"
 RUN_BYTES = 64 * MIB
-"""Size of a run directory at least."""
+"""Size of a run directory without values."""
 
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -24,8 +24,11 @@ ESSENTIAL = ("/usr", "/run", *RESERVED)
 
 
 def run_bytes(limits: Limits) -> int:
-    """Size of a run directory: values that are sent are in it, as other shared memory is in /dev/shm."""
-    return max(RUN_BYTES, limits.shm_bytes)
+    """Size of a run directory: values that are sent are in it, as other shared memory is in /dev/shm.
+
+    There is room for what ranks have, for what takes its place, and for what comes back; it is taken as it is used.
+    """
+    return RUN_BYTES + 3 * limits.shm_bytes
 
 
 def workspace_of(spec: SandboxSpec) -> Path | None:

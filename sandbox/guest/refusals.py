@@ -43,6 +43,10 @@ class TooLargeError(CannotTravelError):
     """More than may be sent."""
 
 
+class NoRoomError(CannotTravelError):
+    """More than fits now, which may be otherwise once something else has gone."""
+
+
 def blame(values: Mapping[str, Any], error: BaseException, travels: Callable[[Any], bool]) -> CannotTravelError:
     """The error that says which of `values` cannot be pickled, and why.
 

@@ -7,6 +7,7 @@ they are mapped from a file, each rank's changes being its own.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -16,9 +17,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import modules, tensors
-from .refusals import REFUSED_FILES, CannotTravelError, TooLargeError, blame, words
+from .refusals import REFUSED_FILES, CannotTravelError, NoRoomError, TooLargeError, blame, words
+from .weights import in_words, own_bytes, size_of, weights
 
-__all__ = ["CannotTravelError", "Packed", "TooLargeError", "dump", "dumps", "load", "loads", "pack"]
+__all__ = ["CannotTravelError", "NoRoomError", "Packed", "TooLargeError", "dump", "dumps", "load", "loads", "pack"]
 
 ALIGN_BYTES = 64
 """Where buffers begin in a file: what vector instructions ask for."""
@@ -164,11 +166,19 @@ def _is_here(name: str, tag: str, names: Mapping[str, Any]) -> bool:
     return (not tag or _held.get(name) == tag) and (not name or name in names)
 
 
-def dump(names: Iterable[str], path: str, last: str = "") -> None:
+def dump(names: Iterable[str], path: str, last: str = "", *, limit: int | None = None) -> None:
     """Write the variables `names` of this kernel, and the value of its last cell as `last`, to the file `path`.
+
+    Args:
+        names: Variables.
+        path: Of a file that is not there yet; nothing of it is there if this fails.
+        last: What that value is called; empty: it is not wanted.
+        limit: Most bytes that may come of it.
 
     Raises:
         NameError: There is no such variable.
+        TooLargeError: They come to more than `limit`.
+        NoRoomError: They do not fit into the run directory now.
         CannotTravelError: One of them cannot be pickled.
     """
     found = namespace()
@@ -180,10 +190,38 @@ def dump(names: Iterable[str], path: str, last: str = "") -> None:
         from IPython.core.getipython import get_ipython
 
         values[last] = getattr(getattr(get_ipython(), "last_execution_result", None), "result", None)
-    with open(f"{path}.part", "xb") as file:
-        for piece in framed(pack(values)):
-            file.write(piece)
-    os.rename(f"{path}.part", path)
+    try:
+        packed = pack(values, limit=limit)
+    except TooLargeError:
+        said = in_words(
+            weights({("its last line" if name == last else name): one for name, one in values.items()}, limit)
+        )
+        raise TooLargeError(
+            f"What is to come back is more than the {size_of(limit or 0)} that may: {said}",
+            "Bring back less, write it to a file in the folder that both see, or raise c.Warmcell.remote_values.",
+        ) from None
+    try:
+        _write(f"{path}.part", list(framed(packed)))
+        os.rename(f"{path}.part", path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise NoRoomError(
+            f"There is no room in the sandbox for the {size_of(packed.size)} that are to come back",
+            "Bring back less, or write it to a file in the folder that both see.",
+        ) from None
+
+
+def _write(path: str, pieces: Sequence[bytes | memoryview]) -> None:
+    """A new file, whose room is taken before anything is copied; none if that fails."""
+    with open(path, "xb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, sum(memoryview(piece).nbytes for piece in pieces))
+            for piece in pieces:
+                file.write(piece)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def namespace() -> dict[str, Any]:
@@ -234,19 +272,27 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Bounded:
-    """Takes the pickle as it is written, as long as it may go on."""
+class _Room:
+    """How much may still come of a pickle, and what has; it is written to this."""
 
     def __init__(self, limit: int | None) -> None:
         self.pieces: list[bytes] = []
-        self._left = limit
+        self.left = limit
+
+    def check(self, size: int) -> None:
+        """Raise TooLargeError if so much more would be too much."""
+        if self.left is not None and size > self.left:
+            raise TooLargeError("")
+
+    def take(self, size: int) -> None:
+        """So much has come."""
+        self.check(size)
+        if self.left is not None:
+            self.left -= size
 
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
-        if self._left is not None:
-            self._left -= size
-            if self._left < 0:
-                raise TooLargeError("")
+        self.take(size)
         self.pieces.append(bytes(data))
         return size
 
@@ -254,17 +300,13 @@ class _Bounded:
 def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
     carried = cloudpickle()
     buffers: list[memoryview] = []
-    left = limit
+    room = _Room(limit)
 
     def taken(buffer: pickle.PickleBuffer) -> bool:
-        nonlocal left
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True  # inside
-        if left is not None:
-            left -= view.nbytes
-            if left < 0:
-                raise TooLargeError("")
+        room.take(view.nbytes)
         buffers.append(view)
         return False
 
@@ -272,15 +314,15 @@ def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
         def reducer_override(self, value: Any) -> Any:
             if isinstance(value, REFUSED_FILES):
                 raise TypeError("cannot pickle an open file")
+            room.check(own_bytes(value))  # Before anything of it is copied.
             reduced = tensors.reduce(value)
             return super().reducer_override(value) if reduced is None else reduced
 
-    file = _Bounded(limit)
-    pickler = Pickler(file, protocol=5, buffer_callback=taken)
+    pickler = Pickler(room, protocol=5, buffer_callback=taken)
     if there:
         pickler.globals_ref[id(namespace())] = _There()
     pickler.dump(values)
-    return Packed(b"".join(file.pieces), buffers)
+    return Packed(b"".join(room.pieces), buffers)
 
 
 def _travels(value: object, *, there: bool) -> bool:

@@ -13,7 +13,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.runs import SHOWN, SILENCE_S, heard
+from warmcell.extension.keeper.rank_steps import SHOWN, SILENCE_S
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -21,6 +21,7 @@ from warmcell.sandbox.live import LiveSandbox
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
+ASK_AGAIN_S = 0.25
 
 
 class KernelClient:
@@ -45,7 +46,7 @@ class KernelClient:
             return
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await heard(self._client)
+                await _heard(self._client)
         except TimeoutError as error:
             raise errors.OperationTimeoutError(
                 f"The sandbox's kernel did not answer within {READY_TIMEOUT_S:.0f} s", hint="Try again, or kill it."
@@ -119,3 +120,15 @@ class KernelClient:
     @staticmethod
     def _death(process: KernelProcess, box: LiveSandbox, oom_before: int) -> errors.SandboxDiedError:
         return death(process.exit_code or 0, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
+
+
+async def _heard(client: AsyncKernelClient) -> None:
+    """Ask again and again: what is published before iopub is connected is lost."""
+    while True:
+        asked = client.kernel_info()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_AGAIN_S):
+                while True:
+                    message = await client.get_iopub_msg(timeout=None)
+                    if message["parent_header"].get("msg_id") == asked:
+                        return

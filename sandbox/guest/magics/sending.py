@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import modules
 from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack
+from ..weights import Weight, in_words, size_of, weights
 
 if TYPE_CHECKING:
     from .api import Api
@@ -202,7 +203,7 @@ class Parcel:
         try:
             packed = pack(chosen, limit=self._store.limit, there=True)
         except TooLargeError:
-            raise _too_large(chosen, self._store.limit) from None
+            raise _too_large(chosen, {}, self._store.limit) from None
         if not extra:
             self._packs[names] = packed
         return packed
@@ -214,7 +215,8 @@ class Parcel:
             try:
                 self._packs[key] = pack({name: self._values[name]}, limit=self._store.limit, there=True)
             except TooLargeError:
-                raise _too_large(others, self._store.limit) from None
+                known = {one: packed.size for (one, *more), packed in self._packs.items() if not more}
+                raise _too_large(others, known, self._store.limit) from None
         return self._packs[key]
 
     def _put(self, views: list[memoryview], *, kept: bool) -> list[tuple[str, int, int]]:
@@ -284,26 +286,18 @@ def _padded(views: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
         yield bytes(-view.nbytes % ALIGN_BYTES)
 
 
-def _too_large(values: Mapping[str, Any], limit: int) -> CannotTravelError:
-    sizes: list[tuple[int, str, str]] = []
-    for name, value in values.items():
-        try:
-            size = pack({name: value}, limit=max(limit, 1), there=True).size
-            sizes.append((size, name, _size(size)))
-        except TooLargeError:
-            size = int(getattr(value, "nbytes", 0) or limit)
-            sizes.append((max(size, limit), name, _size(size) if size > limit else f"more than {_size(limit)}"))
-        except CannotTravelError:
-            continue
-    told = ", ".join(f"{name} {size}" for _, name, size in sorted(sizes, reverse=True)[:8])
+def _too_large(values: Mapping[str, Any], known: Mapping[str, int], limit: int) -> CannotTravelError:
+    """The error that names the sizes.
+
+    Args:
+        values: All variables.
+        known: Sizes of those that were looked at.
+        limit: What may be sent.
+    """
+    found = [*(Weight(name, size) for name, size in known.items())]
+    found += weights({name: value for name, value in values.items() if name not in known}, limit)
+    found.sort(key=lambda one: -limit if one.size_bytes is None else -one.size_bytes)
     return CannotTravelError(
-        f"The variables of this cell are more than the {_size(limit)} that may be sent: {told}",
+        f"The variables of this cell are more than the {size_of(limit)} that may be sent: {in_words(found)}",
         "Read large data in the remote cell, from the folder that both see, or raise c.Warmcell.remote_values.",
     )
-
-
-def _size(size: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"

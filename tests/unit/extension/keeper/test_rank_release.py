@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from warmcell.extension.keeper.rank_release import release_ranks
-from warmcell.extension.keeper.runs import Rank, Request, Runs
+from warmcell.extension.keeper.rank_steps import Request
+from warmcell.extension.keeper.runs import Rank, Runs
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId

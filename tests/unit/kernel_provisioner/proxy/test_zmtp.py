@@ -256,3 +256,29 @@ def test_a_size_that_is_only_claimed_costs_no_memory() -> None:
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.parametrize("size", [LARGE_BYTES + 1, 64 << 20])
+def test_a_frame_that_is_too_large_is_thrown_away_as_it_comes(size: int) -> None:
+    """What stands for it says how large it was; the frames around it, and the messages after it, are as they were."""
+    ours, theirs = socket.socketpair()
+    peer = Peer(ours, b"SUB", frame_max_bytes=LARGE_BYTES)
+    theirs.setblocking(False)
+    ready = READY.replace(b"DEALER", b"XPUB").replace(b"\x00\x06XPUB", b"\x00\x04XPUB")
+    ready = ready[:1] + bytes((ready[1] - 2,)) + ready[2:]
+    left = memoryview(
+        GREETING + ready + b"".join(bytes(chunk) for chunk in encode([b"a", bytes(size), b"b"]) + encode([b"next"]))
+    )
+    found: list[list[Part]] = []
+    before = _resident()
+    while left or len(found) < 2:
+        with contextlib.suppress(BlockingIOError):
+            left = left[theirs.send(left[: 1 << 16]) :]
+        found += peer.read()
+        assert peer.state != "closed"
+    assert _resident() - before < 16 << 20
+    assert found == [[b"a", b"", b"b"], [b"next"]]
+    assert isinstance(found[0][1], zmtp.LeftOut)
+    assert found[0][1].size_bytes == size
+    peer.close()
+    theirs.close()

@@ -1,5 +1,6 @@
 """Variables as they travel: out-of-band buffers, sharing, sizes, and what is refused by name."""
 
+import errno
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from warmcell.sandbox.guest import modules, values
-from warmcell.sandbox.guest.values import CannotTravelError, TooLargeError, dumps, loads, pack
+from warmcell.sandbox.guest.values import CannotTravelError, NoRoomError, TooLargeError, dumps, loads, pack
 
 
 def there_and_back(**given: Any) -> dict[str, Any]:
@@ -159,3 +160,47 @@ def test_modules_of_the_folder_are_loaded_again_where_they_changed(
     finally:
         sys.modules.pop("wc_helpers", None)
         sys.meta_path[:] = [one for one in sys.meta_path if type(one).__module__ != modules.__name__]
+
+
+class Copied(Exception):
+    """Raised by what must not be copied."""
+
+
+def test_nothing_that_is_too_large_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a tensor to make it contiguous, nor an array whose parts lie apart."""
+
+    def copied(*_: object) -> None:
+        raise Copied
+
+    monkeypatch.setattr(values.tensors, "reduce", copied)
+    every_other = np.lib.stride_tricks.as_strided(np.zeros(1), (2**31,), (0,))
+    for value in (torch.zeros(1).expand(2**31), every_other, {"deep": [every_other]}):
+        with pytest.raises(TooLargeError):
+            pack({"value": value}, limit=2**30)
+    with pytest.raises(CannotTravelError, match="Copied"):
+        pack({"value": torch.zeros(5)}, limit=2**30)
+
+
+def test_what_comes_back_has_a_limit_and_leaves_nothing_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too much is named with its sizes; no room is an error of its own; no part of a file stays."""
+    names = {"huge": np.zeros(2**20), "few": [1], "lock": threading.Lock()}
+    monkeypatch.setattr(values, "namespace", lambda: names)
+    out = tmp_path / "get.pkl"
+    with pytest.raises(TooLargeError, match=r"more than the 4\.0 MiB that may: huge 8\.0 MiB, few"):
+        values.dump(["huge", "few"], str(out), limit=4 * 2**20)
+    with pytest.raises(CannotTravelError, match="lock"):
+        values.dump(["lock"], str(out), limit=4 * 2**20)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(values.os, "posix_fallocate", full)
+        with pytest.raises(NoRoomError, match=r"no room in the sandbox for the 8\.0 MiB"):
+            values.dump(["huge"], str(out))
+    assert list(tmp_path.iterdir()) == []
+    values.dump(["huge", "few"], str(out), limit=16 * 2**20)
+    assert [path.name for path in tmp_path.iterdir()] == ["get.pkl"]
+    assert loads(out.read_bytes())["few"] == [1]

@@ -1,0 +1,223 @@
+"""What a run has its kernel do: values in, the cell, values out; and what comes of each."""
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from warmcell.extension.keeper.rank_client import Heard, RankClient
+from warmcell.kernel_provisioner.proxy.wire import MalformedMessageError, Message
+from warmcell.kernel_provisioner.proxy.zmtp import LeftOut
+
+log = logging.getLogger(__name__)
+
+SILENCE_S: Final = 10.0
+"""Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
+
+TEXT_MAX_BYTES: Final = 32 * 2**20
+"""Text of one cell on one rank that goes on its way; what is beyond is left out, and counted."""
+
+VALUES_MODULE: Final = "warmcell_guest.values"
+
+COMMS: Final = ("comm_open", "comm_msg", "comm_close")
+SHOWN: Final = frozenset(
+    {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error", *COMMS}
+)
+"""iopub messages that belong to a cell's output; those of comms say how its widgets change."""
+
+MEMORY_FIRST_S: Final = 1.0
+"""How much memory it takes is not asked of what ends before that."""
+
+MEMORY_PAUSE_S: Final = 2.0
+MEMORY_PAUSE_TIMES: Final = 20
+"""Of what an answer took: looking through a large kernel's memory takes its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A cell, and what travels with it."""
+
+    code: str
+    load: Mapping[str, Any] | None = None
+    """What `values.load` is told, less where the files are."""
+    get: Sequence[str] = ()
+    last: str = ""
+    """What the value of its last line is called among the values that come back; empty: it stays there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One execute request of a run."""
+
+    code: str
+    silent: bool
+    name: str = "cell"
+
+
+def steps(request: Request, guest: str, values: Path, most_bytes: int) -> list[Step]:
+    """Values in, the cell, values out. Each step is left out where it has nothing to do.
+
+    Args:
+        request: What is asked for.
+        guest: The run directory, as the guest sees it.
+        values: What comes back goes into a file of this name there.
+        most_bytes: That may come back.
+    """
+    found = []
+    module = f"__import__({VALUES_MODULE!r}, fromlist=['load'])"
+    if request.load is not None:
+        told = json.dumps({**request.load, "directory": guest})
+        found.append(Step(f"{module}.load({told!r})", True, "load"))
+    if request.code:
+        found.append(Step(request.code, False))
+    if request.get or request.last:
+        out = f"{guest}/{values.name}"
+        code = f"{module}.dump({list(request.get)!r}, {out!r}, {request.last!r}, limit={most_bytes})"
+        found.append(Step(code, True, "dump"))
+    return found
+
+
+class LostError(Exception):
+    """The kernel has ended, or hung up, before its answer."""
+
+
+@dataclass
+class Execution:
+    """One step on a rank."""
+
+    client: RankClient
+    step: Step
+    text_max_bytes: int = TEXT_MAX_BYTES
+    reply: Mapping[str, Any] | None = None
+    """Its content, once it has come."""
+    _sent: str = ""
+    _idle: bool = False
+    _told: bool = False
+    """Its error was published."""
+    _text_bytes: int = 0
+    _left_out_bytes: int = 0
+    _memory_asked: str = ""
+    _memory_asked_at: float = 0.0
+    _memory_at: float = 0.0
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any]]:
+        """What it shows, until its reply is there and nothing of it is still to come.
+
+        Raises:
+            LostError: There will be no reply.
+        """
+        content = {
+            "code": self.step.code,
+            "silent": self.step.silent,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,  # What comes next may come while the kernel still empties its queue.
+        }
+        self._sent = self.client.request("shell", "execute_request", content)
+        self._memory_at = 0.0 if self.step.silent else time.monotonic() + MEMORY_FIRST_S
+        silent_since = 0.0
+        while not (self._idle and self.reply is not None):
+            if self.reply is not None:
+                silent_since = silent_since or time.monotonic()
+            heard = await self.client.hear(silent_since + SILENCE_S if silent_since else self._memory_at or None)
+            if heard is None:
+                if self.client.ended and self.reply is None:
+                    raise LostError
+                if silent_since and (self.client.ended or time.monotonic() >= silent_since + SILENCE_S):
+                    log.warning("the end of a remote cell's output was lost")
+                    break
+                self._ask_memory()
+            elif heard.channel == "control":
+                usage = self._memory(heard)
+                if usage:
+                    yield usage
+            elif heard.parent == self._sent:
+                silent_since = 0.0
+                for message in self._taken(heard):
+                    yield message
+        if self._left_out_bytes:
+            yield _stream(f"\n[{self._left_out_bytes / 2**20:.1f} MiB more of output are left out]\n")
+        assert self.reply is not None
+        if (
+            self.reply.get("status") == "error" and not self._told
+        ):  # Of groups of exceptions only the text is published.
+            yield {"msg_type": "error", "content": self.reply, "metadata": {}, "step": self.step.name}
+
+    async def end(self) -> None:
+        """Wait for its reply, whatever else it shows; raises as `messages`."""
+        while self.reply is None:
+            heard = await self.client.hear()
+            if heard is not None and heard.parent == self._sent:
+                self._taken(heard)
+            elif heard is None and self.client.ended:
+                raise LostError
+
+    def _taken(self, heard: Heard) -> list[dict[str, Any]]:
+        """What of a message is to be shown."""
+        message = heard.message
+        kind, _ = message.read_header()
+        if heard.channel == "shell":
+            if kind == "execute_reply":
+                self.reply = _content(message)
+            return []
+        if kind == "status":
+            self._idle = self._idle or _content(message).get("execution_state") == "idle"
+            return []
+        # What a step of ours raises is told once, by its reply.
+        if kind not in SHOWN or (self.step.silent and kind == "error"):
+            return []
+        if isinstance(message.content, LeftOut):
+            self._left_out_bytes += message.content.size_bytes
+            return []
+        if kind == "stream":
+            size, left = len(message.content), max(0, self.text_max_bytes - self._text_bytes)
+            self._text_bytes += size
+            if size > left:
+                self._left_out_bytes += size - left
+                return [self._beginning(message, left)] if left else []
+        self._told = self._told or kind == "error"
+        return [{"msg_type": kind, "content": _content(message), "metadata": _metadata(message)}]
+
+    @staticmethod
+    def _beginning(message: Message, most: int) -> dict[str, Any]:
+        content = _content(message)
+        return {"msg_type": "stream", "content": {**content, "text": str(content.get("text"))[:most]}, "metadata": {}}
+
+    def _ask_memory(self) -> None:
+        """Ask what the kernel takes, when it is time; one that does not answer is not asked again."""
+        if self._memory_at and time.monotonic() >= self._memory_at:
+            self._memory_asked, self._memory_asked_at = (
+                self.client.request("control", "usage_request", {}),
+                time.monotonic(),
+            )
+            self._memory_at = 0.0
+
+    def _memory(self, heard: Heard) -> dict[str, Any] | None:
+        """A message with `memory_bytes`, of the kernel and all its children, as it tells in every backend."""
+        if heard.parent != self._memory_asked:
+            return None
+        now = time.monotonic()
+        self._memory_at = now + max(MEMORY_PAUSE_S, MEMORY_PAUSE_TIMES * (now - self._memory_asked_at))
+        memory = _content(heard.message).get("kernel_memory")
+        if isinstance(memory, (int, float)) and memory > 0:
+            return {"msg_type": "usage", "content": {"memory_bytes": int(memory)}, "metadata": {}}
+        return None
+
+
+def _content(message: Message) -> dict[str, Any]:
+    return message.read_content()
+
+
+def _metadata(message: Message) -> dict[str, Any]:
+    found: Any = json.loads(bytes(message.metadata)) if message.metadata != b"{}" else {}
+    if not isinstance(found, dict):
+        raise MalformedMessageError("metadata that are not an object")
+    return found
+
+
+def _stream(text: str) -> dict[str, Any]:
+    return {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}

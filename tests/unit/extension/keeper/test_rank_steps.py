@@ -1,0 +1,85 @@
+"""What a step shows, with a kernel that is a script."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+
+from warmcell.extension.keeper.rank_client import ChannelName, Heard, RankClient
+from warmcell.extension.keeper.rank_steps import Execution, LostError, Step
+from warmcell.kernel_provisioner.proxy.wire import Author, Message
+from warmcell.kernel_provisioner.proxy.zmtp import LeftOut
+
+
+class Script:
+    """Says these messages to whatever it is asked; then its process ends."""
+
+    def __init__(self, *said: tuple[ChannelName, str, Mapping[str, Any] | LeftOut]) -> None:
+        self.ended = False
+        self._said = deque(said)
+
+    def request(self, channel: str, kind: str, content: Mapping[str, Any]) -> str:
+        return "asked"
+
+    async def hear(self, until: float | None = None) -> Heard | None:
+        await asyncio.sleep(0)
+        if not self._said:
+            self.ended = True
+            return None
+        channel, kind, content = self._said.popleft()
+        _, message = Author().make(kind, {} if isinstance(content, LeftOut) else content)
+        if isinstance(content, LeftOut):
+            message = Message([], b"", message.header, b"{}", b"{}", content, [])
+        return Heard(channel, "asked", message)
+
+
+REPLY: tuple[ChannelName, str, dict[str, Any]] = ("shell", "execute_reply", {"status": "ok"})
+IDLE: tuple[ChannelName, str, dict[str, Any]] = ("iopub", "status", {"execution_state": "idle"})
+
+
+def text(said: str) -> tuple[ChannelName, str, dict[str, Any]]:
+    return "iopub", "stream", {"name": "stdout", "text": said}
+
+
+async def shown(*said: Any, silent: bool = False, most: int = 1000) -> list[dict[str, Any]]:
+    execution = Execution(cast(RankClient, Script(*said)), Step("…", silent), text_max_bytes=most)
+    return [message async for message in execution.messages()]
+
+
+@pytest.mark.parametrize("last", [(REPLY, IDLE), (IDLE, REPLY)])
+async def test_a_step_ends_with_its_reply_and_its_output(last: Any) -> None:
+    """In whichever order they come; with what was shown before."""
+    assert [one["content"]["text"] for one in await shown(text("a"), text("b"), *last)] == ["a", "b"]
+
+
+async def test_text_is_bounded_however_it_comes() -> None:
+    """In many messages, or in one that is too large to be read: the beginning is kept, and the rest is counted."""
+    found = [one["content"]["text"] for one in await shown(*[text("x" * 300)] * 9, IDLE, REPLY)]
+    assert found[0] == "x" * 300
+    assert "".join(found[:-1]) == "x" * sum(map(len, found[:-1]))
+    assert 900 < sum(map(len, found[:-1])) <= 1000
+    assert found[-1] == "\n[0.0 MiB more of output are left out]\n"
+    found = [
+        one["content"]["text"]
+        for one in await shown(("iopub", "stream", LeftOut.of(10**9)), text("after"), IDLE, REPLY)
+    ]
+    assert found == ["after", "\n[953.7 MiB more of output are left out]\n"]
+
+
+async def test_an_error_of_a_silent_step_is_told_once() -> None:
+    """By its reply, with the step's name."""
+    failed = {"status": "error", "ename": "E", "evalue": "", "traceback": []}
+    found = await shown(("iopub", "error", failed), ("shell", "execute_reply", failed), IDLE, silent=True)
+    assert [(one["msg_type"], one["step"]) for one in found] == [("error", "cell")]
+
+
+async def test_a_kernel_that_ends_before_its_reply_is_lost() -> None:
+    """What it has shown until then was shown."""
+    execution = Execution(cast(RankClient, Script(text("last words"))), Step("…", False))
+    found = []
+    with pytest.raises(LostError):
+        async for message in execution.messages():
+            found.append(message["content"]["text"])
+    assert found == ["last words"]
