@@ -203,7 +203,7 @@ class Parcel:
         try:
             packed = pack(chosen, limit=self._store.limit, there=True)
         except TooLargeError:
-            raise _too_large(chosen, {}, self._store.limit) from None
+            raise _too_large(chosen, self._sizes(), self._store.limit) from None
         if not extra:
             self._packs[names] = packed
         return packed
@@ -215,9 +215,12 @@ class Parcel:
             try:
                 self._packs[key] = pack({name: self._values[name]}, limit=self._store.limit, there=True)
             except TooLargeError:
-                known = {one: packed.size for (one, *more), packed in self._packs.items() if not more}
-                raise _too_large(others, known, self._store.limit) from None
+                raise _too_large(others, self._sizes(), self._store.limit) from None
         return self._packs[key]
+
+    def _sizes(self) -> dict[str, int]:
+        """Of those that were looked at alone."""
+        return {name: packed.size for (name, *more), packed in self._packs.items() if not more}
 
     def _put(self, views: list[memoryview], *, kept: bool) -> list[tuple[str, int, int]]:
         """Have these in the sandbox; where each is. What is large and was not looked at yet is so as it is sent.
