@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 AT_ONCE = max(2, len(os.sched_getaffinity(0)))
 """More would only wait for each other, and all would be late."""
 
+LONGEST_S = 10.0
+"""Whoever takes longer waits for something else than processors, such as an engine: then the next may begin."""
+
 TELL_EVERY_S = 1.0
 """So often at most is somebody who waits told of another place."""
 
@@ -32,8 +35,9 @@ class _Waiting:
 class Turns:
     """Who may work now, and who is next. On one loop."""
 
-    def __init__(self, at_once: int = AT_ONCE) -> None:
+    def __init__(self, at_once: int = AT_ONCE, *, longest_s: float = LONGEST_S) -> None:
         self._at_once = self._free = at_once
+        self._longest_s = longest_s
         self._waiting: list[_Waiting] = []
         """In the order in which they came."""
         self._served: dict[str, int] = {}
@@ -57,11 +61,21 @@ class Turns:
             told: How many are before this one, now and then while it waits.
         """
         await self._admission(_Waiting(whose, urgent, told))
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._free += 1
+            self._admit()
+
+        timer = asyncio.get_running_loop().call_later(self._longest_s, end)
         try:
             yield
         finally:
-            self._free += 1
-            self._admit()
+            timer.cancel()
+            if not over:
+                end()
 
     async def _admission(self, one: _Waiting) -> None:
         self._waiting.append(one)

@@ -75,6 +75,18 @@ async def test_whoever_asks_for_much_does_not_keep_others_waiting(work: Work) ->
     await asyncio.gather(*tasks)
 
 
+async def test_one_that_hangs_does_not_hold_the_others_up() -> None:
+    """After a while the next may begin; when it ends after all nothing more is free than before."""
+    work = Work(Turns(1, longest_s=0.0))
+    tasks = [asyncio.create_task(work.do(name, "a")) for name in ("hangs", "next", "last")]
+    await settle()
+    assert work.begun == ["hangs", "next", "last"]
+    for name in ("last", "hangs", "next"):
+        await work.end(name)
+    await asyncio.gather(*tasks)
+    assert work.turns._free == 1
+
+
 async def test_each_is_told_how_many_are_before_it(work: Work) -> None:
     """From the moment on in which it has to wait; whoever need not wait is told nothing."""
     tasks = [asyncio.create_task(work.do(name, "a")) for name in ("first", "second", "third")]
