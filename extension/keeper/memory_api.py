@@ -61,6 +61,7 @@ class MemoryHandler(Handler):
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
         await memory.check(box)
         await agents.awake(box)
+        await agents.kernels.running(box)
         if verb == "snapshot":
             name = body.get("name", "")
             return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
