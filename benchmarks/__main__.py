@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from benchmarks import (
+    agents_page,
     contained,
     engines,
     growth,
@@ -181,6 +182,7 @@ def _write_documents() -> None:
         path.write_text(content)
     growth.write()
     spread.write()
+    agents_page.write()
 
 
 def _say(what: str) -> None:

@@ -1,8 +1,9 @@
 """Many sandboxes for agents: the time to the first command, alone and in a burst, a thousand that wait, wide forks.
 
-`python -m benchmarks.agents` stores `agents-DATE.json` and prints it. What a machine has no room for is left out, with
-the reason. Times to the first command are taken as ComputeSDK's benchmarks do: from the request for a sandbox until
-a command in it has answered, one after another, and for all of a burst from its beginning.
+`python -m benchmarks.agents` stores `agents-DATE.json`, prints it, and puts its tables into the reference page. What a
+machine has no room for is left out, with the reason. Times to the first command are taken as ComputeSDK's benchmarks
+do: from the request for a sandbox until a command in it has answered, one after another, and for all of a burst from
+its beginning.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -19,12 +21,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, results
+from benchmarks import agents_page, machine, results
 from benchmarks.docker_run import gone
+from benchmarks.keeper import Keeper
 from benchmarks.p2_restart import IMPORTS
 from benchmarks.p7_agents import keeper_alone
+from benchmarks.rows import medians
 from benchmarks.server import BenchmarkError
-from tests.engines import own_engine
+from tests.engines import Dockerd, own_engine
 from tests.leaks import own_places
 from warmcell import AsyncSandbox
 
@@ -34,6 +38,8 @@ DOCKER_SEQUENTIAL = 20
 IDLE = 1000
 AT_ONCE = 8
 """Sandboxes that are made side by side where only their number counts."""
+SETTLE_S = 10.0
+LOOK_S = 60.0
 SPARE_BYTES = 2 * 2**30
 """Memory that those that wait leave free."""
 STATE_BYTES = 10**9
@@ -44,42 +50,54 @@ READY = "int(state[::100_000_000].sum())"
 
 
 async def first_commands(backend: str) -> dict[str, Any]:
-    """Seconds until the first command, one after another and in a burst, beside `docker run` of the same."""
-    async with _engine(backend):
-        await _up(backend, [])
+    """Seconds until the first command, one after another and in a burst, once what starts come from is there."""
+    async with _engine(backend) as keeper:
+        async with await _up(backend) as first:
+            await first.run("1")
+            await keeper.warm()
         alone, until_gone = [], []
         for _ in range(SEQUENTIAL):
             began = time.perf_counter()
-            async with await _up(backend, []):
+            async with await _up(backend):
                 alone.append(time.perf_counter() - began)
             until_gone.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        await keeper.warm()
         boxes: list[AsyncSandbox] = []
+        began = time.perf_counter()
         burst = await asyncio.gather(*(_up_since(backend, began, boxes) for _ in range(BURST)))
         took = time.perf_counter() - began
+        phases = medians([(await box.info()).phases_ms for box in boxes])
         await asyncio.gather(*(box.kill() for box in boxes))
-    with own_engine() as docker:
-        await gone(docker, *COMMAND)
-        plain = [await gone(docker, *COMMAND) for _ in range(DOCKER_SEQUENTIAL)]
-        began = time.perf_counter()
-        await asyncio.gather(*(gone(docker, *COMMAND) for _ in range(BURST)))
-        plain_took = time.perf_counter() - began
     return {
         "backend": backend,
         "sequential": _quantiles(alone),
         "sequential_until_gone": _quantiles(until_gone),
-        "burst": {**_quantiles(burst), "per_second": round(BURST / took, 1)},
-        "docker_run_until_gone": _quantiles(plain),
-        "docker_run_burst": {"n": BURST, "per_second": round(BURST / plain_took, 1)},
+        "burst": {**_quantiles(burst), "per_second": round(BURST / took, 1), "phases_ms": phases},
+    }
+
+
+async def docker_runs() -> dict[str, Any] | None:
+    """Seconds of `docker run --rm` of the same command, one after another and in a burst; None: there is no Docker."""
+    if shutil.which("dockerd") is None:
+        return None
+    with own_engine() as docker:
+        await gone(docker, *COMMAND)
+        alone = [await gone(docker, *COMMAND) for _ in range(DOCKER_SEQUENTIAL)]
+        began = time.perf_counter()
+        burst = await asyncio.gather(*(_gone_since(docker, began) for _ in range(BURST)))
+    return {
+        "sequential": _quantiles(alone),
+        "burst": {**_quantiles(burst), "per_second": round(BURST / max(burst), 1)},
     }
 
 
 async def waiting(count: int, backend: str) -> dict[str, Any]:
     """Memory of so many sandboxes with torch imported, each of which has run a cell."""
     preload = ["torch"]
-    async with _engine(backend):
+    async with _engine(backend) as keeper:
         async with await _up(backend, preload) as first:
             await first.run("import torch")
+            await keeper.warm()
         before, began = _available_bytes(), time.perf_counter()
         boxes: list[AsyncSandbox] = []
         full = ""
@@ -99,6 +117,8 @@ async def waiting(count: int, backend: str) -> dict[str, Any]:
             await asyncio.gather(*(one() for _ in range(count)))
             took = time.perf_counter() - began
             each = (before - _available_bytes()) / max(1, len(boxes))
+            await asyncio.sleep(SETTLE_S)
+            busy = await _busy_pct(keeper.pid())
             answers = []
             for box in boxes[:: max(1, len(boxes) // 20)]:
                 asked = time.perf_counter()
@@ -112,6 +132,7 @@ async def waiting(count: int, backend: str) -> dict[str, Any]:
             "made": len(boxes),
             "left_out": full,
             "seconds": round(took, 1),
+            "keeper_busy_pct": busy,
             "per_second": round(len(boxes) / took, 2),
             "memory_bytes_each": round(each),
             "answer": _quantiles(answers),
@@ -132,6 +153,7 @@ async def forks(counts: Sequence[int], backend: str) -> list[dict[str, Any]]:
             forked = time.perf_counter()
             answers = await asyncio.gather(*(clone.run(READY) for clone in clones))
             answered = time.perf_counter()
+            phases = medians([(await clone.info()).phases_ms for clone in clones])
             await asyncio.gather(*(clone.kill() for clone in clones))
             if [answer.text for answer in answers] != [wanted] * count:
                 raise BenchmarkError(f"not all of {count} clones have the state of their source")
@@ -143,6 +165,7 @@ async def forks(counts: Sequence[int], backend: str) -> list[dict[str, Any]]:
                     "all_answered_s": round(answered - began, 3),
                     "plain_start_with_imports_s": round(plain, 3),
                     "ratio": round((answered - began) / plain, 3),
+                    "phases_ms": phases,
                 }
             )
     return found
@@ -158,9 +181,9 @@ async def _plain_start() -> float:
     return time.perf_counter() - began
 
 
-async def _up(backend: str, preload: Sequence[str]) -> AsyncSandbox:
+async def _up(backend: str, preload: Sequence[str] | None = None) -> AsyncSandbox:
     """A sandbox in which a command has answered."""
-    box = await AsyncSandbox.create(backend=backend, preload=list(preload) or None, timeout=3600)
+    box = await AsyncSandbox.create(backend=backend, preload=preload, timeout=3600)
     answer = await box.exec(*COMMAND)
     if answer.stdout != "up\n":
         raise BenchmarkError(f"a sandbox's first command gave {answer}")
@@ -168,16 +191,33 @@ async def _up(backend: str, preload: Sequence[str]) -> AsyncSandbox:
 
 
 async def _up_since(backend: str, began: float, boxes: list[AsyncSandbox]) -> float:
-    boxes.append(await _up(backend, []))
+    boxes.append(await _up(backend))
     return time.perf_counter() - began
 
 
+async def _gone_since(docker: Dockerd, began: float) -> float:
+    await gone(docker, *COMMAND)
+    return time.perf_counter() - began
+
+
+async def _busy_pct(pid: int) -> float:
+    """Of one processor, for some seconds in which nobody asks anything of a process."""
+    before = _cpu_s(pid)
+    await asyncio.sleep(LOOK_S)
+    return round(100 * (_cpu_s(pid) - before) / LOOK_S, 2)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextlib.asynccontextmanager
-async def _engine(backend: str) -> AsyncIterator[None]:
+async def _engine(backend: str) -> AsyncIterator[Keeper]:
     """A keeper of its own, which this process's sandboxes are made by."""
     with own_places() as places, unittest.mock.patch.dict(os.environ, places.env):
-        async with keeper_alone(places, {**SETTINGS, "backend": backend}):
-            yield
+        async with keeper_alone(places, {**SETTINGS, "backend": backend}) as keeper:
+            yield keeper
 
 
 def _available_bytes() -> int:
@@ -200,6 +240,7 @@ async def _measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"at": results.now(), "commit": machine.commit(), "machine": machine.describe()}
     if "first" in options.only:
         found["first_commands"] = [await first_commands(backend) for backend in options.backends]
+        found["docker_run"] = await docker_runs()
     if "idle" in options.only:
         found["idle"] = await waiting(options.idle, "bubblewrap")
     if "fork" in options.only:
@@ -220,6 +261,7 @@ def main() -> None:
     if options.store:
         path = results.RESULTS / f"agents-{found['at'][:10]}.json"
         path.write_text(json.dumps(found, indent=1) + "\n")
+        agents_page.write()
     print(json.dumps(found, indent=1))
 
 

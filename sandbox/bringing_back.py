@@ -165,12 +165,13 @@ class BringingBack(Saved):
             token=held.manifest.guest.token,
         )
         await box.take_on(kernel)
+        before = {} if box.info.generation else box.info.phases_ms
         box.tell(
             generation=kernel.generation,
             exit_code=None,
             started_from=None,
             started_ms=None,
-            phases_ms={"restore": round(1000 * (time.perf_counter() - began), 1)},
+            phases_ms={**before, "restore": round(1000 * (time.perf_counter() - began), 1)},
         )
         box.waited(waited_ms)
         return kernel

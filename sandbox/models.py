@@ -233,7 +233,7 @@ class QueuePlace(Wire):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase(Wire):
-    """What a start is busy with: lease, sandbox, guest, template, kernel."""
+    """What a start is busy with: queue, lease, sandbox, guest, template, kernel."""
 
     name: str
     since: float

@@ -72,6 +72,16 @@ class Preparing(Registry):
         if box.kernel is not None:
             self._spawn(self._come_up(box, box.kernel))
 
+    async def until_quiet(self, sandbox_id: SandboxId) -> None:
+        """Wait for the time in which its first kernel can come up before anybody asks for it: no other start is under
+        way, and its template is there, if there can be one that is saved.
+
+        Raises:
+            SandboxNotFoundError: It has gone meanwhile.
+        """
+        await self._starts.quiet()
+        await self._ensure_template(self.live(sandbox_id))
+
     async def give_up_prepared(self) -> bool:
         """Stop all that wait, for starts and for resumes, as the machine lacks memory; whether there were any."""
         waiting = await self.memory.twins.shrink()
@@ -291,13 +301,8 @@ class Preparing(Registry):
         template: SnapshotId | None = None
         await self._starts.quiet()  # Its own client is about to connect.
         try:
-            self._expecting.add(box)
-            try:
-                template = await self._templates.ensure(box.spec)
-            finally:
-                self._expecting.discard(box)
+            template = await self._ensure_template(box)
             if template is not None:
-                box.tell(template=self._templates.status(template))
                 known = {info.id for info in self.memory.store.infos(kind="template")}
                 other = _template(box.spec)
                 await self._pool.renew(
@@ -317,6 +322,17 @@ class Preparing(Registry):
                 dataclasses.replace(box.spec, gpu=None, egress=None),
                 cheap=template is not None or box.shared is not None,
             )
+
+    async def _ensure_template(self, box: LiveSandbox) -> SnapshotId | None:
+        """Its template, if it can be saved."""
+        self._expecting.add(box)
+        try:
+            template = await self._templates.ensure(box.spec)
+        finally:
+            self._expecting.discard(box)
+        if template is not None:
+            box.tell(template=self._templates.status(template))
+        return template
 
     def _publish(self, box: LiveSandbox) -> None:
         if box.info.owner != POOL:

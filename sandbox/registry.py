@@ -155,7 +155,7 @@ class Registry:
     @property
     def busy(self) -> bool:
         """Whether any sandbox runs that somebody asked for."""
-        return any(info.state not in (*TERMINAL, State.SUSPENDED) for info in self.infos())
+        return any(box.info.state not in (*TERMINAL, State.SUSPENDED) for box in self._boxes.values())
 
     async def gpus(self) -> list[dict[str, Any]]:
         """The GPUs of the machine with who holds each."""

@@ -81,6 +81,7 @@ class SandboxService(Preparing, Moving):
         snapshot: SnapshotId | Coming | None = None,
         frontend: Callable[[LiveSandbox], Frontend] | None = None,
         gpus_of: SandboxId | None = None,
+        without_kernel: bool = False,
     ) -> SandboxInfo:
         """Bring up a sandbox, a prepared one where one of that shape waits.
 
@@ -97,6 +98,7 @@ class SandboxService(Preparing, Moving):
             snapshot: It comes with a kernel that goes on from there. Its files may be there before its memory is.
             frontend: Who speaks with that kernel.
             gpus_of: It takes over the GPUs of that one, which was stopped with `keep_gpus`, where they will do.
+            without_kernel: It need not come with the kernel that `start_kernel` would give it.
 
         Raises:
             WarmcellError: The spec is out of bounds, no GPU is free in time, or the backend failed.
@@ -111,7 +113,7 @@ class SandboxService(Preparing, Moving):
         if gpus_of is not None:
             self._gpus.move(gpus_of, sandbox_id)
         self._publish(box)
-        work = asyncio.create_task(self._create(box, snapshot))
+        work = asyncio.create_task(self._create(box, snapshot, without_kernel=without_kernel))
         self._working[sandbox_id] = work
         self._starts.begin(sandbox_id)
         try:
@@ -149,7 +151,8 @@ class SandboxService(Preparing, Moving):
             WarmcellError: As `LiveSandbox.start_kernel`.
         """
         box = self.live(sandbox_id)
-        self._starts.begin(sandbox_id)
+        if box.awaited:
+            self._starts.begin(sandbox_id)
         try:
             kernel = await self._kernel_from_template(box)
             if kernel is None:
@@ -214,7 +217,9 @@ class SandboxService(Preparing, Moving):
             if isinstance(end, BaseException):
                 log.error("a sandbox was not stopped: %s", end)
 
-    async def _create(self, box: LiveSandbox, snapshot: SnapshotId | Coming | None) -> LiveSandbox:
+    async def _create(
+        self, box: LiveSandbox, snapshot: SnapshotId | Coming | None, *, without_kernel: bool
+    ) -> LiveSandbox:
         """What `create` does, as a task that `stop` can cancel."""
         began = time.perf_counter()
         try:
@@ -229,7 +234,7 @@ class SandboxService(Preparing, Moving):
                 await self.memory.clone(box, snapshot, devices)
             elif prepared is not None:
                 box = self._adopt(prepared, box, devices, queue_ms=1000 * (time.perf_counter() - began))
-            elif not await self._from_template(box, devices):
+            elif without_kernel or not await self._from_template(box, devices):
                 await self._bring_up(box, devices)
         except BaseException as error:
             told = explain(error, box.info) if isinstance(error, errors.BackendUnavailableError) else error

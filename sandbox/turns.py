@@ -1,4 +1,4 @@
-"""Starts take turns: as many at once as the machine has processors, those of notebooks apart from all others.
+"""Starts take turns: two at once for each processor, those of notebooks apart from all others.
 
 A start is work for several processes. A hundred that begin together take a hundred times as long each, so that none is
 there before the last; so most of them wait here, in an order that can be seen, and their time-outs begin afterwards.
@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-AT_ONCE = max(2, len(os.sched_getaffinity(0)))
-"""More would only wait for each other, and all would be late."""
+AT_ONCE = 2 * len(os.sched_getaffinity(0))
+"""Its steps wait for each other, so that one for each processor would leave them idle; more would all be late."""
 
 LONGEST_S = 10.0
 """Whoever takes longer waits for something else than processors, such as an engine: then the next may begin."""

@@ -45,7 +45,7 @@ class Kernel:
     listens: bool = False
     """Whether its proxy's host side was bound."""
     started: bool = False
-    """Whether a process of it has ever answered."""
+    """Whether a process of it has ever answered, or its sandbox is of use before one does."""
     ending: bool = False
     """Its process was told to end, so its end is no failure."""
     asks: str = ""

@@ -84,7 +84,7 @@ class KernelStarts:
             with contextlib.suppress(errors.WarmcellError):
                 await box.signal_kernel(signal.SIGKILL)
 
-    async def _start(self, request: KernelRequest, owner_pid: int) -> SandboxInfo:
+    async def _start(self, request: KernelRequest, owner_pid: int, *, sandbox_only: bool) -> SandboxInfo:
         """What `start` does, as a task that `remove` can cancel. One at a time for each kernel."""
         began = time.perf_counter()
         while True:
@@ -99,7 +99,10 @@ class KernelStarts:
                         await self._end(kernel, grace=0.0)
                     await self._connect_host(kernel, request)
                     self._own(kernel, owner_pid)
-                    sandbox_id = await self._sandbox(kernel, request)
+                    sandbox_id = await self._sandbox(kernel, request, without_kernel=sandbox_only)
+                    if sandbox_only:
+                        kernel.started = True
+                        return self._service.info(sandbox_id)
                     return await self._start_process(kernel, sandbox_id, began)
                 except BaseException as error:
                     await self._start_failed(kernel, error)
@@ -156,7 +159,7 @@ class KernelStarts:
         ours = request.connection.get("transport") == "ipc" and directory.parent == self._paths.kernels
         return directory if ours else None
 
-    async def _sandbox(self, kernel: Kernel, request: KernelRequest) -> SandboxId:
+    async def _sandbox(self, kernel: Kernel, request: KernelRequest, *, without_kernel: bool) -> SandboxId:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
         died = self.ledger.loss(request.kernel_id, request.server, request.notebook)
         if kernel.sandbox_id is not None:
@@ -184,6 +187,7 @@ class KernelStarts:
                 kernel_id=request.kernel_id,
                 notebook=request.notebook,
                 gpus_of=before,
+                without_kernel=without_kernel,
             )
         finally:
             if before is not None:

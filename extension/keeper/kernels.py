@@ -27,7 +27,11 @@ class Kernels(KernelStarts):
 
     def of(self, sandbox_id: SandboxId) -> Kernel | None:
         """The one in this sandbox, if there is one."""
-        return next((one for one in self.all() if one.sandbox_id == sandbox_id), None)
+        try:
+            kernel = self._kernels.get(self._service.info(sandbox_id).kernel_id or "")
+        except errors.SandboxNotFoundError:
+            return None
+        return kernel if kernel is not None and kernel.sandbox_id == sandbox_id else None
 
     def get(self, kernel_id: str) -> Kernel:
         """One of them.
@@ -40,8 +44,13 @@ class Kernels(KernelStarts):
             raise errors.NotFoundError(f"There is no kernel {kernel_id}", hint="It has ended, or never was here.")
         return kernel
 
-    async def start(self, request: KernelRequest, *, owner_pid: int) -> SandboxInfo:
+    async def start(self, request: KernelRequest, *, owner_pid: int, sandbox_only: bool = False) -> SandboxInfo:
         """Start a kernel, or the next generation of one whose process is gone; returns once it has answered.
+
+        Args:
+            request: What it is.
+            owner_pid: The process that it goes with; 0: none.
+            sandbox_only: Returns once its sandbox is up and its clients can connect; a second call starts its process.
 
         Raises:
             WarmcellError: What stood in the way. Of a first start nothing is left then; a kernel that
@@ -50,7 +59,7 @@ class Kernels(KernelStarts):
         if self._closed:
             raise errors.ConflictError("The keeper is going away", hint="Start the kernel again in a moment.")
         starts = self._starts.setdefault(request.kernel_id, set())
-        task = asyncio.create_task(self._start(request, owner_pid))
+        task = asyncio.create_task(self._start(request, owner_pid, sandbox_only=sandbox_only))
         starts.add(task)
         try:
             return await task

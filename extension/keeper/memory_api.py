@@ -63,11 +63,13 @@ class MemoryHandler(Handler):
         await memory.check(box)
         if verb == "snapshot":
             await agents.awake(box)
+            await agents.kernels.running(box)
             name = body.get("name", "")
             return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
         ref = self.own_snapshot(text(body.get("snapshot"), "snapshot"), box)
         if self.keeper.service.info(box).state is not State.SUSPENDED:  # Else what it is now is not needed.
             await agents.awake(box)
+            await agents.kernels.running(box)
         await memory.restore(box, ref)
         return self.keeper.service.info(box).to_json(), 200
 

@@ -131,7 +131,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
             "Make one. With terms it outlives whoever asks, and its kernel answers; with a token it always has terms.",
             SANDBOX,
             status=201,
-            body=asked(spec=named("SandboxSpecWanted"), terms=named("TermsWanted"), snapshot=TEXT),
+            body=asked(spec=named("SandboxSpecWanted"), terms=named("TermsWanted"), snapshot=TEXT, kernel=YES_NO),
             once=True,
         ),
     },

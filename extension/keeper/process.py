@@ -165,6 +165,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         paths.keeper_socket.unlink(missing_ok=True)
         for look in looks:
             look.cancel()
+        await _end(agents.kernels.complete())
         kernels.start_no_more()
         await _end(agents.close())
         service.leases.cancel_all()

@@ -121,6 +121,7 @@ class SandboxesHandler(Handler):
             agents_api.terms_of(object_of(body, "terms")),
             snapshot=ref,
             principal=self.principal_name,
+            with_kernel=body.get("kernel") is True,
         )
 
     def _check_children(self, scope: GuestScope) -> None:

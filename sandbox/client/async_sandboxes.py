@@ -225,6 +225,8 @@ class AsyncSandbox:
         await self._core.transport.close()
 
     async def __aenter__(self) -> Self:
+        if hasattr(self, "_core"):  # It is there: created, connected to, or a copy.
+            return self
         transport = AsyncTransport(self._where)
         try:
             info = await core.create(Calls(transport), self._asked, local=self._where.url is None)

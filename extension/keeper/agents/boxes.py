@@ -14,11 +14,12 @@ from typing import Any
 import zmq.asyncio
 
 from warmcell.extension.keeper.agents import checks
+from warmcell.extension.keeper.agents.agent_kernels import AgentKernels
 from warmcell.extension.keeper.agents.commands import Commands
 from warmcell.extension.keeper.agents.kernel_client import KernelClient
 from warmcell.extension.keeper.agents.once import Once
 from warmcell.extension.keeper.agents.runs import KernelRuns
-from warmcell.extension.keeper.kernel import Kernel, KernelRequest
+from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.sandbox import errors
@@ -51,7 +52,7 @@ class AgentBox:
             lambda: agents.live(sandbox_id),
             self._connected,
             lambda: agents.interrupt(sandbox_id),
-            agents.kernel(sandbox_id).request.contexts,
+            agents.kernels.of(sandbox_id).request.contexts,
             lambda contexts: agents.note_contexts(sandbox_id, contexts),
         )
 
@@ -64,7 +65,7 @@ class AgentBox:
 
     async def _connected(self) -> KernelClient:
         """A client of its kernel, which is started again if it has ended."""
-        kernel = await self._agents.running_kernel(self.sandbox_id)
+        kernel = await self._agents.kernels.running(self.sandbox_id)
         if self.client is None:
             self.client = KernelClient(self._agents.context, kernel)
         await self.client.ready()
@@ -91,6 +92,7 @@ class Agents:
         self._service = service
         self._kernels = kernels
         self._memory = memory
+        self.kernels = AgentKernels(service, kernels, memory)
         self._boxes: dict[SandboxId, AgentBox] = {}
         self._coming: set[str] = set()
         """Kernels whose sandboxes nobody has been given yet: their time has not begun."""
@@ -99,15 +101,24 @@ class Agents:
         self._thawing = asyncio.Lock()
 
     async def create(
-        self, asked: Mapping[str, Any], terms: Terms, *, snapshot: str | None = None, principal: str | None = None
+        self,
+        asked: Mapping[str, Any],
+        terms: Terms,
+        *,
+        snapshot: str | None = None,
+        principal: str | None = None,
+        with_kernel: bool = False,
     ) -> SandboxInfo:
-        """A new sandbox with a kernel that answers; it outlives whoever has asked for it.
+        """A new sandbox; it outlives whoever has asked for it.
+
+        Commands and files need no kernel. It comes up a moment later, or when the first code is to be run.
 
         Args:
             asked: Of a spec, what is to be other than usual.
             terms: For how long.
             snapshot: Id or name of one that it goes on from; then nothing is `asked`.
             principal: Whose it is.
+            with_kernel: It is there once its kernel answers. One from a snapshot always is.
 
         Raises:
             WarmcellError: There is none; nothing is left of it.
@@ -115,15 +126,23 @@ class Agents:
         kernel_id = str(uuid.uuid4())
         self._coming.add(kernel_id)
         try:
-            info = await self._start(kernel_id, asked, terms, snapshot, principal)
+            info = await self._start(kernel_id, asked, terms, snapshot, principal, with_kernel=with_kernel)
             self._boxes[info.id] = AgentBox(self, info.id)
         finally:
             self._coming.discard(kernel_id)
+        self.kernels.want(info.id)
         self.changed(info)
         return self._service.info(info.id)
 
     async def _start(
-        self, kernel_id: str, asked: Mapping[str, Any], terms: Terms, snapshot: str | None, principal: str | None
+        self,
+        kernel_id: str,
+        asked: Mapping[str, Any],
+        terms: Terms,
+        snapshot: str | None,
+        principal: str | None,
+        *,
+        with_kernel: bool,
     ) -> SandboxInfo:
         terms = dataclasses.replace(terms, ends_at=None, frozen=False)
         if snapshot is not None:
@@ -137,7 +156,7 @@ class Agents:
                 terms=terms,
                 principal=principal,
             )
-            info = await self._kernels.start(request, owner_pid=0)
+            info = await self._kernels.start(request, owner_pid=0, sandbox_only=not with_kernel)
             kernel = self._kernels.get(kernel_id)  # What was chosen for it stays so, for its copies too.
             kernel.request = dataclasses.replace(kernel.request, spec=self.live(info.id).spec)
         return info
@@ -146,7 +165,7 @@ class Agents:
         """Clones with terms of the same kind, whose time begins now; raises as `KernelMemory.fork`."""
         await self._memory.check(sandbox_id)
         await self.awake(sandbox_id)
-        await self.running_kernel(sandbox_id)
+        await self.kernels.running(sandbox_id)
         clones = await self._memory.fork(sandbox_id, count)
         for info in clones:
             self.of(info.id)
@@ -219,7 +238,7 @@ class Agents:
         if box.info.terms is not None and box.info.terms.frozen:  # What does not run cannot get ready.
             await self.wake(sandbox_id)
         if box.info.state is State.RUNNING:
-            await self.running_kernel(sandbox_id)
+            await self.kernels.running(sandbox_id)
         info = await self._memory.suspend(sandbox_id, even_busy=True)
         self.changed(info)
         return self._service.info(sandbox_id)
@@ -246,7 +265,7 @@ class Agents:
         """Have it reach what that says, and its kernel know; raises as `of` and `SandboxService.set_network`."""
         box = self.of(sandbox_id)
         info = await self._service.set_network(sandbox_id, policy)
-        live, kernel = self.live(sandbox_id), self.kernel(sandbox_id)
+        live, kernel = self.live(sandbox_id), self.kernels.of(sandbox_id)
         kernel.request = dataclasses.replace(
             kernel.request, spec=dataclasses.replace(kernel.request.spec, egress=live.spec.egress)
         )
@@ -256,30 +275,15 @@ class Agents:
 
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what its kernel does, if anything."""
-        await self._kernels.signal(self.kernel(sandbox_id).request.kernel_id, SIGINT)
+        await self._kernels.signal(self.kernels.of(sandbox_id).request.kernel_id, SIGINT)
 
     def live(self, sandbox_id: SandboxId) -> LiveSandbox:
         """The sandbox as it is now; raises SandboxNotFoundError."""
         return self._service.live(sandbox_id)
 
-    def kernel(self, sandbox_id: SandboxId) -> Kernel:
-        """Its kernel.
-
-        Raises:
-            NotFoundError: It has none, so it is about to go.
-        """
-        return self._kernels.get(self._service.info(sandbox_id).kernel_id or "")
-
-    async def running_kernel(self, sandbox_id: SandboxId) -> Kernel:
-        """Its kernel, the next one if that has ended by itself."""
-        kernel = self.kernel(sandbox_id)
-        if not kernel.alive:
-            await self._kernels.start(kernel.request, owner_pid=0)
-        return kernel
-
     def note_contexts(self, sandbox_id: SandboxId, contexts: Mapping[str, str]) -> None:
         """For snapshots of it."""
-        kernel = self.kernel(sandbox_id)
+        kernel = self.kernels.of(sandbox_id)
         kernel.request = dataclasses.replace(kernel.request, contexts=dict(contexts))
 
     def changed(self, info: SandboxInfo) -> None:
@@ -307,6 +311,7 @@ class Agents:
 
     async def forget(self, sandbox_id: SandboxId) -> None:
         """Let go of what hangs on a sandbox that has ended. Idempotent."""
+        self.kernels.forget(sandbox_id)
         box = self._boxes.pop(sandbox_id, None)
         if box is not None:
             await box.close()
@@ -335,6 +340,7 @@ class Agents:
         for task in self._ending:
             task.cancel()
         await asyncio.gather(*self._ending, return_exceptions=True)
+        await self.kernels.close()
         for info in self._service.infos():
             if info.terms is not None and info.terms.frozen:  # What is saved now has to get ready for it.
                 with contextlib.suppress(errors.WarmcellError):
@@ -408,7 +414,7 @@ class Agents:
         else:
             box.tell(terms=terms)
         with contextlib.suppress(errors.NotFoundError):
-            kernel = self.kernel(box.info.id)
+            kernel = self.kernels.of(box.info.id)
             kernel.request = dataclasses.replace(
                 kernel.request, terms=dataclasses.replace(terms, ends_at=None, frozen=False)
             )

@@ -70,7 +70,7 @@ class KernelsHandler(KernelsApiHandler):
             raise InvalidRequestError(f"There is no kernelspec {name!r}", hint=f"Ask for {SPEC}.")
         if not isinstance(env, dict):
             raise InvalidRequestError("`env` must be an object of strings", hint='As in {"NAME": "value"}.')
-        wanted = {"spec": {"env": env}, "terms": {"timeout_s": None, "tags": {"client": "jupyter"}}}
+        wanted = {"spec": {"env": env}, "terms": {"timeout_s": None, "tags": {"client": "jupyter"}}, "kernel": True}
         info = await self.keeper.ask("POST", "/sandboxes", wanted)
         model = await self.model(info)
         self.set_status(201)
@@ -89,7 +89,7 @@ class KernelsHandler(KernelsApiHandler):
             "id": info["kernel_id"],
             "name": SPEC,
             "last_activity": active_at.isoformat().replace("+00:00", "Z"),
-            "execution_state": "starting" if info["state"] == "creating" else state,
+            "execution_state": "starting" if info["state"] == "creating" or info["generation"] == 0 else state,
             "connections": connected(self.settings)[info["kernel_id"]],
         }
 

@@ -200,9 +200,8 @@ async def test_of_many_starts_at_once_few_are_under_way(service: SandboxService,
 
     await until(service, lambda: len(backend.making) == AT_ONCE and len(waiting()) == 30 - AT_ONCE)
     assert {one.state for one in waiting()} == {State.CREATING}
-    last = waiting()[-1].phase
-    assert last is not None
-    assert last.detail == "27 before it"
+    told = {one.phase.detail for one in waiting() if one.phase is not None}
+    assert told == {f"{number} before it" for number in range(30 - AT_ONCE)}
 
     notebook = asyncio.create_task(service.create(spec(), owner="notebook"))
     await until(service, lambda: len(backend.making) == AT_ONCE + 1)
@@ -224,4 +223,4 @@ async def test_of_many_starts_at_once_few_are_under_way(service: SandboxService,
     assert (len(made), backend.most) == (29, AT_ONCE + 1)
     assert [type(one) for one in done if not isinstance(one, SandboxInfo)] == [errors.ConflictError]
     assert {one.state for one in service.infos()} == {State.RUNNING}
-    assert made[-1].phases_ms["queue"] > 0
+    assert any(one.phases_ms.get("queue", 0.0) > 0 for one in made)

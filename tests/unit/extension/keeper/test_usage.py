@@ -70,7 +70,7 @@ async def test_a_sandbox_works_while_a_command_runs_though_its_kernel_does_not(
     """What an agent has started beside the kernel is work, too."""
     info = await service.create(SandboxSpec(python=sys.executable, network="host", preload=()), owner="client")
     kernel = SimpleNamespace(sandbox_id=info.id, started=True, proxy=SimpleNamespace(idle_s=1e9))
-    kernels = cast(Kernels, SimpleNamespace(all=lambda: [kernel]))
+    kernels = cast(Kernels, SimpleNamespace(of=lambda sandbox_id: kernel))
     meter = Meter(service, kernels, UsageStore(paths.usage), busy=lambda sandbox_id: works)
     await meter.rows(by="sandbox", days=None)
     used = (await meter.rows(by="sandbox", days=None))[0].usage
