@@ -134,6 +134,13 @@ class PrincipalQuotas:
         """Meter until the service is closed."""
         changes = self._service.subscribe(backlog=None)
         try:
+            infos = self._service.infos()
+            gone = self._held.keys() - {info.id for info in infos}
+            self._charge(gone)
+            for sandbox_id in gone:
+                del self._held[sandbox_id]
+            for info in infos:
+                self.note(info)
             while not changes.ended:
                 change = await changes.next(timeout=self._soonest())
                 if isinstance(change, SandboxInfo):
