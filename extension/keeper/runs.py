@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
@@ -23,6 +24,7 @@ from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_memory import readings
 from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
 from warmcell.extension.keeper.template_front import ask
+from warmcell.kernel_provisioner.proxy import MESSAGE_MAX_BYTES
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
@@ -52,6 +54,17 @@ SHOWN = frozenset(
     }
 )
 """iopub messages that belong to a cell's output; those of comms say how its widgets change."""
+
+
+LOST: Mapping[str, Any] = {
+    "msg_type": "stream",
+    "content": {
+        "name": "stderr",
+        "text": "[The end of this output was lost: there was too much at once. Write it to a file, or show less.]\n",
+    },
+    "metadata": {},
+}
+"""What is said instead of the end of some output that never came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +98,7 @@ class Runs:
     def __init__(self, service: SandboxService) -> None:
         self._service = service
         self._context = zmq.asyncio.Context()
+        self._context.setsockopt(zmq.MAXMSGSIZE, MESSAGE_MAX_BYTES)  # What is larger breaks that one connection.
         self._runners: dict[tuple[SandboxId, int], Runner] = {}
         self._starting: dict[tuple[SandboxId, int], asyncio.Lock] = {}
         self._ports: dict[SandboxId, int] = {}
@@ -340,6 +354,7 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
                     reading = asyncio.ensure_future(anext(memory))
             elif not done:
                 log.warning("sandbox %s: the end of a cell's output was lost", runner.box.info.id)
+                yield dict(LOST)
                 break
         await asyncio.wait({reply, died}, return_when=asyncio.FIRST_COMPLETED)
         if not reply.done():

@@ -22,10 +22,11 @@ Chunk = bytes | memoryview
 
 LARGE_BYTES: Final = 64 * 1024
 MESSAGE_MAX_BYTES: Final = 2 * 1024**3
-"""A message above this ends the connection: it would have to be held as a whole."""
+"""A message above this ends the connection, unless it is cut: it would have to be held as a whole."""
 MESSAGE_MAX_FRAMES: Final = 4096
 
 _READ_BYTES: Final = 64 * 1024
+_PASS_BYTES: Final = 1024 * 1024
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _GREETING: Final = b"\xff" + 8 * b"\0" + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + 32 * b"\0"
 _HEADERS: Final = tuple(tuple(bytes((flags, size)) for size in range(256)) for flags in (0, _MORE))
@@ -44,10 +45,28 @@ class ZmtpError(ValueError):
     """The other side does not speak ZMTP, or says more than it may."""
 
 
+class Cut(list[Part]):
+    """The frames of a message before the one with which it became too large; that and the rest were thrown away."""
+
+    def __init__(self, frames: list[Part], size_bytes: int) -> None:
+        super().__init__(frames)
+        self.size_bytes = size_bytes
+        """Of the whole message."""
+
+
 class Peer:
     """One connection. Its owner waits for its descriptor, calls `read` and `flush`, and closes it."""
 
-    def __init__(self, sock: socket.socket, kind: Kind, *, identity: bytes = b"", connected: bool = True) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        kind: Kind,
+        *,
+        identity: bytes = b"",
+        connected: bool = True,
+        cut_above_bytes: int | None = None,
+    ) -> None:
+        """A larger message than `cut_above_bytes` is given as a `Cut`."""
         sock.setblocking(False)
         self.fd: int = sock.fileno()
         """Descriptor to wait on; keeps its number when closed."""
@@ -64,6 +83,12 @@ class Peer:
         self._frames_bytes = 0
         self._large: tuple[mmap.mmap, int, bool] | None = None
         """A large frame that is still coming: its memory, how much of it is there, whether more frames follow."""
+        self._cut_above = cut_above_bytes
+        self._cut_bytes = 0
+        """Of the message that is being thrown away; 0: none is."""
+        self._passing = 0
+        """How much of the frame that is being thrown away is still to come."""
+        self._passing_more = False
         if connected:
             self._greet()
 
@@ -152,7 +177,9 @@ class Peer:
             ZmtpError: The other side does not speak ZMTP; the state is `closed`.
         """
         try:
-            if self._large is not None:
+            if self._passing:
+                yield from self._pass_by()
+            elif self._large is not None:
                 yield from self._read_large(*self._large)
             elif data := self._receive():
                 yield from self._parse(self._rest + data if self._rest else data)
@@ -203,8 +230,14 @@ class Peer:
                 if end < begin:
                     break
                 size = int.from_bytes(data[at + 1 : begin])
-                if size + self._frames_bytes > MESSAGE_MAX_BYTES:
-                    raise ZmtpError(f"a message above {MESSAGE_MAX_BYTES} bytes")
+            if not flags & _COMMAND and self._is_too_large(size):
+                at = begin + min(size, end - begin)
+                self._cut_bytes = (self._cut_bytes or self._frames_bytes) + size
+                self._passing, self._passing_more = begin + size - at, bool(flags & _MORE)
+                if self._passing:
+                    break
+                yield from self._end_frame()
+                continue
             if size > LARGE_BYTES:
                 if flags & _COMMAND:
                     raise ZmtpError(f"a command of {size} bytes")
@@ -225,6 +258,38 @@ class Peer:
             else:
                 yield from self._take(data[begin:at], bool(flags & _MORE))
         self._rest = data[at:]
+
+    def _is_too_large(self, size: int) -> bool:
+        """Whether a frame of that size is to be thrown away."""
+        if self._state != "open":
+            raise ZmtpError("a message before the handshake")
+        if self._cut_bytes:
+            return True
+        whole = size + self._frames_bytes
+        if self._cut_above is None and whole > MESSAGE_MAX_BYTES:
+            raise ZmtpError(f"a message above {MESSAGE_MAX_BYTES} bytes")
+        return self._cut_above is not None and whole > self._cut_above
+
+    def _pass_by(self) -> Iterator[list[Part]]:
+        try:
+            passed = len(self._socket.recv(min(self._passing, _PASS_BYTES)))
+        except BlockingIOError:
+            return
+        except OSError:
+            passed = 0
+        if not passed:
+            self._state = "closed"
+            return
+        self._passing -= passed
+        if not self._passing:
+            yield from self._end_frame()
+
+    def _end_frame(self) -> Iterator[list[Part]]:
+        if self._passing_more:
+            return
+        cut = Cut(self._frames, self._cut_bytes)
+        self._frames, self._frames_bytes, self._cut_bytes = [], 0, 0
+        yield cut
 
     def _parse_greeting(self, data: bytes) -> int:
         if data[:1] != b"\xff" or (len(data) >= 10 and not data[9] & 1):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.leaks import Places
 from warmcell.kernel_provisioner.proxy import zmtp
-from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Part, Peer, ZmtpError, encode
+from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Cut, Part, Peer, ZmtpError, encode
 
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 GREETING = b"\xff" + 8 * b"\0" + b"\x7f\x03\x00NULL" + 16 * b"\0" + 32 * b"\0"
@@ -163,9 +163,9 @@ def test_a_guest_cannot_send_us_elsewhere(places: Places, what: str) -> None:
 class Pair:
     """A peer of ours and a raw socket at its other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cut_above_bytes: int | None = None) -> None:
         self.raw, ours = socket.socketpair()
-        self.peer = Peer(ours, b"ROUTER")
+        self.peer = Peer(ours, b"ROUTER", cut_above_bytes=cut_above_bytes)
 
     def __enter__(self) -> "Pair":
         return self
@@ -192,6 +192,33 @@ def test_frames_may_come_in_any_pieces() -> None:
             for at in range(0, min(len(stream), 3000) if size == 1 else len(stream), size):
                 found += [[bytes(part) for part in frames] for frames in pair.say(stream[at : at + size])]
             assert found == MESSAGES[: 3 if size == 1 else 4]
+
+
+FRAMES = st.lists(st.integers(0, 700) | st.sampled_from([LARGE_BYTES + 1, 3 * LARGE_BYTES]), min_size=1, max_size=5)
+
+
+@given(st.lists(FRAMES, min_size=1, max_size=4), st.integers(1000, 20_000))
+@settings(max_examples=60, deadline=None)
+def test_a_message_that_is_too_large_is_cut_and_the_next_one_is_whole(messages: list[list[int]], piece: int) -> None:
+    """Its first frames are there, up to the one with which it is too large, and its size; however the stream is cut."""
+    most = 1000
+    sent = [[bytes([number % 256]) * size for number, size in enumerate(sizes)] for sizes in messages]
+    stream = b"".join(bytes(chunk) for message in sent for chunk in encode(message))
+    with Pair(cut_above_bytes=most) as pair:
+        pair.say(GREETING + READY)
+        found = []
+        for at in range(0, len(stream), piece):
+            found += pair.say(stream[at : at + piece])
+        for _ in stream[::1000]:  # What is left of the last portions.
+            found += pair.peer.read()
+    assert len(found) == len(sent)
+    for got, message in zip(found, sent, strict=True):
+        whole = sum(map(len, message)) <= most
+        assert isinstance(got, Cut) is not whole
+        if isinstance(got, Cut):
+            assert got.size_bytes == sum(map(len, message))
+            message = message[: next(n for n in range(len(message)) if sum(map(len, message[: n + 1])) > most)]
+        assert [bytes(part) for part in got] == message
 
 
 @given(st.binary(max_size=400))
