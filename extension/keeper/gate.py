@@ -15,7 +15,7 @@ from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Princi
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.tickets import HEADER as TICKET
 from warmcell.extension.keeper.tickets import Tickets
-from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError, UnauthenticatedError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
 from warmcell.sandbox.service import SandboxService
@@ -24,6 +24,9 @@ from warmcell.sandbox.snapshots import lookup
 PREFIX: Final = "/warmcell/api/v1"
 HEADER: Final = "Warmcell-Principal"
 """Names the principal for whom a process of the user's own asks, with all scopes."""
+
+TOKEN_HEADER: Final = "Warmcell-Token"  # noqa: S105 - the name of a header
+"""The id of its token with which that ends."""
 
 VERBS: Final[tuple[tuple[str, str, str], ...]] = (
     ("GET", r"/openapi\.json", "read"),
@@ -90,7 +93,7 @@ class Gate:
         """Whoever asks; None for the user.
 
         Raises:
-            UnauthenticatedError: A token or a ticket is shown that is not valid.
+            UnauthenticatedError: A token or a ticket is shown, or a token named, that is not valid.
             ForbiddenError: A ticket is shown that was made for another request.
             InvalidRequestError: Somebody is named who cannot be.
         """
@@ -104,7 +107,12 @@ class Gate:
             return None
         if not NAME.fullmatch(named) or named == "self":
             raise InvalidRequestError(f"{named!r} cannot be a principal", hint=f"Send {HEADER}: name.")
-        return Principal(named, frozenset(SCOPES))
+        token_id = headers.get(TOKEN_HEADER)
+        if token_id is not None and not self.principals.holds(named, token_id):
+            raise UnauthenticatedError(
+                "The token that this was given out to is not valid any more", hint="Connect with another one."
+            )
+        return Principal(named, frozenset(SCOPES), token_id)
 
     def _admitted(self, request: HTTPServerRequest) -> Principal | None:
         """For whom a ticket was made, which is good for this request alone."""

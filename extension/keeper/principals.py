@@ -185,7 +185,7 @@ class Principals:
         Raises:
             UnauthenticatedError: Nobody's, or its time is over, or it was revoked.
         """
-        kept = self._tokens.get(token.removeprefix(TOKEN_PREFIX).partition("_")[0])
+        kept = self._tokens.get(token_id(token))
         known = hmac.compare_digest(_hash(token), kept.sha256 if kept is not None else _hash(""))
         if kept is None or not known or kept.info.is_expired(self._now()):
             raise UnauthenticatedError(
@@ -285,6 +285,11 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     kind, _, token = headers.get("Authorization", "").partition(" ")
     token = token.strip()
     return token if kind.lower() in ("bearer", "token") and token.startswith(TOKEN_PREFIX) else None
+
+
+def token_id(token: str) -> str:
+    """The id of a token, which is a part of it."""
+    return token.removeprefix(TOKEN_PREFIX).partition("_")[0]
 
 
 def _hash(token: str) -> str:
