@@ -5,7 +5,7 @@ The user's own processes may do everything. Whoever acts for a principal, by its
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,13 +48,20 @@ ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "image", "e
 """The fields of a spec that a principal may choose."""
 
 
-def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto") -> dict[str, Any]:
+def narrow(
+    principal: Principal,
+    asked: Mapping[str, Any],
+    *,
+    usual: str = "auto",
+    has_image: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
     """A principal's wish for a sandbox, refused where it is not for it to choose.
 
     Args:
         principal: Whose.
         asked: What is to be other than usual.
         usual: The backend of sandboxes that name none.
+        has_image: Whether principals may ask for the image of that name.
 
     Raises:
         InvalidRequestError: It names something of the host, or would be isolated from nothing.
@@ -67,6 +74,12 @@ def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto
             )
     if asked.get("gpu") is not None:
         principal.check("gpu", "ask for GPUs")
+    image = asked.get("image")
+    if isinstance(image, str) and image and not has_image(image):
+        raise InvalidRequestError(
+            f"The image {image!r} is not for principals",
+            hint="Have the operator build it (`warmcell images build`), or name it in c.Warmcell.principal_images.",
+        )
     if asked.get("network") == "host":
         raise InvalidRequestError(
             "Sandboxes of principals do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'

@@ -102,6 +102,9 @@ async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who
     refused = await reader.post("/sandboxes", json=BOX)
     assert (refused.status_code, refused.json()["details"]) == (403, {"scope": "run"})
     assert (await ann.post("/sandboxes", json={"spec": {"mounts": [{"source": "/etc"}]}})).status_code == 400
+    for path in ("/sandboxes", "/check"):
+        refused = await ann.post(path, json={"spec": {"image": "somebodys:latest", "backend": "docker"}})
+        assert (refused.status_code, "principal_images" in refused.json()["hint"]) == (400, True)
     events = ann.stream("GET", "/events")
     async with events as response:
         lines = response.aiter_lines()
