@@ -50,6 +50,8 @@ class Quota(Wire):
     memory_bytes: int | None = None
     gpu_seconds: float | None = None
     """Altogether, of all its GPUs, since it was first known."""
+    snapshot_bytes: int | None = None
+    """Of what it has saved, on disk; who has as much takes no snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +313,6 @@ def _check(name: str, scopes: Sequence[str], expires_in_s: float | None, quota: 
         )
     if expires_in_s is not None and not 0 < expires_in_s < math.inf:
         raise InvalidRequestError("A token that has expired is of no use", hint="Give a time to come, in seconds.")
-    caps = () if quota is None else (quota.sandboxes, quota.cpus, quota.memory_bytes, quota.gpu_seconds)
+    caps = () if quota is None else quota.to_json().values()
     if any(cap is not None and not 0 <= cap < math.inf for cap in caps):
         raise InvalidRequestError("A quota is a number that is not negative", hint="Leave it out for no cap.")
