@@ -53,6 +53,11 @@ class Warmcell(Configurable):
     egress_principals = List(
         Unicode(), help="The same for sandboxes of those who have tokens. Empty: theirs reach nothing."
     ).tag(config=True)
+    principal_images = List(
+        Unicode(),
+        help="Images of the engine of containers that those who have tokens may ask for, besides those of "
+        "`warmcell images build` and `docker_image`: `python:3.12-slim`, `registry.example.com/team/*`, `*`.",
+    ).tag(config=True)
     egress_index_hosts = List(
         Unicode(),
         help="Hosts from which the package index of `index_url` serves files, besides its own: "

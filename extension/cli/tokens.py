@@ -13,7 +13,7 @@ from warmcell.kernel_provisioner.wishes import parse_size
 from warmcell.sandbox.errors import InvalidRequestError
 
 HEADINGS = ("TOKEN", "PRINCIPAL", "SCOPES", "AGE", "EXPIRES IN")
-QUOTA_HEADINGS = ("PRINCIPAL", "SANDBOXES", "CPUS", "MEMORY", "GPU SECONDS")
+QUOTA_HEADINGS = ("PRINCIPAL", "SANDBOXES", "CPUS", "MEMORY", "GPU SECONDS", "SNAPSHOTS")
 SCOPES = ("read", "run", "snapshot", "gpu")
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -42,6 +42,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     create.add_argument("--cpus", type=float, metavar="N", help="most CPU cores of all of them together")
     create.add_argument("--memory", metavar="SIZE", help='most memory of all of them together, such as "16GiB"')
     create.add_argument("--gpu-seconds", type=float, metavar="N", help="most GPU time altogether")
+    create.add_argument("--snapshots", metavar="SIZE", help='disk space at which it takes no more snapshots: "50GiB"')
 
     verbs.add(
         "ls",
@@ -74,6 +75,7 @@ def run_create(arguments: argparse.Namespace) -> int:
         "cpus": arguments.cpus,
         "memory_bytes": None if arguments.memory is None else parse_size(arguments.memory),
         "gpu_seconds": arguments.gpu_seconds,
+        "snapshot_bytes": None if arguments.snapshots is None else parse_size(arguments.snapshots),
     }
     if any(cap is not None for cap in quota.values()):
         body["quota"] = quota
@@ -156,4 +158,11 @@ def _quota_row(principal: dict[str, Any]) -> tuple[str, ...]:
     def cell(name: str, show: Any = lambda value: f"{value:g}") -> str:
         return show(used[name]) if quota[name] is None else f"{show(used[name])} of {show(quota[name])}"
 
-    return principal["name"], cell("sandboxes"), cell("cpus"), cell("memory_bytes", size), cell("gpu_seconds")
+    return (
+        principal["name"],
+        cell("sandboxes"),
+        cell("cpus"),
+        cell("memory_bytes", size),
+        cell("gpu_seconds"),
+        cell("snapshot_bytes", size),
+    )

@@ -5,7 +5,7 @@ The user's own processes may do everything. Whoever acts for a principal, by its
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Princi
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.tickets import HEADER as TICKET
 from warmcell.extension.keeper.tickets import Tickets
-from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, SandboxNotFoundError, UnauthenticatedError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, SnapshotId, SnapshotInfo
 from warmcell.sandbox.service import SandboxService
@@ -24,6 +24,9 @@ from warmcell.sandbox.snapshots import lookup
 PREFIX: Final = "/warmcell/api/v1"
 HEADER: Final = "Warmcell-Principal"
 """Names the principal for whom a process of the user's own asks, with all scopes."""
+
+TOKEN_HEADER: Final = "Warmcell-Token"  # noqa: S105 - the name of a header
+"""The id of its token with which that ends."""
 
 VERBS: Final[tuple[tuple[str, str, str], ...]] = (
     ("GET", r"/openapi\.json", "read"),
@@ -45,13 +48,20 @@ ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "image", "e
 """The fields of a spec that a principal may choose."""
 
 
-def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto") -> dict[str, Any]:
+def narrow(
+    principal: Principal,
+    asked: Mapping[str, Any],
+    *,
+    usual: str = "auto",
+    has_image: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
     """A principal's wish for a sandbox, refused where it is not for it to choose.
 
     Args:
         principal: Whose.
         asked: What is to be other than usual.
         usual: The backend of sandboxes that name none.
+        has_image: Whether principals may ask for the image of that name.
 
     Raises:
         InvalidRequestError: It names something of the host, or would be isolated from nothing.
@@ -64,6 +74,12 @@ def narrow(principal: Principal, asked: Mapping[str, Any], *, usual: str = "auto
             )
     if asked.get("gpu") is not None:
         principal.check("gpu", "ask for GPUs")
+    image = asked.get("image")
+    if isinstance(image, str) and image and not has_image(image):
+        raise InvalidRequestError(
+            f"The image {image!r} is not for principals",
+            hint="Have the operator build it (`warmcell images build`), or name it in c.Warmcell.principal_images.",
+        )
     if asked.get("network") == "host":
         raise InvalidRequestError(
             "Sandboxes of principals do not have the machine's network", hint='Name hosts: {"allow": ["pypi.org"]}.'
@@ -90,7 +106,7 @@ class Gate:
         """Whoever asks; None for the user.
 
         Raises:
-            UnauthenticatedError: A token or a ticket is shown that is not valid.
+            UnauthenticatedError: A token or a ticket is shown, or a token named, that is not valid.
             ForbiddenError: A ticket is shown that was made for another request.
             InvalidRequestError: Somebody is named who cannot be.
         """
@@ -104,7 +120,12 @@ class Gate:
             return None
         if not NAME.fullmatch(named) or named == "self":
             raise InvalidRequestError(f"{named!r} cannot be a principal", hint=f"Send {HEADER}: name.")
-        return Principal(named, frozenset(SCOPES))
+        token_id = headers.get(TOKEN_HEADER)
+        if token_id is not None and not self.principals.holds(named, token_id):
+            raise UnauthenticatedError(
+                "The token that this was given out to is not valid any more", hint="Connect with another one."
+            )
+        return Principal(named, frozenset(SCOPES), token_id)
 
     def _admitted(self, request: HTTPServerRequest) -> Principal | None:
         """For whom a ticket was made, which is good for this request alone."""

@@ -1,12 +1,15 @@
 """What all handlers of the keeper's REST share: the keeper, whose request it is, and fields of bodies."""
 
+import contextlib
 import math
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from warmcell.extension.keeper.gate import Gate
+from warmcell.extension.keeper.gate import Gate, narrow
 from warmcell.extension.keeper.http import JsonHandler
+from warmcell.extension.keeper.principals import Principal
 from warmcell.extension.keeper.scope import GuestScope
-from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.errors import ImageNotFoundError, InvalidRequestError
 from warmcell.sandbox.models import SandboxId, SandboxInfo
 
 if TYPE_CHECKING:
@@ -36,6 +39,18 @@ class Handler(JsonHandler):
             return ref
         gate: Gate = self.settings["gate"]
         return gate.snapshot(self.principal, ref, sandbox_id)
+
+    def narrowed(self, principal: Principal, asked: dict[str, Any]) -> dict[str, Any]:
+        """A principal's wish, within the operator's settings; raises as `narrow`."""
+        settings = self.keeper.wiring.settings
+        named = [*settings.principal_images, *([settings.docker_image] if settings.docker_image else [])]
+
+        def has_image(name: str) -> bool:
+            with contextlib.suppress(ImageNotFoundError):
+                return bool(self.keeper.images.info(name))
+            return any(fnmatchcase(name, one) for one in named)
+
+        return narrow(principal, asked, usual=settings.usual_backend, has_image=has_image)
 
     def visible(self, sandbox_id: str) -> SandboxInfo:
         """The sandbox, if it exists for whoever asks."""

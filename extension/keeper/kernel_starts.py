@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from warmcell.extension.keeper.agents.output import ENTRY_MAX_BYTES
 from warmcell.extension.keeper.death import death, unless_dead
 from warmcell.extension.keeper.kernel import Kernel, KernelRequest
 from warmcell.extension.keeper.ledger import Ledger
 from warmcell.extension.keeper.owners import OwnerWatch
-from warmcell.kernel_provisioner.proxy import Connection, KernelProxy
+from warmcell.kernel_provisioner.proxy import MESSAGE_MAX_BYTES, Connection, KernelProxy
 from warmcell.sandbox import errors
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
@@ -110,7 +111,9 @@ class KernelStarts:
 
     async def _proxy(self, request: KernelRequest) -> KernelProxy:
         try:
-            return KernelProxy(Connection.from_json(request.connection), name=request.kernel_id)
+            most = MESSAGE_MAX_BYTES if request.terms is None else ENTRY_MAX_BYTES
+            connection = Connection.from_json(request.connection)
+            return KernelProxy(connection, name=request.kernel_id, message_max_bytes=most)
         except errors.WarmcellError as error:
             await self._refuse(request, error)
             raise

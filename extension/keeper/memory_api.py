@@ -60,6 +60,8 @@ class MemoryHandler(Handler):
             )
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
+        if verb == "snapshot" and self.principal is not None:
+            self.keeper.quotas.check_snapshots(self.principal.name)
         await memory.check(box)
         if verb == "snapshot":
             await agents.awake(box)

@@ -50,6 +50,8 @@ class Quota(Wire):
     memory_bytes: int | None = None
     gpu_seconds: float | None = None
     """Altogether, of all its GPUs, since it was first known."""
+    snapshot_bytes: int | None = None
+    """Of what it has saved, on disk; who has as much takes no snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +187,7 @@ class Principals:
         Raises:
             UnauthenticatedError: Nobody's, or its time is over, or it was revoked.
         """
-        kept = self._tokens.get(token.removeprefix(TOKEN_PREFIX).partition("_")[0])
+        kept = self._tokens.get(token_id(token))
         known = hmac.compare_digest(_hash(token), kept.sha256 if kept is not None else _hash(""))
         if kept is None or not known or kept.info.is_expired(self._now()):
             raise UnauthenticatedError(
@@ -287,6 +289,11 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     return token if kind.lower() in ("bearer", "token") and token.startswith(TOKEN_PREFIX) else None
 
 
+def token_id(token: str) -> str:
+    """The id of a token, which is a part of it."""
+    return token.removeprefix(TOKEN_PREFIX).partition("_")[0]
+
+
 def _hash(token: str) -> str:
     """A token is 256 random bits, so that one round of a plain hash tells nothing of it."""
     return hashlib.sha256(token.encode()).hexdigest()
@@ -306,6 +313,6 @@ def _check(name: str, scopes: Sequence[str], expires_in_s: float | None, quota: 
         )
     if expires_in_s is not None and not 0 < expires_in_s < math.inf:
         raise InvalidRequestError("A token that has expired is of no use", hint="Give a time to come, in seconds.")
-    caps = () if quota is None else (quota.sandboxes, quota.cpus, quota.memory_bytes, quota.gpu_seconds)
+    caps = () if quota is None else quota.to_json().values()
     if any(cap is not None and not 0 <= cap < math.inf for cap in caps):
         raise InvalidRequestError("A quota is a number that is not negative", hint="Leave it out for no cap.")

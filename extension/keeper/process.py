@@ -27,6 +27,7 @@ from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.rank_release import release_ranks
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
+from warmcell.extension.keeper.standing import begin_again
 from warmcell.extension.keeper.tickets import Tickets
 from warmcell.extension.keeper.usage import Meter
 from warmcell.extension.keeper.wiring import Wiring
@@ -141,22 +142,21 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     _listen(server)
     _tell(ready_fd, {"ready": True})
     log.info("ready on %s", paths.keeper_socket)
-    metering = asyncio.create_task(meter.run())
-    watch = asyncio.create_task(_watch_changes(service, sockets, api, activity))
+    metering = asyncio.create_task(begin_again(meter.run))
+    watch = asyncio.create_task(begin_again(lambda: _watch_changes(service, sockets, api, activity)))
     relief = Relief(service, kernels, memory, parks=settings.park_after > 0)
-    looks = [
-        asyncio.create_task(relief.park_idle(settings.park_after)),
-        asyncio.create_task(relief.suspend_idle(settings.suspend_after)),
-        asyncio.create_task(relief.heed_pressure(settings.suspend_below)),
-        asyncio.create_task(relief.heed_queue(settings.gpu_yield_after)),
-        asyncio.create_task(release_ranks(service, idle_s=runs.idle_s, stop=api.stop, after_s=settings.remote_idle_s)),
-        asyncio.create_task(wiring.upkeep(service).run()),
-        asyncio.create_task(quotas.run()),
-        asyncio.create_task(agents.end_in_time()),
-        asyncio.create_task(GpuWatch(service).run()),
+    standing: list[Callable[[], Awaitable[None]]] = [
+        lambda: relief.park_idle(settings.park_after),
+        lambda: relief.suspend_idle(settings.suspend_after),
+        lambda: relief.heed_pressure(settings.suspend_below),
+        lambda: relief.heed_queue(settings.gpu_yield_after),
+        lambda: release_ranks(service, idle_s=runs.idle_s, stop=api.stop, after_s=settings.remote_idle_s),
+        wiring.upkeep(service).run,
+        quotas.run,
+        agents.end_in_time,
+        GpuWatch(service).run,
     ]
-    for look in (*looks, metering, watch):
-        look.add_done_callback(_say_why)
+    looks = [asyncio.create_task(begin_again(one)) for one in standing]
     try:
         await _until_idle(server, service, kernels, activity, stop, settings.keeper_idle_s)
     finally:
@@ -202,26 +202,25 @@ async def _end(part: Awaitable[None]) -> None:
         log.exception("a part of the keeper did not end well")
 
 
-def _say_why(task: "asyncio.Task[None]") -> None:
-    """What is done for as long as the keeper lives has ended before: say at once by what accident."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a part of the keeper does not go on", exc_info=error)
-
-
 async def _watch_changes(
     service: SandboxService, sockets: GuestSockets, api: KeeperApi, activity: asyncio.Event
 ) -> None:
     """Until the service is closed: what hangs on a sandbox goes with it, and idleness is looked at again."""
-    changes = service.subscribe(backlog=None)
-    while not changes.ended:
-        change = await changes.next()
-        if not isinstance(change, SandboxInfo):
-            continue
-        activity.set()
-        api.agents.changed(change)
-        if change.state in TERMINAL:
-            await _end(sockets.forget(change.id))
-            await _end(api.forget(change.id))
+    with contextlib.closing(service.subscribe(backlog=None)) as changes:
+        for info in service.infos():
+            await _heed(info, sockets, api, activity)
+        while not changes.ended:
+            change = await changes.next()
+            if isinstance(change, SandboxInfo):
+                await _heed(change, sockets, api, activity)
+
+
+async def _heed(change: SandboxInfo, sockets: GuestSockets, api: KeeperApi, activity: asyncio.Event) -> None:
+    activity.set()
+    api.agents.changed(change)
+    if change.state in TERMINAL:
+        await _end(sockets.forget(change.id))
+        await _end(api.forget(change.id))
 
 
 async def _until_idle(

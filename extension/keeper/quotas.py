@@ -34,6 +34,7 @@ class Usage(Wire):
     cpus: float
     memory_bytes: int
     gpu_seconds: float
+    snapshot_bytes: int
 
 
 @dataclass(slots=True)
@@ -100,6 +101,17 @@ class PrincipalQuotas:
         if limit is not None and used >= limit:
             raise _exceeded(principal, "gpu_seconds", round(used, 1), limit, "Ask for a larger quota.")
 
+    def check_snapshots(self, principal: str) -> None:
+        """Raises QuotaExceededError if what it has saved takes all the room that it may have."""
+        limit, used = self._principals.quota(principal).snapshot_bytes, self.snapshot_bytes(principal)
+        if limit is not None and used >= limit:
+            raise _exceeded(principal, "snapshot_bytes", used, limit, "Remove a snapshot, or ask for a larger quota.")
+
+    def snapshot_bytes(self, principal: str) -> int:
+        """On disk, what its suspended sandboxes have there included."""
+        infos = self._service.memory.store.infos()
+        return sum(info.image_bytes + info.layer_bytes for info in infos if info.principal == principal)
+
     def usage(self, principal: str) -> Usage:
         """What it has now. A suspended sandbox counts: it may come back at any time."""
         infos = self._service.infos()
@@ -110,6 +122,7 @@ class PrincipalQuotas:
             cpus=sum(one.cpus or 0.0 for one in limits),
             memory_bytes=sum(one.memory_bytes or 0 for one in limits),
             gpu_seconds=round(self.gpu_seconds(principal), 3),
+            snapshot_bytes=self.snapshot_bytes(principal),
         )
 
     def gpu_seconds(self, principal: str) -> float:
@@ -134,6 +147,13 @@ class PrincipalQuotas:
         """Meter until the service is closed."""
         changes = self._service.subscribe(backlog=None)
         try:
+            infos = self._service.infos()
+            gone = self._held.keys() - {info.id for info in infos}
+            self._charge(gone)
+            for sandbox_id in gone:
+                del self._held[sandbox_id]
+            for info in infos:
+                self.note(info)
             while not changes.ended:
                 change = await changes.next(timeout=self._soonest())
                 if isinstance(change, SandboxInfo):

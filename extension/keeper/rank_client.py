@@ -1,6 +1,6 @@
 """The keeper's own connection to a kernel that runs cells for it, in ZeroMQ's wire protocol as the proxy speaks it.
 
-What a kernel prints is bounded here in bytes: a frame that is too large is thrown away while it comes, and no more is
+What a kernel prints is bounded here in bytes: a message that is too large is thrown away while it comes, and no more is
 read than whoever listens has room for.
 """
 
@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from warmcell.kernel_provisioner.proxy.connection import CHANNELS
-from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError, Message, Signer, parse
-from warmcell.kernel_provisioner.proxy.zmtp import Peer, ZmtpError, encode
+from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError, Message, Signer, cut_short, parse
+from warmcell.kernel_provisioner.proxy.zmtp import Cut, Peer, ZmtpError, encode
 from warmcell.sandbox import errors
 
 log = logging.getLogger(__name__)
 
-FRAME_MAX_BYTES: Final = 64 * 2**20
-"""Of one message. A page could not show more, and a picture that is larger is a mistake."""
+MESSAGE_MAX_BYTES: Final = 64 * 2**20
+"""Of one. A page could not show more, and a picture that is larger is a mistake."""
 
 WAITING_MAX_BYTES: Final = 4 * 2**20
 """What has come and was not looked at yet; beyond that the kernel's output is not read."""
@@ -40,6 +40,8 @@ class Heard(NamedTuple):
     parent: str
     """The id of the request that it belongs to."""
     message: Message
+    left_out_bytes: int = 0
+    """How large one was that was too large, of which nothing is there but what it is."""
 
 
 class RankClient:
@@ -184,7 +186,10 @@ class RankClient:
         before = peer.state
         try:
             for frames in peer.read():
-                self._hear(name, parse(frames))
+                if isinstance(frames, Cut):
+                    self._hear(name, cut_short(frames), left_out_bytes=frames.size_bytes)
+                else:
+                    self._hear(name, parse(frames))
         except (ZmtpError, MalformedMessageError) as error:
             log.warning("a remote kernel breaks the protocol: %s", error)
             self.close()
@@ -194,8 +199,8 @@ class RankClient:
         elif peer.state != before:
             self.wake()
 
-    def _hear(self, name: ChannelName, message: Message) -> None:
-        self._waiting.append(Heard(name, message.read_parent()[1], message))
+    def _hear(self, name: ChannelName, message: Message, *, left_out_bytes: int = 0) -> None:
+        self._waiting.append(Heard(name, message.read_parent()[1], message, left_out_bytes))
         self._waiting_bytes += message.size_bytes
         if name == "iopub" and self._waiting_bytes > WAITING_MAX_BYTES and not self._held:
             self._held = True
@@ -212,7 +217,7 @@ class RankClient:
 def _peer(name: ChannelName) -> Peer:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     kind: Literal[b"SUB", b"DEALER"] = b"SUB" if name == "iopub" else b"DEALER"
-    return Peer(sock, kind, connected=False, frame_max_bytes=FRAME_MAX_BYTES)
+    return Peer(sock, kind, connected=False, cut_above_bytes=MESSAGE_MAX_BYTES)
 
 
 def _hung_up() -> errors.TransportError:

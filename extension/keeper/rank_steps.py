@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from warmcell.extension.keeper.rank_client import Heard, RankClient
 from warmcell.kernel_provisioner.proxy.wire import MalformedMessageError, Message
-from warmcell.kernel_provisioner.proxy.zmtp import LeftOut
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +79,24 @@ def steps(request: Request, guest: str, values: Path, most_bytes: int) -> list[S
     return found
 
 
+LOST: Final[Mapping[str, Any]] = {
+    "msg_type": "stream",
+    "content": {
+        "name": "stderr",
+        "text": "[The end of this output was lost: there was too much at once. Write it to a file, or show less.]\n",
+    },
+    "metadata": {},
+}
+"""What is said instead of the end of some output that never came."""
+
+_TOO_LARGE: Final[Mapping[str, Any]] = {
+    "status": "error",
+    "ename": "MessageTooLarge",
+    "evalue": "The answer of the cell is too large: nobody knows how it ended.",
+    "traceback": [],
+}
+
+
 class LostError(Exception):
     """The kernel has ended, or hung up, before its answer."""
 
@@ -129,6 +146,7 @@ class Execution:
                     raise LostError
                 if silent_since and (self.client.ended or time.monotonic() >= silent_since + SILENCE_S):
                     log.warning("the end of a remote cell's output was lost")
+                    yield dict(LOST)
                     break
                 self._ask_memory()
             elif heard.channel == "control":
@@ -162,7 +180,7 @@ class Execution:
         kind, _ = message.read_header()
         if heard.channel == "shell":
             if kind == "execute_reply":
-                self.reply = _content(message)
+                self.reply = _TOO_LARGE if heard.left_out_bytes else _content(message)
             return []
         if kind == "status":
             self._idle = self._idle or _content(message).get("execution_state") == "idle"
@@ -170,8 +188,8 @@ class Execution:
         # What a step of ours raises is told once, by its reply.
         if kind not in SHOWN or (self.step.silent and kind == "error"):
             return []
-        if isinstance(message.content, LeftOut):
-            self._left_out_bytes += message.content.size_bytes
+        if heard.left_out_bytes:
+            self._left_out_bytes += heard.left_out_bytes
             return []
         if kind == "stream":
             size, left = len(message.content), max(0, self.text_max_bytes - self._text_bytes)

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from warmcell.extension.keeper.agents import api as agents_api
-from warmcell.extension.keeper.gate import Gate, narrow, own_sandboxes
+from warmcell.extension.keeper.gate import Gate, own_sandboxes
 from warmcell.extension.keeper.handler import Handler, number, object_of, text
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.extension.keeper.ranks import RANKS_MAX
@@ -70,7 +70,7 @@ class CheckHandler(Handler):
     async def post(self) -> None:
         asked = object_of(self.body(), "spec")
         if self.principal is not None:
-            asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
+            asked = self.narrowed(self.principal, asked)
         spec = SandboxSpec.from_json({"python": sys.executable, **asked})
         self.answer({"spec": (await self.keeper.service.check(spec, principal=self.principal_name)).to_json()})
 
@@ -109,7 +109,7 @@ class SandboxesHandler(Handler):
         body, keeper = self.body(), self.keeper
         snapshot = body.get("snapshot")
         if self.principal is not None:
-            asked = narrow(self.principal, asked, usual=self.keeper.wiring.settings.usual_backend)
+            asked = self.narrowed(self.principal, asked)
             if snapshot is None:
                 asked = keeper.quotas.capped(self.principal.name, asked)
         ref = None if snapshot is None else self.own_snapshot(text(snapshot, "snapshot"))

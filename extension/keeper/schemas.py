@@ -91,9 +91,13 @@ def components() -> dict[str, Schema]:
     found["MadeDirectory"] = given(**file, created=YES_NO)
     found["Context"] = given(id=TEXT, cwd=TEXT)
     quota = given(
-        sandboxes=or_null(WHOLE), cpus=or_null(NUMBER), memory_bytes=or_null(WHOLE), gpu_seconds=or_null(NUMBER)
+        sandboxes=or_null(WHOLE),
+        cpus=or_null(NUMBER),
+        memory_bytes=or_null(WHOLE),
+        gpu_seconds=or_null(NUMBER),
+        snapshot_bytes=or_null(WHOLE),
     )
-    used = given(sandboxes=WHOLE, cpus=NUMBER, memory_bytes=WHOLE, gpu_seconds=NUMBER)
+    used = given(sandboxes=WHOLE, cpus=NUMBER, memory_bytes=WHOLE, gpu_seconds=NUMBER, snapshot_bytes=WHOLE)
     place, waits = QueuePlace.__name__, {"sandbox_id": TEXT, "mine": YES_NO, "user": TEXT}
     _of_class(QueuePlace, found, whole=True)
     found["Waiting"] = given(**found[place]["properties"], **waits)

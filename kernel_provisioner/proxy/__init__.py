@@ -14,6 +14,6 @@
 """
 
 from warmcell.kernel_provisioner.proxy.connection import CHANNELS, Channel, Connection
-from warmcell.kernel_provisioner.proxy.kernel_proxy import KernelProxy
+from warmcell.kernel_provisioner.proxy.kernel_proxy import MESSAGE_MAX_BYTES, KernelProxy
 
-__all__ = ["CHANNELS", "Channel", "Connection", "KernelProxy"]
+__all__ = ["CHANNELS", "MESSAGE_MAX_BYTES", "Channel", "Connection", "KernelProxy"]

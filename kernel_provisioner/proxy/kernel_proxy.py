@@ -10,6 +10,9 @@ from warmcell.kernel_provisioner.proxy.link import Answer, Word, refusal
 from warmcell.kernel_provisioner.proxy.relay import Relay
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError, WarmcellError
 
+MESSAGE_MAX_BYTES: Final = 256 * 2**20
+"""Of one message of a kernel: all that it shows goes through one process that serves all kernels."""
+
 _COMMAND_S: Final = 60.0
 """How long the relay's thread may take for a command before that is an error."""
 _SILENCE_S: Final = 0.1
@@ -26,9 +29,18 @@ class KernelProxy:
     All methods are for one event loop; the work is done in a thread of its own.
     """
 
-    def __init__(self, connection: Connection, *, name: str) -> None:
+    def __init__(self, connection: Connection, *, name: str, message_max_bytes: int = MESSAGE_MAX_BYTES) -> None:
+        """Nothing listens yet.
+
+        Args:
+            connection: Where clients come.
+            name: Of the kernel, in logs.
+            message_max_bytes: Of one message of the kernel, which is held as a whole. Instead of a larger one its
+                clients are told that it is left out.
+        """
         self.connection = connection
         self._name = name
+        self._message_max_bytes = message_max_bytes
         self._relay: Relay | None = None
 
     async def start(self) -> None:
@@ -38,7 +50,7 @@ class KernelProxy:
             ConflictError: Somebody else listens at one of the addresses.
             InvalidRequestError: An address is not of this machine, or its directory cannot be used.
         """
-        relay = Relay(self.connection, name=self._name)
+        relay = Relay(self.connection, name=self._name, message_max_bytes=self._message_max_bytes)
         self._relay = relay
         try:
             await self._do(Relay.bind)

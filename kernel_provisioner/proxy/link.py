@@ -40,12 +40,12 @@ class Word:
 class GuestChannel(Peer):
     """One connection to the kernel, an unsigned socket in the sandbox's private run directory."""
 
-    def __init__(self, name: GuestChannelName, prefix: str, identity: bytes) -> None:
+    def __init__(self, name: GuestChannelName, prefix: str, identity: bytes, message_max_bytes: int) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         if name == "iopub":
-            super().__init__(sock, b"SUB", connected=False)
+            super().__init__(sock, b"SUB", connected=False, cut_above_bytes=message_max_bytes)
         else:
-            super().__init__(sock, b"DEALER", identity=identity, connected=False)
+            super().__init__(sock, b"DEALER", identity=identity, connected=False, cut_above_bytes=message_max_bytes)
         self.name: GuestChannelName = name
         self.path = f"{prefix}-{CHANNELS.index(name) + 1}"
 
@@ -56,12 +56,21 @@ class GuestLink:
     The answer is that to `kernel_info`, or to `word` where that is given.
     """
 
-    def __init__(self, prefix: str, author: Author, *, identity: bytes, fresh: bool, word: Word | None = None) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        author: Author,
+        *,
+        identity: bytes,
+        message_max_bytes: int,
+        fresh: bool,
+        word: Word | None = None,
+    ) -> None:
         # ipykernel asks for input() at the identity that the request on shell came from, so all share one.
-        self.iopub = GuestChannel("iopub", prefix, identity)
-        self.shell = GuestChannel("shell", prefix, identity)
-        self.control = GuestChannel("control", prefix, identity)
-        self.stdin = GuestChannel("stdin", prefix, identity)
+        self.iopub = GuestChannel("iopub", prefix, identity, message_max_bytes)
+        self.shell = GuestChannel("shell", prefix, identity, message_max_bytes)
+        self.control = GuestChannel("control", prefix, identity, message_max_bytes)
+        self.stdin = GuestChannel("stdin", prefix, identity, message_max_bytes)
         self.channels = (self.iopub, self.shell, self.control, self.stdin)
         self.live = False
         self.held = False

@@ -100,7 +100,7 @@ class Pauses:
         traffic.unwanted.clear()
         if undone:
             traffic.unwanted.add(strange)
-        guest = GuestLink(prefix, traffic.author, identity=traffic.identity, fresh=False, word=word)
+        guest = traffic.link(prefix, fresh=False, word=word)
         guest.held = True
         traffic.guest = guest
         traffic.crossings.add(traffic.activity.unanswered(), last_input=traffic.last_input)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from warmcell.kernel_provisioner.proxy.activity import Activity
 from warmcell.kernel_provisioner.proxy.connection import Connection
-from warmcell.kernel_provisioner.proxy.link import Answer, GuestLink
+from warmcell.kernel_provisioner.proxy.link import Answer
 from warmcell.kernel_provisioner.proxy.pauses import Pauses
 from warmcell.kernel_provisioner.proxy.requests import REQUEST_CHANNELS
 from warmcell.kernel_provisioner.proxy.traffic import Traffic
@@ -29,12 +29,12 @@ _log = logging.getLogger(__name__)
 class Relay:
     """One kernel's thread and all of its state. Others call `submit` and `join` and read `activity`."""
 
-    def __init__(self, connection: Connection, *, name: str) -> None:
+    def __init__(self, connection: Connection, *, name: str, message_max_bytes: int) -> None:
         self.activity = Activity()
         self._name = name
         self._connection = connection
         self._waiter = Waiter()
-        self._traffic = Traffic(connection, self._waiter, self.activity, name=name)
+        self._traffic = Traffic(connection, self._waiter, self.activity, name=name, message_max_bytes=message_max_bytes)
         self.pauses = Pauses(self._traffic)
         """Its commands, as those here, run in the relay's thread."""
         self._closing = False
@@ -83,7 +83,7 @@ class Relay:
         traffic = self._traffic
         if traffic.paused:
             traffic.forget()  # The kernel that was to go on is replaced.
-        traffic.guest = GuestLink(prefix, traffic.author, identity=traffic.identity, fresh=fresh)
+        traffic.guest = traffic.link(prefix, fresh=fresh)
         if fresh:
             # A kernel says so itself, but before anybody listens.
             traffic.publish(traffic.author.make("status", {"execution_state": "starting"})[1])

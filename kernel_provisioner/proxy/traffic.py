@@ -1,5 +1,6 @@
 """Messages between a kernel's clients and its guest: read, checked, counted, signed, forwarded."""
 
+import json
 import logging
 import secrets
 import time
@@ -11,13 +12,13 @@ from warmcell.kernel_provisioner.proxy.clients import Client
 from warmcell.kernel_provisioner.proxy.connection import Connection
 from warmcell.kernel_provisioner.proxy.crossings import Crossings
 from warmcell.kernel_provisioner.proxy.host import Host
-from warmcell.kernel_provisioner.proxy.link import GuestChannel, GuestLink
+from warmcell.kernel_provisioner.proxy.link import GuestChannel, GuestLink, Word
 from warmcell.kernel_provisioner.proxy.requests import RequestChannel, Requests
 from warmcell.kernel_provisioner.proxy.stand_in import StandIn
 from warmcell.kernel_provisioner.proxy.unwanted import Unwanted
 from warmcell.kernel_provisioner.proxy.waiter import OUT, Waiter
-from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError, Message, Signer, parse
-from warmcell.kernel_provisioner.proxy.zmtp import Part, ZmtpError
+from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError, Message, Signer, cut_short, parse
+from warmcell.kernel_provisioner.proxy.zmtp import Cut, Part, ZmtpError
 
 FOR_THIS_KERNEL: Final = frozenset({"shutdown_request", "interrupt_request", "input_reply"})
 """Meant for the kernel that runs now: never kept for the next one."""
@@ -30,7 +31,9 @@ _log = logging.getLogger(__name__)
 class Traffic:
     """All that is for the relay's thread: who is connected, what waits, and what becomes of each message."""
 
-    def __init__(self, connection: Connection, waiter: Waiter, activity: Activity, *, name: str) -> None:
+    def __init__(
+        self, connection: Connection, waiter: Waiter, activity: Activity, *, name: str, message_max_bytes: int
+    ) -> None:
         self.activity = activity
         self.waiter = waiter
         self.author = Author()
@@ -48,8 +51,20 @@ class Traffic:
         self.last_input: Message | None = None
         """The last `execute_input` that a kernel published."""
         self._name = name
+        self._message_max_bytes = message_max_bytes
         self._signer = Signer(connection.key, connection.signature_scheme)
         self._complained_at = -_GRUDGE_S
+
+    def link(self, prefix: str, *, fresh: bool, word: Word | None = None) -> GuestLink:
+        """The guest side of a kernel whose sockets have this prefix."""
+        return GuestLink(
+            prefix,
+            self.author,
+            identity=self.identity,
+            message_max_bytes=self._message_max_bytes,
+            fresh=fresh,
+            word=word,
+        )
 
     def use_key(self, connection: Connection) -> None:
         """Sign and check with this connection's key from now on."""
@@ -161,7 +176,8 @@ class Traffic:
         try:
             for frames in channel.read():
                 try:
-                    self._take_from_guest(guest, channel, parse(frames))
+                    message = self._instead_of(channel, frames) if isinstance(frames, Cut) else parse(frames)
+                    self._take_from_guest(guest, channel, message)
                 except MalformedMessageError as error:
                     self._complain("a message of the guest's on %s was dropped: %s", channel.name, error)
         except ZmtpError as error:
@@ -170,6 +186,28 @@ class Traffic:
         if channel.state == "closed":
             self.waiter.want(channel.fd, 0)
             guest.lost(channel)
+
+    def _instead_of(self, channel: GuestChannel, cut: Cut) -> Message:
+        """What is told in the place of a message that is too large: output becomes a line of it, a reply an error.
+
+        Raises:
+            MalformedMessageError: It does not say in time what it belongs to.
+        """
+        message = cut_short(cut)
+        kind, mib = message.read_header()[0], 2**20
+        note = (
+            f"A {kind} message of {cut.size_bytes / mib:.0f} MiB is left out: at most {self._message_max_bytes // mib} "
+            "MiB go at once. Write it to a file, or send it in parts."
+        )
+        self._complain("%s", note)
+        if channel.name == "iopub":
+            _, told = self.author.make("stream", {"name": "stderr", "text": f"[{note}]\n"})
+            told.parent = message.parent
+            return told
+        error = {"status": "error", "ename": "MessageTooLarge", "evalue": note, "traceback": [note]}
+        asks = {"prompt": note, "password": False} if channel.name == "stdin" else error
+        message.content = json.dumps(asks).encode()
+        return message
 
     def _take_from_guest(self, guest: GuestLink, channel: GuestChannel, message: Message) -> None:
         if guest.hears(channel, message):

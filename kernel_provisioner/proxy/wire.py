@@ -162,6 +162,17 @@ def parse(parts: Sequence[Part]) -> Message:
     return Message([bytes(each) for each in parts[:at]], bytes(signature), header, parent, metadata, content, buffers)
 
 
+def cut_short(parts: Sequence[Part]) -> Message:
+    """The first frames of a message as one without metadata, content and buffers.
+
+    Raises:
+        MalformedMessageError: They do not go as far as its parent.
+    """
+    if _DELIMITER not in parts or len(parts) < parts.index(_DELIMITER) + 4:
+        raise MalformedMessageError("a message that is too large before it says what it is")
+    return parse([*parts[: parts.index(_DELIMITER) + 4], b"{}", b"{}"])
+
+
 def _load(part: Part) -> dict[str, Any]:
     try:
         loaded = json.loads(part if isinstance(part, bytes) else part[:])

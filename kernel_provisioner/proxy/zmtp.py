@@ -22,10 +22,11 @@ Chunk = bytes | memoryview
 
 LARGE_BYTES: Final = 64 * 1024
 MESSAGE_MAX_BYTES: Final = 2 * 1024**3
-"""A message above this ends the connection: it would have to be held as a whole."""
+"""A message above this ends the connection, unless it is cut: it would have to be held as a whole."""
 MESSAGE_MAX_FRAMES: Final = 4096
 
 _READ_BYTES: Final = 64 * 1024
+_PASS_BYTES: Final = 1024 * 1024
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _GREETING: Final = b"\xff" + 8 * b"\0" + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + 32 * b"\0"
 _HEADERS: Final = tuple(tuple(bytes((flags, size)) for size in range(256)) for flags in (0, _MORE))
@@ -44,17 +45,13 @@ class ZmtpError(ValueError):
     """The other side does not speak ZMTP, or says more than it may."""
 
 
-class LeftOut(bytes):
-    """Stands for a frame that was larger than its reader takes: empty, as it was thrown away while it came."""
+class Cut(list[Part]):
+    """The frames of a message before the one with which it became too large; that and the rest were thrown away."""
 
-    size_bytes: int
-
-    @classmethod
-    def of(cls, size: int) -> "LeftOut":
-        """For one of that size."""
-        made = cls()
-        made.size_bytes = size
-        return made
+    def __init__(self, frames: list[Part], size_bytes: int) -> None:
+        super().__init__(frames)
+        self.size_bytes = size_bytes
+        """Of the whole message."""
 
 
 class Peer:
@@ -67,17 +64,9 @@ class Peer:
         *,
         identity: bytes = b"",
         connected: bool = True,
-        frame_max_bytes: int | None = None,
+        cut_above_bytes: int | None = None,
     ) -> None:
-        """Speak on a socket.
-
-        Args:
-            sock: Ours from now on.
-            kind: What it is to the other side.
-            identity: What we call ourselves there.
-            connected: Whether it is.
-            frame_max_bytes: Larger frames are `LeftOut`.
-        """
+        """A larger message than `cut_above_bytes` is given as a `Cut`."""
         sock.setblocking(False)
         self.fd: int = sock.fileno()
         """Descriptor to wait on; keeps its number when closed."""
@@ -94,9 +83,12 @@ class Peer:
         self._frames_bytes = 0
         self._large: tuple[mmap.mmap, int, bool] | None = None
         """A large frame that is still coming: its memory, how much of it is there, whether more frames follow."""
-        self._frame_max_bytes = frame_max_bytes
-        self._unread: tuple[int, LeftOut, bool] | None = None
-        """What is still to be thrown away of a frame, what stands for it, whether more frames follow."""
+        self._cut_above = cut_above_bytes
+        self._cut_bytes = 0
+        """Of the message that is being thrown away; 0: none is."""
+        self._passing = 0
+        """How much of the frame that is being thrown away is still to come."""
+        self._passing_more = False
         if connected:
             self._greet()
 
@@ -185,10 +177,10 @@ class Peer:
             ZmtpError: The other side does not speak ZMTP; the state is `closed`.
         """
         try:
-            if self._large is not None:
+            if self._passing:
+                yield from self._pass_by()
+            elif self._large is not None:
                 yield from self._read_large(*self._large)
-            elif self._unread is not None:
-                yield from self._throw_away(*self._unread)
             elif data := self._receive():
                 yield from self._parse(self._rest + data if self._rest else data)
         except ZmtpError:
@@ -199,9 +191,9 @@ class Peer:
         self._state = "greeting"
         self.write([self._hello])
 
-    def _receive(self, most: int = _READ_BYTES) -> bytes:
+    def _receive(self) -> bytes:
         try:
-            data = self._socket.recv(most)
+            data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
             return b""
         except OSError:
@@ -225,13 +217,6 @@ class Peer:
             self._large = None
             yield from self._take(memory, more)
 
-    def _throw_away(self, left: int, stands: LeftOut, more: bool) -> Iterator[list[Part]]:
-        data = self._receive(min(left, LARGE_BYTES))
-        self._unread = (left - len(data), stands, more)
-        if len(data) == left:
-            self._unread = None
-            yield from self._take(stands, more)
-
     def _parse(self, data: bytes) -> Iterator[list[Part]]:
         at, end = 0, len(data)
         if self._state == "greeting":
@@ -245,17 +230,14 @@ class Peer:
                 if end < begin:
                     break
                 size = int.from_bytes(data[at + 1 : begin])
-                if self._frame_max_bytes is not None and size > self._frame_max_bytes and not flags & _COMMAND:
-                    here = min(size, end - begin)
-                    at = begin + here
-                    stands, follows = LeftOut.of(size), bool(flags & _MORE)
-                    if here < size:
-                        self._unread = (size - here, stands, follows)
-                        break
-                    yield from self._take(stands, follows)
-                    continue
-                if size + self._frames_bytes > MESSAGE_MAX_BYTES:
-                    raise ZmtpError(f"a message above {MESSAGE_MAX_BYTES} bytes")
+            if not flags & _COMMAND and self._is_too_large(size):
+                at = begin + min(size, end - begin)
+                self._cut_bytes = (self._cut_bytes or self._frames_bytes) + size
+                self._passing, self._passing_more = begin + size - at, bool(flags & _MORE)
+                if self._passing:
+                    break
+                yield from self._end_frame()
+                continue
             if size > LARGE_BYTES:
                 if flags & _COMMAND:
                     raise ZmtpError(f"a command of {size} bytes")
@@ -276,6 +258,38 @@ class Peer:
             else:
                 yield from self._take(data[begin:at], bool(flags & _MORE))
         self._rest = data[at:]
+
+    def _is_too_large(self, size: int) -> bool:
+        """Whether a frame of that size is to be thrown away."""
+        if self._state != "open":
+            raise ZmtpError("a message before the handshake")
+        if self._cut_bytes:
+            return True
+        whole = size + self._frames_bytes
+        if self._cut_above is None and whole > MESSAGE_MAX_BYTES:
+            raise ZmtpError(f"a message above {MESSAGE_MAX_BYTES} bytes")
+        return self._cut_above is not None and whole > self._cut_above
+
+    def _pass_by(self) -> Iterator[list[Part]]:
+        try:
+            passed = len(self._socket.recv(min(self._passing, _PASS_BYTES)))
+        except BlockingIOError:
+            return
+        except OSError:
+            passed = 0
+        if not passed:
+            self._state = "closed"
+            return
+        self._passing -= passed
+        if not self._passing:
+            yield from self._end_frame()
+
+    def _end_frame(self) -> Iterator[list[Part]]:
+        if self._passing_more:
+            return
+        cut = Cut(self._frames, self._cut_bytes)
+        self._frames, self._frames_bytes, self._cut_bytes = [], 0, 0
+        yield cut
 
     def _parse_greeting(self, data: bytes) -> int:
         if data[:1] != b"\xff" or (len(data) >= 10 and not data[9] & 1):
@@ -313,14 +327,6 @@ class Peer:
         self._frames_bytes += len(frame)
         if len(self._frames) > MESSAGE_MAX_FRAMES:
             raise ZmtpError(f"a message of more than {MESSAGE_MAX_FRAMES} frames")
-
-
-def _memory(size: int) -> mmap.mmap:
-    """Of its own; pages come as they are filled, not because a size was claimed."""
-    try:
-        return mmap.mmap(-1, size)
-    except OSError as error:
-        raise ZmtpError(f"a frame of {size} bytes, for which there is no room") from error
 
 
 def encode(parts: Sequence[Part]) -> list[Chunk]:
@@ -374,3 +380,11 @@ def _properties(data: bytes) -> dict[bytes, bytes]:
         found[name.lower()] = data[at : at + size]
         at += size
     return found
+
+
+def _memory(size: int) -> mmap.mmap:
+    """Of its own; pages come as they are filled, not because a size was claimed."""
+    try:
+        return mmap.mmap(-1, size)
+    except OSError as error:
+        raise ZmtpError(f"a frame of {size} bytes, for which there is no room") from error

@@ -2,7 +2,9 @@
 
 import ast
 import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -14,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -218,10 +220,22 @@ def test_a_principals_token_is_a_key_of_its_own(server: dict[str, str], home: Pl
                 asked = {"E2b-Sandbox-Id": made[name]["sandboxID"], "E2b-Sandbox-Port": "49983"}
                 asked["X-Access-Token"] = made["ann"]["envdAccessToken"]
                 assert http.get("/envs", headers=asked).status_code == status
-            assert http.delete(f"/sandboxes/{made['ann']['sandboxID']}", headers=ann).status_code == 204
-            assert http.delete(f"/sandboxes/{others}", headers=user).status_code == 204
+            keeper.post("/tokens", {"principal": "ann"})  # She is not gone with her first one.
+            by_user = http.post(f"/sandboxes/{made['ann']['sandboxID']}/connect", json={"timeout": 60}, headers=user)
+            opened = {"E2b-Sandbox-Id": made["ann"]["sandboxID"], "E2b-Sandbox-Port": "49983"}
+            hers = {**opened, "X-Access-Token": made["ann"]["envdAccessToken"]}
+            users = {**opened, "X-Access-Token": by_user.json()["envdAccessToken"]}
+            url = signed_url(made["ann"]["envdAccessToken"], "kept")
+            assert http.post("/files", params={"path": "kept"}, files={"file": b"x"}, headers=hers).status_code == 200
+            assert http.get("/envs", headers=hers).status_code == 200
+            assert http.get(url).status_code == 200
             keeper.delete(f"/tokens/{anns['id']}")
             assert http.get("/v2/sandboxes", headers=ann).status_code == 401
+            assert http.get("/envs", headers=hers).status_code == 401, "it was given out to who had that token"
+            assert http.get(url).status_code == 401
+            assert http.get("/envs", headers=users).status_code == 200
+            assert http.delete(f"/sandboxes/{made['ann']['sandboxID']}", headers=user).status_code == 204
+            assert http.delete(f"/sandboxes/{others}", headers=user).status_code == 204
 
 
 @pytest.mark.criu
@@ -262,6 +276,12 @@ def test_who_may_only_look_gets_no_token_that_runs_code(server: dict[str, str], 
             assert http.post(f"{path}/fork", json={}, headers=looks).status_code == 403
             assert http.post(f"{path}/connect", json={"timeout": 1}, headers=runs).json()["envdAccessToken"]
         keeper.delete("/principals/bea")
+
+
+def signed_url(token: str, path: str) -> str:
+    """What E2B's clients make of a sandbox's token, to read a file of it."""
+    digest = hashlib.sha256(f"{path}:read::{token}".encode()).digest()
+    return f"/files?{urlencode({'path': path, 'signature': 'v1_' + base64.b64encode(digest).decode().rstrip('=')})}"
 
 
 def listed(http: httpx.Client, key: dict[str, str]) -> set[str]:

@@ -13,7 +13,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.rank_steps import SHOWN, SILENCE_S
+from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -85,6 +85,7 @@ class KernelClient:
                     raise self._death(died.result(), box, oom_before)
                 elif not done:
                     log.warning("sandbox %s: the end of a cell's output was lost", box.info.id)
+                    yield dict(LOST)
                     break
             await asyncio.wait({reply, died}, return_when=asyncio.FIRST_COMPLETED)
             if not reply.done():

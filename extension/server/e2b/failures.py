@@ -1,6 +1,5 @@
 """How each of our errors is told on each surface of E2B's wire, so that its clients raise what they should."""
 
-import hmac
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -107,11 +106,6 @@ _CODES: Mapping[type[WarmcellError], Code] = {
 def unknown_sandbox(sandbox_id: str) -> SandboxNotFoundError:
     """There is none of that id, or none for whoever asks."""
     return SandboxNotFoundError(f"The sandbox {sandbox_id} was not found", hint="List yours, or create one.")
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two secrets are equal, in a time that does not tell how much of them is."""
-    return hmac.compare_digest(one.encode(), other.encode("utf-8", "replace"))
 
 
 def encoded(what: Any) -> bytes:

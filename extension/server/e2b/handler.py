@@ -3,20 +3,20 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, cast
 
 from jupyter_server.auth.decorator import allow_unauthenticated
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from warmcell.extension.keeper.principals import TOKEN_PREFIX
+from warmcell.extension.keeper.principals import TOKEN_PREFIX, token_id
 from warmcell.extension.server.base import AUTH_RESOURCE
 from warmcell.extension.server.e2b import failures, ports
 from warmcell.extension.server.e2b.body import Body
 from warmcell.extension.server.e2b.framing import HTTP_STATUS, STREAM_TYPE, ConnectError, trailer
 from warmcell.extension.server.e2b.keeper import Keeper
-from warmcell.extension.server.e2b.keys import Keys, Purpose, SignedUrl
+from warmcell.extension.server.e2b.keys import Holder, Keys, Purpose, SignedUrl
 from warmcell.extension.server.ports.handler import PassingHandler
 from warmcell.sandbox.errors import (
     ForbiddenError,
@@ -92,6 +92,8 @@ class E2bHandler(PassingHandler):
     """Path and query of the request, below whatever path of ours."""
     groups: Mapping[str, str]
     keeper: Keeper
+    _token_id = ""
+    """Of the principal's token that is the API key."""
     _work: "asyncio.Task[None] | None" = None
 
     def initialize(self, verbs: tuple[Verb, ...]) -> None:
@@ -101,11 +103,11 @@ class E2bHandler(PassingHandler):
 
     @property
     def keys(self) -> Keys:
-        """Read or made when first needed."""
+        """Those for whoever asks; read or made when first needed."""
         keys: Keys | None = self.settings.get("warmcell_e2b_keys")
         if keys is None:
             keys = self.settings["warmcell_e2b_keys"] = Keys.load(Paths.default().e2b_key)
-        return keys
+        return replace(keys, token_id=self._token_id)
 
     def argument(self, name: str) -> str | None:
         """One parameter of the query; None where it is absent."""
@@ -183,8 +185,7 @@ class E2bHandler(PassingHandler):
             if verb.surface == "control":
                 self.keeper = Keeper(self.link, await self._caller())
             elif verb.opens:
-                principal = await self._opened(verb)
-                self.keeper = Keeper.of(self.link, principal)
+                self.keeper = Keeper.of(self.link, await self._opened(verb))
             await verb.serve(self)
         except StreamClosedError:
             return  # the client has gone
@@ -247,6 +248,7 @@ class E2bHandler(PassingHandler):
         """
         key = self.request.headers.get("X-API-KEY", "")
         if key.startswith(TOKEN_PREFIX):
+            self._token_id = token_id(key)
             return {"Authorization": f"Bearer {key}"}  # which the keeper looks at
         self.request.headers["Authorization"] = f"token {key}"
         user = self.identity_provider.get_user(self) if key else None
@@ -266,8 +268,8 @@ class E2bHandler(PassingHandler):
             raise ForbiddenError("The server does not allow that", hint="Ask whoever runs it.")
         return {}
 
-    async def _opened(self, verb: Verb) -> str | None:
-        """The principal whose sandbox it is, for whoever has a token of it or a signed URL."""
+    async def _opened(self, verb: Verb) -> Holder:
+        """For whom it is opened, by a token of the sandbox or a signed URL."""
         token = self.request.headers.get("X-Access-Token")
         if token is None and verb.path == "/files" and self.argument("signature") is not None:
             return await self._signed()
@@ -275,7 +277,7 @@ class E2bHandler(PassingHandler):
             token = self.request.headers.get("E2b-Traffic-Access-Token")
         return self.keys.whose(token or "", self.sandbox_id, *verb.opens)
 
-    async def _signed(self) -> str | None:
+    async def _signed(self) -> Holder:
         """As `_opened`, by a URL's signature; where nothing else names the sandbox, that does."""
         expires = self.argument("signature_expiration")
         if expires is not None and not re.fullmatch(r"\d{1,12}", expires):
@@ -287,12 +289,16 @@ class E2bHandler(PassingHandler):
             expires_at=None if expires is None else int(expires),
         )
         signed.check_time()
+        tokens = (await self.link.get("/tokens"))["tokens"]
         for info in (await self.link.get("/sandboxes"))["sandboxes"]:
             if self.sandbox_id in ("", info["id"]) and info.get("terms") is not None:
-                good = self.keys.signature(info["id"], info["principal"], signed)
-                if failures.same(good, self.argument("signature") or ""):
+                whose = info["principal"]
+                ids = ["", *(one["id"] for one in tokens if one["principal"] == whose)]
+                holders = [Holder(whose, one) for one in ids]
+                found = self.keys.signer(info["id"], holders, signed, self.argument("signature") or "")
+                if found is not None:
                     self.sandbox_id = info["id"]
-                    return cast("str | None", info["principal"])
+                    return found
         raise UnauthenticatedError("The signature does not fit", hint="Have the URL made again.")
 
     def _tell_failure(self, error: WarmcellError | ConnectError) -> None:

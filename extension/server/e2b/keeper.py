@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from warmcell.extension.server.e2b.keys import Holder
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.sandbox.errors import ForbiddenError, ProtocolError
 
@@ -26,9 +27,9 @@ class Keeper:
         self._headers = dict(headers)
 
     @classmethod
-    def of(cls, link: KeeperLink, principal: str | None) -> "Keeper":
-        """For one who was seen to be that principal, or the user."""
-        return cls(link, {} if principal is None else {"Warmcell-Principal": principal})
+    def of(cls, link: KeeperLink, holder: Holder) -> "Keeper":
+        """For one who has a sandbox's token."""
+        return cls(link, holder.headers())
 
     async def may_run(self) -> bool:
         """Whether the caller may run code: a principal's token may be one that only looks; the user may do all."""

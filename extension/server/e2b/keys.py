@@ -4,11 +4,14 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from warmcell.extension.keeper.gate import HEADER, TOKEN_HEADER
 from warmcell.extension.keeper.secret import load_key
 from warmcell.sandbox.errors import UnauthenticatedError
 
@@ -17,10 +20,28 @@ Operation = Literal["read", "write"]
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """For whom a token opens a sandbox."""
+
+    principal: str | None
+    """None: the user."""
+    token_id: str = ""
+    """Of the principal's token that it was given out to, with which it ends. Empty: to the user."""
+
+    def headers(self) -> dict[str, str]:
+        """What tells the keeper so."""
+        if self.principal is None:
+            return {}
+        return {HEADER: self.principal, **({TOKEN_HEADER: self.token_id} if self.token_id else {})}
+
+
+@dataclass(frozen=True, slots=True)
 class Keys:
     """Makes and checks them. `secret` is as good as every sandbox's token."""
 
     secret: bytes
+    token_id: str = ""
+    """Of the principal's token to whose holder they are given out. Empty: to the user."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -33,26 +54,40 @@ class Keys:
 
     def token(self, sandbox_id: str, principal: str | None, purpose: Purpose = "envd") -> str:
         """What opens that sandbox, for its files and processes or for what listens in it."""
-        whose = principal or ""
-        said = "\0".join((purpose, sandbox_id, whose)).encode()
-        proof = hmac.digest(self.secret, said, hashlib.sha256).hex()
-        return f"wcs_{base64.urlsafe_b64encode(whose.encode()).decode().rstrip('=')}.{proof}"
+        holder = Holder(principal, self.token_id if principal is not None else "")
+        return self._token(sandbox_id, holder, purpose)
 
-    def whose(self, token: str, sandbox_id: str, *purposes: Purpose) -> str | None:
-        """The principal whose sandbox it is; None for the user's own.
+    def whose(self, token: str, sandbox_id: str, *purposes: Purpose) -> Holder:
+        """For whom it opens that sandbox.
 
         Raises:
             UnauthenticatedError: It does not open that sandbox.
         """
-        whose = _named(token)
-        if whose is not None:
+        holder = _named(token)
+        if holder is not None:
             for purpose in purposes:
-                good = self.token(sandbox_id, whose or None, purpose)
-                if hmac.compare_digest(good.encode(), token.encode()):
-                    return whose or None
+                if hmac.compare_digest(
+                    self._token(sandbox_id, holder, purpose).encode(), token.encode(errors="replace")
+                ):
+                    return holder
         raise UnauthenticatedError(
             "The token does not open this sandbox", hint="Create the sandbox, or connect to it, to have its token."
         )
+
+    def signer(self, sandbox_id: str, holders: Iterable[Holder], signed: "SignedUrl", signature: str) -> Holder | None:
+        """Who of these has signed such a URL; None: nobody."""
+        for holder in holders:
+            good = replace(self, token_id=holder.token_id).signature(sandbox_id, holder.principal, signed)
+            if hmac.compare_digest(good.encode(), signature.encode(errors="replace")):
+                return holder
+        return None
+
+    def _token(self, sandbox_id: str, holder: Holder, purpose: Purpose) -> str:
+        whose = holder.principal or ""
+        said = "\0".join((purpose, sandbox_id, whose, *([holder.token_id] if holder.token_id else [])))
+        proof = hmac.digest(self.secret, said.encode(), hashlib.sha256).hex()
+        name = base64.urlsafe_b64encode(whose.encode()).decode().rstrip("=")
+        return ".".join((f"wcs_{name}", *([holder.token_id] if holder.token_id else []), proof))
 
     def signature(self, sandbox_id: str, principal: str | None, signed: "SignedUrl") -> str:
         """What a client that has the sandbox's token signs such a URL with."""
@@ -79,13 +114,17 @@ class SignedUrl:
             raise UnauthenticatedError("signature is already expired")  # E2B's own words
 
 
-def _named(token: str) -> str | None:
-    """The principal that a token says it is of, empty for the user; None where it is no token at all."""
-    head, dot, _ = token.partition(".")
-    if not dot or not head.startswith("wcs_"):
+def _named(token: str) -> Holder | None:
+    """For whom a token says it is; None where it is no token at all."""
+    head, *rest = token.split(".")
+    if len(rest) not in (1, 2) or not head.startswith("wcs_"):
         return None
     bare = head.removeprefix("wcs_")
     try:
-        return base64.urlsafe_b64decode(bare + "=" * (-len(bare) % 4)).decode()
+        name = base64.urlsafe_b64decode(bare + "=" * (-len(bare) % 4)).decode()
     except (binascii.Error, ValueError):
         return None
+    token_id = rest[0] if len(rest) == 2 else ""
+    if "\0" in name or not re.fullmatch(r"[0-9a-f]*", token_id):
+        return None
+    return Holder(name or None, token_id)

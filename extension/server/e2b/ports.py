@@ -44,8 +44,7 @@ def _proof(request: "E2bHandler", place: Place, ticket: str | None) -> dict[str,
     headers = request.request.headers
     token = headers.get("X-Access-Token") or headers.get("E2b-Traffic-Access-Token")
     if token is not None:
-        principal = request.keys.whose(token, request.sandbox_id, "envd", "traffic")
-        return {} if principal is None else {"Warmcell-Principal": principal}
+        return request.keys.whose(token, request.sandbox_id, "envd", "traffic").headers()
     if ticket is None and request.by_host:
         ticket = request.get_cookie(_cookie(place)[0])
         if ticket is not None and not may_cross(headers, place):

@@ -102,6 +102,9 @@ async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who
     refused = await reader.post("/sandboxes", json=BOX)
     assert (refused.status_code, refused.json()["details"]) == (403, {"scope": "run"})
     assert (await ann.post("/sandboxes", json={"spec": {"mounts": [{"source": "/etc"}]}})).status_code == 400
+    for path in ("/sandboxes", "/check"):
+        refused = await ann.post(path, json={"spec": {"image": "somebodys:latest", "backend": "docker"}})
+        assert (refused.status_code, "principal_images" in refused.json()["hint"]) == (400, True)
     events = ann.stream("GET", "/events")
     async with events as response:
         lines = response.aiter_lines()
@@ -138,7 +141,13 @@ async def test_quotas_hold_also_for_what_is_asked_for_at_once(keeper: KeeperClie
     refused = next(one.json() for one in answers if one.status_code == 429)
     assert (refused["code"], refused["details"]["quota"]) == ("quota_exceeded", "sandboxes")
     me = (await ann.get("/principals/self")).json()
-    assert me["used"] == {"sandboxes": 2, "cpus": 2.0, "memory_bytes": 4 * 2**30, "gpu_seconds": 0.0}
+    assert me["used"] == {
+        "sandboxes": 2,
+        "cpus": 2.0,
+        "memory_bytes": 4 * 2**30,
+        "gpu_seconds": 0.0,
+        "snapshot_bytes": 0,
+    }
     box = (await ann.get("/sandboxes")).json()["sandboxes"][0]
     assert (await ann.delete(f"/sandboxes/{box['id']}")).status_code == 204
     wide = {"spec": {**BOX["spec"], "limits": {"cpus": 2.5}}}
@@ -174,6 +183,20 @@ async def test_a_copy_of_what_has_gpus_takes_the_scope_for_gpus(keeper: KeeperCl
             assert told.status_code == status, told.text
             if status == 403:
                 assert told.json()["details"] == {"scope": "gpu"}
+
+
+@pytest.mark.criu
+async def test_who_has_saved_as_much_as_they_may_takes_no_more_snapshots(keeper: KeeperClient, who: Ask) -> None:
+    """Until one is removed; what others have saved does not count."""
+    ann, bob = await who("ann", quota={"snapshot_bytes": 1}), await who("bob")
+    hers, his = [(await one.post("/sandboxes", json=BOX)).json()["id"] for one in (ann, bob)]
+    assert (await bob.post(f"/sandboxes/{his}/snapshot", json={})).status_code == 201
+    saved = (await ann.post(f"/sandboxes/{hers}/snapshot", json={})).json()
+    assert (await ann.get("/principals/self")).json()["used"]["snapshot_bytes"] > 2**20
+    refused = await ann.post(f"/sandboxes/{hers}/snapshot", json={})
+    assert (refused.status_code, refused.json()["details"]["quota"]) == (429, "snapshot_bytes")
+    assert (await ann.delete(f"/snapshots/{saved['id']}")).status_code == 204
+    assert (await ann.post(f"/sandboxes/{hers}/snapshot", json={})).status_code == 201
 
 
 @pytest.mark.criu

@@ -93,9 +93,9 @@ class Guest:
 class Rig:
     """One proxy, its guests and its clients."""
 
-    def __init__(self, places: Places, stack: contextlib.AsyncExitStack, connection: Connection) -> None:
+    def __init__(self, places: Places, stack: contextlib.AsyncExitStack, connection: Connection, **how: Any) -> None:
         self.connection = connection
-        self.proxy = KernelProxy(connection, name="test")
+        self.proxy = KernelProxy(connection, name="test", **how)
         self._places = places
         self._stack = stack
         self._guests = 0
@@ -141,15 +141,15 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-MakeRig = Callable[[Connection], Awaitable[Rig]]
+MakeRig = Callable[..., Awaitable[Rig]]
 
 
 @pytest.fixture
 async def make_rig(places: Places) -> AsyncIterator[MakeRig]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(connection: Connection) -> Rig:
-            made = Rig(places, stack, connection)
+        async def make(connection: Connection, **how: Any) -> Rig:
+            made = Rig(places, stack, connection, **how)
             stack.push_async_callback(made.proxy.close)
             await made.proxy.start()
             return made

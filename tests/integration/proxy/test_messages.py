@@ -37,6 +37,32 @@ async def test_a_request_its_reply_and_its_output_pass(rig: Rig) -> None:
     assert (reply["msg_type"], reply["parent_header"]["msg_id"]) == ("execute_reply", sent)
 
 
+async def test_what_is_too_large_is_told_in_its_place(make_rig: MakeRig, places: Places) -> None:
+    """Output in the stream of its cell, a reply as an error; what comes before and after passes, as does the kernel."""
+    rig = await make_rig(ipc(places), message_max_bytes=2**20)
+    guest = await rig.guest()
+    client = await rig.subscribed()
+    sent = client.execute("large")
+    request = await guest.asked()
+    guest.publish("stream", {"name": "stdout", "text": "before"}, request)
+    guest.publish("display_data", {"data": {"text/plain": "x" * 2**22}}, request)
+    guest.publish("display_data", {"data": {}}, request, buffers=[bytes(2**19), bytes(2**20), b"small", bytes(2**20)])
+    guest.publish("stream", {"name": "stdout", "text": "after"}, request)
+    guest.reply(request, {"status": "ok", "user_expressions": {"large": "x" * 2**21}})
+    told = [await output(client, "stream") for _ in range(4)]
+    assert [one["parent_header"]["msg_id"] for one in told] == [sent] * 4
+    texts = [one["content"]["text"] for one in told]
+    assert (texts[0], texts[3]) == ("before", "after")
+    for text, mib in ((texts[1], 4), (texts[2], 3)):
+        assert f"A display_data message of {mib} MiB is left out: at most 1 MiB go at once." in text
+    reply = await client.get_shell_msg(timeout=TIMEOUT_S)
+    assert (reply["msg_type"], reply["parent_header"]["msg_id"]) == ("execute_reply", sent)
+    assert (reply["content"]["status"], reply["content"]["ename"]) == ("error", "MessageTooLarge")
+    client.execute("small")
+    guest.finish(await guest.asked())
+    assert (await client.get_shell_msg(timeout=TIMEOUT_S))["content"]["status"] == "ok"
+
+
 async def test_large_buffers_pass_to_the_guest(rig: Rig) -> None:
     """A widget's upload reaches a guest that reads it late."""
     guest = await rig.guest()

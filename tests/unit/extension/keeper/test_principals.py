@@ -160,6 +160,16 @@ def test_what_isolates_nothing_is_not_for_principals() -> None:
     assert narrow(ann, {"backend": "bubblewrap"}, usual="process") == {"backend": "bubblewrap"}
 
 
+def test_images_are_those_that_the_operator_lets_be_named() -> None:
+    """Whatever else the engine of containers has."""
+    ann = Principal("ann", frozenset(SCOPES))
+    for name in ("secrets", "registry.example.com/other/tool", "sha256:" + 64 * "a"):
+        with pytest.raises(InvalidRequestError, match="not for principals"):
+            narrow(ann, {"image": name}, has_image=lambda one: one == "ours")
+    assert narrow(ann, {"image": "ours"}, has_image=lambda one: one == "ours") == {"image": "ours"}
+    assert narrow(ann, {}) == {}
+
+
 def test_gpus_take_their_scope() -> None:
     """It says which."""
     assert narrow(Principal("ann", frozenset({"gpu"})), {"gpu": "any"}) == {"gpu": "any"}

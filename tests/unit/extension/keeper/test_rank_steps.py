@@ -9,14 +9,13 @@ import pytest
 
 from warmcell.extension.keeper.rank_client import ChannelName, Heard, RankClient
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Step
-from warmcell.kernel_provisioner.proxy.wire import Author, Message
-from warmcell.kernel_provisioner.proxy.zmtp import LeftOut
+from warmcell.kernel_provisioner.proxy.wire import Author
 
 
 class Script:
     """Says these messages to whatever it is asked; then its process ends."""
 
-    def __init__(self, *said: tuple[ChannelName, str, Mapping[str, Any] | LeftOut]) -> None:
+    def __init__(self, *said: tuple[ChannelName, str, Mapping[str, Any] | int]) -> None:
         self.ended = False
         self._said = deque(said)
 
@@ -29,10 +28,9 @@ class Script:
             self.ended = True
             return None
         channel, kind, content = self._said.popleft()
-        _, message = Author().make(kind, {} if isinstance(content, LeftOut) else content)
-        if isinstance(content, LeftOut):
-            message = Message([], b"", message.header, b"{}", b"{}", content, [])
-        return Heard(channel, "asked", message)
+        if isinstance(content, int):
+            return Heard(channel, "asked", Author().make(kind, {})[1], left_out_bytes=content)
+        return Heard(channel, "asked", Author().make(kind, content)[1])
 
 
 REPLY: tuple[ChannelName, str, dict[str, Any]] = ("shell", "execute_reply", {"status": "ok"})
@@ -61,11 +59,14 @@ async def test_text_is_bounded_however_it_comes() -> None:
     assert "".join(found[:-1]) == "x" * sum(map(len, found[:-1]))
     assert 900 < sum(map(len, found[:-1])) <= 1000
     assert found[-1] == "\n[0.0 MiB more of output are left out]\n"
-    found = [
-        one["content"]["text"]
-        for one in await shown(("iopub", "stream", LeftOut.of(10**9)), text("after"), IDLE, REPLY)
-    ]
+    found = [one["content"]["text"] for one in await shown(("iopub", "stream", 10**9), text("after"), IDLE, REPLY)]
     assert found == ["after", "\n[953.7 MiB more of output are left out]\n"]
+
+
+async def test_a_reply_that_is_too_large_is_an_error() -> None:
+    """Which says so: the cell has ended, and nobody knows how."""
+    (error,) = await shown(("shell", "execute_reply", 10**9), IDLE)
+    assert error["content"]["ename"] == "MessageTooLarge"
 
 
 async def test_an_error_of_a_silent_step_is_told_once() -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import zmq
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.anything import LENGTHS, give_anything
 from tests.leaks import Places
 from warmcell.kernel_provisioner.proxy import zmtp
-from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Part, Peer, ZmtpError, encode
+from warmcell.kernel_provisioner.proxy.zmtp import LARGE_BYTES, Cut, Part, Peer, ZmtpError, encode
 
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 GREETING = b"\xff" + 8 * b"\0" + b"\x7f\x03\x00NULL" + 16 * b"\0" + 32 * b"\0"
@@ -163,9 +164,9 @@ def test_a_guest_cannot_send_us_elsewhere(places: Places, what: str) -> None:
 class Pair:
     """A peer of ours and a raw socket at its other end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cut_above_bytes: int | None = None) -> None:
         self.raw, ours = socket.socketpair()
-        self.peer = Peer(ours, b"ROUTER")
+        self.peer = Peer(ours, b"ROUTER", cut_above_bytes=cut_above_bytes)
 
     def __enter__(self) -> "Pair":
         return self
@@ -192,6 +193,33 @@ def test_frames_may_come_in_any_pieces() -> None:
             for at in range(0, min(len(stream), 3000) if size == 1 else len(stream), size):
                 found += [[bytes(part) for part in frames] for frames in pair.say(stream[at : at + size])]
             assert found == MESSAGES[: 3 if size == 1 else 4]
+
+
+FRAMES = st.lists(st.integers(0, 700) | st.sampled_from([LARGE_BYTES + 1, 3 * LARGE_BYTES]), min_size=1, max_size=5)
+
+
+@given(st.lists(FRAMES, min_size=1, max_size=4), st.integers(1000, 20_000))
+@settings(max_examples=60, deadline=None)
+def test_a_message_that_is_too_large_is_cut_and_the_next_one_is_whole(messages: list[list[int]], piece: int) -> None:
+    """Its first frames are there, up to the one with which it is too large, and its size; however the stream is cut."""
+    most = 1000
+    sent = [[bytes([number % 256]) * size for number, size in enumerate(sizes)] for sizes in messages]
+    stream = b"".join(bytes(chunk) for message in sent for chunk in encode(message))
+    with Pair(cut_above_bytes=most) as pair:
+        pair.say(GREETING + READY)
+        found = []
+        for at in range(0, len(stream), piece):
+            found += pair.say(stream[at : at + piece])
+        for _ in stream[::1000]:  # What is left of the last portions.
+            found += pair.peer.read()
+    assert len(found) == len(sent)
+    for got, message in zip(found, sent, strict=True):
+        whole = sum(map(len, message)) <= most
+        assert isinstance(got, Cut) is not whole
+        if isinstance(got, Cut):
+            assert got.size_bytes == sum(map(len, message))
+            message = message[: next(n for n in range(len(message)) if sum(map(len, message[: n + 1])) > most)]
+        assert [bytes(part) for part in got] == message
 
 
 FRAME = st.tuples(st.sampled_from((0, 1, 2, 3, 4, 6, 8, 255)), st.integers(0, 2**64 - 1), st.binary(max_size=40)).map(
@@ -256,29 +284,3 @@ def test_a_size_that_is_only_claimed_costs_no_memory() -> None:
 
 def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-@pytest.mark.parametrize("size", [LARGE_BYTES + 1, 64 << 20])
-def test_a_frame_that_is_too_large_is_thrown_away_as_it_comes(size: int) -> None:
-    """What stands for it says how large it was; the frames around it, and the messages after it, are as they were."""
-    ours, theirs = socket.socketpair()
-    peer = Peer(ours, b"SUB", frame_max_bytes=LARGE_BYTES)
-    theirs.setblocking(False)
-    ready = READY.replace(b"DEALER", b"XPUB").replace(b"\x00\x06XPUB", b"\x00\x04XPUB")
-    ready = ready[:1] + bytes((ready[1] - 2,)) + ready[2:]
-    left = memoryview(
-        GREETING + ready + b"".join(bytes(chunk) for chunk in encode([b"a", bytes(size), b"b"]) + encode([b"next"]))
-    )
-    found: list[list[Part]] = []
-    before = _resident()
-    while left or len(found) < 2:
-        with contextlib.suppress(BlockingIOError):
-            left = left[theirs.send(left[: 1 << 16]) :]
-        found += peer.read()
-        assert peer.state != "closed"
-    assert _resident() - before < 16 << 20
-    assert found == [[b"a", b"", b"b"], [b"next"]]
-    assert isinstance(found[0][1], zmtp.LeftOut)
-    assert found[0][1].size_bytes == size
-    peer.close()
-    theirs.close()

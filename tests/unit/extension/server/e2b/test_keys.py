@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmcell.extension.server.e2b.keys import Keys, SignedUrl
+from warmcell.extension.server.e2b.keys import Holder, Keys, SignedUrl
 from warmcell.sandbox.errors import UnauthenticatedError
 
 KEYS = Keys(b"k" * 32)
@@ -18,8 +18,13 @@ KEYS = Keys(b"k" * 32)
 
 def test_a_token_opens_its_own_sandbox_and_says_whose_it_is() -> None:
     """For the user's own and for principals'."""
-    assert KEYS.whose(KEYS.token("one", None), "one", "envd") is None
-    assert KEYS.whose(KEYS.token("one", "ann"), "one", "envd") == "ann"
+    given = Keys(KEYS.secret, token_id="0123abcd")
+    assert KEYS.whose(KEYS.token("one", None), "one", "envd") == Holder(None)
+    assert KEYS.whose(KEYS.token("one", "ann"), "one", "envd") == Holder("ann")
+    assert KEYS.whose(given.token("one", "ann"), "one", "envd") == Holder("ann", "0123abcd")
+    assert KEYS.whose(given.token("one", None), "one", "envd") == Holder(None)
+    assert Holder("ann", "0123abcd").headers() == {"Warmcell-Principal": "ann", "Warmcell-Token": "0123abcd"}
+    assert Holder(None).headers() == {}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,10 @@ def test_a_token_opens_its_own_sandbox_and_says_whose_it_is() -> None:
             KEYS.token("", "ann").partition(".")[0], KEYS.token("", "bob").partition(".")[0]
         ),
         KEYS.token("one", "ann")[:-1],
+        Keys(KEYS.secret, token_id="0123abcd").token("one", "ann").replace("0123abcd", "0123abce"),
+        Keys(KEYS.secret, token_id="0123abcd").token("one", "ann").replace(".0123abcd", ""),
+        KEYS.token("one", "ann\0" + "0123abcd"),
+        KEYS.token("one", "ann").replace(".", "..", 1),
         "",
         "wcs_",
         "wcs_!.x",
@@ -58,6 +67,16 @@ def test_the_signature_is_the_one_that_clients_make() -> None:
     expected = "v1_" + base64.b64encode(hashlib.sha256(raw).digest()).rstrip(b"=").decode()
     assert KEYS.signature("one", None, signed) == expected
     assert KEYS.signature("one", None, SignedUrl(path="a b", operation="write", expires_at=100)) != expected
+
+
+def test_a_signature_is_known_by_whose_token_it_was_made_with() -> None:
+    """Of all those that may have; nobody's is nobody's."""
+    signed = SignedUrl(path="a", operation="read")
+    made = Keys(KEYS.secret, token_id="0123abcd").signature("one", "ann", signed)
+    holders = [Holder("ann"), Holder("ann", "ffffffff"), Holder("ann", "0123abcd")]
+    assert KEYS.signer("one", holders, signed, made) == Holder("ann", "0123abcd")
+    assert KEYS.signer("one", holders[:2], signed, made) is None
+    assert KEYS.signer("two", holders, signed, made) is None
 
 
 def test_signed_urls_end() -> None:
