@@ -50,7 +50,7 @@ class MemoryHandler(Handler):
         """The same, of what may be frozen, and goes on for whoever asks again."""
         agents, memory, body = self.keeper.agents, self.keeper.memory, self.body()
         if verb == "suspend":
-            return (await agents.suspend(box)).to_json(), 200
+            return (await agents.suspend(box, memory=body.get("memory") is not False)).to_json(), 200
         if verb == "resume":
             return (await agents.wake(box)).to_json(), 200
         if verb in ("park", "gpu"):
@@ -59,11 +59,12 @@ class MemoryHandler(Handler):
             )
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
+        if verb == "snapshot":
+            name, whole = body.get("name", ""), body.get("memory") is not False
+            info = await agents.snapshot(box, name=text(name, "name") if name else "", memory=whole)
+            return info.to_json(), 201
         await memory.check(box)
         await agents.awake(box)
-        if verb == "snapshot":
-            name = body.get("name", "")
-            return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
         await memory.restore(box, self.own_snapshot(text(body.get("snapshot"), "snapshot"), box))
         return self.keeper.service.info(box).to_json(), 200
 

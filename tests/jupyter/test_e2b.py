@@ -30,11 +30,11 @@ pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
 
 API = "/warmcell/api/v1"
 SCENARIOS = Path(__file__).parent / "e2b" / "scenarios.py"
+HELPERS = ("shared", "needs", "raised", "control", "envd", "paused_in_time", "main", "_resolve_domain")
 NAMES = [
     node.name
     for node in ast.parse(SCENARIOS.read_text()).body
-    if isinstance(node, ast.FunctionDef)
-    and node.name not in ("shared", "needs", "raised", "control", "envd", "main", "_resolve_domain")
+    if isinstance(node, ast.FunctionDef) and node.name not in HELPERS
 ]
 VERSIONS = [
     *(pytest.param(versions, id=versions[0]) for versions in (OLDEST, NEWEST)),

@@ -25,6 +25,9 @@ from warmcell.sandbox.errors import (
     http_status,
 )
 
+UNRESPONSIVE: Final = "sandbox_snapshot_guest_agent_unresponsive"
+"""The code by which clients know that a sandbox was not paused because nothing in it answered."""
+
 GONE: Final = "The sandbox was not found: it has ended, or is paused"
 """The words by which clients know that the sandbox, not the network, is the reason."""
 

@@ -136,7 +136,7 @@ def gpus_are_asked_for_by_name():
 
 def what_is_not_supported_is_refused():
     """Nothing of a request is dropped in silence."""
-    for more in ({"autoPauseMemory": False}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
+    for more in ({"iam": {"tokens": {"t": {}}}}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
         status, error = control("POST", "/v2/sandboxes", {"templateID": "base", **more})
         assert status == 501, error
         assert error["code"] == 501
@@ -208,9 +208,71 @@ def pause_keeps_memory_and_files():
     assert status == 201
     assert resumed["sandboxID"] == box.sandbox_id
     assert control("POST", f"/sandboxes/{box.sandbox_id}/resume", {})[0] == 409
-    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {"memory": False})[0] == 501
     assert box.run_code("x").text == "[1, 2, 3]"
     box.kill()
+
+
+def files_are_kept_without_the_memory():
+    """`memory: false` of pause, connect and snapshots: variables are gone, files are there."""
+    if "mode" not in inspect.signature(Sandbox.pause).parameters:
+        raise AbsentError("mode")
+    box = Sandbox.create(timeout=300)
+
+    def prepare():
+        box.run_code("x = 1")
+        box.files.write("kept.txt", "kept")
+
+    def began_anew(one):
+        assert one.run_code("x", timeout=120).error.name == "NameError"
+        assert one.files.read("kept.txt") == "kept"
+
+    at = f"/sandboxes/{box.sandbox_id}"
+    prepare()
+    assert box.pause(mode="filesystem") is True
+    assert control("GET", at)[1]["pauseMode"] == "filesystem"
+    assert control("POST", f"/v2{at}/connect", {"timeout": 300})[0] == 201
+    began_anew(box)
+    prepare()
+    assert box.pause(strict=True) is True
+    assert control("GET", at)[1]["pauseMode"] == "full"
+    Sandbox.connect(box.sandbox_id, timeout=300, on_resume="reboot")
+    began_anew(box)
+    prepare()
+    saved = box.create_snapshot(mode="filesystem")
+    assert box.run_code("x").text == "1"
+    other = Sandbox.create(saved.snapshot_id, timeout=300)
+    began_anew(other)
+    other.kill()
+    box.kill()
+    assert Sandbox.delete_snapshot(saved.snapshot_id) is True
+
+
+def time_outs_pause_and_use_wakes():
+    """lifecycle: on time-out paused, with memory or with files alone; woken by use where that was asked for."""
+    box = Sandbox.create(timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    box.run_code("x = 1")
+    at = f"/sandboxes/{box.sandbox_id}"
+    assert control("GET", at)[1]["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+    box.set_timeout(1)
+    paused_in_time(at, "full")
+    assert box.run_code("x", timeout=120).text == "1"
+    assert box.get_info().state == e2b.SandboxState.RUNNING
+    box.kill()
+    body = {"templateID": "base", "timeout": 1, "autoPause": True, "autoPauseMemory": False}
+    _, made = control("POST", "/v2/sandboxes", body)
+    at = f"/sandboxes/{made['sandboxID']}"
+    assert paused_in_time(at, "filesystem")["lifecycle"] == {"autoResume": False, "onTimeout": "pause"}
+    assert control("DELETE", at)[0] == 204
+
+
+def paused_in_time(at, mode):
+    """Wait until a sandbox's time is over and it is saved: what it tells then."""
+    deadline = time.monotonic() + 120
+    while (told := control("GET", at)[1]).get("pauseMode") != mode:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    assert told["state"] == "paused"
+    return told
 
 
 def connect_never_shortens():
@@ -303,11 +365,18 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert box.get_info().allow_internet_access is False
     assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
     assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
-    assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "dnsServers": ["8.8.8.8"]})[0] == 501
+    for more in ({"dnsServers": ["8.8.8.8"]}, {"egressProxy": {"address": "x"}}, {"httpsPorts": [1]}):
+        assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], **more})[0] == 501, more
+    assert control("PUT", f"{path}/network", {"maskRequestHost": "x"})[0] == 501
+    assert control("PUT", f"{path}/network", {"maskRequestHost": "localhost:${PORT}"})[0] == 204
     assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
     assert "".join(box.run_code(ask.format("b.example.com")).logs.stdout) == "403\n"
+    excepted = {"allowOut": ["*.example.com"], "denyOut": ["0.0.0.0/0", "a.example.com"]}
+    assert control("PUT", f"{path}/network", excepted)[0] == 204
+    assert control("GET", path)[1]["network"] == excepted
+    assert "".join(box.run_code(ask.format("a.example.com")).logs.stdout) == "403\n"
     assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"]["allowOut"] == []
 
