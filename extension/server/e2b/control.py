@@ -13,6 +13,7 @@ from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import (
     ConflictError,
     InvalidRequestError,
+    NoGpuAvailableError,
     NotFoundError,
     OperationTimeoutError,
     SandboxDiedError,
@@ -23,6 +24,9 @@ from warmcell.sandbox.ids import known_sandbox_id
 
 FORKS_MAX: Final = 64
 PAGE_MAX: Final = 1000
+RELEASE_S: Final = 1.0
+"""How long about a sandbox whose time is over takes to be gone."""
+
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -47,7 +51,10 @@ async def create(request: E2bHandler) -> None:
             **({"gpu": wanted.gpu} if wanted.gpu else {}),
             **({} if wanted.usual else {"image": wanted.name}),
         }
-    info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
+    try:
+        info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
+    except NoGpuAvailableError as error:
+        raise await _with_estimate(request, error) from error
     if snapshot is not None and wanted.network is not None:
         path = f"/sandboxes/{info['id']}"
         try:
@@ -56,6 +63,15 @@ async def create(request: E2bHandler) -> None:
             await request.keeper.ask("DELETE", path)
             raise
     request.answer(shapes.sandbox(info, request.keys), 201)
+
+
+async def _with_estimate(request: E2bHandler, error: NoGpuAvailableError) -> NoGpuAvailableError:
+    """With the time after which one of the caller's own sandboxes gives a GPU back, if it is known."""
+    ends = [info["terms"]["ends_at"] for info in await all_of(request) if info["gpu"] is not None]
+    known = [at for at in ends if at is not None]
+    if known:
+        error.details["retry_after_s"] = max(0.0, min(known) - _now()) + RELEASE_S
+    return error
 
 
 async def connect(request: E2bHandler) -> None:

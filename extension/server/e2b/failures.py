@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -45,7 +46,7 @@ def control(error: WarmcellError) -> tuple[int, dict[str, Any], dict[str, str]]:
         headers["Should-Retry"] = "true" if isinstance(error, NoGpuAvailableError) else "false"
         wait = error.details.get("retry_after_s")
         if isinstance(wait, (int, float)):
-            headers["Retry-After"] = str(max(1, round(wait)))
+            headers["Retry-After"] = str(max(1, math.ceil(wait)))
     return status, body(status, str(error), error.code), headers
 
 
