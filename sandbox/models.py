@@ -286,11 +286,15 @@ class Terms(Wire):
     on_timeout: Literal["suspend", "kill"] = "suspend"
     auto_resume: bool = True
     """Whether use wakes it."""
+    keeps_memory: bool = True
+    """Whether it is suspended with its memory when its time is over. Else with its files alone."""
     tags: Mapping[str, str] = field(default_factory=dict)
     ends_at: float | None = None
     """Unix time, in seconds, at which its time is over. None: it does not run, or has no end."""
     frozen: bool = False
     """Its time was over and its memory cannot be saved here, so it is stopped in memory, until it is used."""
+    cold: bool = False
+    """It sleeps with its files alone, and its kernel begins anew. Of a snapshot: so does whatever is made from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

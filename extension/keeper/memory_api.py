@@ -51,7 +51,7 @@ class MemoryHandler(Handler):
         """The same, of what may be frozen, and goes on for whoever asks again."""
         agents, memory, body = self.keeper.agents, self.keeper.memory, self.body()
         if verb == "suspend":
-            return (await agents.suspend(box)).to_json(), 200
+            return (await agents.suspend(box, memory=body.get("memory") is not False)).to_json(), 200
         if verb == "resume":
             return (await agents.wake(box)).to_json(), 200
         if verb in ("park", "gpu"):
@@ -60,14 +60,13 @@ class MemoryHandler(Handler):
             )
         if verb == "fork":
             return {"sandboxes": [one.to_json() for one in await agents.fork(box, self._clones())]}, 201
-        if verb == "snapshot" and self.principal is not None:
-            self.keeper.quotas.check_snapshots(self.principal.name)
-        await memory.check(box)
         if verb == "snapshot":
-            await agents.awake(box)
-            await agents.kernels.running(box)
-            name = body.get("name", "")
-            return (await memory.snapshot(box, name=text(name, "name") if name else "")).to_json(), 201
+            if self.principal is not None:
+                self.keeper.quotas.check_snapshots(self.principal.name)
+            name, whole = body.get("name", ""), body.get("memory") is not False
+            saved = await agents.snapshot(box, name=text(name, "name") if name else "", memory=whole)
+            return saved.to_json(), 201
+        await memory.check(box)
         ref = self.own_snapshot(text(body.get("snapshot"), "snapshot"), box)
         if self.keeper.service.info(box).state is not State.SUSPENDED:  # Else what it is now is not needed.
             await agents.awake(box)

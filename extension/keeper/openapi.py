@@ -145,14 +145,18 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
         "delete": _run("End it with all that is in it. Idempotent."),
     },
     f"{BOX}/connect": {
-        "post": _run("Wake it if it sleeps; its time begins anew.", SANDBOX, body=asked(timeout_s=or_null(NUMBER)))
+        "post": _run(
+            "Wake it if it sleeps; its time begins anew.", SANDBOX, body=asked(timeout_s=or_null(NUMBER), memory=YES_NO)
+        )
     },
     f"{BOX}/queue": {"delete": _run("Give up waiting for a GPU: its start, or its cell, fails.")},
     f"{BOX}/metrics": {
         "get": _run("What it uses now.", named("Metrics"), query={"disk": "1: also how much it has written."})
     },
     f"{BOX}/interrupt": {"post": _run("Interrupt what runs in its kernel.", NOTHING)},
-    f"{BOX}/suspend": {"post": _run("Memory and files to disk, processes gone.", SANDBOX, body=asked(busy=YES_NO))},
+    f"{BOX}/suspend": {
+        "post": _run("Memory and files to disk, processes gone.", SANDBOX, body=asked(busy=YES_NO, memory=YES_NO))
+    },
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
     f"{BOX}/park": {"post": _run("Give its GPUs back; its kernel lives on until its next cell.", SANDBOX)},
     f"{BOX}/gpu": {
@@ -163,7 +167,13 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
         )
     },
     f"{BOX}/snapshot": {
-        "post": _save("Save its memory and files; it goes on.", SNAPSHOT, status=201, body=asked(name=TEXT), once=True)
+        "post": _save(
+            "Save its memory and files; it goes on. Without memory, what is made from it begins with its files alone.",
+            SNAPSHOT,
+            status=201,
+            body=asked(name=TEXT, memory=YES_NO),
+            once=True,
+        )
     },
     f"{BOX}/restore": {
         "post": _save(

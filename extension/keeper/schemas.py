@@ -65,7 +65,7 @@ def components() -> dict[str, Schema]:
     _of_class(SandboxSpec, found, whole=False, suffix="Wanted")
     _of_class(Terms, found, whole=False, suffix="Wanted")
     terms = found["TermsWanted"]["properties"]
-    for told in ("ends_at", "frozen"):
+    for told in ("ends_at", "frozen", "cold"):
         del terms[told]
     spec = found["SandboxSpecWanted"]["properties"]
     spec["python"] = TEXT

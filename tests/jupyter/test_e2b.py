@@ -1,6 +1,5 @@
 """The published clients of E2B, unchanged, against a server: one line of scenarios.py a test, one server for all."""
 
-import ast
 import asyncio
 import base64
 import contextlib
@@ -23,7 +22,7 @@ import pytest
 import trustme
 
 from benchmarks.server import JupyterServer
-from tests.jupyter.e2b.packages import BETWEEN, NEWEST, OLDEST, environment
+from tests.jupyter.e2b.packages import BETWEEN, NEWEST, OLDEST, environment, is_long, scenario_names
 from tests.leaks import Places, own_places
 from warmcell.extension.server.e2b.handler import PREFIX
 from warmcell.sandbox.client.keeper import SyncKeeperClient
@@ -32,18 +31,18 @@ pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
 
 API = "/warmcell/api/v1"
 SCENARIOS = Path(__file__).parent / "e2b" / "scenarios.py"
-NAMES = [
-    node.name
-    for node in ast.parse(SCENARIOS.read_text()).body
-    if isinstance(node, ast.FunctionDef)
-    and node.name not in ("shared", "needs", "raised", "control", "envd", "main", "_resolve_domain")
+NAMES = scenario_names(SCENARIOS)
+PAIRS = [
+    pytest.param(versions, name, id=f"{versions[0]}-{name}", marks=[pytest.mark.long] * is_long(versions, name))
+    for versions in (OLDEST, NEWEST, *BETWEEN)
+    for name in NAMES
 ]
-VERSIONS = [
-    *(pytest.param(versions, id=versions[0]) for versions in (OLDEST, NEWEST)),
-    *(pytest.param(versions, id=versions[0], marks=pytest.mark.long) for versions in BETWEEN),
-]
+RESULTS = "WARMCELL_E2B_RESULTS"
+"""A file that gets a line of JSON for each scenario that has run: what scripts/e2b-versions makes its table of."""
+
 DOMAIN = "sandboxes.test"
 END_TIMEOUT_S = 120
+GPUS = [{"name": "L4", "memory": "24GiB", "count": 1}]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +52,7 @@ def home() -> Iterator[Places]:
         config = made.root / "jupyter" / "config"
         config.mkdir(parents=True)
         lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.keeper_idle_s = 0.2", "c.Warmcell.prepared = 0"]
+        lines += [f"c.Warmcell.simulated_gpus = {GPUS!r}", "c.Warmcell.gpu_wait = 0.0"]
         lines += ["c.Warmcell.egress_allowed = c.Warmcell.egress_principals = ['*.example.com']"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
         yield made
@@ -102,8 +102,9 @@ def client(request: pytest.FixtureRequest, server: dict[str, str], domain: dict[
 class Client:
     """A process that has the packages, and runs one scenario after another."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", versions: tuple[str, str]) -> None:
         self._process = process
+        self.versions = versions
 
     def run(self, name: str) -> dict[str, Any]:
         """What became of a scenario."""
@@ -165,7 +166,7 @@ def client_of(versions: tuple[str, str], said: dict[str, str]) -> Iterator[Clien
     """As a user of these packages sets it up: two or three variables."""
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(environment(*versions)), **said}
     with running([sys.executable, "-S", str(SCENARIOS)], env) as process:
-        yield Client(process)
+        yield Client(process, versions)
 
 
 @pytest.fixture(autouse=True)
@@ -175,14 +176,39 @@ def at_home(places: Places, home: Places, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("client", VERSIONS, indirect=True, scope="module")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("client", "name"), PAIRS, indirect=["client"], scope="module")
 def test_published_clients_work(client: Client, name: str) -> None:
     """Each scenario's own sentence says what is promised; what a version does not have is skipped by name."""
     said = client.run(name)
+    if RESULTS in os.environ:
+        with open(os.environ[RESULTS], "a", encoding="utf-8") as results:
+            results.write(json.dumps({"version": client.versions, "name": name, "status": said["status"]}) + "\n")
     if said["status"] == "absent":
         pytest.skip(said["why"])
     assert said["status"] == "passed", said["why"]
+
+
+@pytest.mark.parametrize("http", ["1.1", "2"])
+def test_variables_of_the_transport_are_taken(server: dict[str, str], http: str) -> None:
+    """HTTP's version, connection retries and the pool's sizes are the client's own; whatever they are, it works."""
+    base = server["url"] + PREFIX
+    said = {"E2B_API_URL": base, "E2B_SANDBOX_URL": base, "E2B_API_KEY": server["token"], "E2B_HTTP_VERSION": http}
+    said |= {"E2B_CONNECTION_RETRIES": "1", "E2B_KEEPALIVE_EXPIRY": "1"}
+    said |= {"E2B_MAX_KEEPALIVE_CONNECTIONS": "1", "E2B_MAX_CONNECTIONS": "2"}
+    with client_of(NEWEST, said) as client:
+        done = client.run("the_async_client_works_the_same")
+    assert done["status"] == "passed", done["why"]
+
+
+def test_quotas_are_rate_limits(server: dict[str, str], home: Places) -> None:
+    """A principal that has all that it may have is told so by the exception that the package has for it."""
+    base = server["url"] + PREFIX
+    with SyncKeeperClient.connect() as keeper:
+        token = keeper.post("/tokens", {"principal": "cat", "quota": {"sandboxes": 1}})["token"]
+        with client_of(NEWEST, {"E2B_API_URL": base, "E2B_SANDBOX_URL": base, "E2B_API_KEY": token}) as client:
+            done = client.run("what_is_too_much_is_told")
+        keeper.delete("/principals/cat")
+    assert done["status"] == "passed", done["why"]
 
 
 async def test_a_jupyter_server_serves_them_beside_its_own(places: Places) -> None:

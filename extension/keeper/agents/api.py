@@ -26,7 +26,7 @@ LONGEST_WAIT_S = 300.0
 SIGNAL_MAX = 64
 LISTED_MAX = 1000
 TAGS_MAX, TAG_MAX = 64, 1024
-TERMS = ("timeout_s", "on_timeout", "auto_resume", "tags")
+TERMS = ("timeout_s", "on_timeout", "auto_resume", "keeps_memory", "tags")
 
 BOX = r"/sandboxes/([a-z0-9]+)"
 ITEM = r"([a-z0-9]{1,32})"
@@ -108,7 +108,7 @@ class BoxHandler(Handler):
         _only(verb, "connect")
         body = self.body()
         agents, box = self.agents, self.box(sandbox_id)
-        await self.unless_gone(agents.wake(box.sandbox_id))
+        await self.unless_gone(agents.wake(box.sandbox_id, memory=checks.flag(body, "memory", True)))
         terms = agents.live(box.sandbox_id).info.terms
         assert terms is not None
         timeout_s = checks.seconds(body, "timeout_s", terms.timeout_s)

@@ -25,7 +25,7 @@ from warmcell.extension.keeper.kernels import Kernels
 from warmcell.sandbox import errors
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec, Terms
+from warmcell.sandbox.models import NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec, SnapshotInfo, Terms
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Agents:
         *,
         with_kernel: bool,
     ) -> SandboxInfo:
-        terms = dataclasses.replace(terms, ends_at=None, frozen=False)
+        terms = dataclasses.replace(terms, ends_at=None, frozen=False, cold=False)
         if snapshot is not None:
             info = await self._from_snapshot(snapshot, asked, kernel_id, terms, principal)
         else:
@@ -218,9 +218,15 @@ class Agents:
             await self.wake(sandbox_id)
         return box
 
-    async def wake(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """Have it run, whatever its terms say; raises as `KernelMemory.resume`."""
+    async def wake(self, sandbox_id: SandboxId, *, memory: bool = True) -> SandboxInfo:
+        """Have it run, whatever its terms say; raises as `KernelMemory.resume`.
+
+        Args:
+            sandbox_id: Which.
+            memory: False: if it sleeps, its kernel begins anew, with the files.
+        """
         box = self.live(sandbox_id)
+        slept = box.info.state is not State.RUNNING or (box.info.terms is not None and box.info.terms.frozen)
         async with self._thawing:
             if box.info.terms is not None and box.info.terms.frozen:
                 await box.thaw()
@@ -228,20 +234,60 @@ class Agents:
                 self._tell(box, frozen=False)
         if box.info.state is not State.RUNNING:
             await self._memory.resume(sandbox_id)
+        if slept and not memory:
+            await self._begin_anew(sandbox_id)
         self.changed(self.live(sandbox_id).info)
         return self._service.info(sandbox_id)
 
-    async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
-        """Save and end its processes, commands included; raises as `KernelMemory.suspend`."""
+    async def suspend(self, sandbox_id: SandboxId, *, memory: bool = True) -> SandboxInfo:
+        """Save and end its processes, commands included; raises as `KernelMemory.suspend`.
+
+        Args:
+            sandbox_id: Which.
+            memory: False: its files alone. Its kernel ends; the one that it wakes with is saved in its place.
+        """
         await self._memory.check(sandbox_id)
         box = self.live(sandbox_id)
         if box.info.terms is not None and box.info.terms.frozen:  # What does not run cannot get ready.
             await self.wake(sandbox_id)
         if box.info.state is State.RUNNING:
             await self.kernels.running(sandbox_id)
+            if not memory:
+                await self._begin_anew(sandbox_id)
         info = await self._memory.suspend(sandbox_id, even_busy=True)
+        if not memory:
+            self._tell(self.live(sandbox_id), cold=True)
         self.changed(info)
         return self._service.info(sandbox_id)
+
+    async def snapshot(self, sandbox_id: SandboxId, *, name: str, memory: bool = True) -> SnapshotInfo:
+        """Save it, running on; without `memory` for sandboxes that begin with its files alone.
+
+        Raises:
+            WarmcellError: As `KernelMemory.snapshot`.
+        """
+        await self._memory.check(sandbox_id)
+        await self.awake(sandbox_id)
+        await self.kernels.running(sandbox_id)
+        self._mark(sandbox_id, cold=not memory)
+        try:
+            return await self._memory.snapshot(sandbox_id, name=name)
+        finally:
+            with contextlib.suppress(errors.WarmcellError):  # It has ended meanwhile.
+                self._mark(sandbox_id, cold=False)
+
+    def _mark(self, sandbox_id: SandboxId, *, cold: bool) -> None:
+        """What a snapshot says of itself that is taken now."""
+        kernel = self.kernels.of(sandbox_id)
+        assert kernel.request.terms is not None
+        terms = dataclasses.replace(kernel.request.terms, cold=cold)
+        kernel.request = dataclasses.replace(kernel.request, terms=terms)
+
+    async def _begin_anew(self, sandbox_id: SandboxId) -> None:
+        """Another kernel in place of the one that runs; its files stay."""
+        kernel = self.kernels.of(sandbox_id)
+        await self._kernels.end(kernel.request.kernel_id, grace=0, restart=True)
+        await self._kernels.start(kernel.request, owner_pid=0)
 
     def set_terms(self, sandbox_id: SandboxId, **changes: Any) -> SandboxInfo:
         """Change its terms; its time begins anew if `timeout_s` is among them.
@@ -302,6 +348,8 @@ class Agents:
                     hint="Give the sandbox more time (set_timeout); what had begun goes on when it is used again.",
                 )
             )
+        if terms.cold and info.state is State.RUNNING:
+            self._tell(self.live(info.id), cold=False)
         counts = info.state is State.RUNNING and terms.timeout_s is not None and not terms.frozen
         if counts and terms.ends_at is None:
             assert terms.timeout_s is not None
@@ -383,7 +431,7 @@ class Agents:
                 await self._kill(sandbox_id)
                 return
             try:
-                await self.suspend(sandbox_id)
+                await self.suspend(sandbox_id, memory=terms.keeps_memory)
             except errors.WarmcellError as error:
                 kernels = [one for one in self._kernels.all() if one.sandbox_id == sandbox_id and not one.ending]
                 if kernels and box.info.state is State.RUNNING:  # Else it is being ended.
@@ -416,7 +464,7 @@ class Agents:
         with contextlib.suppress(errors.NotFoundError):
             kernel = self.kernels.of(box.info.id)
             kernel.request = dataclasses.replace(
-                kernel.request, terms=dataclasses.replace(terms, ends_at=None, frozen=False)
+                kernel.request, terms=dataclasses.replace(terms, ends_at=None, frozen=False, cold=False)
             )
         self._changed.set()
 
@@ -442,7 +490,14 @@ class Agents:
             terms=terms,
             principal=principal,
         )
-        return await self._memory.bring_up(request, manifest.info.id)
+        info = await self._memory.bring_up(request, manifest.info.id)
+        if saved["terms"].get("cold"):
+            try:
+                await self._begin_anew(info.id)
+            except BaseException:
+                await self._kill(info.id)
+                raise
+        return info
 
 
 def _spec(asked: Mapping[str, Any]) -> SandboxSpec:

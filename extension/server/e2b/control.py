@@ -13,7 +13,10 @@ from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import (
     ConflictError,
     InvalidRequestError,
+    NoGpuAvailableError,
     NotFoundError,
+    OperationTimeoutError,
+    SandboxDiedError,
     UnsupportedOperationError,
     WarmcellError,
 )
@@ -21,6 +24,9 @@ from warmcell.sandbox.ids import known_sandbox_id
 
 FORKS_MAX: Final = 64
 PAGE_MAX: Final = 1000
+RELEASE_S: Final = 1.0
+"""How long about a sandbox whose time is over takes to be gone."""
+
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
@@ -45,7 +51,10 @@ async def create(request: E2bHandler) -> None:
             **({"gpu": wanted.gpu} if wanted.gpu else {}),
             **({} if wanted.usual else {"image": wanted.name}),
         }
-    info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
+    try:
+        info = await request.keeper.ask("POST", "/sandboxes", body, key=key)
+    except NoGpuAvailableError as error:
+        raise await _with_estimate(request, error) from error
     if snapshot is not None and wanted.network is not None:
         path = f"/sandboxes/{info['id']}"
         try:
@@ -56,17 +65,27 @@ async def create(request: E2bHandler) -> None:
     request.answer(shapes.sandbox(info, request.keys), 201)
 
 
+async def _with_estimate(request: E2bHandler, error: NoGpuAvailableError) -> NoGpuAvailableError:
+    """With the time after which one of the caller's own sandboxes gives a GPU back, if it is known."""
+    ends = [info["terms"]["ends_at"] for info in await all_of(request) if info["gpu"] is not None]
+    known = [at for at in ends if at is not None]
+    if known:
+        error.details["retry_after_s"] = max(0.0, min(known) - _now()) + RELEASE_S
+    return error
+
+
 async def connect(request: E2bHandler) -> None:
     """Wake it if it sleeps, and let it run for at least that long from now on."""
     body = await request.body_stream.fields()
-    shapes.check_memory(body)
+    memory = body.flag("memory") is not False
     info = await info_in(request)
     await request.keeper.check_run()  # The answer has the token that opens the sandbox.
     timeout = shapes.timeout_of(body) or shapes.TIMEOUT_S
     slept = shapes.state_of(info) == "paused"
     ends_at = info["terms"]["ends_at"]
     if slept:
-        info = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/connect", {"timeout_s": timeout})
+        asked = {"timeout_s": timeout, "memory": memory}
+        info = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/connect", asked)
     elif ends_at is not None and ends_at < _now() + timeout:
         info = await request.keeper.ask("PATCH", f"/sandboxes/{info['id']}", {"timeout_s": timeout})
     request.answer(shapes.sandbox(info, request.keys), 201 if slept else 200)
@@ -117,13 +136,20 @@ async def refresh(request: E2bHandler) -> None:
 
 
 async def pause(request: E2bHandler) -> None:
-    """Its memory and files go to disk, in the middle of whatever it does."""
-    shapes.check_memory(await request.body_stream.fields())
+    """Its memory and files go to disk, in the middle of whatever it does; or its files alone."""
+    body = await request.body_stream.fields()
+    asked, strict = {"busy": True, "memory": body.flag("memory") is not False}, body.flag("requireHealthyGuest")
     info = await info_in(request)
     if shapes.state_of(info) == "paused":
         raise ConflictError(f"Sandbox {info['id']} is paused already", hint="Connect to it to have it run.")
-    await request.keeper.ask("POST", f"/sandboxes/{info['id']}/suspend", {"busy": True})
-    request.answer(None, 204)
+    try:
+        await request.keeper.ask("POST", f"/sandboxes/{info['id']}/suspend", asked)
+    except (OperationTimeoutError, SandboxDiedError) as error:
+        if not strict:
+            raise
+        request.answer(failures.body(409, str(error), failures.UNRESPONSIVE), 409)
+    else:
+        request.answer(None, 204)
 
 
 async def resume(request: E2bHandler) -> None:
@@ -158,10 +184,9 @@ async def fork(request: E2bHandler) -> None:
 async def snapshot(request: E2bHandler) -> None:
     """Save its memory and files; it runs on."""
     body = await request.body_stream.fields()
-    shapes.check_memory(body)
     info = await info_in(request)
-    name = body.text("name", most=128)
-    saved = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/snapshot", {"name": name} if name else {})
+    asked = {"name": body.text("name", most=128), "memory": body.flag("memory") is not False}
+    saved = await request.keeper.ask("POST", f"/sandboxes/{info['id']}/snapshot", asked)
     request.answer(_shown(saved), 201)
 
 

@@ -1,6 +1,7 @@
 """How each of our errors is told on each surface of E2B's wire, so that its clients raise what they should."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +25,9 @@ from warmcell.sandbox.errors import (
     http_status,
 )
 
+UNRESPONSIVE: Final = "sandbox_snapshot_guest_agent_unresponsive"
+"""The code by which clients know that a sandbox was not paused because nothing in it answered."""
+
 GONE: Final = "The sandbox was not found: it has ended, or is paused"
 """The words by which clients know that the sandbox, not the network, is the reason."""
 
@@ -41,7 +45,7 @@ def control(error: WarmcellError) -> tuple[int, dict[str, Any], dict[str, str]]:
         headers["Should-Retry"] = "true" if isinstance(error, NoGpuAvailableError) else "false"
         wait = error.details.get("retry_after_s")
         if isinstance(wait, (int, float)):
-            headers["Retry-After"] = str(max(1, round(wait)))
+            headers["Retry-After"] = str(max(1, math.ceil(wait)))
     return status, body(status, str(error), error.code), headers
 
 

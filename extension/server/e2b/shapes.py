@@ -24,6 +24,14 @@ TEMPLATE_TAG: Final = "e2b.template"
 TIMEOUT_S: Final = 300
 TIMEOUT_MAX_S: Final = 10 * 365 * 86400
 ALL_TRAFFIC: Final = ("0.0.0.0/0", "::/0")
+HOST_OF_PORTS: Final = "localhost:${PORT}"
+"""What a server in a sandbox sees as the host of requests from outside."""
+
+_UNBUILT_RULES: Final[Mapping[str, str]] = {
+    "dnsServers": "names are looked up on the host, by the proxy",
+    "egressProxy": "what leaves a sandbox leaves from the host; only the operator can send it further",
+    "httpsPorts": "a sandbox's ports are spoken to without TLS",
+}
 MIB: Final = 2**20
 NEVER_S: Final = TIMEOUT_MAX_S
 """A time has to be named for the end of a sandbox that has none."""
@@ -77,6 +85,7 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
         terms={
             "timeout_s": timeout_of(body) or TIMEOUT_S,
             "on_timeout": "suspend" if body.flag("autoPause") else "kill",
+            "keeps_memory": body.flag("autoPauseMemory") is not False,
             "auto_resume": bool(resume is not None and resume.flag("enabled")),
             "tags": {**metadata, TEMPLATE_TAG: template},
         },
@@ -88,24 +97,17 @@ def timeout_of(body: Fields, name: str = "timeout") -> int | None:
     return body.whole(name, most=TIMEOUT_MAX_S)
 
 
-def check_memory(body: Fields, name: str = "memory") -> None:
-    """Raises UnsupportedOperationError for a pause, a snapshot or a return without memory."""
-    if body.flag(name) is False:
-        raise UnsupportedOperationError(
-            f"{name}=false is not supported: what is saved here always has its memory", hint=f"Leave {name} out."
-        )
-
-
 def _refuse_unsupported(body: Fields) -> None:
-    check_memory(body, "autoPauseMemory")
-    missing = {
-        "mcp": "An MCP gateway in the sandbox",
-        "iam": "Identity tokens of workloads",
-        "volumeMounts": "Volumes",
-    }
-    for name, what in missing.items():
+    for name, (what, instead) in _UNBUILT.items():
         if body.given(name):
-            raise UnsupportedOperationError(f"{what} ({name}) are not supported", hint=f"Leave {name} out.")
+            raise UnsupportedOperationError(f"{name} is not supported: {what}", hint=instead)
+
+
+_UNBUILT: Final[Mapping[str, tuple[str, str]]] = {
+    "mcp": ("there is no MCP gateway in a sandbox", "Start MCP servers in it as commands, or outside of it."),
+    "iam": ("there is nobody to issue identity tokens of workloads", "Add secrets to requests by network.rules."),
+    "volumeMounts": ("there are no volumes", "Write files into the sandbox; snapshots keep them."),
+}
 
 
 def policy(body: Fields, rules: Fields, *, internet: bool) -> dict[str, Any] | None:
@@ -120,17 +122,17 @@ def policy(body: Fields, rules: Fields, *, internet: bool) -> dict[str, Any] | N
         InvalidRequestError: It is not of E2B's form.
         UnsupportedOperationError: It asks for what is not there.
     """
-    for name in ("egressProxy", "dnsServers", "httpsPorts", "maskRequestHost"):
+    for name, why in _UNBUILT_RULES.items():
         if rules.given(name):
-            raise UnsupportedOperationError(f"network.{name} is not supported", hint=f"Leave network.{name} out.")
+            raise UnsupportedOperationError(f"network.{name} is not supported: {why}", hint=f"Leave {name} out.")
+    if rules.text("maskRequestHost") not in ("", HOST_OF_PORTS):
+        raise UnsupportedOperationError(
+            f"network.maskRequestHost is always {HOST_OF_PORTS} here",
+            hint="Leave it out, or have the server accept that.",
+        )
     allowed, denied = list(rules.texts("allowOut")), list(rules.texts("denyOut"))
     closed = body.flag("allow_internet_access") is False or any(one in ALL_TRAFFIC for one in denied)
     denied = [one for one in denied if one not in ALL_TRAFFIC]
-    if allowed and denied:
-        raise UnsupportedOperationError(
-            "network.allowOut with exceptions from network.denyOut is not supported",
-            hint="Deny everything (0.0.0.0/0) but what allowOut names.",
-        )
     if internet and not closed:
         allowed.append("*")
     headers = _headers(rules)
@@ -163,7 +165,7 @@ def shown_policy(info: Mapping[str, Any]) -> dict[str, Any]:
         "allowInternetAccess": everything,
         "network": {
             "allowOut": [] if everything else list(egress["allow"]),
-            "denyOut": list(egress["deny"]) if everything else [ALL_TRAFFIC[0]],
+            "denyOut": [*([] if everything else ALL_TRAFFIC[:1]), *egress["deny"]],
         },
     }
 
@@ -211,7 +213,7 @@ def detail(info: Mapping[str, Any], keys: Keys | None) -> dict[str, Any]:
             "autoResume": terms["auto_resume"],
             "onTimeout": "pause" if terms["on_timeout"] == "suspend" else "kill",
         },
-        **({"pauseMode": "full"} if state_of(info) == "paused" else {}),
+        **({"pauseMode": "filesystem" if terms["cold"] else "full"} if state_of(info) == "paused" else {}),
     }
 
 

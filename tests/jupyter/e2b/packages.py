@@ -1,5 +1,6 @@
 """Environments with the published packages of E2B alone: made once, and kept."""
 
+import ast
 import fcntl
 import os
 import shutil
@@ -11,6 +12,19 @@ NEWEST = ("2.63.0", "2.11.5")
 OLDEST = ("2.24.0", "2.7.0")
 BETWEEN = (("2.50.0", "2.9.2"), ("2.51.0", "2.9.2"))
 """Versions of `e2b` and of `e2b-code-interpreter`. From 2.51 on sandboxes are made by another path."""
+
+HELPERS = ("shared", "needs", "raised", "control", "envd", "rpc", "paused_in_time", "main")
+SPECIAL = ("what_is_too_much_is_told",)
+"""Scenarios for another principal than the server's user."""
+
+ONCE = (
+    "files_are_kept_without_the_memory",
+    "gpus_are_granted_and_waited_for",
+    "silence_is_told_while_code_runs",
+    "streams_say_that_they_are_there",
+    "time_outs_pause_and_use_wakes",
+)
+"""Of these the server's part is the same for all versions, and they take seconds: usually the newest alone has them."""
 
 CACHE = Path(__file__).parents[3] / ".cache" / "e2b"
 INSTALL_TIMEOUT_S = 300
@@ -33,3 +47,14 @@ def environment(e2b: str, code_interpreter: str) -> Path:
             )
             os.rename(fresh, made)
     return made
+
+
+def scenario_names(file: Path) -> list[str]:
+    """The scenarios in that file, in their order, but for those that need a principal of their own."""
+    found = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    return [name for name in found if not name.startswith("_") and name not in (*HELPERS, *SPECIAL)]
+
+
+def is_long(versions: tuple[str, str], name: str) -> bool:
+    """Whether that version runs it with --long alone."""
+    return versions in BETWEEN or (versions == OLDEST and name in ONCE)

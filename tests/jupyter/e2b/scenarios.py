@@ -116,6 +116,16 @@ def create_twice_with_one_key_is_one_sandbox():
     assert control("POST", "/v2/sandboxes", {"templateID": "base"}, **{"Idempotency-Key": "with space"})[0] == 400
 
 
+def keys_of_the_package_make_one_sandbox():
+    """`idempotency_key`: the same sandbox for both calls."""
+    if "idempotency_key" not in inspect.signature(Sandbox.create).parameters:
+        raise AbsentError("idempotency_key")
+    key = str(uuid.uuid4())
+    boxes = [Sandbox.create(timeout=60, idempotency_key=key) for _ in range(2)]
+    assert boxes[0].sandbox_id == boxes[1].sandbox_id
+    assert boxes[0].kill()
+
+
 def wrong_keys_are_refused():
     """401, as AuthenticationException; without a key as well."""
     raised(e2b.AuthenticationException, lambda: Sandbox.create(api_key="e2b_wrong"), "API key")
@@ -134,9 +144,36 @@ def gpus_are_asked_for_by_name():
     raised(e2b.SandboxException, lambda: Sandbox.create(metadata={"gpu": "A100"}), "A100")
 
 
+def gpus_are_granted_and_waited_for():
+    """The only one is granted; another request is told to come again, and the package does when it may be free."""
+    needs(e2b, "ServiceBusyException")
+    box = Sandbox.create("base:L4", timeout=300)
+    body = {"templateID": "base", "metadata": {"gpu": "L4"}}
+    busy = httpx.post(f"{API}/v2/sandboxes", json=body, headers={"X-API-KEY": KEY}, timeout=60)
+    assert (busy.status_code, busy.json()["error_code"], busy.headers["Should-Retry"]) == (
+        503,
+        "no_gpu_available",
+        "true",
+    )
+    assert 200 < int(busy.headers["Retry-After"]) <= 302
+    raised(e2b.ServiceBusyException, lambda: Sandbox.create("base:L4"), "L4")
+    box.set_timeout(2)
+    other = Sandbox.create("base:L4", timeout=300)
+    assert other.run_code("1 + 1").text == "2"
+    other.kill()
+
+
+def what_is_too_much_is_told():
+    """429, as RateLimitException, where a principal has all that it may have; it runs for such a principal alone."""
+    box = Sandbox.create(timeout=300)
+    error = raised(e2b.RateLimitException, Sandbox.create)
+    assert getattr(error, "status_code", 429) == 429
+    assert box.kill()
+
+
 def what_is_not_supported_is_refused():
     """Nothing of a request is dropped in silence."""
-    for more in ({"autoPauseMemory": False}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
+    for more in ({"iam": {"tokens": {"t": {}}}}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
         status, error = control("POST", "/v2/sandboxes", {"templateID": "base", **more})
         assert status == 501, error
         assert error["code"] == 501
@@ -208,9 +245,71 @@ def pause_keeps_memory_and_files():
     assert status == 201
     assert resumed["sandboxID"] == box.sandbox_id
     assert control("POST", f"/sandboxes/{box.sandbox_id}/resume", {})[0] == 409
-    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {"memory": False})[0] == 501
     assert box.run_code("x").text == "[1, 2, 3]"
     box.kill()
+
+
+def files_are_kept_without_the_memory():
+    """`memory: false` of pause, connect and snapshots: variables are gone, files are there."""
+    if "mode" not in inspect.signature(Sandbox.pause).parameters:
+        raise AbsentError("mode")
+    box = Sandbox.create(timeout=300)
+
+    def prepare():
+        box.run_code("x = 1")
+        box.files.write("kept.txt", "kept")
+
+    def began_anew(one):
+        assert one.run_code("x", timeout=120).error.name == "NameError"
+        assert one.files.read("kept.txt") == "kept"
+
+    at = f"/sandboxes/{box.sandbox_id}"
+    prepare()
+    assert box.pause(mode="filesystem") is True
+    assert control("GET", at)[1]["pauseMode"] == "filesystem"
+    assert control("POST", f"/v2{at}/connect", {"timeout": 300})[0] == 201
+    began_anew(box)
+    prepare()
+    assert box.pause(strict=True) is True
+    assert control("GET", at)[1]["pauseMode"] == "full"
+    Sandbox.connect(box.sandbox_id, timeout=300, on_resume="reboot")
+    began_anew(box)
+    prepare()
+    saved = box.create_snapshot(mode="filesystem")
+    assert box.run_code("x").text == "1"
+    other = Sandbox.create(saved.snapshot_id, timeout=300)
+    began_anew(other)
+    other.kill()
+    box.kill()
+    assert Sandbox.delete_snapshot(saved.snapshot_id) is True
+
+
+def time_outs_pause_and_use_wakes():
+    """lifecycle: on time-out paused, with memory or with files alone; woken by use where that was asked for."""
+    box = Sandbox.create(timeout=300, lifecycle={"on_timeout": "pause", "auto_resume": True})
+    box.run_code("x = 1")
+    at = f"/sandboxes/{box.sandbox_id}"
+    assert control("GET", at)[1]["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+    box.set_timeout(1)
+    paused_in_time(at, "full")
+    assert box.run_code("x", timeout=120).text == "1"
+    assert box.get_info().state == e2b.SandboxState.RUNNING
+    box.kill()
+    body = {"templateID": "base", "timeout": 1, "autoPause": True, "autoPauseMemory": False}
+    _, made = control("POST", "/v2/sandboxes", body)
+    at = f"/sandboxes/{made['sandboxID']}"
+    assert paused_in_time(at, "filesystem")["lifecycle"] == {"autoResume": False, "onTimeout": "pause"}
+    assert control("DELETE", at)[0] == 204
+
+
+def paused_in_time(at, mode):
+    """Wait until a sandbox's time is over and it is saved: what it tells then."""
+    deadline = time.monotonic() + 120
+    while (told := control("GET", at)[1]).get("pauseMode") != mode:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
+    assert told["state"] == "paused"
+    return told
 
 
 def connect_never_shortens():
@@ -303,11 +402,18 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert box.get_info().allow_internet_access is False
     assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
     assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
-    assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "dnsServers": ["8.8.8.8"]})[0] == 501
+    for more in ({"dnsServers": ["8.8.8.8"]}, {"egressProxy": {"address": "x"}}, {"httpsPorts": [1]}):
+        assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], **more})[0] == 501, more
+    assert control("PUT", f"{path}/network", {"maskRequestHost": "x"})[0] == 501
+    assert control("PUT", f"{path}/network", {"maskRequestHost": "localhost:${PORT}"})[0] == 204
     assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
     assert "".join(box.run_code(ask.format("b.example.com")).logs.stdout) == "403\n"
+    excepted = {"allowOut": ["*.example.com"], "denyOut": ["0.0.0.0/0", "a.example.com"]}
+    assert control("PUT", f"{path}/network", excepted)[0] == 204
+    assert control("GET", path)[1]["network"] == excepted
+    assert "".join(box.run_code(ask.format("a.example.com")).logs.stdout) == "403\n"
     assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"]["allowOut"] == []
 
@@ -324,8 +430,25 @@ def templates_tags_volumes_and_secrets_say_that_they_are_not_there():
         ("POST", "/templates/tags"),
         ("DELETE", "/templates/tags"),
         ("GET", "/templates/x/tags"),
+        ("GET", "/templates/x"),
+        ("PATCH", "/templates/x"),
+        ("PATCH", "/v2/templates/x"),
+        ("GET", "/templates/x/files/h"),
+        ("GET", "/templates/x/builds/y/status"),
+        ("GET", "/templates/x/builds/y/logs"),
+        ("GET", "/templates/x/tags/count"),
+        ("GET", "/templates/x/tags/exists"),
+        ("GET", "/templates/x/tags/groups"),
+        ("GET", "/templates/x/tags/y/assignments"),
         ("GET", "/volumes"),
+        ("POST", "/volumes"),
+        ("GET", "/volumes/x"),
+        ("DELETE", "/volumes/x"),
+        ("GET", "/secrets"),
         ("POST", "/secrets"),
+        ("GET", "/secrets/x"),
+        ("POST", "/secrets/x"),
+        ("DELETE", "/secrets/x"),
     ):
         status, error = control(method, path, {} if method == "POST" else None)
         assert (status, error["code"], error["error_code"]) == (501, 501, "unsupported"), (method, path)
@@ -377,6 +500,44 @@ def commands_are_found_again_and_killed():
     assert commands.kill(running.pid) is False
     assert running.pid not in [one.pid for one in commands.list()]
     raised(e2b.NotFoundException, lambda: commands.connect(running.pid))
+
+
+def rpc(box, method, message, **headers):
+    """A unary call that the package has no function for."""
+    answer = envd(box, "POST", f"/process.Process/{method}", json=message, headers=headers)
+    return answer.status_code, answer.json()
+
+
+def processes_are_chosen_by_tag_and_end_by_signal():
+    """SIGTERM to the one with a tag; what it says as it ends is heard by whoever has connected by that tag."""
+    box, tag = shared(), {"tag": "chosen"}
+    headers = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "49983", "X-Access-Token": box._envd_access_token}
+    headers["Content-Type"] = "application/connect+json"
+    script = "trap 'echo ended; exit 7' TERM; echo began; while :; do read -t 1 line; done"
+    message = json.dumps({"process": {"cmd": "bash", "args": ["-c", script]}, "tag": "chosen", "stdin": True}).encode()
+    content = b"\0" + len(message).to_bytes(4, "big") + message
+    assert rpc(box, "SendSignal", {"process": tag, "signal": "SIGNAL_SIGTERM"})[0] == 404
+    with httpx.stream("POST", f"{API}/process.Process/Start", headers=headers, content=content, timeout=60) as answer:
+        told = b""
+        for piece in answer.iter_raw():
+            told += piece
+            if b'"stdout":"YmVnYW4K"' in told and b"SENT" not in told:
+                listed = rpc(box, "List", {})[1]["processes"]
+                assert [one["tag"] for one in listed if "tag" in one] == ["chosen"]
+                assert rpc(box, "SendSignal", {"process": tag, "signal": "SIGNAL_SIGTERM"}) == (200, {})
+                told = b"SENT"
+    assert b'"stdout":"ZW5kZWQK"' in told
+    assert b'"exitCode":7' in told
+
+
+def calls_of_strangers_are_unauthenticated():
+    """By Connect's code, and by the package's exception."""
+    status, error = rpc(shared(), "List", {}, **{"X-Access-Token": "wcs_.0"})
+    assert (status, error["code"]) == (401, "unauthenticated")
+    other = Sandbox.create(timeout=60)
+    status, error = rpc(shared(), "List", {}, **{"X-Access-Token": other._envd_access_token})
+    assert (status, error["code"]) == (401, "unauthenticated")
+    assert other.kill()
 
 
 def commands_end_with_their_time():

@@ -29,18 +29,20 @@ def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
     body = {"templateID": "base", "timeout": 60, "autoPause": True, "autoResume": {"enabled": True}}
     terms = shapes.new_sandbox(Fields(body)).terms
     assert (terms["timeout_s"], terms["on_timeout"], terms["auto_resume"]) == (60, "suspend", True)
+    assert terms["keeps_memory"] is True
+    assert shapes.new_sandbox(Fields({**body, "autoPauseMemory": False})).terms["keeps_memory"] is False
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {"autoPauseMemory": False},
         {"mcp": {"x": {}}},
         {"iam": {"tokens": {}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
         {"network": {"dnsServers": ["8.8.8.8"]}},
         {"network": {"egressProxy": {"address": "a:1"}}},
-        {"network": {"allowOut": ["8.8.8.8"], "denyOut": ["8.0.0.0/8"]}},
+        {"network": {"httpsPorts": [8443]}},
+        {"network": {"maskRequestHost": "example.com"}},
         {"network": {"allowOut": ["a.b"], "rules": {"a.b": [{"transform": {"headers": {"X": "${e2b.identity.x}"}}}]}}},
     ],
 )
@@ -50,7 +52,15 @@ def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, An
         shapes.new_sandbox(Fields({"templateID": "base", **more}))
 
 
-@pytest.mark.parametrize("more", [{"volumeMounts": []}, {"network": {"denyOut": ["0.0.0.0/0"]}}, {"secure": True}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"volumeMounts": []},
+        {"network": {"denyOut": ["0.0.0.0/0"]}},
+        {"network": {"maskRequestHost": "localhost:${PORT}"}},
+        {"secure": True},
+    ],
+)
 def test_what_asks_for_no_more_than_there_is_is_taken(more: dict[str, Any]) -> None:
     """Sandboxes have no network, so that what forbids one is fulfilled."""
     assert shapes.new_sandbox(Fields({"templateID": "base", **more})).network is None
@@ -71,6 +81,11 @@ ADDED = {"api.example.com": [{"transform": {"headers": {"Authorization": "Bearer
         ({"network": {"allowOut": ["a.b"], "denyOut": ["0.0.0.0/0"]}}, True, {"allow": ["a.b"]}),
         ({"allow_internet_access": False, "network": {"allowOut": ["a.b"]}}, True, {"allow": ["a.b"]}),
         ({"network": {"allowOut": ["a.b"]}}, False, {"allow": ["a.b"]}),
+        (
+            {"network": {"allowOut": ["*.b"], "denyOut": ["0.0.0.0/0", "a.b"]}},
+            True,
+            {"allow": ["*.b"], "deny": ["a.b"]},
+        ),
         ({"network": {"allowOut": ["0.0.0.0/0"]}}, False, {"allow": ["*"]}),
         (
             {"network": {"allowOut": ["api.example.com"], "rules": ADDED}},
