@@ -1,5 +1,6 @@
 """Files of a sandbox over REST. All is done by a process inside it (guest protocol: `files`), never on the host."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tornado import web
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
@@ -167,7 +169,7 @@ class FilesHandler(JsonHandler):
             raise errors.InvalidRequestError(f"{verb} is asked for with GET", hint="See the keeper's API.")
 
     def _path(self) -> str:
-        return checked_path(self.get_query_argument("path", "", strip=False))
+        return path_asked(self.request)
 
     async def _done(self, sandbox_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return await self.unless_gone(done(self.settings["keeper"].agents, SandboxId(sandbox_id), request))
@@ -182,6 +184,7 @@ class ContentHandler(JsonHandler):
         self._held: contextlib.AsyncExitStack | None = None
         self._process: GuestProcess | None = None
         self._refused: errors.WarmcellError | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Before the body is read: have the guest wait for it."""
@@ -196,11 +199,14 @@ class ContentHandler(JsonHandler):
             self._process = await self._hold(self._request())
         except errors.WarmcellError as error:  # Whoever still sends would not hear the answer now.
             self._refused = error
+        self._expect()
 
     async def data_received(self, chunk: bytes) -> None:
         """Bytes of the content (tornado's hook), at the pace at which the sandbox takes them."""
+        self._expect(no_more=True)  # It is the sandbox's time that passes now.
         if self._process is not None:
             await self._process.write(chunk)
+        self._expect()
 
     async def get(self, sandbox_id: str, tree: str = "") -> None:
         """The content."""
@@ -211,6 +217,7 @@ class ContentHandler(JsonHandler):
 
     async def put(self, sandbox_id: str, tree: str = "") -> None:
         """All of it has come."""
+        self._expect(no_more=True)
         try:
             if self._refused is not None:
                 raise self._refused
@@ -233,8 +240,14 @@ class ContentHandler(JsonHandler):
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook): what was not complete never gets its name."""
         super().on_connection_close()
+        self._expect(no_more=True)
         if self._held is not None:
             self.settings["keeper"].kernels.spawn(self._let_go())
+
+    def on_finish(self) -> None:
+        """The answer is out (tornado's hook)."""
+        super().on_finish()
+        self._expect(no_more=True)
 
     async def _send(self, agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any], tree: bool) -> None:
         async with work_in(agents, sandbox_id, request) as process:
@@ -247,11 +260,29 @@ class ContentHandler(JsonHandler):
             try:
                 async for piece in work.content():
                     self.write(piece)
-                    await self.flush()
-            except errors.WarmcellError:  # Half of it is there already: only a broken connection says that.
-                connection: Any = self.request.connection
-                connection.stream.close()
+                    async with asyncio.timeout(self._patience_s):
+                        await self.flush()
+            except (errors.WarmcellError, TimeoutError):
+                # Half of it is there already: only a broken connection says that.
+                self._hang_up()
                 raise StreamClosedError from None
+
+    @property
+    def _patience_s(self) -> float:
+        patience_s: float = self.settings["keeper"].wiring.settings.stalled_after
+        return patience_s
+
+    def _expect(self, *, no_more: bool = False) -> None:
+        """Have the next bytes come in time; who has stopped sending holds nothing for ever."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+        loop = asyncio.get_running_loop()
+        self._stalled = None if no_more else loop.call_later(self._patience_s, self._hang_up)
+
+    def _hang_up(self) -> None:
+        connection: Any = self.request.connection
+        if connection.stream is not None:
+            connection.stream.close()
 
     def _request(self) -> dict[str, Any]:
         if len(self.path_args) > 1:
@@ -272,13 +303,18 @@ class ContentHandler(JsonHandler):
             await held.aclose()
 
     def _path(self) -> str:
-        return checked_path(self.get_query_argument("path", "", strip=False))
+        return path_asked(self.request)
 
 
 async def _stdout(process: GuestProcess) -> AsyncGenerator[bytes]:
     async for name, content in process.output():
         if name == "stdout":
             yield content
+
+
+def path_asked(request: HTTPServerRequest) -> str:
+    """The path in a request's query, byte for byte: tornado would take another character for some; raises as below."""
+    return checked_path(request.query_arguments.get("path", [b""])[-1].decode("utf-8", "surrogateescape"))
 
 
 def checked_path(value: object) -> str:
