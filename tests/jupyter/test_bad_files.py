@@ -96,7 +96,8 @@ def asks(server: dict[str, str], host: Path) -> Iterator["Asks"]:
     with httpx.Client(base_url=server["url"], timeout=60) as http:
         made = Asks(http, server, host)
         yield made
-        made.http.delete(f"{PREFIX}/sandboxes/{made.id}", headers={"X-API-KEY": server["token"]})
+        made.box.kill()
+        made.box.close()
 
 
 class Asks:
@@ -311,10 +312,10 @@ def test_links_that_are_swapped_lead_nowhere_either(asks: Asks, host: Path) -> N
     """What is a file when it is looked at, and a pipe or a link to the host when it is opened: an answer, in time."""
     asks.set_traps()
     before = everything(host)
-    swapping = asks.box.spawn("python", "-c", RACE, str(host))
+    swapping, begun = asks.box.spawn("python", "-c", RACE, str(host)), threading.Event()
+    listening = threading.Thread(target=lambda: swapping.wait(on_stdout=lambda _: begun.set()))
+    listening.start()
     try:
-        begun = threading.Event()
-        threading.Thread(target=lambda: swapping.wait(on_stdout=lambda _: begun.set()), daemon=True).start()
         assert begun.wait(60)
         for number in range(5):
             read, tree = asks.files("GET", "t/race"), asks.files("GET", "t", "/tree")
@@ -325,6 +326,7 @@ def test_links_that_are_swapped_lead_nowhere_either(asks: Asks, host: Path) -> N
                 assert "plain" in archive.getnames()
     finally:
         swapping.kill()
+        listening.join()
     assert everything(host) == before
 
 
@@ -438,6 +440,7 @@ def test_one_that_was_killed_is_said_to_be(asks: Asks, server: Mapping[str, str]
     assert asks.http.delete(f"{API}/sandboxes/{ended.id}", headers=asks.rest).status_code == httpx.codes.NO_CONTENT
     again = asks.http.delete(f"{PREFIX}/sandboxes/{ended.id}", headers=control)
     assert again.status_code == httpx.codes.NOT_FOUND
+    ended.box.close()
     for verb, ask in VERBS.items():
         answer = ask(ended, "plain")
         assert answer.json()["message"], verb
