@@ -14,10 +14,11 @@ from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.files_told import MODE_MAX, refused, told
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest_process import GuestProcess
-from warmcell.sandbox.guest_wire import RESTART, WORDS_MAX, read_object, shown, whole_number
+from warmcell.sandbox.guest_wire import RESTART, read_object
 from warmcell.sandbox.models import SandboxId
 
 MAX_BODY_BYTES = 64 * 2**30
@@ -26,37 +27,7 @@ MAX_BODY_BYTES = 64 * 2**30
 HEAD_MAX_BYTES = 16 * 2**20
 DEPTH_MAX = 100
 PATH_MAX = 4096
-MODE_MAX = 0o7777
-ERRNO_MAX = 32
-"""Characters of the name of an errno."""
-
 BOX = r"/sandboxes/([a-z0-9]+)"
-
-STATUS: Mapping[str, type[errors.WarmcellError]] = {
-    "ENOENT": errors.SandboxFileNotFoundError,
-    "ENOSPC": errors.CapacityError,
-    "EDQUOT": errors.CapacityError,
-    "EMFILE": errors.CapacityError,
-    "ENOMEM": errors.CapacityError,
-    "EFBIG": errors.CapacityError,
-    "ENAMETOOLONG": errors.InvalidRequestError,
-    "ELOOP": errors.InvalidRequestError,
-    "EINVAL": errors.InvalidRequestError,
-}
-FILE: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("path", "name", "type", "owner", "group"), (str,)),
-    **dict.fromkeys(("size_bytes", "mode"), (int,)),
-    **{"modified_at": (int, float), "target": (str, type(None))},
-}
-"""What is told of a file, as `FileInfo` has it; checked by hand, since there may be thousands of them."""
-
-TYPES = ("file", "directory", "symlink", "other")
-HINTS: Mapping[type[errors.WarmcellError], str] = {
-    errors.SandboxFileNotFoundError: "List its directory to see what is there.",
-    errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
-    errors.InvalidRequestError: "Give another path.",
-    errors.ConflictError: "Look what is there with files.stat.",
-}
 
 
 def routes() -> list[tuple[str, type[JsonHandler]]]:
@@ -93,8 +64,8 @@ class Work:
             raise errors.ProtocolError("The sandbox broke off as it worked on its files", hint=RESTART)
         head = read_object(line)
         if head.get("ok") is not True:
-            raise _refused(head)
-        return _told(self._op, head)
+            raise refused(head)
+        return told(self._op, head)
 
     async def content(self) -> AsyncIterator[bytes]:
         """What follows the answer.
@@ -322,43 +293,3 @@ def checked_path(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > PATH_MAX:
         raise errors.InvalidRequestError("`path` must be the path of a file", hint="Absolute, or relative to the home.")
     return value
-
-
-def _told(op: str, head: Mapping[str, Any]) -> dict[str, Any]:
-    """What the guest says that it has done; raises ProtocolError where a field is not what it should be."""
-    match op:
-        case "list":
-            files = head.get("files")
-            if not isinstance(files, list):
-                raise _no_file(files)
-            return {"files": [_file(one) for one in files], "truncated": head.get("truncated") is True}
-        case "unpack":
-            return {"files": whole_number(head, "files")}
-        case "remove" | "pack":
-            return {}
-        case "mkdir":
-            return {"file": _file(head.get("file")), "created": head.get("created") is True}
-    return {"file": _file(head.get("file"))}
-
-
-def _file(told: object) -> dict[str, Any]:
-    if (
-        not isinstance(told, dict)
-        or not all(type(told.get(name)) in kinds for name, kinds in FILE.items())
-        or told["type"] not in TYPES
-        or not 0 <= told["mode"] <= MODE_MAX
-        or not 0 <= told["size_bytes"] < 2**63
-    ):
-        raise _no_file(told)
-    return {name: told.get(name) for name in FILE}
-
-
-def _no_file(told: object) -> errors.ProtocolError:
-    return errors.ProtocolError(f"The sandbox told of a file {shown(told)}", hint=RESTART)
-
-
-def _refused(head: Mapping[str, Any]) -> errors.WarmcellError:
-    name = str(head.get("errno", ""))[:ERRNO_MAX]
-    kind = STATUS.get(name, errors.ConflictError)
-    message = str(head.get("message") or "It cannot be done")[:WORDS_MAX]
-    return kind(message, hint=HINTS[kind], details={"errno": name})
