@@ -118,7 +118,7 @@ def test_paths_lead_nowhere_but_into_the_sandbox(asks: Asks, host: Path, verb: s
     told = {name: answer.status_code for name, answer in answers.items()}
     none = ("long", "t/a\0b") if verb == "e2b_form" else ("long", "t/a\0b", "none")  # A form has a name of its own.
     assert {told[name] for name in none if name in told} <= {400}, told
-    if verb in ("read", "signed_read", "e2b_read", "write", "signed_write", "e2b_write"):
+    if verb in ("read", "signed_read", "e2b_read", "e2b_signed", "write", "signed_write", "e2b_write"):
         assert {told[name] for name in ("t/to_device", "device", "t/pipe", "t/socket", "t/loop") if name in told} <= {
             400
         }
