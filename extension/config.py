@@ -75,6 +75,11 @@ class Warmcell(Configurable):
         help="Domain of which every name is this server: web ports of sandboxes then have origins of their own, "
         "`https://8000-<sandbox>.<domain>/`. Best one that nothing else is below. Empty: a path of the server."
     ).tag(config=True)
+    stalled_after = Float(
+        120.0,
+        min=1.0,
+        help="Seconds after which an upload to a sandbox, or a download, is given up if nothing of it moves.",
+    ).tag(config=True)
     workspace_modes = List(
         Unicode(), ["rw", "ro", "cow", "none"], help="How the notebook's folder may be given to a sandbox."
     ).tag(config=True)

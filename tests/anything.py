@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from warmcell.sandbox.errors import WarmcellError
 
 SHORT: Final = 100
-LONG: Final = 12_000
+LONG: Final = 10_000
 LENGTHS: Final = pytest.mark.parametrize(
     "examples", [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.long)]
 )

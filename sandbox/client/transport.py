@@ -19,7 +19,7 @@ from warmcell.sandbox.client import _api
 from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper
 from warmcell.sandbox.client.starting import keeper_listens
-from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
 from warmcell.sandbox.paths import Paths
 
 API = "/warmcell/api/v1"
@@ -125,12 +125,16 @@ class SyncTransport:
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """One request with its whole answer."""
-        return self._http.request(method, path, **_with_content(how, _pieces))
+        with _sendable():
+            request = self._http.build_request(method, path, **_with_content(how, _pieces))
+        return self._http.send(request)
 
     @contextlib.asynccontextmanager
     async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
         """One request whose answer comes piece by piece."""
-        with self._http.stream(method, path, **how) as response:
+        with _sendable():
+            request = self._http.build_request(method, path, **how)
+        with contextlib.closing(self._http.send(request, stream=True)) as response:
             yield _SyncStream(response)
 
     async def ensure(self) -> None:
@@ -173,13 +177,20 @@ class AsyncTransport:
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """One request with its whole answer."""
-        return await self._http.request(method, path, **_with_content(how, _async_pieces))
+        with _sendable():
+            request = self._http.build_request(method, path, **_with_content(how, _async_pieces))
+        return await self._http.send(request)
 
     @contextlib.asynccontextmanager
     async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
         """One request whose answer comes piece by piece."""
-        async with self._http.stream(method, path, **how) as response:
+        with _sendable():
+            request = self._http.build_request(method, path, **how)
+        response = await self._http.send(request, stream=True)
+        try:
             yield _AsyncStream(response)
+        finally:
+            await response.aclose()
 
     async def ensure(self) -> None:
         """As of `SyncTransport`."""
@@ -229,6 +240,17 @@ class _AsyncStream:
 
     async def read(self) -> bytes:
         return await self._response.aread()
+
+
+@contextlib.contextmanager
+def _sendable() -> Iterator[None]:
+    """What a request is made of is text; raises InvalidRequestError where a part of it is none."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"{error.object!r:.80} is no text that can be sent", hint="Give Unicode, without lone surrogates."
+        ) from error
 
 
 def _with_content(how: Mapping[str, Any], pieces: Callable[[Callable[[], Iterator[bytes]]], Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ of it, raw data may follow that. Whatever a path leads to is what this very sand
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -56,8 +57,9 @@ def told(path: str, *, follow: bool = False) -> dict[str, Any]:
 
 def read(request: Mapping[str, Any]) -> None:
     """The content of a file. A device or a pipe is refused: it might never end."""
-    with open(_regular(full(request["path"])), "rb", buffering=0) as file:
-        say(file=told(file.name, follow=True))
+    path = _regular(full(request["path"]))
+    with os.fdopen(_opened(path), "rb", buffering=0) as file:
+        say(file=told(path, follow=True))
         while piece := file.read(PIECE_BYTES):
             give(piece)
 
@@ -87,7 +89,7 @@ def compose(request: Mapping[str, Any]) -> None:
 
     def fill(file: int) -> None:
         for source in sources:
-            with open(source, "rb", buffering=0) as part:
+            with os.fdopen(_opened(source), "rb", buffering=0) as part:
                 while os.sendfile(file, part.fileno(), None, PIECE_BYTES):
                     pass
 
@@ -104,6 +106,16 @@ def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) ->
     if os.path.lexists(path):
         before = os.stat(_regular(path)).st_mode
         mode = stat.S_IMODE(before) if mode is None else mode
+    with _replacing(path) as file:
+        fill(file)
+        os.fchmod(file, FILE_MODE if mode is None else mode)
+        for key, value in request.get("metadata", {}).items():
+            os.setxattr(file, METADATA + key, value.encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[int]:
+    """A descriptor to write to; what was written is at `path` afterwards, or, if that fails, all is as it was."""
     directory, name = os.path.split(path)
     work = os.path.join(directory, f".{name[:200]}.{os.getpid()}.new")
     try:
@@ -113,10 +125,7 @@ def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) ->
         file = os.open(work, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
         unnamed = False
     try:
-        fill(file)
-        os.fchmod(file, FILE_MODE if mode is None else mode)
-        for key, value in request.get("metadata", {}).items():
-            os.setxattr(file, METADATA + key, value.encode())
+        yield file
         if unnamed:
             links = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
             os.link(str(file), work, src_dir_fd=links)  # Without a directory Python would link the link.
@@ -206,22 +215,56 @@ def mkdir(request: Mapping[str, Any]) -> None:
 
 
 def pack(request: Mapping[str, Any]) -> None:
-    """What is in a directory, as a tar. Sockets, pipes and devices are left out."""
+    """What is in a directory, as a tar. Sockets, pipes and devices are left out, and what is gone meanwhile."""
     import tarfile
 
     top = full(request["path"])
-    if not os.path.isdir(top):
-        os.listdir(top)  # Says why not.
+    names = sorted(os.listdir(top))
     say()
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted(os.listdir(top)):
-            archive.add(os.path.join(top, name), arcname=name, filter=_kept)
+        while names:
+            name = names.pop(0)
+            try:
+                names[:0] = _packed(archive, os.path.join(top, name), name)
+            except (FileNotFoundError, NotADirectoryError, Refused):
+                continue
     sys.stdout.buffer.flush()
 
 
+def _packed(archive: Any, path: str, name: str) -> list[str]:
+    """Add one file to a tar; the names of what is in it, where it is a directory."""
+    member = archive.gettarinfo(path, name)
+    if member is None or member.isdev():
+        return []
+    if not member.isreg():
+        archive.addfile(member)
+        return [os.path.join(name, one) for one in sorted(os.listdir(path))] if member.isdir() else []
+    with os.fdopen(_opened(path, os.O_NOFOLLOW), "rb") as file:
+        member.size = os.fstat(file.fileno()).st_size
+        archive.addfile(member, _Whole(file))
+    return []
+
+
+class _Whole:
+    """A file that is as long as it was, although it is written to: zeros stand for what is gone."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """As of a file."""
+        data: bytes = self._file.read(size)
+        return data + bytes(size - len(data))
+
+
 def unpack(request: Mapping[str, Any]) -> None:
-    """A tar into a directory, which is made. All of it belongs to who runs here."""
+    """A tar into a directory, which is made. All of it belongs to who runs here; each file is there whole or not."""
     import tarfile
+
+    class Archive(tarfile.TarFile):
+        def makefile(self, tarinfo: tarfile.TarInfo, targetpath: Any) -> None:
+            with _replacing(os.fspath(targetpath)) as file:
+                super().makefile(tarinfo, f"/proc/self/fd/{file}")
 
     top = full(request["path"])
     os.makedirs(top, exist_ok=True)
@@ -237,7 +280,7 @@ def unpack(request: Mapping[str, Any]) -> None:
             yield member
 
     try:
-        with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+        with Archive.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
             how: dict[str, Any] = {"filter": "fully_trusted"} if hasattr(tarfile, "fully_trusted_filter") else {}
             archive.extractall(top, members=members(archive), **how)  # noqa: S202 - outside is its own sandbox.
     except tarfile.TarError as error:
@@ -272,8 +315,13 @@ def _sizes(top: str) -> Iterator[int]:
                 continue
 
 
+_answered = False
+
+
 def say(**answer: Any) -> None:
     """The line of the answer."""
+    global _answered
+    _answered = True
     give(json.dumps({"ok": True, **answer}).encode() + b"\n")
 
 
@@ -307,8 +355,18 @@ def _metadata(path: str) -> dict[str, str]:
         return {}
 
 
-def _kept(member: Any) -> Any:
-    return None if member.isdev() else member
+def _opened(path: str, flags: int = 0) -> int:
+    """A descriptor of a regular file: what has its name may be a pipe from one moment to the next."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
+    except OSError as error:
+        if error.errno in (6, 40):  # ENXIO: a socket; ELOOP: a link.
+            raise Refused("EINVAL", f"{path} is no regular file") from error
+        raise
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise Refused("EINVAL", f"{path} is no regular file")
 
 
 def _user(uid: int) -> str:
@@ -354,7 +412,9 @@ def main() -> int:
         OPERATIONS[request["op"]](request)
     except Refused as error:
         give(json.dumps({"ok": False, "errno": error.code, "message": str(error)}).encode() + b"\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # The latter: thousands of folders, one in another.
+        if _answered:  # What follows is a file, which breaks off: its end says so.
+            return 1
         number = getattr(error, "errno", None)
         name = errno.errorcode.get(number or 0, "EINVAL")
         where = getattr(error, "filename", None)

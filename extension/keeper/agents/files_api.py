@@ -1,5 +1,6 @@
 """Files of a sandbox over REST. All is done by a process inside it (guest protocol: `files`), never on the host."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -9,14 +10,16 @@ from typing import Any
 from urllib.parse import quote
 
 from tornado import web
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.files_told import MODE_MAX, refused, told
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest_process import GuestProcess
-from warmcell.sandbox.guest_wire import RESTART, WORDS_MAX, read_object, shown, whole_number
+from warmcell.sandbox.guest_wire import RESTART, read_object
 from warmcell.sandbox.models import SandboxId
 
 MAX_BODY_BYTES = 64 * 2**30
@@ -29,40 +32,8 @@ PARTS_MAX = 10_000
 METADATA_KEY = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
 METADATA_VALUE = re.compile(r"[\x20-\x7e]{0,1024}")
 METADATA_MAX = 64
-MODE_MAX = 0o7777
-ERRNO_MAX = 32
-"""Characters of the name of an errno."""
 
 BOX = r"/sandboxes/([a-z0-9]+)"
-
-STATUS: Mapping[str, type[errors.WarmcellError]] = {
-    "ENOENT": errors.SandboxFileNotFoundError,
-    "ENOSPC": errors.CapacityError,
-    "EDQUOT": errors.CapacityError,
-    "EMFILE": errors.CapacityError,
-    "ENOMEM": errors.CapacityError,
-    "EFBIG": errors.CapacityError,
-    "ENAMETOOLONG": errors.InvalidRequestError,
-    "ELOOP": errors.InvalidRequestError,
-    "EINVAL": errors.InvalidRequestError,
-    "ENOTSUP": errors.UnsupportedOperationError,
-    "EOPNOTSUPP": errors.UnsupportedOperationError,
-}
-FILE: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(("path", "name", "type", "owner", "group"), (str,)),
-    **dict.fromkeys(("size_bytes", "mode"), (int,)),
-    **{"modified_at": (int, float), "target": (str, type(None)), "metadata": (dict,)},
-}
-"""What is told of a file, as `FileInfo` has it; checked by hand, since there may be thousands of them."""
-
-TYPES = ("file", "directory", "symlink", "other")
-HINTS: Mapping[type[errors.WarmcellError], str] = {
-    errors.SandboxFileNotFoundError: "List its directory to see what is there.",
-    errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
-    errors.InvalidRequestError: "Give another path.",
-    errors.ConflictError: "Look what is there with files.stat.",
-    errors.UnsupportedOperationError: "The sandbox's file system keeps no metadata: leave it out.",
-}
 
 
 def routes() -> list[tuple[str, type[JsonHandler]]]:
@@ -99,8 +70,8 @@ class Work:
             raise errors.ProtocolError("The sandbox broke off as it worked on its files", hint=RESTART)
         head = read_object(line)
         if head.get("ok") is not True:
-            raise _refused(head)
-        return _told(self._op, head)
+            raise refused(head)
+        return told(self._op, head)
 
     async def content(self) -> AsyncIterator[bytes]:
         """What follows the answer.
@@ -185,7 +156,7 @@ class FilesHandler(JsonHandler):
             raise errors.InvalidRequestError(f"{verb} is asked for with GET", hint="See the keeper's API.")
 
     def _path(self) -> str:
-        return checked_path(self.get_query_argument("path", "", strip=False))
+        return path_asked(self.request)
 
     async def _done(self, sandbox_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return await self.unless_gone(done(self.settings["keeper"].agents, SandboxId(sandbox_id), request))
@@ -200,6 +171,7 @@ class ContentHandler(JsonHandler):
         self._held: contextlib.AsyncExitStack | None = None
         self._process: GuestProcess | None = None
         self._refused: errors.WarmcellError | None = None
+        self._stalled: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:  # type: ignore[override]
         """Before the body is read: have the guest wait for it."""
@@ -214,11 +186,14 @@ class ContentHandler(JsonHandler):
             self._process = await self._hold(self._request())
         except errors.WarmcellError as error:  # Whoever still sends would not hear the answer now.
             self._refused = error
+        self._expect()
 
     async def data_received(self, chunk: bytes) -> None:
         """Bytes of the content (tornado's hook), at the pace at which the sandbox takes them."""
+        self._expect(no_more=True)  # It is the sandbox's time that passes now.
         if self._process is not None:
             await self._process.write(chunk)
+        self._expect()
 
     async def get(self, sandbox_id: str, tree: str = "") -> None:
         """The content."""
@@ -229,6 +204,7 @@ class ContentHandler(JsonHandler):
 
     async def put(self, sandbox_id: str, tree: str = "") -> None:
         """All of it has come."""
+        self._expect(no_more=True)
         try:
             if self._refused is not None:
                 raise self._refused
@@ -251,8 +227,14 @@ class ContentHandler(JsonHandler):
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook): what was not complete never gets its name."""
         super().on_connection_close()
+        self._expect(no_more=True)
         if self._held is not None:
             self.settings["keeper"].kernels.spawn(self._let_go())
+
+    def on_finish(self) -> None:
+        """The answer is out (tornado's hook)."""
+        super().on_finish()
+        self._expect(no_more=True)
 
     async def _send(self, agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any], tree: bool) -> None:
         async with work_in(agents, sandbox_id, request) as process:
@@ -265,11 +247,29 @@ class ContentHandler(JsonHandler):
             try:
                 async for piece in work.content():
                     self.write(piece)
-                    await self.flush()
-            except errors.WarmcellError:  # Half of it is there already: only a broken connection says that.
-                connection: Any = self.request.connection
-                connection.stream.close()
+                    async with asyncio.timeout(self._patience_s):
+                        await self.flush()
+            except (errors.WarmcellError, TimeoutError):
+                # Half of it is there already: only a broken connection says that.
+                self._hang_up()
                 raise StreamClosedError from None
+
+    @property
+    def _patience_s(self) -> float:
+        patience_s: float = self.settings["keeper"].wiring.settings.stalled_after
+        return patience_s
+
+    def _expect(self, *, no_more: bool = False) -> None:
+        """Have the next bytes come in time; who has stopped sending holds nothing for ever."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+        loop = asyncio.get_running_loop()
+        self._stalled = None if no_more else loop.call_later(self._patience_s, self._hang_up)
+
+    def _hang_up(self) -> None:
+        connection: Any = self.request.connection
+        if connection.stream is not None:
+            connection.stream.close()
 
     def _request(self) -> dict[str, Any]:
         if len(self.path_args) > 1:
@@ -291,13 +291,18 @@ class ContentHandler(JsonHandler):
             await held.aclose()
 
     def _path(self) -> str:
-        return checked_path(self.get_query_argument("path", "", strip=False))
+        return path_asked(self.request)
 
 
 async def _stdout(process: GuestProcess) -> AsyncGenerator[bytes]:
     async for name, content in process.output():
         if name == "stdout":
             yield content
+
+
+def path_asked(request: HTTPServerRequest) -> str:
+    """The path in a request's query, byte for byte: tornado would take another character for some; raises as below."""
+    return checked_path(request.query_arguments.get("path", [b""])[-1].decode("utf-8", "surrogateescape"))
 
 
 def checked_path(value: object) -> str:
@@ -326,44 +331,3 @@ def checked_metadata(text: str) -> dict[str, str]:
             hint=f"At most {METADATA_MAX} keys of a-z, 0-9 and !#$%&'*+-.^_`|~ with 1024 of printable ASCII each.",
         )
     return found
-
-
-def _told(op: str, head: Mapping[str, Any]) -> dict[str, Any]:
-    """What the guest says that it has done; raises ProtocolError where a field is not what it should be."""
-    match op:
-        case "list":
-            files = head.get("files")
-            if not isinstance(files, list):
-                raise _no_file(files)
-            return {"files": [_file(one) for one in files], "truncated": head.get("truncated") is True}
-        case "unpack":
-            return {"files": whole_number(head, "files")}
-        case "remove" | "pack":
-            return {}
-        case "mkdir":
-            return {"file": _file(head.get("file")), "created": head.get("created") is True}
-    return {"file": _file(head.get("file"))}
-
-
-def _file(told: object) -> dict[str, Any]:
-    if (
-        not isinstance(told, dict)
-        or not all(type(told.get(name)) in kinds for name, kinds in FILE.items())
-        or told["type"] not in TYPES
-        or not 0 <= told["mode"] <= MODE_MAX
-        or not 0 <= told["size_bytes"] < 2**63
-        or not all(type(one) is str for pair in told["metadata"].items() for one in pair)
-    ):
-        raise _no_file(told)
-    return {name: told.get(name) for name in FILE}
-
-
-def _no_file(told: object) -> errors.ProtocolError:
-    return errors.ProtocolError(f"The sandbox told of a file {shown(told)}", hint=RESTART)
-
-
-def _refused(head: Mapping[str, Any]) -> errors.WarmcellError:
-    name = str(head.get("errno", ""))[:ERRNO_MAX]
-    kind = STATUS.get(name, errors.ConflictError)
-    message = str(head.get("message") or "It cannot be done")[:WORDS_MAX]
-    return kind(message, hint=HINTS[kind], details={"errno": name})

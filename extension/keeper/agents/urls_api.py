@@ -67,6 +67,10 @@ class FileUrlHandler(_Handler):
             raise InvalidRequestError("`operation` is read or write", hint="Leave it out to read.")
         self.agents.of(SandboxId(sandbox_id))
         file = checked_path(body.get("path"))
+        try:
+            file.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError("`path` cannot be in a URL", hint="Give the file a name of UTF-8.") from None
         path = f"/sandboxes/{sandbox_id}/files" + ("/tree" if checks.flag(body, "tree") else "")
         ticket, said = self.tickets.make(
             self.principal,

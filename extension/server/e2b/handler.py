@@ -110,9 +110,18 @@ class E2bHandler(PassingHandler):
         return replace(keys, token_id=self._token_id)
 
     def argument(self, name: str) -> str | None:
-        """One parameter of the query; None where it is absent."""
-        value: str | None = self.get_query_argument(name, None, strip=False)
-        return value
+        """One parameter of the query; None where it is absent.
+
+        Raises:
+            InvalidRequestError: It is no text.
+        """
+        values = self.request.query_arguments.get(name)
+        if not values:
+            return None
+        try:  # As it is: tornado would take another character for some.
+            return values[-1].decode()
+        except UnicodeDecodeError:
+            raise InvalidRequestError(f"{name} is no UTF-8", hint="Encode it as UTF-8, then for a URL.") from None
 
     async def prepare(self) -> None:  # type: ignore[override] # as jupyter_server's own
         """Begin to serve: a body may be longer than memory, or come bit by bit for hours."""

@@ -6,7 +6,7 @@ that nobody has. The answers to the last two are the same, whatever is asked.
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ COSTLY: Final = {
     *(("POST", f"/sandboxes/{{sandbox_id}}/{verb}") for verb in ("suspend", "resume", "snapshot", "restore", "fork")),
     ("POST", "/snapshots/import"),
 }
-"""For those whose sandbox it is; others are refused in no time."""
+"""For those whose sandbox it is; others are refused in no time. These have one to throw away (`test_what_costs_…`)."""
 
 ENDING: Final = {("DELETE", "/sandboxes/{sandbox_id}"), ("DELETE", "/principals/self")}
 OPERATIONS: Final = [
@@ -81,11 +81,12 @@ def weight(path: str, method: str) -> int:
 
 
 class Callers:
-    """Two principals, and the sandbox of the first."""
+    """Two principals, and the sandbox of the first; and a third one, whose sandboxes nobody needs."""
 
-    def __init__(self, socket: str, tokens: dict[str, str]) -> None:
+    def __init__(self, socket: str, tokens: dict[str, str], keeper: SyncKeeperClient) -> None:
         self.http = httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://keeper", timeout=120)
-        self._tokens = tokens
+        self._tokens, self._keeper = tokens, keeper
+        self._throwaway = ""
         self.box = self._asked("ann", "POST", "/sandboxes", json=BOX).json()["id"]
 
     def ask(self, who: str, case: schemathesis.Case, sandbox_id: str) -> httpx.Response:
@@ -108,6 +109,24 @@ class Callers:
             **body,
         )
         return self.http.send(request)
+
+    def throwaway(self) -> str:
+        """A sandbox of cy's that runs: the last one, unless it was changed, and nothing else of cy's does."""
+        if "cy" not in self._tokens or self._asked("cy", "GET", "/principals/self").status_code != HTTPStatus.OK:
+            quota = {"sandboxes": 3}
+            self._tokens["cy"] = self._keeper.post("/tokens", {"principal": "cy", "quota": quota})["token"]
+        there = {one["id"]: one["state"] for one in self._asked("cy", "GET", "/sandboxes").json()["sandboxes"]}
+        for sandbox_id in there:
+            if sandbox_id != self._throwaway or there[sandbox_id] != "running":
+                self._asked("cy", "DELETE", f"/sandboxes/{sandbox_id}")
+        if there.get(self._throwaway) != "running":
+            self._throwaway = self._asked("cy", "POST", "/sandboxes", json=BOX).json()["id"]
+        return self._throwaway
+
+    def saved(self) -> str:
+        """A snapshot of that sandbox's; something else where there are none on this machine."""
+        made = self._asked("cy", "POST", f"/sandboxes/{self._throwaway}/snapshot", json={})
+        return str(made.json().get("id", "none"))
 
     def state(self) -> str:
         """Of the sandbox, as the one sees it whose it is."""
@@ -140,14 +159,15 @@ def callers(home: Places) -> Iterator[Callers]:
             tokens = {
                 name: keeper.post("/tokens", {"principal": name, "quota": quota})["token"] for name in ("ann", "bob")
             }
-            made = Callers(str(home.runtime / "keeper.sock"), tokens)
+            made = Callers(str(home.runtime / "keeper.sock"), tokens, keeper)
             yield made
             made.http.close()
+            keeper.delete("/principals/cy")
             keeper.delete(f"/sandboxes/{made.box}")
 
 
-def check(callers: Callers, operation: tuple[str, str], examples: int) -> None:
-    """Send so many sound and unsound requests of one verb, and compare the answers with the document."""
+def send_many(operation: tuple[str, str], examples: int, send: Callable[[schemathesis.Case], None]) -> None:
+    """So many sound and unsound requests of one verb, the same each time."""
     method, path = operation
     one = SCHEMA[path][method]
     cases = st.one_of(
@@ -164,6 +184,26 @@ def check(callers: Callers, operation: tuple[str, str], examples: int) -> None:
         suppress_health_check=list(HealthCheck),
     )
     @given(cases)
+    def each(case: schemathesis.Case) -> None:
+        send(case)
+
+    each()
+
+
+def judge(case: schemathesis.Case, answer: httpx.Response) -> None:
+    """An answer is one of the document's, and a refusal has words and a cure."""
+    if answer.status_code not in OURS:
+        case.validate_response(answer, checks=[not_a_server_error, *CHECKS])
+    if answer.status_code >= 400:
+        told = answer.json()
+        assert set(told) == {"code", "message", "hint", "details"}, told
+        assert told["hint"], told
+
+
+def check(callers: Callers, operation: tuple[str, str], examples: int) -> None:
+    """Send so many requests of one verb for three callers, and compare the answers with the document."""
+    method, path = operation
+
     def send(case: schemathesis.Case) -> None:
         if "sandbox_id" in (case.path_parameters or {}):
             real, none = callers.ask("bob", case, callers.box), callers.ask("bob", case, NOBODYS)
@@ -173,15 +213,23 @@ def check(callers: Callers, operation: tuple[str, str], examples: int) -> None:
             assert none.status_code == (204 if ends else 404), (operation, none.text)
         if operation in COSTLY | ENDING:
             return
-        answer = callers.ask("ann", case, callers.box)
-        if answer.status_code not in OURS:
-            case.validate_response(answer, checks=[not_a_server_error, *CHECKS])
-        if answer.status_code >= 400:
-            told = answer.json()
-            assert set(told) == {"code", "message", "hint", "details"}, told
-            assert told["hint"], told
+        judge(case, callers.ask("ann", case, callers.box))
 
-    send()
+    send_many(operation, examples, send)
+
+
+def check_costly(callers: Callers, operation: tuple[str, str], examples: int) -> None:
+    """Send so many requests of one verb for one whose sandbox it is, which may be another one each time."""
+    _, path = operation
+
+    def send(case: schemathesis.Case) -> None:
+        sandbox_id = callers.throwaway()
+        wanted = case.body.get("snapshot") if isinstance(case.body, dict) else None
+        if isinstance(wanted, str) and path.endswith("/restore") and len(wanted) % 2 == 0:
+            case.body["snapshot"] = callers.saved()
+        judge(case, callers.ask("cy", case, sandbox_id))
+
+    send_many(operation, examples, send)
 
 
 def test_answers_are_those_of_the_document_and_nothing_of_anothers_shows(callers: Callers) -> None:
@@ -189,6 +237,19 @@ def test_answers_are_those_of_the_document_and_nothing_of_anothers_shows(callers
     for operation in OPERATIONS:
         check(callers, operation, min(6, 1 + weight(operation[1], operation[0])))
         assert callers.state() == "running", operation
+
+
+def test_what_costs_or_ends_a_sandbox_answers_so_too(callers: Callers) -> None:
+    """For those whose sandbox it is: a few of each."""
+    for operation in sorted(COSTLY | ENDING):
+        check_costly(callers, operation, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("operation", sorted(COSTLY | ENDING), ids=lambda operation: f"{operation[0]} {operation[1]}")
+def test_many_more_that_cost_or_end_a_sandbox_are_answered_so(callers: Callers, operation: tuple[str, str]) -> None:
+    """The same with 40 of each verb."""
+    check_costly(callers, operation, 40)
 
 
 @pytest.mark.long

@@ -71,6 +71,10 @@ def test_paths_lead_nowhere_but_into_the_sandbox(box: Sandbox, tmp_path: Path) -
     with contextlib.suppress(errors.WarmcellError):  # It may have a folder of that name, its own.
         box.files.write("out/secret", "from inside")
         box.files.write(str(secret), "from inside")
+    for text in ("\udcff", "\ud800"):  # no text, which is said before it is sent
+        for ask in (box.files.read, box.files.list, box.files.mkdir, box.exec):
+            with pytest.raises(errors.InvalidRequestError, match="no text"):
+                ask(text)
     assert secret.read_text() == "of the host"
     assert box.files.stat("out").type == "symlink"
     box.files.remove("out")
