@@ -9,6 +9,7 @@ from typing import assert_never
 from warmcell.sandbox.backends.docker import building
 from warmcell.sandbox.backends.docker.building import Member
 from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.threads import BUILDS, ENGINE
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell
 from warmcell.sandbox.images.dockerfile import CERTIFICATE, Rendered, render
@@ -53,7 +54,7 @@ class ContainerImageBuilder:
 
     async def find(self, digest: str) -> Built | None:
         """The image of that name, if it says itself that it is of this declaration."""
-        found = await asyncio.to_thread(building.find, self._engine, _name(digest))
+        found = await ENGINE.run(building.find, self._engine, _name(digest))
         if found is None or found.labels.get(DIGEST) != digest:
             return None
         return Built(
@@ -64,7 +65,7 @@ class ContainerImageBuilder:
         """Have the engine build it; see the port."""
         output = Output(tell)
         if isinstance(image.base, DockerfileBase):
-            base = await self._build(_context(image.base), _PLAIN, output, again=again)
+            base = await self._build(_context(image.base), _PLAIN, output, again=again, newer=again)
         else:
             base = self._base(image)
         made = render(image, base=base, index=self._index)
@@ -75,6 +76,7 @@ class ContainerImageBuilder:
             name=_name(image.digest),
             labels={DIGEST: image.digest, PYTHON: made.python, "warmcell.owner": str(os.getuid())},
             again=again,
+            newer=again and not isinstance(image.base, DockerfileBase),  # What was just built no registry knows.
         )
         built = await self.find(image.digest)
         if built is None:
@@ -83,7 +85,7 @@ class ContainerImageBuilder:
 
     async def remove(self, digest: str) -> None:
         """Take its name; the engine removes what nothing else needs."""
-        await asyncio.to_thread(building.remove, self._engine, _name(digest))
+        await ENGINE.run(building.remove, self._engine, _name(digest))
 
     def _base(self, image: Image) -> str:
         match image.base:
@@ -103,6 +105,7 @@ class ContainerImageBuilder:
         output: Output,
         *,
         again: bool,
+        newer: bool,
         name: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> str:
@@ -117,7 +120,7 @@ class ContainerImageBuilder:
 
         build = building.Build(self._engine)
         work = asyncio.ensure_future(
-            asyncio.to_thread(
+            BUILDS.run(
                 build.run,
                 building.context(files),
                 name=name,
@@ -126,6 +129,7 @@ class ContainerImageBuilder:
                 network=self._network,
                 say=say,
                 anew=again,
+                newer=newer,
             )
         )
         try:

@@ -37,7 +37,7 @@ def filled(path):
     except OSError:  # It is not for this user to see.
         return True
 print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
-    "user_site": sys.prefix == sys.base_prefix,
+    "user_site": sys.base_prefix in site.PREFIXES,
     "volumes": {path: os.path.realpath(path) for path in sys.argv[1:]},
     "filled": [path for path in sys.argv[1:] if filled(path)],
     "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
@@ -87,6 +87,7 @@ class Images:
         self._labels = labels
         self._known: dict[tuple[str, str], Image] = {}
         self._called: dict[str, str] = {}
+        self._looking: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def look_at(self, name: str, python: str, progress: Callable[[str], None] = lambda detail: None) -> Image:
@@ -108,6 +109,8 @@ class Images:
         said = self._engine.image(name)
         key = (str(said["Id"]), python)
         with self._lock:
+            alone = self._looking.setdefault(key, threading.Lock())
+        with alone:  # Others need not wait for this image.
             known = self._known.get(key)
             if known is None:
                 progress("looking at the image")

@@ -11,6 +11,7 @@ from pathlib import Path
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.threads import ENGINE
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
 
@@ -33,7 +34,7 @@ async def probe(
     why, hint = "", ""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            info = await asyncio.to_thread(engine.info, fresh=True)
+            info = await ENGINE.run(engine.info, fresh=True)
             details |= {
                 "version": f"{info.version}, API {info.api[0]}.{info.api[1]}",
                 "runtimes": ", ".join(sorted(info.runtimes)),
