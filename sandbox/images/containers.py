@@ -21,7 +21,8 @@ DIGEST = "warmcell.image"
 PYTHON = "warmcell.python"
 PYTHON_IMAGE = "python:{version}-slim"
 
-_STEP = re.compile(r"Step (\d+/\d+) : (.*)")
+_STEP = re.compile(r"(?:Step|STEP) (\d+)/(\d+) ?: (.*)")
+"""As Docker says it, and Podman."""
 
 
 class ContainerImageBuilder:
@@ -63,9 +64,12 @@ class ContainerImageBuilder:
 
     async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
         """Have the engine build it; see the port."""
-        output = Output(tell)
+        output, steps = Output(tell), _Steps()
         if isinstance(image.base, DockerfileBase):
-            base = await self._build(_context(image.base), _PLAIN, output, again=again, newer=again)
+            # The engine makes a further step of the labels.
+            steps.to_come = 1 + len(render(image, base="", index=self._index).text.splitlines())
+            base = await self._build(_context(image.base), _PLAIN, output, steps, again=again, newer=again)
+            steps.go_on()
         else:
             base = self._base(image)
         made = render(image, base=base, index=self._index)
@@ -73,6 +77,7 @@ class ContainerImageBuilder:
             await asyncio.to_thread(_files, made),
             made,
             output,
+            steps,
             name=_name(image.digest),
             labels={DIGEST: image.digest, PYTHON: made.python, "warmcell.owner": str(os.getuid())},
             again=again,
@@ -103,6 +108,7 @@ class ContainerImageBuilder:
         files: Mapping[str, Member],
         made: Rendered,
         output: Output,
+        steps: "_Steps",
         *,
         again: bool,
         newer: bool,
@@ -115,8 +121,9 @@ class ContainerImageBuilder:
         def say(line: str) -> None:
             nonlocal step
             found = _STEP.fullmatch(line)
-            step = found[2] if found else step
-            loop.call_soon_threadsafe(output.line, f"[{found[1]}] {found[2]}" if found else line)
+            step = found[3] if found else step
+            told = f"{steps.at(int(found[1]), int(found[2]))} {found[3]}" if found else line
+            loop.call_soon_threadsafe(output.line, told)
 
         build = building.Build(self._engine)
         work = asyncio.ensure_future(
@@ -140,6 +147,24 @@ class ContainerImageBuilder:
             raise
         except building.BuildFailedError as error:
             raise output.error(step, error.message, exit_code=error.exit_code) from error
+
+
+class _Steps:
+    """Those of builds that follow each other, counted as those of one."""
+
+    def __init__(self) -> None:
+        self.to_come = 0
+        """In builds that follow."""
+        self._before = self._of = 0
+
+    def at(self, step: int, of: int) -> str:
+        """Where it is, at that step of this build."""
+        self._of = of
+        return f"[{self._before + step}/{self._before + of + self.to_come}]"
+
+    def go_on(self) -> None:
+        """The next build is the last."""
+        self._before, self.to_come = self._of, 0
 
 
 _PLAIN = Rendered(text="", files={}, arguments={}, certificate=None, python="")

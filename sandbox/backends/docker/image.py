@@ -20,6 +20,8 @@ from warmcell.sandbox.errors import (
 
 OLDEST_PYTHON = (3, 9)
 CHECK_TIMEOUT_S = 60.0
+OPEN_FILES = 65_536
+"""Of each process: engines give a million and more, up to which some programs count when they start another one."""
 NAME_TIMEOUT_S = 3.0
 """Kernels that need nothing of the engine wait for that."""
 CHECK = """
@@ -64,9 +66,10 @@ class Image:
 
 def ulimits(*, podman: bool) -> Sequence[Mapping[str, Any]]:
     """Limits of each process in a container, as the engine's API takes them."""
-    made = [("core", 0, 0)]
-    if podman:  # It would ask for a million of each, which not every root may give: those that this process has, then.
-        made.append(("nofile", *resource.getrlimit(resource.RLIMIT_NOFILE)))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = OPEN_FILES if files < 0 else min(OPEN_FILES, files)  # Not every root may give more than it has.
+    made = [("core", 0, 0), ("nofile", files, files)]
+    if podman:  # It would ask for a million, which not every root may give: those that this process has, then.
         most = int(Path("/proc/sys/kernel/pid_max").read_text())
         soft, hard = (most if one < 0 else min(one, most) for one in resource.getrlimit(resource.RLIMIT_NPROC))
         made.append(("nproc", soft, hard))
