@@ -31,7 +31,7 @@ LOOKING = Threads("fingerprint", most=64)
 """For some milliseconds, but an engine of containers that is asked for an image may be stopped."""
 
 LASTING = errors.UnsupportedOperationError
-"""It is so for as long as the environment is the same. All else may be otherwise another time."""
+"""Mostly so for as long as the environment is the same. All else may be otherwise another time."""
 
 RETRY_S, RETRY_MOST_S = 60.0, 3600.0
 """How long nobody tries again, the first time and at most: each further time twice as long."""
@@ -98,18 +98,14 @@ class Templates:
             return made
 
     def _note(self, spec: SandboxSpec, digest: str, error: Exception) -> None:
-        """Leave it alone for a while, or for good."""
+        """Leave it alone for a while."""
         before = self._failed.get(digest, _Failure()).times
-        pause_s = math.inf if isinstance(error, LASTING) else min(RETRY_S * 2**before, RETRY_MOST_S)
+        pause_s = RETRY_MOST_S if isinstance(error, LASTING) else min(RETRY_S * 2**before, RETRY_MOST_S)
         self._failed[digest] = _Failure(before + 1, self._clock() + pause_s)
-        again = "" if math.isinf(pause_s) else f"; it may be tried again in {pause_s:.0f} s"
         known = isinstance(error, errors.WarmcellError)
-        said = error if known else repr(error)
         log.warning(
-            "template %s cannot be kept as a snapshot: %s%s",
-            spec.template,
-            said,
-            again,
+            "template %s cannot be kept as a snapshot, and is left alone for %.0f s: %s",
+            *(spec.template, pause_s, error if known else repr(error)),
             exc_info=None if known else error,
         )
 
