@@ -31,7 +31,9 @@ help:
 lab: setup-lab
 	$(BIN)/jupyter lab --notebook-dir=$(LAB_DIR) $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
+# The file system of the tests of containers is made beside the first steps; who needs it waits for it.
 test: setup-dev
+	@if [ "$$(id -u)" = 0 ] && command -v mmdebstrap >/dev/null; then nice scripts/base-image >/dev/null 2>&1 & fi
 	@$(MAKE) lint
 	scripts/jlpm test
 	@$(MAKE) build

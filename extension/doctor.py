@@ -41,6 +41,8 @@ class Row(Wire):
 
     backend: str
     ready: bool
+    tried: bool
+    """Whether a sandbox was made to know that."""
     isolation: str
     gpu: bool
     snapshot: str
@@ -133,7 +135,8 @@ def row(report: BackendReport, engines: Sequence[EngineReport]) -> Row:
         backend=report.name,
         ready=report.ready,
         isolation=report.capabilities.isolation,
-        gpu=report.capabilities.gpus,
+        tried=report.tried,
+        gpu=report.ready and report.capabilities.gpus and not report.no_gpus,
         snapshot=snapshot,
         fork=bool(snapshot),
         rootless=report.capabilities.rootless,

@@ -55,6 +55,8 @@ class LiveSandbox(Box):
         """Further kernels in it, by pid: ranks of a fan-out above the first."""
         self._starts_beside = 0
         self._beside_starting = 0
+        self.imports = False
+        """Whether its own kernels' template was begun; what is told of one may be of another sandbox's."""
         self.stays = False
         """It outlives the sandbox from which it was made: a clone that a Jupyter server has."""
 
@@ -104,6 +106,7 @@ class LiveSandbox(Box):
         if not self.spec.preload:
             self.template_settled.set()
             return
+        self.imports = True
         self.template_settled.clear()
         self.tell(template=TemplateStatus(name=self.spec.template, state="importing", since=time.time()))
         if self.shared is not None and await self.shared.prepare():

@@ -478,6 +478,10 @@ class BackendReport(Wire):
     why_not: str = ""
     hint: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    tried: bool = True
+    """Whether a sandbox was made. Where there is nothing to make one of, it is ready as far as can be known."""
+    no_gpus: str = ""
+    """Why its sandboxes get no GPUs on this machine, though it can hand them out elsewhere, with the cure."""
 
 
 def _encode(value: Any) -> Any:

@@ -37,7 +37,10 @@ EMPTY_BYTES = 8 * 2**20
 """A sandbox with no process but its first takes less."""
 
 RETRY_PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""After a sandbox that could not be made: what was in the way may have gone. Then demand has to come again."""
+"""After a sandbox that could not be made: what was in the way may have gone."""
+
+RETRY_LAST_S = 60.0
+"""From then on, for as long as the shape is not forgotten."""
 
 TEND_S = 5.0
 """How often to look for what is too much."""
@@ -146,8 +149,12 @@ class WarmPool:
         now = self._clock()
         asked = [at for at in self._asked.get(shape, ()) if now - at <= MEMORY_S]
         peak = max((sum(0 <= at - first < REFILL_S for at in asked) for first in asked), default=0)
-        forgotten = now - self._last_asked.get(shape, now) > FORGOTTEN_S and shape != next(reversed(self._ready), None)
+        forgotten = self._is_forgotten(shape) and shape != next(reversed(self._ready), None)
         return 0 if forgotten else max(floor, min(peak, MOST))
+
+    def _is_forgotten(self, shape: Shape) -> bool:
+        now = self._clock()
+        return now - self._last_asked.get(shape, now) > FORGOTTEN_S
 
     async def tend(self) -> None:
         """Stop those that are too many for what is asked for now."""
@@ -219,26 +226,39 @@ class WarmPool:
                 return
             if not await self._make_room(keep=shape, wanted_bytes=self._sizes.get(shape, 0)):
                 return
-            try:
-                box = await self._make(spec)
-            except WarmcellError as error:
-                log.warning("no sandbox could be prepared for template %s: %s", spec.template, error)
-                pause_s = next(pauses_s, None)
-                if pause_s is None:
+            box = await self._made(spec)
+            if box is None:
+                if self._is_forgotten(shape):
                     return
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(next(pauses_s, RETRY_LAST_S))
                 continue
-            pauses_s = iter(RETRY_PAUSES_S)
             if not box.prepared:
                 log.warning("template %s did not become ready; nothing is kept prepared for it", spec.template)
                 await self._end(box)
                 return
+            pauses_s = iter(RETRY_PAUSES_S)
             self._ready.setdefault(shape, []).append(box)
             self._watchers[box] = self._spawn(self._watch(shape, box))
             self._changed(box)
             self._sizes[shape] = await asyncio.to_thread(self._measure, box)
             if not await self._make_room(keep=shape):
                 return
+
+    async def _made(self, spec: SandboxSpec) -> LiveSandbox | None:
+        """One more, of which the template at least is settled; None where that could not be done now."""
+        try:
+            box = await self._make(spec)
+        except WarmcellError as error:
+            log.warning("no sandbox could be prepared for template %s: %s", spec.template, error)
+            return None
+        except Exception:
+            log.exception("no sandbox could be prepared for template %s", spec.template)
+            return None
+        if not box.ended.is_set():
+            return box
+        log.warning("prepared sandbox %s ended as it was ready", box.info.id)
+        await self._end(box)
+        return None
 
     async def _tend_always(self) -> None:
         while True:

@@ -28,6 +28,9 @@ END_TIMEOUT_S = 60.0
 TEMPLATE_TIMEOUT_S = 600.0
 """A prepared sandbox whose imports take longer is given up."""
 
+SAVE_TIMEOUT_S, WARMUP_TIMEOUT_S = 180.0, 300.0
+"""Saving a template that takes longer is given up: its kernel waits for what does not come. A warm-up comes before."""
+
 
 class Preparing(Registry):
     """Sandboxes, and those that wait for a kernel to be asked for."""
@@ -237,11 +240,36 @@ class Preparing(Registry):
         box = self._new(dataclasses.replace(spec, gpu=None, egress=None), owner=POOL)
         await self._bring_up_prepared(box, template=True)
         try:
+            log.info("template %s has imported, and gets a kernel", spec.template)
             await box.start_kernel(env=read_at_start(spec.env), cwd="")
             box.frontend = self.template_front(box)
-            return (await self.memory.save(box, kind="template", environment=identity)).id
-        finally:
+            try:
+                made = await self._save_template(box, identity)
+            except errors.WarmcellError as error:
+                if box.kernel is None or not box.kernel.alive:
+                    raise
+                log.warning("template %s is tried once more: %s", spec.template, error)
+                made = await self._save_template(box, identity)
+        except BaseException:
             await box.stop()
+            raise
+        try:
+            await box.stop()
+        except errors.WarmcellError as error:  # What was saved is whole, whatever becomes of this one.
+            log.warning("the sandbox of template %s does not end: %s", spec.template, error)
+        return made
+
+    async def _save_template(self, box: LiveSandbox, identity: Mapping[str, str]) -> SnapshotId:
+        log.info("the kernel of template %s is saved", box.spec.template)
+        try:
+            async with asyncio.timeout(SAVE_TIMEOUT_S + (WARMUP_TIMEOUT_S if box.spec.warmup else 0)):
+                return (await self.memory.save(box, kind="template", environment=identity)).id
+        except TimeoutError as error:
+            raise errors.OperationTimeoutError(
+                f"Template {box.spec.template} was not saved within {SAVE_TIMEOUT_S:.0f} s",
+                hint="Kernels start without it; the log says which step took so long.",
+                details={"operation": "save", "timeout": SAVE_TIMEOUT_S},
+            ) from error
 
     async def _bring_up_prepared(self, box: LiveSandbox, *, template: bool = False) -> None:
         """With a fork server that has imported what it is to import; one of its kernels may become a template."""
@@ -311,11 +339,14 @@ class Preparing(Registry):
                     )
                 )
             elif box.info.state not in TERMINAL:  # Else there may be another of its shape soon.
-                if box.info.template is None:
+                if not box.imports:  # Until now it was told of the template that could not be made elsewhere.
                     await box.prepare()
-                await box.wait_template()
+                async with asyncio.timeout(TEMPLATE_TIMEOUT_S):
+                    await box.wait_template()
         except errors.WarmcellError as error:  # it has ended meanwhile; there may be another of its shape soon
             log.debug("sandbox %s was not prepared for a restart: %s", box.info.id, error)
+        except Exception:  # The next one of its shape is wanted all the same.
+            log.exception("sandbox %s was not prepared for a restart", box.info.id)
         failed = box.info.template is not None and box.info.template.state == "failed"
         if not failed and not any(gpu.device_nodes for gpu in box.gpus):
             self._pool.want(

@@ -9,10 +9,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.threads import Threads
 from warmcell.sandbox.guest.supervisor.template import read_at_start
 from warmcell.sandbox.memory import Memory
 from warmcell.sandbox.models import SandboxSpec, SnapshotId, TemplateStatus
@@ -23,21 +27,41 @@ Build = Callable[[SandboxSpec, Mapping[str, str]], Awaitable[SnapshotId]]
 """Makes the template of a spec, with that identity."""
 
 
+LOOKING = Threads("fingerprint", most=64)
+"""For some milliseconds, but an engine of containers that is asked for an image may be stopped."""
+
+LASTING = errors.UnsupportedOperationError
+"""Mostly so for as long as the environment is the same. All else may be otherwise another time."""
+
+RETRY_S, RETRY_MOST_S = 60.0, 3600.0
+"""How long nobody tries again, the first time and at most: each further time twice as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A template that could not be built."""
+
+    times: int = 0
+    until: float = -math.inf
+    """When it may be tried again."""
+
+
 class Templates:
     """Which snapshot is the template of a spec; builds those that are wanted, one after another."""
 
-    def __init__(self, memory: Memory, build: Build) -> None:
+    def __init__(self, memory: Memory, build: Build, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._memory = memory
         self._build = build
         self._building = asyncio.Lock()
-        self._failed: dict[str, errors.WarmcellError] = {}
+        self._failed: dict[str, _Failure] = {}
+        self._clock = clock
 
     async def find(self, spec: SandboxSpec) -> SnapshotId | None:
         """The template that a kernel of this spec can come from now."""
         if not spec.preload:
             return None
         try:
-            return await self._find(await asyncio.to_thread(self._identity, spec))
+            return await self._find(await LOOKING.run(self._identity, spec))
         except errors.WarmcellError as error:
             log.warning("template %s is not looked for: %s", spec.template, error)
             return None
@@ -54,21 +78,36 @@ class Templates:
             return None
         async with self._building:
             try:
-                wanted = await asyncio.to_thread(self._identity, spec)
+                wanted = await LOOKING.run(self._identity, spec)
             except errors.WarmcellError as error:
                 log.warning("template %s cannot be made: %s", spec.template, error)
                 return None
             found = await self._find(wanted)
-            if found is not None or wanted["digest"] in self._failed:
+            if found is not None or self._clock() < self._failed.get(wanted["digest"], _Failure()).until:
                 return found
+            log.info("template %s is built", spec.template)
+            began = self._clock()
             try:
                 made = await self._build(spec, wanted)
-            except errors.WarmcellError as error:
-                log.warning("template %s cannot be kept as a snapshot: %s", spec.template, error)
-                self._failed[wanted["digest"]] = error
+            except Exception as error:  # Whatever it is, kernels start without it.
+                self._note(spec, wanted["digest"], error)
                 return None
+            self._failed.pop(wanted["digest"], None)
+            log.info("template %s is there after %.1f s", spec.template, self._clock() - began)
             await self._replace(made, wanted)
             return made
+
+    def _note(self, spec: SandboxSpec, digest: str, error: Exception) -> None:
+        """Leave it alone for a while."""
+        before = self._failed.get(digest, _Failure()).times
+        pause_s = RETRY_MOST_S if isinstance(error, LASTING) else min(RETRY_S * 2**before, RETRY_MOST_S)
+        self._failed[digest] = _Failure(before + 1, self._clock() + pause_s)
+        known = isinstance(error, errors.WarmcellError)
+        log.warning(
+            "template %s cannot be kept as a snapshot, and is left alone for %.0f s: %s",
+            *(spec.template, pause_s, error if known else repr(error)),
+            exc_info=None if known else error,
+        )
 
     def status(self, template: SnapshotId) -> TemplateStatus | None:
         """What a template has imported."""

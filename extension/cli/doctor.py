@@ -106,7 +106,7 @@ def _keeper(status: Mapping[str, Any] | None) -> str:
 def _row(row: Mapping[str, Any], default: str) -> tuple[str, ...]:
     return (
         f"{row['backend']} (default)" if row["backend"] == default else row["backend"],
-        yes_no(row["ready"]),
+        yes_no(row["ready"]) if row["tried"] or not row["ready"] else "untried",
         row["isolation"],
         yes_no(row["gpu"]),
         row["snapshot"] or "no",
@@ -123,6 +123,8 @@ def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]
         return
     held = [name for name in limits if report.details.get(name, "").startswith("enforced")]
     details = [f"{name} {value}" for name, value in report.details.items() if name not in limits]
+    if report.no_gpus:
+        details.append(f"no GPUs: {report.no_gpus}")
     details.append(f"limits held: {', '.join(held) or 'none'}")
     print(f"{report.name}: {', '.join(details)}")
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
+REHEARSAL_TIMEOUT_S = 20.0
+"""Of each step. One that waits is of no use if it takes longer, and another one is made."""
 WARMUP_TIMEOUT_S = 300.0
 WARMUP = "warm-up"
 """Stands among the modules that failed."""
@@ -120,12 +122,13 @@ async def rehearse(box: LiveSandbox) -> None:
     again = secrets.token_hex(16)
     async with connected(kernel) as client:
         await _subscribed(client)
-        await ask(client, "warmcell_after_restore_request", {"token": token, "clone": True})
+        woken = {"token": token, "clone": True}
+        await ask(client, "warmcell_after_restore_request", woken, timeout_s=REHEARSAL_TIMEOUT_S)
         try:
-            await _first_cell(client)
+            await _first_cell(client, timeout_s=REHEARSAL_TIMEOUT_S)
         except TimeoutError as error:
             raise errors.OperationTimeoutError("A prepared kernel does not answer", hint="Try again.") from error
-        await ask(client, "warmcell_before_snapshot_request", {"token": again})
+        await ask(client, "warmcell_before_snapshot_request", {"token": again}, timeout_s=REHEARSAL_TIMEOUT_S)
     kernel.token = again
 
 
@@ -148,7 +151,9 @@ async def connected(kernel: KernelProcess) -> AsyncIterator[AsyncKernelClient]:
         context.destroy(linger=0)
 
 
-async def ask(client: AsyncKernelClient, kind: str, content: Mapping[str, Any]) -> Mapping[str, Any]:
+async def ask(
+    client: AsyncKernelClient, kind: str, content: Mapping[str, Any], *, timeout_s: float = ANSWER_TIMEOUT_S
+) -> Mapping[str, Any]:
     """A request on its control channel, answered with ok.
 
     Raises:
@@ -158,14 +163,14 @@ async def ask(client: AsyncKernelClient, kind: str, content: Mapping[str, Any]) 
     message = client.session.msg(kind, dict(content))
     client.control_channel.send(message)
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             while True:
                 reply = await client.get_control_msg()
                 if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                     break
     except TimeoutError as error:
         raise errors.OperationTimeoutError(
-            f"The kernel did not answer {kind} within {ANSWER_TIMEOUT_S:.0f} s", hint="Restart the kernel."
+            f"The kernel did not answer {kind} within {timeout_s:.0f} s", hint="Restart the kernel."
         ) from error
     said: Mapping[str, Any] = reply["content"]
     if said.get("status") != "ok":
@@ -188,14 +193,14 @@ async def _subscribed(client: AsyncKernelClient) -> None:
             await client.get_iopub_msg()
 
 
-async def _first_cell(client: AsyncKernelClient) -> None:
+async def _first_cell(client: AsyncKernelClient, *, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
     """Run it to its very end: what is said of it later would be kept for whoever comes next.
 
     Raises:
         TimeoutError: There was no reply.
     """
     msg_id = client.execute(FIRST_CELL, silent=False, store_history=False)
-    await _reply(client, msg_id, timeout_s=ANSWER_TIMEOUT_S)
+    await _reply(client, msg_id, timeout_s=timeout_s)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(IDLE_TIMEOUT_S):
             while True:

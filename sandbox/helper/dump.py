@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, enter, held, program, view
+from warmcell.sandbox.helper import criu, enter, held, parted, program, view
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import lazy
 from warmcell.sandbox.helper.images.errors import ImageError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.program import Program
     from warmcell.sandbox.helper.shelf import Draft, Shelf
 
+PARTED_TIMEOUT_S = 5.0
+"""How long a kernel may take to see that its clients have gone."""
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 REMAPS = "remap-fpath.img"
 """What criu writes of files whose names are gone: some of them get others."""
@@ -119,6 +121,7 @@ def dump(
             held=[guardian.held],
             prepare=lambda: view.make_room(cache),
         )
+        parted.wait(tree.pids(), timeout_s=PARTED_TIMEOUT_S)
         tree.stop()
         stopped_ms = 1e3 * (time.perf_counter() - began)
         guardian.renew()

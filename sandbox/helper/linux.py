@@ -23,6 +23,7 @@ OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 436, 437, 442
+SYS_PIDFD_GETFD = 438
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
@@ -116,6 +117,11 @@ def open_plain(path: str, *, flags: int = os.O_PATH) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     result = _libc.syscall(SYS_OPENAT2, AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     return _checked(result, f"open {path}")
+
+
+def descriptor_of(process: int, fd: int) -> int:
+    """A descriptor of our own for what `fd` is in a process, which is given by a pidfd."""
+    return _checked(_libc.syscall(SYS_PIDFD_GETFD, process, fd, 0), "pidfd_getfd")
 
 
 def close_but(kept: list[int]) -> None:

@@ -9,6 +9,7 @@ from typing import assert_never
 from warmcell.sandbox.backends.docker import building
 from warmcell.sandbox.backends.docker.building import Member
 from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.threads import BUILDS, ENGINE
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell
 from warmcell.sandbox.images.dockerfile import CERTIFICATE, Rendered, render
@@ -20,7 +21,8 @@ DIGEST = "warmcell.image"
 PYTHON = "warmcell.python"
 PYTHON_IMAGE = "python:{version}-slim"
 
-_STEP = re.compile(r"Step (\d+/\d+) : (.*)")
+_STEP = re.compile(r"(?:Step|STEP) (\d+)/(\d+) ?: (.*)")
+"""As Docker says it, and Podman."""
 
 
 class ContainerImageBuilder:
@@ -53,7 +55,7 @@ class ContainerImageBuilder:
 
     async def find(self, digest: str) -> Built | None:
         """The image of that name, if it says itself that it is of this declaration."""
-        found = await asyncio.to_thread(building.find, self._engine, _name(digest))
+        found = await ENGINE.run(building.find, self._engine, _name(digest))
         if found is None or found.labels.get(DIGEST) != digest:
             return None
         return Built(
@@ -62,9 +64,12 @@ class ContainerImageBuilder:
 
     async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
         """Have the engine build it; see the port."""
-        output = Output(tell)
+        output, steps = Output(tell), _Steps()
         if isinstance(image.base, DockerfileBase):
-            base = await self._build(_context(image.base), _PLAIN, output, again=again)
+            # The engine makes a further step of the labels.
+            steps.to_come = 1 + len(render(image, base="", index=self._index).text.splitlines())
+            base = await self._build(_context(image.base), _PLAIN, output, steps, again=again, newer=again)
+            steps.go_on()
         else:
             base = self._base(image)
         made = render(image, base=base, index=self._index)
@@ -72,9 +77,11 @@ class ContainerImageBuilder:
             await asyncio.to_thread(_files, made),
             made,
             output,
+            steps,
             name=_name(image.digest),
             labels={DIGEST: image.digest, PYTHON: made.python, "warmcell.owner": str(os.getuid())},
             again=again,
+            newer=again and not isinstance(image.base, DockerfileBase),  # What was just built no registry knows.
         )
         built = await self.find(image.digest)
         if built is None:
@@ -83,7 +90,7 @@ class ContainerImageBuilder:
 
     async def remove(self, digest: str) -> None:
         """Take its name; the engine removes what nothing else needs."""
-        await asyncio.to_thread(building.remove, self._engine, _name(digest))
+        await ENGINE.run(building.remove, self._engine, _name(digest))
 
     def _base(self, image: Image) -> str:
         match image.base:
@@ -101,8 +108,10 @@ class ContainerImageBuilder:
         files: Mapping[str, Member],
         made: Rendered,
         output: Output,
+        steps: "_Steps",
         *,
         again: bool,
+        newer: bool,
         name: str = "",
         labels: Mapping[str, str] | None = None,
     ) -> str:
@@ -112,12 +121,13 @@ class ContainerImageBuilder:
         def say(line: str) -> None:
             nonlocal step
             found = _STEP.fullmatch(line)
-            step = found[2] if found else step
-            loop.call_soon_threadsafe(output.line, f"[{found[1]}] {found[2]}" if found else line)
+            step = found[3] if found else step
+            told = f"{steps.at(int(found[1]), int(found[2]))} {found[3]}" if found else line
+            loop.call_soon_threadsafe(output.line, told)
 
         build = building.Build(self._engine)
         work = asyncio.ensure_future(
-            asyncio.to_thread(
+            BUILDS.run(
                 build.run,
                 building.context(files),
                 name=name,
@@ -126,6 +136,7 @@ class ContainerImageBuilder:
                 network=self._network,
                 say=say,
                 anew=again,
+                newer=newer,
             )
         )
         try:
@@ -136,6 +147,24 @@ class ContainerImageBuilder:
             raise
         except building.BuildFailedError as error:
             raise output.error(step, error.message, exit_code=error.exit_code) from error
+
+
+class _Steps:
+    """Those of builds that follow each other, counted as those of one."""
+
+    def __init__(self) -> None:
+        self.to_come = 0
+        """In builds that follow."""
+        self._before = self._of = 0
+
+    def at(self, step: int, of: int) -> str:
+        """Where it is, at that step of this build."""
+        self._of = of
+        return f"[{self._before + step}/{self._before + of + self.to_come}]"
+
+    def go_on(self) -> None:
+        """The next build is the last."""
+        self._before, self.to_come = self._of, 0
 
 
 _PLAIN = Rendered(text="", files={}, arguments={}, certificate=None, python="")

@@ -48,3 +48,21 @@ async def test_a_nest_takes_no_promise_away(ordinary_user: OrdinaryUser) -> None
     assert not broken, "\n".join(broken)
     assert process.returncode == 0, stderr.decode()
     assert len(results) >= 60
+
+
+@pytest.mark.user
+@pytest.mark.gvisor
+async def test_a_backend_that_is_roots_alone_refuses_an_ordinary_user(ordinary_user: OrdinaryUser) -> None:
+    """It declares so, says so with its cure, and makes nothing."""
+    process = await asyncio.create_subprocess_exec(
+        *ordinary_user.argv(sys.executable, "-m", "warmcell.sandbox.testing.contract", "gvisor"),
+        *("--only", "an ordinary user"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=dict(ordinary_user.env),
+        cwd="/",
+    )
+    stdout, stderr = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+    (result,) = [json.loads(line) for line in stdout.splitlines()]
+    assert result["ok"], result["why"]
+    assert process.returncode == 0, stderr.decode()

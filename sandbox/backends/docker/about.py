@@ -9,6 +9,9 @@ from warmcell.sandbox.errors import BackendUnavailableError
 OLDEST_API = (1, 41)
 """Of Docker 20.10: the first that gives a container control groups of its own to see."""
 
+TELLS_DEVICES = (1, 50)
+"""Since Docker 28.2 its answer has the devices that it would hand out."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
@@ -63,11 +66,16 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
             "pids": bool(said.get("PidsLimit")),
             "cpu": bool(said.get("CpuCfsQuota")),
         },
-        cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44),
+        cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44) and (found < TELLS_DEVICES or _has_gpus(said)),
         maps_users="name=rootless" in security or "name=userns" in security,
         live_restore=bool(said.get("LiveRestoreEnabled")),
         podman="BuildahVersion" in said,
     )
+
+
+def _has_gpus(said: Mapping[str, Any]) -> bool:
+    """Whether a device of NVIDIA's was discovered: newer engines know the interface also where there is none."""
+    return any(str(one.get("ID", "")).startswith("nvidia.com/gpu") for one in said.get("DiscoveredDevices") or ())
 
 
 def _has_own_kernel(name: str, about: object) -> bool:

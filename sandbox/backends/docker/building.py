@@ -117,6 +117,7 @@ class Build:
         network: str,
         say: Say,
         anew: bool = False,
+        newer: bool = False,
     ) -> str:
         """Build it; its id. It has its name and its labels only once all of it is there.
 
@@ -127,7 +128,8 @@ class Build:
             arguments: Build arguments.
             network: Of its steps: "host", "none".
             say: Gets each line of output, in this thread.
-            anew: Take no step from an earlier build, and look for a newer base.
+            anew: Take no step from an earlier build.
+            newer: Look for a newer base, which has to have a name that a registry knows.
 
         Raises:
             BuildFailedError: A step failed, or the build was stopped.
@@ -146,7 +148,7 @@ class Build:
                 rm=True,
                 forcerm=True,
                 nocache=anew,
-                pull=anew,
+                pull=newer,
                 decode=True,
             )
             try:

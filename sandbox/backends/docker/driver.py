@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from warmcell.sandbox.backends.docker.orphans import remember
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
 from warmcell.sandbox.backends.docker.probe import probe
 from warmcell.sandbox.backends.places import RUN
-from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.backends.threads import ENGINE, in_thread
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
     ConflictError,
@@ -27,6 +28,7 @@ from warmcell.sandbox.errors import (
     NotFoundError,
     SandboxStartError,
     SnapshotCorruptError,
+    WarmcellError,
 )
 from warmcell.sandbox.models import (
     BackendReport,
@@ -37,6 +39,8 @@ from warmcell.sandbox.models import (
     SandboxSpec,
 )
 from warmcell.sandbox.paths import Paths
+
+log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 _NO_LIMIT = "the engine does not limit it here: its `docker info` says why"
@@ -67,6 +71,7 @@ class DockerBackend:
         self.images = Images(self.engine, ours(SandboxId("")))
         self._left: set[str] = set()
         """Containers that are still to be removed, since the engine was away when they ended."""
+        self._clearing: asyncio.Task[None] | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -101,10 +106,12 @@ class DockerBackend:
     ) -> DockerInstance:
         """Bring up a container; see the port."""
         progress("asking the container engine")
-        info = await in_thread(self._meet)
+        info = await ENGINE.run(self._meet)
+        if self._left and (self._clearing is None or self._clearing.done()):
+            self._clearing = asyncio.create_task(ENGINE.run(self._clear_up))
         runtime = self.checked_runtime(info)
         image, python = self._image_of(spec)
-        found = await in_thread(self.images.look_at, image, python, progress)
+        found = await ENGINE.run(self.images.look_at, image, python, progress)
         labels = ours(sandbox_id)
         began_with = -1 if layer is None else await in_thread(_opened, layer)
         try:
@@ -130,23 +137,29 @@ class DockerBackend:
         remains.layer_fd = began_with
         try:
             progress("making a container")
-            await in_thread(_make, remains, prepared)
+            await ENGINE.run(_make, remains, prepared)
             progress("starting the container")
-            container, note = await in_thread(_bring_up, remains, prepared, self._runtime or info.default_runtime)
+            container, note = await ENGINE.run(_bring_up, remains, prepared, self._runtime or info.default_runtime)
             return await _instance(remains, prepared, container, spec, info, note=note)
         except BaseException:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             raise
 
     def _meet(self) -> EngineInfo:
-        """See that the engine answers, and have it remove what it did not when it was away. Blocks."""
+        """See that the engine answers. Blocks."""
         info = self.engine.info()
-        if self._left:
-            for name in list(self._left):
-                self.engine.remove(name)
-                self._left.discard(name)
         remember(self._paths, self.engine.address)
         return info
+
+    def _clear_up(self) -> None:
+        """Have the engine remove what it did not earlier. No start waits for that: it may never do. Blocks."""
+        for name in list(self._left):
+            try:
+                self.engine.remove(name)
+            except WarmcellError as error:
+                log.warning("the container %s is still left: %s", name, error)
+            else:
+                self._left.discard(name)
 
     def _image_of(self, spec: SandboxSpec) -> tuple[str, str]:
         """The image, and the interpreter in it (empty: the first that it has)."""

@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from warmcell.sandbox.errors import (
 
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
+GONE_TIMEOUT_S = 15.0
+"""How long a removal that somebody else has begun may take."""
 TAIL_BYTES = 4096
 _START = "Start it (`systemctl start docker`), or name another one: c.Warmcell.docker_host."
 _INSTALL = "Install it: pip install 'warmcell[docker]'."
@@ -58,7 +59,6 @@ class Engine:
         self._host = host
         self._api = ""
         self._info: EngineInfo | None = None
-        self._lock = threading.Lock()
 
     @property
     def address(self) -> str:
@@ -71,11 +71,11 @@ class Engine:
         Raises:
             BackendUnavailableError: It does not answer, is too old, or is not on this machine.
         """
-        with self._lock:
-            if self._info is None or fresh:
-                with self.client() as client:
-                    self._info = read_info(client.info(), str(client.api_version))
-            return self._info
+        found = self._info
+        if found is None or fresh:  # Nobody waits for another's question, which may take a minute to fail.
+            with self.client() as client:
+                found = self._info = read_info(client.info(), str(client.api_version))
+        return found
 
     def image(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Mapping[str, Any]:
         """What it says of an image.
@@ -177,7 +177,11 @@ class Engine:
         return bytes(told)[-TAIL_BYTES:].decode(errors="replace")
 
     def remove(self, container: str) -> None:
-        """Kill it and remove it with its anonymous volumes. That there is none is no failure."""
+        """Kill it and remove it with its anonymous volumes. That there is none is no failure.
+
+        Raises:
+            OperationTimeoutError: It is still there.
+        """
         with self.client() as client:
             try:
                 client.remove_container(container, force=True, v=True)
@@ -187,7 +191,7 @@ class Engine:
                 if error.status_code != 409:
                     raise
                 with contextlib.suppress(_errors().NotFound):  # Somebody else is removing it.
-                    client.wait(container, condition="removed")
+                    client.wait(container, timeout=GONE_TIMEOUT_S, condition="removed")
 
     def labelled(self, label: str) -> Sequence[Container]:
         """All containers with a label, `NAME` or `NAME=VALUE`, running or not."""

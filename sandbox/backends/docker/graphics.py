@@ -20,15 +20,25 @@ def devices(gpus: Sequence[GpuDevice], info: EngineInfo) -> Mapping[str, Any]:
     uuids = [gpu.uuid for gpu in gpus if not gpu.simulated]
     if not uuids:
         return {}
+    check(info)
+    if "nvidia" in info.runtimes:
+        return {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": uuids, "Capabilities": [list(WHAT_FOR)]}]}
+    return {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={uuid}" for uuid in uuids]}]}
+
+
+def check(info: EngineInfo) -> None:
+    """See that this engine has a way to hand out GPUs.
+
+    Raises:
+        BackendUnavailableError: It has none.
+    """
     if info.podman:
         raise BackendUnavailableError(
             "Podman hands out no GPUs over this API", hint="Use Docker, or the bubblewrap backend."
         )
-    if "nvidia" in info.runtimes:
-        return {"DeviceRequests": [{"Driver": "nvidia", "DeviceIDs": uuids, "Capabilities": [list(WHAT_FOR)]}]}
-    if info.cdi:
-        return {"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={uuid}" for uuid in uuids]}]}
-    raise BackendUnavailableError(
-        "The container engine cannot hand out GPUs",
-        hint="Install the NVIDIA Container Toolkit, 1.17.8 or newer: `nvidia-ctk runtime configure`, then restart it.",
-    )
+    if "nvidia" not in info.runtimes and not info.cdi:
+        raise BackendUnavailableError(
+            "The container engine cannot hand out GPUs",
+            hint="Install the NVIDIA Container Toolkit, 1.17.8 or newer: `nvidia-ctk runtime configure`, then restart "
+            "the engine.",
+        )

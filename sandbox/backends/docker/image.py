@@ -20,6 +20,8 @@ from warmcell.sandbox.errors import (
 
 OLDEST_PYTHON = (3, 9)
 CHECK_TIMEOUT_S = 60.0
+OPEN_FILES = 65_536
+"""Of each process: engines give a million and more, up to which some programs count when they start another one."""
 NAME_TIMEOUT_S = 3.0
 """Kernels that need nothing of the engine wait for that."""
 CHECK = """
@@ -37,7 +39,7 @@ def filled(path):
     except OSError:  # It is not for this user to see.
         return True
 print(json.dumps({"python": sys.executable, "version": list(sys.version_info[:2]), "lacks": lacks,
-    "user_site": sys.prefix == sys.base_prefix,
+    "user_site": sys.base_prefix in site.PREFIXES,
     "volumes": {path: os.path.realpath(path) for path in sys.argv[1:]},
     "filled": [path for path in sys.argv[1:] if filled(path)],
     "links": [path for path in ("/tmp", "/home", "/run", "/dev", "/var") if os.path.islink(path)]}))
@@ -64,9 +66,10 @@ class Image:
 
 def ulimits(*, podman: bool) -> Sequence[Mapping[str, Any]]:
     """Limits of each process in a container, as the engine's API takes them."""
-    made = [("core", 0, 0)]
-    if podman:  # It would ask for a million of each, which not every root may give: those that this process has, then.
-        made.append(("nofile", *resource.getrlimit(resource.RLIMIT_NOFILE)))
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = OPEN_FILES if files < 0 else min(OPEN_FILES, files)  # Not every root may give more than it has.
+    made = [("core", 0, 0), ("nofile", files, files)]
+    if podman:  # It would ask for a million, which not every root may give: those that this process has, then.
         most = int(Path("/proc/sys/kernel/pid_max").read_text())
         soft, hard = (most if one < 0 else min(one, most) for one in resource.getrlimit(resource.RLIMIT_NPROC))
         made.append(("nproc", soft, hard))
@@ -87,6 +90,7 @@ class Images:
         self._labels = labels
         self._known: dict[tuple[str, str], Image] = {}
         self._called: dict[str, str] = {}
+        self._looking: dict[tuple[str, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def look_at(self, name: str, python: str, progress: Callable[[str], None] = lambda detail: None) -> Image:
@@ -108,6 +112,8 @@ class Images:
         said = self._engine.image(name)
         key = (str(said["Id"]), python)
         with self._lock:
+            alone = self._looking.setdefault(key, threading.Lock())
+        with alone:  # Others need not wait for this image.
             known = self._known.get(key)
             if known is None:
                 progress("looking at the image")

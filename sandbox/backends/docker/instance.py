@@ -16,7 +16,7 @@ from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
-from warmcell.sandbox.backends.threads import in_thread
+from warmcell.sandbox.backends.threads import ENGINE, in_thread
 from warmcell.sandbox.errors import ConflictError, NotFoundError, OperationTimeoutError, WarmcellError
 from warmcell.sandbox.models import LimitStatus
 
@@ -71,7 +71,7 @@ class Remains:
         self.init_fd = self.root_fd = self.run_fd = self.layer_fd = -1
         await in_thread(self._remove_files, handles)
         try:
-            await in_thread(self._remove_container)
+            await ENGINE.run(self._remove_container)
         except WarmcellError as error:
             self._left.add(self.name)
             log.warning("the container %s is left to be removed later: %s", self.name, error)
@@ -191,7 +191,7 @@ class DockerInstance:
             await ended(handle, None)
         finally:
             os.close(handle)
-        return await in_thread(self._ask)
+        return await ENGINE.run(self._ask)
 
     def _ask(self) -> ExitInfo:
         """How it ended, as the engine knows it. Blocks."""

@@ -1,11 +1,14 @@
 """Containers whose keeper is gone: unlike other sandboxes they outlive it."""
 
 import contextlib
+import logging
 
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.docker.labels import SANDBOX, is_orphan
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.paths import Paths
+
+log = logging.getLogger(__name__)
 
 NAME = "engines"
 """File in the state directory: addresses of the engines that keepers of this user have used, a line each."""
@@ -29,8 +32,13 @@ def remove_orphans(paths: Paths) -> list[str]:
         engine = Engine(address)
         with contextlib.suppress(WarmcellError):
             for container in engine.labelled(SANDBOX):
-                if is_orphan(container.labels):
+                if not is_orphan(container.labels):
+                    continue
+                try:
                     engine.remove(container.id)
+                except WarmcellError as error:  # The others go all the same.
+                    log.warning("the container %s cannot be removed: %s", container.name, error)
+                else:
                     removed.append(f"container {container.name}")
     return removed
 

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
+from warmcell.sandbox.backends.docker import graphics
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.threads import ENGINE
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
 
@@ -30,16 +32,17 @@ async def probe(
         check: Raises `WarmcellError` where an engine that says this of itself is of no use.
     """
     details = {"engine": engine.address}
-    why, hint = "", ""
+    why, hint, no_gpus = "", "", ""
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            info = await asyncio.to_thread(engine.info, fresh=True)
+            info = await ENGINE.run(engine.info, fresh=True)
             details |= {
                 "version": f"{info.version}, API {info.api[0]}.{info.api[1]}",
                 "runtimes": ", ".join(sorted(info.runtimes)),
                 "storage": info.driver,
                 "after a restart of the engine": "sandboxes stay" if info.live_restore else "sandboxes have ended",
             }
+            no_gpus = _why_no_gpus(info)
             check(info)
             details |= await _try(backend) if image else {"tried": NOT_TRIED}
     except WarmcellError as error:
@@ -47,8 +50,23 @@ async def probe(
     except Exception as error:  # A probe tells what is wrong; it must not fail itself.
         why, hint = f"{type(error).__name__}: {error}", "Report this: it is not a known lack."
     return BackendReport(
-        name=backend.name, ready=not why, capabilities=backend.capabilities, why_not=why, hint=hint, details=details
+        name=backend.name,
+        ready=not why,
+        capabilities=backend.capabilities,
+        why_not=why,
+        hint=hint,
+        details=details,
+        tried=bool(image),
+        no_gpus=no_gpus,
     )
+
+
+def _why_no_gpus(info: EngineInfo) -> str:
+    try:
+        graphics.check(info)
+    except WarmcellError as error:
+        return f"{error.message}. {error.hint}"
+    return ""
 
 
 async def _try(backend: SandboxBackend) -> Mapping[str, str]:

@@ -143,9 +143,20 @@ class Publisher(IOPubThread):
 
     def let_go(self) -> None:
         """In its thread: what was kept goes out, now or as soon as somebody is subscribed."""
+        self._hear()
         if self._subscriptions > 0 or not self.hears_subscriptions:
-            self._holding = False
-            self._send_kept()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._holding = False
+        self._send_kept()
+
+    def _hear(self) -> None:
+        """Take note of who has come and gone. Where it was saved meanwhile nothing may wake it for them, and whoever
+        listened to the one that was saved is no longer there.
+        """
+        with contextlib.suppress(AttributeError, zmq.ZMQError):  # There is none, or it is closed.
+            self._xpub_stream.flush(zmq.POLLIN)
 
     def _handle_subscription(self, frames: Any) -> None:
         with contextlib.suppress(zmq.Again):
@@ -153,7 +164,7 @@ class Publisher(IOPubThread):
         for frame in frames:
             self._subscriptions = max(0, self._subscriptions + (1 if frame[:1] == b"\x01" else -1))
             if frame[:1] == b"\x01":
-                self.let_go()
+                self._go_on()
 
     def _really_send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         if self.closed or not super()._is_master_process():  # type: ignore[no-untyped-call]
@@ -161,9 +172,9 @@ class Publisher(IOPubThread):
         elif self._kept or self._holding:
             if self._holding and _is_about_saving(msg):
                 super()._really_send(msg, *args, **kwargs)  # type: ignore[no-untyped-call]
-                self._look_for_subscriptions()
             else:
                 self._kept.add(msg)
+            self._look_for_subscriptions()
         elif not self._sent(msg, **kwargs):
             self._kept.add(msg)
             self._try_later()

@@ -1,11 +1,21 @@
 """What is asked for and refused."""
 
 import asyncio
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
-from warmcell.sandbox.models import GpuDevice, Mount, Network, Workspace
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    InvalidRequestError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+from warmcell.sandbox.models import EngineReport, GpuDevice, Mount, Network, Workspace
+from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.testing.contract.subject import Register, Subject, expect
 
 check = Register()
@@ -73,6 +83,55 @@ async def a_network_that_it_has_not_is_refused_before_anything_is_made(subject: 
 async def gpus_that_it_cannot_give_are_refused_before_anything_is_made(subject: Subject) -> None:
     gpu = GpuDevice(uuid="GPU-1", index=0, name="A100", memory_total_bytes=1, device_nodes=("/dev/null",))
     await unsupported(subject, gpus=(gpu,))
+
+
+@check(needs=lambda subject: not subject.backend.capabilities.rootless and os.getuid() != 0)
+async def an_ordinary_user_is_refused_before_anything_is_made(subject: Subject) -> None:
+    report = await subject.backend.probe()
+    expect(not report.ready and report.why_not and report.hint, f"the report says {report}")
+    place = subject.place()
+    try:
+        instance = await subject.create(place=place)
+    except BackendUnavailableError as error:
+        subject.nothing_is_left(*place)
+        expect(error.hint, f"{error.message!r} names no cure")
+        return
+    await instance.stop()
+    raise AssertionError("it was accepted")
+
+
+@check(needs=lambda subject: not subject.backend.capabilities.memory_engines)
+async def memory_that_cannot_be_saved_is_refused_though_the_machine_could(subject: Subject) -> None:
+    engine: Any = _Engine()
+    store = SnapshotStore(subject.folder("snapshots"))
+    memory = Saved(engine=engine, store=store, backend_of=lambda spec: subject.backend, paths=Paths.default())
+    await memory.open()
+    try:
+        await memory.check(subject.spec())
+    except UnsupportedOperationError as error:
+        expect(subject.backend.name in error.message, f"{error.message!r} does not name the backend")
+        expect(error.hint, f"{error.message!r} names no cure")
+        return
+    finally:
+        await memory.close()
+    raise AssertionError("it would be tried")
+
+
+class _Engine:
+    """One that works here, as far as anybody asks it before something is saved."""
+
+    name = "criu"
+
+    async def probe(self) -> EngineReport:
+        """It is ready."""
+        return EngineReport(name=self.name, ready=True)
+
+    async def images(self) -> Sequence[object]:
+        """None."""
+        return ()
+
+    async def close(self) -> None:
+        """It has nothing."""
 
 
 @check()

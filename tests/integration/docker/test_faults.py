@@ -35,6 +35,13 @@ async def killed(engine: Dockerd) -> None:
     await asyncio.to_thread(engine.kill)
 
 
+async def only(engine: Dockerd, *names: str) -> None:
+    """Wait until there are no other containers: what was left is removed beside a start."""
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(containers, engine) != [*names]:
+            pass
+
+
 def containers(engine: Dockerd) -> list[str]:
     return [one.name for one in engine.engine.labelled(SANDBOX)]
 
@@ -53,7 +60,7 @@ async def test_a_sandbox_works_on_while_its_engine_is_gone(mortal: Dockerd, plac
         assert "docker" in failed.value.hint
         await restarted(mortal)
         async with subject.box() as other:
-            assert await asyncio.to_thread(containers, mortal) == [container_name(SandboxId(other.directory.name))]
+            await only(mortal, container_name(SandboxId(other.directory.name)))
 
 
 async def test_an_end_by_an_engine_that_comes_back_is_told(mortal: Dockerd, places: Places) -> None:
@@ -110,7 +117,7 @@ async def test_an_engine_that_is_killed_while_a_sandbox_starts_leaves_nothing(
     subject.nothing_is_left(*place)
     await restarted(mortal)
     await (await subject.create()).stop()
-    assert await asyncio.to_thread(containers, mortal) == []
+    await only(mortal)
     mortal.end_unstarted()
 
 

@@ -7,13 +7,17 @@ import sys
 
 import pytest
 
-from tests.engines import Dockerd
+from tests.engines import IMAGE, Dockerd
 from tests.integration.docker.boxes import paths_of, subject_of
 from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.extension.cleaning import Cleaning
+from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.docker.labels import KEEPER, OWNER, SANDBOX, is_orphan, ours
+from warmcell.sandbox.backends.docker.orphans import remove_orphans
 from warmcell.sandbox.backends.leftovers import clean_leftovers
+from warmcell.sandbox.errors import OperationTimeoutError
 from warmcell.sandbox.models import SandboxId
 
 pytestmark = pytest.mark.docker
@@ -49,6 +53,37 @@ async def test_a_container_whose_keeper_was_killed_is_removed(docker: Dockerd, p
             os.kill(pid, 0)
         assert await mine.says("echo alive") == "alive"
         assert len(await asyncio.to_thread(docker.engine.labelled, SANDBOX)) == 1
+
+
+async def test_a_container_that_cannot_be_removed_keeps_no_other(
+    docker: Dockerd, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those of keepers that were killed, nor a start, which does not wait for what an earlier one has left."""
+    paths = paths_of(places).make()
+    gone = {**ours(SandboxId("x")), KEEPER: ours(SandboxId("x"))[KEEPER] + "0"}
+    for name in ("warmcell-stuck", "warmcell-left", "warmcell-also"):
+        await asyncio.to_thread(docker.engine.create, name, {"Image": IMAGE, "Cmd": ["true"], "Labels": gone})
+    really = Engine.remove
+
+    def remove(engine: Engine, container: str) -> None:
+        if container in (stuck, "warmcell-stuck"):
+            raise OperationTimeoutError("it is being removed")
+        really(engine, container)
+
+    made = await asyncio.to_thread(docker.engine.labelled, SANDBOX)
+    (stuck,) = (one.id for one in made if one.name == "warmcell-stuck")
+    subject = subject_of(places, docker)
+    assert isinstance(subject.backend, DockerBackend)
+    subject.backend._left |= {"warmcell-stuck", "warmcell-also"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "remove", remove)
+        async with subject.box() as box:
+            assert await box.says("echo up") == "up"
+        assert subject.backend._clearing is not None
+        await subject.backend._clearing
+        assert subject.backend._left == {"warmcell-stuck"}
+        assert await asyncio.to_thread(remove_orphans, paths) == ["container warmcell-left"]
+    assert await asyncio.to_thread(remove_orphans, paths) == ["container warmcell-stuck"]
 
 
 async def test_leftovers_are_removed_without_the_engine_as_well(docker: Dockerd, places: Places) -> None:

@@ -26,6 +26,22 @@ from warmcell.sandbox.paths import Paths
 pytestmark = pytest.mark.docker
 
 PLAIN = Image.python("3.11", kernel=False)
+INSTALL = """
+import os, subprocess, sys, zipfile
+with zipfile.ZipFile("/tmp/late-1.0-py3-none-any.whl", "w") as wheel:
+    for name, text in (
+        ("late.py", "value = 42"),
+        ("late-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: late\\nVersion: 1.0\\n"),
+        ("late-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"),
+        ("late-1.0.dist-info/RECORD", ""),
+    ):
+        wheel.writestr(name, text)
+said = subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", wheel.filename], capture_output=True)
+assert said.returncode == 0, said.stderr
+import late
+print(late.value)
+"""
+"""pip in a sandbox, whose packages a process sees that was there before, as a template's kernels were."""
 NASTY = 'it\'s "quoted" $HOME `id` \\n \\ #no <<EOF é'
 
 
@@ -102,6 +118,7 @@ async def test_what_is_there_is_had_without_an_index(docker: Dockerd, served: Pr
     assert (spec.image, spec.python) == (first.reference, PYTHON)
     try:
         assert await run_in(docker, places, spec, f"import {PACKAGE} as p; print(p.version)") == "1.0"
+        assert await run_in(docker, places, spec, INSTALL) == "42"
         docker.docker("create", "--name", "holds-it", first.reference, "true")
         with pytest.raises(ConflictError):
             await cache.remove("tiny")
@@ -183,6 +200,20 @@ async def test_a_dockerfile_with_its_files_and_steps_above_it(docker: Dockerd, t
         assert shown.split() == ["tool", "Dockerfile", "link", "tool", "1", "2"]
     finally:
         await building.remove(image.digest)
+
+
+async def test_a_dockerfile_is_built_again_with_no_step_of_the_first_time(docker: Dockerd, tmp_path: Path) -> None:
+    """What lies above it begins with what was just built, for which no registry is asked."""
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /made\n")
+    image = Image.from_dockerfile(tmp_path / "Dockerfile", context_dir=tmp_path).env(B="2")
+    building = builder(docker)
+    try:
+        first = await building.build(image, tell=lambda line: None)
+        again = await building.build(image, tell=lambda line: None, again=True)
+        assert again.reference != first.reference
+    finally:
+        await building.remove(image.digest)
+        docker.docker("image", "prune", "--force")
 
 
 async def test_a_base_that_nobody_has_is_named(docker: Dockerd) -> None:

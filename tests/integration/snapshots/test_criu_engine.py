@@ -438,6 +438,34 @@ async def test_what_cannot_be_saved_is_named(boxes: Boxes) -> None:
     assert leftovers(boxes) == []
 
 
+SLOW = """
+import socket, threading
+door = socket.socket(socket.AF_UNIX)
+door.bind("/run/warmcell/door")
+door.listen()
+def serve():
+    served, _ = door.accept()
+    served.send(b".")
+    served.recv(1)
+    time.sleep(0.5)
+    served.close()
+threading.Thread(target=serve).start()
+"""
+"""It sees only after a while that its client has gone."""
+
+
+@ON_EACH
+async def test_a_client_that_has_just_left_is_in_nobodys_way(boxes: Boxes) -> None:
+    """It is waited for until what is to be saved has seen that, as a kernel on a busy machine does late."""
+    source = await boxes.running(before=SLOW)
+    reader, writer = await asyncio.open_unix_connection(source.instance.run_directory / "door")
+    assert await reader.read(1) == b"."
+    writer.close()
+    await writer.wait_closed()
+    await boxes.dump(source, FIRST)
+    await source.goes_on(past=await source.count() + 3)
+
+
 def processes_named(name: str) -> list[int]:
     """Host pids of the processes below this one that are called so, or were started under this name."""
     found: list[int] = []

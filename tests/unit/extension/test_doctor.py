@@ -1,12 +1,14 @@
 """What doctor makes of what it is told."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from warmcell.extension import doctor, machine
+from warmcell.extension.cli.doctor import _row
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.gpus.cuda_parking import CudaParking
 from warmcell.sandbox.gpus.leases import LeaseDirectory
@@ -202,7 +204,7 @@ async def test_each_backend_is_told_in_a_line() -> None:
     columns = ("backend", "ready", "isolation", "gpu", "snapshot", "fork", "rootless", "why_not")
     assert [tuple(row[name] for name in columns) for row in told["table"]] == [
         ("bubblewrap", True, "namespaces", True, "criu", True, True, ""),
-        ("docker", False, "namespaces", True, "", False, True, "bwrap is missing"),
+        ("docker", False, "namespaces", False, "", False, True, "bwrap is missing"),
         ("gvisor", True, "own kernel", False, "", False, False, ""),
         ("process", True, "none", True, "", False, True, ""),
     ]
@@ -223,3 +225,12 @@ async def test_what_is_chosen_is_told_with_its_reason() -> None:
     told = await look(Told("process", isolated=False), configured="process")
     assert told["default_backend"] == "process"
     assert {choice["why"] for choice in told["chosen"].values()} == {"c.Warmcell.backend says so"}
+
+
+async def test_what_a_backend_could_elsewhere_is_not_told_of_this_machine() -> None:
+    """No GPU where its engine hands out none, and not "yes" where no sandbox was tried."""
+    docker = Told("docker")
+    docker.report = dataclasses.replace(docker.report, tried=False, no_gpus="The container engine cannot hand out GPUs")
+    shown = {one["backend"]: _row(one, "") for one in (await look(Told("bubblewrap"), docker))["table"]}
+    assert shown["bubblewrap"][1:4] == ("yes", "namespaces", "yes")
+    assert shown["docker"][1:4] == ("untried", "namespaces", "no")

@@ -242,29 +242,53 @@ async def test_a_start_whose_end_is_never_told_is_waited_for_once(monkeypatch: p
             await starts.quiet()
 
 
+@pytest.mark.parametrize("error", [SandboxStartError("not now"), RuntimeError("it did not get ready")])
 async def test_one_that_could_not_be_made_is_tried_again(
-    pool_of: Pool, service: SandboxService, monkeypatch: pytest.MonkeyPatch
+    pool_of: Pool, service: SandboxService, clock: Clock, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """What was in the way may have gone; what fails for good is not tried for ever."""
+    """What was in the way may have gone, whatever it was; what nobody asks for any more is not tried for ever."""
     monkeypatch.setattr("warmcell.sandbox.pool.RETRY_PAUSES_S", (0.001, 0.001))
+    monkeypatch.setattr("warmcell.sandbox.pool.RETRY_LAST_S", 0.001)
     pool = pool_of()
-    failures = iter(range(2))
+    failures = iter(range(7))
     tries = 0
 
     async def make(asked: SandboxSpec) -> LiveSandbox:
         nonlocal tries
         tries += 1
         if next(failures, None) is not None:
-            raise SandboxStartError("not now")
+            raise error
         return await service._prepare(asked)
 
     monkeypatch.setattr(pool, "_make", make)
     await filled(pool, spec())
-    assert (len(pool.prepared()), tries) == (1, 3)
+    assert (len(pool.prepared()), tries) == (1, 8)
     failures = iter(range(9))
     await take(pool, spec())
+    pool.want(spec())
+    clock.now += FORGOTTEN_S + 1
+    await filled(pool)
+    assert (len(pool.prepared()), tries) == (0, 9)
+
+
+async def test_one_that_dies_as_it_is_ready_is_replaced(
+    pool_of: Pool, service: SandboxService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to ask for another one."""
+    monkeypatch.setattr("warmcell.sandbox.pool.RETRY_PAUSES_S", (0.001,))
+    pool = pool_of()
+    made: list[LiveSandbox] = []
+
+    async def make(asked: SandboxSpec) -> LiveSandbox:
+        made.append(await service._prepare(asked))
+        if len(made) == 1:
+            await made[0].stop()
+        return made[-1]
+
+    monkeypatch.setattr(pool, "_make", make)
     await filled(pool, spec())
-    assert (len(pool.prepared()), tries) == (0, 6)
+    assert pool.prepared() == made[1:]
+    assert len(made) == 2
 
 
 async def test_one_that_is_taken_as_soon_as_enough_wait_is_replaced(pool_of: Pool) -> None:

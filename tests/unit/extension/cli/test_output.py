@@ -1,9 +1,12 @@
 """Tables, spans of time, and errors on a terminal."""
 
 import json
+import os
+import sys
 
 import pytest
 
+from warmcell.extension.cli.images import BuildProgress
 from warmcell.extension.cli.output import duration, print_table, tell_error
 from warmcell.sandbox.errors import NoGpuAvailableError
 
@@ -31,3 +34,29 @@ def test_an_error_is_message_and_cure(capsys: pytest.CaptureFixture[str]) -> Non
     assert (plain.out, plain.err) == ("", "warmcell: All are in use\n  cure: Wait.\n")
     tell_error(error, as_json=True)
     assert json.loads(capsys.readouterr().out)["error"] == error.to_json()
+
+
+def test_a_build_on_a_terminal_is_one_bar_that_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written over from step to step, says nothing of what steps print, and leaves the line empty."""
+    ours, theirs = os.openpty()
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with BuildProgress(verbose=False) as progress:
+            for line in ("[1/2] FROM base", "what it prints", "[2/2] RUN true"):
+                progress.line(line)
+        shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    first, second, end = shown.split("\x1b[K")[:-1]
+    assert first.startswith("\r[ ")
+    assert first.endswith("] 0/2 FROM base")
+    assert second.startswith("\r[###")
+    assert second.endswith("] 1/2 RUN true")
+    assert end == "\r"
+
+
+def test_a_build_that_nobody_watches_is_a_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a log."""
+    with BuildProgress(verbose=False) as progress:
+        for line in ("[1/2] FROM base", "what it prints", "[2/2] RUN true"):
+            progress.line(line)
+    assert capsys.readouterr().err == "[1/2] FROM base\n[2/2] RUN true\n"

@@ -1,5 +1,6 @@
 """What is asked of an engine of containers, without one."""
 
+import resource
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,33 @@ def test_without_nvidias_runtime_devices_are_named_as_the_interface_does() -> No
     """Engines that know the Container Device Interface need no runtime of NVIDIA's."""
     (asked,) = devices([gpu("GPU-1")], info(cdi=True))["DeviceRequests"]
     assert asked == {"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-1"]}
+
+
+@pytest.mark.parametrize(
+    ("api", "found", "gives"),
+    [
+        ("1.43", [], False),
+        ("1.44", [], True),
+        ("1.50", [], False),
+        ("1.50", [{"Source": "cdi", "ID": "vendor.com/net=0"}], False),
+        ("1.50", [{"Source": "cdi", "ID": "nvidia.com/gpu=all"}], True),
+    ],
+)
+def test_an_engine_that_knows_the_interface_has_gpus_only_where_it_has_found_some(
+    api: str, found: list[Mapping[str, str]], gives: bool
+) -> None:
+    """Newer ones know it also on machines without a GPU, and say what they have."""
+    said = {"ServerVersion": "28", "Runtimes": {"runc": {}}, "CDISpecDirs": ["/etc/cdi"], "DiscoveredDevices": found}
+    assert read_info(said, api).cdi is gives
+
+
+@pytest.mark.parametrize("podman", [False, True])
+def test_no_process_has_more_files_than_it_can_count(tmp_path: Path, podman: bool) -> None:
+    """Engines allow a million, and not every root may; less than a notebook needs it never is."""
+    made = planned(tmp_path, replace(info(), podman=podman)).config["HostConfig"]["Ulimits"]
+    (files,) = (one for one in made if one["Name"] == "nofile")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert files["Soft"] == files["Hard"] == min(65_536, hard if hard >= 0 else 65_536)
 
 
 def test_simulated_gpus_and_none_ask_for_nothing() -> None:

@@ -31,6 +31,37 @@ def publisher(tmp_path: Path) -> Iterator[Publisher]:
         context.destroy(linger=0)
 
 
+def test_who_has_left_unheard_is_not_taken_for_a_listener(publisher: Publisher, tmp_path: Path) -> None:
+    """As in a kernel that was saved with somebody subscribed: what it says waits for whoever listens next."""
+    with zmq.Context() as context:
+        before = context.socket(zmq.SUB)
+        before.subscribe(b"")
+        before.connect(f"ipc://{tmp_path}/iopub")
+        assert before.poll(TIMEOUT_MS)
+        let_go = threading.Event()
+
+        def come_back() -> None:
+            """All in the publisher's thread, so that nothing wakes it for the one that has left."""
+            publisher.hold()
+            before.close(linger=0)
+            publisher.socket.poll(TIMEOUT_MS)
+            publisher._really_send(SESSION.serialize(SESSION.msg("status", {"execution_state": "idle"})))
+            publisher.let_go()
+            let_go.set()
+
+        publisher.schedule(come_back)
+        assert let_go.wait(TIMEOUT_MS / 1000)
+        with context.socket(zmq.SUB) as after:
+            after.linger = 0
+            after.subscribe(b"")
+            after.connect(f"ipc://{tmp_path}/iopub")
+            kinds = []
+            while "status" not in kinds:
+                assert after.poll(TIMEOUT_MS)
+                _, frames = SESSION.feed_identities(after.recv_multipart())
+                kinds.append(str(SESSION.deserialize(frames)["msg_type"]))
+
+
 def test_a_subscription_that_comes_while_it_publishes_is_heard(publisher: Publisher, tmp_path: Path) -> None:
     """libzmq wakes the thread once for a subscription, and sending uses that up; the welcome comes all the same."""
     publishing, heard = threading.Event(), threading.Event()
