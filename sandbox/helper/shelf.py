@@ -41,6 +41,7 @@ YOUNG_S = 2.0
 """A directory that was made, or has taken its place, so lately may not be locked yet by whoever made it."""
 
 LOCK_WAIT_S = 30.0
+SETTLE_WAIT_S = 600.0
 
 
 class Shelf:
@@ -147,6 +148,25 @@ class Shelf:
                 if about["finished"] is None and about["boot_id"] == boot_id():
                     fcntl.flock(fd, fcntl.LOCK_SH)
                     _finish(self, path, fd, about)
+
+    def settle(self, image: str) -> None:
+        """Return when all of an image is on disk, so that it outlives a loss of power.
+
+        Raises:
+            HelperError: There is none, the machine stopped before it was there, or it takes too long.
+        """
+        path = self.place(image)
+        try:
+            with locked(path, exclusive=True, wait_s=SETTLE_WAIT_S) as fd:  # Who makes it has the lock until then.
+                about = self.seals.read(f"{path}/{ABOUT}")
+                if about["finished"] is None:
+                    _check_boot(about["boot_id"])
+                    fcntl.flock(fd, fcntl.LOCK_SH)
+                    _finish(self, path, fd, about)
+        except FileNotFoundError:
+            raise not_found(image) from None
+        except BlockingIOError:
+            raise HelperError("timeout", "The image is not on disk yet", details={"timeout": SETTLE_WAIT_S}) from None
 
     def place(self, image: str) -> str:
         """Where an image of this id is.
@@ -282,8 +302,7 @@ class Image:
 
     def _verify_plain(self) -> None:
         if self.about["finished"] is None:
-            if self.about["boot_id"] != boot_id():
-                raise corrupt("the machine stopped before all of it was on disk")
+            _check_boot(self.about["boot_id"])
             return
         changed = False
         for name in self.about["plain"]:
@@ -304,6 +323,12 @@ class Image:
     def close(self) -> None:
         """Let it be dropped again."""
         os.close(self.fd)
+
+
+def _check_boot(written: str) -> None:
+    """Of an image whose checksums are not known: only the machine's present run has all of it for certain."""
+    if written != boot_id():
+        raise corrupt("the machine stopped before all of it was on disk")
 
 
 def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:

@@ -124,6 +124,14 @@ class SnapshotEngine(Protocol):
             SnapshotCorruptError: The image is not what was written.
         """
 
+    async def settle(self, image: SnapshotId) -> None:
+        """Wait until all of an image is on the disk, so that it outlives a loss of power.
+
+        Raises:
+            SnapshotNotFoundError: There is no such image.
+            SnapshotCorruptError: The machine stopped before that, and the image is of no use.
+        """
+
     async def images(self) -> list[ImageInfo]:
         """What it holds for this user."""
 

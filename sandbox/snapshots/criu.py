@@ -39,6 +39,7 @@ SYSTEM_SOCKET = Path("/run/warmcell-helper/helper.sock")
 SOCKET_VARIABLE = "WARMCELL_HELPER_SOCKET"
 QUICK_TIMEOUT_S, DUMP_TIMEOUT_S, RESTORE_TIMEOUT_S = 60.0, 900.0, 330.0
 CLOSE_TIMEOUT_S = 150.0
+SETTLE_TIMEOUT_S = 660.0
 LINE_MAX_BYTES = 1 << 20
 INSTALL = "Let root run `warmcell helper install`, once for the machine."
 
@@ -289,6 +290,10 @@ class CriuEngine:
         """See the port."""
         said = await self._ask({"op": "populate", "image": image})
         return int(said["bytes"])
+
+    async def settle(self, image: SnapshotId) -> None:
+        """See the port."""
+        await self._ask({"op": "settle", "image": image}, timeout_s=SETTLE_TIMEOUT_S)
 
     async def images(self) -> list[ImageInfo]:
         """See the port."""
