@@ -254,4 +254,5 @@ class Helper:
         conversation.say({"ok": True, **answer})
 
     def _verify(self, conversation: Conversation) -> None:
+        os.nice(BACKGROUND_NICE)
         conversation.say({"ok": True, **carrying.verify(self._shelf(conversation), image=conversation.text("image"))})

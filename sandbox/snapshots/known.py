@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from warmcell.sandbox.errors import ConflictError, SnapshotNotFoundError, from_json
+from warmcell.sandbox.errors import ConflictError, SnapshotCorruptError, SnapshotNotFoundError, from_json
 from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo
 from warmcell.sandbox.snapshots import lookup
 from warmcell.sandbox.snapshots.directory import Unreadable
@@ -62,6 +62,8 @@ class Known:
         self.quota_bytes = quota_bytes
         self.ttl_s = ttl_s
         self.on_removed = on_removed
+        self.damaged: dict[SnapshotId, SnapshotCorruptError] = {}
+        """Those that were read whole and are not what was written; see `Verifier`."""
         self._clock = clock
         self._entries: dict[SnapshotId, Entry] = {}
         self._unreadable: dict[SnapshotId, Unreadable] = {}

@@ -81,6 +81,7 @@ class Removing(Known):
         async with entry.lock:
             try:
                 await self._discard(snapshot_id)
+                self.damaged.pop(snapshot_id, None)
             except WarmcellError:
                 self._entries[snapshot_id] = entry
                 raise
