@@ -52,6 +52,7 @@ class Saved:
         self._trying: asyncio.Task[EngineReport] | None = None
         self._tried_at = 0.0
         store.on_removed = self.image_dropped
+        store.remeasure = self.remeasure
 
     async def open(self) -> None:
         """Read what the store has, and begin to try the engine."""
@@ -164,7 +165,9 @@ class Saved:
         if self._engine is None or not (await self.report()).ready:
             return
         known = {info.id: info.image_bytes for info in self.store.infos()}
-        for image in await self._engine.images():
+        images = await self._engine.images()
+        self.store.shared = {image.id: image.shared_bytes for image in images}
+        for image in images:
             if known.get(image.id, image.image_bytes) != image.image_bytes:
                 await self.store.amend(image.id, image_bytes=image.image_bytes)
 

@@ -87,7 +87,7 @@ class Shelf:
         return found
 
     def images(self) -> list[dict[str, object]]:
-        """Id, bytes and time of each that is of this store."""
+        """Id, bytes and time of each that is of this store; `shared` is its part of memory that others have as well."""
         listed: list[dict[str, object]] = []
         for name in sorted(os.listdir(self.path)):
             if ID.fullmatch(name):
@@ -97,7 +97,8 @@ class Shelf:
                     if about.get("store", "") != self.store:
                         continue
                     created = about.get("created_at", os.stat(path).st_mtime)
-                    listed.append({"id": name, "bytes": own_bytes(path), "created_at": created})
+                    sizes = {"bytes": own_bytes(path), "shared": shared_bytes(path)}
+                    listed.append({"id": name, **sizes, "created_at": created})
         return listed
 
     def drop(self, image: str) -> None:
@@ -358,6 +359,17 @@ def own_bytes(path: str) -> int:
                 found = os.lstat(f"{folder}/{name}")
                 total += found.st_blocks * 512 if found.st_nlink <= alone else 0
     return total
+
+
+def shared_bytes(path: str) -> int:
+    """An image's equal part of the memory that it shares: of all images together that is what is on the disk."""
+    total = 0.0
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"{path}/{MEMORY}"):
+            found = entry.stat(follow_symlinks=False)
+            if found.st_nlink > LINKS_OF_ONE_IMAGE:
+                total += found.st_blocks * 512 / (found.st_nlink - LINKS_OF_ONE_IMAGE + 1)
+    return round(total)
 
 
 @contextlib.contextmanager

@@ -54,6 +54,8 @@ class ImageInfo:
     id: SnapshotId
     image_bytes: int
     created_at: float
+    shared_bytes: int = 0
+    """Its equal part of what it has in common with others, which is in the `image_bytes` of none."""
 
 
 class SnapshotEngine(Protocol):

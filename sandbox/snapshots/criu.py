@@ -299,7 +299,12 @@ class CriuEngine:
         """See the port."""
         said = await self._ask({"op": "images", "store": self.store})
         return [
-            ImageInfo(id=SnapshotId(one["id"]), image_bytes=one["bytes"], created_at=one["created_at"])
+            ImageInfo(
+                id=SnapshotId(one["id"]),
+                image_bytes=one["bytes"],
+                created_at=one["created_at"],
+                shared_bytes=one.get("shared", 0),
+            )
             for one in said["images"]
         ]
 

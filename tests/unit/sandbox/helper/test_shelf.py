@@ -171,3 +171,16 @@ def test_what_is_being_made_is_not_cleaned_away(shelf: Shelf) -> None:
     assert os.path.isdir(draft.path)
     draft.close(keep=False)
     assert os.listdir(shelf.path) == [".pages"]
+
+
+def test_memory_that_images_share_counts_once(shelf: Shelf) -> None:
+    """In equal parts, beside what each has alone; whole for the one that is left."""
+    made(shelf, FIRST, pages=os.urandom(1 << 20))
+    alone = {str(image["id"]): image for image in shelf.images()}[FIRST]
+    made(shelf, SECOND, old=(PAGES,))
+    assert alone["shared"] == 0
+    shared = [image["shared"] for image in shelf.images()]
+    assert shared == [1 << 19, 1 << 19]
+    shelf.drop(FIRST)
+    (left,) = shelf.images()
+    assert (left["bytes"], left["shared"]) == (alone["bytes"], 0)
