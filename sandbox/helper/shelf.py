@@ -4,9 +4,10 @@
     BASE/UID/ID/                an image
         *.img, pages-*.img      criu's own files
         memory/PAGEFILE         hard links of the page files that it maps; see `pages`
-        pinned/NUMBER           hard links or copies of the library files that the kernel maps
+        pinned/NUMBER           hard links of the library files that the kernel maps, or of copies; see `pins`
         image.json              what the helper knows of it, sealed
     BASE/UID/.pages/            page files, by name
+    BASE/UID/.pins/             copies of library files
 
 An image is privileged input: it says what a restore makes. So nobody but root can reach it, every small file of it is
 covered by the seal, and memory by checksums. Those take long, hence are computed after the image can be used already;
@@ -25,18 +26,19 @@ import shutil
 import time
 
 from warmcell.sandbox.helper.pages import LINKS_OF_ONE_IMAGE, Pages
+from warmcell.sandbox.helper.pins import Pins
 from warmcell.sandbox.helper.problems import HelperError, corrupt, no_room, not_found
 from warmcell.sandbox.helper.program import boot_id
 from warmcell.sandbox.helper.seals import Seals, checksum, identity, synced, unsealed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
 ID = re.compile(r"[a-z0-9]{12}", re.ASCII)
 PLAIN = re.compile(r"pages-\d+\.img", re.ASCII)
-ABOUT, MEMORY, PINNED, PAGES = "image.json", "memory", "pinned", ".pages"
+ABOUT, MEMORY, PINNED, PAGES, PINS = "image.json", "memory", "pinned", ".pages", ".pins"
 YOUNG_S = 2.0
 """A directory that was made, or has taken its place, so lately may not be locked yet by whoever made it."""
 
@@ -57,10 +59,11 @@ class Shelf:
         """
         self.store = store
         self.path = f"{base}/{uid}"
-        for path in (base, self.path, f"{self.path}/{PAGES}"):
+        for path in (base, self.path, f"{self.path}/{PAGES}", f"{self.path}/{PINS}"):
             _own_directory(path)
         self.seals = Seals(f"{base}/key")
         self.pages = Pages(f"{self.path}/{PAGES}", self.seals)
+        self.pins = Pins(f"{self.path}/{PINS}")
 
     def draft(self, image: str) -> Draft:
         """A new image of this id, under a temporary name.
@@ -87,8 +90,9 @@ class Shelf:
         return found
 
     def images(self) -> list[dict[str, object]]:
-        """Id, bytes and time of each that is of this store; `shared` is its part of memory that others have as well."""
+        """Id, bytes and time of each that is of this store; `shared` is its part of what others have as well."""
         listed: list[dict[str, object]] = []
+        copies = self.pins.inodes()
         for name in sorted(os.listdir(self.path)):
             if ID.fullmatch(name):
                 with contextlib.suppress(OSError, HelperError):
@@ -97,8 +101,8 @@ class Shelf:
                     if about.get("store", "") != self.store:
                         continue
                     created = about.get("created_at", os.stat(path).st_mtime)
-                    sizes = {"bytes": own_bytes(path), "shared": shared_bytes(path)}
-                    listed.append({"id": name, **sizes, "created_at": created})
+                    own, shared = sizes(path, copies)
+                    listed.append({"id": name, "bytes": own, "shared": shared, "created_at": created})
         return listed
 
     def drop(self, image: str) -> None:
@@ -127,6 +131,7 @@ class Shelf:
                 with contextlib.suppress(OSError):
                     self._remove_left(name)
         self.pages.collect()
+        self.pins.collect()
 
     def _remove_left(self, name: str) -> None:
         path = f"{self.path}/{name}"
@@ -245,7 +250,7 @@ class Draft:
 
     def own_bytes(self) -> int:
         """What it takes on disk by itself."""
-        return own_bytes(self.path)
+        return sizes(self.path, self._shelf.pins.inodes())[0]
 
     def close(self, *, keep: bool) -> None:
         """Let go of it; what has no name yet is removed."""
@@ -349,27 +354,23 @@ def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:
         synced(shelf.path)
 
 
-def own_bytes(path: str) -> int:
-    """What a directory takes on disk by itself: files that no other image, and nothing else, links."""
-    total = 0
+def sizes(path: str, copies: Collection[int]) -> tuple[int, int]:
+    """What a directory takes on disk by itself, and its equal part of what it shares with other images.
+
+    All parts of all images together are what is on the disk. Links of the machine's own files are in neither.
+    """
+    own, shared = 0, 0.0
     for folder, _, names in os.walk(path):
-        alone = LINKS_OF_ONE_IMAGE if os.path.basename(folder) == MEMORY else 1
         for name in names:
             with contextlib.suppress(OSError):
                 found = os.lstat(f"{folder}/{name}")
-                total += found.st_blocks * 512 if found.st_nlink <= alone else 0
-    return total
-
-
-def shared_bytes(path: str) -> int:
-    """An image's equal part of the memory that it shares: of all images together that is what is on the disk."""
-    total = 0.0
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"{path}/{MEMORY}"):
-            found = entry.stat(follow_symlinks=False)
-            if found.st_nlink > LINKS_OF_ONE_IMAGE:
-                total += found.st_blocks * 512 / (found.st_nlink - LINKS_OF_ONE_IMAGE + 1)
-    return round(total)
+                taken = found.st_blocks * 512
+                ours = os.path.basename(folder) == MEMORY or found.st_ino in copies
+                if found.st_nlink <= (LINKS_OF_ONE_IMAGE if ours else 1):
+                    own += taken
+                elif ours:
+                    shared += taken / (found.st_nlink - LINKS_OF_ONE_IMAGE + 1)
+    return own, round(shared)
 
 
 @contextlib.contextmanager
