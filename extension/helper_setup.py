@@ -42,6 +42,9 @@ system.main(sys.argv[1:])
 SERVICE = """[Unit]
 Description=Warmcell helper: sandboxes with memory snapshots for all users
 Documentation=man:systemd.exec(5)
+# What is before something else starts before it, and stops after it. All sessions and users' own managers come after
+# these two, so keepers find it there when they save their kernels at a shutdown.
+Before=systemd-user-sessions.service systemd-logind.service
 
 [Service]
 Type=notify

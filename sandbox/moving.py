@@ -121,7 +121,7 @@ class Moving(Suspending):
         before = box.info.snapshot
         await self.memory.suspend(box)
         self._take_over(box, holder)
-        self._spawn(self.memory.forget_suspended(before))
+        self._spawn(self._supersede(box, before))
         try:
             await self.memory.resume(box, devices, began=began)
         except BaseException:

@@ -157,12 +157,14 @@ class WarmPool:
         return now - self._last_asked.get(shape, now) > FORGOTTEN_S
 
     async def tend(self) -> None:
-        """Stop those that are too many for what is asked for now."""
+        """Stop those that are too many for what is asked for now, or take too much: pages are shared by ever fewer."""
         for shape in list(self._ready):
             asked = self._asked.get(shape)
             while asked and self._clock() - asked[0] > MEMORY_S:
                 asked.popleft()
             await self._stop(shape, keep=self.wanted(shape))
+        if self.prepared():
+            await self._make_room()
 
     async def shrink(self) -> bool:
         """Stop all that wait, as the machine lacks memory; whether there was any. Demand brings them back."""
@@ -292,8 +294,10 @@ class WarmPool:
         self._changed(box)
         await self._end(box)
 
-    async def _make_room(self, *, keep: Shape, wanted_bytes: int = 0) -> bool:
+    async def _make_room(self, *, keep: Shape | None = None, wanted_bytes: int = 0) -> bool:
         """Stop prepared sandboxes until the cap holds with `wanted_bytes` more, the least recently wanted first.
+
+        If `keep`, which was just filled, alone exceeds it, none of it is made any more.
 
         Returns:
             Whether `keep` was spared, and there is room.
@@ -309,7 +313,7 @@ class WarmPool:
                 box = self._leave(shape)
                 assert box is not None
                 log.info("prepared sandbox %s goes: the cap of %d bytes is reached", box.info.id, self._cap_bytes)
-                if alone and not wanted_bytes:
+                if alone and not wanted_bytes and keep is not None:
                     self._too_large.add(shape)
                     log.warning(
                         "template %s alone needs more than c.Warmcell.prepared_memory; nothing is prepared for it",

@@ -482,6 +482,7 @@ class Registry:
         await self.memory.twins.drop(box.info.id)
         await box.stop()
         await self.memory.forget_suspended(box.info.snapshot)
+        await self.memory.forget_kernel(box.info.id)
         if not keep_gpus:
             self._gpus.release(box.info.id)
         if self._boxes.get(box.info.id) is box:

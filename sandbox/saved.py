@@ -10,7 +10,7 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.gpus.parking import ParkEngine
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import EngineReport, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import EngineReport, SandboxId, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
@@ -58,6 +58,7 @@ class Saved:
         self._trying: asyncio.Task[EngineReport] | None = None
         self._tried_at = 0.0
         store.on_removed = self.image_dropped
+        store.remeasure = self.remeasure
 
     async def open(self) -> None:
         """Read what the store has, and begin to try the engine."""
@@ -170,7 +171,9 @@ class Saved:
         if self._engine is None or not (await self.report()).ready:
             return
         known = {info.id: info.image_bytes for info in self.store.infos()}
-        for image in await self._engine.images():
+        images = await self._engine.images()
+        self.store.shared = {image.id: image.shared_bytes for image in images}
+        for image in images:
             if known.get(image.id, image.image_bytes) != image.image_bytes:
                 await self.store.amend(image.id, image_bytes=image.image_bytes)
 
@@ -185,10 +188,36 @@ class Saved:
         if self.store.get(snapshot).info.kind == "suspended":
             await self.store.amend(snapshot, kind="outlived")
 
+    async def supersede(self, before: SnapshotId | None, by: SnapshotId, spec: SandboxSpec) -> None:
+        """Forget what a kernel was suspended as before, once what it is suspended as now outlives a loss of power.
+
+        Raises:
+            SnapshotCorruptError: The machine stopped before that: the one before is all that there is.
+            SnapshotNotFoundError: Likewise.
+        """
+        if before is None or before == by or not self._is_suspended(before):
+            return
+        try:
+            await (await self.check(spec)).settle(by)
+            await self.store.written()
+        except (errors.SnapshotCorruptError, errors.SnapshotNotFoundError):
+            if by in self.store.ids:  # Else its kernel is gone as well, by now.
+                raise
+        except errors.WarmcellError as error:
+            log.warning("whether snapshot %s is on the disk is not known: %s", by, error)
+        await self.forget_suspended(before)
+
+    async def forget_kernel(self, sandbox_id: SandboxId) -> None:
+        """All that its kernel was suspended as, or went on from; what has a name stays."""
+        for info in self.store.infos(sandbox_id=sandbox_id):
+            await self.forget_suspended(info.id)
+
     async def forget_suspended(self, snapshot: SnapshotId | None) -> None:
         """A suspended kernel's snapshot that the kernel has outlived; a named one stays."""
-        if snapshot is None:
-            return
+        if snapshot is not None and self._is_suspended(snapshot):
+            await self.store.discard(snapshot)
+
+    def _is_suspended(self, snapshot: SnapshotId) -> bool:
         with contextlib.suppress(errors.SnapshotNotFoundError):
-            if self.store.get(snapshot).info.kind in ("suspended", "outlived"):
-                await self.store.discard(snapshot)
+            return self.store.get(snapshot).info.kind in ("suspended", "outlived")
+        return False

@@ -48,7 +48,7 @@ class Suspending(Parking):
         before = box.info.snapshot
         await self._exclusively(box, self.memory.suspend(box))
         self._gpus.release(sandbox_id)
-        self._spawn(self.memory.forget_suspended(before))
+        self._spawn(self._supersede(box, before))
         self.memory.twins.want(box)
         return box.info
 
@@ -94,6 +94,10 @@ class Suspending(Parking):
             await self._resume(box, snapshot)
         else:
             await self.memory.undo(box, snapshot)
+
+    async def _supersede(self, box: LiveSandbox, before: SnapshotId | None) -> None:
+        if box.info.snapshot is not None:
+            await self.memory.supersede(before, box.info.snapshot, box.spec)
 
     def revive(self, manifest: Manifest, frontend: Callable[[LiveSandbox], Frontend]) -> LiveSandbox:
         """A sandbox that was suspended when another keeper went is suspended here."""

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from warmcell.extension.keeper.front import Front
@@ -205,7 +205,7 @@ class KernelMemory(KernelGpus):
         store = self._service.memory.store
         for info in store.infos(kind="fork"):  # It has served; the keeper went before it did.
             await store.discard(info.id)
-        await self._keep_outlived({info.kernel_id for info in store.infos(kind="suspended")})
+        await self._keep_outlived({info.kernel_id: info.id for info in store.infos(kind="suspended")})
         revived: list[LiveSandbox] = []
         for info in store.infos(kind="suspended"):
             try:
@@ -243,19 +243,29 @@ class KernelMemory(KernelGpus):
         log.info("kernel %s is suspended and can go on", request.kernel_id)
         return box
 
-    async def _keep_outlived(self, suspended: Collection[str | None]) -> None:
+    async def _keep_outlived(self, suspended: Mapping[str | None, SnapshotId]) -> None:
         """Of kernels that are lost the last state that is left gets a name; that of all others goes."""
         store, ledger = self._service.memory.store, self._kernels.ledger
         for info in store.infos(kind="outlived"):
             try:
                 request = store.get(info.id).kernel.get("request")
                 of_code = isinstance(request, Mapping) and bool(request.get("terms"))
-                if info.kernel_id in suspended or not (of_code or ledger.misses(info.kernel_id or "")):
+                if info.kernel_id in suspended:
+                    self._kernels.spawn(self._supersede(info, suspended[info.kernel_id]))
+                elif not (of_code or ledger.misses(info.kernel_id or "")):
                     await store.discard(info.id)
                 else:
                     await self._keep(info)
             except errors.WarmcellError as error:
                 log.warning("snapshot %s of a kernel that is lost is left as it is: %s", info.id, error)
+
+    async def _supersede(self, outlived: SnapshotInfo, by: SnapshotId) -> None:
+        """The one before goes, unless the machine lost its power before the next one was on its disk."""
+        try:
+            await self._service.memory.supersede(outlived.id, by, self._service.memory.store.get(by).spec)
+        except errors.WarmcellError as error:
+            log.error("kernel %s can only go back to what it was before: %s", outlived.kernel_id, error)
+            await self._keep(outlived)
 
     async def _keep(self, outlived: SnapshotInfo) -> None:
         """What a kernel went on from outlives it, and is named when its loss is told."""

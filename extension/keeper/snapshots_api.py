@@ -18,6 +18,7 @@ from warmcell.sandbox.models import SandboxId, SnapshotId
 from warmcell.sandbox.snapshots import disk
 from warmcell.sandbox.snapshots.archive import NO_MEMORY, ImagePort, export_snapshot, import_snapshot
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.snapshots.verifying import Verifier
 
 IMPORT_MAX_BYTES = 2**40
 ARCHIVE_TYPE = "application/zstd"
@@ -74,11 +75,15 @@ class SnapshotsHandler(_Handler):
         if self.principal is not None:
             self.answer({"snapshots": [info.to_json() for info in infos]})
             return
-        unreadable = self.api.store.unreadable if sandbox_id is None and kernel_id is None else ()
+        store = self.api.store
+        unusable = {one.id: one.error.to_json() for one in store.unreadable}
+        unusable |= {one: error.to_json() for one, error in store.damaged.items()}
+        if sandbox_id is not None or kernel_id is not None:
+            unusable = {}
         self.answer(
             {
                 "snapshots": [info.to_json() for info in infos],
-                "unreadable": [{"id": one.id, "error": one.error.to_json()} for one in unreadable],
+                "unreadable": [{"id": one, "error": error} for one, error in unusable.items()],
                 "used_bytes": self.api.store.used_bytes,
                 "quota_bytes": self.api.store.quota_bytes,
                 "imports": self.api.imports,
@@ -118,14 +123,8 @@ class VerifyHandler(_Handler):
 
     async def post(self, ref: str) -> None:
         snapshot_id = self.snapshot_id(ref)
-        self.answer({"id": snapshot_id, "complete": await self.unless_gone(self._verify(snapshot_id))})
-
-    async def _verify(self, snapshot_id: SnapshotId) -> bool:
-        """Whether all could be compared: the sums of a new snapshot are made in the background."""
-        complete = await self.api.store.verify(snapshot_id)
-        if self.api.store.get(snapshot_id).info.engine == NO_MEMORY:
-            return complete
-        return self.api.images is not None and await self.api.images.verify_image(snapshot_id) and complete
+        verifier = Verifier(self.api.store, self.api.images)
+        self.answer({"id": snapshot_id, "complete": await self.unless_gone(verifier.verify(snapshot_id))})
 
 
 class ExportHandler(_Handler):

@@ -46,6 +46,7 @@ from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper
 from warmcell.sandbox.snapshots.gvisor import GvisorEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import Upkeep
+from warmcell.sandbox.snapshots.verifying import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +173,7 @@ class Wiring:
             service.memory.store,
             compress_after_s=None if days is None else days * DAY_S,
             remeasure=service.memory.remeasure,
+            verifier=Verifier(service.memory.store, self.images),
         )
 
     def remove_leftovers(self) -> None:

@@ -166,7 +166,7 @@ def dump(
         edited_ms = 1e3 * (time.perf_counter() - edited_at)
         for name in (MEMORY, PINNED):
             os.makedirs(f"{draft.path}/{name}", 0o700, exist_ok=True)
-        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}", reader=reader)
+        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}", pins=shelf.pins, reader=reader)
         needed = lazy.page_files(Path(draft.path))
         draft.commit(about, old_pages={name: inode for name, inode in found.pages.items() if name in needed})
         keep = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 
 from warmcell.sandbox.helper import linux
@@ -15,9 +14,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from warmcell.sandbox.helper.pins import Pins
+
 TMPFS_MAGIC, OVERLAYFS_MAGIC = 0x01021994, 0x794C7630
-COPY_MAX_BYTES = 256 << 20
-"""Largest mapped file that is copied where it cannot be linked; a larger one is only compared."""
 _LINE = re.compile(r"([0-9a-f]+-[0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) +(/.*)")
 
 
@@ -94,8 +93,10 @@ def _in_layer(way: str) -> bool:
     return found.kind in (TMPFS_MAGIC, OVERLAYFS_MAGIC)
 
 
-def pin(mapped: dict[str, list[int]], into: str, *, reader: tuple[int, int] = (0, 0)) -> dict[str, list[object]]:
-    """Keep mapped files of the host against upgrades: a hard link each, or a copy where that cannot be.
+def pin(
+    mapped: dict[str, list[int]], into: str, *, pins: Pins, reader: tuple[int, int] = (0, 0)
+) -> dict[str, list[object]]:
+    """Keep mapped files of the host against upgrades: a hard link each, of a copy where that cannot be.
 
     Paths are the sandbox's, whose user may have chosen what lies there on the host by now: so each is opened once, with
     the rights of who asks, and it is what was opened that is compared and kept.
@@ -103,6 +104,7 @@ def pin(mapped: dict[str, list[int]], into: str, *, reader: tuple[int, int] = (0
     Args:
         mapped: By path: inode, size and time of change as the sandbox sees it.
         into: Where to keep them.
+        pins: Copies of files of other file systems.
         reader: uid and gid of who asks.
 
     Returns, by path: inode, size and time of change as the sandbox sees it; the name in `into`, empty if the file is
@@ -117,25 +119,9 @@ def pin(mapped: dict[str, list[int]], into: str, *, reader: tuple[int, int] = (0
             try:
                 found = os.fstat(file)
                 if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
-                    name = _kept(file, f"{into}/{number}", found)
+                    pins.keep(file, f"{into}/{number}")
+                    name = str(number)
             finally:
                 os.close(file)
-        pinned[path] = [*seen, os.path.basename(name)]
+        pinned[path] = [*seen, name]
     return pinned
-
-
-def _kept(file: int, target: str, found: os.stat_result) -> str:
-    try:
-        # With a descriptor, though the path is absolute: without any, Python calls link(2), which follows no link.
-        os.link(f"/proc/self/fd/{file}", target, src_dir_fd=file, follow_symlinks=True)
-    except OSError:
-        if found.st_size > COPY_MAX_BYTES:
-            return ""
-        shutil.copyfile(f"/proc/self/fd/{file}", target)
-        os.chmod(target, stat.S_IMODE(found.st_mode) & 0o777)
-        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
-    now = os.lstat(target)
-    if [now.st_size, now.st_mtime_ns] != [found.st_size, found.st_mtime_ns]:
-        os.unlink(target)
-        return ""
-    return target

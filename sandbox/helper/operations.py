@@ -57,6 +57,7 @@ class Helper:
             "dump": self._dump,
             "restore": self._restore,
             "populate": self._populate,
+            "settle": self._settle,
             "images": self._images,
             "drop": self._drop,
             "export": self._export,
@@ -204,6 +205,11 @@ class Helper:
         os.nice(BACKGROUND_NICE)
         populate.read(parts)
 
+    def _settle(self, conversation: Conversation) -> None:
+        os.nice(BACKGROUND_NICE)
+        self._shelf(conversation).settle(conversation.text("image"))
+        conversation.say({"ok": True})
+
     def _place(self, conversation: Conversation) -> Place:
         owns = None if self.maker is None else self.maker.owners.owns
         return places.identify(conversation.pidfd(), conversation.uid, owns)
@@ -248,4 +254,5 @@ class Helper:
         conversation.say({"ok": True, **answer})
 
     def _verify(self, conversation: Conversation) -> None:
+        os.nice(BACKGROUND_NICE)
         conversation.say({"ok": True, **carrying.verify(self._shelf(conversation), image=conversation.text("image"))})

@@ -42,7 +42,9 @@ def serve(
     lifeline: int | None = None,
     told: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve requests until the lifeline closes or SIGTERM comes, then let running ones finish.
+    """Serve requests until the lifeline closes, or SIGTERM comes if there is none, then let running ones finish.
+
+    A keeper's own is told to end together with it at a shutdown, and the keeper then saves its kernels.
 
     Args:
         listening: A listening Unix stream socket.
@@ -69,7 +71,7 @@ def serve(
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
             _reap(busy)
-            if signal.SIGTERM in received:
+            if signal.SIGTERM in received and lifeline is None:
                 break
         if lifeline is not None and lifeline in ready:
             break

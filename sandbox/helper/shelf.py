@@ -4,9 +4,10 @@
     BASE/UID/ID/                an image
         *.img, pages-*.img      criu's own files
         memory/PAGEFILE         hard links of the page files that it maps; see `pages`
-        pinned/NUMBER           hard links or copies of the library files that the kernel maps
+        pinned/NUMBER           hard links of the library files that the kernel maps, or of copies; see `pins`
         image.json              what the helper knows of it, sealed
     BASE/UID/.pages/            page files, by name
+    BASE/UID/.pins/             copies of library files
 
 An image is privileged input: it says what a restore makes. So nobody but root can reach it, every small file of it is
 covered by the seal, and memory by checksums. Those take long, hence are computed after the image can be used already;
@@ -25,22 +26,24 @@ import shutil
 import time
 
 from warmcell.sandbox.helper.pages import LINKS_OF_ONE_IMAGE, Pages
+from warmcell.sandbox.helper.pins import Pins
 from warmcell.sandbox.helper.problems import HelperError, corrupt, no_room, not_found
 from warmcell.sandbox.helper.program import boot_id
 from warmcell.sandbox.helper.seals import Seals, checksum, identity, synced, unsealed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
 ID = re.compile(r"[a-z0-9]{12}", re.ASCII)
 PLAIN = re.compile(r"pages-\d+\.img", re.ASCII)
-ABOUT, MEMORY, PINNED, PAGES = "image.json", "memory", "pinned", ".pages"
+ABOUT, MEMORY, PINNED, PAGES, PINS = "image.json", "memory", "pinned", ".pages", ".pins"
 YOUNG_S = 2.0
 """A directory that was made, or has taken its place, so lately may not be locked yet by whoever made it."""
 
 LOCK_WAIT_S = 30.0
+SETTLE_WAIT_S = 600.0
 
 
 class Shelf:
@@ -56,10 +59,11 @@ class Shelf:
         """
         self.store = store
         self.path = f"{base}/{uid}"
-        for path in (base, self.path, f"{self.path}/{PAGES}"):
+        for path in (base, self.path, f"{self.path}/{PAGES}", f"{self.path}/{PINS}"):
             _own_directory(path)
         self.seals = Seals(f"{base}/key")
         self.pages = Pages(f"{self.path}/{PAGES}", self.seals)
+        self.pins = Pins(f"{self.path}/{PINS}")
 
     def draft(self, image: str) -> Draft:
         """A new image of this id, under a temporary name.
@@ -86,8 +90,9 @@ class Shelf:
         return found
 
     def images(self) -> list[dict[str, object]]:
-        """Id, bytes and time of each that is of this store."""
+        """Id, bytes and time of each that is of this store; `shared` is its part of what others have as well."""
         listed: list[dict[str, object]] = []
+        copies = self.pins.inodes()
         for name in sorted(os.listdir(self.path)):
             if ID.fullmatch(name):
                 with contextlib.suppress(OSError, HelperError):
@@ -96,7 +101,8 @@ class Shelf:
                     if about.get("store", "") != self.store:
                         continue
                     created = about.get("created_at", os.stat(path).st_mtime)
-                    listed.append({"id": name, "bytes": own_bytes(path), "created_at": created})
+                    own, shared = sizes(path, copies)
+                    listed.append({"id": name, "bytes": own, "shared": shared, "created_at": created})
         return listed
 
     def drop(self, image: str) -> None:
@@ -125,6 +131,7 @@ class Shelf:
                 with contextlib.suppress(OSError):
                     self._remove_left(name)
         self.pages.collect()
+        self.pins.collect()
 
     def _remove_left(self, name: str) -> None:
         path = f"{self.path}/{name}"
@@ -147,6 +154,25 @@ class Shelf:
                 if about["finished"] is None and about["boot_id"] == boot_id():
                     fcntl.flock(fd, fcntl.LOCK_SH)
                     _finish(self, path, fd, about)
+
+    def settle(self, image: str) -> None:
+        """Return when all of an image is on disk, so that it outlives a loss of power.
+
+        Raises:
+            HelperError: There is none, the machine stopped before it was there, or it takes too long.
+        """
+        path = self.place(image)
+        try:
+            with locked(path, exclusive=True, wait_s=SETTLE_WAIT_S) as fd:  # Who makes it has the lock until then.
+                about = self.seals.read(f"{path}/{ABOUT}")
+                if about["finished"] is None:
+                    _check_boot(about["boot_id"])
+                    fcntl.flock(fd, fcntl.LOCK_SH)
+                    _finish(self, path, fd, about)
+        except FileNotFoundError:
+            raise not_found(image) from None
+        except BlockingIOError:
+            raise HelperError("timeout", "The image is not on disk yet", details={"timeout": SETTLE_WAIT_S}) from None
 
     def place(self, image: str) -> str:
         """Where an image of this id is.
@@ -224,7 +250,7 @@ class Draft:
 
     def own_bytes(self) -> int:
         """What it takes on disk by itself."""
-        return own_bytes(self.path)
+        return sizes(self.path, self._shelf.pins.inodes())[0]
 
     def close(self, *, keep: bool) -> None:
         """Let go of it; what has no name yet is removed."""
@@ -282,8 +308,7 @@ class Image:
 
     def _verify_plain(self) -> None:
         if self.about["finished"] is None:
-            if self.about["boot_id"] != boot_id():
-                raise corrupt("the machine stopped before all of it was on disk")
+            _check_boot(self.about["boot_id"])
             return
         changed = False
         for name in self.about["plain"]:
@@ -306,6 +331,12 @@ class Image:
         os.close(self.fd)
 
 
+def _check_boot(written: str) -> None:
+    """Of an image whose checksums are not known: only the machine's present run has all of it for certain."""
+    if written != boot_id():
+        raise corrupt("the machine stopped before all of it was on disk")
+
+
 def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:
     for name in about["memory"]:
         shelf.pages.learn(name)
@@ -323,16 +354,23 @@ def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:
         synced(shelf.path)
 
 
-def own_bytes(path: str) -> int:
-    """What a directory takes on disk by itself: files that no other image, and nothing else, links."""
-    total = 0
+def sizes(path: str, copies: Collection[int]) -> tuple[int, int]:
+    """What a directory takes on disk by itself, and its equal part of what it shares with other images.
+
+    All parts of all images together are what is on the disk. Links of the machine's own files are in neither.
+    """
+    own, shared = 0, 0.0
     for folder, _, names in os.walk(path):
-        alone = LINKS_OF_ONE_IMAGE if os.path.basename(folder) == MEMORY else 1
         for name in names:
             with contextlib.suppress(OSError):
                 found = os.lstat(f"{folder}/{name}")
-                total += found.st_blocks * 512 if found.st_nlink <= alone else 0
-    return total
+                taken = found.st_blocks * 512
+                ours = os.path.basename(folder) == MEMORY or found.st_ino in copies
+                if found.st_nlink <= (LINKS_OF_ONE_IMAGE if ours else 1):
+                    own += taken
+                elif ours:
+                    shared += taken / (found.st_nlink - LINKS_OF_ONE_IMAGE + 1)
+    return own, round(shared)
 
 
 @contextlib.contextmanager

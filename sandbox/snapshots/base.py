@@ -54,6 +54,8 @@ class ImageInfo:
     id: SnapshotId
     image_bytes: int
     created_at: float
+    shared_bytes: int = 0
+    """Its equal part of what it has in common with others, which is in the `image_bytes` of none."""
 
 
 class SnapshotEngine(Protocol):
@@ -122,6 +124,14 @@ class SnapshotEngine(Protocol):
         Raises:
             SnapshotNotFoundError: There is no such image.
             SnapshotCorruptError: The image is not what was written.
+        """
+
+    async def settle(self, image: SnapshotId) -> None:
+        """Wait until all of an image is on the disk, so that it outlives a loss of power.
+
+        Raises:
+            SnapshotNotFoundError: There is no such image.
+            SnapshotCorruptError: The machine stopped before that, and the image is of no use.
         """
 
     async def images(self) -> list[ImageInfo]:

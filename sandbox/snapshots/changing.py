@@ -27,6 +27,10 @@ class Changing(Known):
         """Wait until nothing runs in the background."""
         await self._summing.idle()
 
+    async def written(self) -> None:
+        """Wait until all that was committed or changed is on the disk, and outlives a loss of power."""
+        await self._summing.written()
+
     async def touch(self, snapshot_id: SnapshotId) -> None:
         """Count this moment as its last use."""
         entry = self._entries.get(snapshot_id)

@@ -39,6 +39,7 @@ SYSTEM_SOCKET = Path("/run/warmcell-helper/helper.sock")
 SOCKET_VARIABLE = "WARMCELL_HELPER_SOCKET"
 QUICK_TIMEOUT_S, DUMP_TIMEOUT_S, RESTORE_TIMEOUT_S = 60.0, 900.0, 330.0
 CLOSE_TIMEOUT_S = 150.0
+SETTLE_TIMEOUT_S = 660.0
 LINE_MAX_BYTES = 1 << 20
 INSTALL = "Let root run `warmcell helper install`, once for the machine."
 
@@ -290,11 +291,20 @@ class CriuEngine:
         said = await self._ask({"op": "populate", "image": image})
         return int(said["bytes"])
 
+    async def settle(self, image: SnapshotId) -> None:
+        """See the port."""
+        await self._ask({"op": "settle", "image": image}, timeout_s=SETTLE_TIMEOUT_S)
+
     async def images(self) -> list[ImageInfo]:
         """See the port."""
         said = await self._ask({"op": "images", "store": self.store})
         return [
-            ImageInfo(id=SnapshotId(one["id"]), image_bytes=one["bytes"], created_at=one["created_at"])
+            ImageInfo(
+                id=SnapshotId(one["id"]),
+                image_bytes=one["bytes"],
+                created_at=one["created_at"],
+                shared_bytes=one.get("shared", 0),
+            )
             for one in said["images"]
         ]
 

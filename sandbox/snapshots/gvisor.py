@@ -172,6 +172,10 @@ class GvisorEngine:
         await asyncio.to_thread(self.kept.about, image)
         return 0
 
+    async def settle(self, image: SnapshotId) -> None:
+        """It was put on the disk before it had its name."""
+        await asyncio.to_thread(self.kept.about, image)
+
     async def images(self) -> list[ImageInfo]:
         """See the port."""
         return await asyncio.to_thread(self.kept.all)

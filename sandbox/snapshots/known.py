@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from warmcell.sandbox.errors import ConflictError, SnapshotNotFoundError, from_json
+from warmcell.sandbox.errors import ConflictError, SnapshotCorruptError, SnapshotNotFoundError, from_json
 from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo
 from warmcell.sandbox.snapshots import lookup
 from warmcell.sandbox.snapshots.directory import Unreadable
@@ -62,6 +62,12 @@ class Known:
         self.quota_bytes = quota_bytes
         self.ttl_s = ttl_s
         self.on_removed = on_removed
+        self.remeasure: Callable[[], Awaitable[None]] | None = None
+        """Awaited when it matters what images take, to have `shared` and their sizes as they are now."""
+        self.shared: dict[SnapshotId, int] = {}
+        """Of each snapshot its part of the memory that it has in common with others, in bytes."""
+        self.damaged: dict[SnapshotId, SnapshotCorruptError] = {}
+        """Those that were read whole and are not what was written; see `Verifier`."""
         self._clock = clock
         self._entries: dict[SnapshotId, Entry] = {}
         self._unreadable: dict[SnapshotId, Unreadable] = {}
@@ -80,8 +86,8 @@ class Known:
 
     @property
     def used_bytes(self) -> int:
-        """What images and layers take together, as far as they can be read."""
-        return sum(lookup.size(entry.manifest.info) for entry in self._entries.values())
+        """What images and layers take together, as far as they can be read; what several share counts once."""
+        return sum(lookup.size(entry.manifest.info, self.shared) for entry in self._entries.values())
 
     def infos(
         self, *, sandbox_id: SandboxId | None = None, kernel_id: str | None = None, kind: Kind | None = None

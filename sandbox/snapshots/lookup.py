@@ -1,7 +1,8 @@
 """Which snapshot somebody means, and which go first: decisions over what is there, without a look at any file."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from warmcell.sandbox.errors import CapacityError, ConflictError, InvalidRequestError, SnapshotNotFoundError
 from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo, SnapshotKind
@@ -95,7 +96,14 @@ def is_expired(info: SnapshotInfo, *, now: float, ttl_s: float | None) -> bool:
     return ttl_s is not None and info.kind != "suspended" and now >= info.last_used_at + ttl_s
 
 
-def room(infos: Sequence[SnapshotInfo], *, used_bytes: int, wanted_bytes: int, quota_bytes: int) -> list[SnapshotId]:
+def room(
+    infos: Sequence[SnapshotInfo],
+    *,
+    used_bytes: int,
+    wanted_bytes: int,
+    quota_bytes: int,
+    shared: Mapping[SnapshotId, int] = MappingProxyType({}),
+) -> list[SnapshotId]:
     """What to remove so that `wanted_bytes` more stay within the quota, the least missed first.
 
     Those without a name go before those with one, each by their last use; suspended kernels never go. `infos` are
@@ -111,7 +119,7 @@ def room(infos: Sequence[SnapshotInfo], *, used_bytes: int, wanted_bytes: int, q
         if excess <= 0:
             break
         going.append(info.id)
-        excess -= size(info)
+        excess -= size(info, shared)
     if excess > 0:
         raise CapacityError(
             f"{wanted_bytes} bytes more of snapshots do not fit into the quota of {quota_bytes} bytes",
@@ -122,9 +130,9 @@ def room(infos: Sequence[SnapshotInfo], *, used_bytes: int, wanted_bytes: int, q
     return going
 
 
-def size(info: SnapshotInfo) -> int:
-    """What it takes on the disk by itself."""
-    return info.image_bytes + info.layer_bytes
+def size(info: SnapshotInfo, shared: Mapping[SnapshotId, int] = MappingProxyType({})) -> int:
+    """What it takes on the disk by itself, and its part of what it shares."""
+    return info.image_bytes + info.layer_bytes + shared.get(info.id, 0)
 
 
 def _is(one: str | None, other: str | None) -> bool:

@@ -1,6 +1,7 @@
 """How snapshots go: by name, by age, for room, or when the last who uses them has let go of them."""
 
 import asyncio
+import contextlib
 import logging
 
 from warmcell.sandbox.errors import WarmcellError
@@ -48,13 +49,25 @@ class Removing(Known):
         """See that `wanted_bytes` more stay within the quota; the ids of those that were removed for it.
 
         Raises:
-            CapacityError: Removing all that may go would not be enough; nothing was removed.
+            CapacityError: Removing all that may go would not be enough.
         """
-        if self.quota_bytes is None:
-            return []
-        spare = [info for info in self.infos() if self._free(info)]
-        going = lookup.room(spare, used_bytes=self.used_bytes, wanted_bytes=wanted_bytes, quota_bytes=self.quota_bytes)
-        return await self._remove_all(going)
+        removed: list[SnapshotId] = []
+        while self.quota_bytes is not None:
+            if self.remeasure is not None:  # What one has shared is on the disk until the last of them has gone.
+                with contextlib.suppress(WarmcellError):
+                    await self.remeasure()
+            going = lookup.room(
+                [info for info in self.infos() if self._free(info)],
+                used_bytes=self.used_bytes,
+                wanted_bytes=wanted_bytes,
+                quota_bytes=self.quota_bytes,
+                shared=self.shared,
+            )
+            gone = await self._remove_all(going)
+            removed += gone
+            if not gone:
+                break
+        return removed
 
     async def _remove_all(self, ids: list[SnapshotId]) -> list[SnapshotId]:
         removed = []
@@ -81,6 +94,7 @@ class Removing(Known):
         async with entry.lock:
             try:
                 await self._discard(snapshot_id)
+                self.damaged.pop(snapshot_id, None)
             except WarmcellError:
                 self._entries[snapshot_id] = entry
                 raise

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.errors import ConflictError, InvalidRequestError
+from warmcell.sandbox.errors import ConflictError, InvalidRequestError, from_json
 from warmcell.sandbox.models import SandboxId, SnapshotId
 from warmcell.sandbox.snapshots import checks, directory, disk, lookup
 from warmcell.sandbox.snapshots.changing import Changing, taken
@@ -138,10 +138,12 @@ class SnapshotStore(Removing, Changing):
 
         Raises:
             SnapshotNotFoundError: And the others of `get`.
-            SnapshotCorruptError: Manifest or layer are not what was written; nothing was restored.
+            SnapshotCorruptError: It is not what was written, or was found not to be; nothing was restored.
         """
         snapshot_id = self._find(ref, sandbox_id=sandbox_id, kernel_id=kernel_id)
         entry = self._entries[snapshot_id]
+        if snapshot_id in self.damaged:
+            raise from_json(self.damaged[snapshot_id].to_json())
         entry.pins += 1
         try:
             async with entry.lock:

@@ -45,6 +45,11 @@ class Summing:
         if self._task is not None:
             await asyncio.wait([self._task])
 
+    async def written(self) -> None:
+        """Wait until all that is to be put on the disk is there."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Stop, in the middle of a layer if it must be; the machine puts on the disk what is not there. Idempotent."""
         self._waiting.clear()

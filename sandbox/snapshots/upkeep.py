@@ -1,13 +1,17 @@
-"""What is done with snapshots while nobody asks for anything: those whose time is over go, cold ones get smaller."""
+"""What is done with snapshots while nobody asks for anything.
+
+Those whose time is over go, cold ones get smaller, and one after the other is read to see whether it is whole.
+"""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.errors import SnapshotCorruptError, WarmcellError
 from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.snapshots.store import SnapshotStore
+from warmcell.sandbox.snapshots.verifying import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ class Upkeep:
         *,
         compress_after_s: float | None,
         remeasure: Callable[[], Awaitable[None]] | None = None,
+        verifier: Verifier | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Nothing is done yet.
@@ -36,11 +41,13 @@ class Upkeep:
             store: Whose snapshots.
             compress_after_s: Seconds after its last use at which a snapshot's files are compressed. None: never.
             remeasure: Finds out what images take on the disk now.
+            verifier: Reads one snapshot in each round, so that what the disk has damaged is found before it is missed.
             clock: As the store's: Unix time in seconds.
         """
         self._store = store
         self._compress_after_s = compress_after_s
         self._remeasure = remeasure
+        self._verifier = verifier
         self._clock = clock
 
     async def run(self) -> None:
@@ -65,6 +72,19 @@ class Upkeep:
                 log.info("the files of snapshot %s were compressed to %d bytes", snapshot, made.layer_bytes)
             except WarmcellError as error:
                 log.warning("snapshot %s was not compressed: %s", snapshot, error)
+
+        await self._verify_one()
+
+    async def _verify_one(self) -> None:
+        snapshot = None if self._verifier is None else self._verifier.next()
+        if self._verifier is None or snapshot is None:
+            return
+        try:
+            await self._verifier.verify(snapshot)
+        except SnapshotCorruptError as error:
+            log.error("snapshot %s is damaged: %s", snapshot, error)
+        except WarmcellError as error:
+            log.debug("snapshot %s was not read: %s", snapshot, error)
 
     def _cold(self) -> list[SnapshotId]:
         if self._compress_after_s is None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import select
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks.server import Channels, JupyterServer
+from tests.integration.snapshots.test_faults import descendants
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.helper.seals import Seals
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.criu]
 
@@ -160,6 +163,33 @@ async def test_a_keeper_that_ends_under_a_server(places: Places, saved: bool) ->
         assert {one[3] for one in await sessions(server)} == {kernel_id}
         await server.delete_kernel(kernel_id)
         assert not (places.state / "kernels.json").exists()
+
+
+async def test_a_machine_that_is_shut_down_and_booted_again(places: Places) -> None:
+    """Server, keeper and helper are told to end at the same time; in the next boot the page goes on."""
+    async with server_of(places) as first:
+        session = await open_session(first, "work.ipynb")
+        kernel_id = session["kernel"]["id"]
+        await execute(first, kernel_id, "kept = [1, 2, 3]")
+        keeper = keeper_pid(places)
+        helpers = [pid for pid, name in descendants(keeper).items() if name == "warmcell-helper"]
+        assert helpers
+        handles = [os.pidfd_open(pid) for pid in helpers]
+        for pid in helpers:
+            os.kill(pid, signal.SIGTERM)
+        await asyncio.gather(first.stop(), end_process(keeper, signal.SIGTERM))
+        for handle in handles:
+            assert (await asyncio.to_thread(select.select, [handle], [], [], END_S))[0]
+            os.close(handle)
+        for path in (places.state / "images").glob("*/????????????/image.json"):
+            seals = Seals(str(places.state / "images" / "key"))
+            about = seals.read(str(path))
+            assert about["finished"] is not None
+            seals.write(str(path), {**about, "boot_id": "the one before"})
+        async with server_of(places) as second:
+            assert {(one[0], one[3]) for one in await sessions(second)} == {(session["id"], kernel_id)}
+            await execute(second, kernel_id, "kept.append(4); assert kept == [1, 2, 3, 4]")
+            await second.delete_kernel(kernel_id)
 
 
 async def test_what_is_lost_with_server_and_keeper_is_said_once(places: Places) -> None:

@@ -51,7 +51,7 @@ def images_of(boxes: Boxes) -> Path:
 
 def leftovers(boxes: Boxes) -> list[str]:
     """What operations that failed have left among the images."""
-    return [path.name for path in images_of(boxes).iterdir() if path.name != ".pages"]
+    return [path.name for path in images_of(boxes).iterdir() if path.name not in (".pages", ".pins")]
 
 
 async def until_finished(boxes: Boxes, image: str) -> None:

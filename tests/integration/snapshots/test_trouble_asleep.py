@@ -1,7 +1,9 @@
 """What goes wrong with kernels that sleep, or were lost: it is answered, one costs no other, and a way on is told."""
 
+import asyncio
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.keeper.conftest import until
 from tests.integration.snapshots.notebooks import body, end_all, keeper, notebook, page
 from tests.integration.snapshots.test_faults_storage import finished, flip, gone
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
+from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.snapshots import manifest as manifests
 
@@ -47,6 +51,11 @@ def full(directory: Path) -> Iterator[None]:
         for each in ballast.iterdir():
             each.unlink()
         ballast.rmdir()
+
+
+def kept_aside(directory: Path, aside: Path) -> None:
+    """The same files under another name."""
+    subprocess.run(["cp", "-al", str(directory), str(aside)], check=True)
 
 
 async def test_a_cell_whose_kernel_cannot_wake_is_answered(places: Places, little_room: Path, tmp_path: Path) -> None:
@@ -107,6 +116,44 @@ async def test_a_strange_record_costs_no_other_kernel(places: Places, tmp_path: 
                 assert await opened.run("print(x)") == "good"
             await end_all(third)
             await third.delete(f"/snapshots/{strange}?force=1")
+
+
+async def test_the_state_before_stays_until_the_next_is_on_the_disk(places: Places, tmp_path: Path) -> None:
+    """It goes then; had the machine lost its power before, the kernel could go back to it."""
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        await made.run("x = 'older'")
+        older = (await made.do("suspend"))["snapshot"]
+        await finished(made, older)
+        await made.run("x = 'newer'")
+        shelves = (Paths.default().snapshots, Paths.default().images / str(os.getuid()))
+        for shelf in shelves:  # As they would be if the power went in a moment.
+            await asyncio.to_thread(kept_aside, shelf / older, tmp_path / shelf.name)
+        newer = (await made.do("suspend"))["snapshot"]
+        image = await finished(made, newer)
+
+        async def superseded() -> bool:
+            return {one["id"] for one in (await client.get("/snapshots"))["snapshots"]} == {newer}
+
+        await until(superseded)
+        await gone(client, signum=signal.SIGKILL)
+        for shelf in shelves:
+            (tmp_path / shelf.name).rename(shelf / older)
+        seals, about = Seals(str(Paths.default().images / "key")), str(image / "image.json")
+        seals.write(about, {**seals.read(about), "boot_id": "another", "finished": None})
+        async with await KeeperClient.connect() as second:
+
+            async def named() -> bool:
+                kinds = {one["id"]: one["kind"] for one in (await second.get("/snapshots"))["snapshots"]}
+                return kinds == {older: "named", newer: "suspended"}
+
+            await until(named)
+            async with page(made.body["connection"]) as opened:
+                await opened.ready()
+                assert (await opened.reply(opened.send("print(x)")))["status"] == "error"
+                await second.post(f"/sandboxes/{made.sandbox_id}/restore", {"snapshot": older}, timeout=120)
+                assert await opened.run("print(x)") == "older"
+            await end_all(second)
+            await second.delete(f"/snapshots/{older}")
 
 
 async def test_what_a_lost_kernel_was_earlier_is_kept_and_told(places: Places, tmp_path: Path) -> None:

@@ -130,6 +130,25 @@ async def test_what_never_fits_is_not_made_again_and_again(pool_of: Pool, backen
     assert len(backend.instances) == 1
 
 
+async def test_what_grows_while_it_waits_goes(pool_of: Pool) -> None:
+    """Pages that one shares become its own when others end; it is looked at from time to time, and the cap holds."""
+    size = 1
+    pool = pool_of(cap_bytes=2, measure=lambda box: size)
+    await filled(pool, spec("old"))
+    await filled(pool, spec("new"))
+    await pool.tend()
+    assert len(pool.prepared()) == 2
+    size = 2
+    await pool.tend()
+    assert [box.spec.template for box in pool.prepared()] == ["new"]
+    size = 3
+    await pool.tend()
+    assert pool.prepared() == []
+    size = 1
+    await filled(pool, spec("new"))
+    assert len(pool.prepared()) == 1
+
+
 async def test_a_prepared_sandbox_that_dies_is_nobodys_any_more(
     pool_of: Pool, backend: FakeBackend, places: Places
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from warmcell.sandbox.helper import held
+from warmcell.sandbox.helper.pins import Pins
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_groups")]
 
@@ -26,11 +27,13 @@ def seen(path: Path) -> list[int]:
     return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def pinned(tmp_path: Path, path: Path, about: list[int]) -> list[object]:
+def pinned(tmp_path: Path, path: Path, about: list[int], name: str = "pinned") -> list[object]:
     """What is said of a file after it was to be kept below `tmp_path`."""
-    into = tmp_path / "pinned"
+    into, pins = tmp_path / name, tmp_path / "pins"
     into.mkdir()
-    return held.pin({str(path): about}, str(into), reader=(os.getuid(), os.getgid()))[str(path)]
+    pins.mkdir(exist_ok=True)
+    reader = (os.getuid(), os.getgid())
+    return held.pin({str(path): about}, str(into), pins=Pins(str(pins)), reader=reader)[str(path)]
 
 
 def test_a_library_is_kept_without_a_second_copy(tmp_path: Path) -> None:
@@ -57,6 +60,28 @@ def test_one_of_another_file_system_is_copied(tmp_path: Path) -> None:
         assert kept.read_bytes() == b"content"
         assert not kept.samefile(library)
         assert kept.stat().st_mtime_ns == about[2]
+
+
+def test_one_copy_serves_all_snapshots(tmp_path: Path) -> None:
+    """However many keep a file of another file system; another version is another copy, and the last one's goes."""
+    pins = tmp_path / "pins"
+    with tempfile.TemporaryDirectory(prefix="wc-", dir="/dev/shm") as directory:
+        library = Path(directory, "lib.so")
+        library.write_bytes(b"content")
+        for name in ("one", "two"):
+            assert pinned(tmp_path, library, seen(library), name)[-1] == "0"
+        library.unlink()
+        library.write_bytes(b"another")
+        pinned(tmp_path, library, seen(library), "three")
+    kept = {name: tmp_path / name / "0" for name in ("one", "two", "three")}
+    assert kept["one"].samefile(kept["two"])
+    assert [kept[name].read_bytes() for name in ("one", "three")] == [b"content", b"another"]
+    assert len(list(pins.iterdir())) == 2
+    kept["three"].unlink()
+    kept["one"].unlink()
+    Pins(str(pins)).collect()
+    (left,) = pins.iterdir()
+    assert left.samefile(kept["two"])
 
 
 def test_another_file_at_that_place_is_not_kept(tmp_path: Path) -> None:

@@ -151,15 +151,15 @@ def test_dropped_images_go_and_their_memory_with_the_last(shelf: Shelf, monkeypa
     (Path(shelf.path) / ".new-cccccccccccc-1").mkdir()
     shelf.drop(FIRST)
     shelf.clean()
-    assert sorted(os.listdir(shelf.path)) == [".new-cccccccccccc-1", ".pages", SECOND]
+    assert sorted(os.listdir(shelf.path)) == [".new-cccccccccccc-1", ".pages", ".pins", SECOND]
     monkeypatch.setattr("warmcell.sandbox.helper.shelf.YOUNG_S", 0.0)
     shelf.clean()
-    assert sorted(os.listdir(shelf.path)) == [".pages", SECOND]
+    assert sorted(os.listdir(shelf.path)) == [".pages", ".pins", SECOND]
     assert PAGES in os.listdir(f"{shelf.path}/.pages")
     shelf.drop(SECOND)
     shelf.drop(SECOND)
     shelf.clean()
-    assert os.listdir(shelf.path) == [".pages"]
+    assert sorted(os.listdir(shelf.path)) == [".pages", ".pins"]
     assert os.listdir(f"{shelf.path}/.pages") == []
     assert refused(shelf, FIRST).code == "snapshot_not_found"
 
@@ -170,4 +170,17 @@ def test_what_is_being_made_is_not_cleaned_away(shelf: Shelf) -> None:
     shelf.clean()
     assert os.path.isdir(draft.path)
     draft.close(keep=False)
-    assert os.listdir(shelf.path) == [".pages"]
+    assert sorted(os.listdir(shelf.path)) == [".pages", ".pins"]
+
+
+def test_memory_that_images_share_counts_once(shelf: Shelf) -> None:
+    """In equal parts, beside what each has alone; whole for the one that is left."""
+    made(shelf, FIRST, pages=os.urandom(1 << 20))
+    alone = {str(image["id"]): image for image in shelf.images()}[FIRST]
+    made(shelf, SECOND, old=(PAGES,))
+    assert alone["shared"] == 0
+    shared = [image["shared"] for image in shelf.images()]
+    assert shared == [1 << 19, 1 << 19]
+    shelf.drop(FIRST)
+    (left,) = shelf.images()
+    assert (left["bytes"], left["shared"]) == (alone["bytes"], 0)

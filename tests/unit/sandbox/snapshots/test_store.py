@@ -231,6 +231,25 @@ async def test_the_least_missed_go_for_room(store: SnapshotStore, clock: Clock) 
     assert store.ids == before == {made["named-new"], made["suspended"]}
 
 
+async def test_shared_memory_is_there_until_its_last_snapshot_goes(store: SnapshotStore, clock: Clock) -> None:
+    """It counts once within the quota, and what its other half keeps on the disk makes no room."""
+    made = []
+    for age in range(3):
+        clock.now = NOW + age
+        made.append(await add(store, image_bytes=0))
+    store.quota_bytes = 10**6
+
+    async def remeasure() -> None:
+        sharing = [one for one in made[:2] if one in store.ids]
+        store.shared = {one: 10**6 // len(sharing) for one in sharing}
+
+    store.remeasure = remeasure
+    await remeasure()
+    assert store.used_bytes >= 10**6
+    assert await store.make_room(500_000) == made[:2]
+    assert store.ids == {made[2]}
+
+
 async def test_a_last_use_outlives_the_keeper(store: SnapshotStore, clock: Clock) -> None:
     """And ends what age would: an unused one expires, a used one and a suspended one do not."""
     used, unused = await add(store, "used"), await add(store, "unused")

@@ -2,11 +2,15 @@
 
 import os
 
-from tests.unit.sandbox.snapshots.making import Clock, add
-from warmcell.sandbox.errors import SnapshotError
+import pytest
+
+from tests.unit.sandbox.snapshots.making import NOW, Clock, add
+from warmcell.sandbox.errors import SnapshotCorruptError, SnapshotError
 from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import LEAST_BYTES, Upkeep
+from warmcell.sandbox.snapshots.verifying import Verifier
 
 DAY_S = 86400.0
 
@@ -39,6 +43,38 @@ async def test_what_is_over_goes(store: SnapshotStore, clock: Clock, dropped: li
     await Upkeep(store, compress_after_s=None, clock=clock).once()
     assert [info.id for info in store.infos()] == [asleep]
     assert dropped == [old]
+
+
+async def test_each_is_read_in_its_turn(store: SnapshotStore, clock: Clock) -> None:
+    """One in each round; what the disk has damaged is told, and neither restored nor kept from being mended."""
+    good, bad = (
+        await add(store, "good", engine=NO_MEMORY),
+        await add(store, "bad", engine=NO_MEMORY, created_at=NOW + 1),
+    )
+    await store.idle()
+    file = store.layer(bad) / "file"
+    before = file.stat()
+    file.write_bytes(b"bat")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    async with store.use(bad):
+        pass  # Nobody sees it.
+    upkeep = Upkeep(store, compress_after_s=None, verifier=Verifier(store, None, clock=clock), clock=clock)
+    for damaged in ([], [bad], [bad]):
+        clock.now += 1
+        await upkeep.once()
+        assert list(store.damaged) == damaged
+    with pytest.raises(SnapshotCorruptError, match="'file' differs"):
+        async with store.use(bad):
+            pass
+    async with store.use(good):
+        pass
+    file.write_bytes(b"bad")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    clock.now += 1
+    await upkeep.once()
+    assert not store.damaged
+    async with store.use(bad):
+        pass
 
 
 async def test_one_that_fails_does_not_keep_the_others(store: SnapshotStore, clock: Clock) -> None:
