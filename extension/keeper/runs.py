@@ -21,7 +21,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from warmcell.extension.keeper.death import death, unless_dead
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_memory import readings
-from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
+from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port, share
 from warmcell.extension.keeper.template_front import ask
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
@@ -244,8 +244,7 @@ class Runs:
     async def _start(self, box: LiveSandbox, rank: Rank) -> Runner:
         began = time.perf_counter()
         sandbox_id, oom_before = box.info.id, box.oom_kills()
-        share = len(box.gpus) // rank.of
-        gpus = box.gpus[rank.number * share : (rank.number + 1) * share]
+        gpus = share(box.gpus, rank)
         env = {**self._of_rank(box, rank), **await box.network_environment(), **box.spec.env, **gpu_environment(gpus)}
         cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
         if rank.number == 0:

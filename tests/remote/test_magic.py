@@ -49,7 +49,8 @@ async def test_a_plain_kernel_has_it_too(module_places: Places, keeper: KeeperCl
         output = await kernel.run("%%remote get=found\nfound = {'total': total(big), 'big': big + 1}")
         assert output.status == "ok", output
         assert await kernel.value("[found['total'], int(found['big'][-1])]") == [4999950001, 100000]
-        assert len(await remotes(keeper)) == len(before) + 1
+        (new,) = set(await remotes(keeper)) - set(before)
+        assert (await keeper.get(f"/sandboxes/{new}"))["owner"] == "remote"  # So it is released when it is idle.
         forked = await kernel.run("%%remote fork\n1")
         assert forked.error == "ForkError: This kernel cannot be forked. Run the notebook on a Warmcell kernel."
         await kernel.run("%unload_ext warmcell")

@@ -150,7 +150,7 @@ class Group:
 class Board:
     """All ranks of one fan-out."""
 
-    def __init__(self, devices: Sequence[str], *, gpus_each: int = 0) -> None:
+    def __init__(self, devices: Sequence[str], *, gpus_each: float = 0) -> None:
         """Nothing has begun.
 
         Args:

@@ -99,7 +99,7 @@ class Ranks(Protocol):
         """What each computes on, in a few words."""
 
     @property
-    def gpus_each(self) -> int:
+    def gpus_each(self) -> float:
         """GPUs that each holds."""
 
     @property

@@ -32,7 +32,7 @@ class Job:
         fan_out: FanOut,
         devices: Sequence[str],
         *,
-        gpus_each: int = 0,
+        gpus_each: float = 0,
         quiet: bool,
     ) -> None:
         self.number = number

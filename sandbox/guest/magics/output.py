@@ -130,6 +130,38 @@ def of(shell: InteractiveShell, board: Board) -> Any:
     return Groups(shell, board) if getattr(shell, "kernel", None) is not None else Lines(ranks)
 
 
+class Waiting:
+    """Where a cell stands in the queue for its GPUs, while it does."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._began = time.monotonic()
+        self._id = f"warmcell-waiting-{id(self):x}-{time.monotonic_ns():x}"
+        self._said = ""
+
+    def __call__(self, place: Mapping[str, Any]) -> None:
+        """It is there now, as a QueuePlace; nothing in it: in none."""
+        if place:
+            minutes = place.get("estimate_s")
+            about = "" if minutes is None else f", about {max(1, round(minutes / 60))} min"
+            why = f" ({place['why']})" if place.get("why") else ""
+            self._say(f"Waiting for {place['request']}: place {place['place']} of {place['length']}{about}{why}")
+
+    def close(self) -> None:
+        """It waits no longer."""
+        if self._said:
+            self._say(f"Waited {time.monotonic() - self._began:.0f} s for GPUs")
+
+    def _say(self, words: str) -> None:
+        if words == self._said:
+            return
+        first, self._said = not self._said, words
+        if getattr(self._shell, "kernel", None) is None:
+            sys.stdout.write(f"{words}\n")
+            return
+        self._shell.display_pub.publish({"text/plain": words}, transient={"display_id": self._id}, update=not first)
+
+
 class Progress:
     """How much of what is sent has gone, shown once that takes longer than a second."""
 

@@ -203,7 +203,9 @@ class Remote:
 
     def _taken(self, arguments: Arguments, found: Reads, number: int) -> Where:
         """The kernels of a sandbox that is kept, which are sent what the cell reads."""
-        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"))
+        waiting = output.Waiting(self._shell)
+        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"), waiting)
+        waiting.close()
         names = self._shell.user_ns
         return Where(
             pod,
