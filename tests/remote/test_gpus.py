@@ -19,7 +19,12 @@ IDLE_S = 6.0
 def settings() -> Mapping[str, object]:
     """Three GPUs of one kind, one of another, and little patience."""
     kinds = [{"name": "T4", "memory": "16GiB", "count": 3}, {"name": "L4", "memory": "24GiB", "count": 1}]
-    return {"simulated_gpus": kinds, "remote_idle_s": IDLE_S, "gpu_wait": None}
+    return {
+        "simulated_gpus": kinds,
+        "remote": {"gpu": "L4", "timeout": "2h"},
+        "remote_idle_s": IDLE_S,
+        "gpu_wait": None,
+    }
 
 
 async def test_all_free_gpus_are_taken_and_given_back(keeper: KeeperClient, folder: Path) -> None:
@@ -36,6 +41,15 @@ async def test_all_free_gpus_are_taken_and_given_back(keeper: KeeperClient, fold
         again = await kernel.run("%%remote gpu=T4 n=max\nthere")
         assert "it is gone, with its variables" in again.text
         assert "name 'there' is not defined" in again.error
+
+
+async def test_the_operator_says_what_is_usual(keeper: KeeperClient, folder: Path) -> None:
+    """In the configuration file, for cells and functions; a line may say that there is none."""
+    async with kernel_of(keeper, folder) as kernel:
+        assert "on L4 (simulated)" in (await kernel.run("%%remote\npass")).text
+        assert "on CPU" in (await kernel.run("%%remote gpu=none\npass")).text
+        await kernel.run("import os, warmcell\ndef gpu():\n    return os.environ.get('WARMCELL_GPUS')")
+        assert await kernel.value("[warmcell.remote()(gpu)(), warmcell.remote(gpu='none')(gpu)()]") == ["L4", None]
 
 
 async def test_each_alternative_is_for_all_ranks(keeper: KeeperClient, folder: Path) -> None:
@@ -66,7 +80,7 @@ async def test_one_is_told_where_it_waits(keeper: KeeperClient, folder: Path) ->
             "waits = threading.Thread(target=get_ipython().run_cell_magic, args=said); waits.start()"
         )
         await until(lambda: waiting(keeper, 1))
-        assert (await kernel.run("%%remote\n6 * 7")).data[-1]["text/plain"] == "42"
+        assert (await kernel.run("%%remote gpu=none\n6 * 7")).data[-1]["text/plain"] == "42"
         busy = await kernel.run("%%remote gpu=T4 session=queued\n1")
         assert re.match(r"BusyError: Remote cell \d+ waits for this sandbox", busy.error), busy
         kernel.client.execute("%%remote gpu=T4 session=stopped\n1")

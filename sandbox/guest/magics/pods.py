@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +16,9 @@ from .run import Inbox, Run
 from .sending import Store
 
 EXIT_TIMEOUT_S = 2.0
+
+NOTEBOOKS = "WARMCELL_REMOTE"
+"""Variable of the environment with the defaults that the notebook's metadata have."""
 
 GONE = ("sandbox_not_found", "not_found", "conflict")
 """Codes that say that a kept sandbox is no more."""
@@ -125,6 +130,12 @@ class Pods:
         if self._settings is None:
             self._settings = self.api.remote()
         return self._settings
+
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """What lines do not say: the operator's, then those of the notebook's metadata."""
+        own: Mapping[str, object] = json.loads(os.environ.get(NOTEBOOKS) or "{}")
+        return {**self.settings["defaults"], **own}
 
     def take(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import modules
-from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack
+from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack, unpack
 
 if TYPE_CHECKING:
     from .api import Api
@@ -147,7 +147,7 @@ class Parcel:
                 self._pack(frozenset(wanted), {})
                 together = True
 
-    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+    def load(self, rank: int, extra: Mapping[str, Any] | Packed) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
 
         Raises:
@@ -189,13 +189,26 @@ class Parcel:
             told["tags"][""] = self._modules_tag
         return Load(told, body, told["tags"])
 
+    def copied(self, extra: Mapping[str, Any] | Packed) -> Packed:
+        """The same for `load`, as it is now, whatever becomes of it here.
+
+        Raises:
+            CannotTravelError: Something in it cannot be sent.
+        """
+        packed = self._pack(frozenset(), extra)
+        return Packed(packed.stream, [memoryview(bytes(view)) for view in packed.buffers])
+
     def loaded(self, rank: int, load: Load) -> None:
         """The rank has it."""
         self._store.held.setdefault(rank, {}).update(load.tags)
         for name in load.tags:
             self._store.theirs.get(rank, {}).pop(name, None)
 
-    def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
+    def _pack(self, names: frozenset[str], extra: Mapping[str, Any] | Packed) -> Packed:
+        if isinstance(extra, Packed):
+            if not names:
+                return extra
+            extra = unpack(extra.stream, extra.buffers)
         if not extra and names in self._packs:
             return self._packs[names]
         chosen = {**{name: self._values[name] for name in sorted(names)}, **extra}
