@@ -224,6 +224,7 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote gpu=Z9000\n1": "Z9000",
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
+        "%%remote\nget_ipython().run_cell_magic('remote', '', 'lst')": "and not within a remote cell",
         "%remote lst": "Did you mean ls?",
         "%remote logs 999": "there is no remote cell 999",
     }.items():

@@ -280,7 +280,7 @@ def _unreachable(error: BaseException) -> KeeperError:
     if isinstance(error, FileNotFoundError):
         return KeeperError(
             "No other sandbox can be asked for from here",
-            "%%remote works in notebooks whose kernel Warmcell's keeper started; restart this one in Jupyter.",
+            "%%remote works in notebooks whose kernel Warmcell's keeper started, and not within a remote cell.",
             "unreachable",
         )
     return KeeperError(

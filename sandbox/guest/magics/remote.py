@@ -202,7 +202,12 @@ class Remote:
         return Where(
             pod,
             parcel=lambda: Parcel(
-                pod.store, self._values(arguments, found), arguments.send, output.Progress(self._shell), ranks=pod.ranks
+                pod.store,
+                self._values(arguments, found),
+                arguments.send,
+                output.Progress(self._shell),
+                ranks=pod.ranks,
+                imports=found.imported,
             ),
             done=lambda: pod.keep({name: names.get(name, _NOTHING) for name in found.assigned}),
             leave=lambda: self.pods.give_back(pod),

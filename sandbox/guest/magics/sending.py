@@ -112,7 +112,14 @@ class Parcel:
     """The variables of one fan-out."""
 
     def __init__(
-        self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress, *, ranks: int = 1
+        self,
+        store: Store,
+        values: Mapping[str, Any],
+        always: Iterable[str],
+        progress: Progress,
+        *,
+        ranks: int = 1,
+        imports: Iterable[str] = (),
     ) -> None:
         """Look at the values; nothing is sent yet.
 
@@ -122,6 +129,7 @@ class Parcel:
             always: Those that are sent also where a rank has them.
             progress: Told as they are sent.
             ranks: How many there are.
+            imports: Dotted names of what the cell imports.
 
         Raises:
             CannotTravelError: One cannot be sent, or all are too much.
@@ -133,7 +141,7 @@ class Parcel:
         self._tags: dict[str, str] = {}
         self._packs: dict[frozenset[str], Packed] = {}
         self._digests: dict[tuple[int, int], bytes] = {}
-        self._modules = modules.give(os.getcwd())
+        self._modules = modules.give(os.getcwd(), imports)
         self._modules_tag = modules.digest(self._modules)
         wanted = {
             name: value
