@@ -150,7 +150,7 @@ class Runs:
                     if message["msg_type"] == "reply":
                         status = message["content"]["status"]
                     else:
-                        yield message
+                        yield await self._with_vram(runner, message) if message["msg_type"] == "usage" else message
             if status != "ok":
                 break
         yield {
@@ -160,6 +160,20 @@ class Runs:
             "started_ms": runner.box.info.started_ms,
             "seconds": round(time.perf_counter() - began, 6),
         }
+
+    async def _with_vram(self, runner: Runner, usage: dict[str, Any]) -> dict[str, Any]:
+        """With what the rank's processes have of its GPUs' memory, as the driver tells; simulated ones have none."""
+        box, rank = runner.box, runner.rank
+        gpus = [gpu for gpu in share(box.gpus, rank) if not gpu.simulated]
+        if not gpus or len(box.gpus) < rank.of:  # Of a GPU that several ranks share nobody knows whose it is.
+            return usage
+        pids = set(box.processes)
+        try:
+            used = [await self._service.leases.memory_of(gpu, pids) for gpu in gpus]
+        except errors.WarmcellError as error:
+            log.info("sandbox %s: the memory of its GPUs is not known: %s", box.info.id, error)
+            return usage
+        return {**usage, "content": {**usage["content"], "vram_bytes": sum(used)}}
 
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""

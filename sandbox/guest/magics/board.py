@@ -51,6 +51,8 @@ class Group:
         """How its last task failed."""
         self.memory_bytes = 0
         """What it takes now, or took when that was last looked at."""
+        self.vram_bytes = 0
+        """The same of its GPUs' memory."""
         self.tasks = 0
         self.spans: list[tuple[float, float, str]] = []
         """When it worked: from and to, in seconds of the clock, and how that ended."""
@@ -95,6 +97,7 @@ class Group:
         kind, content = message["msg_type"], message["content"]
         if kind == "usage":
             self.memory_bytes = int(content.get("memory_bytes") or 0)
+            self.vram_bytes = int(content.get("vram_bytes") or 0)
             return
         if kind in COMMS:
             if self.models.hear(message):

@@ -117,7 +117,7 @@ def test_groups_are_one_display_that_changes() -> None:
         ("begin", 0, ""),
         ("message", 0, text("\x1b[31m<script>\x1b[0m")),
         ("message", 0, shows({"text/html": "<b>rich</b>", "text/plain": "rich"})),
-        ("message", 0, {"msg_type": "usage", "content": {"memory_bytes": 3 * 2**20}}),
+        ("message", 0, {"msg_type": "usage", "content": {"memory_bytes": 3 * 2**20, "vram_bytes": 2**30}}),
         ("end", 0, ""),
         ("end", 1, "ValueError: gone"),
     ):
@@ -127,13 +127,14 @@ def test_groups_are_one_display_that_changes() -> None:
     groups.close("")
     assert [said["update"] for _, said in shell.published][:2] == [False, True]
     assert len({json.dumps(said["transient"]) for _, said in shell.published}) == 1
-    assert "── Rank 0 · done · CPU · 0.0 s · 3 MiB\n" in last(shell)["text/plain"]
+    assert "── Rank 0 · done · CPU · 0.0 s · 3 MiB · 1,024 MiB of GPU memory\n" in last(shell)["text/plain"]
     assert "ValueError: gone\n2 ranks · failed" in last(shell)["text/plain"]
     assert "&lt;script&gt;" in last(shell)["text/html"]
     assert "<b>rich</b>" in last(shell)["text/html"]
     told = json.loads(json.dumps(last(shell)[RANKS]))
     assert [one["state"] for one in told["ranks"]] == ["done", "failed"]
     assert told["ranks"][0]["memory_bytes"] == 3 * 2**20
+    assert [one["vram_bytes"] for one in told["ranks"]] == [2**30, 0]
     assert [list(part) for part in told["ranks"][0]["parts"]] == [["name", "text"], ["data", "metadata"]]
 
 
