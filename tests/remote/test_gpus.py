@@ -47,6 +47,13 @@ async def test_the_operator_says_what_is_usual(keeper: KeeperClient, folder: Pat
     """In the configuration file, for cells and functions; a line may say that there is none."""
     async with kernel_of(keeper, folder) as kernel:
         assert "on L4 (simulated)" in (await kernel.run("%%remote\npass")).text
+        said: list[str] = []
+        await kernel.client.execute_interactive(
+            "%%remote as=x\n6 * 7",
+            output_hook=lambda message: said.append(message["content"].get("data", {}).get("text/plain", "")),
+            timeout=60,
+        )
+        assert re.fullmatch(r"Remote: done · \d+\.\d s · \d+\.\d GPU-seconds · \d\.\d MiB sent", said[-2]), said
         assert "on CPU" in (await kernel.run("%%remote gpu=none\npass")).text
         await kernel.run("import os, warmcell\ndef gpu():\n    return os.environ.get('WARMCELL_GPUS')")
         assert await kernel.value("[warmcell.remote()(gpu)(), warmcell.remote(gpu='none')(gpu)()]") == ["L4", None]

@@ -225,6 +225,8 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
         "%%remote\nget_ipython().run_cell_magic('remote', '', 'lst')": "and not within a remote cell",
+        "%%remote\nexit()": "`%remote close`, in the notebook, removes its ranks",
+        "%%remote\nquit": "A rank does not end with its cell",
         "%remote lst": "Did you mean ls?",
         "%remote logs 999": "there is no remote cell 999",
     }.items():

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.keeper.conftest import until
 from tests.integration.process.guest import Kernel
 from tests.integration.process.test_guest_kernels import output_of
-from tests.remote.conftest import interrupt, kernel_of, reply_of
+from tests.remote.conftest import interrupt, is_sum, kernel_of, reply_of
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.guest.magics.groups import RANKS
 
@@ -30,7 +30,8 @@ async def shown(kernel: Kernel, code: str) -> tuple[str, str, str]:
 
     def hook(message: dict[str, Any]) -> None:
         nonlocal error
-        if message["msg_type"] in ("display_data", "update_display_data"):
+        kind, content = message["msg_type"], message["content"]
+        if kind in ("display_data", "update_display_data") and not is_sum(content["data"]):
             last.update(message["content"]["data"])
         elif message["msg_type"] == "error":
             error = "\n".join(message["content"]["traceback"])

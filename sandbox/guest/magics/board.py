@@ -213,6 +213,10 @@ class Board:
         worked = f"{self.worked_s * self.gpus_each:.1f} GPU-seconds" if self.gpus_each else ""
         worked = worked or f"{self.worked_s:.1f} s of ranks"
         sent = f"{self.sent_bytes / 2**20:.1f} MiB sent"
+        if len(self.groups) == 1:
+            return " · ".join(
+                filter(None, (self.state, f"{self.seconds:.1f} s", worked if self.gpus_each else "", sent))
+            )
         return f"{len(self.groups)} ranks · {self.state} · {self.seconds:.1f} s, {worked} · {sent}"
 
 
