@@ -226,7 +226,7 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
         "%%remote\nget_ipython().run_cell_magic('remote', '', 'lst')": "and not within a remote cell",
         "%%remote\nexit()": "`%remote close`, in the notebook, removes its ranks",
-        "%%remote\nquit": "A rank does not end with its cell",
+        "%%remote\nquit()": "A rank does not end with its cell",
         "%remote lst": "Did you mean ls?",
         "%remote logs 999": "there is no remote cell 999",
     }.items():
