@@ -82,6 +82,7 @@ class SandboxService(Preparing, Moving):
         frontend: Callable[[LiveSandbox], Frontend] | None = None,
         gpus_of: SandboxId | None = None,
         without_kernel: bool = False,
+        hurry: bool = False,
     ) -> SandboxInfo:
         """Bring up a sandbox, a prepared one where one of that shape waits.
 
@@ -99,6 +100,7 @@ class SandboxService(Preparing, Moving):
             frontend: Who speaks with that kernel.
             gpus_of: It takes over the GPUs of that one, which was stopped with `keep_gpus`, where they will do.
             without_kernel: It need not come with the kernel that `start_kernel` would give it.
+            hurry: It does not wait for GPUs.
 
         Raises:
             WarmcellError: The spec is out of bounds, no GPU is free in time, or the backend failed.
@@ -110,6 +112,8 @@ class SandboxService(Preparing, Moving):
         box.frontend = frontend(box) if frontend is not None else None
         sandbox_id = box.info.id
         self._boxes[sandbox_id] = box
+        if hurry:
+            self._hurried.add(sandbox_id)
         if gpus_of is not None:
             self._gpus.move(gpus_of, sandbox_id)
         self._publish(box)
@@ -128,6 +132,7 @@ class SandboxService(Preparing, Moving):
             raise
         finally:
             self._working.pop(sandbox_id, None)
+            self._hurried.discard(sandbox_id)
             self._starts.end(sandbox_id)
 
     async def refuse(

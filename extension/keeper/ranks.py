@@ -1,10 +1,13 @@
 """What the ranks of one cell are told, as torchrun tells its processes, so that code for it runs unchanged."""
 
+import dataclasses
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import GpuDevice
 
 RANKS_MAX = 32
 """Kernels of one cell."""
@@ -49,6 +52,14 @@ def environment(box: LiveSandbox, rank: Rank, *, port: int | None) -> dict[str, 
     if rank.of > 1:
         told["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // rank.of))
     return told
+
+
+def share(gpus: Sequence[GpuDevice], rank: Rank) -> tuple[GpuDevice, ...]:
+    """What one rank has of the GPUs of all: as many as each other, or a share of one where there are fewer."""
+    if 0 < len(gpus) < rank.of:
+        return (dataclasses.replace(gpus[rank.number * len(gpus) // rank.of], parts=-(-rank.of // len(gpus))),)
+    each = len(gpus) // rank.of
+    return tuple(gpus[rank.number * each : (rank.number + 1) * each])
 
 
 def free_port() -> int:

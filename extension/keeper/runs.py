@@ -18,7 +18,7 @@ from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_client import RankClient
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, steps
-from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port
+from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port, share
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
@@ -150,7 +150,7 @@ class Runs:
                     if message["msg_type"] == "reply":
                         status = message["content"]["status"]
                     else:
-                        yield message
+                        yield await self._with_vram(runner, message) if message["msg_type"] == "usage" else message
             if status != "ok":
                 break
         yield {
@@ -186,6 +186,20 @@ class Runs:
         if returning is not None and values in returning.files:
             returning.files.remove(values)
             returning.changed.set()
+
+    async def _with_vram(self, runner: Runner, usage: dict[str, Any]) -> dict[str, Any]:
+        """With what the rank's processes have of its GPUs' memory, as the driver tells; simulated ones have none."""
+        box, rank = runner.box, runner.rank
+        gpus = [gpu for gpu in share(box.gpus, rank) if not gpu.simulated]
+        if not gpus or len(box.gpus) < rank.of:  # Of a GPU that several ranks share nobody knows whose it is.
+            return usage
+        pids = set(box.processes)
+        try:
+            used = [await self._service.leases.memory_of(gpu, pids) for gpu in gpus]
+        except errors.WarmcellError as error:
+            log.info("sandbox %s: the memory of its GPUs is not known: %s", box.info.id, error)
+            return usage
+        return {**usage, "content": {**usage["content"], "vram_bytes": sum(used)}}
 
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""
@@ -272,8 +286,7 @@ class Runs:
     async def _start(self, box: LiveSandbox, rank: Rank) -> Runner:
         began = time.perf_counter()
         sandbox_id, oom_before = box.info.id, box.oom_kills()
-        share = len(box.gpus) // rank.of
-        gpus = box.gpus[rank.number * share : (rank.number + 1) * share]
+        gpus = share(box.gpus, rank)
         env = {**self._of_rank(box, rank), **await box.network_environment(), **box.spec.env, **gpu_environment(gpus)}
         cwd = box.spec.workspace.path if box.spec.workspace and box.spec.workspace.mode != "none" else ""
         if rank.number == 0:

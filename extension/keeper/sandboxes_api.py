@@ -86,7 +86,7 @@ class SandboxesHandler(Handler):
         self.answer({"sandboxes": [info.to_json() for info in page], "next": after})
 
     async def post(self) -> None:
-        asked = object_of(self.body(), "spec")
+        asked, hurry = object_of(self.body(), "spec"), self.body().get("wait") is False
         if self.scope is None and (self.principal is not None or "terms" in self.body()):
             info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
         elif self.scope is not None:
@@ -96,11 +96,12 @@ class SandboxesHandler(Handler):
                 values_bytes=self.keeper.wiring.settings.remote_values_bytes,
                 egress=self.keeper.service.live(self.scope.sandbox_id).spec.egress,
             )
-            create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id)
+            create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id, hurry=hurry)
             info = await self.unless_gone(create)
         else:
-            pid = self.peer()[0]
-            info = await self.unless_gone(self.keeper.service.create(SandboxSpec.from_json(asked), owner="client"))
+            pid, owner = self.peer()[0], "remote" if self.body().get("ranks") is True else "client"
+            spec = SandboxSpec.from_json(asked)
+            info = await self.unless_gone(self.keeper.service.create(spec, owner=owner, hurry=hurry))
             self._end_with_caller(info.id, pid)
         self.answer(info.to_json(), 201)
 

@@ -6,12 +6,13 @@ no folder at all. So the sources travel, and what is old is loaded again.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import linecache
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import ModuleSpec
 from typing import Any
 
@@ -28,8 +29,17 @@ _taken: dict[str, str] = {}
 """Module to the digest of what it was loaded from here."""
 
 
-def give(folder: str) -> dict[str, tuple[str, str]]:
-    """The modules of `folder` that are imported here: name to file and source. Blocks."""
+_imports: dict[str, tuple[str, frozenset[str]]] = {}
+"""File to the digest of its source, and what that imports."""
+
+
+def give(folder: str, wanted: Iterable[str] = ()) -> dict[str, tuple[str, str]]:
+    """The modules of `folder` that are imported here, or are about to be there: name to file and source. Blocks.
+
+    Args:
+        folder: The notebook's.
+        wanted: Dotted names that a cell imports; those of other folders, and such as are no modules, are left out.
+    """
     found: dict[str, tuple[str, str]] = {}
     elsewhere = _elsewhere.setdefault(folder, set())
     left = ALL_MAX_BYTES
@@ -41,16 +51,78 @@ def give(folder: str) -> dict[str, tuple[str, str]]:
         if not _is_own(path, folder):
             elsewhere.add(file)
             continue
-        try:
-            if os.path.getsize(path) > min(SOURCE_MAX_BYTES, left):
-                continue
-            with open(path, encoding="utf-8") as opened:
-                source = opened.read()
-        except (OSError, UnicodeDecodeError):
+        source = _read(path, left)
+        if source is None:
             continue
         left -= len(source)
         found[name] = (file, source)
+    queue = [part for name in wanted for part in _with_parents(name)]
+    while queue:
+        name = queue.pop()
+        if name in found or name.partition(".")[0] in sys.modules.keys() - found.keys():
+            continue
+        file = _file_of(name, folder)
+        source = _read(file, left) if file else None
+        if source is not None:
+            left -= len(source)
+            found[name] = (file, source)
+            queue += [part for one in _imported_by(name, file, source) for part in _with_parents(one)]
     return dict(sorted(found.items()))
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _file_of(name: str, folder: str) -> str:
+    """Where its source is, if that is in the folder; found without importing anything. Empty: it is not there."""
+    inside = os.path.realpath(folder)
+    for entry in dict.fromkeys((folder, *sys.path)):
+        base = os.path.realpath(entry or folder)
+        if base != inside and not base.startswith(inside + os.sep):
+            continue
+        path = os.path.join(base, *name.split("."))
+        for file in (os.path.join(path, "__init__.py"), f"{path}.py"):
+            if os.path.isfile(file) and _is_own(file, folder):
+                return file
+    return ""
+
+
+def _read(file: str, most: int) -> str | None:
+    """The source; None where it cannot be read, or is too long."""
+    try:
+        if os.path.getsize(file) > min(SOURCE_MAX_BYTES, most):
+            return None
+        with open(file, encoding="utf-8") as opened:
+            return opened.read()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _imported_by(name: str, file: str, source: str) -> frozenset[str]:
+    """Dotted names of what may be modules among what a module imports, wherever in it that is written."""
+    mark = hashlib.sha256(source.encode()).hexdigest()
+    known = _imports.get(file)
+    if known is not None and known[0] == mark:
+        return known[1]
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):  # It will say so itself.
+        return frozenset()
+    package = name.split(".") if os.path.basename(file) == "__init__.py" else name.split(".")[:-1]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            found.update(f"{base}.{one.name}" if base else one.name for one in node.names if one.name != "*")
+            if base:
+                found.add(base)
+    _imports[file] = (mark, frozenset(found))
+    return _imports[file][1]
 
 
 def _is_own(path: str, folder: str) -> bool:
@@ -70,20 +142,34 @@ def digest(given: Mapping[str, tuple[str, str]]) -> str:
 
 
 def take(given: Mapping[str, Any]) -> None:
-    """Have these modules here: found where nobody else finds them, and loaded again where they have changed."""
+    """Have these modules here: found where nobody else finds them, and loaded again where they may be old.
+
+    Those that import each other are loaded in whatever order works. One that fails stays as it was, and says so.
+    """
     if not given:
         return
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
-    for name, (file, source) in given.items():
-        _sources[name] = (file, source)
-        mark = hashlib.sha256(source.encode()).hexdigest()
-        module = sys.modules.get(name)
-        if module is not None and _taken.get(name, mark) != mark:
-            linecache.checkcache()
-            importlib.invalidate_caches()
-            _execute(name, vars(module))
-        _taken[name] = mark
+    marks = {name: hashlib.sha256(source.encode()).hexdigest() for name, (_, source) in given.items()}
+    _sources.update((name, (file, source)) for name, (file, source) in given.items())
+    # One that is loaded and that nobody has told us of may be of any age.
+    old = [name for name in given if name in sys.modules and _taken.get(name) != marks[name]]
+    _taken.update(marks)
+    if old:
+        linecache.checkcache()
+        importlib.invalidate_caches()
+    while old:
+        failed: dict[str, Exception] = {}
+        for name in old:
+            try:
+                _execute(name, vars(sys.modules[name]))
+            except Exception as error:
+                failed[name] = error
+        if len(failed) == len(old):
+            for name, why in failed.items():
+                sys.stderr.write(f"The module {name} could not be loaded again: {type(why).__name__}: {why}\n")
+            return
+        old = list(failed)
 
 
 def _execute(name: str, names: dict[str, Any]) -> None:

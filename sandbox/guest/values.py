@@ -13,6 +13,7 @@ import mmap
 import os
 import pickle
 import sys
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -254,6 +255,12 @@ def cloudpickle() -> Any:
     return cloudpickle
 
 
+def _asks_for_shell() -> Any:
+    from IPython.core.getipython import get_ipython
+
+    return get_ipython
+
+
 class _There:
     """Stands for the namespace of the notebook on the other side."""
 
@@ -315,6 +322,8 @@ def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
             if isinstance(value, REFUSED_FILES):
                 raise TypeError("cannot pickle an open file")
             room.check(own_bytes(value))  # Before anything of it is copied.
+            if there and isinstance(value, types.MethodType) and value.__name__ == "get_ipython":
+                return _asks_for_shell, ()  # Which magics in functions call.
             reduced = tensors.reduce(value)
             return super().reducer_override(value) if reduced is None else reduced
 

@@ -1,12 +1,13 @@
 """GPUs of ranks, which are simulated: all that are free, and given back once nothing runs there."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.integration.keeper.conftest import until
-from tests.remote.conftest import kernel_of
+from tests.remote.conftest import interrupt, kernel_of, reply_of
 from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -16,8 +17,14 @@ IDLE_S = 6.0
 
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, object]:
-    """Three GPUs, and little patience."""
-    return {"simulated_gpus": [{"name": "T4", "memory": "16GiB", "count": 3}], "remote_idle_s": IDLE_S}
+    """Three GPUs of one kind, one of another, and little patience."""
+    kinds = [{"name": "T4", "memory": "16GiB", "count": 3}, {"name": "L4", "memory": "24GiB", "count": 1}]
+    return {
+        "simulated_gpus": kinds,
+        "remote": {"gpu": "L4", "timeout": "2h"},
+        "remote_idle_s": IDLE_S,
+        "gpu_wait": None,
+    }
 
 
 async def test_all_free_gpus_are_taken_and_given_back(keeper: KeeperClient, folder: Path) -> None:
@@ -34,6 +41,73 @@ async def test_all_free_gpus_are_taken_and_given_back(keeper: KeeperClient, fold
         again = await kernel.run("%%remote gpu=T4 n=max\nthere")
         assert "it is gone, with its variables" in again.text
         assert "name 'there' is not defined" in again.error
+
+
+async def test_the_operator_says_what_is_usual(keeper: KeeperClient, folder: Path) -> None:
+    """In the configuration file, for cells and functions; a line may say that there is none."""
+    async with kernel_of(keeper, folder) as kernel:
+        assert "on L4 (simulated)" in (await kernel.run("%%remote\npass")).text
+        said: list[str] = []
+        await kernel.client.execute_interactive(
+            "%%remote as=x\n6 * 7",
+            output_hook=lambda message: said.append(message["content"].get("data", {}).get("text/plain", "")),
+            timeout=60,
+        )
+        assert re.fullmatch(r"Remote: done · \d+\.\d s · \d+\.\d GPU-seconds · \d\.\d MiB sent", said[-2]), said
+        assert "on CPU" in (await kernel.run("%%remote gpu=none\npass")).text
+        await kernel.run("import os, warmcell\ndef gpu():\n    return os.environ.get('WARMCELL_GPUS')")
+        assert await kernel.value("[warmcell.remote()(gpu)(), warmcell.remote(gpu='none')(gpu)()]") == ["L4", None]
+
+
+async def test_each_alternative_is_for_all_ranks(keeper: KeeperClient, folder: Path) -> None:
+    """Fallbacks, counts and shares: each rank has as much of the first kind that will do for all of them."""
+    get = "get=told\nimport os\ntold = os.environ.get('WARMCELL_GPUS'), os.environ.get('WARMCELL_GPU_MEMORY_FRACTION')"
+    async with kernel_of(keeper, folder) as kernel:
+        for line, told in {
+            "gpu=L4,T4 n=2": [["T4", None]] * 2,
+            "gpu=T4:3,L4 n=1": ["T4,T4,T4", None],
+            "gpu=T4/2 n=3": [["T4", "0.5"]] * 3,
+            "gpu=L4:2,L4/2 n=max": [["L4", "0.5"]] * 2,
+        }.items():
+            output = await kernel.run(f"%%remote {line} {get}")
+            assert output.error == "", (line, output)
+            assert await kernel.value("told") == told, line
+            await kernel.run("%remote close")
+
+
+async def test_one_is_told_where_it_waits(keeper: KeeperClient, folder: Path) -> None:
+    """Its place in the queue; other cells run meanwhile, the stop button ends the waiting, and n=max does not wait."""
+    async with kernel_of(keeper, folder) as kernel:
+        await kernel.run("%%remote gpu=T4 n=3 detach session=long\nimport time\ntime.sleep(1000)")
+        none = await kernel.run("%%remote gpu=T4 n=max session=more\n1")
+        assert "n=max does not wait for GPUs" in none.error
+        await kernel.run(
+            "import threading\n"
+            "said = 'remote', 'gpu=T4 session=queued', '1'\n"
+            "waits = threading.Thread(target=get_ipython().run_cell_magic, args=said); waits.start()"
+        )
+        await until(lambda: waiting(keeper, 1))
+        assert (await kernel.run("%%remote gpu=none\n6 * 7")).data[-1]["text/plain"] == "42"
+        busy = await kernel.run("%%remote gpu=T4 session=queued\n1")
+        assert re.match(r"BusyError: Remote cell \d+ waits for this sandbox", busy.error), busy
+        kernel.client.execute("%%remote gpu=T4 session=stopped\n1")
+        while True:
+            message = await kernel.client.get_iopub_msg(timeout=60)
+            if message["msg_type"] == "display_data":
+                break
+        assert message["content"]["data"]["text/plain"].startswith("Waiting for T4: place 2 of 2"), message
+        interrupt(kernel)
+        assert (await reply_of(kernel))["ename"] == "KeyboardInterrupt"
+        await until(lambda: waiting(keeper, 1))
+        await kernel.run("%remote stop")
+        assert (await kernel.run("%remote close long")).error == ""
+        await kernel.run("waits.join(60)")
+        assert await kernel.value("waits.is_alive()") is False
+
+
+async def waiting(keeper: KeeperClient, count: int) -> bool:
+    """Whether so many are in the queue for a GPU."""
+    return len((await keeper.get("/gpus"))["queue"]) == count
 
 
 async def leased(keeper: KeeperClient, gpus: int) -> bool:

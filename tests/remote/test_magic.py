@@ -49,7 +49,8 @@ async def test_a_plain_kernel_has_it_too(module_places: Places, keeper: KeeperCl
         output = await kernel.run("%%remote get=found\nfound = {'total': total(big), 'big': big + 1}")
         assert output.status == "ok", output
         assert await kernel.value("[found['total'], int(found['big'][-1])]") == [4999950001, 100000]
-        assert len(await remotes(keeper)) == len(before) + 1
+        (new,) = set(await remotes(keeper)) - set(before)
+        assert (await keeper.get(f"/sandboxes/{new}"))["owner"] == "remote"  # So it is released when it is idle.
         forked = await kernel.run("%%remote fork\n1")
         assert forked.error == "ForkError: This kernel cannot be forked. Run the notebook on a Warmcell kernel."
         await kernel.run("%unload_ext warmcell")
@@ -223,6 +224,9 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote gpu=Z9000\n1": "Z9000",
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
+        "%%remote\nget_ipython().run_cell_magic('remote', '', 'lst')": "and not within a remote cell",
+        "%%remote\nexit()": "`%remote close`, in the notebook, removes its ranks",
+        "%%remote\nquit()": "A rank does not end with its cell",
         "%remote lst": "Did you mean ls?",
         "%remote logs 999": "there is no remote cell 999",
     }.items():

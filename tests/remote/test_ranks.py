@@ -14,7 +14,7 @@ import pytest
 from tests.integration.keeper.conftest import until
 from tests.integration.process.guest import Kernel
 from tests.integration.process.test_guest_kernels import output_of
-from tests.remote.conftest import interrupt, kernel_of, reply_of
+from tests.remote.conftest import interrupt, is_sum, kernel_of, reply_of
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.guest.magics.groups import RANKS
 
@@ -30,7 +30,8 @@ async def shown(kernel: Kernel, code: str) -> tuple[str, str, str]:
 
     def hook(message: dict[str, Any]) -> None:
         nonlocal error
-        if message["msg_type"] in ("display_data", "update_display_data"):
+        kind, content = message["msg_type"], message["content"]
+        if kind in ("display_data", "update_display_data") and not is_sum(content["data"]):
             last.update(message["content"]["data"])
         elif message["msg_type"] == "error":
             error = "\n".join(message["content"]["traceback"])
@@ -211,7 +212,10 @@ async def test_a_function_runs_on_ranks(kernel: Kernel) -> None:
         "ZeroDivisionError",
         "NoneType",
     ]
-    assert "ranks are counted" in (await kernel.run("warmcell.remote(n=0)")).error
+    assert (await kernel.run("warmcell.remote(n=0)")).error.startswith(
+        "ArgumentError: n=0: ranks are counted from 1 to"
+    )
+    assert "c.Warmcell" not in (await kernel.run("warmcell.remote(n=0)")).error
 
 
 async def test_a_detached_cell_goes_on_and_can_be_asked_for(kernel: Kernel) -> None:
@@ -229,6 +233,41 @@ async def test_a_detached_cell_goes_on_and_can_be_asked_for(kernel: Kernel) -> N
     assert await kernel.value("job.result(60)") == 42
     assert "working\nfinished\n" in (await kernel.run("%remote logs")).text
     assert "done after" in (await kernel.run("%remote wait")).text
+
+
+async def test_a_detached_cell_has_what_was_there_when_it_began(kernel: Kernel) -> None:
+    """What changes here meanwhile is not seen there: variables, and items whose turn comes later."""
+    await kernel.run(
+        "import numpy as np\narray = np.zeros(20_000)\nitems = [np.zeros(20_000) for _ in range(3)]; small = [0]"
+    )
+    await kernel.run(
+        "%%remote detach session=bg each=items as=job\nimport os, time\nwhile not os.path.exists('changed'):\n"
+        "    time.sleep(0.02)\nfloat(item.sum() + array.sum()) + small[0]"
+    )
+    await kernel.run("array[:] = 1\nsmall[0] = 1\nfor item in items: item[:] = 1\nopen('changed', 'w').close()")
+    assert await kernel.value("job.result(60)") == [0.0, 0.0, 0.0]
+    refused = await kernel.run(
+        "items = [1, open('/dev/null')]\nget_ipython().run_cell_magic('remote', 'detach each=items', '1')"
+    )
+    assert "item cannot be sent: it is an open file" in refused.error
+
+
+async def test_what_a_detached_cell_brings_back_is_put_here_once(kernel: Kernel) -> None:
+    """Asking for its result again changes nothing that was done with the name meanwhile."""
+    await kernel.run("%%remote detach session=bg get=brought as=job\nbrought = 1; brought")
+    assert await kernel.value("[job.result(60), brought]") == [1, 1]
+    await kernel.run("brought = 'mine'; job.result()")
+    assert await kernel.value("brought") == "mine"
+
+
+async def test_a_remote_function_may_call_itself(kernel: Kernel) -> None:
+    """There it is the function itself; so it is where a cell reads it."""
+    await kernel.run(
+        "import warmcell\n@warmcell.remote()\ndef fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)"
+    )
+    assert await kernel.value("fib(10)") == 55
+    await kernel.run("%%remote as=here\nfib(11)")
+    assert await kernel.value("here") == 89
 
 
 async def test_a_detached_cell_can_be_stopped(kernel: Kernel) -> None:
@@ -273,3 +312,5 @@ async def test_defaults_come_from_the_notebook(keeper: KeeperClient, folder: Pat
         assert await kernel.value("ranks") == ["2", "2"]
         await kernel.run("%%remote n=1 as=ranks\nimport os; os.environ['WORLD_SIZE']")
         assert await kernel.value("ranks") == "1"
+        await kernel.run("import os, warmcell\ndef ranks():\n    return os.environ['WORLD_SIZE']")
+        assert await kernel.value("[warmcell.remote()(ranks)(), warmcell.remote(n=1)(ranks)()]") == ["2", "1"]

@@ -38,6 +38,8 @@ export interface IRank {
   readonly tasks: number;
   /** 0: nobody knows. */
   readonly memory_bytes: number;
+  /** Of its GPUs. 0: nobody knows, or none. */
+  readonly vram_bytes: number;
   readonly error: string;
   readonly spans: readonly ISpan[];
   readonly parts: readonly Part[];
@@ -80,6 +82,7 @@ export function readRanks(value: unknown): IRanks {
         seconds: number(one.seconds),
         tasks: number(one.tasks),
         memory_bytes: number(one.memory_bytes),
+        vram_bytes: number(one.vram_bytes),
         error: text(one.error),
         spans: list(one.spans).map(span => readSpan(span, seconds)),
         parts: list(one.parts).map(readPart),

@@ -144,6 +144,8 @@ interface IHeadProps {
 /** One rank in a line. */
 function RankHead({ rank, all, isOpen, trans }: IHeadProps): React.JSX.Element {
   const about = isOpen ? '' : lastLine(rank);
+  const vram =
+    rank.vram_bytes > 0 ? trans.__('%1 of GPU memory', words.bytes(rank.vram_bytes)) : '';
   const tasks = rank.tasks > 1 ? trans._n('%1 task', '%1 tasks', rank.tasks) : '';
   return (
     <>
@@ -164,7 +166,7 @@ function RankHead({ rank, all, isOpen, trans }: IHeadProps): React.JSX.Element {
         {rank.memory_bytes > 0 ? words.bytes(rank.memory_bytes) : ''}
       </span>
       <span className="wc-Rank-about" title={about}>
-        {[rank.device, rank.label, tasks, about].filter(Boolean).join(' · ')}
+        {[rank.device, vram, rank.label, tasks, about].filter(Boolean).join(' · ')}
       </span>
     </>
   );

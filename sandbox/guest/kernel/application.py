@@ -122,6 +122,7 @@ def initialized(connection_file: str) -> Any:
     api = os.path.join(os.path.dirname(connection_file), "api.sock")
     magics.register(app.shell, lambda: Api(api))
     magics.register_snapshots(app.shell, lambda: Api(api))
+    magics.stay(app.shell)
     offline.install()
     graphics.install()
     displays.install(app.shell)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .staying import stay
+
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from .api import Api
+
+
+__all__ = ["register", "register_snapshots", "registered", "stay", "unregister"]
 
 
 def register(shell: InteractiveShell, connect: Callable[[], Api]) -> None:

@@ -7,7 +7,8 @@ import http.client
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from . import doors, stopping
@@ -16,6 +17,9 @@ from .run import Inbox, Run
 BASE = "/warmcell/api/v1"
 ANSWER_TIMEOUT_S = 30.0
 """For requests that the keeper answers at once. Creating a sandbox and running a cell take as long as they take."""
+
+MEANWHILE_S = 1.0
+"""How often whoever waits for GPUs hears where it stands."""
 
 PIECE_BYTES = 4 * 2**20
 """How much of a large buffer is sent at a time."""
@@ -40,16 +44,40 @@ class Api:
         self._path = path
         self._spec = dict(spec or {})
 
-    def create(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """A new sandbox, as a SandboxInfo, with these fields of a spec.
+    def create(self, wanted: Mapping[str, Any], *, waits: Callable[[Mapping[str, Any]], None] | None) -> dict[str, Any]:
+        """A new sandbox for ranks, as a SandboxInfo, with these fields of a spec.
+
+        Args:
+            wanted: The fields.
+            waits: Told now and then where it stands in the queue for its GPUs, as a QueuePlace. None: it does not wait.
 
         Raises:
             KeeperError: There is none, or nobody answers.
+            KeyboardInterrupt: As it comes; nothing is left then.
         """
         spec = {**self._spec, **wanted}
         if "image" in wanted and "python" in spec:
             spec["python"] = ""  # That of the image.
-        return self._json("POST", "/sandboxes", {"spec": spec}, timeout=None)
+        body = {"spec": spec, "ranks": True, "wait": waits is not None}
+        if waits is None or "gpu" not in wanted:
+            return self._json("POST", "/sandboxes", body, timeout=None)
+        before = {str(one["id"]) for one in self._json("GET", "/sandboxes")["sandboxes"]}
+        coming = _Coming(self._connection(None), lambda way: self._json("POST", "/sandboxes", body, way=way))
+        try:
+            return coming.result(lambda: waits(self._place(before)))
+        except BaseException:
+            for made in coming.leave():
+                self.delete(str(made["id"]))
+            raise
+
+    def _place(self, before: Container[str]) -> Mapping[str, Any]:
+        """Where the one that was not there before stands in the queue; empty where it does not."""
+        with contextlib.suppress(KeeperError):
+            found = self._json("GET", "/sandboxes")["sandboxes"]
+            for one in found:
+                if one["id"] not in before and one.get("owner") == "remote" and one.get("queue"):
+                    return dict(one["queue"])
+        return {}
 
     def remote(self) -> dict[str, Any]:
         """What `%%remote` begins with: `defaults`, and `values_bytes`, how much may be sent."""
@@ -145,16 +173,28 @@ class Api:
         self._json("DELETE", f"/sandboxes/{sandbox_id}/values/{number}")
 
     def _json(
-        self, method: str, path: str, body: object = None, *, timeout: float | None = ANSWER_TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        timeout: float | None = ANSWER_TIMEOUT_S,
+        way: UnixConnection | None = None,
     ) -> dict[str, Any]:
-        answer = self._answer(method, path, body, timeout=timeout)
+        answer = self._answer(method, path, body, timeout=timeout, way=way)
         return dict(json.loads(answer)) if answer else {}
 
     def _answer(
-        self, method: str, path: str, body: object = None, *, timeout: float | None = ANSWER_TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        timeout: float | None = ANSWER_TIMEOUT_S,
+        way: UnixConnection | None = None,
     ) -> bytes:
         try:
-            with doors.passing(timeout), contextlib.closing(self._connection(timeout)) as connection:
+            with doors.passing(timeout), contextlib.closing(way or self._connection(timeout)) as connection:
                 content = None if body is None else json.dumps(body).encode()
                 connection.request(method, BASE + path, content, {"Content-Type": "application/json"})
                 with contextlib.closing(connection.getresponse()) as response:
@@ -167,6 +207,40 @@ class Api:
 
     def _connection(self, timeout: float | None) -> UnixConnection:
         return UnixConnection(self._path, timeout)
+
+
+class _Coming:
+    """A request that takes long, made in a thread, so that whoever waits for it can be told things, and interrupted."""
+
+    def __init__(self, way: UnixConnection, ask: Callable[[UnixConnection], dict[str, Any]]) -> None:
+        self._way = way
+        self._over = threading.Event()
+        self._made: list[dict[str, Any]] = []
+        self._error: BaseException | None = None
+        threading.Thread(target=self._work, args=(ask,), daemon=True, name="warmcell-asks").start()
+
+    def result(self, meanwhile: Callable[[], None]) -> dict[str, Any]:
+        """The answer; `meanwhile` is called now and then."""
+        while not self._over.wait(MEANWHILE_S):
+            meanwhile()
+        if self._error is not None:
+            raise self._error
+        return self._made[0]
+
+    def leave(self) -> list[dict[str, Any]]:
+        """Have it not be; what has come of it all the same."""
+        with contextlib.suppress(OSError, AttributeError):
+            self._way.sock.shutdown(socket.SHUT_RDWR)
+        self._over.wait(ANSWER_TIMEOUT_S)
+        return self._made
+
+    def _work(self, ask: Callable[[UnixConnection], dict[str, Any]]) -> None:
+        try:
+            self._made.append(ask(self._way))
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._over.set()
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -206,7 +280,7 @@ def _unreachable(error: BaseException) -> KeeperError:
     if isinstance(error, FileNotFoundError):
         return KeeperError(
             "No other sandbox can be asked for from here",
-            "%%remote works in notebooks whose kernel Warmcell's keeper started; restart this one in Jupyter.",
+            "%%remote works in notebooks whose kernel Warmcell's keeper started, and not within a remote cell.",
             "unreachable",
         )
     return KeeperError(

@@ -14,7 +14,7 @@ RANKS_MAX = 32
 """Kernels of one fan-out."""
 
 KEYS: Mapping[str, str] = {
-    "gpu": "a GPU for each rank, as in gpu=A100, gpu=H100:2, gpu=24GiB, gpu=any",
+    "gpu": "a GPU for each rank, as in gpu=A100, gpu=H100:2, gpu=24GiB, gpu=any; gpu=none where there is a default",
     "n": f"how many ranks run the cell, as in n=4; with gpu= also n=max; at most {RANKS_MAX}",
     "send": "variables to send besides those that the cell reads, as in send=data,model",
     "get": "variables to bring back, as in get=loss; from several ranks, lists",
@@ -30,6 +30,9 @@ KEYS: Mapping[str, str] = {
 """What can be said, each with its meaning and an example."""
 
 FLAGS = ("detach", "fork")
+
+UNSET = ("gpu", "timeout", "image", "memory")
+"""Keys for which `none` says that there is none, whatever is usual."""
 
 WITH_FORK: Mapping[str, str] = {
     "gpu": "clones have what this kernel has; without fork each rank has a GPU",
@@ -97,8 +100,17 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
         if equals and not value:
             raise ArgumentError(f"{key}= has no value: {KEYS[key]}")
         given[key] = value
+    return read(given, defaults)
+
+
+def read(given: Mapping[str, str], defaults: Mapping[str, object] | None = None) -> Arguments:
+    """Understand what is said, each key as it would be written; raises as `parse`, which has the defaults."""
+    given = dict(given)
     try:
-        usual = _strings(defaults or {})
+        usual = strings(defaults or {})
+        for key in [key for key in UNSET if given.get(key) == "none"]:
+            del given[key]
+            usual.pop(key, None)
         if "fork" in given:  # What is usual for other ranks does not hold for clones.
             usual = {key: value for key, value in usual.items() if key not in WITH_FORK}
             for key in given:
@@ -118,7 +130,12 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
 _SOURCE = "c.Warmcell.remote, or the notebook's metadata"
 
 
-def _strings(defaults: Mapping[str, object]) -> dict[str, str]:
+def strings(defaults: Mapping[str, object]) -> dict[str, str]:
+    """Values as they would be written; those that say nothing are left out.
+
+    Raises:
+        ArgumentError: There is no such key.
+    """
     found = {}
     for key, value in defaults.items():
         if key not in KEYS:

@@ -51,6 +51,8 @@ class Group:
         """How its last task failed."""
         self.memory_bytes = 0
         """What it takes now, or took when that was last looked at."""
+        self.vram_bytes = 0
+        """The same of its GPUs' memory."""
         self.tasks = 0
         self.spans: list[tuple[float, float, str]] = []
         """When it worked: from and to, in seconds of the clock, and how that ended."""
@@ -95,6 +97,7 @@ class Group:
         kind, content = message["msg_type"], message["content"]
         if kind == "usage":
             self.memory_bytes = int(content.get("memory_bytes") or 0)
+            self.vram_bytes = int(content.get("vram_bytes") or 0)
             return
         if kind in COMMS:
             if self.models.hear(message):
@@ -150,7 +153,7 @@ class Group:
 class Board:
     """All ranks of one fan-out."""
 
-    def __init__(self, devices: Sequence[str], *, gpus_each: int = 0) -> None:
+    def __init__(self, devices: Sequence[str], *, gpus_each: float = 0) -> None:
         """Nothing has begun.
 
         Args:
@@ -210,6 +213,10 @@ class Board:
         worked = f"{self.worked_s * self.gpus_each:.1f} GPU-seconds" if self.gpus_each else ""
         worked = worked or f"{self.worked_s:.1f} s of ranks"
         sent = f"{self.sent_bytes / 2**20:.1f} MiB sent"
+        if len(self.groups) == 1:
+            return " · ".join(
+                filter(None, (self.state, f"{self.seconds:.1f} s", worked if self.gpus_each else "", sent))
+            )
         return f"{len(self.groups)} ranks · {self.state} · {self.seconds:.1f} s, {worked} · {sent}"
 
 

@@ -8,10 +8,19 @@ import symtable
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-PYTHON_MAGICS = frozenset({"time", "timeit", "prun", "capture", "mprun", "memit", "lprun", "debug", "pinfo", "pdef"})
+PYTHON_MAGICS = frozenset(
+    {"time", "timeit", "prun", "capture", "mprun", "memit", "lprun", "debug", "pinfo", "pdef", "remote"}
+)
 """Magics whose line or cell is Python."""
 
-_OPTIONS = re.compile(r"^(\s*-[a-zA-Z]+(\s*\d+)?\s+)*")
+_VALUED = {"prun": "lsTD", "timeit": "nrp", "lprun": "mDTsru", "mprun": "mT", "memit": "rtI", "debug": "b"}
+"""Letters of options, by magic, that have a value; it is no Python."""
+
+_EVALUATED = {"lprun": "f", "mprun": "f"}
+"""Those whose value is Python: what is to be looked at."""
+
+_OPTION = re.compile(r"\s*-(?P<letter>[a-zA-Z])(?P<rest>\S*)(?:\s+|$)")
+_WORD = re.compile(r"\s*(?P<word>\"[^\"]*\"|'[^']*'|\S+)(?:\s+|$)")
 _INSERTED = re.compile(r"(?<!\$)\$(?P<plain>[A-Za-z_]\w*)|\{(?P<braces>[^{}]+)\}")
 _COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 _SHELL_CALLS = ("system", "getoutput", "run_line_magic", "run_cell_magic")
@@ -25,7 +34,7 @@ class Reads(NamedTuple):
     assigned: frozenset[str]
     """Assigned, on some way through it."""
     imported: frozenset[str] = frozenset()
-    """Top-level names of modules that it imports."""
+    """Dotted names of what may be modules among what it imports."""
 
 
 def reads(cell: str, transform: Callable[[str], str]) -> Reads:
@@ -101,12 +110,12 @@ class _Walker(ast.NodeVisitor):
 
     def visit_Import(self, node: ast.Import) -> None:
         for name in node.names:
-            self.imported.add(name.name.partition(".")[0])
+            self.imported.add(name.name)
             self._assign(name.asname or name.name.partition(".")[0])
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        if node.module:
-            self.imported.add(node.module.partition(".")[0])
+        if node.module and not node.level:
+            self.imported.update((node.module, *(f"{node.module}.{name.name}" for name in node.names)))
         for name in node.names:
             self._assign(name.asname or name.name)
 
@@ -263,13 +272,18 @@ class _Walker(ast.NodeVisitor):
             self._inserted(text)
 
     def _magic(self, name: str, line: str = "", cell: str = "") -> None:
-        code = _OPTIONS.sub("", line) if name != "capture" else ""
+        code, evaluated = ("", "") if name in ("capture", "remote") else _statement(name, line)
         inside = reads("\n".join((code, cell)), self._transform)
         if not inside.needed and not inside.assigned and code:
             inside = reads(cell or code.strip().rstrip("?"), self._transform)
-        for needed in inside.needed:
-            self._read(needed)
-        for assigned in inside.assigned:
+        needed = inside.needed | (reads(evaluated, self._transform).needed if evaluated else frozenset())
+        if name == "remote":
+            needed |= _named(line, "send", "each")
+        for one in needed:
+            self._read(one)
+        self.imported |= inside.imported
+        # What a remote cell assigns, it assigns in yet another kernel.
+        for assigned in _named(line, "get", "as") if name == "remote" else inside.assigned:
             self._assign(assigned)
 
     def _inserted(self, text: str) -> None:
@@ -314,6 +328,27 @@ def _globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
             if symbol.is_assigned() and not symbol.is_namespace():
                 given.add(symbol.get_name())
     return taken, given
+
+
+def _statement(magic: str, line: str) -> tuple[str, str]:
+    """What is left of a magic's line behind its options, and what of these is Python."""
+    evaluated: list[str] = []
+    while (found := _OPTION.match(line)) is not None:
+        line, letter, value = line[found.end() :], found["letter"], found["rest"]
+        is_python = letter in _EVALUATED.get(magic, "")
+        if not value and (is_python or letter in _VALUED.get(magic, "")):
+            word = _WORD.match(line)
+            if word is not None:
+                line, value = line[word.end() :], word["word"]
+        if is_python:
+            evaluated.append(value)
+    return line, "\n".join(evaluated)
+
+
+def _named(line: str, *keys: str) -> frozenset[str]:
+    """Variables that a line of `%%remote` names with these keys."""
+    found = re.findall(rf"(?<!\S)(?:{'|'.join(keys)})=(\S+)", line)
+    return frozenset(name for names in found for name in names.split(",") if name.isidentifier())
 
 
 def _leaves(body: list[ast.stmt]) -> bool:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..values import CannotTravelError, lost_of
+from ..values import CannotTravelError, Packed, lost_of
 from .api import KeeperError
 from .board import STOPPED
 from .failures import error_of
@@ -44,8 +44,8 @@ class Task(NamedTuple):
     """One cell to be run."""
 
     code: str
-    extra: Mapping[str, Any]
-    """Variables for it alone."""
+    extra: Mapping[str, Any] | Packed
+    """Variables for it alone, or what they were when they were packed."""
     rank: int | None = None
     """Where; None: on whichever rank is free."""
     label: str = ""
@@ -99,7 +99,7 @@ class Ranks(Protocol):
         """What each computes on, in a few words."""
 
     @property
-    def gpus_each(self) -> int:
+    def gpus_each(self) -> float:
         """GPUs that each holds."""
 
     @property
@@ -119,7 +119,7 @@ class Ranks(Protocol):
 class Sent(Protocol):
     """What they need for a cell."""
 
-    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+    def load(self, rank: int, extra: Any) -> Load:
         """What one is to load before it, and `extra`."""
 
     def loaded(self, rank: int, load: Load) -> None:
@@ -141,6 +141,7 @@ class FanOut:
         cell: int = 0,
         retry: bool = False,
         together: bool = True,
+        sent_before: int | None = None,
     ) -> None:
         """Prepare it.
 
@@ -154,6 +155,7 @@ class FanOut:
             cell: Number of the cell here.
             retry: A task whose rank ends under it is begun again: on that rank's next kernel, or on another rank.
             together: The first that fails stops the others.
+            sent_before: What the ranks had been sent before it, in bytes. None: all so far.
         """
         self._pod = pod
         self._tasks = tasks
@@ -167,7 +169,7 @@ class FanOut:
         self.on_error: Callable[[int, BaseException], None] = lambda number, error: None
         """Told how a task has failed."""
         self._timeout_s = timeout_s
-        self._sent_before = pod.store.sent
+        self._sent_before = pod.store.sent if sent_before is None else sent_before
         self._interrupted_at = 0.0
         self._inbox = Inbox()
         self._running: dict[int, tuple[Run, Any]] = {}

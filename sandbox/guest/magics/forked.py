@@ -42,7 +42,7 @@ class Clones:
         self.api = api
         self.ids = tuple(ids)
         self.ranks = len(self.ids)
-        self.gpus_each = 0
+        self.gpus_each = 0.0
         """Kernels with GPUs are not cloned."""
         self.store = Nothing()
         self.took_s = took_s

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .arguments import KEYS, ArgumentError, Arguments, parse
+from .arguments import ArgumentError, Arguments, read, strings
 from .fanout import FanOut, Task
 from .output import Lines
 from .pods import Pod, Pods
@@ -31,7 +32,7 @@ def use(pods: Callable[[], Pods]) -> None:
 def remote(
     *,
     gpu: str | None = None,
-    n: int | str = 1,
+    n: int | str | None = None,
     session: str = "",
     timeout: float | str | None = None,
     image: str | None = None,
@@ -39,8 +40,11 @@ def remote(
 ) -> Callable[[Callable[..., Any]], RemoteFunction]:
     """A decorator: calls of the function run in another sandbox, on `n` ranks at a time.
 
+    What is not said here comes from the notebook's metadata, then from the operator, as of `%%remote`; else it is one
+    rank without a GPU.
+
     Args:
-        gpu: A GPU for each rank, as in "A100".
+        gpu: A GPU for each rank, as in "A100"; "none" where there is a default.
         n: How many ranks, or "max": as many as there are GPUs free.
         session: A name for ranks of its own.
         timeout: Seconds that one call may take, or a time as in "15m".
@@ -51,18 +55,19 @@ def remote(
         ArgumentError: A value is not of its form.
     """
     said = {"gpu": gpu, "n": n, "session": session, "timeout": timeout, "image": image, "memory": memory}
-    arguments = parse("", {key: said[key] for key in KEYWORDS if key in KEYS})
-    return lambda function: RemoteFunction(function, arguments)
+    given = strings(said)
+    read(given, {"gpu": "any"})
+    return lambda function: RemoteFunction(function, given)
 
 
 class RemoteFunction:
     """A function whose calls run on ranks."""
 
-    def __init__(self, function: Callable[..., Any], arguments: Arguments) -> None:
+    def __init__(self, function: Callable[..., Any], given: Mapping[str, str]) -> None:
         if not callable(function):
             raise ArgumentError(f"warmcell.remote(…) takes a function, and {function!r} is none")
         self._function = function
-        self._arguments = arguments
+        self._given = dict(given)
         self._queue: list[tuple[concurrent.futures.Future[Any], tuple[Any, ...], Mapping[str, Any]]] = []
         self._lock = threading.Lock()
         self._works = False
@@ -70,6 +75,10 @@ class RemoteFunction:
 
     def __repr__(self) -> str:
         return f"<remote {getattr(self._function, '__name__', self._function)!s}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It goes to ranks as the function itself, which may call itself there."""
+        return operator.itemgetter(0), ((self._function,),)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call it on a rank, and wait.
@@ -119,14 +128,15 @@ class RemoteFunction:
         if not calls:
             return []
         pods = _current()
+        arguments = read(self._given, {key: value for key, value in pods.defaults.items() if key in KEYWORDS})
         with self._turn:
-            pod = pods.take(self._arguments, repr(self), lambda text: None)
+            pod = pods.take(arguments, repr(self), lambda text: None)
             try:
-                return self._run_on(pod, calls, show)
+                return self._run_on(pod, arguments, calls, show)
             finally:
                 pods.give_back(pod)
 
-    def _run_on(self, pod: Pod, calls: list[Any], show: _Futures | None) -> list[Any]:
+    def _run_on(self, pod: Pod, arguments: Arguments, calls: list[Any], show: _Futures | None) -> list[Any]:
         name = getattr(self._function, "__name__", "function")
         tasks = [
             Task(CODE, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
@@ -138,7 +148,7 @@ class RemoteFunction:
             tasks,
             parcel=parcel,
             get=(RESULT,),
-            timeout_s=self._arguments.timeout_s,
+            timeout_s=arguments.timeout_s,
             retry=True,
             together=show is None,
         )

@@ -148,6 +148,7 @@ def _facts(group: Group, now: float) -> dict[str, Any]:
         "seconds": round(group.seconds(now), 3),
         "tasks": group.tasks,
         "memory_bytes": group.memory_bytes,
+        "vram_bytes": group.vram_bytes,
         "error": group.error,
     }
 
@@ -162,6 +163,8 @@ def _head(number: int, facts: Mapping[str, Any]) -> str:
     parts.append(f"{facts['seconds']:.1f} s")
     if facts["memory_bytes"]:
         parts.append(f"{facts['memory_bytes'] / 2**20:,.0f} MiB")
+    if facts["vram_bytes"]:
+        parts.append(f"{facts['vram_bytes'] / 2**20:,.0f} MiB of GPU memory")
     return " · ".join(parts)
 
 

@@ -32,7 +32,7 @@ class Job:
         fan_out: FanOut,
         devices: Sequence[str],
         *,
-        gpus_each: int = 0,
+        gpus_each: float = 0,
         quiet: bool,
     ) -> None:
         self.number = number
@@ -48,6 +48,9 @@ class Job:
         self._over = threading.Event()
         self._values: list[Mapping[str, Any]] = []
         self._error: BaseException | None = None
+        self._bringing = threading.Lock()
+        self._brought = False
+        self._result: Any = None
         self._finish: Callable[[list[Mapping[str, Any]]], Any] = list
 
     def __repr__(self) -> str:
@@ -71,6 +74,8 @@ class Job:
     def result(self, timeout: float | None = None) -> Any:
         """What it brought back: the value of its last line, or what `get=` names.
 
+        When that is first asked for, what `get=` names is put into this notebook; later nothing is changed there.
+
         Raises:
             NotDoneError: It runs still after `timeout` seconds.
             BaseException: What it raised.
@@ -79,7 +84,10 @@ class Job:
             raise NotDoneError(f"Remote cell {self.number} still runs")
         if self._error is not None:
             raise self._error
-        return self._finish(self._values)
+        with self._bringing:
+            if not self._brought:
+                self._result, self._brought = self._finish(self._values), True
+            return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What it raised, if it did; raises NotDoneError as `result`."""

@@ -14,6 +14,9 @@ from .widgets import COMMS, VIEW, Models
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+SUMMARY_S = 2.0
+"""What one rank without a GPU has done sooner needs no sum."""
+
 TEXT_MAX_BYTES = 16 * 2**20
 """Text of one rank that is shown as it comes; what is beyond is left out, and counted."""
 
@@ -21,8 +24,10 @@ TEXT_MAX_BYTES = 16 * 2**20
 class Stream:
     """One rank: text, pictures and updates as if the cell ran here."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, board: Board | None = None) -> None:
+        """Show it in `shell`; `board`, if there is one, has what was done."""
         self._shell = shell
+        self._board = board
         self._left = TEXT_MAX_BYTES
         self._dropped = 0
         self._models = Models()
@@ -64,7 +69,9 @@ class Stream:
             self._show_widgets()
 
     def close(self, summary: str) -> None:
-        """Nothing is left to be said."""
+        """The sum of it, where it took long or held a GPU."""
+        if self._board is not None and (self._board.gpus_each or self._board.seconds >= SUMMARY_S):
+            self._shell.display_pub.publish({"text/plain": f"Remote: {summary}"})
 
     def _display(self, content: Mapping[str, Any], *, update: bool) -> None:
         came = content.get("data", {})
@@ -126,8 +133,40 @@ def of(shell: InteractiveShell, board: Board) -> Any:
     """Where a cell is shown whose ranks have this board."""
     ranks = len(board.groups)
     if ranks == 1:
-        return Stream(shell)
+        return Stream(shell, board)
     return Groups(shell, board) if getattr(shell, "kernel", None) is not None else Lines(ranks)
+
+
+class Waiting:
+    """Where a cell stands in the queue for its GPUs, while it does."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._began = time.monotonic()
+        self._id = f"warmcell-waiting-{id(self):x}-{time.monotonic_ns():x}"
+        self._said = ""
+
+    def __call__(self, place: Mapping[str, Any]) -> None:
+        """It is there now, as a QueuePlace; nothing in it: in none."""
+        if place:
+            minutes = place.get("estimate_s")
+            about = "" if minutes is None else f", about {max(1, round(minutes / 60))} min"
+            why = f" ({place['why']})" if place.get("why") else ""
+            self._say(f"Waiting for {place['request']}: place {place['place']} of {place['length']}{about}{why}")
+
+    def close(self) -> None:
+        """It waits no longer."""
+        if self._said:
+            self._say(f"Waited {time.monotonic() - self._began:.0f} s for GPUs")
+
+    def _say(self, words: str) -> None:
+        if words == self._said:
+            return
+        first, self._said = not self._said, words
+        if getattr(self._shell, "kernel", None) is None:
+            sys.stdout.write(f"{words}\n")
+            return
+        self._shell.display_pub.publish({"text/plain": words}, transient={"display_id": self._id}, update=not first)
 
 
 class Progress:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from . import requests
 from .api import ANSWER_TIMEOUT_S, Api, KeeperError
 from .arguments import RANKS_MAX, Arguments
 from .run import Inbox, Run
 from .sending import Store
 
 EXIT_TIMEOUT_S = 2.0
+
+NOTEBOOKS = "WARMCELL_REMOTE"
+"""Variable of the environment with the defaults that the notebook's metadata have."""
 
 GONE = ("sandbox_not_found", "not_found", "conflict")
 """Codes that say that a kept sandbox is no more."""
@@ -67,13 +73,18 @@ class Pod:
     @property
     def devices(self) -> list[str]:
         """What each rank computes on, in a few words."""
-        each = self.gpus_each
-        return [_device(self.gpus[rank * each : (rank + 1) * each]) for rank in range(self.ranks)]
+        gpus, ranks = self.gpus, self.ranks
+        if 0 < len(gpus) < ranks:
+            return [
+                f"1/{-(-ranks // len(gpus))} of {_device([gpus[rank * len(gpus) // ranks]])}" for rank in range(ranks)
+            ]
+        each = len(gpus) // ranks
+        return [_device(gpus[rank * each : (rank + 1) * each]) for rank in range(ranks)]
 
     @property
-    def gpus_each(self) -> int:
-        """GPUs that each rank has."""
-        return len(self.gpus) // self.ranks
+    def gpus_each(self) -> float:
+        """GPUs that each rank has; less than one where several share one."""
+        return len(self.gpus) / self.ranks
 
     def lose(self) -> None:
         """No cell goes there any more."""
@@ -102,6 +113,8 @@ class Pods:
         self._api: Api | None = None
         self._settings: Mapping[str, Any] | None = None
         self._warm: dict[Kind, Pod] = {}
+        self._coming: dict[Kind, str] = {}
+        """What looks for a sandbox of a kind, or waits for its GPUs; nothing else that wants one may."""
         self._lock = threading.Lock()
 
     @property
@@ -118,35 +131,66 @@ class Pods:
             self._settings = self.api.remote()
         return self._settings
 
-    def take(self, arguments: Arguments, who: str, say: Callable[[str], None]) -> Pod:
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """What lines do not say: the operator's, then those of the notebook's metadata."""
+        own: Mapping[str, object] = json.loads(os.environ.get(NOTEBOOKS) or "{}")
+        return {**self.settings["defaults"], **own}
+
+    def take(
+        self,
+        arguments: Arguments,
+        who: str,
+        say: Callable[[str], None],
+        waits: Callable[[Mapping[str, Any]], None] = lambda place: None,
+    ) -> Pod:
         """The sandbox for such a cell, which nobody else gets until `give_back`.
 
         Args:
             arguments: The cell's.
             who: What is about to run, for whoever wants it too.
             say: Told where the cell runs.
+            waits: Told now and then where it stands in the queue for GPUs.
 
         Raises:
-            BusyError: Another cell runs there.
+            BusyError: Another cell runs there, or waits for it.
             KeeperError: There is none.
         """
         kind = Kind(arguments.gpu, arguments.n, arguments.session, arguments.image, arguments.memory_bytes)
         with self._lock:
             pod = self._warm.get(kind)
-            if pod is not None and pod.busy_with:
+            other = self._coming.get(kind)
+            if other is not None or (pod is not None and pod.busy_with):
+                does = f"{other} waits for" if other is not None or pod is None else f"{pod.busy_with} runs in"
                 raise BusyError(
-                    f"{pod.busy_with} runs in this sandbox. Wait for it or stop it with %remote, "
+                    f"{does} this sandbox. Wait for it or stop it with %remote, "
                     "or give this cell a sandbox of its own with session=NAME."
                 )
-            if pod is not None and self._lives(pod):
-                say(f"{pod.place}, warm")
-                pod.busy_with = who
-                return pod
-            if pod is not None:
-                say("it is gone, with its variables; another one takes its place")
-                del self._warm[kind]
-            pod = self._warm[kind] = self._create(arguments)
+            self._coming[kind] = who
+        try:
+            return self._taken(kind, pod, arguments, who, say, waits)
+        finally:
+            del self._coming[kind]
+
+    def _taken(
+        self,
+        kind: Kind,
+        pod: Pod | None,
+        arguments: Arguments,
+        who: str,
+        say: Callable[[str], None],
+        waits: Callable[[Mapping[str, Any]], None],
+    ) -> Pod:
+        if pod is not None and self._lives(pod):
+            say(f"{pod.place}, warm")
             pod.busy_with = who
+            return pod
+        if pod is not None:
+            say("it is gone, with its variables; another one takes its place")
+            self._warm.pop(kind, None)
+        pod = self._create(arguments, waits)
+        pod.busy_with = who
+        self._warm[kind] = pod
         try:
             say(f"{pod.place}, {_started(pod)}")
         except BaseException:
@@ -164,7 +208,11 @@ class Pods:
     def close(self, session: str | None = None) -> int:
         """Remove those in which nothing runs, of one session or all; how many there were."""
         with self._lock:
-            idle = [pod for kind, pod in self._warm.items() if not pod.busy_with and session in (None, kind.session)]
+            idle = [
+                pod
+                for kind, pod in self._warm.items()
+                if not pod.busy_with and kind not in self._coming and session in (None, kind.session)
+            ]
         for pod in idle:
             self._remove(pod, timeout=ANSWER_TIMEOUT_S)
         return len(idle)
@@ -190,28 +238,44 @@ class Pods:
                 raise
             return False
 
-    def _create(self, arguments: Arguments) -> Pod:
+    def _create(self, arguments: Arguments, waits: Callable[[Mapping[str, Any]], None]) -> Pod:
         if arguments.n:
-            return self._pod(arguments, arguments.n)
+            info = self.api.create(
+                self._wanted(arguments, arguments.n, requests.of(arguments.gpu, arguments.n)), waits=waits
+            )
+            return Pod(self.api, info, arguments.n, self._limit)
         free = sum(1 for gpu in self.api.gpus() if gpu.get("lease") is None)
-        each = _per_rank(arguments.gpu)[1]
-        for ranks in range(min(free // each, RANKS_MAX), 1, -1):
-            with contextlib.suppress(KeeperError):
-                return self._pod(arguments, ranks)
-        return self._pod(arguments, 1)
+        nothing: KeeperError | None = None
+        for one in requests.each(arguments.gpu or ""):
+            most = min(one.ranks_on(max(free, 1)), RANKS_MAX)
+            try:
+                info = self.api.create(self._wanted(arguments, most, one.down_from(most)), waits=None)
+            except KeeperError as error:
+                if error.code not in ("no_gpu_available", "invalid_request", "unknown_gpu_kind"):
+                    raise
+                if error.code == "no_gpu_available":
+                    cure = "n=max does not wait for GPUs. Say how many, as in n=1, to wait for them."
+                    nothing = KeeperError(str(error), cure, error.code)
+                nothing = nothing or error
+                continue
+            return Pod(self.api, info, min(one.ranks_on(len(info["gpus"])), most), self._limit)
+        raise nothing or KeeperError("n=max needs a GPU", "Say which, as in gpu=any n=max.")
 
-    def _pod(self, arguments: Arguments, ranks: int) -> Pod:
-        limit = int(self.settings["values_bytes"])
-        limits: dict[str, Any] = {"shm_bytes": max(limit, 1)}
+    @property
+    def _limit(self) -> int:
+        return int(self.settings["values_bytes"])
+
+    def _wanted(self, arguments: Arguments, ranks: int, gpu: str | Sequence[str] | None) -> dict[str, Any]:
+        """The fields of the spec."""
+        limits: dict[str, Any] = {"shm_bytes": max(self._limit, 1)}
         if arguments.memory_bytes is not None:
             limits["memory_bytes"] = ranks * arguments.memory_bytes
         wanted: dict[str, Any] = {"limits": limits}
-        if arguments.gpu is not None:
-            name, each = _per_rank(arguments.gpu)
-            wanted["gpu"] = f"{name}:{ranks * each}" if ranks * each > 1 else arguments.gpu
+        if gpu is not None:
+            wanted["gpu"] = gpu
         if arguments.image is not None:
             wanted["image"] = arguments.image
-        return Pod(self.api, self.api.create(wanted), ranks, limit)
+        return wanted
 
 
 def _device(gpus: Sequence[Mapping[str, Any]]) -> str:
@@ -221,12 +285,6 @@ def _device(gpus: Sequence[Mapping[str, Any]]) -> str:
         name = str(gpu.get("name")) + (" (simulated)" if gpu.get("simulated") else "")
         names[name] = names.get(name, 0) + 1
     return ", ".join(f"{count} × {name}" if count > 1 else name for name, count in names.items()) or "CPU"
-
-
-def _per_rank(gpu: str | None) -> tuple[str, int]:
-    """A request without its count, and that count."""
-    name, colon, count = (gpu or "").rpartition(":")
-    return (name, int(count)) if colon and count.isascii() and count.isdigit() and int(count) else (gpu or "", 1)
 
 
 def _started(pod: Pod) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 import __future__
 
 import atexit
-import json
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +26,6 @@ LAST = "warmcell_last"
 """What the value of a cell's last line is called on its way."""
 
 _NOTHING = object()
-
-NOTEBOOKS = "WARMCELL_REMOTE"
-"""Variable of the environment with the defaults that the notebook's metadata have."""
 
 
 class Where(NamedTuple):
@@ -61,7 +56,7 @@ class Remote:
         if not cell.strip():
             raise UsageError("%%remote runs the lines below it, and there are none")
         try:
-            arguments = parse(line, self._defaults())
+            arguments = parse(line, self.pods.defaults)
             check_known("send", arguments.send, self._shell.user_ns)
             check_known("each", (arguments.each,) if arguments.each else (), self._shell.user_ns)
         except ArgumentError as error:
@@ -159,14 +154,6 @@ class Remote:
         if not self._jobs.all():
             _say("No remote cell has run yet")
 
-    def _defaults(self) -> Mapping[str, object]:
-        """Of the operator, then of the notebook."""
-        own: Mapping[str, object] = {}
-        text = os.environ.get(NOTEBOOKS, "")
-        if text:
-            own = json.loads(text)
-        return {**self.pods.settings["defaults"], **own}
-
     def _prepared(
         self, arguments: Arguments, cell: str, found: Reads
     ) -> tuple[Job, Callable[[list[Mapping[str, Any]]], Any], Callable[[], None]]:
@@ -176,15 +163,20 @@ class Remote:
         where = self._forked(arguments, items) if arguments.fork else self._taken(arguments, found, number)
         pod = where.pod
         try:
+            parcel, tasks = where.parcel(), self._tasks(arguments, cell, pod, items)
+            sent_before = pod.store.sent
+            if arguments.detach and isinstance(parcel, Parcel):
+                tasks = self._sent_ahead(pod, parcel, tasks)
             fan_out = FanOut(
                 pod,
-                self._tasks(arguments, cell, pod, items),
-                parcel=where.parcel(),
+                tasks,
+                parcel=parcel,
                 get=arguments.get,
                 last=LAST if arguments.result else "",
                 timeout_s=arguments.timeout_s,
                 cell=len(self._shell.user_ns["In"]) - 1,
                 retry=bool(arguments.each),
+                sent_before=sent_before,
             )
             job = Job(number, cell, pod.place, fan_out, pod.devices, gpus_each=pod.gpus_each, quiet=_quiet(cell))
         except BaseException:
@@ -203,12 +195,19 @@ class Remote:
 
     def _taken(self, arguments: Arguments, found: Reads, number: int) -> Where:
         """The kernels of a sandbox that is kept, which are sent what the cell reads."""
-        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"))
+        waiting = output.Waiting(self._shell)
+        pod = self.pods.take(arguments, f"Remote cell {number}", lambda text: _say(f"Remote: {text}"), waiting)
+        waiting.close()
         names = self._shell.user_ns
         return Where(
             pod,
             parcel=lambda: Parcel(
-                pod.store, self._values(arguments, found), arguments.send, output.Progress(self._shell), ranks=pod.ranks
+                pod.store,
+                self._values(arguments, found),
+                arguments.send,
+                output.Progress(self._shell),
+                ranks=pod.ranks,
+                imports=found.imported,
             ),
             done=lambda: pod.keep({name: names.get(name, _NOTHING) for name in found.assigned}),
             leave=lambda: self.pods.give_back(pod),
@@ -259,6 +258,12 @@ class Remote:
             Task(code, {"item": item, "index": index}, None, f"{arguments.each}[{index}]")
             for index, item in enumerate(items)
         ]
+
+    def _sent_ahead(self, pod: Ranks, parcel: Parcel, tasks: Sequence[Task]) -> Sequence[Task]:
+        """The tasks of a cell that is to be detached: all that they read is sent or copied, as it is now."""
+        tasks = [task._replace(extra=parcel.copied(task.extra)) if task.extra else task for task in tasks]
+        FanOut(pod, [Task("", {}, rank) for rank in range(pod.ranks)], parcel=parcel).run(output.Stream(self._shell))
+        return tasks
 
     def _detach(
         self,

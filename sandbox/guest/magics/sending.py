@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import modules
-from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack
+from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack, unpack
 from ..weights import Weight, in_words, size_of, weights
 
 if TYPE_CHECKING:
@@ -113,7 +113,14 @@ class Parcel:
     """The variables of one fan-out."""
 
     def __init__(
-        self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress, *, ranks: int = 1
+        self,
+        store: Store,
+        values: Mapping[str, Any],
+        always: Iterable[str],
+        progress: Progress,
+        *,
+        ranks: int = 1,
+        imports: Iterable[str] = (),
     ) -> None:
         """Look at the values; nothing is sent yet.
 
@@ -123,6 +130,7 @@ class Parcel:
             always: Those that are sent also where a rank has them.
             progress: Told as they are sent.
             ranks: How many there are.
+            imports: Dotted names of what the cell imports.
 
         Raises:
             CannotTravelError: One cannot be sent, or all are too much.
@@ -134,7 +142,7 @@ class Parcel:
         self._tags: dict[str, str] = {}
         self._packs: dict[frozenset[str], Packed] = {}
         self._digests: dict[tuple[int, int], bytes] = {}
-        self._modules = modules.give(os.getcwd())
+        self._modules = modules.give(os.getcwd(), imports)
         self._modules_tag = modules.digest(self._modules)
         wanted = {
             name: value
@@ -148,7 +156,7 @@ class Parcel:
                 self._pack(frozenset(wanted), {})
                 together = True
 
-    def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
+    def load(self, rank: int, extra: Mapping[str, Any] | Packed) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
 
         Raises:
@@ -190,13 +198,26 @@ class Parcel:
             told["tags"][""] = self._modules_tag
         return Load(told, body, told["tags"])
 
+    def copied(self, extra: Mapping[str, Any] | Packed) -> Packed:
+        """The same for `load`, as it is now, whatever becomes of it here.
+
+        Raises:
+            CannotTravelError: Something in it cannot be sent.
+        """
+        packed = self._pack(frozenset(), extra)
+        return Packed(packed.stream, [memoryview(bytes(view)) for view in packed.buffers])
+
     def loaded(self, rank: int, load: Load) -> None:
         """The rank has it."""
         self._store.held.setdefault(rank, {}).update(load.tags)
         for name in load.tags:
             self._store.theirs.get(rank, {}).pop(name, None)
 
-    def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
+    def _pack(self, names: frozenset[str], extra: Mapping[str, Any] | Packed) -> Packed:
+        if isinstance(extra, Packed):
+            if not names:
+                return extra
+            extra = unpack(extra.stream, extra.buffers)
         if not extra and names in self._packs:
             return self._packs[names]
         chosen = {**{name: self._values[name] for name in sorted(names)}, **extra}

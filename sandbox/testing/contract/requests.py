@@ -1,6 +1,7 @@
 """What is asked for and refused."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,13 @@ async def an_ordinary_user_is_refused_before_anything_is_made(subject: Subject) 
 async def memory_that_cannot_be_saved_is_refused_though_the_machine_could(subject: Subject) -> None:
     engine: Any = _Engine()
     store = SnapshotStore(subject.folder("snapshots"))
-    memory = Saved(engine=engine, store=store, backend_of=lambda spec: subject.backend, paths=Paths.default())
+    memory = Saved(
+        engine=engine,
+        store=store,
+        backend_of=lambda spec: subject.backend,
+        paths=Paths.default(),
+        turn=lambda box: contextlib.nullcontext(0.0),
+    )
     await memory.open()
     try:
         await memory.check(subject.spec())

@@ -116,3 +116,10 @@ def test_every_key_is_in_the_table_that_help_shows() -> None:
         assert f"\n{key} " in text
         for example in meaning.partition("as in ")[2].split("; ")[0].split(", "):
             assert example in text
+
+
+def test_what_is_usual_can_be_left_out() -> None:
+    """`none` is none, whether or not anything is usual."""
+    usual = {"gpu": "T4", "timeout": "2h", "image": "train", "memory": "8GiB", "n": 2}
+    assert parse("gpu=none timeout=none image=none memory=none", usual) == Arguments(n=2) == parse("gpu=none n=2")
+    assert parse("gpu=none fork", usual) == Arguments(n=2, timeout_s=7200.0, fork=True)

@@ -47,7 +47,7 @@ def test_lines_that_were_written_over_are_left_out(pieces: list[str], expected: 
 SIZES = st.integers(0, DATA_MAX)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["stdout", "stderr", ""]), SIZES), max_size=12))
 def test_a_group_is_bounded_whatever_is_shown(pieces: list[tuple[str, int]]) -> None:
     """It keeps the end of a flood, of text and of pictures, and says that there was more."""
@@ -117,7 +117,7 @@ def test_groups_are_one_display_that_changes() -> None:
         ("begin", 0, ""),
         ("message", 0, text("\x1b[31m<script>\x1b[0m")),
         ("message", 0, shows({"text/html": "<b>rich</b>", "text/plain": "rich"})),
-        ("message", 0, {"msg_type": "usage", "content": {"memory_bytes": 3 * 2**20}}),
+        ("message", 0, {"msg_type": "usage", "content": {"memory_bytes": 3 * 2**20, "vram_bytes": 2**30}}),
         ("end", 0, ""),
         ("end", 1, "ValueError: gone"),
     ):
@@ -127,13 +127,14 @@ def test_groups_are_one_display_that_changes() -> None:
     groups.close("")
     assert [said["update"] for _, said in shell.published][:2] == [False, True]
     assert len({json.dumps(said["transient"]) for _, said in shell.published}) == 1
-    assert "── Rank 0 · done · CPU · 0.0 s · 3 MiB\n" in last(shell)["text/plain"]
+    assert "── Rank 0 · done · CPU · 0.0 s · 3 MiB · 1,024 MiB of GPU memory\n" in last(shell)["text/plain"]
     assert "ValueError: gone\n2 ranks · failed" in last(shell)["text/plain"]
     assert "&lt;script&gt;" in last(shell)["text/html"]
     assert "<b>rich</b>" in last(shell)["text/html"]
     told = json.loads(json.dumps(last(shell)[RANKS]))
     assert [one["state"] for one in told["ranks"]] == ["done", "failed"]
     assert told["ranks"][0]["memory_bytes"] == 3 * 2**20
+    assert [one["vram_bytes"] for one in told["ranks"]] == [2**30, 0]
     assert [list(part) for part in told["ranks"][0]["parts"]] == [["name", "text"], ["data", "metadata"]]
 
 

@@ -60,6 +60,12 @@ def needed(cell: str) -> set[str]:
         ("print(len(range(3)))", set()),
         ("%timeit f(x)", {"f", "x"}),
         ("%timeit -n 10 -r 3 f(x)", {"f", "x"}),
+        ("%timeit -n10 -o f(x)", {"f", "x"}),
+        ("%prun -s cumulative -l 10 -q f(x)", {"f", "x"}),
+        ("%prun -T 'my file.txt' f(x)", {"f", "x"}),
+        ("%lprun -f g -f h.inner f(x)", {"f", "x", "g", "h"}),
+        ("%%remote gpu=any send=a,b each=items get=c as=d\nx = y + item", {"y", "a", "b", "items", "item"}),
+        ("%%time\nget_ipython().run_cell_magic('remote', 'get=z', 'z = x + 1')\nz", {"x"}),
         ("%%time\ny = g(x)", {"g", "x"}),
         ("%%capture out\nprint(x)", {"x"}),
         ("!ls $folder {name.upper()}", {"folder", "name"}),
@@ -85,6 +91,12 @@ def test_only_variables_of_the_notebook_are_captured() -> None:
     """A name that the notebook does not have is the remote cell's own matter; hidden ones never go."""
     found = reads("print(a, b, get_ipython)", TRANSFORM)
     assert captured(found, {"a": 1, "get_ipython": 2, "c": 3}, hidden={"get_ipython"}) == {"a": 1}
+
+
+def test_what_may_be_a_module_is_known() -> None:
+    """With the names that are taken from it, also within magics."""
+    found = reads("import a.b as c\nfrom d.e import f\n%time import g\n", TransformerManager().transform_cell)
+    assert found.imported == {"a.b", "d.e", "d.e.f", "g"}
 
 
 def test_what_is_assigned_is_known() -> None:

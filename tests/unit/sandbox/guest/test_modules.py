@@ -1,0 +1,70 @@
+"""Modules of a notebook's folder, as they go to ranks and are loaded there."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from warmcell.sandbox.guest import modules
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path; what is loaded from it is forgotten afterwards."""
+    before, finders = set(sys.modules), list(sys.meta_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(modules, "_taken", {})
+    monkeypatch.setattr(modules, "_sources", {})
+    yield tmp_path
+    sys.meta_path[:] = finders
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def write(folder: Path, **sources: str) -> dict[str, tuple[str, str]]:
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    return {name: (str(folder / f"{name}.py"), source) for name, source in sources.items()}
+
+
+def test_what_only_the_cell_imports_goes_with_what_that_imports(folder: Path) -> None:
+    """Also packages, modules beside it, and such as are imported late; nothing that is elsewhere, and nothing runs."""
+    write(folder, wc_top="import json, numpy, wc_beside\nraise SystemExit", wc_beside="def f():\n    import wc_late")
+    write(folder, wc_late="x = 1", wc_unused="", wc_broken="def")
+    (folder / "wc_pack" / "inner").mkdir(parents=True)
+    (folder / "wc_pack" / "__init__.py").write_text("from . import one\n")
+    (folder / "wc_pack" / "one.py").write_text("from .inner import two\n")
+    (folder / "wc_pack" / "inner" / "__init__.py").write_text("from ..three import x as y\n")
+    (folder / "wc_pack" / "inner" / "two.py").write_text("a = 1\n")
+    (folder / "wc_pack" / "three.py").write_text("x = 1\n")
+    given = modules.give(str(folder), ["wc_top", "wc_pack", "wc_broken", "wc_missing.x", "os.path"])
+    assert [name for name in given if name.startswith("wc_")] == [
+        *("wc_beside", "wc_broken", "wc_late"),
+        *("wc_pack", "wc_pack.inner", "wc_pack.inner.two", "wc_pack.one", "wc_pack.three", "wc_top"),
+    ]
+    assert not any(name.startswith("wc_") for name in sys.modules)
+
+
+def test_modules_that_import_each_other_are_loaded_again_in_some_order(folder: Path) -> None:
+    """The first needs what is new in the last; what was loaded and never told of counts as old."""
+    import importlib
+
+    write(folder, wc_a="x = 1\n", wc_b="y = 1\n")
+    a = importlib.import_module("wc_a")
+    importlib.import_module("wc_b")
+    modules.take(write(folder, wc_a="from wc_b import new\nx = new\n", wc_b="new = 2\n"))
+    assert a.x == 2
+
+
+def test_a_module_that_is_broken_stays_as_it_was(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is named, and stands in nobody else's way; when it is mended it is loaded again."""
+    import importlib
+
+    write(folder, wc_good="x = 1\n", wc_bad="y = 1\n")
+    good, bad = importlib.import_module("wc_good"), importlib.import_module("wc_bad")
+    modules.take(write(folder, wc_good="x = 2\n", wc_bad="y = \n"))
+    assert (good.x, bad.y) == (2, 1)
+    assert "The module wc_bad could not be loaded again: SyntaxError" in capsys.readouterr().err
+    modules.take(write(folder, wc_good="x = 2\n", wc_bad="y = 3\n"))
+    assert (good.x, bad.y) == (2, 3)
