@@ -66,7 +66,8 @@ async def first_commands(backend: str) -> dict[str, Any]:
         began = time.perf_counter()
         burst = await asyncio.gather(*(_up_since(backend, began, boxes) for _ in range(BURST)))
         took = time.perf_counter() - began
-        phases = medians([(await box.info()).phases_ms for box in boxes])
+        infos = await asyncio.gather(*(box.info() for box in boxes))
+        phases = medians([info.phases_ms for info in infos])
         await asyncio.gather(*(box.kill() for box in boxes))
     return {
         "backend": backend,

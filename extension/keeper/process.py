@@ -50,7 +50,7 @@ SAVING_TIMEOUT_S = 300.0
 SAID_BYTES = 64
 """Of the lock file, which names the keeper."""
 
-DESCRIPTORS = 16384
+DESCRIPTORS = 65536
 
 DAY_S = 86400.0
 
@@ -177,7 +177,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
 
 
 def _allow_descriptors() -> None:
-    """Each kernel takes some thirty, and the usual soft limit is 1024."""
+    """Each kernel takes some twenty, and the usual soft limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -94,7 +94,8 @@ class AgentKernels:
         try:
             await self._service.until_quiet(sandbox_id)
             kernel, box = self.of(sandbox_id), self._service.live(sandbox_id)
-            if kernel.alive or sandbox_id in self._starting or box.info.state is not State.RUNNING:
+            frozen = box.info.terms is not None and box.info.terms.frozen
+            if kernel.alive or sandbox_id in self._starting or frozen or box.info.state is not State.RUNNING:
                 return
             box.awaited = False
             try:

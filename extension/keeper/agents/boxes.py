@@ -34,6 +34,9 @@ SIGINT = 2
 LOOK_S = 600.0
 """How often at least to look for those that have slept for too long."""
 
+CONNECTED_MAX = 64
+"""Kernels that the keeper stays connected to while no code runs there. A connection takes six descriptors."""
+
 NOT_THEIRS = ("workspace", "mounts", "home")
 """Fields of a spec that would let a sandbox see something of the host, or leave something there."""
 
@@ -60,8 +63,7 @@ class AgentBox:
         """The sandbox is gone. Idempotent."""
         await self.runs.close()
         await self.commands.close()
-        if self.client is not None:
-            self.client.close()
+        self.disconnect()
 
     async def _connected(self) -> KernelClient:
         """A client of its kernel, which is started again if it has ended."""
@@ -69,7 +71,14 @@ class AgentBox:
         if self.client is None:
             self.client = KernelClient(self._agents.context, kernel)
         await self.client.ready()
+        self._agents.connected(self)
         return self.client
+
+    def disconnect(self) -> None:
+        """Let go of its kernel until the next run. Idempotent."""
+        if self.client is not None:
+            self.client.close()
+            self.client = None
 
 
 class Agents:
@@ -96,6 +105,8 @@ class Agents:
         self._boxes: dict[SandboxId, AgentBox] = {}
         self._coming: set[str] = set()
         """Kernels whose sandboxes nobody has been given yet: their time has not begun."""
+        self._connected: dict[SandboxId, AgentBox] = {}
+        """To whose kernels there are connections, those that were used last at the end."""
         self._changed = asyncio.Event()
         self._ending: set[asyncio.Task[None]] = set()
         self._thawing = asyncio.Lock()
@@ -319,6 +330,15 @@ class Agents:
             box.runs.tell(await live.network_environment())
         return info
 
+    def connected(self, box: AgentBox) -> None:
+        """Its kernel is about to be used. Of those that were used longest ago too many are let go of."""
+        self._connected.pop(box.sandbox_id, None)
+        self._connected[box.sandbox_id] = box
+        idle = [one for one in self._connected.values() if not one.runs.in_use]
+        for one in idle[: max(0, len(self._connected) - CONNECTED_MAX)]:
+            one.disconnect()
+            del self._connected[one.sandbox_id]
+
     async def interrupt(self, sandbox_id: SandboxId) -> None:
         """Interrupt what its kernel does, if anything."""
         await self._kernels.signal(self.kernels.of(sandbox_id).request.kernel_id, SIGINT)
@@ -360,6 +380,7 @@ class Agents:
     async def forget(self, sandbox_id: SandboxId) -> None:
         """Let go of what hangs on a sandbox that has ended. Idempotent."""
         self.kernels.forget(sandbox_id)
+        self._connected.pop(sandbox_id, None)
         box = self._boxes.pop(sandbox_id, None)
         if box is not None:
             await box.close()

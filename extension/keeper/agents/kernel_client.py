@@ -33,7 +33,7 @@ class KernelClient:
         ports = {name: connection[name] for name in connection if name.endswith("_port")}
         self._client = AsyncKernelClient(context=context, transport="ipc", ip=connection["ip"], **ports)
         self._client.session.key = str(connection["key"]).encode()
-        self._client.start_channels(hb=False)
+        self._client.start_channels(stdin=False, hb=False, control=False)  # Descriptors: a thousand may wait.
         self._heard = False
 
     async def ready(self) -> None:

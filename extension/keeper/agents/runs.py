@@ -137,6 +137,11 @@ class KernelRuns:
         """Whether any has not ended."""
         return any(one.state != "ended" for one in self._known.values())
 
+    @property
+    def in_use(self) -> bool:
+        """Whether the kernel is being talked with."""
+        return self.busy or self._turn.locked()
+
     def all(self) -> list[Run]:
         """Those that run or wait, and those whose output is kept, the oldest first."""
         return [one for one in self._known.values() if not one.output.forgotten]
