@@ -11,6 +11,7 @@ import math
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -122,6 +123,11 @@ class Principals:
         self._known: dict[str, _Known] = {}
         self._tokens: dict[str, _Kept] = {}
         self._broken: str | None = None
+        self._spent: dict[str, float] = {}
+        """GPU seconds of each, counted on without a lock."""
+        self._unsaved = False
+        self._changing = threading.Lock()
+        """Held by whoever changes the file; in a thread where a loop must not wait for a disk."""
 
     def open(self) -> None:
         """Read the file. One that cannot be read lets nobody in, and is not written over."""
@@ -137,6 +143,7 @@ class Principals:
             return
         self._known = {one.name: one for one in kept.principals}
         self._tokens = {one.info.id: one for one in kept.tokens}
+        self._spent = {one.name: one.gpu_seconds for one in kept.principals}
 
     def create(
         self,
@@ -146,7 +153,7 @@ class Principals:
         expires_in_s: float | None = None,
         quota: Quota | None = None,
     ) -> tuple[TokenInfo, str]:
-        """Make a token, and its principal if that is new.
+        """Make a token, and its principal if that is new. Blocks for the disk, as do `revoke`, `remove` and `save`.
 
         Args:
             name: The principal's.
@@ -163,6 +170,12 @@ class Principals:
         """
         self._check_whole()
         _check(name, scopes, expires_in_s, quota)
+        with self._changing:
+            return self._create(name, scopes, expires_in_s, quota)
+
+    def _create(
+        self, name: str, scopes: Sequence[str], expires_in_s: float | None, quota: Quota | None
+    ) -> tuple[TokenInfo, str]:
         now, token_id, secret = self._now(), secrets.token_hex(4), secrets.token_urlsafe(SECRET_BYTES)
         while token_id in self._tokens:
             token_id = secrets.token_hex(4)
@@ -218,22 +231,26 @@ class Principals:
 
     def gpu_seconds(self, name: str) -> float:
         """What was charged to it so far."""
-        known = self._known.get(name)
-        return 0.0 if known is None else known.gpu_seconds
+        return self._spent.get(name, 0.0)
 
     def charge(self, gpu_seconds: Mapping[str, float]) -> None:
-        """Add to what each has had of GPUs; of nobody's when it was removed meanwhile."""
-        changed = dict(self._known)
+        """Add to what each has had of GPUs; of nobody's when it was removed meanwhile. See `save`."""
         for name, more in gpu_seconds.items():
-            if name in changed and more > 0:
-                changed[name] = replace(changed[name], gpu_seconds=changed[name].gpu_seconds + more)
-        if changed == self._known:
-            return
-        try:
-            self._write(changed, self._tokens)
-        except BackendUnavailableError as error:
-            self._known = changed
-            log.error("what %s had of GPUs is not kept: %s", " and ".join(sorted(gpu_seconds)), error)
+            if name in self._known and more > 0:
+                self._spent[name] = self._spent.get(name, 0.0) + more
+                self._unsaved = True
+
+    def save(self) -> None:
+        """Have on disk what was charged."""
+        with self._changing:
+            if not self._unsaved:
+                return
+            self._unsaved = False
+            try:
+                self._write(self._known, self._tokens)
+            except BackendUnavailableError as error:
+                self._unsaved = True
+                log.error("what principals had of GPUs is not kept: %s", error)
 
     def revoke(self, token_id: str) -> TokenInfo:
         """That token is of no use from now on.
@@ -242,21 +259,24 @@ class Principals:
             NotFoundError: There is none of that id.
         """
         self._check_whole()
-        kept = self._tokens.get(token_id)
-        if kept is None:
-            raise NotFoundError(f"There is no token {token_id}", hint="`warmcell token ls` lists them.")
-        self._write(self._known, {one: token for one, token in self._tokens.items() if one != token_id})
+        with self._changing:
+            kept = self._tokens.get(token_id)
+            if kept is None:
+                raise NotFoundError(f"There is no token {token_id}", hint="`warmcell token ls` lists them.")
+            self._write(self._known, {one: token for one, token in self._tokens.items() if one != token_id})
         return kept.info
 
     def remove(self, name: str) -> list[str]:
         """Forget a principal with its quota, and revoke its tokens, whose ids are given. Idempotent."""
         self._check_whole()
-        gone = [one.id for one in self.tokens() if one.principal == name]
-        if gone or name in self._known:
-            self._write(
-                {one: known for one, known in self._known.items() if one != name},
-                {one: token for one, token in self._tokens.items() if one not in gone},
-            )
+        with self._changing:
+            gone = [one.id for one in self.tokens() if one.principal == name]
+            if gone or name in self._known:
+                self._write(
+                    {one: known for one, known in self._known.items() if one != name},
+                    {one: token for one, token in self._tokens.items() if one not in gone},
+                )
+            self._spent.pop(name, None)
         return gone
 
     def _check_whole(self) -> None:
@@ -267,7 +287,8 @@ class Principals:
 
     def _write(self, known: dict[str, _Known], tokens: dict[str, _Kept]) -> None:
         """On disk first: a token that was revoked stays so, whatever happens next."""
-        kept = _File(format=FORMAT, principals=tuple(known.values()), tokens=tuple(tokens.values()))
+        principals = tuple(replace(one, gpu_seconds=self.gpu_seconds(one.name)) for one in known.values())
+        kept = _File(format=FORMAT, principals=principals, tokens=tuple(tokens.values()))
         draft = self._path.with_name(f"{self._path.name}.new")
         try:
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -63,7 +63,7 @@ class TokensHandler(_Handler):
     def get(self) -> None:
         self.answer({"tokens": [info.to_json() for info in self.api.principals.tokens()]})
 
-    def post(self) -> None:
+    async def post(self) -> None:
         body = self.body()
         unknown = sorted(set(body) - {"principal", "scopes", "expires_in_s", "quota"})
         if unknown:
@@ -75,7 +75,8 @@ class TokensHandler(_Handler):
             raise InvalidRequestError("A token is somebody's", hint="Send `principal`, a name.")
         if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
             raise InvalidRequestError("scopes is a list of names", hint='Send {"scopes": ["read", "run"]}.')
-        info, token = self.api.principals.create(
+        info, token = await asyncio.to_thread(
+            self.api.principals.create,
             name,
             scopes=scopes,
             expires_in_s=_seconds(body.get("expires_in_s")),
@@ -87,9 +88,9 @@ class TokensHandler(_Handler):
 class TokenHandler(_Handler):
     """One token."""
 
-    def delete(self, token_id: str) -> None:
+    async def delete(self, token_id: str) -> None:
         """It is of no use from now on; what its principal has stays."""
-        self.api.principals.revoke(token_id)
+        await asyncio.to_thread(self.api.principals.revoke, token_id)
         self.set_status(204)
 
 
@@ -118,7 +119,7 @@ class PrincipalHandler(_Handler):
         if self.principal is not None:
             name = self.principal.name
         else:
-            tokens = self.api.principals.remove(name)
+            tokens = await asyncio.to_thread(self.api.principals.remove, name)
         sandboxes = await self._end_sandboxes(name)
         snapshots = await self._remove_snapshots(name)
         self.answer({"sandboxes": sandboxes, "snapshots": snapshots, "tokens": list(tokens)})

@@ -161,12 +161,14 @@ class PrincipalQuotas:
                 else:
                     self._charge(self._held)
                 self._take_from_exhausted()
+                await asyncio.to_thread(self._principals.save)
         finally:
             changes.close()
             for task in self._taking:
                 task.cancel()
             await asyncio.gather(*self._taking, return_exceptions=True)
             self._charge(self._held)
+            await asyncio.shield(asyncio.create_task(asyncio.to_thread(self._principals.save)))
 
     def _charge(self, sandbox_ids: Iterable[SandboxId]) -> None:
         now, cost = self._clock(), dict[str, float]()

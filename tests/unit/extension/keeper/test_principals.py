@@ -1,5 +1,6 @@
 """Tokens as they are kept, and what principals have of the API."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,46 @@ def test_gpu_time_is_kept_and_a_quota_stays_until_it_is_changed(path: Path) -> N
     again.open()
     assert (again.quota("ann").gpu_seconds, again.gpu_seconds("ann")) == (100.0, 7.5)
     assert again.names() == ["ann"]
+
+
+def test_what_was_charged_is_on_disk_once_it_is_saved(path: Path) -> None:
+    """Nothing else has to change for it; where it cannot be written it still counts, and is tried again."""
+    principals = Principals(path)
+    principals.create("ann")
+    principals.charge({"ann": 7.5})
+    path.with_name(f"{path.name}.new").mkdir()
+    principals.save()
+    assert principals.gpu_seconds("ann") == 7.5
+    path.with_name(f"{path.name}.new").rmdir()
+    principals.save()
+    again = Principals(path)
+    again.open()
+    assert again.gpu_seconds("ann") == 7.5
+
+
+def test_changes_from_several_threads_are_all_kept(path: Path) -> None:
+    """Tokens that are made and revoked while GPU time is charged and saved."""
+    principals = Principals(path)
+    _, stays = principals.create("ann")
+
+    def change(number: int) -> str:
+        info, token = principals.create(f"p{number}")
+        principals.revoke(principals.create(f"p{number}")[0].id)
+        principals.save()
+        assert info.principal == f"p{number}"
+        return token
+
+    with ThreadPoolExecutor(8) as pool:
+        working = [pool.submit(change, number) for number in range(16)]
+        for _ in range(100):
+            principals.charge({"ann": 1.0})
+        tokens = [one.result() for one in working]
+    principals.save()
+    again = Principals(path)
+    again.open()
+    assert [again.find(token).name for token in tokens] == [f"p{number}" for number in range(16)]
+    assert len(again.tokens()) == 17
+    assert (again.find(stays).name, again.gpu_seconds("ann")) == ("ann", 100.0)
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 2}', '{"format": 1, "tokens": [{}]}', '{"format": 1, "x": 1}'])
