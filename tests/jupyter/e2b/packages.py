@@ -53,8 +53,3 @@ def scenario_names(file: Path) -> list[str]:
     """The scenarios in that file, in their order, but for those that need a principal of their own."""
     found = [node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
     return [name for name in found if not name.startswith("_") and name not in (*HELPERS, *SPECIAL)]
-
-
-def is_long(versions: tuple[str, str], name: str) -> bool:
-    """Whether that version runs it with --long alone."""
-    return versions in BETWEEN or (versions == OLDEST and name in ONCE)

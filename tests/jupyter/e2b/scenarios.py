@@ -146,7 +146,8 @@ def gpus_are_asked_for_by_name():
 
 def gpus_are_granted_and_waited_for():
     """The only one is granted; another request is told to come again, and the package does when it may be free."""
-    needs(e2b, "ServiceBusyException")
+    if "idempotency_key" not in inspect.signature(Sandbox.create).parameters:
+        raise AbsentError("idempotency_key, so it repeats no create")
     box = Sandbox.create("base:L4", timeout=300)
     body = {"templateID": "base", "metadata": {"gpu": "L4"}}
     busy = httpx.post(f"{API}/v2/sandboxes", json=body, headers={"X-API-KEY": KEY}, timeout=60)
@@ -680,7 +681,7 @@ def directories_are_made_listed_moved_and_removed():
     assert files.get_info("d").type == e2b.FileType.DIR
     shared().commands.run("ln -s f link", cwd="d/sub")
     link = files.get_info("d/sub/link")
-    kind = getattr(e2b.FileType, "SYMLINK", e2b.FileType.FILE)  # older ones know what it leads to alone
+    kind = e2b.FileType.SYMLINK if VERSION >= (2, 52) else e2b.FileType.FILE  # older ones tell what it leads to
     assert (link.type, link.symlink_target) == (kind, info.path)
     assert sorted(entry.name for entry in files.list("d/sub")) == ["f", "link"]
     moved = files.rename("d/sub/f", "d/g")
