@@ -85,7 +85,7 @@ def timeout_s(request: E2bHandler) -> float | None:
     asked = request.request.headers.get("connect-timeout-ms")
     if asked is None:
         return None
-    if not asked.isascii() or not asked.isdigit() or not 0 < int(asked[:11]) <= TIMEOUT_MAX_MS:
+    if not re.fullmatch(r"[0-9]{1,11}", asked) or not 0 < int(asked) <= TIMEOUT_MAX_MS:
         raise InvalidRequestError("connect-timeout-ms must be a number above 0", hint="Leave it out for no limit.")
     return int(asked) / 1000
 
