@@ -119,8 +119,13 @@ class Warmcell(Configurable):
     suspend_below = Float(
         0.05,
         min=0.0,
-        help="Memory that is kept free: where less is left, prepared sandboxes go, then kernels that have been idle "
-        "for a minute are suspended. A fraction of the machine's where under 1, else GiB. 0: never.",
+        help="Memory that is kept free: where less is left, prepared sandboxes go, then idle kernels are suspended. A "
+        "fraction of the machine's where under 1, else GiB. 0: never.",
+    ).tag(config=True)
+    suspend_below_after = Float(
+        60.0,
+        min=0.0,
+        help="Seconds of idleness before which a kernel is not suspended, however short memory is.",
     ).tag(config=True)
     populate = Bool(
         False,

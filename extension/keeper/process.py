@@ -144,7 +144,9 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     log.info("ready on %s", paths.keeper_socket)
     metering = asyncio.create_task(begin_again(meter.run))
     watch = asyncio.create_task(begin_again(lambda: _watch_changes(service, sockets, api, activity)))
-    relief = Relief(service, kernels, memory, parks=settings.park_after > 0)
+    relief = Relief(
+        service, kernels, memory, pressure_idle_s=settings.suspend_below_after, parks=settings.park_after > 0
+    )
     standing: list[Callable[[], Awaitable[None]]] = [
         lambda: relief.park_idle(settings.park_after),
         lambda: relief.suspend_idle(settings.suspend_after),

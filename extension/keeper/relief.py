@@ -20,8 +20,6 @@ IDLE_LOOK_S = 5.0
 """How often to look for kernels that have been idle for long enough."""
 
 PRESSURE_LOOK_S = 2.0
-PRESSURE_IDLE_S = 60.0
-"""However short memory is, a kernel that was used more recently runs on."""
 
 TRY_AGAIN_S = 60.0
 """A kernel that could not be suspended for somebody who waits for its GPU is left alone for so long."""
@@ -40,9 +38,10 @@ class Relief:
         memory: KernelMemory,
         *,
         look: Callable[[], pressure.Room] = pressure.look,
-        pressure_idle_s: float = PRESSURE_IDLE_S,
+        pressure_idle_s: float,
         parks: bool = True,
     ) -> None:
+        """However short memory is, a kernel that was used within `pressure_idle_s` runs on."""
         self._service = service
         self._kernels = kernels
         self._memory = memory

@@ -104,6 +104,24 @@ async def test_memory_that_runs_short_suspends_nobody_who_works(places: Places, 
         assert await book.run("print(1)") == "1"
 
 
+async def test_memory_that_runs_short_suspends_who_is_idle(places: Places, tmp_path: Path) -> None:
+    """With more to be kept free than the machine has: the idle kernel's memory goes to disk, a busy one runs on."""
+    stop = tmp_path / "stop"
+    async with (
+        keeper(places, suspend_below=4096.0, suspend_below_after=1.0) as client,
+        notebook(client, tmp_path) as busy,
+        notebook(client, tmp_path) as idle,
+    ):
+        cell = busy.page.send(f"import pathlib, time\nwhile not pathlib.Path({str(stop)!r}).exists(): time.sleep(.1)")
+        await idle.run("x = 41")
+        await until_suspended(idle)
+        assert any("was suspended: memory is short" in line for line in log(places))
+        assert (await busy.info())["state"] == "running"
+        assert await idle.run("x += 1; print(x)") == "42"
+        stop.touch()
+        assert (await busy.page.done(cell))["status"] == "ok"
+
+
 async def test_a_library_is_upgraded_while_its_kernel_sleeps(places: Places, tmp_path: Path) -> None:
     """What it maps is as it was, also where it has not been looked at yet; a new kernel has the new one."""
     old, new = (library(name) for name in ("z", "bz2"))

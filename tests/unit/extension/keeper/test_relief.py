@@ -82,7 +82,7 @@ class Keeper:
 
     def relief(self) -> Relief:
         one = cast(Any, self)
-        return Relief(one, one, one, look=self.look)
+        return Relief(one, one, one, look=self.look, pressure_idle_s=60.0)
 
 
 async def test_the_longest_idle_go_first_and_no_more_than_needed() -> None:
@@ -141,7 +141,7 @@ async def test_who_gives_way_is_parked_where_that_can_be_done() -> None:
     assert (keeper.parked, keeper.suspended) == (["old"], [])
     without = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"])
     one: Any = without
-    await Relief(one, one, one, look=without.look, parks=False).give_way(60.0)
+    await Relief(one, one, one, look=without.look, pressure_idle_s=60.0, parks=False).give_way(60.0)
     assert (without.parked, without.suspended) == ([], ["old"])
 
 
