@@ -170,7 +170,7 @@ class Relief:
         try:
             await self._memory.suspend(kernel.sandbox_id)
             log.info("kernel %s was suspended: %s", kernel.request.kernel_id, why)
-        except errors.UnsupportedOperationError as error:
+        except (errors.UnsupportedOperationError, errors.ConflictError) as error:
             log.debug("kernel %s cannot be suspended: %s", kernel.request.kernel_id, error)
         except errors.WarmcellError as error:
             log.warning("idle kernel %s was not suspended: %s", kernel.request.kernel_id, error)

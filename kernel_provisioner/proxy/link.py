@@ -12,7 +12,13 @@ from warmcell.kernel_provisioner.proxy.requests import RequestChannel
 from warmcell.kernel_provisioner.proxy.waiter import IN, OUT, Waiter
 from warmcell.kernel_provisioner.proxy.wire import Author, Message
 from warmcell.kernel_provisioner.proxy.zmtp import Peer, encode
-from warmcell.sandbox.errors import SnapshotError, TransportError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import (
+    ConflictError,
+    SnapshotError,
+    TransportError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
 
 UNSENT_MAX_BYTES: Final = 1024 * 1024
 """Above this, no more requests are taken for a kernel that does not read."""
@@ -294,6 +300,8 @@ def refusal(content: Mapping[str, Any]) -> WarmcellError:
     hint = str(content.get("hint") or "The kernel's own hooks decide that; change them or what they complain about.")
     if content.get("ename") == UnsupportedOperationError.__name__:
         return UnsupportedOperationError(words, hint=hint)
+    if content.get("ename") == ConflictError.__name__:
+        return ConflictError(words, hint=hint)
     return SnapshotError(words, hint=hint)
 
 

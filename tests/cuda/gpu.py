@@ -74,8 +74,8 @@ class Machine:
         return len(await self.inventory.processes(device)), now.memory_used_bytes or 0
 
     @contextlib.asynccontextmanager
-    async def notebook(self, gpu: str) -> AsyncIterator[Notebook]:
-        """A kernel with a lease."""
+    async def notebook(self, gpu: str | None) -> AsyncIterator[Notebook]:
+        """A kernel with a lease, or without a GPU."""
         environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} if BACKEND == "process" else {}
         spec: dict[str, Any] = {"gpu": gpu, "network": "host", "env": environment}
         async with notebooks.notebook(self.client, self.workspace, **spec) as made:

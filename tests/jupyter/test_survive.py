@@ -140,6 +140,27 @@ async def test_the_servers_culler_suspends_ours_and_ends_others(places: Places) 
         await server.delete_kernel(kernel_id)
 
 
+DETACHED = """\
+%%remote detach as=job get=kept
+import os, time
+while not os.path.exists('go-on'):
+    time.sleep(0.05)
+kept = 6 * 7
+"""
+
+
+async def test_a_detached_remote_cell_outlives_its_server(places: Places) -> None:
+    """The kernel cannot be saved meanwhile, and runs on; the next server has it, with the cell's handle and result."""
+    async with server_of(places) as first:
+        kernel_id = (await open_session(first, "work.ipynb"))["kernel"]["id"]
+        await execute(first, kernel_id, DETACHED)
+        await first.stop()
+        async with server_of(places) as second:
+            await execute(second, kernel_id, "assert not job.done(), job")
+            await execute(second, kernel_id, "open('go-on', 'w').close(); job.result(60); assert kept == 42, kept")
+            await second.delete_kernel(kernel_id)
+
+
 @pytest.mark.parametrize("saved", [True, False])
 async def test_a_keeper_that_ends_under_a_server(places: Places, saved: bool) -> None:
     """Stopped, it has saved the kernels, and the same page goes on. Killed, a fresh kernel says that state is lost."""

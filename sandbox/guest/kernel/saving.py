@@ -33,6 +33,10 @@ class RefusedError(Exception):
         self.hint = hint
 
 
+class ConflictError(RefusedError):
+    """It cannot be now, because of what goes on."""
+
+
 class UnsupportedOperationError(RefusedError):
     """It holds what cannot be saved. The host knows this name."""
 
@@ -79,7 +83,7 @@ class Saving:
             raise RefusedError("A snapshot needs a token")
         hooks.run(hooks.before, when="before a snapshot")
         if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):
-            raise UnsupportedOperationError(
+            raise ConflictError(
                 "A cell is waiting for another sandbox, as with %%remote, and is connected to it",
                 "Wait until that has ended, or stop it: %remote lists it.",
             )
