@@ -17,6 +17,8 @@ BASE = "/warmcell/api/v1"
 ANSWER_TIMEOUT_S = 30.0
 """For requests that the keeper answers at once. Creating a sandbox and running a cell take as long as they take."""
 
+_OK = b"HTTP/1.1 200"
+
 PIECE_BYTES = 4 * 2**20
 """How much of a large buffer is sent at a time."""
 
@@ -139,6 +141,51 @@ class Api:
             raise _unreachable(error) from error
         if response.status >= 400:
             raise _failure(answer)
+
+    @contextlib.contextmanager
+    def new_values(self, sandbox_id: str, number: int, size: int) -> Iterator[int]:
+        """A descriptor to write so many bytes of values with, of which nothing stays if that fails.
+
+        Raises:
+            KeeperError: They would not fit, or nobody answers; `unsupported`: the keeper hands over none here.
+        """
+        with self._descriptor("POST", sandbox_id, number, size) as (fd, connection):
+            yield fd
+            with contextlib.suppress(OSError):  # Then the sandbox has gone, as what comes next will say.
+                connection.sendall(b"\n")
+
+    @contextlib.contextmanager
+    def written_values(self, sandbox_id: str, number: int) -> Iterator[int]:
+        """A descriptor to read values with that were written; raises as `new_values`."""
+        with self._descriptor("GET", sandbox_id, number) as (fd, _):
+            yield fd
+
+    @contextlib.contextmanager
+    def _descriptor(
+        self, method: str, sandbox_id: str, number: int, size: int = 0
+    ) -> Iterator[tuple[int, socket.socket]]:
+        lines = [
+            f"{method} {BASE}/sandboxes/{sandbox_id}/values/{number} HTTP/1.1",
+            *("Host: keeper", "Connection: close", "Content-Length: 0", f"Warmcell-Bytes: {size}", "", ""),
+        ]
+        with doors.passing(ANSWER_TIMEOUT_S), contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                connection.settimeout(ANSWER_TIMEOUT_S)
+                connection.connect(self._path)
+                connection.sendall("\r\n".join(lines).encode())
+                answer, found, _, _ = socket.recv_fds(connection, 2**16, 1)
+                for fd in found:
+                    stack.callback(os.close, fd)
+                if not found and not answer.startswith(_OK):
+                    while more := connection.recv(2**16):
+                        answer += more
+            except OSError as error:
+                raise _unreachable(error) from error
+            if not found:
+                refused = _failure(answer.partition(b"\r\n\r\n")[2])
+                raise KeeperError("Nothing was handed over", code="unsupported") if answer.startswith(_OK) else refused
+            yield found[0], connection
 
     def delete_values(self, sandbox_id: str, number: int) -> None:
         """Remove them; a rank that has mapped them keeps them."""

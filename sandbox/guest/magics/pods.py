@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from .api import ANSWER_TIMEOUT_S, Api, KeeperError
 from .arguments import RANKS_MAX, Arguments
 from .run import Inbox, Run
-from .sending import Store
+from .store import Store
 
 EXIT_TIMEOUT_S = 2.0
 
