@@ -8,11 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tornado.iostream import IOStream
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
@@ -94,6 +97,7 @@ class Runs:
         self._under_way: Counter[SandboxId] = Counter()
         """Cells of each, those whose kernel starts included."""
         self._returning: dict[SandboxId, Returning] = {}
+        self._followed: dict[SandboxId, weakref.WeakSet[IOStream]] = {}
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
@@ -178,6 +182,18 @@ class Runs:
             returning.files.remove(values)
             returning.changed.set()
 
+    def follow(self, sandbox_id: SandboxId, connection: IOStream) -> None:
+        """Close this connection, which a cell has used, when the sandbox ends: whoever keeps it then knows."""
+        if any(one == sandbox_id for one, _ in self._runners):
+            self._followed.setdefault(sandbox_id, weakref.WeakSet()).add(connection)
+        else:
+            connection.close()
+
+    def lead(self, connection: IOStream) -> None:
+        """A cell begins on this connection, whose sandbox alone it follows from now on."""
+        for followers in self._followed.values():
+            followers.discard(connection)
+
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""
         return any(one == sandbox_id and runner.lock.locked() for (one, _), runner in self._runners.items())
@@ -204,6 +220,8 @@ class Runs:
         self._ports.pop(sandbox_id, None)
         self._used.pop(sandbox_id, None)
         self._returning.pop(sandbox_id, None)
+        for connection in list(self._followed.pop(sandbox_id, ())):
+            connection.close()
         self._under_way.pop(sandbox_id, None)
 
     async def close(self) -> None:

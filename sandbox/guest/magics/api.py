@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from .run import Inbox, Run
 BASE = "/warmcell/api/v1"
 ANSWER_TIMEOUT_S = 30.0
 """For requests that the keeper answers at once. Creating a sandbox and running a cell take as long as they take."""
+
+IDLE_MAX = 8
+"""Connections that are kept for what comes next."""
 
 _OK = b"HTTP/1.1 200"
 
@@ -41,6 +45,10 @@ class Api:
         """Use the socket at `path`; `spec` is what every sandbox asked for here has."""
         self._path = path
         self._spec = dict(spec or {})
+        self._idle: list[UnixConnection] = []
+        self._keeps = spec is None
+        """A sandbox's own socket goes with it; elsewhere the keeper would stay for a connection that is only kept."""
+        doors.before_shutting(self._hang_up)
 
     def create(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """A new sandbox, as a SandboxInfo, with these fields of a spec.
@@ -110,7 +118,11 @@ class Api:
     def run(self, sandbox_id: str, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """A cell that is to run, in the form of the keeper's API; what comes of it goes into `inbox`."""
         path = f"{BASE}/sandboxes/{sandbox_id}/run"
-        return Run(self._connection(None), path, head, body, inbox, _told)
+        return Run(self._kept_connection, path, head, body, inbox, _told, lambda one: self._keep(one, sandbox_id))
+
+    def is_connected(self, sandbox_id: str) -> bool:
+        """Whether a connection is still open that a cell of this sandbox has used last: it ends with the sandbox."""
+        return any(one.used_for == sandbox_id and _is_open(one) for one in list(self._idle))
 
     def put_values(
         self, sandbox_id: str, number: int, pieces: Iterable[bytes | memoryview], size: int
@@ -215,12 +227,37 @@ class Api:
     def _connection(self, timeout: float | None) -> UnixConnection:
         return UnixConnection(self._path, timeout)
 
+    def _kept_connection(self) -> UnixConnection:
+        """One that has no time limit, which may have been used before and is still good."""
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if _is_open(connection):
+                    return connection
+                connection.close()
+        return self._connection(None)
+
+    def _keep(self, connection: UnixConnection, used_for: str) -> None:
+        connection.used_for = used_for
+        if connection.sock is None or not self._keeps or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _hang_up(self) -> None:
+        """Close those that are kept."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
 
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("keeper", timeout=timeout)
+        self.used_for = ""
+        """The sandbox of the cell that has used it last."""
         self._path = path
 
     def connect(self) -> None:
@@ -228,6 +265,14 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _is_open(connection: UnixConnection) -> bool:
+    """Whether one that nobody uses is good: all that can come is its end."""
+    try:
+        return not select.select([connection.sock], [], [], 0)[0]
+    except (OSError, ValueError):  # It was closed here.
+        return False
 
 
 def _failure(answer: bytes) -> KeeperError:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ..refusals import CannotTravelError
 from .api import KeeperError
 from .board import STOPPED
 from .failures import error_of
@@ -26,9 +25,6 @@ TRIES = 3
 
 LOST = ("sandbox_died",)
 """Codes that say that a rank has ended, and only that."""
-
-SENT_NOTHING = ("", "capacity")
-"""Codes that say that something could not be sent, and nothing else has happened."""
 
 PRESSES_MAX = 3
 """When the stop button is pressed this often nobody waits for the end, and the ranks are lost."""
@@ -267,15 +263,7 @@ class FanOut:
 
     def _begin(self, number: int, rank: int, show: Show) -> None:
         task = self._tasks[number]
-        try:
-            load = self._parcel.load(rank, task.extra)
-        except (CannotTravelError, KeeperError) as error:
-            if getattr(error, "code", "") not in SENT_NOTHING:
-                raise
-            self._first = self._first or error
-            self.on_error(number, error)
-            self.stop()
-            return
+        load = self._parcel.load(rank, task.extra)
         show.begin(rank, task.label)
         head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
         if self._timeout_s is not None:

@@ -177,7 +177,7 @@ class Pods:
         if pod.lost:
             return False
         try:
-            return bool(self.api.info(pod.id)["state"] == "running")
+            return self.api.is_connected(pod.id) or bool(self.api.info(pod.id)["state"] == "running")
         except KeeperError as error:
             if error.code not in GONE:
                 raise
