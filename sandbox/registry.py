@@ -246,7 +246,7 @@ class Registry:
             if not work.cancelling():
                 work.cancel()
             await asyncio.wait({work})
-        await self._stop_children(sandbox_id)
+        await self.stop_children(sandbox_id)
         box = self._boxes.get(sandbox_id)
         if box is not None:
             await self._remove(box, keep_gpus=keep_gpus)
@@ -287,8 +287,13 @@ class Registry:
         box = self._boxes.get(sandbox_id)
         return box is not None and box.info.state is State.RUNNING
 
-    async def _stop_children(self, sandbox_id: SandboxId) -> None:
-        children = [box.info.id for box in self._boxes.values() if box.info.parent == sandbox_id and not box.stays]
+    async def stop_children(self, sandbox_id: SandboxId, *, owner: str | None = None) -> None:
+        """Stop what was made from it and does not stay: all, or what has this owner."""
+        children = [
+            box.info.id
+            for box in self._boxes.values()
+            if box.info.parent == sandbox_id and not box.stays and owner in (None, box.info.owner)
+        ]
         await asyncio.gather(*(self.stop(child) for child in children))
 
     def images_in_use(self) -> set[str]:
@@ -411,7 +416,7 @@ class Registry:
         await box.ended.wait()
         if box.info.state is State.FAILED and self._boxes.get(box.info.id) is box:
             log.warning("sandbox %s failed: %s", box.info.id, box.info.error and box.info.error.message)
-            await self._stop_children(box.info.id)
+            await self.stop_children(box.info.id)
             await self._discard(box, None)
 
     async def _discard(self, box: LiveSandbox, error: BaseException | None) -> None:

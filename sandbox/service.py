@@ -139,7 +139,7 @@ class SandboxService(Preparing, Moving):
     async def fail(self, sandbox_id: SandboxId, error: errors.WarmcellError) -> None:
         """Give up a sandbox that is of no use, as if it had failed to come up."""
         box = self.live(sandbox_id)
-        await self._stop_children(sandbox_id)
+        await self.stop_children(sandbox_id)
         await self._discard(box, error)
 
     async def start_kernel(self, sandbox_id: SandboxId, *, env: Mapping[str, str], cwd: str) -> KernelProcess:

@@ -21,6 +21,7 @@ def death(
     who: str = "The kernel",
     when: str = "by itself",
     more_memory: str = MORE_MEMORY,
+    sharing: int = 1,
 ) -> SandboxDiedError:
     """The error for a kernel with this exit code.
 
@@ -31,12 +32,14 @@ def death(
         who: Begins the sentence.
         when: Says when it ended.
         more_memory: What to do where it was killed for memory.
+        sharing: How many ranks have the memory of its sandbox together.
     """
     killed_for_memory = oom_killed and exit_code == KILLED
     details = {"exit_code": exit_code, "oom_killed": killed_for_memory}
     if killed_for_memory:
         cap = spec.limits.memory_bytes
-        of = f" (its cap is {cap / GIB:.1f} GiB)" if cap else ""
+        whose = "its cap" if sharing == 1 else f"the cap of all {sharing} ranks together"
+        of = f" ({whose} is {cap / GIB:.1f} GiB)" if cap else ""
         return SandboxDiedError(f"{who} was killed for memory{of}", hint=more_memory, details=details)
     name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
     return SandboxDiedError(

@@ -293,6 +293,8 @@ class KernelStarts:
         expected = kernel.ending
         if kernel.process is not process or self._kernels.get(kernel.request.kernel_id) is not kernel:
             return
+        # Nobody knows of its ranks any more. The next kernel would wait for the GPUs that they hold.
+        self.spawn(self._service.stop_children(box.info.id, owner="remote"))
         await kernel.proxy.drop_guest()
         if box.info.state in TERMINAL or kernel.process is not process:
             return

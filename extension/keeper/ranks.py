@@ -36,6 +36,10 @@ def environment(box: LiveSandbox, rank: Rank, *, port: int | None) -> dict[str, 
         # With GPUs each rank sees its own only, and so its first; without, they are counted as torchrun does.
         "LOCAL_RANK": "0" if box.gpus else str(rank.number),
         "LOCAL_WORLD_SIZE": str(rank.of),
+        "GROUP_RANK": "0",  # All are on one machine, and do the same.
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_RANK": str(rank.number),
+        "ROLE_WORLD_SIZE": str(rank.of),
         "NCCL_HOSTID": box.info.id,
     }
     if port is not None:

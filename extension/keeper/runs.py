@@ -10,7 +10,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 INTERRUPT_TIMEOUT_S = 15.0
-"""How long a cell that nobody waits for any more has to end before the next one is sent."""
+"""How long a cell that nobody waits for any more has to end before its kernel is killed."""
+
+KILL_TIMEOUT_S = 10.0
 
 HANG_UP_TIMEOUT_S = 10.0
 """A kernel that has hung up is about to end."""
@@ -53,6 +55,10 @@ class Runner:
     rank: Rank
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One cell at a time, as in any kernel."""
+    instead: str = ""
+    """How the kernel ended that was here before; empty once that has been said."""
+    deaf: bool = False
+    """It was killed, as it did not stop when it was interrupted."""
 
     def __post_init__(self) -> None:
         self._follows = asyncio.create_task(_hang_up(self.process, self.client))
@@ -138,6 +144,9 @@ class Runs:
         """One cell, whose turn it is."""
         began = time.perf_counter()
         status = "ok"
+        if runner.instead:
+            text, runner.instead = f"{runner.instead}. It was started again, without its variables.\n", ""
+            yield {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}
         for step in steps(request, runner.box.guest_run_directory, values, self.values_bytes):
             said = _execute(runner, step) if step.name != "dump" else self._dump(runner, step, values)
             async with contextlib.aclosing(said) as messages:
@@ -246,11 +255,13 @@ class Runs:
             runner = self._runners.get(key)
             if runner is not None and runner.process.alive and not runner.client.ended:
                 return runner
+            instead = "" if runner is None else runner.instead or _died(runner).message
             self._drop(key)
             if clone is not None:
                 runner = await self._join(box, clone, rank)
             else:
                 runner = await self._start(box, rank)
+            runner.instead = instead
             self._runners[key] = runner
             return runner
 
@@ -330,9 +341,10 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
         if execution.reply is None and runner.process.alive:  # whoever asked has gone
             with contextlib.suppress(errors.WarmcellError):
                 await runner.box.signal_process(runner.process, 2)
-            with contextlib.suppress(TimeoutError, LostError):
-                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
-                    await execution.end()
+            await _within(execution.end(), INTERRUPT_TIMEOUT_S)
+            if execution.reply is None and runner.process.alive:  # Every later cell would wait behind this one.
+                runner.deaf = True
+                await _kill(runner)
 
 
 async def _answers(runner: Runner) -> None:
@@ -354,12 +366,22 @@ async def _lost(runner: Runner) -> errors.WarmcellError:
         async with asyncio.timeout(HANG_UP_TIMEOUT_S):
             await runner.process.exited.wait()
     if runner.process.alive:
-        with contextlib.suppress(errors.WarmcellError):
-            await runner.box.signal_process(runner.process, 9)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HANG_UP_TIMEOUT_S):
-                await runner.process.exited.wait()
+        await _kill(runner)
     return _died(runner)
+
+
+async def _kill(runner: Runner) -> None:
+    with contextlib.suppress(errors.WarmcellError):
+        await runner.box.signal_process(runner.process, 9)
+    await _within(runner.process.exited.wait(), KILL_TIMEOUT_S)
+
+
+async def _within(what: Coroutine[Any, Any, object], timeout_s: float) -> None:
+    """Wait for something, but not for ever; where one was cancelled `asyncio.timeout` takes its end for that."""
+    work = asyncio.ensure_future(what)
+    await asyncio.wait({work}, timeout=timeout_s)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def _no_room(said: Sequence[Mapping[str, Any]]) -> bool:
@@ -367,10 +389,17 @@ def _no_room(said: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _died(runner: Runner) -> errors.WarmcellError:
+    who = "The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}"
+    if runner.deaf:
+        return errors.SandboxDiedError(
+            f"{who} did not stop within {INTERRUPT_TIMEOUT_S:.0f} s when it was interrupted, and was killed",
+            hint="Let it react to an interrupt, or give it more time.",
+        )
     return death(
         runner.process.exit_code or 0,
         oom_killed=runner.box.oom_kills() > runner.oom_before,
         spec=runner.box.spec,
         more_memory=MORE_MEMORY if runner.box.info.kernel_id else MORE_MEMORY_FOR_RANKS,
-        who="The remote kernel" if runner.rank.of == 1 else f"Rank {runner.rank.number}",
+        who=who,
+        sharing=1 if runner.box.info.kernel_id else runner.rank.of,
     )

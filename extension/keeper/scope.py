@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
-from warmcell.sandbox.models import Limits, NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import GIB, Limits, NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec
 
 ASKABLE = ("gpu", "image", "preload", "template", "limits", "network")
 """The fields of a spec that code in a sandbox may choose; everything else is its own sandbox's."""
@@ -58,6 +58,7 @@ class GuestScope:
                 "This sandbox has no network, so neither have those it makes",
                 hint="Choose a network for this notebook in the Warmcell menu, and restart.",
             )
+        _check_memory(self.spec.limits, wanted.limits)
         return dataclasses.replace(
             self.spec,
             gpu=wanted.gpu,
@@ -80,6 +81,15 @@ def of_gpu(gpu: Mapping[str, Any]) -> dict[str, Any]:
     seen = {**gpu, "lease": None if lease is None else {"since": lease.get("since")}}
     seen.pop("leases", None)
     return seen
+
+
+def _check_memory(own: Limits, asked: Limits) -> None:
+    if own.memory_bytes is not None and asked.memory_bytes is not None and asked.memory_bytes > own.memory_bytes:
+        raise InvalidRequestError(
+            f"{asked.memory_bytes / GIB:.1f} GiB of memory are asked for, all ranks together, and the notebook itself "
+            f"has a cap of {own.memory_bytes / GIB:.1f} GiB",
+            hint="Ask for less with memory=, for fewer ranks, or give the notebook more in the Warmcell menu.",
+        )
 
 
 def _least(own: Limits, asked: Limits) -> Limits:

@@ -28,6 +28,9 @@ ALIGN_BYTES = 64
 OUT_OF_BAND_BYTES = 64 * 1024
 """Smaller buffers go inside the pickle."""
 
+LOST = "not here any more: "
+"""How the error begins that names what a kernel was believed to have."""
+
 INHERITED = "_warmcell_items"
 """The variable with the items of a cell whose ranks are clones."""
 
@@ -130,7 +133,8 @@ def load(told: str) -> None:
 
     Args:
         told: JSON. `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
-            `tags`: what the sender calls them; `held`: what it believes to be here already; `modules`: of its folder;
+            `tags`: what the sender calls them; `held`: what it believes to be here already, with an empty tag where the
+            kernel has made it itself; `modules`: of its folder;
             `item`: the number of the one, of those that this kernel has inherited, which the cell is for.
 
     Raises:
@@ -139,9 +143,9 @@ def load(told: str) -> None:
     """
     said = json.loads(told)
     names = namespace()
-    lost = [name for name, tag in said["held"].items() if _held.get(name) != tag or name not in names]
+    lost = [name for name, tag in said["held"].items() if not _is_here(name, tag, names)]
     if lost:
-        raise LookupError(f"not here any more: {', '.join(lost)}")
+        raise LookupError(f"{LOST}{', '.join(lost)}")
     modules.take(said["modules"])
     if said["stream"]:
         maps: dict[str, memoryview] = {}
@@ -150,6 +154,16 @@ def load(told: str) -> None:
     if "item" in said:
         names.update(item=names[INHERITED][said["item"]], index=said["item"])
     _held.update(said["tags"])
+
+
+def lost_of(told: str) -> list[str]:
+    """The names in the text of `load`'s LookupError."""
+    return told[len(LOST) :].split(", ") if told.startswith(LOST) else []
+
+
+def _is_here(name: str, tag: str, names: Mapping[str, Any]) -> bool:
+    """Whether this kernel has what is called that; modules, which are none of its variables, have no name."""
+    return (not tag or _held.get(name) == tag) and (not name or name in names)
 
 
 def dump(names: Iterable[str], path: str, last: str = "", *, limit: int | None = None) -> None:

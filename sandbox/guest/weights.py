@@ -44,6 +44,8 @@ def weights(values: Mapping[str, Any], limit: int | None) -> list[Weight]:
 
 def _said(value: Any) -> int | None:
     """What a table, or a container of arrays, says or comes to; None where nothing is known of it."""
+    if isinstance(value, str):
+        return len(value)
     if isinstance(value, (list, tuple, dict)):
         parts = value.values() if isinstance(value, dict) else value
         size = sum(own_bytes(part) for part in parts)

@@ -103,7 +103,7 @@ async def test_what_comes_after_the_magic_is_the_kernels_alone(kernel: Kernel, f
 
 
 async def test_items_are_worked_through_by_clones(kernel: Kernel) -> None:
-    """Also such that cannot be sent, and what is used up by being looked at; results are in their order."""
+    """Also such that cannot be sent, or are used up by being looked at; in their order, also where a clone is lost."""
     await kernel.run("import threading, os\nthings = (threading.Lock() for _ in range(6))")
     output = await kernel.run("%%remote fork n=2 each=things as=found\n(index, item.acquire(timeout=5), type(things))")
     assert output.error == "", output
@@ -111,6 +111,15 @@ async def test_items_are_worked_through_by_clones(kernel: Kernel) -> None:
     assert "_warmcell_items" not in await kernel.value("list(globals())")
     failed = await kernel.run("%%remote fork n=2 each=found\n1 / (3 - index)")
     assert failed.error.startswith("ZeroDivisionError")
+    await kernel.run("import os, signal")
+    lost = await kernel.run(
+        "%%remote fork n=3 each=found as=again\nif os.environ['RANK'] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n(index, os.environ['RANK'])"
+    )
+    assert lost.error == "", lost
+    again = await kernel.value("again")
+    assert [index for index, _ in again] == list(range(6))
+    assert {rank for _, rank in again} <= {"0", "2"}
 
 
 async def test_the_first_failure_stops_the_others(kernel: Kernel, keeper: KeeperClient) -> None:

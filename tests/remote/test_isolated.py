@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.remote.conftest import kernel_of
+from tests.remote.test_ranks import TRAIN
 from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.bubblewrap]
@@ -41,6 +42,33 @@ async def test_ranks_reach_each_other_and_nothing_else(keeper: KeeperClient, fol
         assert await kernel.value("shared") == [True, True]
         assert (await kernel.run("%%remote n=2 as=own\nint(big[0])")).error == ""
         assert await kernel.value("own") == [100, 101]
+
+
+async def test_training_works_where_nothing_else_is_reachable(keeper: KeeperClient, folder: Path) -> None:
+    """The cell with DDP, over the loopback of a network of its own; all ranks have the same loss."""
+    async with kernel_of(keeper, folder, network="none") as kernel:
+        output = await kernel.run("%%remote n=2 get=loss,told\nimport socket\ntold = socket.if_nameindex()\n" + TRAIN)
+        assert output.error == ""
+        first, second = await kernel.value("loss")
+        assert abs(first - second) < 1e-6
+        assert await kernel.value("told") == [[[1, "lo"]]] * 2
+
+
+async def test_the_memory_of_ranks_is_capped_together(keeper: KeeperClient, folder: Path) -> None:
+    """More than the notebook has is refused; who is killed says whose cap it was."""
+    async with kernel_of(keeper, folder, limits={"memory_bytes": 1200 * 2**20}) as kernel:
+        (here,) = [one for one in (await keeper.get("/sandboxes"))["sandboxes"] if one["state"] == "running"]
+        refused = await kernel.run("%%remote n=4 memory=1GiB\npass")
+        assert "4.0 GiB of memory are asked for, all ranks together, and the notebook itself has a cap of 1.2 GiB" in (
+            refused.error
+        )
+        if not here["limits"]["memory"]["enforced"]:
+            pytest.skip(f"the memory limit is not enforced: {here['limits']['memory_bytes']['why']}")
+        output = await kernel.run(
+            "%%remote n=4 memory=300MiB\nimport os, time\nx = bytearray(1400 * 2**20 * (os.environ['RANK'] == '2'))\n"
+            "time.sleep(1000)"
+        )
+        assert "Rank 2 was killed for memory (the cap of all 4 ranks together is 1.2 GiB)" in output.error
 
 
 async def test_a_fork_bomb_in_a_rank_is_bounded(keeper: KeeperClient, folder: Path) -> None:

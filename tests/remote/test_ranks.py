@@ -1,12 +1,17 @@
 """Several ranks: what they are told, what is shown of them, work queues, futures, and cells that were detached."""
 
 import math
+import os
+import random
 import re
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.keeper.conftest import until
 from tests.integration.process.guest import Kernel
 from tests.integration.process.test_guest_kernels import output_of
 from tests.remote.conftest import interrupt, kernel_of, reply_of
@@ -36,15 +41,19 @@ async def shown(kernel: Kernel, code: str) -> tuple[str, str, str]:
 
 async def test_ranks_know_each_other_and_bring_back_lists(kernel: Kernel) -> None:
     """Each has torchrun's variables; values come back in the order of the ranks; one network, one shared memory."""
-    await kernel.run("names = ['RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'NCCL_HOSTID']")
+    await kernel.run(
+        "names = ['RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'ROLE_RANK', 'ROLE_WORLD_SIZE', 'GROUP_RANK', 'MASTER_ADDR', "
+        "'MASTER_PORT', 'NCCL_HOSTID']"
+    )
     output = await kernel.run(
         "%%remote n=3 get=told as=places\nimport os\ntold = [os.environ[name] for name in names]\n"
         "[os.readlink(f'/proc/self/ns/{kind}') for kind in ('net', 'ipc')]"
     )
     assert output.status == "ok", output
     told = await kernel.value("told")
-    assert [one[:4] for one in told] == [[str(rank), "3", str(rank), "127.0.0.1"] for rank in range(3)]
-    assert len({tuple(one[4:]) for one in told}) == 1
+    ranks = [str(rank) for rank in range(3)]
+    assert [one[:7] for one in told] == [[rank, "3", rank, rank, "3", "0", "127.0.0.1"] for rank in ranks]
+    assert len({tuple(one[7:]) for one in told}) == 1
     assert await kernel.value("len({tuple(one) for one in places})") == 1
 
 
@@ -157,6 +166,31 @@ async def test_each_item_once_in_order_although_ranks_die(kernel: Kernel, folder
     assert error == ""
     assert sorted(path.name for path in folder.glob("died-*")) == ["died-22", "died-7"]
     assert await kernel.value("results") == [[n, 10 * n] for n in range(40)]
+
+
+async def test_each_item_once_in_order_although_ranks_are_killed(kernel: Kernel, folder: Path) -> None:
+    """Two ranks, killed from outside when so many items are done: other moments and ranks with each seed."""
+    chance = random.Random(40)
+    await kernel.run("%%remote n=4 as=pids\nimport os\nos.getpid()")
+    pids = await kernel.value("pids")
+    await kernel.run("numbers = list(range(40))")
+    kernel.client.execute(
+        "%%remote n=4 each=numbers as=results\nimport os, time\nopen(f'item-{index}', 'w').close()\n"
+        "while index >= 30 and not os.path.exists('killed'): time.sleep(0.01)\n(index, item ** 2)"
+    )
+    for pid, done in zip(chance.sample(pids, 2), sorted(chance.sample(range(1, 25), 2)), strict=True):
+        await until(partial(files, folder, "item-*", done))
+        os.kill(pid, signal.SIGKILL)
+    (folder / "killed").touch()
+    assert (await reply_of(kernel))["status"] == "ok"
+    assert await kernel.value("results") == [[n, n**2] for n in range(40)]
+    assert (await kernel.run("%%remote n=4 as=after\nos.getpid()")).error == ""
+    assert len(set(await kernel.value("after")) & set(pids)) == 2
+
+
+async def files(folder: Path, pattern: str, count: int) -> bool:
+    """Whether there are so many."""
+    return len(list(folder.glob(pattern))) >= count
 
 
 async def test_an_item_that_kills_every_rank_is_given_up(kernel: Kernel) -> None:

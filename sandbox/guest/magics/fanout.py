@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ..values import CannotTravelError, lost_of
 from .api import KeeperError
 from .board import STOPPED
 from .failures import error_of
@@ -23,8 +24,14 @@ NOT_STOPPED = f"The remote cell has not stopped within {STOP_TIMEOUT_S:.0f} s, s
 TRIES = 3
 """How often a task is begun whose rank ends under it."""
 
-LOST = ("sandbox_died",)
-"""Codes that say that a rank has ended, and only that."""
+LOST = ("sandbox_died", "sandbox_start")
+"""Codes that say that a rank has ended, or could not start, and only that."""
+
+REFUSED = "capacity"
+"""The code that says that values do not fit."""
+
+KNOWN = ("timeout", REFUSED)
+"""Codes after which the ranks are what they were."""
 
 PRESSES_MAX = 3
 """When the stop button is pressed this often nobody waits for the end, and the ranks are lost."""
@@ -70,12 +77,18 @@ class Held(Protocol):
     def lose(self, rank: int) -> None:
         """Nobody knows what this one has."""
 
+    def missed(self, rank: int, names: Iterable[str]) -> None:
+        """This one does not have those."""
+
 
 class Ranks(Protocol):
     """Kernels that a cell runs on: those of one sandbox, or clones."""
 
     ranks: int
     """How many."""
+
+    replaced: bool
+    """Whether another kernel takes the place of one that has ended, with the next cell there."""
 
     @property
     def place(self) -> str:
@@ -139,7 +152,7 @@ class FanOut:
             last: What to call the value of each one's last line; empty: it is not brought back.
             timeout_s: For each task.
             cell: Number of the cell here.
-            retry: A task whose rank ends under it is begun again, on that rank's next kernel.
+            retry: A task whose rank ends under it is begun again: on that rank's next kernel, or on another rank.
             together: The first that fails stops the others.
         """
         self._pod = pod
@@ -160,7 +173,10 @@ class FanOut:
         self._running: dict[int, tuple[Run, Any]] = {}
         self._waiting = collections.deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
-        self._again: set[int] = set()
+        self._gone: set[int] = set()
+        """Ranks that have ended for good."""
+        self._again: dict[int, list[str]] = {}
+        """Task to what its rank was believed to have, and has not."""
         self._failed: dict[int, str] = {}
         """Rank to how its task failed."""
         self._first: BaseException | None = None
@@ -220,8 +236,8 @@ class FanOut:
         """What had to be sent for it."""
         return self._pod.store.sent - self._sent_before
 
-    def stop(self, *, but: Run | None = None) -> None:
-        """Interrupt all that runs, but one, and begin nothing more. Callable from any thread."""
+    def stop(self, *, but: int | None = None) -> None:
+        """Interrupt all that runs, but one task, and begin nothing more. Callable from any thread."""
         self._waiting.clear()
         if self._stopping is None:
             self._stopping = threading.Timer(STOP_TIMEOUT_S, self._give_up)
@@ -229,10 +245,10 @@ class FanOut:
             self._stopping.start()
         self._interrupt(but)
 
-    def _interrupt(self, but: Run | None = None) -> None:
+    def _interrupt(self, but: int | None = None) -> None:
         self._interrupted_at = time.monotonic()
         for rank, (run, _) in list(self._running.items()):
-            if run is but:
+            if run.task == but:
                 continue
             if not run.begun:
                 self._running.pop(rank)
@@ -254,16 +270,22 @@ class FanOut:
     def _assign(self, show: Show) -> None:
         """Give every free rank the next task that it may have."""
         for rank in range(self._pod.ranks):
-            if rank in self._running:
-                continue
-            number = next((one for one in self._waiting if self._tasks[one].rank in (None, rank)), None)
-            if number is not None:
+            while rank not in self._running and rank not in self._gone:  # One that is refused leaves it free.
+                number = next((one for one in self._waiting if self._tasks[one].rank in (None, rank)), None)
+                if number is None:
+                    break
                 self._waiting.remove(number)
                 self._begin(number, rank, show)
 
     def _begin(self, number: int, rank: int, show: Show) -> None:
         task = self._tasks[number]
-        load = self._parcel.load(rank, task.extra)
+        try:
+            load = self._parcel.load(rank, task.extra)
+        except (CannotTravelError, KeeperError) as error:
+            if getattr(error, "code", REFUSED) != REFUSED:
+                raise
+            self._refused(number, rank, error, show)
+            return
         show.begin(rank, task.label)
         head = {**self._head, "code": task.code, "rank": rank, "send": len(load.body), "load": load.told}
         if self._timeout_s is not None:
@@ -272,6 +294,12 @@ class FanOut:
         run.task = number
         self._running[rank] = (run, load)
         run.begin()  # An interrupt that comes before this finds it known, and not begun.
+
+    def _refused(self, number: int, rank: int, error: Exception, show: Show) -> None:
+        """What a task needs cannot be sent: it has failed, and the ranks are as they were."""
+        show.begin(rank, self._tasks[number].label)
+        show.end(rank, str(error))
+        self._fail(error, number)
 
     def _take(self, event: Event, show: Show) -> None:
         run = event.run
@@ -282,9 +310,8 @@ class FanOut:
             return
         load = self._running.pop(run.rank)[1]
         if run.task in self._again:  # It had lost what it was believed to have.
-            self._again.discard(run.task)
+            self._pod.store.missed(run.rank, self._again.pop(run.task))
             self._waiting.appendleft(run.task)
-            self._pod.store.lose(run.rank)
         elif event.error is not None:
             self._lost(run, event.error, show)
         else:
@@ -306,33 +333,38 @@ class FanOut:
         content = message["content"]
         if message.get("step") == "load" and content.get("ename") == "LookupError" and self._tries[run.task] < TRIES:
             self._tries[run.task] += 1
-            self._again.add(run.task)
+            self._again[run.task] = lost_of(str(content.get("evalue")))
             return
         stopped = self._stopping is not None and content.get("ename") == "KeyboardInterrupt"
         self._failed[run.rank] = STOPPED if stopped else f"{content.get('ename')}: {content.get('evalue')}"
         label = self._tasks[run.task].label
         several = self._pod.ranks > 1
         where = label or (f"Rank {run.rank}" if several else "")
-        self._fail(error_of(content, where=where, rank=run.rank if several else None, cell=self._cell), run)
+        self._fail(error_of(content, where=where, rank=run.rank if several else None, cell=self._cell), run.task)
 
     def _lost(self, run: Run, error: BaseException, show: Show) -> None:
         code = getattr(error, "code", "")
-        self._pod.store.lose(run.rank)
+        known = code in KNOWN or isinstance(error, CannotTravelError)
+        if not known:
+            self._pod.store.lose(run.rank)
         show.end(run.rank, str(error))
         self._failed.pop(run.rank, None)
         if self._retry and code in LOST and self._tries[run.task] + 1 < TRIES and self._stopping is None:
-            self._tries[run.task] += 1
-            self._waiting.appendleft(run.task)
-            return
-        if code != "timeout" and (self._together or code not in LOST):
+            if not self._pod.replaced:
+                self._gone.add(run.rank)
+            if len(self._gone) < self._pod.ranks:
+                self._tries[run.task] += 1
+                self._waiting.appendleft(run.task)
+                return
+        if not known and (self._together or code not in LOST):
             self._pod.lose()
-        self._fail(error, run)
+        self._fail(error, run.task)
 
-    def _fail(self, error: BaseException, run: Run) -> None:
-        self.on_error(run.task, error)
+    def _fail(self, error: BaseException, number: int) -> None:
+        self.on_error(number, error)
         if not self._together:
             return
         if self._first is None:
             self._first = error
             if self._stopping is None:
-                self.stop(but=run)
+                self.stop(but=number)

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..values import INHERITED
@@ -34,6 +34,9 @@ class InCloneError(BaseException):
 
 class Clones:
     """The ranks of one cell, each in a sandbox of its own that goes with the cell."""
+
+    replaced = False
+    """What they were made from waits for the others, and is connected to them."""
 
     def __init__(self, api: Api, ids: Sequence[str], took_s: float) -> None:
         self.api = api
@@ -90,6 +93,9 @@ class Nothing:
 
     def lose(self, rank: int) -> None:
         """They have had nothing."""
+
+    def missed(self, rank: int, names: Iterable[str]) -> None:
+        """They are told of nothing that they should have."""
 
 
 class Inheritance:

@@ -38,6 +38,8 @@ class BusyError(Exception):
 class Pod:
     """A sandbox whose kernels are the ranks of a fan-out: they share its network, shared memory and devices."""
 
+    replaced = True
+
     def __init__(self, api: Api, info: Mapping[str, Any], ranks: int, limit: int) -> None:
         self.api = api
         self.id = str(info["id"])
@@ -76,6 +78,11 @@ class Pod:
     def lose(self) -> None:
         """No cell goes there any more."""
         self.lost = True
+
+    def keep(self, assigned: Mapping[str, object]) -> None:
+        """A cell has run that may have assigned these, which are this here."""
+        for rank in range(self.ranks):
+            self.store.theirs.setdefault(rank, {}).update(assigned)
 
     def run(self, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """A cell that is to run on the rank that `head` names; what comes of it goes into `inbox`."""

@@ -17,7 +17,7 @@ from .capture import Reads, captured, reads
 from .fanout import FanOut, Ranks, Sent, Task
 from .forked import InCloneError, Inheritance, clones
 from .jobs import Job, Jobs
-from .pods import BusyError, Pod, Pods
+from .pods import BusyError, Pods
 from .sending import Parcel
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Remote:
                 last=LAST if arguments.result else "",
                 timeout_s=arguments.timeout_s,
                 cell=len(self._shell.user_ns["In"]) - 1,
-                retry=bool(arguments.each) and not arguments.fork,
+                retry=bool(arguments.each),
             )
             job = Job(number, cell, pod.place, fan_out, pod.devices, gpus_each=pod.gpus_each, quiet=_quiet(cell))
         except BaseException:
@@ -208,9 +208,9 @@ class Remote:
         return Where(
             pod,
             parcel=lambda: Parcel(
-                pod.store, self._values(arguments, found, pod), arguments.send, output.Progress(self._shell)
+                pod.store, self._values(arguments, found), arguments.send, output.Progress(self._shell), ranks=pod.ranks
             ),
-            done=lambda: pod.store.theirs.update({name: names.get(name, _NOTHING) for name in found.assigned}),
+            done=lambda: pod.keep({name: names.get(name, _NOTHING) for name in found.assigned}),
             leave=lambda: self.pods.give_back(pod),
         )
 
@@ -236,18 +236,14 @@ class Remote:
         parent: Mapping[str, Any] = getattr(self._shell, "get_parent", dict)() or {}
         return str(parent.get("content", {}).get("code", "")).lstrip().startswith("%%remote")
 
-    def _values(self, arguments: Arguments, found: Reads, pod: Pod) -> dict[str, Any]:
-        names, theirs = self._shell.user_ns, pod.store.theirs
+    def _values(self, arguments: Arguments, found: Reads) -> dict[str, Any]:
+        names = self._shell.user_ns
         hidden = {
             name for name, value in self._shell.user_ns_hidden.items() if name in names and names[name] is value
         } | {"In", "Out", "get_ipython", "exit", "quit"}
         if arguments.each:
             hidden |= {"item", "index"}
-        values = {
-            name: value
-            for name, value in captured(found, names, hidden=hidden).items()
-            if name not in theirs or theirs[name] is not value
-        }
+        values = captured(found, names, hidden=hidden)
         values.update({name: names[name] for name in arguments.send})
         return values
 

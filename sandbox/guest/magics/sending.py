@@ -38,7 +38,9 @@ class Version(NamedTuple):
 class Parcel:
     """The variables of one fan-out."""
 
-    def __init__(self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress) -> None:
+    def __init__(
+        self, store: Store, values: Mapping[str, Any], always: Iterable[str], progress: Progress, *, ranks: int = 1
+    ) -> None:
         """Look at the values; nothing is sent yet.
 
         Args:
@@ -46,6 +48,7 @@ class Parcel:
             values: By name.
             always: Those that are sent also where a rank has them.
             progress: Told as they are sent.
+            ranks: How many there are.
 
         Raises:
             CannotTravelError: One cannot be sent, or all are too much.
@@ -62,26 +65,37 @@ class Parcel:
         """Where buffers lie here, of packs that are kept, to where they are there."""
         self._modules = modules.give(os.getcwd())
         self._modules_tag = modules.digest(self._modules)
-        known: dict[str, int] = {}
-        for name, value in self._values.items():
-            try:
-                packed = pack({name: value}, limit=store.limit - sum(known.values()), there=True)
-            except TooLargeError:
-                raise _too_large(self._values, known, store.limit) from None
-            self._packs[frozenset((name,))] = packed
-            known[name] = packed.size
+        wanted = {
+            name: value
+            for name, value in self._values.items()
+            if name in self._always or not all(store.is_theirs(rank, name, value) for rank in range(ranks))
+        }
+        total, together = 0, False
+        for name in wanted:
+            total += self._alone(name, wanted).size
+            if total > store.limit and not together:  # What several share goes once.
+                self._pack(frozenset(wanted), {})
+                together = True
 
     def load(self, rank: int, extra: Mapping[str, Any]) -> Load:
         """Have in the sandbox what this rank needs, and say what it is to load; `extra` is for this cell alone.
 
         Raises:
-            CannotTravelError: Something of `extra` cannot be sent.
+            CannotTravelError: Something cannot be sent.
             KeeperError: The values do not fit, or the sandbox is gone.
         """
         held = self._store.held.get(rank, {})
-        new = frozenset(name for name in self._values if name in self._always or not self._has(held, name))
-        there = {name: held[name] for name in self._values if name not in new}
+        own = {
+            name: ""
+            for name, value in self._values.items()
+            if name not in self._always and self._store.is_theirs(rank, name, value)
+        }
+        others = [name for name in self._values if name not in own]
+        new = frozenset(name for name in others if name in self._always or not self._has(held, name))
+        there = {**own, **{name: held[name] for name in others if name not in new}}
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
+        if self._modules and not needs_modules:
+            there[""] = self._modules_tag
         if not (new or there or extra or needs_modules):
             return Load(None, b"", {})
         told: dict[str, Any] = {"stream": None, "buffers": [], "held": there, "modules": {}}
@@ -101,29 +115,42 @@ class Parcel:
                 self._store.sent += len(body)
             else:
                 told["stream"] = told["buffers"].pop()
-        tags = {name: self._new_tag(name) for name in new}
-        told["tags"] = dict(tags)
+        told["tags"] = {name: self._new_tag(name) for name in new}
         if needs_modules:
-            tags[""] = self._modules_tag
-        return Load(told, body, tags)
+            told["tags"][""] = self._modules_tag
+        return Load(told, body, told["tags"])
 
     def loaded(self, rank: int, load: Load) -> None:
         """The rank has it."""
         self._store.held.setdefault(rank, {}).update(load.tags)
         for name in load.tags:
-            self._store.theirs.pop(name, None)
+            self._store.theirs.get(rank, {}).pop(name, None)
 
     def _pack(self, names: frozenset[str], extra: Mapping[str, Any]) -> Packed:
-        if extra:
-            both = {**{name: self._values[name] for name in names}, **extra}
+        if not extra and names in self._packs:
+            return self._packs[names]
+        chosen = {**{name: self._values[name] for name in sorted(names)}, **extra}
+        try:
+            packed = pack(chosen, limit=self._store.limit, there=True)
+        except TooLargeError:
+            raise _too_large(chosen, self._sizes(), self._store.limit) from None
+        if not extra:
+            self._packs[names] = packed
+        return packed
+
+    def _alone(self, name: str, others: Mapping[str, Any]) -> Packed:
+        """One of them, looked at by itself; where it is too large, the error names the others too."""
+        key = frozenset((name,))
+        if key not in self._packs:
             try:
-                return pack(both, limit=self._store.limit, there=True)
+                self._packs[key] = pack({name: self._values[name]}, limit=self._store.limit, there=True)
             except TooLargeError:
-                raise _too_large(both, {}, self._store.limit) from None
-        if names not in self._packs:
-            chosen = {name: self._values[name] for name in sorted(names)}
-            self._packs[names] = pack(chosen, limit=self._store.limit, there=True)
-        return self._packs[names]
+                raise _too_large(others, self._sizes(), self._store.limit) from None
+        return self._packs[key]
+
+    def _sizes(self) -> dict[str, int]:
+        """Of those that were looked at alone."""
+        return {name: packed.size for (name, *more), packed in self._packs.items() if not more}
 
     def _pieces(self, views: Sequence[memoryview], *, kept: bool) -> list[Piece]:
         """Have these in the sandbox; where each is.
@@ -146,7 +173,7 @@ class Parcel:
             return False
         if self._tags.get(name) == tag:
             return True
-        version, packed = self._store.versions.get(tag), self._packs[frozenset((name,))]
+        version, packed = self._store.versions.get(tag), self._alone(name, self._values)
         if (
             version is None
             or version.stream != _digest(packed.stream)
@@ -163,7 +190,7 @@ class Parcel:
     def _new_tag(self, name: str) -> str:
         """What tells this value, which was put there, from what it was, or will be."""
         if name not in self._tags:
-            packed = self._packs[frozenset((name,))]
+            packed = self._alone(name, self._values)
             self._tags[name] = secrets.token_hex(16)
             pieces = tuple(self._pieces(packed.buffers, kept=True))
             self._store.versions[self._tags[name]] = Version(_digest(packed.stream), pieces)

@@ -72,8 +72,8 @@ class Store:
         """Rank to the tags of what it has, by name."""
         self.versions: dict[str, Version] = {}
         """Tag to what was sent under it."""
-        self.theirs: dict[str, object] = {}
-        """Names that remote cells have assigned, each with what it was here then."""
+        self.theirs: dict[int, dict[str, object]] = {}
+        """Rank to names that its cells may have assigned, each with what it was here then."""
         self._api = api
         self._id = sandbox_id
         self._files: dict[int, int] = {}
@@ -112,6 +112,18 @@ class Store:
     def lose(self, rank: int) -> None:
         """The rank was started anew, or nobody knows what it has."""
         self.held.pop(rank, None)
+        self.theirs.pop(rank, None)
+
+    def missed(self, rank: int, names: Iterable[str]) -> None:
+        """The rank has said that it does not have these; its modules are looked at again."""
+        for known in (self.held.get(rank, {}), self.theirs.get(rank, {})):
+            for name in ("", *names):
+                known.pop(name, None)
+
+    def is_theirs(self, rank: int, name: str, value: object) -> bool:
+        """Whether the rank may have one of its own under that name, which has stayed the same here since."""
+        known = self.theirs.get(rank, {})
+        return name in known and known[name] is value
 
     def _find(self, view: memoryview) -> Piece | None:
         """Where what is the same lies already."""

@@ -75,9 +75,12 @@ def test_it_cannot_ask_for_more_than_it_has(asked: dict[str, object]) -> None:
 
 
 def test_its_limits_are_the_ceiling() -> None:
-    """Each limit is the smaller of its own and the asked one."""
-    made = SCOPE.narrow({"limits": {"memory_bytes": 8 * GIB, "pids": 50}})
-    assert made.limits == Limits(memory_bytes=2 * GIB, pids=50)
+    """Each limit is the smaller of its own and the asked one; more memory than it has is refused, with both."""
+    made = SCOPE.narrow({"limits": {"memory_bytes": GIB, "pids": 5000}})
+    assert made.limits == Limits(memory_bytes=GIB, pids=100)
+    assert SCOPE.narrow({}).limits == OWN.limits
+    with pytest.raises(InvalidRequestError, match=r"8\.0 GiB of memory are asked for.* a cap of 2\.0 GiB"):
+        SCOPE.narrow({"limits": {"memory_bytes": 8 * GIB}})
 
 
 def test_it_learns_that_a_gpu_is_held_but_not_by_whom() -> None:
@@ -89,7 +92,7 @@ def test_it_learns_that_a_gpu_is_held_but_not_by_whom() -> None:
 
 def test_what_it_makes_may_have_room_for_values() -> None:
     """As much shared memory as the operator lets be sent, also where it has less itself; no more than that."""
-    asked = {"limits": {"shm_bytes": 8 * GIB, "memory_bytes": 4 * GIB}}
+    asked = {"limits": {"shm_bytes": 8 * GIB}}
     made = SCOPE.narrow(asked, values_bytes=3 * GIB)
     assert (made.limits.shm_bytes, made.limits.memory_bytes) == (3 * GIB, 2 * GIB)
     assert SCOPE.narrow(asked).limits.shm_bytes == OWN.limits.shm_bytes
