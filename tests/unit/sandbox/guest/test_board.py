@@ -47,9 +47,8 @@ def test_lines_that_were_written_over_are_left_out(pieces: list[str], expected: 
 SIZES = st.integers(0, DATA_MAX)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["stdout", "stderr", ""]), SIZES), max_size=12))
-@settings(deadline=None)
 def test_a_group_is_bounded_whatever_is_shown(pieces: list[tuple[str, int]]) -> None:
     """It keeps the end of a flood, of text and of pictures, and says that there was more."""
     group = Group()
