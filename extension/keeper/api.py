@@ -117,6 +117,7 @@ class KeeperApi:
         """Stop a sandbox, with the kernel that is in it."""
         await self.kernels.forget_sandbox(sandbox_id)
         await self.service.stop(sandbox_id)
+        await self.runs.forget(sandbox_id)
 
     async def forget(self, sandbox_id: SandboxId) -> None:
         """Let go of what hangs on a sandbox that has ended, however that came. Idempotent."""

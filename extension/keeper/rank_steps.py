@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 SILENCE_S: Final = 10.0
 """Output of a cell that has ended may be late, or lost where it printed faster than anybody could read."""
 
+REPLY_LATE_S: Final = 2.0
+"""A kernel replies before it says that it is idle, on another socket."""
+
 TEXT_MAX_BYTES: Final = 32 * 2**20
 """Text of one cell on one rank that goes on its way; what is beyond is left out, and counted."""
 
@@ -136,17 +139,17 @@ class Execution:
         }
         self._sent = self.client.request("shell", "execute_request", content)
         self._memory_at = 0.0 if self.step.silent else time.monotonic() + MEMORY_FIRST_S
-        silent_since = 0.0
+        until = 0.0
         while not (self._idle and self.reply is not None):
-            if self.reply is not None:
-                silent_since = silent_since or time.monotonic()
-            heard = await self.client.hear(silent_since + SILENCE_S if silent_since else self._memory_at or None)
+            if not until and (self._idle or self.reply is not None):
+                until = time.monotonic() + (REPLY_LATE_S if self._idle else SILENCE_S)
+            heard = await self.client.hear(until or self._memory_at or None)
             if heard is None:
                 if self.client.ended and self.reply is None:
                     raise LostError
-                if silent_since and (self.client.ended or time.monotonic() >= silent_since + SILENCE_S):
-                    log.warning("the end of a remote cell's output was lost")
-                    yield dict(LOST)
+                if until and (self.client.ended or time.monotonic() >= until):
+                    if self._lost_its_end():
+                        yield dict(LOST)
                     break
                 self._ask_memory()
             elif heard.channel == "control":
@@ -154,7 +157,7 @@ class Execution:
                 if usage:
                     yield usage
             elif heard.parent == self._sent:
-                silent_since = 0.0
+                until = 0.0
                 for message in self._taken(heard):
                     yield message
         if self._left_out_bytes:
@@ -164,6 +167,18 @@ class Execution:
             self.reply.get("status") == "error" and not self._told
         ):  # Of groups of exceptions only the text is published.
             yield {"msg_type": "error", "content": self.reply, "metadata": {}, "step": self.step.name}
+
+    def _lost_its_end(self) -> bool:
+        """It has ended, and half of what says so does not come: an interrupt at the wrong moment takes a reply.
+
+        Whether output may be lost.
+        """
+        if self.reply is None:
+            text = "The cell was interrupted"
+            self.reply = {"status": "error", "ename": "KeyboardInterrupt", "evalue": text, "traceback": [text]}
+            return False
+        log.warning("the end of a remote cell's output was lost")
+        return True
 
     async def end(self) -> None:
         """Wait for its reply, whatever else it shows; raises as `messages`."""

@@ -124,7 +124,11 @@ class RunHandler(JsonHandler):
         try:
             cell = await self._all_received()
             self.set_header("Content-Type", "application/x-ndjson")
+            runs: Runs = self.settings["keeper"].runs
+            connection: Any = self.request.connection
+            runs.lead(connection.stream)
             await self._run(cell)
+            runs.follow(self._sandbox_id, connection.stream)
         except StreamClosedError:  # the caller has gone; the cell was interrupted
             pass
         finally:

@@ -8,11 +8,14 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tornado.iostream import IOStream
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
@@ -100,6 +103,7 @@ class Runs:
         self._under_way: Counter[SandboxId] = Counter()
         """Cells of each, those whose kernel starts included."""
         self._returning: dict[SandboxId, Returning] = {}
+        self._followed: dict[SandboxId, weakref.WeakSet[IOStream]] = {}
 
     def new_file(self, sandbox_id: SandboxId, name: str) -> Path:
         """A fresh path in the sandbox's run directory for values to or from it."""
@@ -201,6 +205,18 @@ class Runs:
             return usage
         return {**usage, "content": {**usage["content"], "vram_bytes": sum(used)}}
 
+    def follow(self, sandbox_id: SandboxId, connection: IOStream) -> None:
+        """Close this connection, which a cell has used, when the sandbox ends: whoever keeps it then knows."""
+        if any(one == sandbox_id for one, _ in self._runners):
+            self._followed.setdefault(sandbox_id, weakref.WeakSet()).add(connection)
+        else:
+            connection.close()
+
+    def lead(self, connection: IOStream) -> None:
+        """A cell begins on this connection, whose sandbox alone it follows from now on."""
+        for followers in self._followed.values():
+            followers.discard(connection)
+
     def busy(self, sandbox_id: SandboxId) -> bool:
         """Whether a cell runs in it that was sent from here."""
         return any(one == sandbox_id and runner.lock.locked() for (one, _), runner in self._runners.items())
@@ -227,6 +243,8 @@ class Runs:
         self._ports.pop(sandbox_id, None)
         self._used.pop(sandbox_id, None)
         self._returning.pop(sandbox_id, None)
+        for connection in list(self._followed.pop(sandbox_id, ())):
+            connection.close()
         self._under_way.pop(sandbox_id, None)
 
     async def close(self) -> None:
@@ -336,9 +354,7 @@ async def _execute(runner: Runner, step: Step) -> AsyncGenerator[dict[str, Any]]
         if execution.reply is None and runner.process.alive:  # whoever asked has gone
             with contextlib.suppress(errors.WarmcellError):
                 await runner.box.signal_process(runner.process, 2)
-            with contextlib.suppress(TimeoutError, LostError):
-                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
-                    await execution.end()
+            await _within(execution.end(), INTERRUPT_TIMEOUT_S)
             if execution.reply is None and runner.process.alive:  # Every later cell would wait behind this one.
                 runner.deaf = True
                 await _kill(runner)
@@ -370,9 +386,15 @@ async def _lost(runner: Runner) -> errors.WarmcellError:
 async def _kill(runner: Runner) -> None:
     with contextlib.suppress(errors.WarmcellError):
         await runner.box.signal_process(runner.process, 9)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(KILL_TIMEOUT_S):
-            await runner.process.exited.wait()
+    await _within(runner.process.exited.wait(), KILL_TIMEOUT_S)
+
+
+async def _within(what: Coroutine[Any, Any, object], timeout_s: float) -> None:
+    """Wait for something, but not for ever; where one was cancelled `asyncio.timeout` takes its end for that."""
+    work = asyncio.ensure_future(what)
+    await asyncio.wait({work}, timeout=timeout_s)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def _no_room(said: Sequence[Mapping[str, Any]]) -> bool:

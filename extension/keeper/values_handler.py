@@ -1,12 +1,15 @@
-"""`PUT /sandboxes/{id}/values/{number}`: what is large in a fan-out, once for all its ranks, which map it.
+"""`/sandboxes/{id}/values/{number}`: what is large in a fan-out, once for all its ranks, which map it.
 
-Gigabytes come this way, so they are read past tornado's own buffers, and written while more is read.
+Whoever sends gets a descriptor of the file and writes it, where that is no way past a cap on its memory; the pages are
+its own as long as the sandbox has them. Else gigabytes come through the connection, so they are read past tornado's own
+buffers, and written while more is read.
 """
 
 import asyncio
 import contextlib
 import http.client
 import json
+import socket
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +19,23 @@ from tornado.iostream import IOStream, StreamClosedError
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.run_handler import MAX_BODY_BYTES
 from warmcell.sandbox import guest_files
-from warmcell.sandbox.errors import CapacityError, InvalidRequestError, WarmcellError, http_status
+from warmcell.sandbox.errors import (
+    CapacityError,
+    InvalidRequestError,
+    NotFoundError,
+    UnsupportedOperationError,
+    WarmcellError,
+    http_status,
+)
 from warmcell.sandbox.models import SandboxId
 
 PIECE_BYTES = 2 * 2**20
+
+SIZE = "Warmcell-Bytes"
+"""Header of whoever wants a descriptor: how much will be written."""
+
+HANDED_OVER = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+"""It comes with the descriptor."""
 
 
 @web.stream_request_body
@@ -42,19 +58,27 @@ class ValuesHandler(JsonHandler):
             self._path: Path = keeper.runs.file(sandbox_id, f"values-{number}")
             if self.request.method != "PUT":
                 return
-            size = _size(self.request.headers.get("Content-Length", ""))
-            most = keeper.wiring.settings.remote_values_bytes
-            if size > most:
-                raise CapacityError(
-                    f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
-                    hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
-                )
+            size = self._checked_size("Content-Length")
             file = guest_files.create(self._path)
         except WarmcellError as error:
             self._refuse_at_the_end(error)
             return
         self._finished = True  # All that is still to be said goes past tornado.
         await self._take(connection.detach(), file, size)
+
+    async def post(self, sandbox_id: str, number: str) -> None:
+        """A descriptor to write with; nothing stays unless a byte says that all was written."""
+        self._check_uncapped()
+        self._checked_size(SIZE)
+        await self._hand_over(guest_files.create(self._path), new=True)
+
+    async def get(self, sandbox_id: str, number: str) -> None:
+        """A descriptor to read with what was written."""
+        self._check_uncapped()
+        file = guest_files.open_existing(self._path)
+        if file is None:
+            raise NotFoundError(f"There are no values {number}", hint="Put them again.")
+        await self._hand_over(file, new=False)
 
     async def data_received(self, chunk: bytes) -> None:
         """Of a body that nobody wants (tornado's hook)."""
@@ -63,6 +87,49 @@ class ValuesHandler(JsonHandler):
         """Whoever has mapped it keeps it."""
         _unlink(self._path)
         self.set_status(204)
+
+    def _checked_size(self, header: str) -> int:
+        """How many bytes it says are to come.
+
+        Raises:
+            InvalidRequestError: It does not.
+            CapacityError: More than may be.
+        """
+        size, most = _size(self.request.headers.get(header, "")), self.settings["keeper"].runs.values_bytes
+        if size > most:
+            raise CapacityError(
+                f"These values have {size / 2**30:.1f} GiB; at most {most / 2**30:.1f} GiB may be sent",
+                hint="Read them in the remote cell, or raise c.Warmcell.remote_values.",
+            )
+        return size
+
+    def _check_uncapped(self) -> None:
+        """Pages belong to whoever writes them first, and stay for as long as a descriptor does: a sandbox with a cap
+        would come to its end by what it sends. Who acts for a principal is elsewhere.
+
+        Raises:
+            UnsupportedOperationError: A descriptor is not for whoever asks.
+        """
+        scope = self.settings["scope"]
+        if self.principal is not None or (scope is not None and scope.spec.limits.memory_bytes is not None):
+            raise UnsupportedOperationError("No descriptor is handed over here", hint="PUT the values.")
+
+    async def _hand_over(self, file: BinaryIO, *, new: bool) -> None:
+        connection: Any = self.request.connection
+        stream: IOStream = connection.detach()
+        self._finished = True  # All that is still to be said goes past tornado.
+        kept = not new
+        try:
+            socket.send_fds(stream.socket, [HANDED_OVER], [file.fileno()])
+            if new:
+                kept = bool(await stream.read_bytes(1))
+        except (OSError, StreamClosedError):  # The caller has gone.
+            pass
+        finally:
+            stream.close()
+            file.close()
+            if not kept:
+                _unlink(self._path)
 
     async def _take(self, stream: IOStream, file: BinaryIO, size: int) -> None:
         """Read all of it and say how that went; whoever leaves before the end leaves nothing."""

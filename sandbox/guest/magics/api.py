@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -20,6 +21,10 @@ ANSWER_TIMEOUT_S = 30.0
 
 MEANWHILE_S = 1.0
 """How often whoever waits for GPUs hears where it stands."""
+IDLE_MAX = 8
+"""Connections that are kept for what comes next."""
+
+_OK = b"HTTP/1.1 200"
 
 PIECE_BYTES = 4 * 2**20
 """How much of a large buffer is sent at a time."""
@@ -43,6 +48,10 @@ class Api:
         """Use the socket at `path`; `spec` is what every sandbox asked for here has."""
         self._path = path
         self._spec = dict(spec or {})
+        self._idle: list[UnixConnection] = []
+        self._keeps = spec is None
+        """A sandbox's own socket goes with it; elsewhere the keeper would stay for a connection that is only kept."""
+        doors.before_shutting(self._hang_up)
 
     def create(self, wanted: Mapping[str, Any], *, waits: Callable[[Mapping[str, Any]], None] | None) -> dict[str, Any]:
         """A new sandbox for ranks, as a SandboxInfo, with these fields of a spec.
@@ -136,7 +145,11 @@ class Api:
     def run(self, sandbox_id: str, head: Mapping[str, Any], body: bytes, inbox: Inbox) -> Run:
         """A cell that is to run, in the form of the keeper's API; what comes of it goes into `inbox`."""
         path = f"{BASE}/sandboxes/{sandbox_id}/run"
-        return Run(self._connection(None), path, head, body, inbox, _told)
+        return Run(self._kept_connection, path, head, body, inbox, _told, lambda one: self._keep(one, sandbox_id))
+
+    def is_connected(self, sandbox_id: str) -> bool:
+        """Whether a connection is still open that a cell of this sandbox has used last: it ends with the sandbox."""
+        return any(one.used_for == sandbox_id and _is_open(one) for one in list(self._idle))
 
     def put_values(
         self, sandbox_id: str, number: int, pieces: Iterable[bytes | memoryview], size: int
@@ -167,6 +180,51 @@ class Api:
             raise _unreachable(error) from error
         if response.status >= 400:
             raise _failure(answer)
+
+    @contextlib.contextmanager
+    def new_values(self, sandbox_id: str, number: int, size: int) -> Iterator[int]:
+        """A descriptor to write so many bytes of values with, of which nothing stays if that fails.
+
+        Raises:
+            KeeperError: They would not fit, or nobody answers; `unsupported`: the keeper hands over none here.
+        """
+        with self._descriptor("POST", sandbox_id, number, size) as (fd, connection):
+            yield fd
+            with contextlib.suppress(OSError):  # Then the sandbox has gone, as what comes next will say.
+                connection.sendall(b"\n")
+
+    @contextlib.contextmanager
+    def written_values(self, sandbox_id: str, number: int) -> Iterator[int]:
+        """A descriptor to read values with that were written; raises as `new_values`."""
+        with self._descriptor("GET", sandbox_id, number) as (fd, _):
+            yield fd
+
+    @contextlib.contextmanager
+    def _descriptor(
+        self, method: str, sandbox_id: str, number: int, size: int = 0
+    ) -> Iterator[tuple[int, socket.socket]]:
+        lines = [
+            f"{method} {BASE}/sandboxes/{sandbox_id}/values/{number} HTTP/1.1",
+            *("Host: keeper", "Connection: close", "Content-Length: 0", f"Warmcell-Bytes: {size}", "", ""),
+        ]
+        with doors.passing(ANSWER_TIMEOUT_S), contextlib.ExitStack() as stack:
+            try:
+                connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                connection.settimeout(ANSWER_TIMEOUT_S)
+                connection.connect(self._path)
+                connection.sendall("\r\n".join(lines).encode())
+                answer, found, _, _ = socket.recv_fds(connection, 2**16, 1)
+                for fd in found:
+                    stack.callback(os.close, fd)
+                if not found and not answer.startswith(_OK):
+                    while more := connection.recv(2**16):
+                        answer += more
+            except OSError as error:
+                raise _unreachable(error) from error
+            if not found:
+                refused = _failure(answer.partition(b"\r\n\r\n")[2])
+                raise KeeperError("Nothing was handed over", code="unsupported") if answer.startswith(_OK) else refused
+            yield found[0], connection
 
     def delete_values(self, sandbox_id: str, number: int) -> None:
         """Remove them; a rank that has mapped them keeps them."""
@@ -208,6 +266,29 @@ class Api:
     def _connection(self, timeout: float | None) -> UnixConnection:
         return UnixConnection(self._path, timeout)
 
+    def _kept_connection(self) -> UnixConnection:
+        """One that has no time limit, which may have been used before and is still good."""
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if _is_open(connection):
+                    return connection
+                connection.close()
+        return self._connection(None)
+
+    def _keep(self, connection: UnixConnection, used_for: str) -> None:
+        connection.used_for = used_for
+        if connection.sock is None or not self._keeps or len(self._idle) >= IDLE_MAX:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def _hang_up(self) -> None:
+        """Close those that are kept."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
 
 class _Coming:
     """A request that takes long, made in a thread, so that whoever waits for it can be told things, and interrupted."""
@@ -248,6 +329,8 @@ class UnixConnection(http.client.HTTPConnection):
 
     def __init__(self, path: str, timeout: float | None) -> None:
         super().__init__("keeper", timeout=timeout)
+        self.used_for = ""
+        """The sandbox of the cell that has used it last."""
         self._path = path
 
     def connect(self) -> None:
@@ -255,6 +338,14 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _is_open(connection: UnixConnection) -> bool:
+    """Whether one that nobody uses is good: all that can come is its end."""
+    try:
+        return not select.select([connection.sock], [], [], 0)[0]
+    except (OSError, ValueError):  # It was closed here.
+        return False
 
 
 def _failure(answer: bytes) -> KeeperError:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _changed = threading.Condition()
 _connections = 0
 _closed = False
+_before: list[Callable[[], None]] = []
+
+
+def before_shutting(do: Callable[[], None]) -> None:
+    """Have this done each time before the kernel is saved, as closing what is open and not used."""
+    _before.append(do)
 
 
 @contextlib.contextmanager
@@ -39,6 +45,8 @@ def shut(*, timeout: float) -> bool:
     with _changed:
         _closed = True
         if _changed.wait_for(lambda: _connections == 0, max(0.0, deadline - time.monotonic())):
+            for do in _before:
+                do()
             return True
         _closed = False
         _changed.notify_all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ from .widgets import COMMS
 
 LOG_MAX = 5000
 """Messages of one cell that are kept: its last ones."""
+
+LOG_MAX_SIZE = 16 * 2**20
+"""Characters in them."""
 
 KEPT = 50
 """Cells that have ended and are still known."""
@@ -42,7 +46,8 @@ class Job:
         """What its ranks have shown and done."""
         self._fan_out = fan_out
         self._quiet = quiet
-        self._log: list[tuple[str, int, Any]] = []
+        self._log: collections.deque[tuple[str, int, Any]] = collections.deque()
+        self._log_size = 0
         self._viewers: list[Show] = []
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -168,9 +173,19 @@ class Job:
             getattr(self.board, name)(rank, what)
             if name != "message" or what["msg_type"] not in (*COMMS, "usage"):  # Those the board keeps.
                 self._log.append((name, rank, what))
-                del self._log[:-LOG_MAX]
+                self._log_size += _size(what)
+                while len(self._log) > LOG_MAX or (self._log_size > LOG_MAX_SIZE and len(self._log) > 1):
+                    self._log_size -= _size(self._log.popleft()[2])
             for view in self._viewers:
                 getattr(view, name)(rank, what)
+
+
+def _size(what: Any) -> int:
+    """About how much of what is told is text or pictures."""
+    if not isinstance(what, Mapping):
+        return len(what)
+    content = what["content"]
+    return len(str(content.get("text", ""))) + sum(len(str(one)) for one in content.get("data", {}).values())
 
 
 class Jobs:

@@ -60,8 +60,6 @@ class Stream:
         if self._dropped:
             sys.stdout.write(f"\n[{self._dropped} more characters of output are not shown]\n")
             self._dropped = 0
-        sys.stdout.flush()
-        sys.stderr.flush()
 
     def tick(self) -> None:
         """Show how widgets have changed, not too often."""

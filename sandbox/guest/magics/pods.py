@@ -13,7 +13,7 @@ from . import requests
 from .api import ANSWER_TIMEOUT_S, Api, KeeperError
 from .arguments import RANKS_MAX, Arguments
 from .run import Inbox, Run
-from .sending import Store
+from .store import Store
 
 EXIT_TIMEOUT_S = 2.0
 
@@ -232,7 +232,7 @@ class Pods:
         if pod.lost:
             return False
         try:
-            return bool(self.api.info(pod.id)["state"] == "running")
+            return self.api.is_connected(pod.id) or bool(self.api.info(pod.id)["state"] == "running")
         except KeeperError as error:
             if error.code not in GONE:
                 raise

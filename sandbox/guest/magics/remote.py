@@ -306,4 +306,4 @@ def _quiet(cell: str) -> bool:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201 - it is the cell's output.
+    print(text)  # noqa: T201 - it is the cell's output, which its kernel shows soon.

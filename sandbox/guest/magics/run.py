@@ -70,20 +70,36 @@ class Run:
 
     def __init__(
         self,
-        connection: UnixConnection,
+        take: Callable[[], UnixConnection],
         path: str,
         head: Mapping[str, Any],
         body: bytes,
         inbox: Inbox,
         failure: Callable[[bytes | Mapping[str, Any] | BaseException], BaseException],
+        keep: Callable[[UnixConnection], None],
     ) -> None:
+        """Prepare it.
+
+        Args:
+            take: Gives a connection, once it begins.
+            path: Of the request.
+            head: Its first line.
+            body: The values behind it.
+            inbox: Where what comes of it goes.
+            failure: Makes an error of what has come instead of its end.
+            keep: Gets the connection once it has ended well.
+        """
         self.rank = int(head.get("rank", 0))
         self.task = -1
         """Whatever its fan-out calls what it does."""
         self.values: dict[str, Any] = {}
         """What was brought back, once it is done."""
         self.begun = False
-        self._connection = connection
+        self._take = take
+        self._keep = keep
+        self._connection: UnixConnection | None = None
+        self._lock = threading.Lock()
+        """Whoever has it lets go of the connection, or keeps it for another run, but not both."""
         self._inbox = inbox
         self._failure = failure
         self._aborted: BaseException | None = None
@@ -102,21 +118,30 @@ class Run:
 
     def close(self) -> None:
         """Let go; a cell that still runs is interrupted by the keeper. Idempotent."""
-        with contextlib.suppress(OSError, AttributeError):
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        with self._lock, contextlib.suppress(OSError, AttributeError):
+            if self._connection is not None:
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _talk(self, path: str, head: bytes, body: bytes) -> None:
-        with doors.passing(None), contextlib.closing(self._connection):
+        with doors.passing(None), contextlib.ExitStack() as stack:
             try:
-                done = self._exchange(path, head, body)
+                with self._lock:
+                    connection = self._connection = self._take()
+                    stack.callback(connection.close)
+                if self._aborted is not None:
+                    raise self._aborted
+                done = self._exchange(connection, path, head, body)
+                with self._lock:
+                    self._connection = None
+                    stack.pop_all()
+                    self._keep(connection)
             except Exception as error:
                 told = error if getattr(error, "code", None) is not None else self._failure(error)
                 self._inbox.put(Event(self, error=self._aborted or told))
             else:
                 self._inbox.put(Event(self, done=done))
 
-    def _exchange(self, path: str, head: bytes, body: bytes) -> Mapping[str, Any]:
-        connection = self._connection
+    def _exchange(self, connection: UnixConnection, path: str, head: bytes, body: bytes) -> Mapping[str, Any]:
         connection.putrequest("POST", path)
         connection.putheader("Content-Type", "application/octet-stream")
         connection.putheader("Content-Length", str(len(head) + len(body)))
@@ -139,6 +164,7 @@ class Run:
         size = int(message.get("get") or 0)
         if size:
             self.values = loads(_read(response, size))
+        response.read()  # The end of it, so that the connection is good for another one.
         return dict(message)
 
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from .. import modules
-from ..values import ALIGN_BYTES, CannotTravelError, Packed, TooLargeError, pack, unpack
+from ..values import CannotTravelError, Packed, TooLargeError, pack, unpack
 from ..weights import Weight, in_words, size_of, weights
-
-if TYPE_CHECKING:
-    from .api import Api
+from .store import Piece, Progress, Store, address
 
 INLINE_BYTES = 256 * 1024
 """A larger pickle is put where all ranks can map it."""
-
-FILES_MAX = 64
-
-HASHED_BEFORE_BYTES = 2**20
-"""Larger buffers that a rank needs in any case are looked at while they are sent."""
-
-HASHERS = 2
-
-Progress = Callable[[int, int], None]
-"""Told how many bytes of how many have gone."""
 
 
 class Load(NamedTuple):
@@ -39,74 +26,13 @@ class Load(NamedTuple):
     """What the rank has once it has loaded it."""
 
 
-class Store:
-    """What is in the run directory of one sandbox, and what each of its ranks has loaded."""
+class Version(NamedTuple):
+    """One value as it was sent under a tag."""
 
-    def __init__(self, api: Api, sandbox_id: str, limit: int) -> None:
-        self.limit = limit
-        """Bytes that may be sent at a time."""
-        self.sent = 0
-        """Bytes so far."""
-        self.held: dict[int, dict[str, str]] = {}
-        """Rank to the tags of what it has, by name."""
-        self.theirs: dict[int, dict[str, object]] = {}
-        """Rank to names that its cells may have assigned, each with what it was here then."""
-        self._api = api
-        self._id = sandbox_id
-        self._places: dict[bytes, tuple[str, int, int]] = {}
-        self._files: dict[int, int] = {}
-        self._count = 0
-
-    def put(self, pieces: list[tuple[bytes, memoryview]], progress: Progress) -> None:
-        """Have these buffers in the sandbox, each by its digest."""
-        new = {digest: view for digest, view in pieces if digest not in self._places}
-        if not new:
-            return
-        self._count += 1
-        name, at, places = f"values-{self._count}", 0, {}
-        for digest, view in new.items():
-            places[digest] = (name, at, view.nbytes)
-            at += view.nbytes + -view.nbytes % ALIGN_BYTES
-        self._make_room(at)
-        for sent in self._api.put_values(self._id, self._count, _padded(new.values()), at):
-            progress(sent, at)
-        self.sent += at
-        self._files[self._count] = at
-        self._places.update(places)
-
-    def place(self, digest: bytes) -> tuple[str, int, int]:
-        """File, start and size of one that was put."""
-        return self._places[digest]
-
-    def name(self, key: bytes, digest: bytes) -> None:
-        """What was put as `key`, before anybody knew, has this digest."""
-        place = self._places.pop(key)
-        self._places.setdefault(digest, place)
-
-    def lose(self, rank: int) -> None:
-        """The rank was started anew, or nobody knows what it has."""
-        self.held.pop(rank, None)
-        self.theirs.pop(rank, None)
-
-    def missed(self, rank: int, names: Iterable[str]) -> None:
-        """The rank has said that it does not have these; its modules are looked at again."""
-        for known in (self.held.get(rank, {}), self.theirs.get(rank, {})):
-            for name in ("", *names):
-                known.pop(name, None)
-
-    def is_theirs(self, rank: int, name: str, value: object) -> bool:
-        """Whether the rank may have one of its own under that name, which has stayed the same here since."""
-        known = self.theirs.get(rank, {})
-        return name in known and known[name] is value
-
-    def _make_room(self, size: int) -> None:
-        """Remove the oldest files, so that those in use fit; what ranks have loaded of them they keep."""
-        while self._files and (len(self._files) >= FILES_MAX or sum(self._files.values()) + size > self.limit):
-            number = next(iter(self._files))
-            del self._files[number]
-            name = f"values-{number}"
-            self._places = {digest: place for digest, place in self._places.items() if place[0] != name}
-            self._api.delete_values(self._id, number)
+    stream: bytes
+    """Digest of its pickle."""
+    pieces: tuple[Piece, ...]
+    """Its buffers."""
 
 
 class Parcel:
@@ -140,8 +66,11 @@ class Parcel:
         self._always = frozenset(always)
         self._progress = progress
         self._tags: dict[str, str] = {}
+        self._others: set[str] = set()
+        """Tags of what values were, and are no more."""
         self._packs: dict[frozenset[str], Packed] = {}
-        self._digests: dict[tuple[int, int], bytes] = {}
+        self._put: dict[tuple[int, int], Piece] = {}
+        """Where buffers lie here, of packs that are kept, to where they are there."""
         self._modules = modules.give(os.getcwd(), imports)
         self._modules_tag = modules.digest(self._modules)
         wanted = {
@@ -170,10 +99,8 @@ class Parcel:
             if name not in self._always and self._store.is_theirs(rank, name, value)
         }
         others = [name for name in self._values if name not in own]
-        new = frozenset(
-            name for name in others if name in self._always or name not in held or held[name] != self._tag(name)
-        )
-        there = {**own, **{name: self._tag(name) for name in others if name not in new}}
+        new = frozenset(name for name in others if name in self._always or not self._has(held, name))
+        there = {**own, **{name: held[name] for name in others if name not in new}}
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
         if self._modules and not needs_modules:
             there[""] = self._modules_tag
@@ -184,16 +111,19 @@ class Parcel:
             told["modules"] = self._modules
         body = b""
         if new or extra:
+            if new and extra:  # What stays is put where it stays, once for all.
+                self._pieces(self._pack(new, {}).buffers, kept=True)
             packed = self._pack(new, extra)
             inline = len(packed.stream) <= INLINE_BYTES
             stream = [] if inline else [memoryview(packed.stream)]
-            told["buffers"] = self._put([*packed.buffers, *stream], kept=not extra)
+            pieces = self._pieces([*packed.buffers, *stream], kept=not extra)
+            told["buffers"] = [piece.place for piece in pieces]
             if inline:
                 body = packed.stream
                 self._store.sent += len(body)
             else:
                 told["stream"] = told["buffers"].pop()
-        told["tags"] = {name: self._tag(name) for name in new}
+        told["tags"] = {name: self._new_tag(name) for name in new}
         if needs_modules:
             told["tags"][""] = self._modules_tag
         return Load(told, body, told["tags"])
@@ -243,71 +173,53 @@ class Parcel:
         """Of those that were looked at alone."""
         return {name: packed.size for (name, *more), packed in self._packs.items() if not more}
 
-    def _put(self, views: list[memoryview], *, kept: bool) -> list[tuple[str, int, int]]:
-        """Have these in the sandbox; where each is. What is large and was not looked at yet is so as it is sent.
+    def _pieces(self, views: Sequence[memoryview], *, kept: bool) -> list[Piece]:
+        """Have these in the sandbox; where each is.
 
         Args:
             views: Buffers.
             kept: They stay where they are for as long as this does.
         """
-        pieces: list[tuple[bytes, memoryview]] = []
-        hashing: dict[tuple[int, int], concurrent.futures.Future[bytes]] = {}
-        with concurrent.futures.ThreadPoolExecutor(HASHERS) as pool:
-            for view in views:
-                key = _address(view) if kept and view.nbytes >= HASHED_BEFORE_BYTES else None
-                if key is None or key in self._digests:
-                    pieces.append((self._digest(view) if kept else _digest(view), view))
-                    continue
-                if key not in hashing:
-                    hashing[key] = pool.submit(_digest, view)
-                pieces.append((repr(key).encode(), view))
-            self._store.put(pieces, self._progress)
-        places = [self._store.place(one) for one, _ in pieces]
-        for key, digest in hashing.items():
-            self._digests[key] = digest.result()
-            self._store.name(repr(key).encode(), self._digests[key])
-        return places
+        keys = [address(view) for view in views]
+        found = [None if key is None else self._put.get(key) for key in keys]
+        pieces = self._store.put(views, found, self._progress)
+        if kept:
+            self._put.update({key: piece for key, piece in zip(keys, pieces) if key is not None})
+        return pieces
 
-    def _tag(self, name: str) -> str:
-        """What tells this value from what it was, or will be."""
+    def _has(self, held: Mapping[str, str], name: str) -> bool:
+        """Whether a rank that has these has what this value is now."""
+        tag = held.get(name)
+        if tag is None or tag in self._others:
+            return False
+        if self._tags.get(name) == tag:
+            return True
+        version, packed = self._store.versions.get(tag), self._alone(name, self._values)
+        if (
+            version is None
+            or version.stream != _digest(packed.stream)
+            or len(version.pieces) != len(packed.buffers)
+            or not all(self._store.same(view, piece) for view, piece in zip(packed.buffers, version.pieces))
+        ):
+            self._others.add(tag)
+            return False
+        self._tags[name] = tag
+        keys = [address(view) for view in packed.buffers]
+        self._put.update({key: piece for key, piece in zip(keys, version.pieces) if key is not None})
+        return True
+
+    def _new_tag(self, name: str) -> str:
+        """What tells this value, which was put there, from what it was, or will be."""
         if name not in self._tags:
             packed = self._alone(name, self._values)
-            mark = hashlib.sha256(packed.stream)
-            for view in packed.buffers:
-                mark.update(self._digest(view))
-            self._tags[name] = mark.hexdigest()[:32]
+            self._tags[name] = secrets.token_hex(16)
+            pieces = tuple(self._pieces(packed.buffers, kept=True))
+            self._store.versions[self._tags[name]] = Version(_digest(packed.stream), pieces)
         return self._tags[name]
 
-    def _digest(self, view: memoryview) -> bytes:
-        """Of its content; looked at once, although a variable is packed alone and with others.
 
-        Only for buffers of packs that are kept: another buffer may come to lie where one was.
-        """
-        key = _address(view)
-        if key is None:
-            return _digest(view)
-        if key not in self._digests:
-            self._digests[key] = _digest(view)
-        return self._digests[key]
-
-
-def _digest(view: memoryview) -> bytes:
-    return hashlib.sha256(view).digest()
-
-
-def _address(view: memoryview) -> tuple[int, int] | None:
-    """Where a buffer lies, where that can be known: arrays can come of numpy only."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return None
-    array = numpy.frombuffer(view, dtype="u1")
-    return int(array.__array_interface__["data"][0]), int(array.nbytes)
-
-
-def _padded(views: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
-    for view in views:
-        yield view
-        yield bytes(-view.nbytes % ALIGN_BYTES)
+def _digest(stream: bytes) -> bytes:
+    return hashlib.sha256(stream).digest()
 
 
 def _too_large(values: Mapping[str, Any], known: Mapping[str, int], limit: int) -> CannotTravelError:

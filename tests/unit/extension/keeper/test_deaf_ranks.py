@@ -8,6 +8,7 @@ import pytest
 
 from warmcell.extension.keeper import runs
 from warmcell.extension.keeper.death import death
+from warmcell.extension.keeper.rank_steps import Step
 from warmcell.extension.keeper.ranks import Rank
 from warmcell.sandbox.models import GIB, Limits, SandboxSpec
 
@@ -17,18 +18,21 @@ class Kernel:
 
     def __init__(self, *, heeds: bool) -> None:
         self.signals: list[int] = []
-        self.asked = asyncio.Event()
+        self.asked, self.finished = asyncio.Event(), asyncio.Event()
+        self.ended = False
         self.process = SimpleNamespace(exited=asyncio.Event(), exit_code=None, alive=True)
         self._heeds = heeds
 
-    def execute(self, *_: object, **__: object) -> str:
+    def request(self, *_: object) -> str:
         self.asked.set()
         return "id"
 
-    async def get_shell_msg(self, **_: object) -> None:
-        await asyncio.Event().wait()
+    async def hear(self, until: float | None = None) -> None:
+        await self.finished.wait()
 
-    get_iopub_msg = get_shell_msg
+    def finish(self) -> None:
+        self.ended = True
+        self.finished.set()
 
     async def signal_process(self, process: object, signum: int) -> None:
         self.signals.append(signum)
@@ -43,7 +47,7 @@ async def test_a_rank_that_ignores_interrupts_is_killed(heeds: bool, monkeypatch
     monkeypatch.setattr(runs, "INTERRUPT_TIMEOUT_S", 60.0 if heeds else 0.01)
     kernel = cast(Any, Kernel(heeds=heeds))
     runner = runs.Runner(kernel, kernel.process, kernel, 0, Rank(1, 4))
-    cell = asyncio.ensure_future(anext(runs._execute(runner, runs.Step("while True: pass", True))))
+    cell = asyncio.ensure_future(anext(runs._execute(runner, Step("while True: pass", True))))
     await kernel.asked.wait()
     await asyncio.sleep(0)
     cell.cancel()

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from warmcell.extension.keeper import rank_steps
 from warmcell.extension.keeper.rank_client import ChannelName, Heard, RankClient
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Step
 from warmcell.kernel_provisioner.proxy.wire import Author
@@ -16,7 +17,7 @@ class Script:
     """Says these messages to whatever it is asked; then its process ends."""
 
     def __init__(self, *said: tuple[ChannelName, str, Mapping[str, Any] | int]) -> None:
-        self.ended = False
+        self.ended = self.lives = False
         self._said = deque(said)
 
     def request(self, channel: str, kind: str, content: Mapping[str, Any]) -> str:
@@ -25,7 +26,7 @@ class Script:
     async def hear(self, until: float | None = None) -> Heard | None:
         await asyncio.sleep(0)
         if not self._said:
-            self.ended = True
+            self.ended = not self.lives
             return None
         channel, kind, content = self._said.popleft()
         if isinstance(content, int):
@@ -84,3 +85,14 @@ async def test_a_kernel_that_ends_before_its_reply_is_lost() -> None:
         async for message in execution.messages():
             found.append(message["content"]["text"])
     assert found == ["last words"]
+
+
+async def test_a_reply_that_an_interrupt_took_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is idle again without one was interrupted."""
+    monkeypatch.setattr(rank_steps, "REPLY_LATE_S", 0.0)
+    script = Script(text("a"), IDLE)
+    script.lives = True
+    execution = Execution(cast(RankClient, script), Step("…", False))
+    found = [message async for message in execution.messages()]
+    assert [one["msg_type"] for one in found] == ["stream", "error"]
+    assert found[1]["content"]["ename"] == "KeyboardInterrupt"

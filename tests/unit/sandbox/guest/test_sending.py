@@ -4,7 +4,8 @@ from typing import Any, cast
 
 import pytest
 
-from warmcell.sandbox.guest.magics.sending import Parcel, Store
+from warmcell.sandbox.guest.magics.sending import Parcel
+from warmcell.sandbox.guest.magics.store import Store
 from warmcell.sandbox.guest.values import CannotTravelError
 
 
