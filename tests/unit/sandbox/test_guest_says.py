@@ -29,7 +29,7 @@ ANSWERS = changed(
     names=("details",),
 )
 FILE = {"path": "/a", "name": "a", "type": "file", "size_bytes": 1, "mode": 0o644, "owner": "u", "group": "g"}
-FILE |= {"modified_at": 1.5, "target": None}
+FILE |= {"modified_at": 1.5, "target": None, "metadata": {"a": "b"}}
 DONE = changed(
     {"ok": True, "file": FILE, "created": True},
     {"ok": True, "files": [FILE, FILE], "truncated": False},

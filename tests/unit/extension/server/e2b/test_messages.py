@@ -17,12 +17,14 @@ from warmcell.extension.server.e2b import filesystem, processes, watching
 from warmcell.extension.server.e2b.fields import read_object
 from warmcell.extension.server.e2b.framing import ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, target
+from warmcell.extension.server.e2b.routing import hosts_of
 from warmcell.sandbox.client.watching import whole_lines
 from warmcell.sandbox.errors import ProtocolError, WarmcellError
 
 REFUSALS = (WarmcellError, ConnectError)
 FILE = {"path": "/a/b", "name": "b", "type": "file", "size_bytes": 1, "mode": 0o644, "owner": "u", "group": "g"}
-FILE |= {"modified_at": 1.5, "target": None}
+FILE |= {"modified_at": 1.5, "target": None, "metadata": {}}
+HOSTS = hosts_of("", alone=True)
 COMMAND = {"id": "c1", "pid": 7, "tag": "t", "pty": True, "state": "running", "argv": ["ls"], "cwd": "", "output": 0}
 
 
@@ -209,7 +211,7 @@ def test_words_of_a_watcher_are_changes_or_refused(examples: int) -> None:
                     assert str(watching._failed(one["failed"], "/a"))
 
     sound = [[b'{"kind": "mo', b'ved", "name": "a"}\n', b'{"failed": 2}\n{"failed": [7]}\n']]
-    broken = [[b"\n"], [b"[]\n"], [b'{"kind": []}\n'], [b'{"kind": "moved"}\n'], [b"x" * 70_000]]
+    broken = [[b"\n"], [b"[]\n"], [b'{"kind": []}\n'], [b'{"kind": "moved"}\n'], [b"x" * 300_000]]
     give_anything(
         st.lists(said, max_size=6), read, refusals=ProtocolError, examples=examples, sound=sound, broken=broken
     )
@@ -227,14 +229,14 @@ def test_who_asks_for_what_is_read_or_refused(examples: int) -> None:
 
     def read(drawn: tuple[dict[str, str], str]) -> None:
         headers, host = drawn
-        found = target(headers, host)
+        found = target(headers, host, HOSTS)
         assert found is None or found.port >= 0
         processes.check_user(request(headers))
         seconds = processes.timeout_s(request(headers))
         assert seconds is None or 0 < seconds <= 10**7
 
     hosts = st.one_of(text, st.tuples(text, text).map(lambda both: f"{both[0]}-{both[1]}.example.com"))
-    sound = [({"E2b-Sandbox-Id": "a", "E2b-Sandbox-Port": "1"}, ""), ({"Authorization": "Basic dXNlcjo="}, "1-a.b")]
+    sound = [({"E2b-Sandbox-Id": "a", "E2b-Sandbox-Port": "1"}, ""), ({"Authorization": "Basic dXNlcjo="}, "1-abcdefabcdef.b")]
     broken = [({"E2b-Sandbox-Id": "a"}, ""), ({"Authorization": "Basic !"}, ""), ({"connect-timeout-ms": "²"}, "")]
     broken += [({"connect-timeout-ms": "0" * 10 + "1" * more}, "") for more in (2, 30, 5000)]
     inputs = st.tuples(st.dictionaries(names, text, max_size=4), hosts)
