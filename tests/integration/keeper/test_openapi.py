@@ -139,6 +139,7 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
     await ask("GET", f"{box}/ports/8000/tunnel", 400)
     tree = await ask("GET", f"{box}/files/tree?path=e")
     await ask("PUT", f"{box}/files/tree?path=f", content=tree)
+    await ask("POST", f"{box}/files/compose", json={"sources": ["f/b.txt"], "target": "g.txt"})
     await ask("DELETE", f"{box}/files?path=d&recursive=1", 204)
 
     await ask("GET", "/snapshots")
