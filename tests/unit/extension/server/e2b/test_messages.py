@@ -236,7 +236,10 @@ def test_who_asks_for_what_is_read_or_refused(examples: int) -> None:
         assert seconds is None or 0 < seconds <= 10**7
 
     hosts = st.one_of(text, st.tuples(text, text).map(lambda both: f"{both[0]}-{both[1]}.example.com"))
-    sound = [({"E2b-Sandbox-Id": "a", "E2b-Sandbox-Port": "1"}, ""), ({"Authorization": "Basic dXNlcjo="}, "1-abcdefabcdef.b")]
+    sound = [
+        ({"E2b-Sandbox-Id": "a", "E2b-Sandbox-Port": "1"}, ""),
+        ({"Authorization": "Basic dXNlcjo="}, "1-abcdefabcdef.b"),
+    ]
     broken = [({"E2b-Sandbox-Id": "a"}, ""), ({"Authorization": "Basic !"}, ""), ({"connect-timeout-ms": "²"}, "")]
     broken += [({"connect-timeout-ms": "0" * 10 + "1" * more}, "") for more in (2, 30, 5000)]
     inputs = st.tuples(st.dictionaries(names, text, max_size=4), hosts)
