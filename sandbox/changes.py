@@ -50,11 +50,14 @@ class Changes:
 
     def __init__(self) -> None:
         self._subscribers: set[Subscription] = set()
+        self._closed = False
 
     def subscribe(self, *, backlog: int | None = BACKLOG) -> Subscription:
-        """Every change from now on; close it when done."""
+        """Every change from now on; close it when done. After `close` it is over from the beginning."""
         subscription = Subscription(self._subscribers.discard, backlog=backlog)
         self._subscribers.add(subscription)
+        if self._closed:
+            subscription.close()
         return subscription
 
     def publish(self, change: Change) -> None:
@@ -63,6 +66,7 @@ class Changes:
             subscription.put(change)
 
     def close(self) -> None:
-        """End all subscriptions."""
+        """End all subscriptions, those to come as well."""
+        self._closed = True
         for subscription in list(self._subscribers):
             subscription.close()

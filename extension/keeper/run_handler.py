@@ -128,7 +128,9 @@ class RunHandler(JsonHandler):
             connection: Any = self.request.connection
             runs.lead(connection.stream)
             await self._run(cell)
-            runs.follow(self._sandbox_id, connection.stream)
+            if not runs.follow(self._sandbox_id, connection.stream):
+                await self.finish()
+                connection.stream.close()
         except StreamClosedError:  # the caller has gone; the cell was interrupted
             pass
         finally:

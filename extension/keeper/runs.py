@@ -205,12 +205,15 @@ class Runs:
             return usage
         return {**usage, "content": {**usage["content"], "vram_bytes": sum(used)}}
 
-    def follow(self, sandbox_id: SandboxId, connection: IOStream) -> None:
-        """Close this connection, which a cell has used, when the sandbox ends: whoever keeps it then knows."""
-        if any(one == sandbox_id for one, _ in self._runners):
-            self._followed.setdefault(sandbox_id, weakref.WeakSet()).add(connection)
-        else:
-            connection.close()
+    def follow(self, sandbox_id: SandboxId, connection: IOStream) -> bool:
+        """Close this connection, which a cell has used, when the sandbox ends: whoever keeps it then knows.
+
+        False: there is nothing to follow, and the connection is not to be kept.
+        """
+        if not any(one == sandbox_id for one, _ in self._runners):
+            return False
+        self._followed.setdefault(sandbox_id, weakref.WeakSet()).add(connection)
+        return True
 
     def lead(self, connection: IOStream) -> None:
         """A cell begins on this connection, whose sandbox alone it follows from now on."""

@@ -143,7 +143,13 @@ def _reading(box: LiveSandbox) -> Reading:
 
 
 def _asked(info: SandboxInfo) -> float:
-    return 0.0 if info.gpu is None else weight(parse(info.gpu).alternatives[0])
+    """GPUs that it asks for; none where that is no request, so that it is about to fail."""
+    if info.gpu is None:
+        return 0.0
+    try:
+        return weight(parse(info.gpu).alternatives[0])
+    except WarmcellError:
+        return 0.0
 
 
 class UsageHandler(JsonHandler):

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.security.conftest import BACKENDS, OF_THE_HOSTS_KERNEL
+from warmcell.sandbox.backends.places import RUN, run_bytes
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import CapacityError
 from warmcell.sandbox.models import MIB
@@ -15,6 +16,7 @@ from warmcell.sandbox.testing.contract import Box, Subject
 from warmcell.sandbox.testing.contract.subject import SMALL
 
 PIDS = 64
+CAP_BYTES = 64 * MIB
 CAPPED = dataclasses.replace(SMALL, memory_bytes=256 * MIB, pids=PIDS, cpus=0.5)
 ANSWER_S = 60.0
 FORK_BOMB = """
@@ -96,13 +98,13 @@ async def test_memory_hidden_in_files_counts_too(subject: Subject) -> None:
         await answers(other)
 
 
-@pytest.mark.parametrize("place", ["/tmp", "/dev/shm", "/run/warmcell", "$HOME"])
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm", RUN, "$HOME"])
 async def test_a_disk_fill_ends_at_the_cap(subject: Subject, place: str) -> None:
     """Every place that can be written is bounded, and the host has as much room as before."""
     async with subject.box() as box:
         if subject.own_kernel and sys.prefix.startswith(f"{place}/"):
             pytest.skip(f"the environment lies in {place}, which is memory of that kernel then")
-        await fills_up(box, place)
+        await fills_up(box, place, run_bytes(SMALL) if place == RUN else CAP_BYTES)
 
 
 @pytest.mark.parametrize("subject", [BACKENDS["bubblewrap"]], indirect=True)
@@ -116,12 +118,12 @@ async def test_a_fill_of_the_environment_ends_at_the_cap(subject: Subject) -> No
         await fills_up(box, f"{sys.prefix}/lib")
 
 
-async def fills_up(box: Box, place: str) -> None:
+async def fills_up(box: Box, place: str, cap_bytes: int = CAP_BYTES) -> None:
     """It takes no more than its cap, and says so."""
     filled = await box.shell(f"head -c 300000000 /dev/zero > {place}/full")
     assert filled.exit_code != 0
     assert "No space left" in filled.stderr
-    assert int(await box.says(f"stat -c %s {place}/full")) <= 64 * MIB
+    assert int(await box.says(f"stat -c %s {place}/full")) <= cap_bytes
     assert await box.says("echo alive") == "alive"
 
 

@@ -26,6 +26,7 @@ for each in {hierarchies}; do echo $$ > {groups}/$each/{name}/cgroup.procs; done
 exec unshare --cgroup --pid --fork --mount --uts --ipc --kill-child sh -ec "$0"
 """
 
+# Settings of the kernel are those of this machine, so it may not change any.
 BOOT = """
 mount --make-rprivate /
 mount -t tmpfs tmpfs {work}
@@ -33,6 +34,8 @@ mkdir {work}/up {work}/work {work}/root
 mount -t overlay overlay -o lowerdir=/,upperdir={work}/up,workdir={work}/work {work}/root
 cd {work}/root
 mount -t proc proc proc
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
