@@ -34,8 +34,7 @@ mkdir {work}/up {work}/work {work}/root
 mount -t overlay overlay -o lowerdir=/,upperdir={work}/up,workdir={work}/work {work}/root
 cd {work}/root
 mount -t proc proc proc
-mount --bind proc/sys proc/sys
-mount -o remount,bind,ro proc/sys
+for each in fs net vm; do mount --bind proc/sys/$each proc/sys/$each; mount -o remount,bind,ro proc/sys/$each; done
 mount --rbind /sys sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
@@ -45,6 +44,7 @@ mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd
 for each in {controllers}; do mount -t cgroup -o $each cgroup sys/fs/cgroup/$each; done
 mkdir run/outside
 mount --bind {outside} run/outside
+ln -s /dev/null etc/systemd/system/systemd-sysctl.service
 printf '[Unit]\\nDefaultDependencies=no\\n' > etc/systemd/system/warmcell-test.target
 mkdir before
 pivot_root . before
