@@ -138,6 +138,11 @@ class Warmcell(Configurable):
         min=0.0,
         help="Days after its last use at which a snapshot's files are compressed. None: never.",
     ).tag(config=True)
+    compress_memory = Bool(
+        False,
+        help="Whether their memory is compressed with their files, in the background. What is restored is expanded "
+        "first, one to two seconds for each GB.",
+    ).tag(config=True)
     snapshot_quota = Float(
         None, allow_none=True, help="Most disk space of all snapshots together, in GiB. None: no cap."
     ).tag(config=True)

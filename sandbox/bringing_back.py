@@ -314,7 +314,15 @@ class BringingBack(Saved):
             created = time.perf_counter()
             if with_kernel:
                 tell.phase("restore")
-                restored = await engine.restore(box.instance, image=snapshot)
+
+                def told(done: int, of: int) -> None:
+                    detail = f"{100 * done // max(1, of)} % of its memory is expanded"
+                    if tell.info.phase is None or tell.info.phase.detail != detail:
+                        tell.phase("restore", detail)
+
+                restored = await engine.restore(box.instance, image=snapshot, told=told)
+                if held.manifest.info.image_compressed:
+                    await self.remeasure()
                 await box.take_on(
                     KernelProcess(
                         pid=restored.pid,

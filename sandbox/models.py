@@ -382,6 +382,9 @@ class SnapshotInfo(Wire):
     layer_bytes: int = 0
     memory_bytes: int = 0
     compressed: bool = False
+    """Whether its files are, until it is used again."""
+    image_compressed: bool = False
+    """Whether its memory is, likewise; `image_bytes` is what it takes so."""
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     """What taking it spent its time on: settle (the kernel gets ready), memory and layer (it stands still), finish."""
 

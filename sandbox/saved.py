@@ -167,15 +167,16 @@ class Saved:
         return report
 
     async def remeasure(self) -> None:
-        """Take note of images that have become smaller or larger since they were made."""
+        """Take note of images that have become smaller or larger since they were made, or have been compressed."""
         if self._engine is None or not (await self.report()).ready:
             return
-        known = {info.id: info.image_bytes for info in self.store.infos()}
+        known = {info.id: (info.image_bytes, info.image_compressed) for info in self.store.infos()}
         images = await self._engine.images()
         self.store.shared = {image.id: image.shared_bytes for image in images}
         for image in images:
-            if known.get(image.id, image.image_bytes) != image.image_bytes:
-                await self.store.amend(image.id, image_bytes=image.image_bytes)
+            now = image.image_bytes, image.compressed
+            if known.get(image.id, now) != now:
+                await self.store.amend(image.id, image_bytes=image.image_bytes, image_compressed=image.compressed)
 
     async def image_dropped(self, snapshot: SnapshotId) -> None:
         """Told by the store of a snapshot that is gone."""

@@ -1,8 +1,9 @@
-"""`warmcell snapshots`: saved kernels: list, verify, remove, take out, bring in."""
+"""`warmcell snapshots`: saved kernels: list, verify, compress, remove, take out, bring in."""
 
 import argparse
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from urllib.parse import quote, urlencode
 from warmcell.extension.cli.link import running_keeper
 from warmcell.extension.cli.output import WARNING, Verbs, duration, print_cure, print_json, print_table
 from warmcell.extension.cli.progress import Progress, size
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.extension.cli.tokens import seconds
+from warmcell.sandbox.errors import ConflictError, InvalidRequestError, WarmcellError, from_json
 from warmcell.sandbox.models import ErrorInfo, SnapshotInfo
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 HEADINGS = ("SNAPSHOT", "NAME", "KIND", "DISK", "MEMORY", "AGE", "LAST USED", "NOTEBOOK")
 PIECE = 2**20
+PASSING = ("fork", "template")
+"""Kinds that `--older` never means."""
 DAMAGED = 1
 """Exit code where a snapshot is not what was written."""
 DAMAGE = ("snapshot_corrupt", "snapshot_incompatible", "snapshot_not_found")
@@ -28,7 +32,7 @@ DAMAGE = ("snapshot_corrupt", "snapshot_incompatible", "snapshot_not_found")
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Register the commands."""
-    verbs = Verbs(commands, "snapshots", about="list, remove, export and import snapshots of kernels")
+    verbs = Verbs(commands, "snapshots", about="list, compress, remove, export and import snapshots of kernels")
 
     verbs.add(
         "ls",
@@ -47,6 +51,16 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "yet, as they are made in the background.",
     )
     check.add_argument("snapshot", nargs="*", metavar="SNAPSHOT", help="id or name (default: all)")
+
+    smaller = verbs.add(
+        "compress",
+        run_compress,
+        about="make snapshots smaller until they are used again",
+        description="Compress memory and files of snapshots. Restoring one expands it first, one to two seconds for "
+        "each GB. One that a running kernel came from cannot be; with --older it is passed over.",
+    )
+    smaller.add_argument("snapshot", nargs="*", metavar="SNAPSHOT", help="id or name")
+    smaller.add_argument("--older", metavar="AGE", help='all that nobody has used for so long, such as "12h" or "7d"')
 
     rm = verbs.add("rm", run_rm, about="remove snapshots", description="Remove snapshots with their memory and files.")
     rm.add_argument("snapshot", nargs="+", metavar="SNAPSHOT", help="id or name")
@@ -103,7 +117,7 @@ def row(info: SnapshotInfo) -> tuple[str, ...]:
         info.id,
         info.name or "-",
         info.kind,
-        size(info.image_bytes + info.layer_bytes),
+        size(_taken(info)) + (", compressed" if info.compressed or info.image_compressed else ""),
         size(info.memory_bytes),
         duration(now - info.created_at),
         f"{duration(now - info.last_used_at)} ago",
@@ -155,6 +169,59 @@ def _print_verified(one: dict[str, object]) -> None:
         error = ErrorInfo.from_json(one["error"])  # type: ignore[arg-type] # as the keeper says it
         print(f"{label}: {error.message}")
         print_cure(error.hint)
+
+
+def run_compress(arguments: argparse.Namespace) -> int:
+    """Compress one after the other."""
+    if bool(arguments.snapshot) == (arguments.older is not None):
+        raise InvalidRequestError("Which snapshots is not said", hint="Name them, or say `--older 7d`.")
+    done: list[dict[str, object]] = []
+    with _keeper() as keeper:
+        for ref in arguments.snapshot or _older(keeper, seconds(arguments.older)):
+            try:
+                before, after = _compressed(keeper, ref)
+            except ConflictError as error:
+                if arguments.snapshot:
+                    raise
+                print(f"{error.message}: passed over", file=sys.stderr)
+                continue
+            done.append(after.to_json())
+            if not arguments.json:
+                name = f" ({after.name})" if after.name else ""
+                print(f"Compressed {after.id}{name}: {size(_taken(before))} before, {size(_taken(after))} now")
+    if arguments.json:
+        print_json({"snapshots": done})
+    elif not done:
+        print("Nothing to compress.")
+    return 0
+
+
+def _older(keeper: "SyncKeeperClient", age_s: float) -> list[str]:
+    infos = [SnapshotInfo.from_json(one) for one in keeper.get("/snapshots")["snapshots"]]
+    cold = [info for info in infos if info.last_used_at <= time.time() - age_s and info.kind not in PASSING]
+    return [info.id for info in cold if not (info.compressed and info.image_compressed)]
+
+
+def _compressed(keeper: "SyncKeeperClient", ref: str) -> tuple[SnapshotInfo, SnapshotInfo]:
+    """Compress one, with a bar: what it was, and what it is."""
+    path = f"/snapshots/{quote(ref, safe='')}"
+    before = SnapshotInfo.from_json(keeper.get(path))
+    after = before
+    with contextlib.ExitStack() as shown:
+        bar: Progress | None = None
+        for line in keeper.lines(f"{path}/compress", {}):
+            if "error" in line:
+                raise from_json(line["error"])
+            if "snapshot" in line:
+                after = SnapshotInfo.from_json(line["snapshot"])
+            else:
+                bar = bar or shown.enter_context(Progress(f"Compressing {ref}", total=line["of"]))
+                bar.add(line["done"] - bar.done)
+    return before, after
+
+
+def _taken(info: SnapshotInfo) -> int:
+    return info.image_bytes + info.layer_bytes
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

@@ -104,6 +104,7 @@ class KeeperApi:
             snapshots=snapshots_api.SnapshotsApi(
                 store=self.service.memory.store,
                 images=self.wiring.images,
+                compressor=self.wiring.compressor(self.service),
                 imports=self.wiring.settings.import_snapshots,
             ),
             meters=meters_api.Meters(self.service, self.kernels),

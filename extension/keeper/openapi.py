@@ -351,6 +351,15 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     "/snapshots/{snapshot}/verify": {
         "post": Operation("Compare it with its checksums.", None, given(id=TEXT, complete=YES_NO), query=WITHIN)
     },
+    "/snapshots/{snapshot}/compress": {
+        "post": Operation(
+            "Make it smaller, until it is used again: how far it is as lines of JSON, and it at the end.",
+            None,
+            TEXT,
+            kind=LINES,
+            query=WITHIN,
+        )
+    },
     "/snapshots/{snapshot}/export": {
         "get": Operation("It as one file.", None, BYTES, kind=ARCHIVE, query={**WITHIN, "files_only": "1: no memory."})
     },

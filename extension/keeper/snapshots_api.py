@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import os
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,14 +16,16 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension.keeper.gate import own_snapshots
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.sandbox.errors import ConflictError, InvalidRequestError, UnsupportedOperationError, WarmcellError
-from warmcell.sandbox.models import SandboxId, SnapshotId
+from warmcell.sandbox.models import SandboxId, SnapshotId, SnapshotInfo
 from warmcell.sandbox.snapshots import disk
 from warmcell.sandbox.snapshots.archive import NO_MEMORY, ImagePort, export_snapshot, import_snapshot
+from warmcell.sandbox.snapshots.compressing import Compressor
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.verifying import Verifier
 
 IMPORT_MAX_BYTES = 2**40
 ARCHIVE_TYPE = "application/zstd"
+LINES_TYPE = "application/x-ndjson"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class SnapshotsApi:
     store: SnapshotStore
     images: ImagePort | None = None
     """Takes memory out and brings it in. None: archives are of files alone."""
+    compressor: Compressor | None = None
     imports: bool = False
     """Whether snapshots from elsewhere may be brought in: c.Warmcell.import_snapshots."""
 
@@ -43,6 +48,7 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
         (r"/snapshots/([^/]+)", SnapshotHandler),
         (r"/snapshots/([^/]+)/export", ExportHandler),
         (r"/snapshots/([^/]+)/verify", VerifyHandler),
+        (r"/snapshots/([^/]+)/compress", CompressHandler),
     ]
 
 
@@ -125,6 +131,54 @@ class VerifyHandler(_Handler):
         snapshot_id = self.snapshot_id(ref)
         verifier = Verifier(self.api.store, self.api.images)
         self.answer({"id": snapshot_id, "complete": await self.unless_gone(verifier.verify(snapshot_id))})
+
+
+class CompressHandler(_Handler):
+    """Make a snapshot smaller, until it is used again: lines that say how far it is, and the last one what it is then.
+
+    What cannot be done at all is answered with its own status; nothing is said before it has begun.
+    """
+
+    async def post(self, ref: str) -> None:
+        snapshot_id, compressor = self.snapshot_id(ref), self.api.compressor
+        if compressor is None:
+            raise UnsupportedOperationError("Snapshots are not compressed here", hint="Ask the keeper that has them.")
+        said: list[dict[str, Any]] = []
+        more = asyncio.Event()
+
+        def told(done: int, of: int) -> None:
+            said[:] = [{"done": done, "of": of}]  # Only the last one counts.
+            more.set()
+
+        with contextlib.suppress(StreamClosedError):
+            await self.unless_gone(self._tell(compressor.compress(snapshot_id, told), said, more))
+
+    async def _tell(
+        self, work: Coroutine[Any, Any, SnapshotInfo], said: list[dict[str, Any]], more: asyncio.Event
+    ) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda done: more.set())
+        try:
+            await more.wait()
+            if not said:
+                await task  # Raises what it refused with.
+            self.set_header("Content-Type", LINES_TYPE)
+            while not task.done():
+                more.clear()
+                await self._send(*said)
+                await more.wait()
+            try:
+                await self._send({"snapshot": (await task).to_json()})
+            except WarmcellError as error:
+                await self._send({"error": error.to_json()})
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self.finish()
+
+    async def _send(self, *lines: dict[str, Any]) -> None:
+        self.write("".join(json.dumps(line) + "\n" for line in lines))
+        await self.flush()
 
 
 class ExportHandler(_Handler):

@@ -42,6 +42,7 @@ from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.archive import ImagePort
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.carrying import CriuImages
+from warmcell.sandbox.snapshots.compressing import Compressor
 from warmcell.sandbox.snapshots.criu import CriuEngine, OwnHelper, SystemHelper
 from warmcell.sandbox.snapshots.gvisor import GvisorEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
@@ -174,7 +175,12 @@ class Wiring:
             compress_after_s=None if days is None else days * DAY_S,
             remeasure=service.memory.remeasure,
             verifier=Verifier(service.memory.store, self.images),
+            compressor=self.compressor(service) if self.settings.compress_memory else None,
         )
+
+    def compressor(self, service: SandboxService) -> Compressor:
+        """Who compresses this service's snapshots."""
+        return Compressor(service.memory.store, self.images, remeasure=service.memory.remeasure)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed keeper left: everything below our directories is without an owner now."""

@@ -219,6 +219,8 @@ export interface ISnapshotInfo {
   /** What it takes on the disk: memory and files. */
   readonly image_bytes: number;
   readonly layer_bytes: number;
+  /** Whether that is less than it was written as, and it takes longer to come back. */
+  readonly compressed: boolean;
   /** How much memory it brings back. */
   readonly memory_bytes: number;
 }

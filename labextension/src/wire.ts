@@ -337,6 +337,7 @@ export function readSnapshot(value: unknown): ISnapshotInfo {
     created_at: number(data.created_at),
     image_bytes: number(data.image_bytes),
     layer_bytes: number(data.layer_bytes),
+    compressed: data.compressed === true || data.image_compressed === true,
     memory_bytes: number(data.memory_bytes)
   };
 }

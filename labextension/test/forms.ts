@@ -64,6 +64,7 @@ export function snapshot(change: Partial<ISnapshotInfo> = {}): ISnapshotInfo {
     created_at: 1000,
     image_bytes: 0,
     layer_bytes: 0,
+    compressed: false,
     memory_bytes: 0,
     ...change
   };

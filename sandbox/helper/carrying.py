@@ -20,11 +20,10 @@ import re
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import restore
+from warmcell.sandbox.helper import packing, restore
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import contents, lazy
 from warmcell.sandbox.helper.images.errors import ImageError
-from warmcell.sandbox.helper.pages import summed_bytes
 from warmcell.sandbox.helper.problems import HelperError, corrupt
 from warmcell.sandbox.helper.program import IMPORTS_VARIABLE
 from warmcell.sandbox.helper.seals import checksum
@@ -55,7 +54,7 @@ def hand_out(conversation: Conversation, shelf: Shelf, *, image: str) -> None:
         HelperError: There is none, or it is damaged.
         OSError: The caller has gone.
     """
-    found = shelf.open(image)
+    found = packing.opened(shelf, image)
     try:
         conversation.say({"ok": True, "stream": FORMAT})
         out = Out(conversation.pour)
@@ -267,10 +266,7 @@ def _shared(shelf: Shelf, memory: str) -> dict[str, int]:
     for name in os.listdir(memory):
         brought, here = f"{memory}/{name}", shelf.pages.place(name)
         if os.path.exists(here):
-            size = os.stat(here).st_size
-            length = summed_bytes(size)
-            sums = {checksum(each, length_bytes=length) for each in (brought, here)}
-            if os.stat(brought).st_size != size or len(sums) > 1:
+            if not shelf.pages.is_same(name, brought):
                 raise corrupt(f"its memory {name} is another than the one that is here")
             os.unlink(brought)
             shared[name] = os.stat(here).st_ino

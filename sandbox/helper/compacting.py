@@ -52,7 +52,7 @@ def attend(shelf: Shelf, image: str) -> bool:
     except HelperError:
         return False
     try:
-        return _worth_it(old) and _compact(shelf, image, old)
+        return not old.packed and _worth_it(old) and _compact(shelf, image, old)
     except (ImageError, HelperError, OSError):  # Such as one that was dropped meanwhile.
         return False
     finally:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from warmcell.sandbox.helper import carrying, compacting, dump, places, populate, probe, program, restore
+from warmcell.sandbox.helper import carrying, compacting, dump, packing, places, populate, probe, program, restore
 from warmcell.sandbox.helper.busy import Busy
+from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import ID, Shelf, full
 
@@ -57,6 +58,7 @@ class Helper:
             "dump": self._dump,
             "restore": self._restore,
             "populate": self._populate,
+            "compress": self._compress,
             "settle": self._settle,
             "images": self._images,
             "drop": self._drop,
@@ -195,8 +197,20 @@ class Helper:
             nothing=probe.nothing(self.base),
             cache=probe.cache(self.program(), self.base),
             caller=conversation.fileno(),
+            told=lambda done, of: conversation.say({"ok": True, "done": done, "of": of}),
         )
         conversation.say({"ok": True, **answer})
+
+    def _compress(self, conversation: Conversation) -> None:
+        os.nice(BACKGROUND_NICE)
+
+        def told(done: int, of: int) -> None:
+            if conversation.gone():
+                raise Cancelled
+            conversation.say({"ok": True, "done": done, "of": of})
+
+        packing.pack(self._shelf(conversation), conversation.text("image"), told=told)
+        conversation.say({"ok": True})
 
     def _populate(self, conversation: Conversation) -> None:
         parts = populate.needed(self._shelf(conversation), conversation.text("image"))

@@ -4,6 +4,10 @@
     .pages/NAME.json    its checksum, sealed; computed once, however many images share the file
 
 A page file never changes. It goes when no image links it and no sandbox has it mounted.
+
+Of cold ones there is a compressed form (`packing`), which is what all links are of then. Which of the two a file is of
+tells its record, which has the compressed one's inode and sum as well. The change is one of the link that is kept here;
+images whose links were not changed any more, as whoever did it was killed, have that made up for when they are opened.
 """
 
 from __future__ import annotations
@@ -20,13 +24,15 @@ from warmcell.sandbox.helper.seals import checksum, identity, synced
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from typing import Any
 
     from warmcell.sandbox.helper.seals import Seals
 
 LINKS_OF_ONE_IMAGE = 2
 """Its own, and the one that is kept here."""
+PACKED = "packed"
+SPARE = ".link-"
 
 
 class Pages:
@@ -70,13 +76,16 @@ class Pages:
         with self._record(name) as record:
             self._relink(name, record, lambda: os.unlink(path))
 
-    def verify(self, path: str, name: str, *, written: str) -> None:
+    def verify(self, path: str, name: str, *, written: str) -> bool:
         """That an image's link is of the file as it was written. Reads it only where its inode has changed since.
 
         Args:
             path: The image's link.
             name: Of the file.
             written: The boot in which the image was made.
+
+        Returns:
+            Whether it is compressed.
 
         Raises:
             HelperError: It is not; or the machine stopped before its checksum was computed, so nobody can know.
@@ -88,14 +97,17 @@ class Pages:
                 os.link(path, own)
                 found = os.stat(path)
             elif not os.path.samestat(found, os.stat(own)):
-                raise corrupt(f"{name} is another file than was written")
+                if record is None or PACKED not in record:
+                    raise corrupt(f"{name} is another file than was written")
+                _replace(path, own, spare=f"{self._path}/{SPARE}{name}")
+                found = os.stat(path)
             if record is None:
                 if written != boot_id():
                     raise corrupt("the machine stopped before all of it was on disk")
             elif record["stat"] != identity(found):
-                if record["sha256"] != _checksum(path):
-                    raise corrupt(f"the memory in {name} is not what was written")
+                _compare(record, path, name)
                 self._write(name, {**record, "stat": identity(found)})
+            return _is_packed(record, found)
 
     def learn(self, name: str) -> None:
         """Put a file on disk and compute its checksum, once."""
@@ -119,12 +131,77 @@ class Pages:
         """
         with self._record(name) as record:
             known = record
-        if known is not None and known["sha256"] != _checksum(path):
-            raise corrupt(f"the memory in {name} is not what was written")
+        if known is not None:
+            _compare(known, path, name)
         return known is not None
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a file is compressed."""
+        with self._record(name) as record, contextlib.suppress(FileNotFoundError):
+            return _is_packed(record, os.stat(f"{self._path}/{name}"))
+        return False
+
+    def is_same(self, name: str, path: str) -> bool:
+        """Whether another file has the content of this one, in whichever form this one is."""
+        with self._record(name) as record:
+            known = record
+        own = f"{self._path}/{name}"
+        return (_checksum(own) if known is None else known["sha256"]) == _checksum(path)
+
+    def known(self, name: str) -> tuple[int, str]:
+        """Size and SHA-256 of a file when it is not compressed.
+
+        Raises:
+            HelperError: Its checksum is not there yet.
+        """
+        with self._record(name) as record:
+            if record is None:
+                raise HelperError(
+                    "conflict", "Not all of the snapshot is on the disk yet", hint="Try again in a minute."
+                )
+            size, _, sha256 = record["sha256"].partition(" ")
+        return int(size), sha256
+
+    def change_form(self, name: str, new: str, *, images: Collection[str], packed_sha256: str = "") -> bool:
+        """Put a file's other form in its place, here and in all images; False if somebody else uses it as well.
+
+        Whoever calls it holds the images. It counts from the moment in which the link here is of the new one.
+
+        Args:
+            name: Of the file.
+            new: The other form, complete and on disk; this name of it goes.
+            images: The links of images.
+            packed_sha256: Of the other form, if that is the compressed one.
+        """
+        own = f"{self._path}/{name}"
+        with self._record(name) as record:
+            assert record is not None
+            about = {one: said for one, said in record.items() if one != PACKED}
+            if packed_sha256:
+                if os.stat(own).st_nlink != 1 + len(images):
+                    return False
+                about[PACKED] = {"sha256": packed_sha256, "file": identity(os.stat(new))[:3]}
+                self._seals.write(f"{own}.json", {**record, PACKED: about[PACKED]})
+                synced(self._path)
+            for link in (own, *images):
+                with contextlib.suppress(FileNotFoundError):  # It was dropped meanwhile.
+                    if link == own or os.path.lexists(link):
+                        _replace(link, new, spare=f"{self._path}/{SPARE}{name}")
+            os.unlink(new)
+            self._seals.write(f"{own}.json", {**about, "stat": identity(os.stat(own))})
+            synced(self._path)
+        return True
+
+    def mounted(self, names: Collection[str]) -> bool:
+        """Whether a sandbox of this machine has any of them."""
+        return not _mounted().isdisjoint(names)
 
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""
+        for name in os.listdir(self._path):
+            if name.startswith(SPARE):
+                with self._record(name.removeprefix(SPARE)), contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self._path}/{name}")
         names = [name for name in os.listdir(self._path) if not name.endswith(".json")]
         idle = [name for name in names if os.stat(f"{self._path}/{name}").st_nlink == 1]
         mounted = _mounted() if idle else set()
@@ -159,6 +236,32 @@ class Pages:
 
     def _write(self, name: str, record: Mapping[str, Any]) -> None:
         self._seals.write(f"{self._path}/{name}.json", record, durable=False)
+
+
+def _is_packed(record: Mapping[str, Any] | None, found: os.stat_result) -> bool:
+    return record is not None and PACKED in record and record[PACKED]["file"] == identity(found)[:3]
+
+
+def _compare(record: Mapping[str, Any], path: str, name: str) -> None:
+    """That a file is what was written, in whichever form it is."""
+    if _is_packed(record, os.stat(path)):
+        same = record[PACKED]["sha256"] == checksum(path)
+    else:
+        same = record["sha256"] == _checksum(path)
+    if not same:
+        raise corrupt(f"the memory in {name} is not what was written")
+
+
+def _replace(link: str, by: str, *, spare: str) -> None:
+    """Let a name be a link of another file."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(spare)
+    os.link(by, spare)
+    try:
+        os.rename(spare, link)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # Else the link was one of that file already.
+            os.unlink(spare)
 
 
 def _checksum(path: str) -> str:

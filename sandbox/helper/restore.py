@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, dump, enter, linux, program, view
+from warmcell.sandbox.helper import criu, dump, enter, linux, packing, program, view
 from warmcell.sandbox.helper.images import credentials
 from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import children, guest_pid_of, status
@@ -29,16 +29,24 @@ LOG_BYTES = 16 << 20
 
 
 def restore(
-    program_: Program, shelf: Shelf, place: Place, *, image: str, nothing: int, cache: bytes, caller: int
+    program_: Program,
+    shelf: Shelf,
+    place: Place,
+    *,
+    image: str,
+    nothing: int,
+    cache: bytes,
+    caller: int,
+    told: Callable[[int, int], None],
 ) -> dict[str, Any]:
-    """Restore an image; returns what is said to the caller.
+    """Restore an image; returns what is said to the caller. Where memory is compressed, `told` how far that is undone.
 
     Raises:
         HelperError: It does not fit or is damaged, and nothing was started; or criu failed, and nothing is left of it.
         Cancelled: The caller has gone; likewise.
     """
     began = time.perf_counter()
-    found = shelf.open(image)
+    found = packing.opened(shelf, image, told=told)
     try:
         about = found.about
         check_machine(about, program_.version)

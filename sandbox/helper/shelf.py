@@ -90,7 +90,10 @@ class Shelf:
         return found
 
     def images(self) -> list[dict[str, object]]:
-        """Id, bytes and time of each that is of this store; `shared` is its part of what others have as well."""
+        """Id, bytes and time of each that is of this store; `shared` is its part of what others have as well.
+
+        `packed` says whether any of its memory is compressed.
+        """
         listed: list[dict[str, object]] = []
         copies = self.pins.inodes()
         for name in sorted(os.listdir(self.path)):
@@ -102,7 +105,9 @@ class Shelf:
                         continue
                     created = about.get("created_at", os.stat(path).st_mtime)
                     own, shared = sizes(path, copies)
-                    listed.append({"id": name, "bytes": own, "shared": shared, "created_at": created})
+                    packed = any(map(self.pages.is_packed, os.listdir(f"{path}/{MEMORY}")))
+                    one = {"id": name, "bytes": own, "shared": shared, "created_at": created, "packed": packed}
+                    listed.append(one)
         return listed
 
     def drop(self, image: str) -> None:
@@ -268,6 +273,8 @@ class Image:
     def __init__(self, shelf: Shelf, image: str) -> None:
         self.path = shelf.place(image)
         self.about: dict[str, Any] = {}
+        self.packed: tuple[str, ...] = ()
+        """Page files that are compressed, once it is verified."""
         self._image, self._shelf = image, shelf
         while True:
             try:
@@ -301,8 +308,11 @@ class Image:
                 if checksum(f"{self.path}/{name}") != known:
                     raise corrupt(f"{name} is not what was written")
             self._verify_plain()
-            for name in self.about["memory"]:
-                self._shelf.pages.verify(f"{self.path}/{MEMORY}/{name}", name, written=self.about["boot_id"])
+            self.packed = tuple(
+                name
+                for name in self.about["memory"]
+                if self._shelf.pages.verify(f"{self.path}/{MEMORY}/{name}", name, written=self.about["boot_id"])
+            )
         except FileNotFoundError as error:
             raise corrupt(f"{os.path.basename(str(error.filename))} is missing") from error
 

@@ -6,6 +6,7 @@ import array
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 
@@ -56,6 +57,12 @@ class Conversation:
             return _parsed(self._line())
         except (OSError, EOFError):
             return None
+
+    def gone(self) -> bool:
+        """Whether the caller has hung up."""
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLRDHUP)
+        return bool(waiting.poll(0))
 
     def text(self, name: str, *, choices: tuple[str, ...] = ()) -> str:
         """A member of the request that is text.

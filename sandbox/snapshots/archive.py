@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +50,16 @@ class ImagePort(Protocol):
             SnapshotCorruptError: It is no image.
             SnapshotIncompatibleError: It is of a machine that is not like this one.
             CapacityError: The disk is full.
+        """
+
+    async def compress_image(self, image: SnapshotId, told: Callable[[int, int], None]) -> None:
+        """Compress its memory, until it is used again; `told` is told how many bytes of how many are done.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            SnapshotCorruptError: It is not what was written; it is left alone.
+            ConflictError: It is in use, or so new that it is not on the disk yet.
+            CapacityError: The disk is full; as before.
         """
 
     async def verify_image(self, image: SnapshotId) -> bool:

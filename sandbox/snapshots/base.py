@@ -56,6 +56,8 @@ class ImageInfo:
     created_at: float
     shared_bytes: int = 0
     """Its equal part of what it has in common with others, which is in the `image_bytes` of none."""
+    compressed: bool = False
+    """Whether its memory is expanded before it can be restored."""
 
 
 class SnapshotEngine(Protocol):
@@ -107,8 +109,12 @@ class SnapshotEngine(Protocol):
             SnapshotError: Anything else; the kernel runs on.
         """
 
-    async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
+    async def restore(
+        self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
+    ) -> Restored:
         """Bring a kernel back in a sandbox that is fresh: nothing was started in it but its init.
+
+        Memory that is compressed is expanded first, and stays so; `told` is told how many bytes of how many are done.
 
         If it fails the sandbox is of no use any more, and the image is as before.
 

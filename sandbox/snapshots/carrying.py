@@ -1,13 +1,13 @@
-"""Images of the `criu` engine taken out of the helper, brought in and verified: its `ImagePort`."""
+"""Images of the `criu` engine taken out of the helper, brought in, verified and compressed: its `ImagePort`."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from warmcell.sandbox.errors import ProtocolError
 from warmcell.sandbox.models import SnapshotId
-from warmcell.sandbox.snapshots.criu import CriuEngine, Talk, deadline
+from warmcell.sandbox.snapshots.criu import CriuEngine, Talk, deadline, follow
 
 PIECE_TIMEOUT_S = 600.0
 """For one piece; and for putting a whole image on the disk once all pieces are there."""
@@ -47,6 +47,11 @@ class CriuImages:
             finally:
                 answer.cancel()
                 await asyncio.gather(answer, return_exceptions=True)
+
+    async def compress_image(self, image: SnapshotId, told: Callable[[int, int], None]) -> None:
+        """See the port."""
+        async with self._engine.talk({"op": "compress", "image": image}) as talk:
+            await follow(talk, "compress", told, timeout_s=PIECE_TIMEOUT_S)
 
     async def verify_image(self, image: SnapshotId) -> bool:
         """See the port."""

@@ -64,6 +64,7 @@ class Changing(Known):
         *,
         kind: Kind | None = None,
         image_bytes: int | None = None,
+        image_compressed: bool | None = None,
         memory_bytes: int | None = None,
         versions: Mapping[str, str] | None = None,
         phases_ms: Mapping[str, float] | None = None,
@@ -80,6 +81,7 @@ class Changing(Known):
             info,
             kind=info.kind if kind is None else kind,
             image_bytes=info.image_bytes if image_bytes is None else image_bytes,
+            image_compressed=info.image_compressed if image_compressed is None else image_compressed,
             memory_bytes=info.memory_bytes if memory_bytes is None else memory_bytes,
             phases_ms=info.phases_ms if phases_ms is None else phases_ms,
         )

@@ -276,9 +276,12 @@ class CriuEngine:
             ms=said["ms"],
         )
 
-    async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
+    async def restore(
+        self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
+    ) -> Restored:
         """See the port."""
-        said = await self._ask({"op": "restore", "image": image}, place=place, timeout_s=RESTORE_TIMEOUT_S)
+        async with self.talk({"op": "restore", "image": image}, place=place) as talk:
+            said = await follow(talk, "restore", told, timeout_s=RESTORE_TIMEOUT_S)
         if self._populate:
             try:
                 await self.populate(image)
@@ -304,6 +307,7 @@ class CriuEngine:
                 image_bytes=one["bytes"],
                 created_at=one["created_at"],
                 shared_bytes=one.get("shared", 0),
+                compressed=one.get("packed", False),
             )
             for one in said["images"]
         ]
@@ -381,6 +385,19 @@ def _pidfd(pid: int) -> int:
         return os.pidfd_open(pid)
     except OSError as error:
         raise SandboxNotFoundError("The sandbox has ended", hint="Start the kernel anew.") from error
+
+
+async def follow(
+    talk: Talk, operation: str, told: Callable[[int, int], None] | None, *, timeout_s: float
+) -> Mapping[str, Any]:
+    """The last answer; `told` how many bytes are done, of how many, as long as there is another before it."""
+    while True:
+        async with deadline(operation, timeout_s):
+            said = await talk.answer()
+        if "done" not in said:
+            return said
+        if told is not None:
+            told(int(said["done"]), int(said["of"]))
 
 
 @contextlib.asynccontextmanager

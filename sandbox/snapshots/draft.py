@@ -139,7 +139,13 @@ class Draft:
         written = dataclasses.replace(
             manifest,
             uid=os.getuid(),
-            info=dataclasses.replace(manifest.info, id=self.id, layer_bytes=found.disk_bytes, compressed=False),
+            info=dataclasses.replace(
+                manifest.info,
+                id=self.id,
+                layer_bytes=found.disk_bytes,
+                compressed=False,
+                image_compressed=False,
+            ),
             layer=LayerSummary(entries=len(found.lines), sha256=found.sha256),
         )
         manifests.write(self.path, written, durable=False)

@@ -151,7 +151,9 @@ class GvisorEngine:
         """What makes sandboxes that go on from an image. Whatever the backend is, it is this engine's own."""
         return Maker(self.kept, self._backend, image)
 
-    async def restore(self, place: Place, *, image: SnapshotId) -> Restored:
+    async def restore(
+        self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
+    ) -> Restored:
         """Tell of the kernel in a sandbox that `maker` has made; it goes on already.
 
         Raises:

@@ -8,8 +8,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from warmcell.sandbox.errors import SnapshotCorruptError, WarmcellError
+from warmcell.sandbox.errors import ConflictError, SnapshotCorruptError, WarmcellError
 from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots.compressing import Compressor
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.verifying import Verifier
 
@@ -33,6 +34,7 @@ class Upkeep:
         compress_after_s: float | None,
         remeasure: Callable[[], Awaitable[None]] | None = None,
         verifier: Verifier | None = None,
+        compressor: Compressor | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Nothing is done yet.
@@ -42,12 +44,14 @@ class Upkeep:
             compress_after_s: Seconds after its last use at which a snapshot's files are compressed. None: never.
             remeasure: Finds out what images take on the disk now.
             verifier: Reads one snapshot in each round, so that what the disk has damaged is found before it is missed.
+            compressor: Compresses memory as well, of the same snapshots; None: files alone are compressed.
             clock: As the store's: Unix time in seconds.
         """
         self._store = store
         self._compress_after_s = compress_after_s
         self._remeasure = remeasure
         self._verifier = verifier
+        self._compressor = compressor
         self._clock = clock
 
     async def run(self) -> None:
@@ -66,6 +70,7 @@ class Upkeep:
                 await self._remeasure()
         except WarmcellError as error:
             log.warning("snapshots cannot be looked after: %s", error)
+        await self._compress_memory()
         for snapshot in self._cold():
             try:
                 made = await self._store.compress(snapshot)
@@ -74,6 +79,18 @@ class Upkeep:
                 log.warning("snapshot %s was not compressed: %s", snapshot, error)
 
         await self._verify_one()
+
+    async def _compress_memory(self) -> None:
+        if self._compressor is None or self._compress_after_s is None:
+            return
+        for snapshot in self._compressor.cold(before=self._clock() - self._compress_after_s):
+            try:
+                made = await self._compressor.compress(snapshot, lambda done, of: None)
+                log.info("the memory of snapshot %s was compressed to %d bytes", snapshot, made.image_bytes)
+            except ConflictError as error:  # A kernel that came from it runs.
+                log.debug("the memory of snapshot %s was not compressed: %s", snapshot, error)
+            except WarmcellError as error:
+                log.warning("the memory of snapshot %s was not compressed: %s", snapshot, error)
 
     async def _verify_one(self) -> None:
         snapshot = None if self._verifier is None else self._verifier.next()

@@ -98,6 +98,7 @@ function Label({ snapshot, moment, isChosen, choose, trans }: IRowProps): React.
     snapshot.cell === null ? '' : trans.__('after cell [%1]', snapshot.cell),
     Time.formatHuman(made),
     words.bytes(snapshot.image_bytes + snapshot.layer_bytes),
+    snapshot.compressed ? trans.__('compressed') : '',
     snapshot.kernel_id === null ? trans.__('imported') : origin(moment, trans)
   ];
   return (

@@ -5,9 +5,11 @@ import os
 import pytest
 
 from tests.unit.sandbox.snapshots.making import NOW, Clock, add
-from warmcell.sandbox.errors import SnapshotCorruptError, SnapshotError
+from tests.unit.sandbox.snapshots.test_archive import Images
+from warmcell.sandbox.errors import ConflictError, SnapshotCorruptError, SnapshotError
 from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
+from warmcell.sandbox.snapshots.compressing import Compressor
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.snapshots.upkeep import LEAST_BYTES, Upkeep
 from warmcell.sandbox.snapshots.verifying import Verifier
@@ -32,6 +34,33 @@ async def test_what_nobody_has_used_for_long_is_compressed(store: SnapshotStore,
     assert store.get(cold).info.layer_bytes < LEAST_BYTES
     async with store.use(cold) as held:
         assert (held.layer / "file").read_bytes() == large
+
+
+async def test_memory_is_compressed_where_that_is_wished(store: SnapshotStore, clock: Clock) -> None:
+    """With the files, of what is old, and neither of templates nor of what is in use; one that fails keeps no other."""
+    old = [await add(store, name, created_at=NOW + number) for number, name in enumerate(("one", "two", "three"))]
+    template = await add(store, kind="template")
+    images = Images()
+    clock.now += 8 * DAY_S
+    warm = await add(store, "warm")
+    asked: list[SnapshotId] = []
+
+    async def compress_image(image: SnapshotId, told: object) -> None:
+        asked.append(image)
+        if image == old[1]:
+            raise ConflictError("It is in use", hint="Later.")
+        await store.amend(image, image_compressed=True)
+
+    async def remeasure() -> None:
+        pass
+
+    setattr(images, "compress_image", compress_image)  # noqa: B010 - of this one alone
+    compressor = Compressor(store, images, remeasure=remeasure)
+    for _ in range(2):
+        await Upkeep(store, compress_after_s=7 * DAY_S, compressor=compressor, clock=clock).once()
+    assert sorted(asked) == sorted([*old, old[1]])
+    told = {one: store.get(one).info.image_compressed for one in (*old, template, warm)}
+    assert told == {old[0]: True, old[1]: False, old[2]: True, template: False, warm: False}
 
 
 async def test_what_is_over_goes(store: SnapshotStore, clock: Clock, dropped: list[SnapshotId]) -> None:
