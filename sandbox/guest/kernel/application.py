@@ -118,6 +118,7 @@ def initialized(connection_file: str) -> Any:
             app.kernel.debugger.kernel_modules = stack.files
         app.shell._sys_modules_keys = stack.names
     app.log.disabled = False
+    app.kernel._execute_sleep = 0.0  # Half a millisecond for output to get through, whose flush is waited for.
     del app.parse_command_line
     api = os.path.join(os.path.dirname(connection_file), "api.sock")
     magics.register(app.shell, lambda: Api(api))

@@ -1,4 +1,4 @@
-"""The thread that publishes a kernel's output, such that nothing of it is lost while nobody can listen.
+"""What a kernel prints, and the thread that publishes it, such that nothing is lost while nobody can listen.
 
 libzmq drops what a publisher says when nobody is subscribed, and when a subscriber is a thousand messages behind. Here
 it is kept in both cases, in order, up to a bound; past that the oldest output goes, and in its place it is said so.
@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 from ipykernel import kernelapp
-from ipykernel.iostream import IOPubThread
+from ipykernel.iostream import IOPubThread, OutStream
 from zmq.eventloop.zmqstream import ZMQStream
 
 KEPT_MAX_BYTES = 64 * 2**20
@@ -44,6 +44,36 @@ def install(prefix: str) -> None:
     """
     Publisher.children_at = f"ipc://{prefix}-6"
     kernelapp.IOPubThread = Publisher  # type: ignore[attr-defined]
+    kernelapp.IPKernelApp.outstream_class = f"{__name__}.{Stream.__name__}"  # type: ignore[assignment]
+
+
+class Stream(OutStream):
+    """stdout or stderr, whose flush does nothing where there is nothing to be flushed.
+
+    In ipykernel each flush waits for the thread that publishes, and each cell ends with four.
+    """
+
+    _printed = False
+    _publishing = False
+
+    def write(self, string: str) -> int:
+        """Print (the base's)."""
+        written: Any = super().write(string)
+        self._printed = True
+        return int(written or 0)
+
+    def flush(self) -> None:
+        """Wait until what was printed is on its way (the base's)."""
+        if self._printed or self._publishing:
+            super().flush()  # type: ignore[no-untyped-call]
+
+    def _flush(self) -> None:
+        self._publishing = True  # Before the other is taken back, so that nothing is between them.
+        self._printed = False
+        try:
+            super()._flush()  # type: ignore[no-untyped-call]
+        finally:
+            self._publishing = False
 
 
 class Kept:

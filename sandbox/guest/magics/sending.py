@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .. import modules
 from ..values import CannotTravelError, Packed, TooLargeError, pack, unpack
 from ..weights import Weight, in_words, size_of, weights
-from .store import Piece, Progress, Store, address
+from .store import Marks, Piece, Progress, Store, address
 
 INLINE_BYTES = 256 * 1024
 """A larger pickle is put where all ranks can map it."""
@@ -199,7 +199,7 @@ class Parcel:
             version is None
             or version.stream != _digest(packed.stream)
             or len(version.pieces) != len(packed.buffers)
-            or not all(self._store.same(view, piece) for view, piece in zip(packed.buffers, version.pieces))
+            or not all(self._store.same(Marks(view), piece) for view, piece in zip(packed.buffers, version.pieces))
         ):
             self._others.add(tag)
             return False

@@ -60,6 +60,23 @@ class Piece:
         return f"values-{self.number}", self.start, self.size
 
 
+class Marks:
+    """What a buffer is known by; taken once, however many it is compared with."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+        self._of_all = b""
+        self._of_samples = b""
+
+    def mark(self, *, whole: bool) -> bytes:
+        """Its digest, or that of samples."""
+        if whole or self.view.nbytes < SMALL_BYTES:
+            self._of_all = self._of_all or hashlib.sha256(self.view).digest()
+            return self._of_all
+        self._of_samples = self._of_samples or _samples(self.view)
+        return self._of_samples
+
+
 class Store:
     """What is in the run directory of one sandbox, and what each of its ranks has loaded."""
 
@@ -93,21 +110,21 @@ class Store:
         Raises:
             KeeperError: They do not fit, or the sandbox is gone.
         """
+        marks = [Marks(view) for view in views]
         found = [
-            piece if piece is not None and piece.number in self._files else self._find(view)
-            for view, piece in zip(views, known)
+            piece if piece is not None and piece.number in self._files else self._find(one)
+            for one, piece in zip(marks, known)
         ]
-        missing = [view for view, piece in zip(views, found) if piece is None]
+        missing = [one for one, piece in zip(marks, found) if piece is None]
         new = iter(self._send(missing, progress) if missing else [])
         return [next(new) if piece is None else piece for piece in found]
 
-    def same(self, view: memoryview, piece: Piece) -> bool:
+    def same(self, now: Marks, piece: Piece) -> bool:
         """Whether a buffer is now what was written there."""
-        if piece.number not in self._files or view.nbytes != piece.size:
+        size = now.view.nbytes
+        if piece.number not in self._files or size != piece.size or now.mark(whole=piece.whole) != piece.mark:
             return False
-        if piece.whole or view.nbytes < SMALL_BYTES:
-            return _digest(view) == piece.mark
-        return _samples(view) == piece.mark and self._equal(view, piece)
+        return piece.whole or size < SMALL_BYTES or self._equal(now.view, piece)
 
     def lose(self, rank: int) -> None:
         """The rank was started anew, or nobody knows what it has."""
@@ -125,9 +142,9 @@ class Store:
         known = self.theirs.get(rank, {})
         return name in known and known[name] is value
 
-    def _find(self, view: memoryview) -> Piece | None:
+    def _find(self, now: Marks) -> Piece | None:
         """Where what is the same lies already."""
-        return next((piece for piece in self._pieces if piece.size == view.nbytes and self.same(view, piece)), None)
+        return next((piece for piece in self._pieces if self.same(now, piece)), None)
 
     def _equal(self, view: memoryview, piece: Piece) -> bool:
         """Byte by byte; read rather than mapped, as a rank could make the file shorter meanwhile."""
@@ -143,7 +160,8 @@ class Store:
             return False
         return True
 
-    def _send(self, views: Sequence[memoryview], progress: Progress) -> list[Piece]:
+    def _send(self, new: Sequence[Marks], progress: Progress) -> list[Piece]:
+        views = [one.view for one in new]
         number, starts, size = self._count + 1, [], 0
         for view in views:
             starts.append(size)
@@ -153,12 +171,12 @@ class Store:
         whole = not (self._handed_over and self._write(number, size, list(zip(starts, views)), progress))
         if whole:
             with concurrent.futures.ThreadPoolExecutor(HASHERS) as pool:
-                hashing = [pool.submit(_digest, view) for view in views]
+                hashing = [pool.submit(one.mark, whole=True) for one in new]
                 for sent in self._api.put_values(self._id, number, _padded(views), size):
                     progress(sent, size)
             marks = [one.result() for one in hashing]
         else:
-            marks = [_digest(view) if view.nbytes < SMALL_BYTES else _samples(view) for view in views]
+            marks = [one.mark(whole=False) for one in new]
         self.sent += size
         self._files[number] = size
         pieces = [
@@ -211,10 +229,6 @@ def address(view: memoryview) -> tuple[int, int] | None:
         return None
     array = numpy.frombuffer(view, dtype="u1")
     return int(array.__array_interface__["data"][0]), int(array.nbytes)
-
-
-def _digest(view: memoryview) -> bytes:
-    return hashlib.sha256(view).digest()
 
 
 def _samples(view: memoryview) -> bytes:

@@ -1,5 +1,6 @@
 """Modules of a notebook's folder, as they go to ranks and are loaded there."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +69,19 @@ def test_a_module_that_is_broken_stays_as_it_was(folder: Path, capsys: pytest.Ca
     assert "The module wc_bad could not be loaded again: SyntaxError" in capsys.readouterr().err
     modules.take(write(folder, wc_good="x = 2\n", wc_bad="y = 3\n"))
     assert (good.x, bad.y) == (2, 3)
+
+
+def test_a_module_that_takes_the_place_of_another_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the folder's instead of one that is elsewhere, and the other way round; what has stayed is not looked at."""
+    written = write(folder, wc_name="x = 1")
+    monkeypatch.setitem(sys.modules, "wc_name", sys.modules["json"])
+    assert "wc_name" not in modules.give(str(folder))
+    del sys.modules["wc_name"]
+    own = importlib.import_module("wc_name")
+    assert modules.give(str(folder)) == written
+    looked: list[str] = []
+    monkeypatch.setattr(modules, "_is_of", lambda name, module, folder: looked.append(name))
+    assert (modules.give(str(folder)), looked) == (written, [])
+    monkeypatch.setitem(sys.modules, "wc_name", sys.modules["json"])
+    assert (modules.give(str(folder)), looked) == ({}, ["wc_name"])
+    assert own.x == 1

@@ -1,14 +1,14 @@
 """The thread that publishes output: who subscribes is heard, whatever is published meanwhile."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 from jupyter_client.session import Session
 
-from warmcell.sandbox.guest.kernel.iopub import Publisher, in_order
+from warmcell.sandbox.guest.kernel.iopub import Publisher, Stream, in_order
 
 TIMEOUT_MS = 60_000
 SESSION = Session(key=b"")
@@ -92,3 +92,32 @@ def test_a_subscription_that_comes_while_it_publishes_is_heard(publisher: Publis
         heard.set()
         while next_kind() != "iopub_welcome":
             pass
+
+
+def test_a_flush_waits_only_for_what_was_printed(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what was printed all is published when it returns; of what was not, the publishing thread hears nothing."""
+    stream = Stream(SESSION, publisher, "stdout", watchfd=False)
+    said: list[str] = []
+    monkeypatch.setattr(SESSION, "send", lambda _, message, **__: said.append(message["content"]["text"]))
+    asked = threading.Event()
+    schedule = publisher.schedule
+
+    def noted(what: Callable[[], object]) -> None:
+        asked.set()
+        schedule(what)
+
+    monkeypatch.setattr(publisher, "schedule", noted)
+    stream.flush()
+    assert not asked.is_set()
+    for number in range(100):
+        print(number, file=stream)
+        stream.flush()
+        assert said.pop() == f"{number}\n"
+    asked.clear()
+    stream.flush()
+    assert not asked.is_set()
+    late = threading.Thread(target=print, args=("late",), kwargs={"file": stream})
+    late.start()
+    late.join()
+    stream.flush()
+    assert said == ["late\n"]
