@@ -111,6 +111,12 @@ class Warmcell(Configurable):
         help="Whether an ordinary user's sandboxes are made by the machine's helper where one runs, which is what "
         "their memory snapshots need. `none`: never.",
     ).tag(config=True)
+    docker_agent = Enum(
+        ["auto", "none"],
+        "auto",
+        help="Whether, where the machine has no helper, the memory of an ordinary user's containers is saved by a "
+        "small privileged container that the keeper starts in the same engine once it is needed. `none`: never.",
+    ).tag(config=True)
     suspend_after = Float(
         3600.0,
         min=0.0,

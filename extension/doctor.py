@@ -47,6 +47,8 @@ class Row(Wire):
     gpu: bool
     snapshot: str
     """The engine that saves its memory here; empty: none."""
+    snapshot_by: str
+    """What does that engine's work, where it is not as usual."""
     fork: bool
     rootless: bool
     why_not: str
@@ -129,8 +131,8 @@ async def collect(
 
 def row(report: BackendReport, engines: Sequence[EngineReport]) -> Row:
     """What a backend gives on this machine: what it can do by itself, and by the engines that work here."""
-    able = [engine.name for engine in engines if engine.ready and engine.name in report.capabilities.memory_engines]
-    snapshot = able[0] if able and report.ready else ""
+    able = [engine for engine in _serving(engines, report) if engine.ready and report.ready]
+    snapshot, by = (able[0].name, able[0].by) if able else ("", "")
     return Row(
         backend=report.name,
         ready=report.ready,
@@ -138,11 +140,19 @@ def row(report: BackendReport, engines: Sequence[EngineReport]) -> Row:
         tried=report.tried,
         gpu=report.ready and report.capabilities.gpus and not report.no_gpus,
         snapshot=snapshot,
+        snapshot_by=by,
         fork=bool(snapshot),
         rootless=report.capabilities.rootless,
         why_not=report.why_not,
         hint=report.hint,
     )
+
+
+def _serving(engines: Sequence[EngineReport], report: BackendReport) -> Sequence[EngineReport]:
+    """Those that save a backend's memory: its own, if there are such, else those of all."""
+    able = [engine for engine in engines if engine.name in report.capabilities.memory_engines]
+    own = [engine for engine in able if report.name in engine.backends]
+    return own or [engine for engine in able if not engine.backends]
 
 
 async def _choices(
@@ -200,9 +210,9 @@ async def _parking(place: ParkingPlace) -> tuple[dict[str, Any], list[Finding]]:
 
 def _engine_findings(engines: Sequence[EngineReport], chosen: BackendReport | None) -> Iterable[Finding]:
     """Of the engine of the usual backend; others are for who asks for theirs, and in the table."""
-    own = ("none", *(chosen.capabilities.memory_engines if chosen is not None else ()))
-    for engine in engines:
-        if not engine.ready and engine.name in own:
+    none = [engine for engine in engines if engine.name == "none"]
+    for engine in (*none, *(() if chosen is None else _serving(engines, chosen))):
+        if not engine.ready:
             yield Finding(
                 severity="note",
                 message=f"Kernels cannot be suspended, restored or forked: {engine.why_not}",

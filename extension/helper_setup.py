@@ -17,6 +17,7 @@ from pathlib import Path
 from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.helper import program
+from warmcell.sandbox.helper.capabilities import NEEDED
 from warmcell.sandbox.helper.maker import SANDBOXES_MAX
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.system import IMAGES, SOCKET
@@ -27,12 +28,6 @@ OLDEST_PYTHON = (3, 11)
 OWN_ENVIRONMENT = (
     "As root: python3 -m venv /opt/warmcell/venv && /opt/warmcell/venv/bin/pip install warmcell && "
     "/opt/warmcell/venv/bin/warmcell helper install"
-)
-CAPABILITIES = (
-    *("CAP_AUDIT_WRITE", "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"),
-    *("CAP_FOWNER", "CAP_FSETID", "CAP_IPC_OWNER", "CAP_KILL", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_SETFCAP"),
-    *("CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE"),
-    *("CAP_SYS_RESOURCE", "CAP_SYS_NICE", "CAP_SYS_TIME"),
 )
 START = """import sys
 sys.path.append({folder!r})
@@ -147,7 +142,7 @@ class Setup:
             images=self.images,
             most=self.most,
             environment="\n".join(f"Environment={name}={value}" for name, value in sorted(environment.items())),
-            capabilities=" ".join(CAPABILITIES),
+            capabilities=" ".join(f"CAP_{name}" for name in NEEDED),
         )
         if has_manager():
             self.units.mkdir(parents=True, exist_ok=True)

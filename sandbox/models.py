@@ -420,6 +420,10 @@ class EngineReport(Wire):
     why_not: str = ""
     hint: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    backends: tuple[str, ...] = ()
+    """Which it serves, of all that declare it; empty: all of them."""
+    by: str = ""
+    """What does its work, where that is not as usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

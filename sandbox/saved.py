@@ -49,9 +49,10 @@ class Saved:
         self.store = store
         self.park_engine = park_engine
         self._engine = engine
-        self._others = {other.name: other for other in others}
+        self._others = tuple(others)
         """For backends that the first does not serve."""
-        self._reports: dict[str, asyncio.Task[EngineReport]] = {}
+        self._reports: dict[int, asyncio.Task[EngineReport]] = {}
+        """Of the others, by their place among them."""
         self._backend_of = backend_of
         self._paths = paths
         self._turn = turn
@@ -87,7 +88,7 @@ class Saved:
 
     async def reports(self) -> list[EngineReport]:
         """The same of each engine, the one that serves most backends first."""
-        return list(await asyncio.gather(self.report(), *map(self._report_of, self._others)))
+        return list(await asyncio.gather(self.report(), *map(self._report_of, range(len(self._others)))))
 
     async def check(self, spec: SandboxSpec) -> SnapshotEngine:
         """The engine that saves sandboxes of this kind.
@@ -96,44 +97,44 @@ class Saved:
             UnsupportedOperationError: There is none; said before anything is done.
         """
         backend = self._backend_of(spec)
-        able = [name for name in self._others if name in backend.capabilities.snapshot_engines]
-        if able:
-            return await self._other(able[0])
+        for number, other in enumerate(self._others):
+            if _serves(other, backend):
+                return await self._other(number)
         report = await self.report()
         if self._engine is None or not report.ready:
             raise errors.UnsupportedOperationError(
                 f"Memory cannot be saved on this machine: {report.why_not}", hint=report.hint
             )
-        if self._engine.name not in backend.capabilities.snapshot_engines:
+        if not _serves(self._engine, backend):
             raise errors.UnsupportedOperationError(
                 f"The {backend.name} backend cannot save memory", hint="Use the bubblewrap backend."
             )
         return self._engine
 
-    async def _other(self, name: str) -> SnapshotEngine:
+    async def _other(self, number: int) -> SnapshotEngine:
         """One of those, tried once.
 
         Raises:
             UnsupportedOperationError: It does not work here.
         """
-        report = await self._report_of(name)
+        report = await self._report_of(number)
         if not report.ready:
             raise errors.UnsupportedOperationError(
                 f"Memory of such a sandbox cannot be saved on this machine: {report.why_not}", hint=report.hint
             )
-        return self._others[name]
+        return self._others[number]
 
-    async def _report_of(self, name: str) -> EngineReport:
-        if name not in self._reports:
-            self._reports[name] = asyncio.create_task(self._tried(self._others[name]))
-        trying = self._reports[name]
+    async def _report_of(self, number: int) -> EngineReport:
+        if number not in self._reports:
+            self._reports[number] = asyncio.create_task(self._tried(self._others[number]))
+        trying = self._reports[number]
         report = await asyncio.shield(trying)
-        if not report.ready and self._reports.get(name) is trying:
-            del self._reports[name]
+        if not report.ready and self._reports.get(number) is trying:
+            del self._reports[number]
         return report
 
     def _engines(self) -> list[SnapshotEngine]:
-        return [*([] if self._engine is None else [self._engine]), *self._others.values()]
+        return [*([] if self._engine is None else [self._engine]), *self._others]
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """What the environment of such sandboxes is known by, see `SandboxBackend`. Blocks."""
@@ -168,15 +169,26 @@ class Saved:
 
     async def remeasure(self) -> None:
         """Take note of images that have become smaller or larger since they were made, or have been compressed."""
-        if self._engine is None or not (await self.report()).ready:
+        engine = await self._that_shares()
+        if engine is None:
             return
         known = {info.id: (info.image_bytes, info.image_compressed) for info in self.store.infos()}
-        images = await self._engine.images()
+        images = await engine.images()
         self.store.shared = {image.id: image.shared_bytes for image in images}
         for image in images:
             now = image.image_bytes, image.compressed
             if known.get(image.id, now) != now:
                 await self.store.amend(image.id, image_bytes=image.image_bytes, image_compressed=image.compressed)
+
+    async def _that_shares(self) -> SnapshotEngine | None:
+        """An engine that was tried and works, whose images have memory in common. They are all of one kind."""
+        if self._engine is not None and (await self.report()).ready:
+            return self._engine
+        for number, trying in self._reports.items():
+            other = self._others[number]
+            if not other.whole and trying.done() and not trying.cancelled() and trying.result().ready:
+                return other
+        return None
 
     async def image_dropped(self, snapshot: SnapshotId) -> None:
         """Told by the store of a snapshot that is gone."""
@@ -222,3 +234,8 @@ class Saved:
         with contextlib.suppress(errors.SnapshotNotFoundError):
             return self.store.get(snapshot).info.kind in ("suspended", "outlived")
         return False
+
+
+def _serves(engine: SnapshotEngine, backend: SandboxBackend) -> bool:
+    declared = engine.name in backend.capabilities.snapshot_engines
+    return declared and (not engine.backends or backend.name in engine.backends)

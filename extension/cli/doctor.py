@@ -109,7 +109,7 @@ def _row(row: Mapping[str, Any], default: str) -> tuple[str, ...]:
         yes_no(row["ready"]) if row["tried"] or not row["ready"] else "untried",
         row["isolation"],
         yes_no(row["gpu"]),
-        row["snapshot"] or "no",
+        ", by ".join(filter(None, (row["snapshot"], row["snapshot_by"]))) or "no",
         yes_no(row["fork"]),
         yes_no(row["rootless"]),
         row["why_not"] or "-",
@@ -132,7 +132,9 @@ def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]
 def _print_engine(engine: EngineReport) -> None:
     """Why memory is not saved is a finding."""
     details = ", ".join(f"{name} {value}" for name, value in engine.details.items())
-    print(f"Snapshots: {engine.name if engine.ready else 'none'}{f' ({details})' if engine.ready and details else ''}")
+    of = f" of {' and '.join(engine.backends)}" if engine.backends else ""
+    found = f"{engine.name}{f' ({details})' if details else ''}" if engine.ready else "none"
+    print(f"Snapshots{of}: {found}")
 
 
 def _print_gpus(devices: list[dict[str, Any]], parking: Mapping[str, Any] | None) -> None:

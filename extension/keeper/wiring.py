@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.saved import NO_ENGINE
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots.agent import AgentHelper, FirstOf
 from warmcell.sandbox.snapshots.archive import ImagePort
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.carrying import CriuImages
@@ -62,16 +64,17 @@ class Wiring:
         self.paths = paths
         helped = settings.helper == "auto"
         self.nursery = Nursery()
+        self._containers = DockerBackend(
+            paths=paths,
+            host=settings.docker_host,
+            runtime=settings.docker_runtime,
+            image=settings.docker_image,
+        )
         self.backends: Mapping[str, SandboxBackend] = {
             "bubblewrap": BubblewrapBackend(
                 paths=paths, helper=SystemHelper().connect if helped else None, nursery=self.nursery
             ),
-            "docker": DockerBackend(
-                paths=paths,
-                host=settings.docker_host,
-                runtime=settings.docker_runtime,
-                image=settings.docker_image,
-            ),
+            "docker": self._containers,
             "gvisor": GvisorBackend(paths=paths, nursery=self.nursery),
             "process": ProcessBackend(),
         }
@@ -89,11 +92,26 @@ class Wiring:
         self.engines: list[SnapshotEngine] = []
         """Further ones, each for backends of its own."""
         if settings.snapshots == "auto" and os.getuid() == 0:
-            self.engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
+            self.engines.append(self._gvisor_engine(paths))
+        if settings.snapshots == "auto" and os.getuid() != 0 and settings.docker_agent == "auto":
+            containers = self._containers_engine(paths)
+            self.engines.append(containers)
+            self.images = CriuImages(containers)
         inventory = gpu_inventory(settings)
         self.gpus = gpu_pool(settings, paths, inventory)
         self.parking = parking_place(settings, inventory)
         self.image_builders = self._image_builders()
+
+    def _gvisor_engine(self, paths: Paths) -> SnapshotEngine:
+        return GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery))
+
+    def _containers_engine(self, paths: Paths, *, quiet: bool = False) -> CriuEngine:
+        """What saves an ordinary user's containers, with a helper or without."""
+        machine = SystemHelper() if self.settings.helper == "auto" else None
+        helper = FirstOf(machine, AgentHelper(paths, self._containers, quiet=quiet))
+        return CriuEngine(
+            paths=paths, helper=helper, populate=self.settings.populate, backends=(self._containers.name,)
+        )
 
     def _package_index(self) -> PackageIndex:
         return PackageIndex.from_environment(
@@ -213,15 +231,18 @@ class Wiring:
 
     async def _try_engines(self) -> Sequence[EngineReport]:
         """Without a keeper: in directories of their own, so that nothing is left where it was only looked."""
-        if self.engine is None:
+        if self.engine is None and not self.engines:
             return [NO_ENGINE]
         with tempfile.TemporaryDirectory(prefix="wc-") as name:
             place = Path(name)
             paths = Paths(place / "r", place / "s", place / "l").make()
-            helper = OwnHelper(paths, quiet=True) if os.getuid() == 0 else SystemHelper()
-            engines: list[SnapshotEngine] = [CriuEngine(paths=paths, helper=helper)]
+            engines: list[SnapshotEngine] = []
+            if self.engine is not None:
+                helper = OwnHelper(paths, quiet=True) if os.getuid() == 0 else SystemHelper()
+                engines.append(CriuEngine(paths=paths, helper=helper))
             if self.engines:
-                engines.append(GvisorEngine(paths=paths, backend=GvisorBackend(paths=paths, nursery=self.nursery)))
+                again = self._gvisor_engine if os.getuid() == 0 else partial(self._containers_engine, quiet=True)
+                engines.append(again(paths))
             try:
                 return await asyncio.gather(*(engine.probe() for engine in engines))
             finally:

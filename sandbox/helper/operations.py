@@ -37,6 +37,7 @@ class Helper:
         *,
         only: int | None = None,
         maker: Maker | None = None,
+        kind: str = "",
     ) -> None:
         """Configure it.
 
@@ -45,10 +46,12 @@ class Helper:
             environment: Where WARMCELL_CRIU and PATH are looked up.
             only: The one uid that it serves, besides root; everybody if None.
             maker: What makes sandboxes for ordinary users, if it does.
+            kind: What it is, where it is neither the machine's nor a child of root's keeper.
         """
         self.base = base
         self.only = only
         self.maker = maker
+        self._kind = kind
         self.busy = Busy()
         self._environment = environment
         self._program: program.Program | None = None
@@ -81,7 +84,7 @@ class Helper:
                     "Memory snapshots need root",
                     hint="As root: `warmcell helper install`; it serves all users of the machine.",
                 )
-            self._program = program.find(self._environment)
+            self._program = program.find(self._environment, owners=(0, self.only or 0))
             self._program.command()
         return self._program
 
@@ -127,6 +130,7 @@ class Helper:
                 "ok": True,
                 "version": VERSION,
                 "criu": version,
+                "by": self._kind,
                 "ready": not why_not,
                 "why_not": why_not,
                 "hint": hint,

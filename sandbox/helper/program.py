@@ -62,8 +62,12 @@ class Program:
         return loader, words, [loader, program, *folders]
 
 
-def find(environment: Mapping[str, str]) -> Program:
+def find(environment: Mapping[str, str], *, owners: Sequence[int] = (0,)) -> Program:
     """The criu of this machine; WARMCELL_CRIU, if set, is the only one looked at.
+
+    Args:
+        environment: Where that, and PATH, are looked up.
+        owners: Whose files it may be, besides this process's user.
 
     Raises:
         HelperError: There is none, or it is too old, or somebody else could change it.
@@ -71,13 +75,13 @@ def find(environment: Mapping[str, str]) -> Program:
     named = environment.get(VARIABLE)
     reasons: list[str] = []
     for place in [named] if named else [*PREFIXES, *_on_path(environment), *SYSTEM]:
-        layout = _layout(place)
-        if layout is None:
+        found_at = layout(place)
+        if found_at is None:
             if named:
                 reasons.append(f"{place} is not there")
             continue
         try:
-            found = _tried(*layout)
+            found = _tried(*found_at, owners=owners)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             reasons.append(f"{place}: {error}")
             continue
@@ -95,8 +99,8 @@ def _on_path(environment: Mapping[str, str]) -> list[str]:
     return [f"{folder}/criu" for folder in folders]
 
 
-def _layout(place: str) -> tuple[str, str, list[str]] | None:
-    """Program, loader and libraries of a prefix, or of a program of the system; None if there is none."""
+def layout(place: str) -> tuple[str, str, list[str]] | None:
+    """Program, loader (empty: none) and libraries of a prefix, or of a program of the system; None if there is none."""
     if os.path.isdir(place):
         program, loader, libraries = f"{place}/sbin/criu", f"{place}/lib/ld.so", f"{place}/lib"
         return (program, loader, [libraries]) if os.path.isfile(program) else None
@@ -117,9 +121,9 @@ def _layout(place: str) -> tuple[str, str, list[str]] | None:
     return place, loader, list(dict.fromkeys(os.path.dirname(path) for path in found))
 
 
-def _tried(program: str, loader: str, libraries: list[str]) -> Program:
+def _tried(program: str, loader: str, libraries: list[str], *, owners: Sequence[int]) -> Program:
     for path in [program, *libraries, *([loader] if loader else [])]:
-        _check_owner(os.path.realpath(path))
+        _check_owner(os.path.realpath(path), (*owners, os.getuid()))
     argv = [loader, "--library-path", ":".join(libraries), program] if loader else [program]
     said = subprocess.run([*argv, "--version"], capture_output=True, text=True, timeout=10, check=False)
     version = re.search(r"Version: (\d+\.\d+(?:\.\d+)?)", said.stdout)
@@ -128,10 +132,10 @@ def _tried(program: str, loader: str, libraries: list[str]) -> Program:
     return Program(program, loader, libraries, version.group(1))
 
 
-def _check_owner(path: str) -> None:
-    """What root runs, only root may be able to change."""
+def _check_owner(path: str, owners: Sequence[int]) -> None:
+    """What root runs, only root may be able to change, or who has root's rights anyway."""
     found = os.stat(path)
-    if found.st_uid not in (0, os.getuid()) or stat.S_IMODE(found.st_mode) & 0o022:
+    if found.st_uid not in owners or stat.S_IMODE(found.st_mode) & 0o022:
         raise ValueError(f"{path} could be changed by others than root")
 
 

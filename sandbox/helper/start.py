@@ -1,8 +1,12 @@
-"""How a keeper of root's starts a helper of its own."""
+"""How helpers are started."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 START = "import sys; sys.path.append({folder!r}); from warmcell.sandbox.helper import {name}; {name}.main(sys.argv[1:])"
 
@@ -29,6 +33,21 @@ def command(python: str, *, listening: int, lifeline: int, base: str, for_all: b
         base,
         str(int(for_all)),
     ]
+
+
+def agent_command(python: str, *, keeper: tuple[int, int], fds: Sequence[int], uid: int, base: str) -> list[str]:
+    """The command line of an agent, see `agent.main`.
+
+    Args:
+        python: An interpreter.
+        keeper: The number of the keeper, and when it began.
+        fds: What is open there for it.
+        uid: Whom it serves.
+        base: Directory of the images.
+    """
+    begin = START.format(folder=str(Path(__file__).parents[3]), name="agent")
+    # -B: what root writes beside a user's own files, the user could not remove.
+    return [python, "-I", "-S", "-B", "-c", begin, *map(str, (*keeper, *fds, uid)), base]
 
 
 def system_command(python: str, *, socket: str, images: str, most: int, folder: Path | None = None) -> list[str]:

@@ -67,6 +67,8 @@ class SnapshotEngine(Protocol):
     whole: bool
     """Whether its images are of whole sandboxes, files included. Nobody may be connected with one while it is saved,
     nothing is saved apart, and kernels come back only in sandboxes that `maker` has made, not in one that is there."""
+    backends: tuple[str, ...]
+    """Which it serves, of all that declare it; empty: all of them."""
 
     def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
         """What makes the sandbox that a kernel is restored in: the backend, unless images are of whole sandboxes."""

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,7 @@ QUICK_TIMEOUT_S, DUMP_TIMEOUT_S, RESTORE_TIMEOUT_S = 60.0, 900.0, 330.0
 CLOSE_TIMEOUT_S = 150.0
 SETTLE_TIMEOUT_S = 660.0
 LINE_MAX_BYTES = 1 << 20
+BACKLOG = 128
 INSTALL = "Let root run `warmcell helper install`, once for the machine."
 
 
@@ -67,7 +68,7 @@ class SystemHelper:
     async def connect(self) -> socket.socket:
         """See `Helper`."""
         try:
-            return await _connected(self._path)
+            return await connected(self._path)
         except OSError as error:
             raise BackendUnavailableError(
                 f"Memory snapshots of ordinary users need the helper, which does not answer ({error.strerror})",
@@ -95,7 +96,7 @@ class OwnHelper:
             if self._process is None or self._process.returncode is not None:
                 await self._start()
         try:
-            return await _connected(self._paths.helper_socket)
+            return await connected(self._paths.helper_socket)
         except OSError as error:
             raise TransportError(f"The helper does not answer ({error.strerror})", hint="Try again.") from error
 
@@ -118,20 +119,16 @@ class OwnHelper:
         path = self._paths.helper_socket
         private_directory(self._paths.images)
         with contextlib.ExitStack() as undo:
-            listening = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            path.unlink(missing_ok=True)
-            listening.bind(str(path))
-            path.chmod(0o600)
-            listening.listen(128)
+            opened = undo.enter_context(listening(path))
             reading, self._lifeline = os.pipe2(os.O_CLOEXEC)
             undo.callback(os.close, reading)
-            argv = command(sys.executable, listening=listening.fileno(), lifeline=reading, base=str(self._paths.images))
+            argv = command(sys.executable, listening=opened.fileno(), lifeline=reading, base=str(self._paths.images))
             self._process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL if self._quiet else None,
-                pass_fds=[listening.fileno(), reading],
+                pass_fds=[opened.fileno(), reading],
                 env=helper_environment(),
                 start_new_session=True,
             )
@@ -140,6 +137,17 @@ class OwnHelper:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket that listens there, for this user alone; closed in the end, with its file left."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as made:
+        path.unlink(missing_ok=True)
+        made.bind(str(path))
+        path.chmod(0o600)
+        made.listen(BACKLOG)
+        yield made
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +199,23 @@ class CriuEngine:
     name = "criu"
     whole = False
 
-    def __init__(self, *, paths: Paths, helper: Helper | None = None, populate: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        paths: Paths,
+        helper: Helper | None = None,
+        populate: bool = False,
+        backends: tuple[str, ...] = (),
+    ) -> None:
         """Configure it; nothing is started yet.
 
         Args:
             paths: The keeper's directories.
             helper: Where requests go; as root a helper of its own, else the system's, if None.
             populate: Begin to read all memory of what was restored from disk, see the port.
+            backends: See the port. Their sandboxes need not be the helper's.
         """
+        self.backends = backends
         self._populate = populate
         self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
         # A user may have several state directories, and the machine's helper has the images of all of them.
@@ -209,18 +226,21 @@ class CriuEngine:
         try:
             said = await self.ask_itself()
         except WarmcellError as error:
-            return EngineReport(name=self.name, ready=False, why_not=error.message, hint=error.hint)
-        if os.getuid() != 0 and said["ready"] and not said.get("makes"):
+            return self._report(ready=False, why_not=error.message, hint=error.hint)
+        if os.getuid() != 0 and not self.backends and said["ready"] and not said.get("makes"):
             why = str(said.get("makes_why_not") or "this helper makes no sandboxes for ordinary users")
-            return EngineReport(name=self.name, ready=False, why_not=why, hint=INSTALL)
+            return self._report(ready=False, why_not=why, hint=INSTALL)
         details = {"criu": str(said["criu"]), "linux": str(said["kernel"]), "helper": str(said["version"])}
-        return EngineReport(
-            name=self.name,
+        return self._report(
             ready=bool(said["ready"]),
             why_not=str(said["why_not"]),
             hint=str(said["hint"]),
             details=details,
+            by=str(said.get("by", "")),
         )
+
+    def _report(self, *, ready: bool, **told: Any) -> EngineReport:
+        return EngineReport(name=self.name, ready=ready, backends=self.backends, **told)
 
     async def ask_itself(self) -> Mapping[str, Any]:
         """What the helper says of itself.
@@ -369,7 +389,12 @@ def helper_environment() -> dict[str, str]:
     return kept
 
 
-async def _connected(path: Path) -> socket.socket:
+async def connected(path: Path) -> socket.socket:
+    """A connection to who listens there, not blocking.
+
+    Raises:
+        OSError: Nobody does.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:

@@ -56,6 +56,7 @@ class GvisorEngine:
 
     name = "gvisor"
     whole = True
+    backends: tuple[str, ...] = ()
 
     def __init__(self, *, paths: Paths, backend: GvisorBackend) -> None:
         """Configure it; nothing is made yet."""

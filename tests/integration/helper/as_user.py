@@ -203,6 +203,13 @@ async def kernel(told: Mapping[str, Any]) -> None:
     await kernel_lives(told, say)
 
 
+async def agent(told: Mapping[str, Any]) -> None:
+    """Have a kernel in a container, and kill what saves it."""
+    from tests.integration.docker.agent_life import lives
+
+    await lives(told, say)
+
+
 if __name__ == "__main__":
-    verb = {"asked": asked, "box": box, "connect": connect, "kernel": kernel, "carried": carried}[sys.argv[1]]
-    asyncio.run(verb(json.load(sys.stdin)))
+    verbs = {each.__name__: each for each in (asked, box, connect, kernel, carried, agent)}
+    asyncio.run(verbs[sys.argv[1]](json.load(sys.stdin)))

@@ -32,29 +32,29 @@ async def kernel_lives(told: Mapping[str, Any], say: Callable[[object], None]) -
 
 
 async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[object], None]) -> None:
-    started, connection = await _start(keeper, told["workspace"], told.get("spec", {}))
+    started, connection = await start(keeper, told["workspace"], told.get("spec", {}))
     sandbox = started["id"]
     say({"limits": {name: one["why"] or one["enforced"] for name, one in started["limits"].items()}})
-    async with _client(connection) as client:
-        say(await _run(client, BEGIN))
+    async with client_of(connection) as client:
+        say(await run(client, BEGIN))
         for _ in range(2):
             say((await keeper.post(f"/sandboxes/{sandbox}/suspend", {}, timeout=120))["state"])
-            say(await _run(client, GO_ON))
+            say(await run(client, GO_ON))
         await keeper.post(f"/sandboxes/{sandbox}/snapshot", {"name": "before"}, timeout=120)
-        say(await _run(client, "x = 0; print(x)"))
+        say(await run(client, "x = 0; print(x)"))
         await keeper.post(f"/sandboxes/{sandbox}/restore", {"snapshot": "before"}, timeout=120)
-        say(await _run(client, "print(x)"))
+        say(await run(client, "print(x)"))
         clones = (await keeper.post(f"/sandboxes/{sandbox}/fork", {"n": 2}, timeout=120))["sandboxes"]
         kernels = {one["sandbox_id"]: one for one in (await keeper.get("/kernels"))["kernels"]}
         for clone in clones:
-            async with _client(kernels[clone["id"]]["connection"]) as other:
-                say(await _run(other, "x += 1; print(x, f.closed)"))
+            async with client_of(kernels[clone["id"]]["connection"]) as other:
+                say(await run(other, "x += 1; print(x, f.closed)"))
             await keeper.delete(f"/sandboxes/{clone['id']}")
-        await _run(client, "%%remote fork n=2 get=found\nfound = x + int(os.environ['RANK'])")
-        say(await _run(client, "print(found)"))
+        await run(client, "%%remote fork n=2 get=found\nfound = x + int(os.environ['RANK'])")
+        say(await run(client, "print(found)"))
 
 
-async def _start(
+async def start(
     keeper: KeeperClient, workspace: str, wishes: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     kernel_id = str(uuid.uuid4())
@@ -72,7 +72,7 @@ async def _start(
 
 
 @contextlib.asynccontextmanager
-async def _client(connection: Mapping[str, Any]) -> AsyncIterator[AsyncKernelClient]:
+async def client_of(connection: Mapping[str, Any]) -> AsyncIterator[AsyncKernelClient]:
     client = AsyncKernelClient()
     client.load_connection_info({**connection, "key": connection["key"].encode()})
     client.start_channels()
@@ -82,7 +82,7 @@ async def _client(connection: Mapping[str, Any]) -> AsyncIterator[AsyncKernelCli
         client.stop_channels()
 
 
-async def _run(client: AsyncKernelClient, code: str) -> str:
+async def run(client: AsyncKernelClient, code: str) -> str:
     said: list[str] = []
 
     def hear(message: Mapping[str, Any]) -> None:

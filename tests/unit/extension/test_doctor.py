@@ -234,3 +234,19 @@ async def test_what_a_backend_could_elsewhere_is_not_told_of_this_machine() -> N
     shown = {one["backend"]: _row(one, "") for one in (await look(Told("bubblewrap"), docker))["table"]}
     assert shown["bubblewrap"][1:4] == ("yes", "namespaces", "yes")
     assert shown["docker"][1:4] == ("untried", "namespaces", "no")
+
+
+async def test_an_engine_that_serves_some_backends_counts_for_these_alone() -> None:
+    """Ordinary users' containers can have one where their other sandboxes have none; who does its work is told."""
+    engines = [
+        EngineReport(name="criu", ready=False, why_not="no helper", hint="Install it."),
+        EngineReport(name="criu", ready=True, backends=("docker",), by="an agent container"),
+    ]
+    told = await look(Told("bubblewrap"), Told("docker"), engines=engines)
+    rows = {row["backend"]: (row["snapshot"], row["snapshot_by"], row["fork"]) for row in told["table"]}
+    assert rows == {"bubblewrap": ("", "", False), "docker": ("criu", "an agent container", True)}
+    assert [one["message"] for one in told["findings"]] == [
+        "Kernels cannot be suspended, restored or forked: no helper"
+    ]
+    told = await look(Told("bubblewrap"), Told("docker"), configured="docker", engines=engines)
+    assert told["findings"] == []
