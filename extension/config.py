@@ -226,6 +226,11 @@ class Warmcell(Configurable):
         help="Most of the host's memory that parked kernels' GPU memory may take together; those parked longest are "
         "suspended for others. A fraction of the machine's where under 1, else GiB.",
     ).tag(config=True)
+    park_with_torch = Bool(
+        False,
+        help="Where the driver cannot park a kernel (MIG, managed memory, MPS, an old driver), its torch moves the "
+        "tensors itself. The context, some hundred MiB, stays on the GPU while others have it.",
+    ).tag(config=True)
     gpu_shares = Integer(
         1,
         min=1,

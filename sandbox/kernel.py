@@ -42,11 +42,19 @@ class Frontend(Protocol):
     def record(self) -> Mapping[str, Any]:
         """What `go_on` needs to know of a kernel that was paused, also in another keeper; JSON-ready."""
 
-    async def pause(self, *, token: str) -> None:
+    async def pause(self, *, token: str, offload: str = "") -> int:
         """Have the kernel get ready for a snapshot and leave it completely; requests wait from now on.
 
+        Args:
+            token: What it is to show when it was restored.
+            offload: Also have it move what torch has on devices of that kind to the host's memory, until `go_on`.
+
+        Returns:
+            How many bytes it has moved.
+
         Raises:
-            UnsupportedOperationError: A hook of its user's is against it; the kernel is as before.
+            UnsupportedOperationError: A hook of its user's is against it, or what it has cannot be moved; the kernel is
+                as before.
         """
 
     async def go_on(

@@ -196,6 +196,9 @@ class GpuDevice(Wire):
     """Of a simulated device: what each sandbox that has it is said to take of its memory."""
 
 
+ParkedBy = Literal["driver", "torch"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked(Wire):
     """What a sandbox had on GPUs and has in the host's memory now; others may have the GPUs."""
@@ -208,6 +211,10 @@ class Parked(Wire):
     """What went to the host's memory."""
     bound: bool = True
     """It goes on only where it was, or on a device of that kind. False: nothing of it has used a GPU."""
+    by: ParkedBy = "driver"
+    """Who moved it. What torch moved goes on on the very device: the rest of what the process has there stays."""
+    stays_bytes: int = 0
+    """What stays on the GPUs: the context, and what is not torch's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.parking import ParkingPlace, to_host
-from warmcell.sandbox.kernel import LeftKernel
+from warmcell.sandbox.kernel import Frontend, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.models import GIB, GpuDevice, Parked, ParkedBy, SandboxId, SandboxInfo
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.registry import Registry
 
@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
+
+UNKNOWN = (errors.OperationTimeoutError, errors.TransportError)
+"""After these nobody knows what a kernel has done that was asked to go on."""
 
 
 def moves_within(backend_isolated: bool, had: tuple[GpuDevice, ...]) -> bool:
@@ -64,26 +67,67 @@ class Parking(Registry):
             raise errors.UnsupportedOperationError(
                 "Nobody would notice when this sandbox is wanted again", hint="Suspend it, or stop it."
             )
-        await place.engine.check(box.gpus, box.processes)
+        by = await self._who_moves(box, place)
         await self._check_idle(box)
         await self._check_host(box, place, await place.engine.vram_bytes(box.gpus, box.processes))
         began = time.perf_counter()
-        left = LeftKernel(token=secrets.token_hex(16))
-        await frontend.pause(token=left.token)
+        try:
+            left, parked = await self._leave(box, frontend, place, by, unless)
+        except errors.UnsupportedOperationError:
+            if by == "torch" or not place.by_torch:
+                raise
+            await place.engine.check_offload(box.gpus, box.processes)
+            left, parked = await self._leave(box, frontend, place, "torch", unless)
+        box.left = left
+        box.tell(parked=parked, gpus=())
+        took = time.perf_counter() - began
+        log.info(
+            "sandbox %s is parked by %s with %.2f GiB after %.3f s, %.2f GiB stay on the GPU",
+            box.info.id,
+            parked.by,
+            parked.vram_bytes / GIB,
+            took,
+            parked.stays_bytes / GIB,
+        )
+        await frontend.sleep(left.record)
+        if parked.by == "torch":
+            await self._gpus.leave_behind(box.info.id, box.processes)
+        else:
+            self._gpus.release(box.info.id)
+
+    async def _who_moves(self, box: LiveSandbox, place: ParkingPlace) -> ParkedBy:
+        """The driver, or torch where the driver cannot and the operator lets it.
+
+        Raises:
+            UnsupportedOperationError: Nobody can.
+        """
+        try:
+            await place.engine.check(box.gpus, box.processes)
+        except errors.UnsupportedOperationError:
+            if not place.by_torch:
+                raise
+            await place.engine.check_offload(box.gpus, box.processes)
+            return "torch"
+        return "driver"
+
+    async def _leave(
+        self, box: LiveSandbox, frontend: Frontend, place: ParkingPlace, by: ParkedBy, unless: Callable[[], bool]
+    ) -> tuple[LeftKernel, Parked]:
+        """Hold its kernel and have its GPUs emptied; whatever fails, it goes on."""
+        kernel, left = box.kernel, LeftKernel(token=secrets.token_hex(16))
+        assert kernel is not None
+        moved = await frontend.pause(token=left.token, offload=place.engine.kind if by == "torch" else "")
         left.record = frontend.record()
         try:
             if unless():
                 raise errors.ConflictError("The kernel is wanted again", hint="Park it when it is idle.")
-            parked = await to_host(place.engine, box.gpus, box.processes)
+            if by == "torch":
+                most = sum(gpu.memory_total_bytes for gpu in box.gpus)
+                return left, await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
+            return left, await to_host(place.engine, box.gpus, box.processes)
         except BaseException:
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
-        box.left = left
-        box.tell(parked=parked, gpus=())
-        took = time.perf_counter() - began
-        log.info("sandbox %s is parked with %.2f GiB after %.3f s", box.info.id, parked.vram_bytes / GIB, took)
-        await frontend.sleep(left.record)
-        self._gpus.release(box.info.id)
 
     async def _unpark(self, box: LiveSandbox, *, began: float) -> None:
         """Have a sandbox go on that was parked, on a GPU that it gets now.
@@ -91,22 +135,24 @@ class Parking(Registry):
         Raises:
             WarmcellError: It stays parked, and has no GPU; or it has one, and its clients cannot go on with it yet.
         """
-        parked, left, kernel = box.info.parked, box.left, box.kernel
+        parked = box.info.parked
         leased = time.perf_counter()
         if parked is not None:
             devices = await self._lease(box, self._comes_back_on(box, parked))
             leased = time.perf_counter()
             try:
                 await self._parking_place().engine.unpark(parked, devices, box.processes)
-            except BaseException:
-                self._gpus.release(box.info.id)
+                if parked.by == "torch":
+                    await self._go_on(box)
+            except BaseException as error:
                 box.tell(phase=None)
+                await self._stays_parked(box, parked, error)
                 raise
             box.gpus = devices
             box.tell(parked=None, gpus=devices, phase=None)
         back = time.perf_counter()
-        if box.frontend is not None and kernel is not None and left is not None:
-            await box.frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+        if parked is None or parked.by != "torch":
+            await self._go_on(box)
         box.left = None
         now = time.perf_counter()
         phases = {"queue": leased - began, "unpark": back - leased, "ready": now - back}
@@ -114,6 +160,18 @@ class Parking(Registry):
             resumed_ms=round(1000 * (now - began), 1),
             phases_ms={name: round(1000 * took, 1) for name, took in phases.items()},
         )
+
+    async def _go_on(self, box: LiveSandbox) -> None:
+        kernel, frontend, left = box.kernel, box.frontend, box.left
+        if frontend is not None and kernel is not None and left is not None:
+            await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+
+    async def _stays_parked(self, box: LiveSandbox, parked: Parked, error: BaseException) -> None:
+        """It could not go on. Its lease goes, unless its torch may have what it had there by now."""
+        if parked.by != "torch":
+            self._gpus.release(box.info.id)
+        elif isinstance(error, errors.WarmcellError) and not isinstance(error, UNKNOWN):
+            await self._gpus.leave_behind(box.info.id, box.processes)
 
     async def _lease_anew(self, box: LiveSandbox) -> None:
         """A parked sandbox whose kernel is gone gets GPUs for the next one; raises as `_unpark`."""
@@ -132,7 +190,7 @@ class Parking(Registry):
         return self.parking
 
     def _comes_back_on(self, box: LiveSandbox, parked: Parked) -> str:
-        if moves_within(box.info.isolated, parked.gpus):
+        if parked.by == "driver" and moves_within(box.info.isolated, parked.gpus):
             return self._parking_place().engine.comes_back_on(parked)
         return _those(parked)
 

@@ -118,6 +118,11 @@ class Saving(Saved):
         if box.info.parked is None and box.gpus and self.park_engine is not None:
             await self.park_engine.check(box.gpus, box.processes)
         parked = box.info.parked
+        if parked is not None and parked.by == "torch":
+            raise errors.UnsupportedOperationError(
+                "This kernel is parked by torch, and a part of it is on its GPU still, which cannot be saved",
+                hint="Run a cell first. The driver parks kernels with one whole GPU, which can be saved.",
+            )
         snapshot = new_snapshot_id()
         frozen = asyncio.Event()
         async with self.store.draft(snapshot) as draft:

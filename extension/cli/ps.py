@@ -85,7 +85,8 @@ def row(info: SandboxInfo, snapshots: Sequence[SnapshotInfo] = ()) -> tuple[str,
 
 def _gpus(info: SandboxInfo) -> str:
     if info.parked is not None:
-        return f"parked ({info.parked.vram_bytes / GIB:.1f} GiB)"
+        stays = f", {info.parked.stays_bytes / GIB:.1f} GiB stay" if info.parked.stays_bytes else ""
+        return f"parked ({info.parked.vram_bytes / GIB:.1f} GiB{stays})"
     if not info.gpus:
         return "CPU"
     return ", ".join(f"{gpu.index}: {gpu.name}{' (simulated)' if gpu.simulated else ''}" for gpu in info.gpus)

@@ -20,6 +20,10 @@ GO_ON_TIMEOUT_S = 60.0
 """For the user's hooks after a restore."""
 
 
+OFFLOAD_TIMEOUT_S = 180.0
+"""More than that, for a kernel that moves what it has on its GPU: 80 GiB at 0.5 GiB/s."""
+
+
 class Front:
     """Implements `Frontend` for a kernel of the keeper's."""
 
@@ -54,6 +58,8 @@ class Front:
         self._interrupted = interrupted
         self._inherited: tuple[str, ...] = ()
         self._info: Mapping[str, Any] = {}
+        self._moved_bytes = 0
+        """What the kernel has moved off its GPUs by itself, and has to bring back before it goes on."""
         self._gpus: tuple[GpuDevice, ...] = ()
         """Those that the kernel has been told of."""
 
@@ -68,12 +74,15 @@ class Front:
             "cell": self._kernel.proxy.cell,
         }
 
-    async def pause(self, *, token: str) -> None:
+    async def pause(self, *, token: str, offload: str = "") -> int:
         """Leave the kernel; see the port."""
         proxy = self._kernel.proxy
         self._gpus = self._box.gpus
-        self._inherited = await proxy.pause(token=token, timeout=PAUSE_TIMEOUT_S)
+        timeout_s = PAUSE_TIMEOUT_S + (OFFLOAD_TIMEOUT_S if offload else 0.0)
+        self._inherited = await proxy.pause(token=token, timeout=timeout_s, offload=offload)
         self._info = dict(await proxy.kernel_info() or {})
+        self._moved_bytes = proxy.moved_bytes if offload else 0
+        return self._moved_bytes
 
     async def go_on(
         self,
@@ -96,7 +105,7 @@ class Front:
             undone=undone,
             env=await self._environment(restored=restored),
             inherited=record.get("inherited", ()),
-            timeout=GO_ON_TIMEOUT_S,
+            timeout=GO_ON_TIMEOUT_S + (OFFLOAD_TIMEOUT_S if self._moved_bytes else 0.0),
         )
         await unless_dead(kernel, back)
         if restored:

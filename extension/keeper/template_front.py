@@ -51,7 +51,7 @@ class TemplateFront:
             return {"template": {}}
         return {"template": dataclasses.replace(status, failed={**status.failed, **self._failed}).to_json()}
 
-    async def pause(self, *, token: str) -> None:
+    async def pause(self, *, token: str, offload: str = "") -> int:
         """Wait until it answers, run a cell in it as its first, and the warm-up if there is one, and leave it.
 
         A warm-up that fails is told with what could not be imported; the template is without it.
@@ -73,6 +73,7 @@ class TemplateFront:
             if self._box.spec.warmup:
                 await self._warm_up(client, self._box.spec.warmup)
             await ask(client, "warmcell_before_snapshot_request", {"token": token, "template": True})
+        return 0
 
     async def _warm_up(self, client: AsyncKernelClient, what: str) -> None:
         try:

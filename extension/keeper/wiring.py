@@ -259,7 +259,7 @@ def parking_place(settings: Warmcell, inventory: GpuInventory) -> ParkingPlace:
     engine: ParkEngine = SimulatedParking() if settings.simulated_gpus else CudaParking(inventory)
     most = settings.park_memory
     budget = most * pressure.look().total_bytes if most < 1 else most * GIB
-    return ParkingPlace(engine, int(budget), lambda: pressure.look().available_bytes)
+    return ParkingPlace(engine, int(budget), lambda: pressure.look().available_bytes, by_torch=settings.park_with_torch)
 
 
 def gpu_pool(settings: Warmcell, paths: Paths, inventory: GpuInventory | None = None) -> GpuPool:

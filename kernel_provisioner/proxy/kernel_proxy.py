@@ -42,6 +42,8 @@ class KernelProxy:
         self._name = name
         self._message_max_bytes = message_max_bytes
         self._relay: Relay | None = None
+        self.moved_bytes = 0
+        """What the kernel that was paused last has moved off its devices, as it says."""
 
     async def start(self) -> None:
         """Listen for clients.
@@ -109,7 +111,7 @@ class KernelProxy:
 
     # Kernels that are left alone and go on.
 
-    async def pause(self, *, token: str, timeout: float) -> tuple[str, ...]:
+    async def pause(self, *, token: str, timeout: float, offload: str = "") -> tuple[str, ...]:
         """Let the kernel's own hooks prepare it, carry over all it has said, and close its side completely.
 
         Clients stay and their requests wait. What the kernel is in the middle of stays open: it goes on, in
@@ -117,6 +119,9 @@ class KernelProxy:
 
         Args:
             token: What a kernel that is restored from this state has to show.
+            timeout: Seconds that it may take.
+            offload: Of which kind of device torch is to move what it has there to the host's memory, until `go_on`;
+                `moved_bytes` is how much that was. Empty: nothing is moved.
 
         Returns:
             The msg_ids of the requests that it has and has not finished; `go_on` takes them as `inherited`.
@@ -128,12 +133,14 @@ class KernelProxy:
             OperationTimeoutError: It did not answer in time; the kernel runs on.
             TransportError: It died meanwhile.
         """
-        comms, leave, marked = await self._do(lambda relay: relay.pauses.ask_leave(token))
+        comms, leave, marked = await self._do(lambda relay: relay.pauses.ask_leave(token, offload))
         try:
             async with _deadline(timeout, "pause"):
                 said = await asyncio.wrap_future(leave)
                 if said.get("status") != "ok":
                     raise refusal(said)
+                moved = said.get("moved_bytes", 0)  # By a guest, which may say anything.
+                self.moved_bytes = moved if isinstance(moved, int) and moved > 0 else 0
                 await self._heard_all(marked)
             left: tuple[str, ...] = await self._do(lambda relay: relay.pauses.leave(comms))
             return left

@@ -13,6 +13,7 @@ from warmcell.kernel_provisioner.proxy.waiter import IN, OUT, Waiter
 from warmcell.kernel_provisioner.proxy.wire import Author, Message
 from warmcell.kernel_provisioner.proxy.zmtp import Peer, encode
 from warmcell.sandbox.errors import (
+    CapacityError,
     ConflictError,
     SnapshotError,
     TransportError,
@@ -298,10 +299,9 @@ def refusal(content: Mapping[str, Any]) -> WarmcellError:
     """The error that a kernel's refusal stands for, in the words of whoever refused there."""
     words = str(content.get("evalue") or "The kernel gave no reason")
     hint = str(content.get("hint") or "The kernel's own hooks decide that; change them or what they complain about.")
-    if content.get("ename") == UnsupportedOperationError.__name__:
-        return UnsupportedOperationError(words, hint=hint)
-    if content.get("ename") == ConflictError.__name__:
-        return ConflictError(words, hint=hint)
+    for kind in (UnsupportedOperationError, ConflictError, CapacityError):
+        if content.get("ename") == kind.__name__:
+            return kind(words, hint=hint)
     return SnapshotError(words, hint=hint)
 
 

@@ -24,8 +24,12 @@ class Pauses:
 
     # Leaving.
 
-    def ask_leave(self, token: str) -> tuple[Answer, Answer, Answer]:
+    def ask_leave(self, token: str, offload: str = "") -> tuple[Answer, Answer, Answer]:
         """Hold back requests and ask the kernel to be left; its comms, its leave, and when all was heard before that.
+
+        Args:
+            token: What it is to show when it was restored.
+            offload: Of which kind of device torch is to move what it has there; empty: nothing is moved.
 
         Raises:
             ConflictError: No kernel is connected that answers.
@@ -39,7 +43,8 @@ class Pauses:
         if guest.info is None and self._traffic.stand_in.info is None:
             guest.ask("kernel_info_request", {}).add_done_callback(self._remember_info)
         comms = guest.ask("comm_info_request", {})
-        leave = guest.ask("warmcell_before_snapshot_request", {"token": token}, mark=True)
+        content = {"token": token, "offload": offload} if offload else {"token": token}
+        leave = guest.ask("warmcell_before_snapshot_request", content, mark=True)
         return comms, leave, guest.marked
 
     def stay(self) -> None:

@@ -200,6 +200,8 @@ export interface IParked {
   /** Unix time. */
   readonly since: number;
   readonly vram_bytes: number;
+  /** What of it is on the GPUs still, where the driver could not take it off. */
+  readonly stays_bytes: number;
 }
 
 /** A saved state of a kernel. */

@@ -230,7 +230,11 @@ function readQueued(value: unknown): IQueued {
 
 function readParked(value: unknown): IParked {
   const data = fields(value, 'what is parked');
-  return { since: number(data.since), vram_bytes: number(data.vram_bytes) };
+  return {
+    since: number(data.since),
+    vram_bytes: number(data.vram_bytes),
+    stays_bytes: number(data.stays_bytes)
+  };
 }
 
 function readUsage(value: unknown): IUsage {

@@ -50,7 +50,7 @@ test('a suspended one can go on, and says what it gets then', () => {
 });
 
 test('a parked one can go on, be suspended too, and says what it gets then', () => {
-  const shown = row({ parked: { since: 1, vram_bytes: GIB }, gpu: 'A100' });
+  const shown = row({ parked: { since: 1, vram_bytes: GIB, stays_bytes: 0 }, gpu: 'A100' });
   assert.deepEqual([shown.tone, shown.state], ['resting', 'parked']);
   assert.deepEqual(shown.actions, ['resume', 'suspend', 'snapshot', 'fork', 'port', 'stop']);
   assert.ok(shown.facts.includes('A100'));

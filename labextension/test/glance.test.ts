@@ -252,13 +252,16 @@ test('a suspended kernel says what it would run on and what wakes it, and asks f
 });
 
 test('a parked kernel says what is where and what wakes it; while it waits for a GPU so does its cell', () => {
-  const parked = { since: 1, vram_bytes: 3 * GIB };
+  const parked = { since: 1, vram_bytes: 3 * GIB, stays_bytes: 0 };
   const asleep = situation({ sandbox: sandbox({ gpu: 'A100', parked }) });
   const shown = glance(asleep, trans);
   assert.deepEqual([shown.kind, shown.label], ['suspended', 'A100 · parked']);
   const [notice] = notices(asleep, trans);
   assert.match(notice?.cure ?? '', /3.* GiB of GPU memory included, and its GPU \(A100\) is free/);
   assert.deepEqual(notice?.actions, ['wake']);
+  const left = sandbox({ gpu: 'A100', parked: { ...parked, stays_bytes: GIB / 2 } });
+  const [partly] = notices(situation({ sandbox: left }), trans);
+  assert.match(partly?.cure ?? '', /free for others, but for 512 MiB that stay there/);
   const queue = { request: 'any', place: 1, length: 1, since: 2000, estimate_s: null, why: '' };
   const [waits] = notices(situation({ sandbox: sandbox({ parked, queue }) }), trans);
   assert.match(waits?.cure ?? '', /The cell goes on/);

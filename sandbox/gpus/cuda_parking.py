@@ -21,7 +21,7 @@ from warmcell.sandbox.errors import (
     WarmcellError,
 )
 from warmcell.sandbox.gpus.base import GpuInventory, GpuProcess
-from warmcell.sandbox.gpus.parking import check_like, of_kind, refuse_divided
+from warmcell.sandbox.gpus.parking import check_like, of_kind, refuse_divided, refuse_several
 from warmcell.sandbox.models import GIB, GpuDevice, Parked
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ LOOKS_S = (0.02, 0.1, 0.5, 0.0)
 class CudaParking:
     """Asks the parker, which is started when first needed and again if it has died."""
 
-    name = "cuda"
+    name = kind = "cuda"
 
     def __init__(
         self,
@@ -90,11 +90,7 @@ class CudaParking:
         if not await asyncio.to_thread(with_cuda, pids) and not await self._of(devices, pids):
             return
         refuse_divided(devices)
-        if len(devices) > 1:
-            raise UnsupportedOperationError(
-                f"The kernel has {len(devices)} GPUs, and what passes between them does not survive parking",
-                hint="It keeps them. Kernels with one GPU can be parked.",
-            )
+        refuse_several(devices)
         for device in devices:
             if version(device.driver_version) < FLOOR:
                 raise UnsupportedOperationError(
@@ -116,6 +112,21 @@ class CudaParking:
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """What the driver says that these processes have."""
         return sum(process.memory_bytes or 0 for process in await self._of(devices, pids))
+
+    async def check_offload(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        """See the port: one device, and one process that uses it."""
+        refuse_several(devices)
+        using = await asyncio.to_thread(with_cuda, pids)
+        if len(using) > 1:
+            raise UnsupportedOperationError(
+                f"{len(using)} processes of the sandbox use the GPU, and only the kernel's own torch can be asked",
+                hint="End the others. The kernel keeps its GPU.",
+            )
+
+    async def offloaded(self, devices: Sequence[GpuDevice], pids: Sequence[int], moved_bytes: int) -> Parked:
+        """See the port: what stays is what the driver says."""
+        stays = await self.vram_bytes(devices, pids)
+        return Parked(gpus=tuple(devices), since=time.time(), vram_bytes=moved_bytes, by="torch", stays_bytes=stays)
 
     async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
         """See the port. It is done only when the driver lists none of the processes on the devices any more."""
@@ -142,6 +153,9 @@ class CudaParking:
         if not parked.bound:
             return
         check_like(parked, devices)
+        if parked.by == "torch":
+            await self._check_room(parked, devices, margin_bytes=0)
+            return
         moved = {was.uuid: now.uuid for was, now in zip(parked.gpus, devices, strict=True)}
         for was, now in zip(parked.gpus, devices, strict=True):
             if was.uuid != now.uuid and version(now.driver_version) < MOVES_FROM:
@@ -195,7 +209,9 @@ class CudaParking:
             await asyncio.sleep(pause_s)
         return left
 
-    async def _check_room(self, parked: Parked, devices: Sequence[GpuDevice]) -> None:
+    async def _check_room(
+        self, parked: Parked, devices: Sequence[GpuDevice], *, margin_bytes: int = MARGIN_BYTES
+    ) -> None:
         """A restore that finds no room leaves a process in a state that nothing brings it out of."""
         known = {device.uuid: device for device in await self._inventory.devices()}
         for device in devices:
@@ -203,7 +219,7 @@ class CudaParking:
             if now is None or now.memory_used_bytes is None:
                 continue
             free = now.memory_total_bytes - now.memory_used_bytes
-            if free < parked.vram_bytes + min(MARGIN_BYTES, parked.vram_bytes):
+            if free < parked.vram_bytes + min(margin_bytes, parked.vram_bytes):
                 raise CapacityError(
                     f"GPU {device.index} has {free / GIB:.1f} GiB free, and the kernel needs "
                     f"{parked.vram_bytes / GIB:.1f} GiB to go on",

@@ -9,7 +9,7 @@ from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.gpus import queue
 from warmcell.sandbox.gpus.allocator import Grant, Use, candidates
 from warmcell.sandbox.gpus.base import GpuInventory
-from warmcell.sandbox.gpus.leases import HeldTicket, Lease, LeaseDirectory
+from warmcell.sandbox.gpus.leases import HeldTicket, Lease, LeaseDirectory, Remainder
 from warmcell.sandbox.gpus.notes import Sight
 from warmcell.sandbox.gpus.queue import Ticket
 from warmcell.sandbox.gpus.requests import GpuRequest
@@ -42,7 +42,7 @@ class Granting:
         while True:
             sight = await asyncio.to_thread(self._directory.look, [device.uuid for device in devices])
             free = [each for each in possible if each.uuid not in sight.holders and each.uuid not in examined]
-            examined |= await self._strangers(free)
+            examined |= await self._strangers(free, sight.staying)
             choice = _Choice(one, possible, devices, examined, self._most_parts)
             try:
                 leases = await self._acquire(one, devices, choice)
@@ -66,15 +66,20 @@ class Granting:
             lambda: self._directory.enqueue(one.request, holder=one.holder), lambda ticket: ticket.release()
         )
 
-    async def _strangers(self, devices: Sequence[GpuDevice]) -> dict[str, str]:
-        """The first process on each device on which one computes that has no lease of ours; empty where none does."""
+    async def _strangers(self, devices: Sequence[GpuDevice], staying: Mapping[str, frozenset[int]]) -> dict[str, str]:
+        """The first process on each device on which one computes that has no lease of ours; empty where none does.
+
+        Those that are parked and only could not leave the device altogether do not count.
+        """
         found: dict[str, str] = {}
         for device in devices:
             try:
-                processes = await self._inventory.processes(device)
+                found_there = await self._inventory.processes(device)
             except BackendUnavailableError as error:  # It may have fallen off the bus; the others serve.
                 found[device.uuid] = f"nobody knows whom: {error.message}"
                 continue
+            parked = staying.get(device.uuid, frozenset())
+            processes = [process for process in found_there if process.pid not in parked]
             more = f" and {len(processes) - 1} more" if len(processes) > 1 else ""
             found[device.uuid] = f"{processes[0]}{more}, outside Warmcell" if processes else ""
         return found
@@ -139,7 +144,7 @@ async def _unless_cancelled(work: Callable[[], Result], undo: Callable[[Result],
         raise
 
 
-def release(leases: Sequence[Lease]) -> None:
+def release(leases: Sequence[Lease | Remainder]) -> None:
     """Give them back."""
     for lease in leases:
         lease.release()

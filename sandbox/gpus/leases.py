@@ -3,7 +3,8 @@
 A lease is an `flock` on a file named after the device's UUID, in a directory that all users share. The operating
 system drops it when its holder dies, however that happens; what the file says is for people only. Who has a share of a
 device has that file locked together with those who have the other shares, and a file of the share for itself. Whoever
-waits has a ticket there, locked in the same way; its number says who came first.
+waits has a ticket there, locked in the same way; its number says who came first. Processes that are parked and yet not
+off their device are named in a file of that device, for as long as it is locked: they keep nobody from a lease.
 
 A further file, `grants.lock`, is held for the moment of a grant or a look, so that two keepers which want several
 devices each do not take half of them from one another.
@@ -28,15 +29,16 @@ from typing import Any
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.gpus.allocator import Grant
 from warmcell.sandbox.gpus.lease_files import GRANTS, NEW, LeaseFiles, lock, unusable
-from warmcell.sandbox.gpus.notes import NOBODY_KNOWN, Holder, Sight, read_holder, read_ticket
+from warmcell.sandbox.gpus.notes import NOBODY_KNOWN, Holder, Sight, read_holder, read_staying, read_ticket
 from warmcell.sandbox.gpus.queue import Ticket
 from warmcell.sandbox.gpus.requests import GpuRequest
 from warmcell.sandbox.models import SandboxId
 
 _UUID = re.compile(r"(?:GPU|MIG)-[A-Za-z0-9-]{1,80}")
 _SHARE = re.compile(rf"({_UUID.pattern})\.([0-9]+)-([0-9]+)\.lock")
+_STAYS = re.compile(rf"({_UUID.pattern})\.stays-[0-9a-f]{{12}}\.lock")
 _TICKET = re.compile(r"wait-([0-9]{12})-[a-z0-9_]{1,20}\.lock")
-_OURS = re.compile(rf"{_UUID.pattern}\.lock|{_SHARE.pattern}|{_TICKET.pattern}|{re.escape(NEW)}.*")
+_OURS = re.compile(rf"{_UUID.pattern}\.lock|{_SHARE.pattern}|{_STAYS.pattern}|{_TICKET.pattern}|{re.escape(NEW)}.*")
 
 
 class _Held:
@@ -97,6 +99,20 @@ class HeldTicket(_Held):
 
     def release(self) -> None:
         """Leave the queue. Idempotent."""
+        if self.held:
+            self._path.unlink(missing_ok=True)
+        super().release()
+
+
+class Remainder(_Held):
+    """Processes that stay on a device which others may have."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        super().__init__([descriptor])
+        self._path = path
+
+    def release(self) -> None:
+        """They are strangers there again, unless they have a lease. Idempotent."""
         if self.held:
             self._path.unlink(missing_ok=True)
         super().release()
@@ -165,6 +181,17 @@ class LeaseDirectory(LeaseFiles):
             )
             return self._put(ticket)
 
+    def leave_behind(self, uuid: str, pids: Collection[int]) -> Remainder:
+        """Say of processes that they do nothing on a device, though the driver lists them there.
+
+        Raises:
+            BackendUnavailableError: The directory cannot be used.
+        """
+        self._make()
+        _file_name(uuid)
+        path = self.path / f"{uuid}.stays-{os.urandom(6).hex()}.lock"
+        return Remainder(self._linked(path, {"pid": os.getpid(), "stay": sorted(pids)}), path)
+
     def remove_stale(self) -> tuple[str, ...]:
         """Remove the files of leases that nobody holds, as far as they are this user's; with the last, the directory.
 
@@ -218,7 +245,19 @@ class LeaseDirectory(LeaseFiles):
         names = self._names()
         holders = {uuid: found for uuid in uuids if (found := self._holders(uuid, names))}
         tickets = [ticket for name in names if (ticket := self._ticket(name)) is not None]
-        return Sight(holders, tuple(sorted(tickets, key=lambda ticket: ticket.number)))
+        staying: dict[str, frozenset[int]] = {}
+        for name in names:
+            if (of := _STAYS.fullmatch(name)) and of[1] in uuids:
+                staying[of[1]] = staying.get(of[1], frozenset()) | self._staying(name)
+        return Sight(holders, tuple(sorted(tickets, key=lambda ticket: ticket.number)), staying)
+
+    def _staying(self, name: str) -> frozenset[int]:
+        with suppress(BackendUnavailableError), self._opened(name) as descriptor:
+            if descriptor is not None and not lock(descriptor):
+                return read_staying(descriptor)
+            with suppress(OSError):  # Its keeper was killed, and these processes with it.
+                os.unlink(self.path / name)
+        return frozenset()
 
     def _holders(self, uuid: str, names: Sequence[str]) -> tuple[Holder, ...]:
         name = _file_name(uuid)
@@ -295,6 +334,9 @@ class LeaseDirectory(LeaseFiles):
             "since": ticket.since,
             "request": ticket.request.canonical,
         }
+        return HeldTicket(ticket, self._linked(path, note), path)
+
+    def _linked(self, path: Path, note: dict[str, Any]) -> int:
         try:
             descriptor, made = tempfile.mkstemp(dir=self.path, prefix=NEW)
             try:
@@ -309,7 +351,7 @@ class LeaseDirectory(LeaseFiles):
                 os.unlink(made)
         except OSError as error:
             raise unusable(path, error) from error
-        return HeldTicket(ticket, descriptor, path)
+        return descriptor
 
 
 def _file_name(uuid: str) -> str:

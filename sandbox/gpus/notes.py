@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from warmcell.sandbox.errors import InvalidRequestError
@@ -59,6 +59,8 @@ class Sight:
     """UUID of each device of which something is taken, to who has that."""
     tickets: tuple[Ticket, ...] = ()
     """Who waits, in the order in which they came."""
+    staying: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """UUID of a device, to processes that are parked, have no lease, and are not off it."""
 
     @property
     def uses(self) -> dict[str, Use]:
@@ -79,6 +81,14 @@ def read_holder(descriptor: int, *, parts: int = 1) -> Holder:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return dataclasses.replace(NOBODY_KNOWN, parts=parts)
+
+
+def read_staying(descriptor: int) -> frozenset[int]:
+    """The processes that this file names; none where it cannot be read."""
+    try:
+        return frozenset(int(pid) for pid in json.loads(os.pread(descriptor, _LONGEST, 0))["stay"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def read_ticket(descriptor: int, number: int) -> Ticket | None:

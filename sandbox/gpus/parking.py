@@ -18,6 +18,10 @@ class ParkEngine(Protocol):
     def name(self) -> str:
         """As it is shown to operators."""
 
+    @property
+    def kind(self) -> str:
+        """What torch calls such devices."""
+
     async def probe(self) -> None:
         """Whether it works on this machine.
 
@@ -38,6 +42,21 @@ class ParkEngine(Protocol):
 
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """How much of the host's memory parking these processes will take."""
+
+    async def check_offload(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        """Whether torch may move what these processes have there, where `check` or `park` has refused; touches nothing.
+
+        Raises:
+            UnsupportedOperationError: It may not, with the reason and the cure.
+            WarmcellError: That could not be found out.
+        """
+
+    async def offloaded(self, devices: Sequence[GpuDevice], pids: Sequence[int], moved_bytes: int) -> Parked:
+        """What is told of processes whose torch has moved so much. `unpark` of that checks only whether it has room.
+
+        Raises:
+            WarmcellError: What stays there is not known.
+        """
 
     async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
         """Empty the devices of what these processes have there. They live on, and wait as soon as they want a GPU.
@@ -83,12 +102,16 @@ class ParkingPlace:
     """Most of the host's memory that all that is parked may take together."""
     free_bytes: Callable[[], int]
     """How much memory the host has left. Blocks for a moment."""
+    by_torch: bool = False
+    """Where the driver refuses, torch moves what it has itself. The rest of what the process has there stays."""
 
 
 class SimulatedParking:
     """For made-up devices: the lease moves, the memory is as made up as the devices are."""
 
     name = "simulated"
+    kind = "cpu"
+    """So that the whole way can be gone: torch has nothing on a device that is made up."""
 
     async def probe(self) -> None:
         """It does."""
@@ -104,6 +127,14 @@ class SimulatedParking:
     async def vram_bytes(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> int:
         """What the configuration says that each takes."""
         return sum(device.pretended_bytes for device in devices)
+
+    async def check_offload(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        """What is made up stands in nobody's way."""
+        refuse_several(devices)
+
+    async def offloaded(self, devices: Sequence[GpuDevice], pids: Sequence[int], moved_bytes: int) -> Parked:
+        """Nothing stays."""
+        return Parked(gpus=tuple(devices), since=time.time(), vram_bytes=moved_bytes, by="torch")
 
     async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
         """Note it."""
@@ -142,6 +173,15 @@ def refuse_divided(devices: Sequence[GpuDevice]) -> None:
                 f"GPU {device.index} is a MIG instance, whose memory the driver cannot take out",
                 hint="Ask for a whole GPU where kernels are to be parked. This kernel keeps its instance.",
             )
+
+
+def refuse_several(devices: Sequence[GpuDevice]) -> None:
+    """Raises UnsupportedOperationError for more than one device."""
+    if len(devices) > 1:
+        raise UnsupportedOperationError(
+            f"The kernel has {len(devices)} GPUs, and what passes between them does not survive parking",
+            hint="It keeps them. Kernels with one GPU can be parked.",
+        )
 
 
 def check_like(parked: Parked, devices: Sequence[GpuDevice]) -> None:

@@ -16,7 +16,7 @@ from warmcell.sandbox.errors import (
 from warmcell.sandbox.gpus import queue
 from warmcell.sandbox.gpus.base import GpuInventory
 from warmcell.sandbox.gpus.granting import Granting, release
-from warmcell.sandbox.gpus.leases import Lease, LeaseDirectory
+from warmcell.sandbox.gpus.leases import Lease, LeaseDirectory, Remainder
 from warmcell.sandbox.gpus.notes import Sight
 from warmcell.sandbox.gpus.processes import user_name
 from warmcell.sandbox.gpus.queue import Holding
@@ -61,6 +61,8 @@ class GpuPool:
         self._quotas = Quotas(quotas or {})
         self._held: dict[SandboxId, Held] = {}
         self._waiting: dict[SandboxId, Waiting] = {}
+        self._remainders: dict[SandboxId, list[Remainder]] = {}
+        """Of those that are parked, and whose processes could not leave their devices."""
         self._ended_s: deque[float] = deque(maxlen=ENDED_KEPT)
         self._watch = Watch(leases.path, self._news)
         self._changes = 0
@@ -110,6 +112,7 @@ class GpuPool:
         try:
             devices, leases = await self._until_served(one, None if wait_s is None else time.monotonic() + wait_s)
             self._held[holder] = Held(owner=owner, devices=devices, leases=leases)
+            release(self._remainders.pop(holder, ()))
             self._news()
             return devices
         finally:
@@ -137,13 +140,42 @@ class GpuPool:
         self._news()
         return True
 
-    def release(self, holder: SandboxId) -> None:
-        """Give back what `holder` has. Idempotent. Nothing of the sandbox may run on the devices any more."""
+    def release(self, holder: SandboxId, *, remains: bool = False) -> None:
+        """Give back what `holder` has. Idempotent. Nothing of the sandbox may run on the devices any more.
+
+        Args:
+            holder: The sandbox.
+            remains: What it has left behind is there still.
+        """
+        if not remains:
+            release(self._remainders.pop(holder, ()))
         held = self._held.pop(holder, None)
         if held is not None:
             release(held.leases)
             self._ended_s.append(time.monotonic() - held.began)
             self._news()
+
+    async def leave_behind(self, holder: SandboxId, pids: Collection[int]) -> None:
+        """Give back what `holder` has, though some of its processes stay on the devices; they do nothing there.
+
+        They keep nobody from a lease until `release`, or until it has one again itself.
+
+        Raises:
+            WarmcellError: It has its lease still.
+        """
+        held = self._held.get(holder)
+        if held is None:
+            return
+        remainders: list[Remainder] = []
+        try:
+            for device in held.devices:
+                there = {process.pid for process in await self._inventory.processes(device)}
+                remainders.append(await asyncio.to_thread(self._directory.leave_behind, device.uuid, there & {*pids}))
+        except BaseException:
+            release(remainders)
+            raise
+        self.release(holder)
+        self._remainders[holder] = remainders
 
     def move(self, holder: SandboxId, to: SandboxId) -> None:
         """Another sandbox takes over what `holder` has: a restart into a new one. Nothing, if it has nothing.
@@ -264,7 +296,7 @@ class GpuPool:
     def close(self) -> None:
         """Give back everything, and have nobody wait any more."""
         self.cancel_all()
-        for holder in list(self._held):
+        for holder in [*self._held, *self._remainders]:
             self.release(holder)
         self._watch.end()
 

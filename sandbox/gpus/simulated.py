@@ -9,7 +9,7 @@ from warmcell.sandbox.gpus.base import GpuProcess
 from warmcell.sandbox.gpus.requests import memory_bytes
 from warmcell.sandbox.models import GpuDevice
 
-_KEYS = frozenset({"name", "memory", "count", "nvlink", "used"})
+_KEYS = frozenset({"name", "memory", "count", "nvlink", "used", "mig"})
 _MOST = 64
 _SHAPE = 'Write it as {"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}.'
 
@@ -26,7 +26,8 @@ class SimulatedInventory:
 
         Args:
             kinds: One entry per kind: `name`, `memory` such as "80GiB", if more than one `count`, `nvlink`, so many of
-                which are joined, and `used`, what each sandbox that has one is said to take of its memory.
+                which are joined, `used`, what each sandbox that has one is said to take of its memory, and `mig`: it
+                is an instance of a divided GPU, which the driver does not park.
 
         Raises:
             InvalidRequestError: An entry is malformed.
@@ -64,6 +65,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
                     memory_total_bytes=size,
                     simulated=True,
                     pretended_bytes=used,
+                    mig=kind.get("mig") is True,
                 )
             )
         mine = found[len(found) - count :]

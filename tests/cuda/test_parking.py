@@ -132,6 +132,84 @@ async def test_what_cannot_be_parked_is_refused_and_runs_on(places: Places, tmp_
         assert await book.run("print(float(torch.ones(3, device='cuda').sum()))") == "3.0"
 
 
+MANAGED = (
+    "import ctypes; cuda = ctypes.CDLL('libcuda.so.1'); import torch; torch.ones(1, device='cuda')\n"
+    "p = ctypes.c_uint64(); assert cuda.cuMemAllocManaged(ctypes.byref(p), ctypes.c_size_t(2**20), 1) == 0"
+)
+
+
+@needs_gpu
+async def test_torch_moves_what_the_driver_cannot(places: Places, tmp_path: Path) -> None:
+    """On each MIG instance, and beside managed memory: what stays is told, another kernel has the device meanwhile, and
+    training goes on bit by bit. Where the driver has learnt to park managed memory it does so.
+    """
+    async with machine(places, tmp_path, park_with_torch=True, gpu_wait=0) as here:
+        for device in [each for each in await here.inventory.devices() if each.mig] or [(await here.whole())[0]]:
+            async with here.notebook(device.uuid) as straight:
+                await straight.run(TRAINING)
+                expected = await straight.run("train(6); print(state())")
+            async with here.notebook(device.uuid) as book:
+                await book.run(MANAGED)
+                await book.run(TRAINING)
+                await book.run("train(3); big = torch.ones(2**28, device='cuda'); view = big[::2]")
+                told = (await parked(book))["parked"]
+                assert told["vram_bytes"] > 2**30
+                if told["by"] == "driver":
+                    assert not device.mig
+                else:
+                    assert (await here.on(device))[0] == 1
+                    assert 0 < told["stays_bytes"] < 2**30
+                async with here.notebook(device.uuid) as other:
+                    assert await other.run("import torch; print(float(torch.ones(3, device='cuda').sum()))") == "3.0"
+                assert await book.run("train(3); print(state())") == expected
+                assert await book.run("view += 1; print(int(big.sum(dtype=torch.float64)))") == str(3 * 2**27)
+
+
+@needs_gpu
+def test_torch_lets_go_of_all_that_it_has_allocated() -> None:
+    """In this process, as a kernel does it: nothing is left in torch's allocator, also of tied and sparse tensors; a
+    CUDA graph, or another stream's memory, is not touched.
+    """
+    done = subprocess.run([sys.executable, "-c", OFFLOADING], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+OFFLOADING = """
+import queue, threading, torch
+from warmcell.sandbox.guest.kernel.offloading import Offload
+from warmcell.sandbox.guest.kernel.refused import UnsupportedOperationError
+class Loop(threading.Thread):
+    __module__ = "ipykernel.tests"
+    work = queue.SimpleQueue()
+    add_callback = work.put
+    def run(self):
+        while True: self.work.get()()
+loop = Loop(daemon=True); loop.start()
+offload = Offload(loop)
+big = torch.ones(2**26, device="cuda"); view = big[1::3]
+sparse = torch.eye(512, device="cuda").to_sparse()
+layer = torch.nn.Linear(512, 512, device="cuda"); layer(torch.ones(2, 512, device="cuda")).sum().backward()
+total = float(big.sum())
+moved = offload.take("cuda")
+assert moved >= big.nbytes + sparse._values().nbytes + 2 * layer.weight.nbytes, moved
+assert torch.cuda.memory_allocated() == 0, torch.cuda.memory_summary()
+offload.bring_back()
+assert float(big.sum()) == total and int(sparse.to_dense().sum()) == 512
+view.add_(1); assert float(big.sum()) == total + view.numel()
+side = torch.cuda.Stream()
+with torch.cuda.stream(side): other = torch.ones(2**24, device="cuda")
+torch.cuda.synchronize()
+at = other.data_ptr()
+offload.take("cuda"); assert other.data_ptr() == at; offload.bring_back()
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph): result = big * 2
+try: offload.take("cuda")
+except UnsupportedOperationError as error: assert "CUDA graphs" in str(error), error
+else: raise AssertionError("it was moved")
+graph.replay(); torch.cuda.synchronize()
+"""
+
+
 @needs_gpu
 async def test_torch_keeps_to_its_share(places: Places, tmp_path: Path) -> None:
     """A kernel with a half of a GPU gets no more than that of its memory."""

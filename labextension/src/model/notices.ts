@@ -162,7 +162,7 @@ function asleep(sandbox: ISandboxInfo, trans: TranslationBundle): INotice {
 /** That a kernel's GPU is given back, and how it goes on. */
 function parked(
   sandbox: ISandboxInfo,
-  { since, vram_bytes }: IParked,
+  { since, vram_bytes, stays_bytes }: IParked,
   trans: TranslationBundle
 ): INotice {
   return {
@@ -170,11 +170,19 @@ function parked(
     tone: 'info',
     text: trans.__('This kernel is parked.'),
     elapsed_s: null,
-    cure: trans.__(
-      'Its variables are there, %1 of GPU memory included, and its GPU (%2) is free for others. It goes on with the next cell.',
-      words.bytes(vram_bytes),
-      words.choice({ gpu: sandbox.gpu }, trans)
-    ),
+    cure:
+      stays_bytes === 0
+        ? trans.__(
+            'Its variables are there, %1 of GPU memory included, and its GPU (%2) is free for others. It goes on with the next cell.',
+            words.bytes(vram_bytes),
+            words.choice({ gpu: sandbox.gpu }, trans)
+          )
+        : trans.__(
+            'Its variables are there, %1 of GPU memory included, and its GPU (%2) is free for others, but for %3 that stay there. It goes on with the next cell.',
+            words.bytes(vram_bytes),
+            words.choice({ gpu: sandbox.gpu }, trans),
+            words.bytes(stays_bytes)
+          ),
     actions: ['wake']
   };
 }

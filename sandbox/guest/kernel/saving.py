@@ -16,6 +16,8 @@ from typing import Any
 
 from ..magics import doors
 from . import displays, graphics, hooks, iopub, newborn
+from .offloading import Offload
+from .refused import ConflictError, RefusedError
 from .replies import Replies
 
 OUTPUT_TIMEOUT_S = 50.0
@@ -24,21 +26,8 @@ CONNECTIONS_TIMEOUT_S = 5.0
 
 TOKEN_MAX = 200
 
-
-class RefusedError(Exception):
-    """Why there will be no snapshot, or why a restored kernel is not what it should be; and what to do, if known."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
-
-
-class ConflictError(RefusedError):
-    """It cannot be now, because of what goes on."""
-
-
-class UnsupportedOperationError(RefusedError):
-    """It holds what cannot be saved. The host knows this name."""
+KINDS = ("", "cuda", "cpu")
+"""Of devices that torch may be asked to empty; the last one stands for GPUs that are made up."""
 
 
 class Saving:
@@ -48,6 +37,7 @@ class Saving:
         self._app = app
         self._token = ""
         self._replies = Replies(app.kernel.session, app.control_thread)
+        self._offload = Offload(_MainLoop(app.kernel))
 
     def install(self) -> None:
         """Take the requests from now on."""
@@ -81,6 +71,11 @@ class Saving:
         token = content.get("token")
         if not isinstance(token, str) or not 0 < len(token) <= TOKEN_MAX:
             raise RefusedError("A snapshot needs a token")
+        kind = content.get("offload") or ""
+        if kind not in KINDS:
+            raise RefusedError(f"{kind!r} is no kind of device", "Ask for one of " + ", ".join(KINDS[1:]))
+        if kind:
+            self._offload.check(kind)
         hooks.run(hooks.before, when="before a snapshot")
         if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):
             raise ConflictError(
@@ -97,14 +92,16 @@ class Saving:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             graphics.let_go()
+            moved = self._offload.take(kind) if kind else 0
             self._replies.hold()
             self._in_order(self._hold)
         except BaseException:
+            self._offload.bring_back()
             self._replies.let_go()
             doors.reopen()
             raise
         self._token = token
-        return {}
+        return {"moved_bytes": moved} if kind else {}
 
     def _after_restore(self, content: Mapping[str, Any]) -> dict[str, Any]:
         token = content.get("token")
@@ -124,6 +121,7 @@ class Saving:
         return {"token": token}
 
     def _go_on(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        self._offload.bring_back()
         self._token = ""
         _change_environment(content.get("env") or {})
         doors.reopen()
@@ -140,6 +138,17 @@ class Saving:
     def _in_order(self, what: Callable[[], None]) -> None:
         if not iopub.in_order(self._app.iopub_thread, what, timeout=OUTPUT_TIMEOUT_S):
             raise RefusedError(f"The kernel's output did not come to rest within {OUTPUT_TIMEOUT_S:g} s")
+
+
+class _MainLoop:
+    """The loop in which cells run. The kernel has it only when it serves."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def add_callback(self, what: Callable[[], None]) -> None:
+        """Have that done there."""
+        self._kernel.io_loop.add_callback(what)
 
 
 def _trapped(number: int, _: object) -> None:

@@ -468,6 +468,27 @@ async def test_a_device_on_which_a_stranger_computes_is_passed_over(places: Plac
     pool.close()
 
 
+async def test_who_is_parked_and_could_not_leave_is_no_stranger(places: Places) -> None:
+    """Every keeper of the machine hears of it, until its own keeper ends or it has its lease again."""
+    inventory = Occupied()
+    mine, others = (GpuPool(inventory, LeaseDirectory(places.leases)) for _ in range(2))
+    device = (await inventory.devices())[0]
+    await mine.lease(device.uuid, holder=ONE)
+    inventory.busy = (0,)
+    await mine.leave_behind(ONE, [4711, 4712, 1])
+    await others.lease(device.uuid, holder=TWO)
+    with pytest.raises(NoGpuAvailableError):
+        await mine.lease(device.uuid, holder=ONE)
+    others.release(TWO)
+    await mine.lease(device.uuid, holder=ONE)
+    mine.release(ONE)
+    with pytest.raises(NoGpuAvailableError, match="process 4711"):
+        await others.lease(device.uuid, holder=TWO)
+    assert not list(places.leases.glob("*.stays-*"))
+    mine.close()
+    others.close()
+
+
 async def test_strangers_on_all_devices_end_the_search(places: Places) -> None:
     """With every device taken by others there is an end, with each of them named, and nothing is locked."""
     pool = GpuPool(Occupied(0, 1, 2), LeaseDirectory(places.leases))

@@ -129,6 +129,59 @@ async def test_a_kernel_is_parked_after_a_while(places: Places, tmp_path: Path) 
         assert await book.run("x + 1") == "2"
 
 
+TRAINING = """
+import hashlib, torch
+torch.manual_seed(7)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+optimizer = torch.optim.AdamW(model.parameters())
+views = [each.t() for each in model.parameters()]
+def train(steps):
+    for _ in range(steps):
+        x = torch.randn(32, 64)
+        loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+def state():
+    parts = [*views, *(v for s in optimizer.state.values() for v in s.values()), torch.get_rng_state()]
+    return hashlib.sha256(b"".join(bytes(p.detach().clone().contiguous().numpy()) for p in parts)).hexdigest()
+"""
+
+
+async def test_torch_moves_what_the_driver_cannot(places: Places, tmp_path: Path) -> None:
+    """An instance of a divided GPU is given back where the operator allows it; meanwhile somebody else has it, the cell
+    that wants it back waits in the queue, and training goes on bit by bit as if nothing had been.
+    """
+    kinds = [{"name": "A100 MIG 3g.40gb", "memory": "40GiB", "mig": True}]
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            keeper(places, simulated_gpus=kinds, backend="process", park_after=0, park_with_torch=True)
+        )
+        told = await stack.enter_async_context(changes(client))
+        first = await stack.enter_async_context(notebook(client, tmp_path, gpu="3g.40gb", **PLAIN))
+        await first.run(TRAINING)
+        expected = await first.run("train(4); print(state())")
+        await first.run(TRAINING)
+        await first.run("train(2)")
+        await first.until_idle()
+        await first.run(
+            "import threading; over = threading.Event()\nthread = threading.Thread(target=over.wait); thread.start()"
+        )
+        await first.until_idle()
+        with pytest.raises(UnsupportedOperationError, match="A thread of the notebook's runs"):
+            await first.do("park")
+        await first.run("over.set(); thread.join()")
+        await first.until_idle()
+        info = await first.do("park")
+        assert (info["parked"]["by"], info["gpus"]) == ("torch", [])
+        assert info["parked"]["vram_bytes"] > 3 * 4 * 64 * 64
+        second = await stack.enter_async_context(notebook(client, tmp_path, gpu="3g.40gb", **PLAIN))
+        asking = first.page.send("train(2); print(state())")
+        queued = await until_queued(told, first.sandbox_id)
+        assert second.sandbox_id in queued["phase"]["hint"]
+        await client.delete(f"/sandboxes/{second.sandbox_id}")
+        await first.page.done(asking)
+        assert first.page.said(asking).strip() == expected
+
+
 @pytest.mark.criu
 async def test_a_parked_kernel_is_suspended_and_comes_back_whole(places: Places, tmp_path: Path) -> None:
     """Longer idle it goes to disk, with what it had on the GPU, and its next cell has it go on with a GPU."""

@@ -61,8 +61,9 @@ class Front:
     def record(self) -> Mapping[str, Any]:
         return {}
 
-    async def pause(self, *, token: str) -> None:
-        self.asked.append("pause")
+    async def pause(self, *, token: str, offload: str = "") -> int:
+        self.asked.append(f"pause {offload}".rstrip())
+        return 3 * GIB if offload else 0
 
     async def go_on(
         self,
@@ -222,6 +223,31 @@ async def test_another_gpu_is_leased_before_the_old_one_goes(here: Here) -> None
     info = await here.service.change_gpu(sandbox_id, other)
     assert ([gpu.uuid for gpu in info.gpus], info.gpu, await here.held()) == ([other], other, [None, sandbox_id])
     assert here.front.asked == ["pause", "go_on"] * 2
+
+
+async def test_torch_moves_what_the_driver_refuses_where_the_operator_lets_it(here: Here) -> None:
+    """Its lease goes, but it comes back on the very device only; without room there it stays parked, and holds none."""
+    sandbox_id, (had,) = here.box.info.id, here.box.gpus
+    here.engine.fails["park"] = errors.UnsupportedOperationError("It has managed memory", hint="Free it.")
+    here.service.parking = ParkingPlace(here.engine, 4 * GIB, lambda: here.free_bytes, by_torch=True)
+    info = await here.service.park(sandbox_id)
+    assert info.parked is not None
+    assert (info.parked.by, info.parked.vram_bytes, info.gpus) == ("torch", 3 * GIB, ())
+    assert here.front.asked == ["pause", "go_on", "pause cpu", "sleep"]
+    assert await here.held() == [None, None]
+    here.front.fails = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    with pytest.raises(errors.CapacityError):
+        await here.service.resume(sandbox_id)
+    assert here.box.info.parked is not None
+    assert await here.held() == [None, None]
+    here.front.fails = errors.OperationTimeoutError("Perhaps it has gone on", hint="Look.")
+    with pytest.raises(errors.OperationTimeoutError):
+        await here.service.resume(sandbox_id)
+    assert await here.held() == [sandbox_id, None]
+    here.front.fails = None
+    info = await here.service.resume(sandbox_id)
+    assert ([gpu.uuid for gpu in info.gpus], info.parked) == ([had.uuid], None)
+    assert "unpark" in here.engine.done
 
 
 async def test_without_a_place_for_it_nothing_is_parked(here: Here) -> None:

@@ -1,5 +1,6 @@
 """How one sandbox is told on a terminal."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -53,6 +54,8 @@ def test_a_parked_kernel_has_no_gpu_and_says_what_waits() -> None:
     gpu = GpuDevice(uuid="GPU-1", index=3, name="A100", memory_total_bytes=80 * GIB)
     parked = Parked(gpus=(gpu,), since=time.time(), vram_bytes=3 * GIB)
     assert told(parked=parked, gpu="A100")["GPU"] == "parked (3.0 GiB)"
+    by_torch = dataclasses.replace(parked, by="torch", stays_bytes=GIB // 2)
+    assert told(parked=by_torch, gpu="A100")["GPU"] == "parked (3.0 GiB, 0.5 GiB stay)"
 
 
 def test_a_start_that_takes_long_says_where_it_is() -> None:
