@@ -8,7 +8,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -84,6 +84,8 @@ class Box(abc.ABC):
         self._on_change = on_change
         self._instance: SandboxInstance | None = None
         self._channel: GuestChannel | None = None
+        self.idle: Callable[[], Coroutine[Any, Any, None]] = _at_once
+        """Awaited before something is done in it that can wait."""
         self.door: Door | None = None
         """Through which it reaches what it may, if it has no network and may reach something."""
         self.tally = Tally()
@@ -165,12 +167,14 @@ class Box(abc.ABC):
         self.tell(state=transition(self.info.state, Event.CREATED), phase=None)
         self.watch()
 
-    async def rise(self, backend: SandboxBackend, *, layer: Path | None = None) -> None:
+    async def rise(self, backend: SandboxBackend, *, layer: Path | None = None, later: bool = False) -> None:
         """Have a backend's sandbox behind it whose guest answers, with `gpus`. Its state is the caller's to tell.
 
         Args:
             backend: Makes it.
             layer: Of a snapshot; the sandbox has these files. They must stay as long as it does.
+            later: Its guest comes when somebody needs it, or a while after nobody waits for a start any more, if that
+                is something that the backend can do.
 
         Raises:
             WarmcellError: As `bring_up`.
@@ -183,13 +187,17 @@ class Box(abc.ABC):
             gpus=self.gpus,
             layer=layer,
             named=self.named,
+            later=later,
             progress=lambda detail: self.phase("sandbox", detail),
         )
         self._instance = instance
-        self.phase("guest")
-        self._channel = await self._unless_dead(
-            GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
-        )
+        if instance.waits:
+            self._channel = GuestChannel(instance.run_directory, waits=True)
+        else:
+            self.phase("guest")
+            self._channel = await self._unless_dead(
+                GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
+            )
         self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note, gpus=self.gpus)
 
     def watch(self) -> None:
@@ -373,6 +381,7 @@ class Box(abc.ABC):
     async def _watch_guest(self) -> None:
         """Follow what the guest tells. A sandbox of which nothing is heard any more cannot be watched, so it ends."""
         try:
+            await self._until_needed(self._reached())
             await self._follow_events()
             why = "its first process said no more"
         except errors.WarmcellError as error:
@@ -381,6 +390,18 @@ class Box(abc.ABC):
         if not await within(instance.wait(), END_TIMEOUT_S):
             log.warning("sandbox %s is stopped: %s", self.info.id, why)
             await instance.stop()
+
+    async def _until_needed(self, channel: GuestChannel) -> None:
+        """Until somebody has its init come, or what that takes is in nobody's way any more."""
+        if channel.came.is_set():
+            return
+        waits = [asyncio.create_task(channel.came.wait()), asyncio.create_task(self.idle())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in waits:
+                one.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _follow_events(self) -> None:
         count = 0
@@ -457,6 +478,10 @@ class Box(abc.ABC):
                 f"Sandbox {self.info.id} is {self.info.state}", hint="Only a running sandbox can do that."
             )
         return self._channel
+
+
+async def _at_once() -> None:
+    """Nothing is in the way."""
 
 
 async def within(what: Awaitable[object], seconds: float) -> bool:

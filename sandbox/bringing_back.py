@@ -123,7 +123,7 @@ class BringingBack(Saved):
         if isinstance(snapshot, Coming):
             snapshot, early = await self._rise_before(box, snapshot)
         async with self._turn(box) as waited_ms:
-            saved, phases = await self._rise(box, snapshot)
+            saved, phases = await self._rise(box, snapshot, later=_may_wait(box))
         before = box.info.phases_ms.get("queue", 0.0) + early.get("queue", 0.0)
         phases |= {**early, "queue": round(before + waited_ms, 1)}
         assert box.kernel is not None
@@ -248,7 +248,7 @@ class BringingBack(Saved):
                 made_from = time.perf_counter()
                 try:
                     _make_room(box)
-                    await box.rise(self._backend_of(box.spec), layer=layer)
+                    await box.rise(self._backend_of(box.spec), layer=layer, later=_may_wait(box))
                 except errors.WarmcellError:
                     if not coming.stale:  # Else its files went while it was made.
                         raise
@@ -291,7 +291,13 @@ class BringingBack(Saved):
         return twin
 
     async def _rise(
-        self, box: LiveSandbox, snapshot: SnapshotId, *, tell: LiveSandbox | None = None, with_kernel: bool = True
+        self,
+        box: LiveSandbox,
+        snapshot: SnapshotId,
+        *,
+        tell: LiveSandbox | None = None,
+        with_kernel: bool = True,
+        later: bool = False,
     ) -> tuple[Manifest, dict[str, float]]:
         engine = await self.check(box.spec)
         tell = tell or box
@@ -310,7 +316,7 @@ class BringingBack(Saved):
                 tell.phase("sandbox")
                 _make_room(box)
                 maker = engine.maker(self._backend_of(box.spec), snapshot)
-                await box.rise(maker, layer=held.layer)
+                await box.rise(maker, layer=held.layer, later=later)
             created = time.perf_counter()
             if with_kernel:
                 tell.phase("restore")
@@ -329,7 +335,8 @@ class BringingBack(Saved):
                         generation=guest.generation,
                         socket_prefix=box.run_directory / guest.socket_prefix,
                         started_from="template" if held.manifest.info.kind == "template" else "snapshot",
-                    )
+                    ),
+                    host_pid=restored.host_pid,
                 )
                 if held.manifest.parked is not None and self.park_engine is not None:
                     tell.phase("unpark")
@@ -347,6 +354,11 @@ class BringingBack(Saved):
             "create": round(1000 * (created - began), 1),
             "restore": round(1000 * (done - created), 1),
         }
+
+
+def _may_wait(box: LiveSandbox) -> bool:
+    """Whether its init is needed only once its kernel goes on: the proxy of what has no network is reached by it."""
+    return box.door is None
 
 
 def _make_room(box: LiveSandbox) -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from warmcell.sandbox import guest_files
 from warmcell.sandbox.errors import (
     CapacityError,
+    NotFoundError,
     OperationTimeoutError,
     ProtocolError,
 )
@@ -63,9 +65,22 @@ class KernelStarted:
 class GuestChannel:
     """Requests to one sandbox's init, each on a connection of its own."""
 
-    def __init__(self, run_directory: Path) -> None:
+    def __init__(self, run_directory: Path, *, waits: bool = False) -> None:
+        """Nobody is spoken with yet.
+
+        Args:
+            run_directory: The sandbox's run directory as the host sees it.
+            waits: Its init does, and is to come with the first request.
+        """
         self._run_directory = run_directory
         self._open: set[asyncio.StreamWriter] = set()
+        self.came = asyncio.Event()
+        """Set once its init is there."""
+        self._coming: asyncio.Task[None] | None = None
+        self._restored: list[int] = []
+        """What init is to look after when it comes."""
+        if not waits:
+            self.came.set()
         self.asked = 0
         """Requests until now."""
         self._under_way = 0
@@ -99,6 +114,35 @@ class GuestChannel:
                 details={"operation": "guest start", "timeout": timeout},
             ) from error
         return channel
+
+    async def come(self) -> None:
+        """Have its init come, if it waits.
+
+        Raises:
+            OperationTimeoutError: It did not come up in time.
+            ProtocolError: The guest has put something in its way.
+        """
+        if not self.came.is_set():
+            if self._coming is None:
+                self._coming = asyncio.create_task(self._come())
+            await asyncio.shield(self._coming)
+
+    async def _come(self) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                with guest_files.knocking(self._run_directory / guest_files.BEGIN):
+                    await wait_for_socket(self._run_directory)
+                await self.hello()
+                for pid in self._restored:
+                    with contextlib.suppress(NotFoundError):  # It has ended, as whoever restored it knows.
+                        await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise OperationTimeoutError(
+                f"The sandbox's first process did not come within {ANSWER_TIMEOUT_S:g} s",
+                hint="The machine may be overloaded; restart the sandbox if that stays so.",
+                details={"operation": "guest start", "timeout": ANSWER_TIMEOUT_S},
+            ) from error
+        self.came.set()
 
     async def hello(self) -> Hello:
         """Ask who is there.
@@ -178,7 +222,10 @@ class GuestChannel:
             NotFoundError: There is no such process.
             TransportError: The guest is gone.
         """
-        await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
+        if self._coming is None and not self.came.is_set():
+            self._restored.append(pid)  # No reason to have init come.
+        else:
+            await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
 
     async def leave(self, until: str) -> None:
         """Let init end every connection with the host, this channel's too, and come back when a file appears.
@@ -367,6 +414,9 @@ class GuestChannel:
 
     async def close(self) -> None:
         """Close the connections of all requests, which ends their streams."""
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.gather(self._coming, return_exceptions=True)
         for writer in list(self._open):
             writer.close()
 
@@ -385,6 +435,8 @@ class GuestChannel:
                 f"A request of {len(line)} bytes is more than a sandbox takes",
                 hint="Make the environment or the command shorter.",
             )
+        if asyncio.current_task() is not self._coming:
+            await self.come()
         self.asked += 1
         self._under_way += 1
         try:

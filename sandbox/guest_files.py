@@ -4,12 +4,18 @@ A guest may put a link, a pipe or another file where the host expects its own. S
 under names that do not exist, and opened only if they are plain files themselves.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from warmcell.sandbox.errors import ProtocolError
+
+BEGIN = "begin"
+"""FIFO in the run directory of a sandbox whose init is to come later: it waits for somebody to write there."""
+RESTART = "Restart the sandbox."
 
 
 def create(path: Path) -> BinaryIO:
@@ -21,7 +27,7 @@ def create(path: Path) -> BinaryIO:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except FileExistsError as error:
-        raise ProtocolError(f"The guest has put something at {path.name}", hint="Restart the sandbox.") from error
+        raise ProtocolError(f"The guest has put something at {path.name}", hint=RESTART) from error
     os.fchmod(fd, 0o644)
     return os.fdopen(fd, "wb")
 
@@ -45,5 +51,31 @@ def open_existing(path: Path) -> BinaryIO | None:
     return os.fdopen(fd, "rb")
 
 
+@contextlib.contextmanager
+def knocking(path: Path) -> Iterator[None]:
+    """Write a line to a FIFO at which a process of the guest waits, which may be about to; it is gone afterwards.
+
+    Raises:
+        ProtocolError: The guest has put something else there.
+    """
+    try:
+        # For reading too, so that nobody has to be there yet, and what is written stays as long as this is open.
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise ProtocolError(
+            f"{path.name} in the run directory cannot be used: {error.strerror}", hint=RESTART
+        ) from error
+    try:
+        if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise ProtocolError(f"{path.name} in the run directory is no FIFO", hint=RESTART)
+        with contextlib.suppress(BlockingIOError):  # The guest has filled it, so there is something to be read.
+            os.write(fd, b"\n")
+        yield
+    finally:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _suspicious(path: Path) -> ProtocolError:
-    return ProtocolError(f"{path.name} in the run directory is no plain file", hint="Restart the sandbox.")
+    return ProtocolError(f"{path.name} in the run directory is no plain file", hint=RESTART)

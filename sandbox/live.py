@@ -15,6 +15,7 @@ from typing import Any
 from warmcell.sandbox import errors, guest_files
 from warmcell.sandbox.box import GUEST_TIMEOUT_S, Box, within
 from warmcell.sandbox.channel import KernelStarted
+from warmcell.sandbox.following import follow
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxInfo, SandboxSpec, TemplateStatus
@@ -51,6 +52,8 @@ class LiveSandbox(Box):
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
         self._coming_up = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+        """Follows a kernel that nobody in it looks after yet."""
         self.beside: dict[int, KernelProcess] = {}
         """Further kernels in it, by pid: ranks of a fan-out above the first."""
         self._starts_beside = 0
@@ -68,14 +71,21 @@ class LiveSandbox(Box):
         waiting = self.kernel is not None and self.kernel.alive and bool(self.kernel.token)
         return waiting or (self.info.template is not None and self.info.template.state == "ready")
 
-    async def take_on(self, kernel: KernelProcess) -> None:
+    async def take_on(self, kernel: KernelProcess, *, host_pid: int = 0) -> None:
         """A kernel was restored in it: follow it as one that was started here.
+
+        Args:
+            kernel: Which.
+            host_pid: As the host sees it, by which it is followed as long as the guest's init waits.
 
         Raises:
             TransportError: The guest is gone.
         """
-        await self._reached().adopt(kernel.pid)
+        channel = self._reached()
+        await channel.adopt(kernel.pid)
         self.kernel = kernel
+        if host_pid and not channel.came.is_set():
+            self._following = asyncio.create_task(follow(kernel, host_pid, until=channel.came))
 
     async def end_process(self, pid: int) -> None:
         """Kill a kernel that has come with it, and is not wanted. Nothing happens when it is gone."""
@@ -277,6 +287,10 @@ class LiveSandbox(Box):
 
     async def fall(self) -> None:
         """As of any sandbox; what waits in it goes, and nothing keeps its template."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+            self._following = None
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None

@@ -28,6 +28,9 @@ END_TIMEOUT_S = 60.0
 TEMPLATE_TIMEOUT_S = 600.0
 """A prepared sandbox whose imports take longer is given up."""
 
+IDLE_S = 0.5
+"""So long after the last start what nobody waits for is put off."""
+
 SAVE_TIMEOUT_S, WARMUP_TIMEOUT_S = 180.0, 300.0
 """Saving a template that takes longer is given up: its kernel waits for what does not come. A warm-up comes before."""
 
@@ -96,6 +99,11 @@ class Preparing(Registry):
         """Whether there is room for one more that waits for a resume, once no start is under way."""
         await self._starts.quiet()
         return await self._pool.room_beside(self.memory.twins.boxes)
+
+    async def _nobody_waits(self) -> None:
+        """Return when no start is under way, and what has been started had a while to be used in."""
+        await self._starts.quiet()
+        await asyncio.sleep(IDLE_S)
 
     async def _come_up(self, box: LiveSandbox, before: KernelProcess) -> None:
         template = await self._templates.find(box.spec)  # Both have the same numbers, so the rest waits for its end.

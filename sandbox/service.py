@@ -110,6 +110,7 @@ class SandboxService(Preparing, Moving):
         box = self._new(spec, owner=owner, principal=principal, parent=parent, kernel_id=kernel_id, notebook=notebook)
         box.info = dataclasses.replace(box.info, terms=terms)
         box.frontend = frontend(box) if frontend is not None else None
+        box.idle = self._nobody_waits
         sandbox_id = box.info.id
         self._boxes[sandbox_id] = box
         if hurry:

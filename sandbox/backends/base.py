@@ -54,6 +54,10 @@ class SandboxInstance(Protocol):
     def workspace_note(self) -> str:
         """Why the workspace is not as asked for, else empty."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether its init comes only when a line is written to the FIFO `begin` in its run directory."""
+
     def processes(self) -> Sequence[int]:
         """Host pids of all processes of the sandbox, the backend's own included."""
 
@@ -125,6 +129,7 @@ class SandboxBackend(Protocol):
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> SandboxInstance:
         """Bring up a sandbox with our init as its first process.
@@ -140,6 +145,7 @@ class SandboxBackend(Protocol):
             layer: What `save_layer` has saved from a sandbox of an equal spec: this one has the same files. It is
                 never changed, may serve any number of sandboxes, and must stay there until the last of them ends.
             named: Whose name it has as a host; its own if None. What takes the place of another is called as that was.
+            later: Its init may wait until somebody needs it, where that can be; see `SandboxInstance.waits`.
             progress: Told what is being done, in a few words.
 
         Raises:

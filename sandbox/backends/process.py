@@ -57,6 +57,7 @@ class ProcessInstance:
     """Implements `SandboxInstance`."""
 
     workspace_note = ""
+    waits = False
 
     def __init__(self, remains: Remains, child: Child, limits: Mapping[str, LimitStatus]) -> None:
         self._remains = remains
@@ -142,6 +143,7 @@ class ProcessBackend:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> ProcessInstance:
         """Start init as a plain process; see the port."""

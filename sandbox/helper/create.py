@@ -82,6 +82,8 @@ def compose(
         view.bind(place, view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True), mode="rw")
     run = view.tmpfs("run", size_bytes=_bounded(run_bytes(asked.limits)), mode="0700", owned=True, follow=False)
     view.bind(RUN, run, mode="rw")
+    if asked.later:
+        view.wait_in("run")
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
     view.directories += [
         {"path": f"home/{name}", "mode": 0o755, "owner": (uid, gid)} for name in asked.skeleton if asked.private_home
@@ -114,6 +116,7 @@ def compose(
                 for fill in asked.fills
             ],
             "overlays": view.overlays,
+            "pipes": view.pipes,
             "views": views,
             "nested": nested,
             "run": "run",

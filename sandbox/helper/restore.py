@@ -75,11 +75,15 @@ def restore(
             if code != 0:
                 raise criu.explain(work, "restore", code)
             restored = time.perf_counter()
-            _set_going(place, int(about["pid"]), set(about["stopped"]))
+            host_pid = _set_going(place, int(about["pid"]), set(about["stopped"]))
     finally:
         found.close()
     steps = {"prepare": prepared - began, "restore": restored - prepared}
-    return {"pid": about["pid"], "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()}}
+    return {
+        "pid": about["pid"],
+        "host_pid": host_pid,
+        "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()},
+    }
 
 
 @contextlib.contextmanager
@@ -173,14 +177,15 @@ def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:
     return False
 
 
-def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> None:
-    """It was stopped when it was saved, so it is stopped now; what its own user had stopped stays so."""
+def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> int:
+    """It was stopped when it was saved, so it is stopped now; what its own user had stopped stays so. Its host pid."""
     tree = list(place.processes(place.find(guest_pid)))
     enter.hold_limits(place, tree)
     for pid in tree:
         if guest_pid_of(pid) not in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+    return tree[0]
 
 
 def _end_half_restored(place: Place, guest_pids: set[int]) -> None:

@@ -94,6 +94,8 @@ class Wanted:
     """Directories to make in the private home."""
     mounts: int
     """Descriptor of the mount namespace that the others were opened in."""
+    later: bool
+    """Whether its init waits until somebody needs it."""
 
 
 def wanted(request: Mapping[str, Any], fds: Sequence[int]) -> Wanted:
@@ -160,6 +162,7 @@ class _Reader:
             covered=_list(said, "covered", COVERED_MAX, target),
             skeleton=_list(said, "skeleton", SKELETON_MAX, _below),
             mounts=self._fd(said["mounts"]),
+            later=_is(said.get("later", False), bool),
         )
 
     def _fd(self, index: object) -> int:

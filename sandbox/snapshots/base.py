@@ -44,6 +44,8 @@ class Restored:
 
     pid: int
     """As the guest sees it; the same as when it was dumped."""
+    host_pid: int = 0
+    """As the host sees it; 0 where that is not known."""
     ms: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -307,7 +307,7 @@ class CriuEngine:
                 await self.populate(image)
             except WarmcellError as error:  # It goes on without.
                 log.warning("the memory of snapshot %s is not read in advance: %s", image, error.message)
-        return Restored(pid=said["pid"], ms=said["ms"])
+        return Restored(pid=said["pid"], host_pid=said.get("host_pid", 0), ms=said["ms"])
 
     async def populate(self, image: SnapshotId) -> int:
         """See the port."""

@@ -251,6 +251,7 @@ class Maker:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> GvisorInstance:
         """Bring up a sandbox that goes on from the image; it needs the image no more once it is up.
@@ -268,6 +269,7 @@ class Maker:
             directory=directory,
             gpus=gpus,
             named=named,
+            later=later,
             progress=progress,
             image=self._images.path(self._image),
             until=about.until,

@@ -49,6 +49,7 @@ class FakeInstance:
     """A sandbox that is a socket: its guest speaks the guest protocol, its programs are functions."""
 
     workspace_note = ""
+    waits = False
 
     def __init__(
         self, pid: int, directory: Path, limits: Mapping[str, LimitStatus], *, layer: Path | None = None
@@ -231,6 +232,7 @@ class FakeBackend:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> FakeInstance:
         """A sandbox in memory; see the port. Of a layer it only takes note."""

@@ -94,6 +94,7 @@ class BubblewrapBackend:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
         nest: Nest | None = None,
     ) -> BubblewrapInstance:
@@ -106,6 +107,7 @@ class BubblewrapBackend:
             gpus: Its devices.
             layer: What it begins with.
             named: Whose name it has as a host.
+            later: Its init waits until somebody needs it.
             progress: Told what is being done.
             nest: Where it is made, so that kernels of that nest's template can enter it.
         """
@@ -123,6 +125,7 @@ class BubblewrapBackend:
             bwrap=bwrap.path,
             layer=layer,
             named=named,
+            later=later,
         )
         remains.layer = prepared.disk
         progress("starting bubblewrap")
@@ -228,6 +231,7 @@ async def _instance(
         limits={**limits, "layer": layer},
         workspace_note=_workspace_note(spec, report),
         parts=prepared.parts,
+        waits=bool(prepared.view.pipes),
     )
 
 

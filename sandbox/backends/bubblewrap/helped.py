@@ -203,6 +203,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
             "links": _links(prepared),
             "covered": [target for target, words in view.entries.items() if words[1:2] == [str(view.base / "nothing")]],
             "skeleton": _skeleton(prepared, "home/"),
+            "later": bool(view.pipes),
             "mounts": len(fds),
         }
         fds.append(os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))

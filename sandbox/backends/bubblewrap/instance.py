@@ -104,6 +104,7 @@ class BubblewrapInstance:
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
         parts: Parts,
+        waits: bool = False,
     ) -> None:
         self._remains = remains
         self._child = child
@@ -112,6 +113,7 @@ class BubblewrapInstance:
         self.guest_run_directory = RUN
         self.limits = limits
         self.workspace_note = workspace_note
+        self.waits = waits
         self._parts = parts
         self.entrance: Entrance | None = None
         """Where kernels can enter it from a template's process."""

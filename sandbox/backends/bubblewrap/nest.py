@@ -136,6 +136,7 @@ class Nest:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> BubblewrapInstance:
         """Bring up a sandbox in it; see the port `SandboxBackend`."""
@@ -146,6 +147,7 @@ class Nest:
             gpus=gpus,
             layer=layer,
             named=named,
+            later=later,
             progress=progress,
             nest=self,
         )

@@ -28,6 +28,7 @@ from warmcell.sandbox.backends.places import (
     workspace_of,
 )
 from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.guest_tree import guest_tree
 from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -35,6 +36,8 @@ from warmcell.sandbox.paths import Paths
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
+WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}; unset PWD; exec "$@\""""
+"""The same, where init is to come later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,7 @@ def prepare(
     bwrap: Path,
     layer: Path | None = None,
     named: SandboxId | None = None,
+    later: bool = False,
 ) -> Prepared:
     """Decide everything about a sandbox, and make its persistent home. Blocks.
 
@@ -108,6 +112,8 @@ def prepare(
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
     run = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
     view.bind(RUN, run, mode="rw")
+    if later:
+        view.wait_in("run")
     add_home(view, spec, environment, home, paths)
     tree = guest_tree(paths)
     view.clone(
@@ -153,6 +159,7 @@ def prepare(
             "clones": view.clones,
             "fills": view.fills,
             "overlays": view.overlays,
+            "pipes": view.pipes,
             "run": "run",
         },
         argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
@@ -181,7 +188,7 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
         *_namespaces(network, identity, named, as_root=as_root),
         *inside(view, variables(identity, home=home, python=python)),
         *without_privileges(identity, as_root=as_root),
-        *("/bin/sh", "-c", ANNOUNCE, "warmcell"),
+        *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),
         *("--run", RUN, "--guest", GUEST, "--python", str(python), "--namespace", "own"),
     ]

@@ -16,6 +16,7 @@ from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
 from warmcell.sandbox.backends.places import IMAGES, RESERVED, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.models import GpuDevice, Mount, Network
 
 BASE = "m"
@@ -49,6 +50,8 @@ class View:
     fills: list[Mapping[str, Any]] = field(default_factory=list)
     """What is copied from a saved layer."""
     overlays: list[Mapping[str, Any]] = field(default_factory=list)
+    pipes: list[Mapping[str, Any]] = field(default_factory=list)
+    """Where the guest waits for the host: FIFOs of its own."""
     links: dict[str, str] = field(default_factory=dict)
     """Of our own making."""
     aliases: list[Path] = field(default_factory=list)
@@ -67,6 +70,11 @@ class View:
         options = f"mode={mode},size={size_bytes},nr_inodes={most_entries(size_bytes)}{owner}"
         self.file_systems.append({"path": name, "options": options, "follow": follow})
         return self.base / name
+
+    def wait_in(self, name: str) -> None:
+        """Have init come only when somebody writes to the FIFO `begin` in this run directory."""
+        owner = (self.identity.uid, self.identity.gid) if self.as_root else None
+        self.pipes.append({"path": f"{name}/{BEGIN}", "owner": owner})
 
     def private(self, name: str, *, size_bytes: int, mode: str, owned: bool) -> Path:
         """A file system in memory whose files are saved, and here again where a saved layer has them."""

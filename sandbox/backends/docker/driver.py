@@ -102,6 +102,7 @@ class DockerBackend:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> DockerInstance:
         """Bring up a container; see the port."""

@@ -97,6 +97,7 @@ class DockerInstance:
     """Implements `SandboxInstance`."""
 
     guest_run_directory = RUN
+    waits = False
 
     def __init__(
         self,

@@ -76,6 +76,7 @@ class GvisorBackend:
         gpus: Sequence[GpuDevice] = (),
         layer: Path | None = None,
         named: SandboxId | None = None,
+        later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
         image: Path | None = None,
         until: str = "",
@@ -90,6 +91,7 @@ class GvisorBackend:
             gpus: Its devices.
             layer: Never: there are none.
             named: Whose name it has as a host.
+            later: It comes with its init in any case.
             progress: Told what is being done.
             image: Of a whole sandbox of an equal spec, made by this very runsc: this one goes on from it.
             until: The file for which that one's init was told to wait.

@@ -88,6 +88,8 @@ class Remains:
 class GvisorInstance:
     """Implements `SandboxInstance`."""
 
+    waits = False
+
     def __init__(
         self,
         remains: Remains,

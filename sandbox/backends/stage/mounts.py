@@ -81,6 +81,10 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         os.chmod(made["path"], 0o644)
     for made in plan["links"]:
         os.symlink(made["target"], made["path"])
+    for made in plan.get("pipes", ()):
+        os.mkfifo(made["path"], 0o600)
+        if made["owner"] is not None:
+            os.chown(made["path"], *made["owner"])
     if plan["fills"]:
         if user is None:
             fill(plan["fills"], owners=not plan["user_namespace"])

@@ -117,7 +117,7 @@ class Subject:
     async def create(self, *, place: tuple[SandboxId, Path] | None = None, **changes: Any) -> SandboxInstance:
         """A sandbox that the check stops itself."""
         sandbox_id, directory = place or self.place()
-        given = {name: changes.pop(name) for name in ("gpus", "layer") if name in changes}
+        given = {name: changes.pop(name) for name in ("gpus", "layer", "later") if name in changes}
         return await self.backend.create(self.spec(**changes), sandbox_id=sandbox_id, directory=directory, **given)
 
     @contextlib.asynccontextmanager

@@ -52,6 +52,8 @@ async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
         exits = "f = warmcell.fork(1)\nif f.rank is not None: __import__('os')._exit(3)\nf.clones[0].result(30)"
         died = await made.run(exits)
         assert "ended" in died, died
+        ended = [one["exit_code"] for one in (await client.get("/sandboxes"))["sandboxes"] if one["exit_code"]]
+        assert ended == [3]  # Long before its sandbox's init comes, which nothing needs.
 
         await made.run("f = warmcell.fork(1)\nif f.rank is not None: f.done([f.rank, warmcell.fork(1).rank])")
         assert await made.run("f.clones[0].result(30)") == "[0, None]"
