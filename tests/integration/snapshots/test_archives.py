@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.server import end_keeper
 from tests.integration.snapshots.boxes import boxes_of
 from tests.integration.snapshots.notebooks import keeper, notebook
 from tests.leaks import Places, own_places
@@ -44,7 +45,10 @@ async def cli(*arguments: str, code: int = 0, env: Any = None) -> Any:
 async def test_a_kernel_goes_on_elsewhere(
     places: Places, elsewhere: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Exported by one keeper and imported by another, it goes on where it was; the archive can be verified there."""
+    """Exported by one keeper and imported by another, it goes on where it was; the archive can be verified there.
+
+    The other one has a key of its own, as on another machine, and takes it only where its operator says so.
+    """
     archive = tmp_path / "archive"
     async with keeper(places) as client, notebook(client, tmp_path) as book:
         await book.run("import os; data = os.urandom(1 << 24); count = 41; private = open('/tmp/own', 'w+')")
@@ -54,10 +58,17 @@ async def test_a_kernel_goes_on_elsewhere(
         assert wrote["bytes"] == archive.stat().st_size > 1 << 24
     for name, value in elsewhere.env.items():
         monkeypatch.setenv(name, value)
+    async with keeper(elsewhere):
+        error = (await cli("import", str(archive), code=1))["error"]
+        assert (error["code"], "c.Warmcell.import_snapshots" in error["hint"]) == ("unsupported", True)
+        assert (await cli("ls"))["snapshots"] == []
+    await asyncio.to_thread(end_keeper, elsewhere)
     async with keeper(elsewhere, import_snapshots=True) as client, notebook(client, tmp_path) as book:
         brought = await cli("import", str(archive), "--name", "theirs")
         assert (brought["kind"], brought["engine"], brought["memory_bytes"] > 1 << 24) == ("named", "criu", True)
         assert [one["state"] for one in (await cli("verify", "theirs"))["snapshots"]] == ["whole"]
+        keys = [(each.state / "images" / "key").read_bytes() for each in (places, elsewhere)]
+        assert keys[0] != keys[1]
         await book.do("restore", snapshot=brought["id"])
         assert await book.run("count += 1; private.seek(0); print(count, private.read())") == "42 kept"
         assert await book.run("print(hash(data))") == said

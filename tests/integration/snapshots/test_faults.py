@@ -14,6 +14,7 @@ import pytest
 
 from tests.integration.keeper.conftest import until
 from tests.integration.snapshots.notebooks import Notebook, configure, end_all, keeper, notebook, page, processes_of
+from tests.integration.snapshots.server_trials import server_killed
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import TransportError, WarmcellError
@@ -23,7 +24,8 @@ pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 
 VERBS = ("suspend", "resume", "snapshot", "restore", "fork")
 WISHES: dict[str, dict[str, Any]] = {"restore": {"snapshot": "old"}, "fork": {"n": 2}}
-VICTIMS = ("keeper", "guest", "criu", "helper")
+VICTIMS = ("keeper", "guest", "criu", "helper", "server")
+KEEPER_IDLE_S = 5.0
 LONGEST_S = 0.3
 """About as long as any of the verbs takes."""
 
@@ -98,6 +100,21 @@ class Trials:
         """One trial; what happened, in short."""
         moments = random.Random(seed)
         verb, victim = VERBS[seed % len(VERBS)], VICTIMS[(seed // len(VERBS)) % len(VICTIMS)]
+        if victim == "server":
+            wish = WISHES.get(verb, {})
+            outcome = await server_killed(self.places, verb, wish, moments, longest_s=LONGEST_S)
+            configure(self.places, keeper_idle_s=KEEPER_IDLE_S)
+        else:
+            outcome = await self._kill(verb, victim, moments)
+        async with await KeeperClient.connect() as client:
+            await end_all(client)
+            for info in (await client.get("/snapshots"))["snapshots"]:
+                await client.delete(f"/snapshots/{info['id']}?force=1")
+            await self._nothing_left(client)
+        return outcome
+
+    async def _kill(self, verb: str, victim: str, moments: random.Random) -> str:
+        """A notebook of the keeper's own, in the middle of whose verb the victim is killed."""
         async with await KeeperClient.connect() as client, notebook(client, self.workspace) as made:
             await made.run("x, data = 0, bytearray(1 << 22); open('/tmp/file', 'w').write('kept')")
             await made.run(THREADS if victim == "criu" else "")
@@ -111,11 +128,6 @@ class Trials:
             else:
                 await self._same_keeper(made, verb, victim, outcome)
                 where = "same"
-        async with await KeeperClient.connect() as client:
-            await end_all(client)
-            for info in (await client.get("/snapshots"))["snapshots"]:
-                await client.delete(f"/snapshots/{info['id']}?force=1")
-            await self._nothing_left(client)
         ended = f"{type(outcome).__name__}: {outcome.message}" if isinstance(outcome, WarmcellError) else "done"
         return f"{verb}, {victim} killed: {ended}, {where}"
 
@@ -222,7 +234,7 @@ class Trials:
 
 @pytest.fixture
 async def trials(places: Places, tmp_path: Path) -> AsyncIterator[Trials]:
-    configure(places, keeper_idle_s=5.0)
+    configure(places, keeper_idle_s=KEEPER_IDLE_S)
     made = Trials(places, tmp_path)
     yield made
     configure(places)
@@ -234,7 +246,7 @@ async def trials(places: Places, tmp_path: Path) -> AsyncIterator[Trials]:
 @pytest.mark.timeout(1200)
 async def test_killed_at_random(trials: Trials) -> None:
     """Ten of the trials."""
-    for seed in random.Random(3).sample(range(20), 10):
+    for seed in random.Random(3).sample(range(25), 10):
         await asyncio.wait_for(trials.run(seed), 300)
 
 
@@ -298,7 +310,7 @@ async def test_a_trap_of_its_own_ends_a_kernel(places: Places, tmp_path: Path) -
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_killed_at_random_for_long(trials: Trials) -> None:
-    """Two hundred of the trials: every verb with every victim, at ten moments each."""
+    """Two hundred of the trials: every verb with every victim, at eight moments each."""
     for seed in range(200):
         try:
             print(f"trial {seed}:", await asyncio.wait_for(trials.run(seed), 300))  # noqa: T201 - for the log that is kept
