@@ -51,6 +51,7 @@ class Row(Wire):
     """What does that engine's work, where it is not as usual."""
     fork: bool
     rootless: bool
+    """Whether ordinary users can have it on this machine."""
     why_not: str
     hint: str
 
@@ -142,7 +143,7 @@ def row(report: BackendReport, engines: Sequence[EngineReport]) -> Row:
         snapshot=snapshot,
         snapshot_by=by,
         fork=bool(snapshot),
-        rootless=report.capabilities.rootless,
+        rootless=report.ready and (report.capabilities.rootless if report.rootless is None else report.rootless),
         why_not=report.why_not,
         hint=report.hint,
     )

@@ -494,6 +494,8 @@ class BackendReport(Wire):
     details: Mapping[str, str] = field(default_factory=dict)
     tried: bool = True
     """Whether a sandbox was made. Where there is nothing to make one of, it is ready as far as can be known."""
+    rootless: bool | None = None
+    """Whether ordinary users can have it here, as was tried; None: as far as is known, as it is declared."""
     no_gpus: str = ""
     """Why its sandboxes get no GPUs on this machine, though it can hand them out elsewhere, with the cure."""
 

@@ -1,10 +1,12 @@
 """Whether a sandbox can be had here, found out by making one."""
 
 import asyncio
+import contextlib
 import os
 import platform
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
 
 TIMEOUT_S = 60.0
+NOBODY = 65534
 
 
 async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
@@ -29,6 +32,7 @@ async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
         async with asyncio.timeout(TIMEOUT_S):
             found = await asyncio.to_thread(binary.find)
             details["bubblewrap"] = f"{found.version_text} ({found.path})"
+            rootless = await asyncio.to_thread(_as_somebody, found.path)
             by_groups = await asyncio.to_thread(cgroups.describe)
             details |= {
                 **await _try(backend),
@@ -38,7 +42,22 @@ async def probe(backend: SandboxBackend, cgroups: Cgroups) -> BackendReport:
         return _not_ready(backend, str(error.message), error.hint, details)
     except Exception as error:  # A probe tells what is wrong; it must not fail itself.
         return _not_ready(backend, f"{type(error).__name__}: {error}", "Report this: it is not a known lack.", details)
-    return BackendReport(name=backend.name, ready=True, capabilities=backend.capabilities, details=details)
+    return BackendReport(
+        name=backend.name, ready=True, capabilities=backend.capabilities, details=details, rootless=rootless
+    )
+
+
+def _as_somebody(bwrap: Path) -> bool:
+    """Whether an ordinary user can make the namespaces too; as one, that was tried already. Blocks."""
+    if os.getuid() != 0:
+        return True
+    argv = [str(bwrap), "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # The first where they may not enter its folder.
+        tried = subprocess.run(
+            argv, user=NOBODY, group=NOBODY, extra_groups=(), cwd="/", capture_output=True, timeout=30, check=False
+        )
+        return tried.returncode == 0
+    return False
 
 
 async def _try(backend: SandboxBackend) -> Mapping[str, str]:

@@ -31,6 +31,8 @@ class EngineInfo:
     """Whether it hands out devices by the names of the Container Device Interface."""
     maps_users: bool
     """Whether a container's users are others on the host (rootless, userns-remap)."""
+    rootless: bool
+    """Whether it is an ordinary user's own."""
     live_restore: bool
     """Whether containers stay when it is restarted."""
     podman: bool = False
@@ -68,6 +70,7 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         },
         cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44) and (found < TELLS_DEVICES or _has_gpus(said)),
         maps_users="name=rootless" in security or "name=userns" in security,
+        rootless="name=rootless" in security,
         live_restore=bool(said.get("LiveRestoreEnabled")),
         podman="BuildahVersion" in said,
     )

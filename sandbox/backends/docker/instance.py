@@ -192,10 +192,6 @@ class DockerInstance:
             await ended(handle, None)
         finally:
             os.close(handle)
-        if (
-            self._stopping is not None
-        ):  # By us, so nothing has to be asked: three calls of docker-py's are a lot of work.
-            return ExitInfo(exit_code=KILLED, oom_killed=self._oom_kills > 0)
         return await ENGINE.run(self._ask)
 
     def _ask(self) -> ExitInfo:

@@ -1,9 +1,11 @@
 """Whether containers can be had here, found out by asking the engine and making one."""
 
 import asyncio
+import grp
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +35,7 @@ async def probe(
     """
     details = {"engine": engine.address}
     why, hint, no_gpus = "", "", ""
+    rootless: bool | None = None
     try:
         async with asyncio.timeout(TIMEOUT_S):
             info = await ENGINE.run(engine.info, fresh=True)
@@ -43,6 +46,7 @@ async def probe(
                 "after a restart of the engine": "sandboxes stay" if info.live_restore else "sandboxes have ended",
             }
             no_gpus = _why_no_gpus(info)
+            rootless, details["for ordinary users"] = _for_others(info, _socket(engine.address))
             check(info)
             details |= await _try(backend) if image else {"tried": NOT_TRIED}
     except WarmcellError as error:
@@ -58,7 +62,35 @@ async def probe(
         details=details,
         tried=bool(image),
         no_gpus=no_gpus,
+        rootless=rootless,
     )
+
+
+def _socket(address: str) -> os.stat_result | None:
+    try:
+        return os.stat(address.removeprefix("unix://"))
+    except OSError:
+        return None
+
+
+def _for_others(info: EngineInfo, socket: os.stat_result | None) -> tuple[bool, str]:
+    """Whether users who are not root can have containers of this engine, and how."""
+    if info.rootless:
+        return True, "each has an engine of their own, as this one is"
+    if socket is None:
+        return False, "its socket cannot be looked at"
+    if socket.st_mode & stat.S_IWOTH:
+        return True, "everybody may use it, and so has root's rights"
+    if socket.st_mode & stat.S_IWGRP and socket.st_gid != 0:
+        return True, f"the group {_group(socket.st_gid)} may use it, and so has root's rights"
+    return socket.st_uid != 0, "only the owner of its socket may use it"
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _why_no_gpus(info: EngineInfo) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import OrdinaryUser
 from tests.integration.bubblewrap.boxes import subject_of
-from tests.lanes import TOP
+from tests.lanes import TOP, absence, bwrap
 from tests.leaks import Places
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.models import Mount
@@ -52,6 +52,22 @@ async def test_missing_bubblewrap_names_the_ways_to_install_it(
     report = await subject.backend.probe()
     assert not report.ready
     assert report.hint == raised.value.hint
+
+
+@pytest.mark.bubblewrap
+@pytest.mark.root
+async def test_root_is_told_whether_ordinary_users_can_have_it(
+    places: Places, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not where they may not run it, though root's sandboxes come up."""
+    backend = subject_of(places).backend
+    assert (await backend.probe()).rootless is (absence("user") is None)
+    own = tmp_path / "bwrap"
+    own.write_text(f'#!/bin/sh\nexec {bwrap()} "$@"\n')
+    own.chmod(0o700)
+    monkeypatch.setenv("WARMCELL_BWRAP", str(own))
+    report = await backend.probe()
+    assert (report.ready, report.rootless) == (True, False), report
 
 
 @pytest.mark.bubblewrap

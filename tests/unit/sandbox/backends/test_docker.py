@@ -1,5 +1,6 @@
 """What is asked of an engine of containers, without one."""
 
+import os
 import resource
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ from warmcell.sandbox.backends.docker.about import EngineInfo, read_info
 from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
+from warmcell.sandbox.backends.docker.probe import _for_others
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.models import GIB, GpuDevice, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -29,6 +31,7 @@ def info(*, runtimes: tuple[str, ...] = ("runc",), cdi: bool = False) -> EngineI
         can={"memory": True, "pids": True, "cpu": True},
         cdi=cdi,
         maps_users=False,
+        rootless=False,
         live_restore=False,
     )
 
@@ -170,3 +173,23 @@ def test_volumes_lie_where_links_lead(tmp_path: Path) -> None:
     assert set(memory) == {*volumes, "/tmp", "/dev/shm", made.home, "/var/run/warmcell"}
     assert memory["/var/tmp"] == memory["/tmp"]
     assert {part.place for part in made.parts.parts.values()} == {"tmp", "dev/shm", made.home[1:], "srv/data"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "rootless", "found"),
+    [
+        (0o600, 0, False, (False, "only the owner")),
+        (0o660, 0, False, (False, "only the owner")),
+        (0o660, 4, False, (True, "group adm")),
+        (0o666, 0, False, (True, "everybody")),
+        (0o600, 0, True, (True, "engine of their own")),
+    ],
+)
+def test_who_else_may_use_an_engine_is_found_out(
+    mode: int, group: int, rootless: bool, found: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rights of its socket, and by what it says of itself; those of the group have root's rights."""
+    told = os.stat_result((0o140000 | mode, 1, 1, 1, 0, group, 0, 0, 0, 0))
+    monkeypatch.setattr("warmcell.sandbox.backends.docker.probe._group", {0: "root", 4: "adm"}.__getitem__)
+    can, why = _for_others(replace(info(), rootless=rootless), told)
+    assert (can, found[1] in why) == (found[0], True), why
