@@ -202,7 +202,6 @@ class FanOut:
         finally:
             if self._stopping is not None:
                 self._stopping.cancel()
-            self._inbox.close()
             for run, _ in self._running.values():
                 run.close()
         if self._first is not None:
