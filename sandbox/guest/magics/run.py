@@ -63,7 +63,7 @@ class Inbox:
             for fd, _ in ready:
                 if fd in self._runs:
                     self._runs[fd].read()
-            if not ready and left is not None:
+            if left is not None and (not ready or not left) and not self._events:
                 return None
         return self._events.popleft()
 

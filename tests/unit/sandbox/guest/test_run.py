@@ -123,3 +123,14 @@ def test_a_long_line_in_small_pieces_is_read_once() -> None:
 def _pieces(data: bytes) -> list[memoryview]:
     view = memoryview(data)
     return [view[at : at + 4096] for at in range(0, len(data), 4096)]
+
+
+def test_who_waits_goes_on_in_time_however_much_comes() -> None:
+    """As to show how much of it there is, and to see whether the stop button was pressed."""
+    inbox, (ours, theirs) = Inbox(), socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"never read")
+        looked: list[int] = []
+        inbox.watch(ours.fileno(), cast(Any, SimpleNamespace(read=lambda: looked.append(1))))
+        assert inbox.get(0.01) is None
+        assert looked
