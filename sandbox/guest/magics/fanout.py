@@ -142,6 +142,7 @@ class FanOut:
         retry: bool = False,
         together: bool = True,
         sent_before: int | None = None,
+        progress: Callable[[int, int], None] = lambda got, total: None,
     ) -> None:
         """Prepare it.
 
@@ -156,6 +157,7 @@ class FanOut:
             retry: A task whose rank ends under it is begun again: on that rank's next kernel, or on another rank.
             together: The first that fails stops the others.
             sent_before: What the ranks had been sent before it, in bytes. None: all so far.
+            progress: Told how many bytes of how many have come back, while they come.
         """
         self._pod = pod
         self._tasks = tasks
@@ -172,6 +174,9 @@ class FanOut:
         self._sent_before = pod.store.sent if sent_before is None else sent_before
         self._interrupted_at = 0.0
         self._inbox = Inbox()
+        self._progress = progress
+        self._coming: list[Run] = []
+        """Those whose values come back at the same time, until the last has them."""
         self._running: dict[int, tuple[Run, Any]] = {}
         self._waiting = collections.deque(range(len(tasks)))
         self._tries = [0] * len(tasks)
@@ -202,7 +207,6 @@ class FanOut:
         finally:
             if self._stopping is not None:
                 self._stopping.cancel()
-            self._inbox.close()
             for run, _ in self._running.values():
                 run.close()
         if self._first is not None:
@@ -228,10 +232,19 @@ class FanOut:
                     self._remind()
                 else:
                     self._take(event, show)
+                self._look_at_what_comes()
             except KeyboardInterrupt:  # What was being sent is left.
                 if presses.given_up:
                     raise
                 self.stop()
+
+    def _look_at_what_comes(self) -> None:
+        running = [run for run, _ in self._running.values()]
+        self._coming += [run for run in running if run.size and run not in self._coming]
+        if self._coming:
+            self._progress(sum(run.got for run in self._coming), sum(run.size for run in self._coming))
+            if not any(run in running for run in self._coming):
+                self._coming = []
 
     @property
     def sent_bytes(self) -> int:

@@ -14,6 +14,9 @@ from .widgets import COMMS, VIEW, Models
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+PAUSE_S = 5.0
+"""Whoever has heard of no progress for that long takes the next for another beginning."""
+
 SUMMARY_S = 2.0
 """What one rank without a GPU has done sooner needs no sum."""
 
@@ -168,11 +171,12 @@ class Waiting:
 
 
 class Progress:
-    """How much of what is sent has gone, shown once that takes longer than a second."""
+    """How much of what is sent has gone, or of what comes back has come: shown once that takes more than a second."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, doing: str = "Sending") -> None:
         self._shell = shell
-        self._began = time.monotonic()
+        self._doing = doing
+        self._began = self._told = -PAUSE_S
         self._at = 0.0
         self._id = f"warmcell-sending-{id(self):x}-{time.monotonic_ns():x}"
         self._shown = False
@@ -180,11 +184,14 @@ class Progress:
     def __call__(self, sent: int, total: int) -> None:
         """So many bytes of so many."""
         now = time.monotonic()
+        if now - self._told >= PAUSE_S:
+            self._began = now
+        self._told = now
         if now - self._began < 1.0 or (now - self._at < UPDATE_S and sent < total):
             return
         self._at = now
         part = sent / total if total else 1.0
-        words = f"Sending: {sent / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
+        words = f"{self._doing}: {sent / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
         if getattr(self._shell, "kernel", None) is None:
             sys.stdout.write(f"\r{words}" + ("\n" if sent >= total else ""))
             return

@@ -304,7 +304,6 @@ def _started(pod: Pod) -> str:
             if event.run.rank == 0:
                 first = event.done or {}
     finally:
-        inbox.close()
         for run in runs:
             run.close()
     how = {"template": "from a template", "snapshot": "from a snapshot"}.get(str(first.get("started_from")), "cold")

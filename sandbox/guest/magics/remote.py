@@ -177,6 +177,7 @@ class Remote:
                 cell=len(self._shell.user_ns["In"]) - 1,
                 retry=bool(arguments.each),
                 sent_before=sent_before,
+                progress=_untold if arguments.detach else output.Progress(self._shell, "Bringing back"),
             )
             job = Job(number, cell, pod.place, fan_out, pod.devices, gpus_each=pod.gpus_each, quiet=_quiet(cell))
         except BaseException:
@@ -303,6 +304,10 @@ def _quiet(cell: str) -> bool:
 
     ends: Callable[[str], bool] = DisplayHook.semicolon_at_end_of_expression
     return bool(ends(cell))
+
+
+def _untold(got: int, total: int) -> None:
+    """Whoever goes on meanwhile has another cell by then."""
 
 
 def _say(text: str) -> None:

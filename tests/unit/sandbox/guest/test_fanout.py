@@ -37,7 +37,8 @@ class Ranks:
                 run.values = dict(told)
                 inbox.put(Event(run, done={"status": "ok"}))
 
-        run = cast(Any, SimpleNamespace(rank=rank, task=-1, values={}, begun=True, begin=begin, close=lambda: None))
+        told = {"rank": rank, "task": -1, "values": {}, "size": 0, "got": 0, "begun": True}
+        run = cast(Any, SimpleNamespace(**told, begin=begin, close=lambda: None))
         return cast(Run, run)
 
     def interrupt(self, rank: int) -> None:
@@ -135,3 +136,21 @@ def test_what_cannot_come_back_or_was_late_loses_no_rank(error: Exception) -> No
     with pytest.raises(KeeperError):
         run(unknown, items(1))
     assert unknown.lost
+
+
+def test_what_comes_back_is_told_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all ranks together, to its end; and what comes later is counted anew."""
+    ranks = Ranks(2, lambda rank, item: {"x": item}, replaced=True)
+    told: list[tuple[int, int]] = []
+    fan_out = FanOut(cast(Any, ranks), [], parcel=Parcel(), progress=lambda got, total: told.append((got, total)))
+    first, second, third = (ranks.run({"rank": rank, "code": ""}, b"", Inbox()) for rank in range(3))
+    for running, got in (({}, 0), ({0: first}, 0), ({0: first, 1: second}, 30), ({1: second}, 100), ({}, 100)):
+        fan_out._running = {rank: (run, None) for rank, run in running.items()}
+        for run in running.values():
+            run.size = 100
+        first.got, second.got = got, got // 2 if running else 100
+        fan_out._look_at_what_comes()
+    third.size = 7
+    fan_out._running = {0: (third, None)}
+    fan_out._look_at_what_comes()
+    assert told == [(0, 100), (45, 200), (150, 200), (200, 200), (0, 7)]

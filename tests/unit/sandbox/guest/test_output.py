@@ -42,19 +42,23 @@ def test_one_ranks_progress_bar_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "value='1.0000'" in shell.published[-1][0]["text/html"]
 
 
-def test_progress_is_shown_past_one_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not for what is quick; then one display that moves, up to its end."""
+@pytest.mark.parametrize("doing", ["Sending", "Bringing back"])
+def test_progress_is_shown_past_one_second(doing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for what is quick, be it the first or a later one; then one display that moves, up to its end."""
     now = [0.0]
     monkeypatch.setattr("warmcell.sandbox.guest.magics.output.time.monotonic", lambda: now[0])
     shell = Shell()
-    progress = Progress(shell)  # type: ignore[arg-type]
+    progress = Progress(shell, doing)  # type: ignore[arg-type]
     progress(2**20, 2**22)
     assert shell.published == []
     now[0] = 1.5
     progress(2**21, 2**22)
     progress(2**22, 2**22)
-    assert [data["text/plain"] for data, _ in shell.published] == ["Sending: 2 of 4 MiB", "Sending: 4 of 4 MiB"]
+    assert [data["text/plain"] for data, _ in shell.published] == [f"{doing}: 2 of 4 MiB", f"{doing}: 4 of 4 MiB"]
     assert [said["update"] for _, said in shell.published] == [False, True]
+    now[0] = 100.0
+    progress(2**20, 2**22)
+    assert len(shell.published) == 2
 
 
 @pytest.mark.parametrize("name", ["KeyError", "OwnError", "SystemExit", "UnicodeDecodeError", "KeyboardInterrupt"])
