@@ -168,9 +168,16 @@ class Gate:
             raise SandboxNotFoundError(f"There is no sandbox {sandbox_id}", hint="List your own with GET /sandboxes.")
         return info
 
-    def check_awake(self, principal: Principal, info: SandboxInfo) -> None:
-        """Raises QuotaExceededError if use of it would lease GPUs again, of which its principal has had all."""
-        if info.state is State.SUSPENDED and info.gpu is not None:
+    def check_awake(self, principal: Principal, info: SandboxInfo, *, uses: bool = False) -> None:
+        """Raises QuotaExceededError if this would lease GPUs again, of which its principal has had all.
+
+        Args:
+            principal: Whose it is.
+            info: The sandbox.
+            uses: Whether something is to be done there. One that is parked takes no GPU to be looked at.
+        """
+        asleep = info.state is State.SUSPENDED or (uses and info.parked is not None)
+        if asleep and info.gpu is not None:
             self.quotas.check_gpus(principal.name)
 
     def check_copy(self, principal: Principal, gpu: object) -> None:

@@ -196,7 +196,7 @@ class JsonHandler(web.RequestHandler):
                     raise web.Finish from None
                 raise
             if not itself:
-                by.check_awake(principal, info)
+                by.check_awake(principal, info, uses=method == "POST")
             if path.endswith("/fork"):
                 by.check_copy(principal, info.gpu)
         if gate.below(path, "snapshots") is not None:

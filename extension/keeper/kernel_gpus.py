@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import logging
+from collections.abc import Callable
 
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.kernels import Kernels
@@ -20,6 +21,10 @@ class KernelGpus(abc.ABC):
     def __init__(self, service: SandboxService, kernels: Kernels) -> None:
         self._service = service
         self._kernels = kernels
+        self.parking: set[SandboxId] = set()
+        """Those that are being parked."""
+        self.in_use: Callable[[SandboxId], bool] = lambda sandbox_id: False
+        """Whether something runs in one that its kernel knows nothing of."""
 
     @abc.abstractmethod
     async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
@@ -38,12 +43,19 @@ class KernelGpus(abc.ABC):
         async with kernel.lock:
             if kernel.proxy.busy:
                 raise errors.ConflictError("The kernel is busy", hint="Park it when its cell has ended.")
-            while True:
-                try:
-                    return await self._service.park(sandbox_id, unless=lambda: kernel.proxy.busy)
-                except errors.CapacityError:
-                    if not await self._suspend_longest_parked():
-                        raise
+            self.parking.add(sandbox_id)
+            try:
+                return await self._park(sandbox_id, lambda: kernel.proxy.busy or self.in_use(sandbox_id))
+            finally:
+                self.parking.discard(sandbox_id)
+
+    async def _park(self, sandbox_id: SandboxId, unless: Callable[[], bool]) -> SandboxInfo:
+        while True:
+            try:
+                return await self._service.park(sandbox_id, unless=unless)
+            except errors.CapacityError:
+                if not await self._suspend_longest_parked():
+                    raise
 
     async def change_gpu(self, sandbox_id: SandboxId, gpu: GpuWish, *, even_busy: bool = False) -> SandboxInfo:
         """Give it other GPUs, its variables kept, until its next restart with another wish.

@@ -53,8 +53,11 @@ class MemoryHandler(Handler):
         if verb == "suspend":
             return (await agents.suspend(box, memory=body.get("memory") is not False)).to_json(), 200
         if verb == "resume":
-            return (await agents.wake(box)).to_json(), 200
-        if verb in ("park", "gpu"):
+            await agents.wake(box)
+            return (await memory.resume(box)).to_json(), 200
+        if verb == "park":
+            return (await agents.park(box)).to_json(), 200
+        if verb == "gpu":
             raise UnsupportedOperationError(
                 "Sandboxes of code keep the GPU that they have", hint="Suspend it to give it back, or make a new one."
             )

@@ -145,7 +145,12 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     metering = asyncio.create_task(begin_again(meter.run))
     watch = asyncio.create_task(begin_again(lambda: _watch_changes(service, sockets, api, activity)))
     relief = Relief(
-        service, kernels, memory, pressure_idle_s=settings.suspend_below_after, parks=settings.park_after > 0
+        service,
+        kernels,
+        memory,
+        pressure_idle_s=settings.suspend_below_after,
+        parks=settings.park_after > 0,
+        commands_idle_s=agents.idle_s,
     )
     standing: list[Callable[[], Awaitable[None]]] = [
         lambda: relief.park_idle(settings.park_after),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -40,14 +41,26 @@ class Relief:
         look: Callable[[], pressure.Room] = pressure.look,
         pressure_idle_s: float,
         parks: bool = True,
+        commands_idle_s: Callable[[SandboxId], float] = lambda sandbox_id: math.inf,
     ) -> None:
-        """However short memory is, a kernel that was used within `pressure_idle_s` runs on."""
+        """However short memory is, a kernel that was used within `pressure_idle_s` runs on.
+
+        Args:
+            service: Has the sandboxes.
+            kernels: Has their kernels.
+            memory: Suspends and parks them.
+            look: How much memory there is.
+            pressure_idle_s: Seconds of idleness.
+            parks: Whether kernels are parked at all.
+            commands_idle_s: For how long no command has run in a sandbox that code has asked for.
+        """
         self._service = service
         self._kernels = kernels
         self._memory = memory
         self._look = look
         self._pressure_idle_s = pressure_idle_s
         self._parks = parks
+        self._commands_idle_s = commands_idle_s
         self._left_alone: dict[SandboxId, float] = {}
         """Those whose kernels could not be parked or suspended, to when that can be tried again."""
 
@@ -63,7 +76,7 @@ class Relief:
         while idle_s > 0:
             await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
             self._forget_refusals()
-            for kernel in self._idle(idle_s):
+            for kernel in self._idle(idle_s, to_park=True):
                 if self._has_gpu(kernel) and kernel.sandbox_id not in self._left_alone:
                     await self._park(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
 
@@ -103,10 +116,11 @@ class Relief:
             Seconds until others may have been idle for long enough, if anybody waits and there are others.
         """
         self._forget_refusals()
-        having = [one for one in self._idle(0.0) if self._has_gpu(one) and one.sandbox_id not in self._left_alone]
+        having = [one for one in self._idle(0.0, to_park=True) if self._has_gpu(one)]
+        having = [one for one in having if one.sandbox_id not in self._left_alone]
         if not having or not await self._service.leases.queue():
             return None
-        idle = {one.sandbox_id: one for one in having if one.proxy.idle_s >= idle_s and one.sandbox_id is not None}
+        idle = {one.sandbox_id: one for one in having if self._idle_s(one) >= idle_s and one.sandbox_id is not None}
         for sandbox_id in await self._service.leases.to_reclaim(list(idle)):
             why = "somebody waits for its GPU"
             if self._parks and await self._park(idle[sandbox_id], idle_s, why=why):
@@ -114,7 +128,7 @@ class Relief:
             await self._suspend(idle[sandbox_id], idle_s, why=why)
             if self._service.info(sandbox_id).state is State.RUNNING:
                 self._leave_alone(sandbox_id)
-        others = [idle_s - one.proxy.idle_s for one in having if one.sandbox_id not in idle]
+        others = [idle_s - self._idle_s(one) for one in having if one.sandbox_id not in idle]
         return max(SOON_S, min([TRY_AGAIN_S, *others]))
 
     def _forget_refusals(self) -> None:
@@ -130,24 +144,31 @@ class Relief:
     async def _short(self, below: float) -> bool:
         return (await asyncio.to_thread(self._look)).short(below)
 
-    def _idle(self, idle_s: float) -> Sequence[Kernel]:
+    def _idle(self, idle_s: float, *, to_park: bool = False) -> Sequence[Kernel]:
         """Running kernels that have been idle for so long, the longest idle first."""
-        found = [kernel for kernel in self._kernels.all() if self._is_idle(kernel, idle_s)]
-        return sorted(found, key=lambda kernel: -kernel.proxy.idle_s)
+        found = [kernel for kernel in self._kernels.all() if self._is_idle(kernel, idle_s, to_park=to_park)]
+        return sorted(found, key=lambda kernel: -self._idle_s(kernel))
 
-    def _is_idle(self, kernel: Kernel, idle_s: float) -> bool:
-        if kernel.request.terms is not None:  # It says itself when its time is over, and may have commands that run.
+    def _idle_s(self, kernel: Kernel) -> float:
+        if kernel.request.terms is None or kernel.sandbox_id is None:
+            return kernel.proxy.idle_s
+        return min(kernel.proxy.idle_s, self._commands_idle_s(kernel.sandbox_id))
+
+    def _is_idle(self, kernel: Kernel, idle_s: float, *, to_park: bool = False) -> bool:
+        """Sandboxes that code has asked for are never suspended for it: they say themselves when their time is over."""
+        if kernel.request.terms is not None and not to_park:
             return False
-        if kernel.sandbox_id is None or not kernel.started or not kernel.alive or kernel.proxy.idle_s < idle_s:
+        if kernel.sandbox_id is None or not kernel.started or not kernel.alive or self._idle_s(kernel) < idle_s:
             return False
         try:
-            return self._service.info(kernel.sandbox_id).state is State.RUNNING
+            info = self._service.info(kernel.sandbox_id)
         except errors.SandboxNotFoundError:
             return False
+        return info.state is State.RUNNING and (info.terms is None or not info.terms.frozen)
 
     async def _park(self, kernel: Kernel, idle_s: float, *, why: str) -> bool:
         """Whether it has given its GPU back."""
-        if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s):  # It was used since.
+        if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s, to_park=True):  # It was used since.
             return False
         try:
             await self._memory.park(kernel.sandbox_id)

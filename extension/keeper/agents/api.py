@@ -62,9 +62,9 @@ class Handler(JsonHandler):
         """What hangs on it, whatever its state; raises as `Agents.of`."""
         return self.agents.of(SandboxId(sandbox_id))
 
-    async def awake(self, sandbox_id: str) -> AgentBox:
+    async def awake(self, sandbox_id: str, *, gpu: bool = False) -> AgentBox:
         """As `box`, of one that runs; raises as `Agents.awake`."""
-        return await self.unless_gone(self.agents.awake(SandboxId(sandbox_id)))
+        return await self.unless_gone(self.agents.awake(SandboxId(sandbox_id), gpu=gpu))
 
     def query(self, name: str, default: str) -> str:
         """A parameter of the query."""
@@ -138,7 +138,7 @@ class CommandsHandler(Handler):
         box = self.box(sandbox_id)
         command = box.commands.known(body)  # It is not woken, nor anything done, for what was done already.
         if command is None:
-            box = await self.awake(sandbox_id)
+            box = await self.awake(sandbox_id, gpu=True)
         command = await box.commands.start(self.agents.live(box.sandbox_id), body)
         if self.query("follow", "0") == "1":
             await self.follow(command.output, {"command": command.info()}, command.info, "command")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import sys
 import time
@@ -101,6 +102,7 @@ class Agents:
         self._service = service
         self._kernels = kernels
         self._memory = memory
+        memory.in_use = self.busy
         self.kernels = AgentKernels(service, kernels, memory)
         self._boxes: dict[SandboxId, AgentBox] = {}
         self._coming: set[str] = set()
@@ -206,8 +208,12 @@ class Agents:
             self._boxes[sandbox_id] = AgentBox(self, sandbox_id)
         return self._boxes[sandbox_id]
 
-    async def awake(self, sandbox_id: SandboxId) -> AgentBox:
+    async def awake(self, sandbox_id: SandboxId, *, gpu: bool = False) -> AgentBox:
         """One that runs: it is woken if it sleeps.
+
+        Args:
+            sandbox_id: Which.
+            gpu: Its GPU may be used, so it has to have one again. Code in its kernel sees to that itself.
 
         Raises:
             ConflictError: It sleeps, and its terms are against that.
@@ -227,7 +233,27 @@ class Agents:
                     details={"state": state},
                 )
             await self.wake(sandbox_id)
+        if gpu and (info.parked is not None or sandbox_id in self._memory.parking):
+            await self._memory.resume(sandbox_id)
         return box
+
+    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Give its GPU back and keep it alive: the next code or command takes one again.
+
+        Raises:
+            ConflictError: Something runs in it, or it does not.
+            WarmcellError: As `KernelMemory.park`.
+        """
+        await self.awake(sandbox_id)
+        if self.busy(sandbox_id):
+            raise errors.ConflictError("Code or a command runs in it", hint="Park it when that has ended.")
+        await self.kernels.running(sandbox_id)
+        return await self._memory.park(sandbox_id)
+
+    def idle_s(self, sandbox_id: SandboxId) -> float:
+        """Seconds since a command has ended there; 0 while one runs. What its kernel does is not looked at."""
+        box = self._boxes.get(sandbox_id)
+        return math.inf if box is None else box.commands.idle_s
 
     async def wake(self, sandbox_id: SandboxId, *, memory: bool = True) -> SandboxInfo:
         """Have it run, whatever its terms say; raises as `KernelMemory.resume`.

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -194,6 +195,12 @@ class Commands:
     def __init__(self) -> None:
         self._known: dict[str, Command] = {}
         self._starting: dict[str, asyncio.Future[None]] = {}
+        self._ended_at = -math.inf
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since one has ended; 0 while one runs, infinite where none ever did."""
+        return 0.0 if self.running else time.monotonic() - self._ended_at
 
     @property
     def running(self) -> int:
@@ -240,9 +247,7 @@ class Commands:
                     f"{RUNNING_MAX} commands run in this sandbox", hint="Wait until one has ended, or kill it."
                 )
             self._known[command.id] = command
-            begun = self._starting[command.id] = asyncio.ensure_future(
-                command.start(box, ended=lambda: forget_oldest(self._known))
-            )
+            begun = self._starting[command.id] = asyncio.ensure_future(command.start(box, ended=self._ended))
             begun.add_done_callback(lambda done: self._begun(command, done))
         if command.id in self._starting:
             await asyncio.shield(self._starting[command.id])
@@ -251,6 +256,10 @@ class Commands:
     async def close(self) -> None:
         """Kill all that run."""
         await asyncio.gather(*(one.close() for one in self._known.values()))
+
+    def _ended(self) -> None:
+        self._ended_at = time.monotonic()
+        forget_oldest(self._known)
 
     def _begun(self, command: Command, done: "asyncio.Future[None]") -> None:
         self._starting.pop(command.id, None)

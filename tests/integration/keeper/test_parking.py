@@ -182,6 +182,45 @@ async def test_torch_moves_what_the_driver_cannot(places: Places, tmp_path: Path
         assert first.page.said(asking).strip() == expected
 
 
+@pytest.mark.bubblewrap
+async def test_a_sandbox_of_code_is_parked_while_nothing_runs_in_it(places: Places, tmp_path: Path) -> None:
+    """Its files are looked at without a GPU; a command takes one and keeps it while it runs, and so does code, which
+    finds its variables.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(
+            keeper(places, simulated_gpus=A100S, backend="bubblewrap", park_after=0.3, gpu_yield_after=0)
+        )
+        told = await stack.enter_async_context(changes(client))
+        spec = {"preload": [], "gpu": "A100"}
+        box = (await client.post("/sandboxes", {"spec": spec, "terms": {"timeout_s": None}}, timeout=120))["id"]
+
+        async def ran(code: str) -> Any:
+            run = await client.post(f"/sandboxes/{box}/runs", {"code": code})
+            return await client.get(f"/sandboxes/{box}/runs/{run['id']}?wait=60")
+
+        async def until(is_parked: bool) -> None:
+            async with asyncio.timeout(60):
+                while ((await client.get(f"/sandboxes/{box}"))["parked"] is not None) is not is_parked:
+                    await told.get()
+
+        await ran("x = 41")
+        await until(True)
+        assert await gpu(client) == (None, 0)
+        command = await client.post(f"/sandboxes/{box}/commands", {"argv": ["sleep", "1000"]})
+        assert await gpu(client) == (box, GIB)
+        with pytest.raises(ConflictError, match="command runs"):
+            await client.post(f"/sandboxes/{box}/park", {})
+        await ran("x += 1")
+        await asyncio.sleep(1.0)  # It would have been parked three times.
+        assert (await client.get(f"/sandboxes/{box}"))["parked"] is None
+        await client.delete(f"/sandboxes/{box}/commands/{command['id']}")
+        await until(True)
+        assert (await ran("assert x == 42"))["error"] is None
+        assert (await client.post(f"/sandboxes/{box}/park", {}))["gpus"] == []
+        assert len((await client.post(f"/sandboxes/{box}/resume", {}))["gpus"]) == 1
+
+
 @pytest.mark.criu
 async def test_a_parked_kernel_is_suspended_and_comes_back_whole(places: Places, tmp_path: Path) -> None:
     """Longer idle it goes to disk, with what it had on the GPU, and its next cell has it go on with a GPU."""

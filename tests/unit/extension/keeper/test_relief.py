@@ -39,7 +39,7 @@ class Keeper:
                 started=True,
                 alive=True,
                 proxy=SimpleNamespace(idle_s=idle),
-                request=SimpleNamespace(kernel_id=name, terms=None),
+                request=SimpleNamespace(kernel_id=name, terms=self.terms(name)),
             )
             for name, idle in self.idle_s.items()
         ]
@@ -47,7 +47,11 @@ class Keeper:
     def info(self, sandbox_id: str) -> Any:
         state = State.SUSPENDED if sandbox_id in self.suspended else State.RUNNING
         without = sandbox_id.startswith("cpu") or sandbox_id in self.parked
-        return SimpleNamespace(state=state, gpus=() if without else ("GPU",))
+        return SimpleNamespace(state=state, gpus=() if without else ("GPU",), terms=self.terms(sandbox_id))
+
+    def terms(self, name: str) -> Any:
+        """Of those that code has asked for."""
+        return SimpleNamespace(frozen="frozen" in name) if name.startswith("code") else None
 
     @property
     def leases(self) -> Any:
@@ -143,6 +147,25 @@ async def test_who_gives_way_is_parked_where_that_can_be_done() -> None:
     one: Any = without
     await Relief(one, one, one, look=without.look, pressure_idle_s=60.0, parks=False).give_way(60.0)
     assert (without.parked, without.suspended) == ([], ["old"])
+
+
+async def test_sandboxes_of_code_are_parked_but_never_suspended_for_it() -> None:
+    """As long as no command runs there, and not while one stands still in memory."""
+    idle = {"code": 900.0, "code-frozen": 900.0, "code-working": 900.0, "code-new": 30.0}
+    for parkable in (True, False):
+        keeper = Keeper(idle, parkable=parkable, waiting=True, wanted=list(idle))
+        one: Any = keeper
+        relief = Relief(
+            one,
+            one,
+            one,
+            look=keeper.look,
+            pressure_idle_s=60.0,
+            commands_idle_s=lambda name: 800.0 * (name != "code-working"),
+        )
+        assert await relief.give_way(60.0) == 30.0
+        await relief.relieve(50.0)
+        assert (keeper.parked, keeper.suspended) == (["code"] if parkable else [], [])
 
 
 async def test_idle_kernels_are_parked_after_their_time() -> None:
