@@ -9,7 +9,12 @@ from typing import Any, Final
 from warmcell.extension.server.e2b import failures, results, shapes
 from warmcell.extension.server.e2b.calls import paced
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    UnauthenticatedError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
 
 LANGUAGE: Final = "python"
 DEFAULT_CONTEXT: Final = "default"
@@ -49,6 +54,12 @@ async def execute(request: E2bHandler) -> None:
                 elif "run" not in entry and (told := results.line(entry)) is not None:
                     shown = shown or told["type"] == "error"
                     await _tell(request, told)
+    except UnauthenticatedError as error:
+        if not request.streams:
+            raise
+        why = {"name": error.code, "value": error.message, "traceback": str(error)}
+        await _tell(request, {"type": "error", **why})
+        await _tell(request, {"type": "end_of_execution"})
     except asyncio.CancelledError:
         with contextlib.suppress(WarmcellError):
             await request.keeper.ask("DELETE", f"{path}/{run_id}")
