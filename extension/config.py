@@ -155,6 +155,13 @@ class Warmcell(Configurable):
     snapshot_ttl = Float(
         None, allow_none=True, help="Days after its last use at which a snapshot goes. None: never by age."
     ).tag(config=True)
+    frozen_ttl = Float(
+        7.0,
+        allow_none=True,
+        min=0.0,
+        help="Days after which an agent's sandbox goes that stands still in memory, since it could not be saved, and "
+        "that nobody has used. `snapshot_ttl` holds for it too, where that is shorter. None: no bound of its own.",
+    ).tag(config=True)
     import_snapshots = Bool(
         False, help="Whether snapshots from elsewhere may be brought in: their files come from whoever made them."
     ).tag(config=True)

@@ -8,6 +8,7 @@ from tornado.iostream import StreamClosedError
 from warmcell.extension.keeper.gate import own_sandboxes
 from warmcell.extension.keeper.handler import Handler
 from warmcell.sandbox.changes import Change, Subscription
+from warmcell.sandbox.errors import UnauthenticatedError
 from warmcell.sandbox.models import SandboxInfo
 from warmcell.sandbox.service import SandboxService
 
@@ -25,6 +26,8 @@ class EventsHandler(Handler):
         changes = service.subscribe()
         try:
             await self.unless_gone(self._tell(service, changes))
+        except UnauthenticatedError as error:
+            await self._send("refused", error.to_json())
         except StreamClosedError:  # the reader has gone
             return
         finally:

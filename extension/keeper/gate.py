@@ -6,11 +6,12 @@ The user's own processes may do everything. Whoever acts for a principal, by its
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tornado.httputil import HTTPServerRequest
 
+from warmcell.extension.keeper.open_requests import OpenRequests
 from warmcell.extension.keeper.principals import NAME, SCOPES, Principal, Principals, bearer
 from warmcell.extension.keeper.quotas import PrincipalQuotas
 from warmcell.extension.keeper.tickets import HEADER as TICKET
@@ -101,6 +102,7 @@ class Gate:
     quotas: PrincipalQuotas
     service: SandboxService
     tickets: Tickets
+    open: OpenRequests = field(default_factory=OpenRequests)
 
     def who(self, request: HTTPServerRequest) -> Principal | None:
         """Whoever asks; None for the user.
@@ -126,6 +128,20 @@ class Gate:
                 "The token that this was given out to is not valid any more", hint="Connect with another one."
             )
         return Principal(named, frozenset(SCOPES), token_id)
+
+    def ends(self, request: HTTPServerRequest) -> bool:
+        """Whether it can lose the right to go on: the user's own processes cannot."""
+        return any(name in request.headers for name in (TICKET, HEADER)) or bearer(request.headers) is not None
+
+    def may_go_on(self, request: HTTPServerRequest) -> None:
+        """Raises UnauthenticatedError once what opened a request has ended, of which it may be in the middle.
+
+        A file that is on its way by a URL may come to its end when the URL's time is over, though not its token's.
+        """
+        if TICKET not in request.headers:
+            self.who(request)
+            return
+        self.tickets.read(request.headers[TICKET], over=below(request.path, "sandboxes/[a-z0-9]+") == "files")
 
     def _admitted(self, request: HTTPServerRequest) -> Principal | None:
         """For whom a ticket was made, which is good for this request alone."""

@@ -18,7 +18,13 @@ from tornado.httpserver import HTTPServer
 from warmcell.extension.keeper import gate
 from warmcell.extension.keeper.principals import Principal
 from warmcell.sandbox.client.keeper import LOOKS
-from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, WarmcellError, http_status
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    SandboxNotFoundError,
+    UnauthenticatedError,
+    WarmcellError,
+    http_status,
+)
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +153,8 @@ class JsonHandler(web.RequestHandler):
     """For whom it is asked. None: for the user."""
     refused = False
     """Whether the answer, once all has come, is that it may not be."""
+    _cut: UnauthenticatedError | None = None
+    """Why it was ended in the middle."""
 
     def prepare(self) -> None:
         """Only this user's processes, by what the kernel says of the peer; and within what a principal may."""
@@ -181,6 +189,8 @@ class JsonHandler(web.RequestHandler):
 
     def _pass(self, by: gate.Gate) -> None:
         principal = self.principal = by.who(self.request)
+        if by.ends(self.request):
+            by.open.add(self, lambda: by.may_go_on(self.request))
         if principal is None:
             return
         method, path = str(self.request.method), self.request.path
@@ -219,19 +229,44 @@ class JsonHandler(web.RequestHandler):
         try:
             return await task
         except asyncio.CancelledError:
+            if self._cut is not None:
+                raise self._cut from None
             if self.gone:
                 raise web.Finish from None
             raise
+
+    def no_longer(self, error: UnauthenticatedError) -> None:
+        """The right to it has ended, and so does it: what waits is answered so, a stream says so and ends."""
+        self._cut = error
+        if self._work is not None and not self._work.done():
+            self._work.cancel()
+        else:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the connection. Idempotent."""
+        connection: Any = self.request.connection
+        if connection.stream is not None:
+            connection.stream.close()
+
+    def settled(self) -> None:
+        """It is over: the gate need not look at it any more. Idempotent."""
+        if "gate" in self.settings:
+            self.settings["gate"].open.discard(self)
 
     @property
     def gone(self) -> bool:
         """Whether the caller has closed the connection."""
         connection: Any = self.request.connection
-        closed: bool = connection.stream.closed()
-        return closed
+        return connection.stream is None or bool(connection.stream.closed())
+
+    def on_finish(self) -> None:
+        """The answer is out (tornado's hook)."""
+        self.settled()
 
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
+        self.settled()
         super().on_connection_close()  # Which ends the wait for a streamed body.
         if self._work is not None:
             self._work.cancel()

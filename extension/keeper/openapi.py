@@ -46,6 +46,7 @@ GPUS: Final = asked(("gpus",), gpus=many(named("Gpu")), queue=many(named("Waitin
 BOX: Final = "/sandboxes/{sandbox_id}"
 PATH: Final = {"path": "Absolute, or below the home."}
 WAIT: Final = {"wait": "Seconds to wait for its end at most, up to 300."}
+STAYS: Final = {"wait": "Seconds to answer after, up to 300; at once (401) when the token ends meanwhile."}
 FROM: Final = {"from": "Number of the first entry.", "until": "`now`: what there is at present, not what comes."}
 FOLLOW: Final = {"follow": "1: answer its output instead, as lines of JSON, until it has ended.", **FROM}
 WITHIN: Final = {"sandbox_id": "Those of this sandbox.", "kernel_id": "Those of this kernel."}
@@ -109,7 +110,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     },
     "/events": {"get": _read("Changes of sandboxes as they come, the present first.", TEXT, kind=EVENTS)},
     "/principals/self": {
-        "get": _read("Whose token this is, what it may have and what it has.", named("Principal")),
+        "get": _read("Whose token this is, what it may have and what it has.", named("Principal"), query=STAYS),
         "delete": _run(
             "End all of its sandboxes and remove its snapshots.",
             given(sandboxes=many(TEXT), snapshots=many(TEXT), tokens=many(TEXT)),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.principals import USUAL_SCOPES, Principals, Quota
 from warmcell.extension.keeper.quotas import PrincipalQuotas
@@ -13,6 +14,7 @@ from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, Snapshot
 from warmcell.sandbox.lifecycle import TERMINAL
 from warmcell.sandbox.models import SandboxId
 
+LONGEST_WAIT_S = 300.0
 ROUNDS = 3
 """A start that was already under way may come up while the others are ended."""
 
@@ -104,7 +106,10 @@ class PrincipalsHandler(_Handler):
 class PrincipalHandler(_Handler):
     """One principal; `self` is whoever asks with a token."""
 
-    def get(self, name: str) -> None:
+    async def get(self, name: str) -> None:
+        wait = checks.number(self.get_query_argument("wait", "0"), "wait", most=LONGEST_WAIT_S)
+        if wait:  # Whoever holds something open for a token hears here when that ends.
+            await self.unless_gone(asyncio.sleep(wait))
         principal = self.principal
         if name == "self" and principal is not None:
             self.answer({**self.describe(principal.name), "scopes": sorted(principal.scopes)})

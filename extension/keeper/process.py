@@ -102,8 +102,10 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
             log.warning("sandbox %s ends, since it cannot be suspended: %s", sandbox_id, error)
             await api.stop(sandbox_id)
 
-    ttl = settings.snapshot_ttl
-    agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
+    ttls = [None if ttl is None else ttl * DAY_S for ttl in (settings.snapshot_ttl, settings.frozen_ttl)]
+    agents = Agents(
+        service, kernels, memory, asleep_s=ttls[0], frozen_s=min((s for s in ttls if s is not None), default=None)
+    )
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     meter = Meter(
         service,

@@ -261,6 +261,7 @@ class ImportHandler(_Handler):
 
     def on_finish(self) -> None:
         """The answer is out, or nobody waits for it (tornado's hook)."""
+        super().on_finish()
         if self._file is not None:
             self._file.close()
 

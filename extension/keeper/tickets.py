@@ -108,8 +108,12 @@ class Tickets:
         said = json.dumps(ticket.to_json(), separators=(",", ":")).encode()
         return f"{_text(said)}.{_text(self._proof(said))}", ticket
 
-    def read(self, text: str) -> Ticket:
+    def read(self, text: str, *, over: bool = False) -> Ticket:
         """What a ticket says that holds.
+
+        Args:
+            text: As it is in a URL.
+            over: Its own time may be over; its token's may not.
 
         Raises:
             UnauthenticatedError: It is none of ours, its time is over or has not come, or its token was revoked.
@@ -122,7 +126,7 @@ class Tickets:
         except (ValueError, InvalidRequestError) as error:
             raise UnauthenticatedError("This URL is not signed by this machine", hint=AGAIN) from error
         now = self._now()
-        if now >= ticket.expires_at:
+        if now >= ticket.expires_at and not over:
             raise UnauthenticatedError("The time of this URL is over", hint=AGAIN)
         if now < ticket.made_at - SKEW_S:
             raise UnauthenticatedError("This URL is from the future: the clock was set back", hint=AGAIN)

@@ -1,16 +1,21 @@
 """Tools over streamable HTTP, for those who show a token."""
 
+import asyncio
 import json
 from typing import Any, Final
 
 import uvicorn
 from mcp.server.mcpserver import MCPServer
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from warmcell.extension.mcp.callers import Callers
-from warmcell.sandbox.errors import WarmcellError, http_status
+from warmcell.sandbox.client.calls import Calls
+from warmcell.sandbox.errors import UnauthenticatedError, WarmcellError, http_status
 
 PATH: Final = "/mcp"
+ASK_HOLDER_S: Final = 300
+QUICK_S: Final = 0.5
+"""Most requests are over so soon: nobody looks whether their token is."""
 
 
 class Guarded:
@@ -30,7 +35,38 @@ class Guarded:
             except WarmcellError as error:
                 await _refuse(send, error)
                 return
+            await self._while_known(calls, scope, receive, send)
+            return
         await self._application(scope, receive, send)
+
+    async def _while_known(self, calls: Calls, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, until it has ended or the token of its caller has."""
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        work = asyncio.ensure_future(self._application(scope, receive, noting))
+        watch = asyncio.create_task(_until_refused(calls))
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+                return
+            error = watch.result()
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            if begun:
+                said = f"event: refused\ndata: {json.dumps(error.to_json())}\n\n"
+                await send({"type": "http.response.body", "body": said.encode()})
+            else:
+                await _refuse(send, error)
+        finally:
+            for task in (work, watch):
+                task.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
 
 
 def application(server: MCPServer[Any], callers: Callers, *, host: str) -> ASGIApp:
@@ -54,6 +90,18 @@ async def serve(server: MCPServer[Any], callers: Callers, *, host: str, port: in
     url = f"http://{host}:{listener.getsockname()[1]}{PATH}"
     print(json.dumps({"url": url}) if announce else f"Serving MCP at {url}", flush=True)  # noqa: T201
     await serving.serve(sockets=[listener])
+
+
+async def _until_refused(calls: Calls) -> WarmcellError:
+    """Wait until a caller's token has ended; why."""
+    await asyncio.sleep(QUICK_S)
+    while True:
+        try:
+            await calls.call("GET", "/principals/self", params={"wait": str(ASK_HOLDER_S)}, timeout_s=2 * ASK_HOLDER_S)
+        except UnauthenticatedError as error:
+            return error
+        except WarmcellError:  # Whatever is asked of the keeper hears so by itself.
+            await asyncio.sleep(QUICK_S)
 
 
 async def _refuse(send: Send, error: WarmcellError) -> None:

@@ -19,8 +19,9 @@ from tornado.routing import Matcher, Rule
 
 from warmcell.extension.keeper import tickets
 from warmcell.extension.keeper.principals import bearer
+from warmcell.extension.pace import PATIENCE_S, Pace
 from warmcell.extension.server.base import WarmcellHandler
-from warmcell.sandbox.errors import NotFoundError, WarmcellError
+from warmcell.sandbox.errors import NotFoundError, WarmcellError, http_status
 
 PREFIX = "/warmcell/api/v1"
 BODY_MAX_BYTES = 2**40
@@ -43,6 +44,8 @@ class ForwardHandler(WarmcellHandler):
     """One request, passed on once. When its sender goes away, so does the keeper's."""
 
     _refused: Exception | None = None
+    _stalled: WarmcellError | None = None
+    """Why no more is waited for of what it sends."""
     _work: "asyncio.Task[None] | None" = None
 
     async def prepare(self) -> None:  # type: ignore[override] # as jupyter_server's own
@@ -64,6 +67,7 @@ class ForwardHandler(WarmcellHandler):
         connection: Any = self.request.connection
         connection.set_max_body_size(BODY_MAX_BYTES)
         self._work = asyncio.create_task(self._forward())
+        self._work.add_done_callback(lambda done: self._answer_early())
 
     @property
     def is_principals(self) -> bool:
@@ -115,6 +119,11 @@ class ForwardHandler(WarmcellHandler):
             connection: Any = self.request.connection
             connection.stream.close()  # so that what was cut short is not taken for whole
 
+    def _answer_early(self) -> None:
+        """Who stalls hears so in the middle of what they send, which is read no further."""
+        if self._stalled is not None and not self._headers_written:
+            self.write_error(http_status(self._stalled), exc_info=(type(self._stalled), self._stalled, None))
+
     async def _pass_on(self, piece: bytes | None) -> None:
         """Give a piece to the keeper, unless that has answered already."""
         if self._work is None:
@@ -147,7 +156,17 @@ class ForwardHandler(WarmcellHandler):
         self.finish(set_content_type=response.headers.get("Content-Type", "application/octet-stream"))
 
     async def _body(self) -> AsyncIterator[bytes]:
-        while (piece := await self._pieces.get()) is not None:
+        pace = Pace(self.settings.get("warmcell_patience_s", PATIENCE_S))
+        while True:
+            try:
+                async with asyncio.timeout(pace.wait()):
+                    piece = await self._pieces.get()
+            except TimeoutError:
+                self._stalled = pace.stalled()
+                raise self._stalled from None
+            if piece is None:
+                return
+            pace.came(len(piece))
             yield piece
 
 

@@ -9,7 +9,7 @@ import httpx
 
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client.transport import Content, Transport
-from warmcell.sandbox.errors import TransportError, WarmcellError
+from warmcell.sandbox.errors import TransportError, WarmcellError, from_json
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.1
@@ -110,6 +110,8 @@ class Calls:
                         if "ended" in said:
                             yield said
                             return
+                        if "refused" in said:
+                            raise from_json(said["refused"])
                         body = None  # It has begun.
                         if "n" in said:
                             start = int(said["n"]) + 1

@@ -1,14 +1,18 @@
 """URLs of files and of web ports at `warmcell serve`: what they open, for whom, for how long, and what stays out."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,9 +22,9 @@ from tornado.websocket import websocket_connect
 
 from tests.cutting import Cutting, count_through
 from tests.leaks import Places, own_places
-from warmcell import Sandbox
+from warmcell import AsyncSandbox, Sandbox
 from warmcell.sandbox.client.transport import Where
-from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.errors import UnauthenticatedError, UnsupportedOperationError
 
 pytestmark = pytest.mark.bubblewrap
 
@@ -28,6 +32,7 @@ API = "/warmcell/api/v1"
 PORT = 8000
 DOMAIN = "boxes.test"
 END_TIMEOUT_S = 120
+STALLED_S = 4
 APP = """
 import asyncio, json
 from tornado import web, websocket
@@ -72,7 +77,8 @@ def home() -> Iterator[Places]:
     with own_places() as made:
         config = made.root / "jupyter" / "config"
         config.mkdir(parents=True)
-        lines = ("backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0", f"port_domain = {DOMAIN!r}")
+        lines = ["backend = 'bubblewrap'", "keeper_idle_s = 0.2", "prepared = 0", f"port_domain = {DOMAIN!r}"]
+        lines.append(f"stalled_after = {STALLED_S}")
         (config / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
         yield made
 
@@ -281,6 +287,145 @@ def test_urls_end_with_the_token_that_they_were_made_with(
     assert keeper.delete(f"/tokens/{made['id']}").status_code == httpx.codes.NO_CONTENT
     assert {get(url).status_code for url in urls} == {401}
     assert {get(url).status_code for url in others} == {200}
+
+
+def sleepers(keeper: httpx.Client, box: Sandbox, count: int) -> None:
+    """Return when so many commands sleep."""
+    while (
+        sum(one["argv"] == ["sleep", "600"] for one in keeper.get(f"/sandboxes/{box.id}/commands").json()["commands"])
+        < count
+    ):
+        time.sleep(0.05)
+
+
+async def test_what_is_open_ends_with_the_token_that_opened_it(
+    server: dict[str, str], keeper: httpx.Client, box: Sandbox, home: Places
+) -> None:
+    """Within seconds, each kind in its own words: commands, code, events, watches, files, ports, and E2B's streams."""
+    made = (await asyncio.to_thread(keeper.post, "/tokens", json={"principal": "ann"})).json()
+    mine, api = {"Authorization": f"Bearer {made['token']}"}, f"{server['url']}{API}"
+    one = f"{api}/sandboxes/{box.id}"
+    async with AsyncExitStack() as stack:
+        again = await AsyncSandbox.connect(box.id, url=server["url"], token=made["token"])
+        stack.push_async_callback(again.close)
+        http = await stack.enter_async_context(httpx.AsyncClient(timeout=END_TIMEOUT_S))
+        changes = await stack.enter_async_context(again.files.watch("."))
+        port = in_path(await again.forward(PORT), server, box).replace("http:", "ws:")
+        talking = await websocket_connect(HTTPRequest(f"{port}ws", headers={"Origin": "null"}))
+        stack.callback(talking.close)
+        assert await talking.read_message() is not None
+        kernel = (await asyncio.to_thread(keeper.get, f"/sandboxes/{box.id}")).json()["kernel_id"]
+        address = f"{server['url']}/warmcell/jupyter/api/kernels/{kernel}/channels".replace("http", "ws", 1)
+        channels = await websocket_connect(HTTPRequest(address, headers=mine))
+        stack.callback(channels.close)
+        e2b = {"X-API-KEY": made["token"]}
+        opens = (
+            await http.post(f"{server['url']}/warmcell/e2b/sandboxes/{box.id}/connect", json={}, headers=e2b)
+        ).json()
+        data = {"E2b-Sandbox-Id": box.id, "X-Access-Token": opens["envdAccessToken"]}
+        message = json.dumps({"process": {"cmd": "sleep", "args": ["600"]}}).encode()
+
+        async def said(method: str, url: str, **how: Any) -> tuple[int, str]:
+            async with http.stream(method, url, **how) as answer:
+                began.release()
+                return answer.status_code, "".join([piece async for piece in answer.aiter_text()])
+
+        def stuck() -> bytes:
+            head = (
+                f"PUT {API}/sandboxes/{box.id}/files?path=never HTTP/1.1\r\nAuthorization: {mine['Authorization']}\r\n"
+            )
+            with socket.socket(socket.AF_UNIX) as sender:
+                sender.connect(str(home.runtime / "keeper.sock"))
+                sender.sendall(f"{head}Host: x\r\nContent-Length: 100000\r\n\r\nx".encode())
+                asyncio.run_coroutine_threadsafe(released(), loop)
+                return sender.recv(4096)
+
+        async def released() -> None:
+            began.release()
+
+        loop = asyncio.get_running_loop()
+        began = asyncio.Semaphore(0)
+        streams = [
+            asyncio.create_task(again.exec("sleep", "600")),
+            asyncio.create_task(anext(aiter(changes))),
+            asyncio.create_task(said("GET", f"{api}/events", headers=mine)),
+            asyncio.create_task(
+                said(
+                    "POST",
+                    f"{one}/runs?follow=1",
+                    headers=mine,
+                    json={"code": "import time; time.sleep(600)", "linger_s": 0},
+                )
+            ),
+            asyncio.create_task(
+                said(
+                    "POST",
+                    f"{server['url']}/warmcell/e2b/process.Process/Start",
+                    headers={**data, "E2b-Sandbox-Port": "49983", "Content-Type": "application/connect+json"},
+                    content=b"\0" + len(message).to_bytes(4, "big") + message,
+                )
+            ),
+            asyncio.create_task(
+                said(
+                    "POST",
+                    f"{server['url']}/warmcell/e2b/execute",
+                    headers={**data, "E2b-Sandbox-Port": "49999"},
+                    json={"code": "import time; time.sleep(600)"},
+                )
+            ),
+            asyncio.create_task(said("GET", f"{api}/principals/self?wait=300", headers=mine)),
+        ]
+        async with asyncio.timeout(END_TIMEOUT_S):
+            for _ in range(4):
+                await began.acquire()
+            await asyncio.to_thread(sleepers, keeper, box, 2)
+            streams.append(asyncio.create_task(asyncio.to_thread(stuck)))
+            await began.acquire()
+            await asyncio.to_thread(keeper.delete, f"/tokens/{made['id']}")
+            revoked = time.monotonic()
+            ends = await asyncio.gather(*streams, return_exceptions=True)
+            assert await talking.read_message() is None
+            while await channels.read_message() is not None:
+                pass
+        assert time.monotonic() - revoked < 30
+        command, watch, events, run, start, execute, wait, upload = ends
+        assert isinstance(command, UnauthenticatedError), command
+        assert isinstance(watch, UnauthenticatedError), watch
+        for status, text in (events, run):  # type: ignore[misc]
+            assert (status, "refused" in text, "unauthenticated" in text) == (200, True, True), text
+        assert '"code":"unauthenticated"' in start[1], start  # type: ignore[index]
+        assert [json.loads(line)["type"] for line in execute[1].splitlines()][-2:] == ["error", "end_of_execution"]  # type: ignore[index]
+        assert b" 401 " in upload.split(b"\r\n")[0], upload  # type: ignore[union-attr]
+        assert wait[0] == httpx.codes.UNAUTHORIZED, wait  # type: ignore[index]
+        assert channels.close_code == 1008
+    assert not await asyncio.to_thread(box.files.exists, "never")
+    assert (await asyncio.to_thread(box.run, "1 + 1")).text == "2"
+
+
+def test_who_sends_too_slowly_is_told_so_and_holds_nothing(
+    server: dict[str, str], keeper: httpx.Client, box: Sandbox
+) -> None:
+    """A byte now and then, of a file and of a request in JSON: an answer in the middle, and nothing is written."""
+    token = keeper.post("/tokens", json={"principal": "ann"}).json()["token"]
+    at = urlsplit(server["url"])
+    for head in (
+        f"PUT {API}/sandboxes/{box.id}/files?path=slow HTTP/1.1\r\nAuthorization: Bearer {token}\r\n",
+        f"POST /warmcell/e2b/v2/sandboxes HTTP/1.1\r\nX-API-KEY: {token}\r\n",
+    ):
+        with socket.create_connection((at.hostname or "", at.port or 0), timeout=0.25) as slow:
+            slow.sendall(f"{head}Host: x\r\nContent-Length: 100000\r\n\r\n".encode())
+            answer, deadline = b"", time.monotonic() + END_TIMEOUT_S
+            while b"}" not in answer and time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    piece = slow.recv(4096)
+                    answer += piece
+                    if not piece:
+                        break
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    slow.sendall(b"x")
+        assert b" 504 " in answer.split(b"\r\n")[0], answer
+        assert b'"timeout"' in answer, answer
+    assert not box.files.exists("slow")
 
 
 def test_nobody_makes_urls_of_anothers_sandbox(server: dict[str, str], keeper: httpx.Client, box: Sandbox) -> None:

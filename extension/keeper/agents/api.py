@@ -18,7 +18,7 @@ from warmcell.extension.keeper.agents.files_api import routes as files_routes
 from warmcell.extension.keeper.agents.output import Output
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.extension.keeper.http import JsonHandler
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
+from warmcell.sandbox.errors import InvalidRequestError, UnauthenticatedError, WarmcellError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
 
@@ -85,7 +85,11 @@ class Handler(JsonHandler):
             self.finish(lines + json.dumps({"next": until, name: info()}).encode() + b"\n")
             return
         with contextlib.suppress(StreamClosedError):  # Whoever reads has gone; it goes on.
-            await self.unless_gone(self._send(output.follow(start), head, info))
+            try:
+                await self.unless_gone(self._send(output.follow(start), head, info))
+            except UnauthenticatedError as error:  # So that it is not taken for a connection that broke.
+                self.write(json.dumps({"refused": error.to_json()}).encode() + b"\n")
+                await self.flush()
 
     async def _send(
         self, lines: AsyncGenerator[bytes], head: Mapping[str, Any] | None, info: Callable[[], Any]

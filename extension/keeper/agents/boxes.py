@@ -86,7 +86,13 @@ class Agents:
     """All of them, of one keeper."""
 
     def __init__(
-        self, service: SandboxService, kernels: Kernels, memory: KernelMemory, *, asleep_s: float | None = None
+        self,
+        service: SandboxService,
+        kernels: Kernels,
+        memory: KernelMemory,
+        *,
+        asleep_s: float | None = None,
+        frozen_s: float | None = None,
     ) -> None:
         """There are none yet.
 
@@ -94,9 +100,11 @@ class Agents:
             service: Has the sandboxes.
             kernels: Has their kernels.
             memory: Saves them.
-            asleep_s: Seconds after which one that sleeps, on disk or frozen in memory, is removed. None: never.
+            asleep_s: Seconds after which one that sleeps on disk is removed. None: never.
+            frozen_s: The same of one that is frozen in memory.
         """
         self._asleep_s = asleep_s
+        self._frozen_s = frozen_s
         self.context = zmq.asyncio.Context()
         self.once = Once()
         self._service = service
@@ -448,17 +456,18 @@ class Agents:
         """Those that have slept for too long go, with what they had on disk. In how many seconds others will have."""
         left: list[float] = []
         for info in self._service.infos():
-            if self._asleep_s is None or info.terms is None:
+            bound_s = self._asleep_s if info.state is State.SUSPENDED else self._frozen_s
+            if bound_s is None or info.terms is None:
                 continue
             with contextlib.suppress(errors.WarmcellError, OSError):  # It is tried again.
                 since = self._asleep_since(info)
                 if since is None:
                     continue
-                if since + self._asleep_s <= now:
+                if since + bound_s <= now:
                     log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - since)
                     await self._kill(info.id)
                 else:
-                    left.append(since + self._asleep_s - now)
+                    left.append(since + bound_s - now)
         return left
 
     def _asleep_since(self, info: SandboxInfo) -> float | None:

@@ -17,6 +17,7 @@ from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.agents.boxes import Agents
 from warmcell.extension.keeper.agents.files_told import MODE_MAX, refused, told
 from warmcell.extension.keeper.http import JsonHandler
+from warmcell.extension.pace import Pace
 from warmcell.sandbox import errors
 from warmcell.sandbox.guest_process import GuestProcess
 from warmcell.sandbox.guest_wire import RESTART, read_object
@@ -182,6 +183,7 @@ class ContentHandler(JsonHandler):
         connection.set_max_body_size(MAX_BODY_BYTES)
         if self.request.method != "PUT":
             return
+        self._pace = Pace(self._patience_s)
         try:
             self._process = await self._hold(self._request())
         except errors.WarmcellError as error:  # Whoever still sends would not hear the answer now.
@@ -191,6 +193,7 @@ class ContentHandler(JsonHandler):
     async def data_received(self, chunk: bytes) -> None:
         """Bytes of the content (tornado's hook), at the pace at which the sandbox takes them."""
         self._expect(no_more=True)  # It is the sandbox's time that passes now.
+        self._pace.came(len(chunk))
         if self._process is not None:
             await self._process.write(chunk)
         self._expect()
@@ -236,6 +239,22 @@ class ContentHandler(JsonHandler):
         super().on_finish()
         self._expect(no_more=True)
 
+    def no_longer(self, error: errors.UnauthenticatedError) -> None:
+        """What is being written is given up, and says so; half of what is read can only break off."""
+        if self.request.method == "PUT":
+            self._give_up(error)
+        elif self._headers_written:
+            self.hang_up()
+        else:
+            super().no_longer(error)
+
+    def _give_up(self, error: errors.WarmcellError) -> None:
+        """Answer in the middle of the body, which is read no further; what was not complete never gets its name."""
+        self._expect(no_more=True)
+        if not self._finished:
+            self.settings["keeper"].kernels.spawn(self._let_go())
+            self.write_error(errors.http_status(error), exc_info=(type(error), error, None))
+
     async def _send(self, agents: Agents, sandbox_id: SandboxId, request: Mapping[str, Any], tree: bool) -> None:
         async with work_in(agents, sandbox_id, request) as process:
             await process.close_stdin()
@@ -251,7 +270,7 @@ class ContentHandler(JsonHandler):
                         await self.flush()
             except (errors.WarmcellError, TimeoutError):
                 # Half of it is there already: only a broken connection says that.
-                self._hang_up()
+                self.hang_up()
                 raise StreamClosedError from None
 
     @property
@@ -260,16 +279,13 @@ class ContentHandler(JsonHandler):
         return patience_s
 
     def _expect(self, *, no_more: bool = False) -> None:
-        """Have the next bytes come in time; who has stopped sending holds nothing for ever."""
+        """Have the next bytes come in time; who has stopped sending, or nearly, holds nothing for ever."""
         if self._stalled is not None:
             self._stalled.cancel()
-        loop = asyncio.get_running_loop()
-        self._stalled = None if no_more else loop.call_later(self._patience_s, self._hang_up)
-
-    def _hang_up(self) -> None:
-        connection: Any = self.request.connection
-        if connection.stream is not None:
-            connection.stream.close()
+        self._stalled = None
+        if not no_more:
+            loop, pace = asyncio.get_running_loop(), self._pace
+            self._stalled = loop.call_later(pace.wait(), lambda: self._give_up(pace.stalled()))
 
     def _request(self) -> dict[str, Any]:
         if len(self.path_args) > 1:

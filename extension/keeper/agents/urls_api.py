@@ -13,7 +13,7 @@ from warmcell.extension.keeper.agents.files_api import checked_path
 from warmcell.extension.keeper.gate import PREFIX
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.keeper.tickets import ARGUMENT, USUAL_S, Tickets
-from warmcell.sandbox.errors import InvalidRequestError, NotFoundError
+from warmcell.sandbox.errors import InvalidRequestError, NotFoundError, UnauthenticatedError
 from warmcell.sandbox.models import SandboxId
 
 BOX = r"/sandboxes/([a-z0-9]+)"
@@ -120,10 +120,11 @@ class TunnelHandler(_Handler):
             try:
                 head = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n"
                 await stream.write(head.encode())
-                await _join(stream, reader, writer)
-            except (StreamClosedError, ConnectionError):
-                pass
+                await self.unless_gone(_join(stream, reader, writer))
+            except (StreamClosedError, ConnectionError, UnauthenticatedError):
+                pass  # There is nobody to tell but by its end.
             finally:
+                self.settled()
                 stream.close()
 
 

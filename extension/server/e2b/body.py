@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
+from warmcell.extension.pace import PATIENCE_S, Pace
 from warmcell.extension.server.e2b.fields import Fields, read_object
 from warmcell.sandbox.errors import InvalidRequestError
 
@@ -19,7 +20,9 @@ DRAIN_S: Final = 5.0
 class Body:
     """What a client sends; the other end of `data_received`."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        """Nothing has come; `patience_s` is how long nothing may come of what is wanted as a whole."""
+        self._pace = Pace(patience_s)
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(PIECES_AHEAD)
         self._unwanted = asyncio.Event()
         self._ended = asyncio.Event()
@@ -48,18 +51,38 @@ class Body:
                 await self._ended.wait()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """All of it, piece by piece, once."""
+        """All of it, piece by piece, once, however slowly it comes."""
         while (piece := await self._pieces.get()) is not None:
             yield piece
+
+    async def in_time(self) -> AsyncIterator[bytes]:
+        """The same of a sender who is to send all that there is.
+
+        Raises:
+            OperationTimeoutError: It stalls.
+        """
+        while (piece := await self._next()) is not None:
+            yield piece
+
+    async def _next(self) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._pace.wait()):
+                piece = await self._pieces.get()
+        except TimeoutError:
+            self._ended.set()  # for all that it matters
+            raise self._pace.stalled() from None
+        self._pace.came(len(piece or b""))
+        return piece
 
     async def whole(self, max_bytes: int = JSON_MAX_BYTES) -> bytes:
         """All of it.
 
         Raises:
             InvalidRequestError: It is larger than that.
+            OperationTimeoutError: It does not come.
         """
         data = bytearray()
-        async for piece in self.pieces():
+        async for piece in self.in_time():
             data += piece
             if len(data) > max_bytes:
                 raise InvalidRequestError("The request is too large", hint=f"At most {max_bytes} bytes.")

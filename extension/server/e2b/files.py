@@ -46,9 +46,9 @@ async def upload(request: E2bHandler) -> None:
         async def take(name: str, pieces: AsyncIterator[bytes]) -> Any:
             return await _write(request, request.argument("path") or name, pieces)
 
-        written = await uploads.each_file(content_type, request.body_stream.pieces(), take)
+        written = await uploads.each_file(content_type, request.body_stream.in_time(), take)
     else:
-        pieces = request.body_stream.pieces()
+        pieces = request.body_stream.in_time()
         if encoding not in ("identity", "gzip"):
             raise InvalidRequestError(f"{encoding} is not taken", hint="Send gzip, or the file as it is.")
         written = [await _write(request, _path(request), uploads.unzipped(pieces) if encoding == "gzip" else pieces)]

@@ -11,6 +11,7 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.principals import TOKEN_PREFIX, token_id
+from warmcell.extension.pace import PATIENCE_S
 from warmcell.extension.server.base import AUTH_RESOURCE
 from warmcell.extension.server.e2b import failures, ports
 from warmcell.extension.server.e2b.body import Body
@@ -99,7 +100,7 @@ class E2bHandler(PassingHandler):
     def initialize(self, verbs: tuple[Verb, ...]) -> None:
         """`verbs` is the table."""
         self.verbs = verbs
-        self.body_stream = Body()
+        self.body_stream = Body(self.settings.get("warmcell_patience_s", PATIENCE_S))
 
     @property
     def keys(self) -> Keys:
@@ -182,6 +183,11 @@ class E2bHandler(PassingHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """An accident, or a request that is none: in E2B's form."""
         self.answer(failures.body(status_code, self._reason), status_code)
+
+    @property
+    def streams(self) -> bool:
+        """Whether a part of the answer is out."""
+        return bool(self._headers_written)
 
     async def tell(self, data: bytes) -> None:
         """Send a piece of a stream."""

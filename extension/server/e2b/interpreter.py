@@ -6,12 +6,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from warmcell.extension.server.e2b import failures, results, shapes
+from warmcell.extension.server.e2b import failures, languages, results, shapes
 from warmcell.extension.server.e2b.calls import paced
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    UnauthenticatedError,
+    WarmcellError,
+)
 
-LANGUAGE: Final = "python"
 DEFAULT_CONTEXT: Final = "default"
 HOME: Final = "/home/user"
 """Where contexts begin, as clients know it."""
@@ -26,12 +29,12 @@ async def execute(request: E2bHandler) -> None:
     context = body.text("context_id", most=64) or DEFAULT_CONTEXT
     if body.has("context_id") and body.has("language"):
         raise InvalidRequestError("Give context_id or language, not both", hint="A context has its language.")
-    _check_language(body.text("language"))
+    language = languages.known(body.text("language"))
     run_id = uuid.uuid4().hex
     path = f"/sandboxes/{request.sandbox_id}/runs"
     asked = {
         "id": run_id,
-        "code": body.text("code", most=CODE_MAX),
+        "code": languages.as_python(body.text("code", most=CODE_MAX), language),
         "context": context,
         "linger_s": 0,
         "env": body.mapping("env_vars"),
@@ -49,6 +52,12 @@ async def execute(request: E2bHandler) -> None:
                 elif "run" not in entry and (told := results.line(entry)) is not None:
                     shown = shown or told["type"] == "error"
                     await _tell(request, told)
+    except UnauthenticatedError as error:
+        if not request.streams:
+            raise
+        why = {"name": error.code, "value": error.message, "traceback": str(error)}
+        await _tell(request, {"type": "error", **why})
+        await _tell(request, {"type": "end_of_execution"})
     except asyncio.CancelledError:
         with contextlib.suppress(WarmcellError):
             await request.keeper.ask("DELETE", f"{path}/{run_id}")
@@ -65,7 +74,7 @@ async def contexts(request: E2bHandler) -> None:
 async def new_context(request: E2bHandler) -> None:
     """One more."""
     body = await request.body_stream.fields()
-    _check_language(body.text("language"))
+    languages.check_context(body.text("language"))
     asked = {"cwd": body.text("cwd", most=4096)}
     request.answer(_context(await request.keeper.ask("POST", f"/sandboxes/{request.sandbox_id}/contexts", asked)))
 
@@ -89,15 +98,8 @@ async def health(request: E2bHandler) -> None:
     request.answer(None, 204)
 
 
-def _check_language(language: str) -> None:
-    if language.lower() not in ("", LANGUAGE, "python3"):
-        raise UnsupportedOperationError(
-            f"{language} is not supported: sandboxes run Python", hint="Leave language out, or run a command."
-        )
-
-
 def _context(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": one["id"], "language": LANGUAGE, "cwd": one["cwd"] or HOME}
+    return {"id": one["id"], "language": languages.PYTHON, "cwd": one["cwd"] or HOME}
 
 
 def _path(request: E2bHandler) -> str:

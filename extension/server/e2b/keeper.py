@@ -9,7 +9,7 @@ import httpx
 
 from warmcell.extension.server.e2b.keys import Holder
 from warmcell.extension.server.keeper_link import KeeperLink
-from warmcell.sandbox.errors import ForbiddenError, ProtocolError
+from warmcell.sandbox.errors import ForbiddenError, ProtocolError, from_json
 
 START_TIMEOUT_S = 600.0
 """A sandbox may wait for a GPU, a snapshot for a disk."""
@@ -81,8 +81,11 @@ class Keeper:
 async def _read(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     async for line in response.aiter_lines():
         try:
-            yield json.loads(line)
+            said = json.loads(line)
         except ValueError as error:
             raise ProtocolError(
                 "The keeper answered something that is not JSON", hint="`warmcell clean` ends it; it starts on demand."
             ) from error
+        if "refused" in said:
+            raise from_json(said["refused"])
+        yield said

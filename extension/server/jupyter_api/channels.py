@@ -19,11 +19,16 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from warmcell.extension.server.jupyter_api import forms
 from warmcell.extension.server.jupyter_api.callers import KernelsApiHandler
+from warmcell.sandbox.errors import UnauthenticatedError, WarmcellError
 
 V1 = "v1.kernel.websocket.jupyter.org"
 CHANNELS = ("shell", "control", "stdin", "iopub")
 ASK_AGAIN_S = 0.5
 READY_TIMEOUT_S = 60.0
+ASK_HOLDER_S = 300
+GOING_AWAY, POLICY_VIOLATION = 1001, 1008
+REASON_MAX = 100
+"""Characters of the reason for which a WebSocket is closed, of which there may be 123 bytes."""
 
 
 def connected(settings: dict[str, Any]) -> Counter[str]:
@@ -105,7 +110,8 @@ class ChannelsHandler(WebSocketMixin, WebSocketHandler, KernelsApiHandler):
         self._asked = uuid.uuid4().hex
         self._heard, self._ready = asyncio.Event(), asyncio.Event()
         passing = (asyncio.create_task(self._pass_on(self.channels, channel)) for channel in CHANNELS)
-        self._tasks = (*passing, asyncio.create_task(self._until_heard(self.channels)))
+        watching = (asyncio.create_task(self._until_refused()),) if self.principal_asks else ()
+        self._tasks = (*passing, *watching, asyncio.create_task(self._until_heard(self.channels)))
 
     async def on_message(self, message: bytes | str) -> None:
         """From the client (tornado's hook); the next one waits for this."""
@@ -149,6 +155,16 @@ class ChannelsHandler(WebSocketMixin, WebSocketHandler, KernelsApiHandler):
                 except (ValueError, RecursionError):  # a guest may say anything
                     continue
                 await self.write_message(told, binary=isinstance(told, bytes))
+
+    async def _until_refused(self) -> None:
+        """Close it when the token that opened it has ended."""
+        try:
+            while True:
+                await self.keeper.ask("GET", "/principals/self", params={"wait": str(ASK_HOLDER_S)})
+        except UnauthenticatedError as error:
+            self.close(POLICY_VIOLATION, error.message)
+        except WarmcellError as error:  # The keeper is gone, and with it the kernel.
+            self.close(GOING_AWAY, error.message[:REASON_MAX])
 
     async def _until_heard(self, channels: Channels) -> None:
         """What is published before iopub is connected is lost, so ask until something comes that way."""

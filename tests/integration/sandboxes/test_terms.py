@@ -224,12 +224,12 @@ def test_one_that_sleeps_outlives_the_keeper_and_goes_when_it_has_slept_for_long
 
 
 async def test_one_that_is_frozen_goes_when_it_has_been_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes memory, so the bound on sleep holds for it as for one on disk."""
+    """It takes memory, so it has a bound of its own, which may be shorter than that of one on disk."""
     with own_places() as home:
         config = home.root / "jupyter" / "config"
         config.mkdir(parents=True)
         lines = ["backend = 'bubblewrap'", "prepared = 0", "keeper_idle_s = 0.2", "snapshots = 'none'"]
-        lines.append(f"snapshot_ttl = {0.5 / 86400}")
+        lines += [f"frozen_ttl = {0.5 / 86400}", "snapshot_ttl = 7.0"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(f"c.Warmcell.{line}" for line in lines))
         for name, value in home.env.items():
             monkeypatch.setenv(name, value)

@@ -858,6 +858,16 @@ def contexts_have_variables_of_their_own():
         box.remove_code_context(context)
         assert context.id not in [one.id for one in box.list_code_contexts()]
     raised(e2b.SandboxException, lambda: box.run_code("1", language="r"), "501")
+    raised(e2b.SandboxException, lambda: box.create_code_context(language="bash"), "501")
+    # Bash, and JavaScript where node is: what it prints, its failure as an error, and what is missing by its name.
+    done = box.run_code("x=4; echo $((x * 2)); echo oh >&2", language="bash")
+    assert (done.logs.stdout, done.logs.stderr, done.error) == (["8\n"], ["oh\n"], None)
+    assert "exit status 3" in box.run_code("exit 3", language="bash").error.value
+    if box.commands.run("command -v node || true").stdout:
+        done = box.run_code("console.log(6 * 7)", language="js")
+        assert (done.logs.stdout, done.error) == (["42\n"], None), done
+    else:
+        assert "node" in box.run_code("1", language="js").error.value
 
 
 def a_client_that_goes_away_interrupts():
