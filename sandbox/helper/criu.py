@@ -78,6 +78,7 @@ def start(
     nothing: int,
     user: tuple[int, int] | None = None,
     held: Sequence[int] = (),
+    needs: Sequence[int] = (),
     last_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
 ) -> Run:
@@ -93,6 +94,7 @@ def start(
         nothing: An empty directory, where it finds no plugins.
         user: Whom to run it as where root lacks a capability that user does not need.
         held: Descriptors that are closed when it has ended.
+        needs: Further descriptors that it is to have.
         last_pid: Numbers up to this one are for what is restored.
         prepare: What is done in there before.
     """
@@ -104,7 +106,7 @@ def start(
     if user is not None:
         arguments.append("--unprivileged")
         env["XDG_RUNTIME_DIR"] = DOOR
-    command = executable, arguments, [*fds, images, work, nothing]
+    command = executable, arguments, [*fds, images, work, nothing, *needs]
     joins = verb == "restore"
     return Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid, prepare=prepare)
 

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from warmcell.sandbox.helper import criu, enter, held, parted, program, view
+from warmcell.sandbox.helper import copying, criu, enter, held, parted, program, view
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import lazy
 from warmcell.sandbox.helper.images.errors import ImageError
@@ -106,9 +106,10 @@ def dump(
     guardian = Guardian(tree)
     dismissed = False
     running: enter.Run | None = None
-    code = -1
+    code = nowhere = -1
     try:
         began = time.perf_counter()
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         running = criu.start(
             program_,
             place,
@@ -119,12 +120,15 @@ def dump(
             nothing=nothing,
             user=criu.dump_user(*who),
             held=[guardian.held],
+            needs=[nowhere],
             prepare=lambda: view.make_room(cache),
         )
         parted.wait(tree.pids(), timeout_s=PARTED_TIMEOUT_S)
         tree.stop()
         stopped_ms = 1e3 * (time.perf_counter() - began)
         guardian.renew()
+        if copying.is_first(tree.pids()):
+            copying.divert(draft.fd, nowhere)
         running.go()
         if stopped is not None:
             stopped()
@@ -133,6 +137,8 @@ def dump(
         if code != 0:
             raise criu.explain(draft.fd, "dump", code)
         pids = tree.pids()
+        copying.fill(draft.path, {guest_pid_of(pid): pid for pid in pids})
+        copied_ms = 1e3 * (time.perf_counter() - began) - dumped_ms
         found = held.collect(pids)
         for name, inode in found.pages.items():
             shelf.pages.require(name, inode)
@@ -173,6 +179,7 @@ def dump(
         ms = {
             "stop": stopped_ms,
             "dump": dumped_ms,
+            "copy": copied_ms,
             "frozen": thawed_ms,
             "edit": edited_ms,
             "all": 1e3 * (time.perf_counter() - began),
@@ -199,6 +206,8 @@ def dump(
     finally:
         if running is not None:
             running.end()
+        if nowhere >= 0:
+            os.close(nowhere)
         if not keep:
             tree.thaw(repair=code != 0)
         if not dismissed:

@@ -23,6 +23,7 @@ _USUAL = re.compile(
     rb"((....)\x08([\x80-\xff]{3})(%b)\x10(?:%b)\x20(%b)\x28(%b))" % (_VARINT, _VARINT, _VARINT, _VARINT), re.DOTALL
 )
 _LOW_BITS = 21
+_HEAD_BYTES = 64
 
 
 class _Numbers(dict[bytes, int]):
@@ -79,13 +80,32 @@ def read(path: Path) -> PageMap:
     return parse(data, name=path.name)
 
 
-def parse(data: bytes, *, name: str) -> PageMap:
-    """`read`, from bytes."""
+def page_file(path: Path) -> int:
+    """The number of the page file that a page map, of a process or of shared memory, is about.
+
+    Raises:
+        ImageError: It is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return numbers(_head(file.read(_HEAD_BYTES), path.name)[0])[1]
+    except OSError as error:
+        raise corrupt(f"{path.name} cannot be read ({error.strerror})") from error
+
+
+def _head(data: bytes, name: str) -> tuple[bytes, int]:
+    """The first message, and where it ends."""
     top = header("pagemap")
     first = len(top) + 4 + int.from_bytes(data[len(top) : len(top) + 4], "little")
     head = messages(data[:first], "pagemap", name=name)
     if not head or 1 not in numbers(head[0]):
         raise corrupt(f"{name} does not name its page file")
+    return head[0], first
+
+
+def parse(data: bytes, *, name: str) -> PageMap:
+    """`read`, from bytes."""
+    head, first = _head(data, name)
     lists = _usual(data, first) or _any(data, name)
     starts, counts, flags, raw = lists
     if all(flag & PRESENT for flag in set(flags)):
@@ -98,7 +118,7 @@ def parse(data: bytes, *, name: str) -> PageMap:
         raise corrupt(f"the entries of {name} are out of order")
     if not all(counts) or (ends and ends[-1] >= 1 << 64):
         raise corrupt(f"{name} holds an entry of no possible size")
-    return PageMap(numbers(head[0])[1], head[0], starts, ends, counts, flags, offsets, raw)
+    return PageMap(numbers(head)[1], head, starts, ends, counts, flags, offsets, raw)
 
 
 _Lists = tuple[list[int], list[int], list[int], list[bytes]]

@@ -85,16 +85,17 @@ class Box:
 
     def pids(self) -> list[int]:
         """Processes of the box by their pid in it."""
-        return sorted(self._outer_pids())
+        return sorted(self.outer_pids())
 
-    def _outer_pids(self) -> dict[int, int]:
+    def outer_pids(self) -> dict[int, int]:
+        """Their pids outside by those in it."""
         return {
             _inner_pid(int(entry.name)): int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._has(entry)
         }
 
     def kill(self, pid: int) -> None:
         """End a process and wait until it is gone."""
-        descriptor = os.pidfd_open(self._outer_pids()[pid])
+        descriptor = os.pidfd_open(self.outer_pids()[pid])
         try:
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             assert select.select([descriptor], [], [], 10)[0]
@@ -124,10 +125,14 @@ class Box:
         took = self._criu("dump", image, "-t", str(pid))
         ended = {int(core.stem.removeprefix("core-")) for core in image.glob("core-*.img")}
         deadline = time.monotonic() + 60
-        while ended & self._outer_pids().keys():  # Their numbers are free only once somebody has waited for them.
+        while ended & self.outer_pids().keys():  # Their numbers are free only once somebody has waited for them.
             assert time.monotonic() < deadline, ended
             time.sleep(0.005)
         return took
+
+    def save(self, pid: int, image: Path) -> None:
+        """Dump the tree at `pid` into a directory, and leave it stopped."""
+        self._criu("dump", image, "-t", str(pid), "--leave-stopped")
 
     def restore(self, image: Path, page_files: dict[str, Path]) -> float:
         """Restore with these page files in place; the seconds it took."""
@@ -152,6 +157,7 @@ class Box:
             assert self._process.stdout is not None
             self._process.stdout.close()
         for started in self._started:
+            started.kill()  # nsenter stops as well when what it has started is stopped.
             started.wait(timeout=60)
 
 
