@@ -18,12 +18,12 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = (
     0x40000000,
 )
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 2, 4, 0x4000, 0x40000
-AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
+AT_FDCWD, AT_EACCESS, AT_EMPTY_PATH = -100, 0x200, 0x1000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 4, 0x40
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_CLOSE_RANGE, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 436, 437, 442
-SYS_PIDFD_GETFD = 438
+SYS_PIDFD_GETFD, SYS_FACCESSAT2 = 438, 439
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
 FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
@@ -155,6 +155,11 @@ def files_of(uid: int, gid: int) -> Iterator[None]:
     finally:
         _libc.setfsuid(os.geteuid())
         _libc.setfsgid(os.getegid())
+
+
+def may_access(fd: int, mode: int) -> bool:
+    """Whether what is open may be accessed so (R_OK, X_OK), with the rights that this process has on files now."""
+    return int(_libc.syscall(SYS_FACCESSAT2, fd, b"", mode, AT_EACCESS | AT_EMPTY_PATH)) == 0
 
 
 def die_with_parent(signal_number: int = 9) -> None:

@@ -121,34 +121,15 @@ def _check(tree: Tree) -> None:
 
 def _check_rights(trees: tuple[Tree, ...], uid: int, gid: int) -> None:
     """The caller may read the top of each: a descriptor can be had of what may not be read."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if child == 0:
-        said = b"the check failed"
-        try:
-            os.setgroups([])
-            os.setresgid(gid, gid, gid)
-            os.setresuid(uid, uid, uid)
-            said = b""
-            for number, tree in enumerate(trees):
-                need = os.R_OK | (os.X_OK if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else 0)
-                if not os.access(f"/proc/self/fd/{tree.fd}", need, effective_ids=True):
-                    said = str(number).encode()
-                    break
-        finally:
-            os.write(writing, said)
-            os._exit(0)
-    os.close(writing)
-    said = os.read(reading, 100)
-    os.close(reading)
-    os.waitpid(child, 0)
-    if said:
-        named = {str(number).encode(): tree.target or tree.name for number, tree in enumerate(trees)}
-        raise HelperError(
-            "invalid_request",
-            f"{named.get(said, 'Something')} may not be read by you",
-            hint="A sandbox shows what its user may read without the rights of further groups.",
-        )
+    with linux.files_of(uid, gid):
+        for tree in trees:
+            need = os.R_OK | (os.X_OK if stat.S_ISDIR(os.fstat(tree.fd).st_mode) else 0)
+            if not linux.may_access(tree.fd, need):
+                raise HelperError(
+                    "invalid_request",
+                    f"{tree.target or tree.name} may not be read by you",
+                    hint="A sandbox shows what its user may read without the rights of further groups.",
+                )
 
 
 def file_system(fd: int) -> int:
