@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.integration.helper.system import SystemHelper, User
+from warmcell.sandbox.helper.program import IMPORTS_VARIABLE
 
 pytestmark = [pytest.mark.user, pytest.mark.criu]
 
@@ -107,12 +108,22 @@ async def test_root_and_strangers(helper: SystemHelper, user: User) -> None:
         assert not (await helper.ask({"op": "create"}, uid=uid)).get("ok")
 
 
-async def test_images_from_elsewhere(user: User) -> None:
-    """A user brings in what this helper has handed out to them, and nothing else: CRIU does as root what it says."""
+async def test_images_from_elsewhere(helper: SystemHelper, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user brings in what this helper has handed out to them, and nothing else: CRIU does as root what it says.
+
+    Unless root has said that all users may.
+    """
     own, other, *left = await user.run("carried", told={"workspace": str(user.folder("w"))})
     assert own == {"verified": True}
     assert (other["code"], "WARMCELL_HELPER_IMPORTS=1" in other["hint"]) == ("unsupported", True)
     assert left == ["brought00000", "first0000000"]
+    assert helper.end() == 0
+    monkeypatch.setenv(IMPORTS_VARIABLE, "1")
+    helper.start()
+    own, other, *left = await user.run("carried", told={"workspace": str(user.folder("again"))})
+    assert (own, other) == ({"verified": True}, {"verified": True})
+    assert left == ["brought00000", "brought00001", "first0000000"]
+    assert helper.end() == 0
 
 
 async def test_programs_of_another_users_rights_give_none(user: User) -> None:
