@@ -130,10 +130,12 @@ def _print_backend(report: BackendReport, limits: Mapping[str, Mapping[str, Any]
 
 
 def _print_engine(engine: EngineReport) -> None:
-    """Why memory is not saved is a finding."""
+    """Why memory is not saved is a finding, or told here."""
     details = ", ".join(f"{name} {value}" for name, value in engine.details.items())
     of = f" of {' and '.join(engine.backends)}" if engine.backends else ""
     found = f"{engine.name}{f' ({details})' if details else ''}" if engine.ready else "none"
+    if engine.backends and not engine.ready:  # Of the engine of most backends it is a finding.
+        found = f"none, since {engine.why_not}"
     print(f"Snapshots{of}: {found}")
 
 

@@ -231,8 +231,6 @@ class Wiring:
 
     async def _try_engines(self) -> Sequence[EngineReport]:
         """Without a keeper: in directories of their own, so that nothing is left where it was only looked."""
-        if self.engine is None and not self.engines:
-            return [NO_ENGINE]
         with tempfile.TemporaryDirectory(prefix="wc-") as name:
             place = Path(name)
             paths = Paths(place / "r", place / "s", place / "l").make()
@@ -244,9 +242,10 @@ class Wiring:
                 again = self._gvisor_engine if os.getuid() == 0 else partial(self._containers_engine, quiet=True)
                 engines.append(again(paths))
             try:
-                return await asyncio.gather(*(engine.probe() for engine in engines))
+                reports = await asyncio.gather(*(engine.probe() for engine in engines))
             finally:
                 await asyncio.gather(*(engine.close() for engine in engines))
+        return reports if self.engine is not None else [NO_ENGINE, *reports]
 
 
 def gpu_inventory(settings: Warmcell) -> GpuInventory:

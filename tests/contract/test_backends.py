@@ -69,9 +69,11 @@ OF_PODMANS = (
     "without network no port of the host is reached",
     "devices are the harmless ones",
 )
-"""Of Podman what an engine can do in another way than Docker: the rest is the same code on the same guest. It gives no
-namespace of control groups where those are of version 1.
+"""Of Podman what an engine can do in another way than Docker: the rest is the same code on the same guest, and is tried
+in the long form.
 """
+NOT_PODMANS = "the guest has namespaces of its own"
+"""It gives none of control groups where those are of version 1."""
 NOWHERE = Places(Path("/nowhere"))
 NURSERIES: dict[Places, Nursery] = {}
 """What forks the sandboxes of a test."""
@@ -94,15 +96,16 @@ def _subject(make: Callable[[Places], SandboxBackend], places: Places) -> Subjec
 def _promises() -> list[object]:
     """Each check with each backend that makes that promise."""
     return [
-        pytest.param(make, check, id=f"{make.__name__.strip('_')}: {check}", marks=_lane(make))
+        pytest.param(make, check, id=f"{make.__name__.strip('_')}: {check}", marks=_marks(make, check))
         for make in MAKERS
         for check in CHECKS
-        if check.applies(_subject(make, NOWHERE)) and (make is not _podman or check.name in OF_PODMANS)
+        if check.applies(_subject(make, NOWHERE)) and (make is not _podman or check.name != NOT_PODMANS)
     ]
 
 
-def _lane(make: Callable[[Places], SandboxBackend]) -> list[pytest.MarkDecorator]:
-    return [LANES[make]] if make in LANES else []
+def _marks(make: Callable[[Places], SandboxBackend], check: Check) -> list[pytest.MarkDecorator]:
+    late = [pytest.mark.long] if make is _podman and check.name not in OF_PODMANS else []
+    return [LANES[make], *late] if make in LANES else []
 
 
 @pytest.fixture
@@ -145,7 +148,7 @@ def test_the_suite_is_large_enough_to_prove_a_backend() -> None:
 
 def test_what_podman_is_held_to_is_in_the_suite() -> None:
     """A check that is renamed is not lost."""
-    assert {check.name for check in CHECKS}.issuperset(OF_PODMANS)
+    assert {check.name for check in CHECKS}.issuperset({*OF_PODMANS, NOT_PODMANS})
 
 
 def test_no_two_checks_have_the_same_name() -> None:
