@@ -98,6 +98,8 @@ class Runs:
         """Where the ranks of a sandbox meet."""
         self.clone_of: Callable[[SandboxId], Kernel | None] = lambda sandbox_id: None
         """Finds the kernel that somebody's cell has cloned itself into, in that sandbox."""
+        self.sandbox_in_use: Callable[[LiveSandbox], None] = lambda box: None
+        """Told of a sandbox whose rank has started."""
         self._used: dict[SandboxId, float] = {}
         """When a cell has ended in a sandbox, or it was first asked for that."""
         self._under_way: Counter[SandboxId] = Counter()
@@ -326,6 +328,7 @@ class Runs:
             process = await box.start_beside(env=env, cwd=cwd)
         runner = Runner(RankClient(str(process.socket_prefix)), process, box, oom_before, rank)
         try:
+            self.sandbox_in_use(box)
             if process.token:  # It has been up for a while, and waits for somebody to become.
                 become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
                 await runner.client.ask("warmcell_after_restore_request", become, timeout_s=READY_TIMEOUT_S)
