@@ -87,7 +87,8 @@ class KeeperApi:
 
     def guest_application(self, scope: GuestScope) -> web.Application:
         """The few verbs that code in a sandbox has, within what that sandbox was given."""
-        return self._application(self_api.routes(), scope=scope)
+        notebooks = self.service.info(scope.sandbox_id).kernel_id is not None
+        return self._application(self_api.routes() if notebooks else self_api.routes_for_ranks(), scope=scope)
 
     def _application(self, routes: list[Any], scope: GuestScope | None, **settings: Any) -> web.Application:
         routes = [

@@ -1,4 +1,4 @@
-"""`api.sock` in the run directory of each notebook's sandbox: the keeper's API, narrowed to that sandbox."""
+"""`api.sock` in the run directory of each notebook's sandbox, and of its ranks': the keeper's API, narrowed to that."""
 
 import asyncio
 import os
@@ -10,9 +10,12 @@ from warmcell.extension.keeper.http import UnixServer
 from warmcell.extension.keeper.scope import GuestScope
 from warmcell.sandbox.errors import ProtocolError
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId
+from warmcell.sandbox.models import SandboxId, SandboxInfo
 
 NAME = "api.sock"
+RANKS = "remote"
+"""Whose the sandboxes of remote cells are."""
+
 MAX_CONNECTIONS = 64
 """Of one sandbox. Each costs the keeper a descriptor, and a guest may open as many as it likes."""
 
@@ -32,6 +35,19 @@ class GuestSockets:
         """
         if box.info.terms is not None:  # Code that nobody has read asks for nothing.
             return
+        self._listen(box)
+
+    def open_for_ranks(self, box: LiveSandbox, parent: SandboxInfo | None) -> None:
+        """Listen for the ranks of a remote cell, unless that is within another remote cell; raises as `open`.
+
+        Args:
+            box: The ranks' sandbox.
+            parent: What it was made from, if that is a sandbox.
+        """
+        if box.info.owner == RANKS and (parent is None or parent.owner != RANKS):
+            self._listen(box)
+
+    def _listen(self, box: LiveSandbox) -> None:
         scope = GuestScope(box.info.id, box.spec)
         path = box.run_directory / NAME
         known = self._open.get(box.info.id)

@@ -34,6 +34,7 @@ from warmcell.extension.keeper.wiring import Wiring
 from warmcell.extension.keeper.wishes import Wishes
 from warmcell.sandbox.errors import BackendUnavailableError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL
+from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
@@ -131,6 +132,12 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     sockets = GuestSockets(api.guest_application)
     kernels.sandbox_in_use = sockets.open
     kernels.sandbox_renewed = sockets.open_again
+
+    def ranks_in_use(box: LiveSandbox) -> None:
+        parents = [info for info in service.infos() if info.id == box.info.parent]
+        sockets.open_for_ranks(box, parents[0] if parents else None)
+
+    runs.sandbox_in_use = ranks_in_use
     await service.memory.open()
     await images.open()
     kernels.ledger.open()

@@ -1,10 +1,10 @@
-"""What a run has its kernel do: values in, the cell, values out; and what comes of each."""
+"""What a run has its kernel do: values in, the cell, values out, in one request; and what comes of it."""
 
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,8 @@ REPLY_LATE_S: Final = 2.0
 TEXT_MAX_BYTES: Final = 32 * 2**20
 """Text of one cell on one rank that goes on its way; what is beyond is left out, and counted."""
 
-VALUES_MODULE: Final = "warmcell_guest.values"
+TRAVELS: Final = "warmcell"
+"""What a request's content calls what goes with a cell."""
 
 COMMS: Final = ("comm_open", "comm_msg", "comm_close")
 SHOWN: Final = frozenset(
@@ -52,15 +53,20 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One execute request of a run."""
+    """One execute request."""
 
     code: str
-    silent: bool
-    name: str = "cell"
+    travels: Mapping[str, Any] = field(default_factory=dict)
+    """What the kernel loads before, and dumps after it."""
+
+    @property
+    def again(self) -> "Step":
+        """The same where all but the dump has been done."""
+        return Step("", {"dump": self.travels["dump"]})
 
 
-def steps(request: Request, guest: str, values: Path, most_bytes: int) -> list[Step]:
-    """Values in, the cell, values out. Each step is left out where it has nothing to do.
+def step_of(request: Request, guest: str, values: Path, most_bytes: int) -> Step | None:
+    """Values in, the cell, values out; None where there is nothing to do.
 
     Args:
         request: What is asked for.
@@ -68,18 +74,13 @@ def steps(request: Request, guest: str, values: Path, most_bytes: int) -> list[S
         values: What comes back goes into a file of this name there.
         most_bytes: That may come back.
     """
-    found = []
-    module = f"__import__({VALUES_MODULE!r}, fromlist=['load'])"
+    travels: dict[str, Any] = {}
     if request.load is not None:
-        told = json.dumps({**request.load, "directory": guest})
-        found.append(Step(f"{module}.load({told!r})", True, "load"))
-    if request.code:
-        found.append(Step(request.code, False))
+        travels["load"] = {**request.load, "directory": guest}
     if request.get or request.last:
         out = f"{guest}/{values.name}"
-        code = f"{module}.dump({list(request.get)!r}, {out!r}, {request.last!r}, limit={most_bytes})"
-        found.append(Step(code, True, "dump"))
-    return found
+        travels["dump"] = {"names": list(request.get), "path": out, "last": request.last, "limit": most_bytes}
+    return Step(request.code, travels) if request.code or travels else None
 
 
 LOST: Final[Mapping[str, Any]] = {
@@ -131,14 +132,16 @@ class Execution:
         """
         content = {
             "code": self.step.code,
-            "silent": self.step.silent,
+            "silent": not self.step.code,
             "store_history": False,
             "user_expressions": {},
             "allow_stdin": False,
             "stop_on_error": False,  # What comes next may come while the kernel still empties its queue.
         }
+        if self.step.travels:
+            content[TRAVELS] = self.step.travels
         self._sent = self.client.request("shell", "execute_request", content)
-        self._memory_at = 0.0 if self.step.silent else time.monotonic() + MEMORY_FIRST_S
+        self._memory_at = 0.0 if not self.step.code else time.monotonic() + MEMORY_FIRST_S
         until = 0.0
         while not (self._idle and self.reply is not None):
             if not until and (self._idle or self.reply is not None):
@@ -166,7 +169,8 @@ class Execution:
         if (
             self.reply.get("status") == "error" and not self._told
         ):  # Of groups of exceptions only the text is published.
-            yield {"msg_type": "error", "content": self.reply, "metadata": {}, "step": self.step.name}
+            step = self.reply.get("step", "cell")
+            yield {"msg_type": "error", "content": self.reply, "metadata": {}, "step": step}
 
     def _lost_its_end(self) -> bool:
         """It has ended, and half of what says so does not come: an interrupt at the wrong moment takes a reply.
@@ -200,8 +204,7 @@ class Execution:
         if kind == "status":
             self._idle = self._idle or _content(message).get("execution_state") == "idle"
             return []
-        # What a step of ours raises is told once, by its reply.
-        if kind not in SHOWN or (self.step.silent and kind == "error"):
+        if kind not in SHOWN:
             return []
         if heard.left_out_bytes:
             self._left_out_bytes += heard.left_out_bytes

@@ -1,6 +1,7 @@
 """`POST /sandboxes/{id}/run`: one cell, its values streamed in and out, its output as it comes."""
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import json
@@ -28,6 +29,9 @@ from warmcell.sandbox.errors import (
 from warmcell.sandbox.models import SandboxId
 
 PIECE_BYTES = 2**20
+INLINE_BYTES = 64 * 1024
+"""What is sent is no file of its own up to this."""
+
 MAX_BODY_BYTES = 64 * 2**30
 """Values are streamed to a file in the sandbox, whose size is the real limit."""
 
@@ -84,6 +88,7 @@ class RunHandler(JsonHandler):
         self._refused: WarmcellError | None = None
         self._send: Path | None = None
         self._file: BinaryIO | None = None
+        self._inline = bytearray()
         self._received = 0
         self._gone = asyncio.Event()
 
@@ -152,13 +157,15 @@ class RunHandler(JsonHandler):
                 raise InvalidRequestError("The request has no first line", hint=FORM)
             chunk = bytes(self._head[end + 1 :])
             self._cell = Cell.from_json(json_object(bytes(self._head[:end])))
-            if self._cell.send_bytes:
+            if self._cell.send_bytes > INLINE_BYTES:
                 self._send = self.settings["keeper"].runs.new_file(self._sandbox_id, "send")
                 self._file = guest_files.create(self._send)
         self._received += len(chunk)
         if self._received > self._cell.send_bytes:
             raise InvalidRequestError("There are more bytes than `send` says", hint=FORM)
-        if chunk and self._file is not None:
+        if self._file is None:
+            self._inline += chunk
+        elif chunk:
             with contextlib.suppress(ValueError):  # closed meanwhile: the caller has gone
                 await asyncio.to_thread(self._file.write, chunk)
 
@@ -201,6 +208,9 @@ class RunHandler(JsonHandler):
             request = dataclasses.replace(
                 request, load={**(request.load or {}), "stream": [self._send.name, 0, cell.send_bytes]}
             )
+        elif self._inline:
+            inline = base64.b64encode(self._inline).decode()
+            request = dataclasses.replace(request, load={**(request.load or {}), "inline": inline})
         try:
             async with asyncio.timeout(cell.timeout_s):
                 messages = runs.run(self._sandbox_id, request, rank=cell.rank, values=values)

@@ -20,7 +20,7 @@ from tornado.iostream import IOStream
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_client import RankClient
-from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, steps
+from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, step_of
 from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port, share
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
@@ -98,6 +98,8 @@ class Runs:
         """Where the ranks of a sandbox meet."""
         self.clone_of: Callable[[SandboxId], Kernel | None] = lambda sandbox_id: None
         """Finds the kernel that somebody's cell has cloned itself into, in that sandbox."""
+        self.sandbox_in_use: Callable[[LiveSandbox], None] = lambda box: None
+        """Told of a sandbox whose rank has started."""
         self._used: dict[SandboxId, float] = {}
         """When a cell has ended in a sandbox, or it was first asked for that."""
         self._under_way: Counter[SandboxId] = Counter()
@@ -147,16 +149,14 @@ class Runs:
         if runner.instead:
             text, runner.instead = f"{runner.instead}. It was started again, without its variables.\n", ""
             yield {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}
-        for step in steps(request, runner.box.guest_run_directory, values, self.values_bytes):
-            said = _execute(runner, step) if step.name != "dump" else self._dump(runner, step, values)
-            async with contextlib.aclosing(said) as messages:
+        step = step_of(request, runner.box.guest_run_directory, values, self.values_bytes)
+        if step is not None:
+            async with contextlib.aclosing(self._do(runner, step, values)) as messages:
                 async for message in messages:
                     if message["msg_type"] == "reply":
                         status = message["content"]["status"]
                     else:
                         yield await self._with_vram(runner, message) if message["msg_type"] == "usage" else message
-            if status != "ok":
-                break
         yield {
             "done": True,
             "status": status,
@@ -165,15 +165,27 @@ class Runs:
             "seconds": round(time.perf_counter() - began, 6),
         }
 
-    async def _dump(self, runner: Runner, step: Step, values: Path) -> AsyncGenerator[dict[str, Any]]:
-        """Messages of writing what comes back; where that does not fit, again once what others bring back has gone."""
+    async def _do(self, runner: Runner, step: Step, values: Path) -> AsyncGenerator[dict[str, Any]]:
+        """Messages of a step; where what comes back does not fit, once what others bring back has gone."""
+        if "dump" not in step.travels:
+            async with contextlib.aclosing(_execute(runner, step)) as messages:
+                async for message in messages:
+                    yield message
+            return
         returning = self._returning.setdefault(runner.box.info.id, Returning())
-        said = [message async for message in _execute(runner, step)]
+        said: list[dict[str, Any]] = []
+        """The end of it."""
+        async with contextlib.aclosing(_execute(runner, step)) as messages:
+            async for message in messages:
+                if said or message["msg_type"] == "reply" or _is_no_room(message):
+                    said.append(message)
+                else:
+                    yield message
         if _no_room(said):
             async with returning.turn:
                 while _no_room(said):
                     await returning.emptied()
-                    said = [message async for message in _execute(runner, step)]
+                    said = [message async for message in _execute(runner, step.again)]
                     if not returning.files:  # Nobody was in the way.
                         break
         if said[-1]["content"]["status"] == "ok":
@@ -316,6 +328,7 @@ class Runs:
             process = await box.start_beside(env=env, cwd=cwd)
         runner = Runner(RankClient(str(process.socket_prefix)), process, box, oom_before, rank)
         try:
+            self.sandbox_in_use(box)
             if process.token:  # It has been up for a while, and waits for somebody to become.
                 become = {"token": process.token, "clone": True, "env": env, "cwd": cwd}
                 await runner.client.ask("warmcell_after_restore_request", become, timeout_s=READY_TIMEOUT_S)
@@ -401,7 +414,11 @@ async def _within(what: Coroutine[Any, Any, object], timeout_s: float) -> None:
 
 
 def _no_room(said: Sequence[Mapping[str, Any]]) -> bool:
-    return any(one["msg_type"] == "error" and one["content"].get("ename") == "NoRoomError" for one in said)
+    return any(map(_is_no_room, said))
+
+
+def _is_no_room(one: Mapping[str, Any]) -> bool:
+    return one.get("step") == "dump" and one["content"].get("ename") == "NoRoomError"
 
 
 def _died(runner: Runner) -> errors.WarmcellError:

@@ -27,6 +27,21 @@ def routes() -> list[tuple[str, type[JsonHandler]]]:
     ]
 
 
+def routes_for_ranks() -> list[tuple[str, type[JsonHandler]]]:
+    """The same paths for ranks of remote cells, whose memory is saved by nobody."""
+    return [(path, RankHandler) for path, _ in routes()]
+
+
+class RankHandler(JsonHandler):
+    """Says so."""
+
+    def prepare(self) -> None:
+        raise errors.UnsupportedOperationError(
+            "A rank of a remote cell has no snapshots or forks of its own",
+            hint="Save or fork the notebook's kernel: %snapshot, warmcell.fork(), %%remote fork.",
+        )
+
+
 class _Handler(JsonHandler):
     @property
     def memory(self) -> KernelMemory:

@@ -1,12 +1,13 @@
 """Variables on their way between kernels: pickled and unpickled in sandboxes only.
 
-The keeper has a remote kernel run `load` before a cell and `dump` after it; the files lie in the sandbox's run
+A remote kernel does `load` before a cell and `dump` after it; the files lie in the sandbox's run
 directory. In a kernel this module is `warmcell_guest.values`. Large buffers (arrays, tensors) stay out of the pickle:
 they are mapped from a file, each rank's changes being its own.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import mmap
@@ -129,29 +130,30 @@ def unpack(stream: bytes | memoryview, buffers: Iterable[memoryview]) -> dict[st
     return dict(values)
 
 
-def load(told: str) -> None:
+def load(said: Mapping[str, Any]) -> None:
     """Put values into this kernel's namespace.
 
     Args:
-        told: JSON. `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
-            `tags`: what the sender calls them; `held`: what it believes to be here already, with an empty tag where the
-            kernel has made it itself; `modules`: of its folder;
+        said: `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
+            `inline`: a small pickle itself, in base64; `tags`: what the sender calls them; `held`: what it believes to
+            be here already, with an empty tag where the kernel has made it itself; `modules`: of its folder;
             `item`: the number of the one, of those that this kernel has inherited, which the cell is for.
 
     Raises:
         LookupError: Something of `held` is not here any more; nothing was loaded.
         CannotTravelError: Something that they need is not here.
     """
-    said = json.loads(told)
     names = namespace()
     lost = [name for name, tag in said["held"].items() if not _is_here(name, tag, names)]
     if lost:
         raise LookupError(f"{LOST}{', '.join(lost)}")
     modules.take(said["modules"])
-    if said["stream"]:
-        maps: dict[str, memoryview] = {}
-        views = [_mapped(maps, said["directory"], *place) for place in (said["stream"], *said["buffers"])]
-        names.update(unpack(views[0], views[1:]))
+    maps: dict[str, memoryview] = {}
+    buffers = [_mapped(maps, said["directory"], *place) for place in said["buffers"]]
+    if said.get("inline"):
+        names.update(unpack(base64.b64decode(said["inline"]), buffers))
+    elif said["stream"]:
+        names.update(unpack(_mapped(maps, said["directory"], *said["stream"]), buffers))
     if "item" in said:
         names.update(item=names[INHERITED][said["item"]], index=said["item"])
     _held.update(said["tags"])

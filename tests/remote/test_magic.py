@@ -224,7 +224,6 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote gpu=Z9000\n1": "Z9000",
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
-        "%%remote\nget_ipython().run_cell_magic('remote', '', 'lst')": "and not within a remote cell",
         "%%remote\nexit()": "`%remote close`, in the notebook, removes its ranks",
         "%%remote\nquit()": "A rank does not end with its cell",
         "%remote lst": "Did you mean ls?",
@@ -234,6 +233,28 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         assert output.status == "error", cell
         assert said in output.text + output.error, cell
         assert "Traceback" not in output.text
+
+
+async def test_a_remote_cell_has_remote_cells_one_level_deep(kernel: Kernel, keeper: KeeperClient) -> None:
+    """In sandboxes of their own, which go with the rank's; those have none, and no rank may ask for what is saved."""
+    before = await remotes(keeper)
+    output = await kernel.run(
+        "%%remote session=outer get=found,told,refused\nimport os\nshell, base = get_ipython(), 40\n"
+        "shell.run_cell_magic('remote', 'get=found', 'import os\\nfound = [base + 2, os.getpid()]')\n"
+        "found.append(os.getpid())\nagain = \"get_ipython().run_cell_magic('remote', '', '1')\"\n"
+        "told = refused = ''\ntry:\n    shell.run_cell_magic('remote', '', again)\nexcept Exception as error:\n"
+        "    told = str(error)\ntry:\n    shell.run_line_magic('snapshot', '')\nexcept Exception as error:\n"
+        "    refused = str(error)"
+    )
+    assert output.error == "", output
+    answer, inner, outer = await kernel.value("found")
+    assert answer == 42
+    assert len({inner, outer, await kernel.value("__import__('os').getpid()")}) == 3
+    assert "No other sandbox can be asked for from here" in await kernel.value("told")
+    assert "A rank of a remote cell has no snapshots" in await kernel.value("refused")
+    assert len(await remotes(keeper)) == len(before) + 2
+    await kernel.run("%remote close outer")
+    assert await remotes(keeper) == before
 
 
 async def test_a_sandbox_that_is_gone_is_said_to_be_gone(kernel: Kernel, keeper: KeeperClient) -> None:

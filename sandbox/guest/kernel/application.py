@@ -104,7 +104,7 @@ def initialized(connection_file: str) -> Any:
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
     from tornado.ioloop import IOLoop
 
-    from . import iopub, module, saving
+    from . import iopub, module, saving, travelling
 
     iopub.install(content["ip"])
     app.log.disabled = True  # It goes to /dev/null, and there are many lines of it.
@@ -124,6 +124,7 @@ def initialized(connection_file: str) -> Any:
     magics.register(app.shell, lambda: Api(api))
     magics.register_snapshots(app.shell, lambda: Api(api))
     magics.stay(app.shell)
+    travelling.install(app.kernel)
     offline.install()
     graphics.install()
     displays.install(app.shell)

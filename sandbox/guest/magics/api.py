@@ -371,7 +371,7 @@ def _unreachable(error: BaseException) -> KeeperError:
     if isinstance(error, FileNotFoundError):
         return KeeperError(
             "No other sandbox can be asked for from here",
-            "%%remote works in notebooks whose kernel Warmcell's keeper started, and not within a remote cell.",
+            "%%remote works in notebooks whose kernel Warmcell's keeper started, and one level deep in remote cells.",
             "unreachable",
         )
     return KeeperError(

@@ -16,6 +16,12 @@ from warmcell.sandbox.models import SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths
 
 BEGIN = "import os, subprocess; x = 41; f = open('/tmp/a', 'w+'); f.write('kept'); f.flush(); print(os.getuid())"
+HANDED_OVER = """
+remote = get_ipython().magics_manager.magics['cell']['remote'].__self__
+print(size, [pod.store._handed_over for pod in remote.pods._warm.values()])
+"""
+"""How large a value was that was sent, and whether it was written by a descriptor."""
+
 GO_ON = "x += 1; f.write('!'); f.flush(); print(x, open('/tmp/a').read())"
 
 
@@ -52,6 +58,9 @@ async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[ob
             await keeper.delete(f"/sandboxes/{clone['id']}")
         await run(client, "%%remote fork n=2 get=found\nfound = x + int(os.environ['RANK'])")
         say(await run(client, "print(found)"))
+        await run(client, "big = bytes(3 * 2**20)")
+        await run(client, "%%remote get=size\nsize = len(big)")
+        say(await run(client, HANDED_OVER))
 
 
 async def start(

@@ -56,6 +56,7 @@ async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: Use
         "44 False",
         "44 False",
         "[43, 44]",
+        "3145728 [True]",
     ]
 
 

@@ -47,7 +47,7 @@ async def test_a_rank_that_ignores_interrupts_is_killed(heeds: bool, monkeypatch
     monkeypatch.setattr(runs, "INTERRUPT_TIMEOUT_S", 60.0 if heeds else 0.01)
     kernel = cast(Any, Kernel(heeds=heeds))
     runner = runs.Runner(kernel, kernel.process, kernel, 0, Rank(1, 4))
-    cell = asyncio.ensure_future(anext(runs._execute(runner, Step("while True: pass", True))))
+    cell = asyncio.ensure_future(anext(runs._execute(runner, Step("while True: pass"))))
     await kernel.asked.wait()
     await asyncio.sleep(0)
     cell.cancel()

@@ -3,13 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from warmcell.extension.keeper import rank_steps
 from warmcell.extension.keeper.rank_client import ChannelName, Heard, RankClient
-from warmcell.extension.keeper.rank_steps import Execution, LostError, Step
+from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, step_of
 from warmcell.kernel_provisioner.proxy.wire import Author
 
 
@@ -42,8 +43,8 @@ def text(said: str) -> tuple[ChannelName, str, dict[str, Any]]:
     return "iopub", "stream", {"name": "stdout", "text": said}
 
 
-async def shown(*said: Any, silent: bool = False, most: int = 1000) -> list[dict[str, Any]]:
-    execution = Execution(cast(RankClient, Script(*said)), Step("…", silent), text_max_bytes=most)
+async def shown(*said: Any, most: int = 1000) -> list[dict[str, Any]]:
+    execution = Execution(cast(RankClient, Script(*said)), Step("…"), text_max_bytes=most)
     return [message async for message in execution.messages()]
 
 
@@ -70,16 +71,18 @@ async def test_a_reply_that_is_too_large_is_an_error() -> None:
     assert error["content"]["ename"] == "MessageTooLarge"
 
 
-async def test_an_error_of_a_silent_step_is_told_once() -> None:
-    """By its reply, with the step's name."""
+async def test_an_error_is_told_once() -> None:
+    """A cell's as it is published; that of what goes with it by the reply, with what it was."""
     failed = {"status": "error", "ename": "E", "evalue": "", "traceback": []}
-    found = await shown(("iopub", "error", failed), ("shell", "execute_reply", failed), IDLE, silent=True)
-    assert [(one["msg_type"], one["step"]) for one in found] == [("error", "cell")]
+    found = await shown(("iopub", "error", failed), ("shell", "execute_reply", failed), IDLE)
+    assert [(one["msg_type"], one.get("step")) for one in found] == [("error", None)]
+    found = await shown(("shell", "execute_reply", {**failed, "step": "load"}), IDLE)
+    assert [(one["msg_type"], one["step"]) for one in found] == [("error", "load")]
 
 
 async def test_a_kernel_that_ends_before_its_reply_is_lost() -> None:
     """What it has shown until then was shown."""
-    execution = Execution(cast(RankClient, Script(text("last words"))), Step("…", False))
+    execution = Execution(cast(RankClient, Script(text("last words"))), Step("…"))
     found = []
     with pytest.raises(LostError):
         async for message in execution.messages():
@@ -92,7 +95,18 @@ async def test_a_reply_that_an_interrupt_took_is_not_waited_for(monkeypatch: pyt
     monkeypatch.setattr(rank_steps, "REPLY_LATE_S", 0.0)
     script = Script(text("a"), IDLE)
     script.lives = True
-    execution = Execution(cast(RankClient, script), Step("…", False))
+    execution = Execution(cast(RankClient, script), Step("…"))
     found = [message async for message in execution.messages()]
     assert [one["msg_type"] for one in found] == ["stream", "error"]
     assert found[1]["content"]["ename"] == "KeyboardInterrupt"
+
+
+def test_values_go_in_and_out_with_the_cells_own_request() -> None:
+    """One request for all three; what was not written for want of room is asked for alone; nothing to do is none."""
+    load = {"buffers": [], "held": {}, "modules": {}, "tags": {}}
+    step = step_of(Request("x = 1", load, ("x",), "last"), "/run/warmcell", Path("/host/get-1.pkl"), 1000)
+    assert step is not None
+    dump = {"names": ["x"], "path": "/run/warmcell/get-1.pkl", "last": "last", "limit": 1000}
+    assert step == Step("x = 1", {"load": {**load, "directory": "/run/warmcell"}, "dump": dump})
+    assert step.again == Step("", {"dump": dump})
+    assert step_of(Request(""), "/run/warmcell", Path("/host/get-1.pkl"), 1000) is None
