@@ -24,6 +24,7 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.extension.keeper.rank_parking import park_ranks
 from warmcell.extension.keeper.rank_release import release_ranks
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
@@ -104,6 +105,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
 
     ttl = settings.snapshot_ttl
     agents = Agents(service, kernels, memory, asleep_s=None if ttl is None else ttl * DAY_S)
+    memory.in_use = agents.busy
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     meter = Meter(
         service,
@@ -157,6 +159,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         lambda: relief.suspend_idle(settings.suspend_after),
         lambda: relief.heed_pressure(settings.suspend_below),
         lambda: relief.heed_queue(settings.gpu_yield_after),
+        lambda: park_ranks(service, runs, after_s=settings.park_after, asked_after_s=settings.gpu_yield_after),
         lambda: release_ranks(service, idle_s=runs.idle_s, stop=api.stop, after_s=settings.remote_idle_s),
         wiring.upkeep(service).run,
         quotas.run,
