@@ -27,7 +27,8 @@ class MemoryHandler(Handler):
         if verb == "suspend":
             info = await memory.suspend(box, even_busy=body.get("busy") is True)
         elif verb == "park":
-            info = await memory.park(box)
+            remote = self.keeper.service.info(box).owner == "remote"
+            info = await (self.keeper.runs.park(box) if remote else memory.park(box))
         elif verb == "gpu":
             info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
         elif verb == "resume":

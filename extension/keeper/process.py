@@ -24,6 +24,7 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.principals import Principals
 from warmcell.extension.keeper.quotas import PrincipalQuotas
+from warmcell.extension.keeper.rank_parking import park_ranks
 from warmcell.extension.keeper.rank_release import release_ranks
 from warmcell.extension.keeper.relief import Relief
 from warmcell.extension.keeper.runs import Runs
@@ -107,6 +108,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     agents = Agents(
         service, kernels, memory, asleep_s=ttls[0], frozen_s=min((s for s in ttls if s is not None), default=None)
     )
+    memory.in_use = agents.busy
     quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     meter = Meter(
         service,
@@ -166,6 +168,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         lambda: relief.suspend_idle(settings.suspend_after),
         lambda: relief.heed_pressure(settings.suspend_below),
         lambda: relief.heed_queue(settings.gpu_yield_after),
+        lambda: park_ranks(service, runs, after_s=settings.park_after, asked_after_s=settings.gpu_yield_after),
         lambda: release_ranks(service, idle_s=runs.idle_s, stop=api.stop, after_s=settings.remote_idle_s),
         wiring.upkeep(service).run,
         quotas.run,

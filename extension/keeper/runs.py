@@ -20,13 +20,14 @@ from tornado.iostream import IOStream
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_client import RankClient
+from warmcell.extension.keeper.rank_front import RankFront
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, step_of
 from warmcell.extension.keeper.ranks import MASTER_PORT, Rank, environment, free_port, share
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId
+from warmcell.sandbox.models import SandboxId, SandboxInfo
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.told import MORE_MEMORY
 
@@ -37,6 +38,9 @@ INTERRUPT_TIMEOUT_S = 15.0
 """How long a cell that nobody waits for any more has to end before its kernel is killed."""
 
 KILL_TIMEOUT_S = 10.0
+
+WAITS_S = 2.0
+"""A cell that has waited so long for its sandbox's GPUs says so."""
 
 HANG_UP_TIMEOUT_S = 10.0
 """A kernel that has hung up is about to end."""
@@ -133,6 +137,8 @@ class Runs:
         """
         self._under_way[sandbox_id] += 1
         try:
+            async for message in self._awake(sandbox_id):
+                yield message
             runner = await self._runner(sandbox_id, rank)
             async with runner.lock, contextlib.aclosing(self._run(runner, request, values)) as messages:
                 async for message in messages:
@@ -141,6 +147,41 @@ class Runs:
             if sandbox_id in self._under_way:  # Else it is gone, and forgotten.
                 self._under_way[sandbox_id] -= 1
                 self._used[sandbox_id] = time.monotonic()
+
+    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """Give back the GPUs of a sandbox in which no cell runs; its next cell takes some again.
+
+        Raises:
+            WarmcellError: As `SandboxService.park`.
+        """
+        box = self._service.live(sandbox_id)
+        if box.frontend is None:
+            box.frontend = RankFront(box, lambda: self._ranks_of(sandbox_id))
+        try:
+            return await self._service.park(sandbox_id, unless=lambda: self._under_way[sandbox_id] > 0)
+        finally:
+            if box.info.parked is None:
+                box.frontend = None
+
+    def _ranks_of(self, sandbox_id: SandboxId) -> list[tuple[Rank, RankClient]]:
+        found = [runner for (one, _), runner in self._runners.items() if one == sandbox_id and runner.process.alive]
+        return [(runner.rank, runner.client) for runner in found]
+
+    async def _awake(self, sandbox_id: SandboxId) -> AsyncGenerator[dict[str, Any]]:
+        """Have one that is parked go on; where its GPUs are in use that is said."""
+        box = self._service.live(sandbox_id)
+        if not isinstance(box.frontend, RankFront):
+            return
+        resuming = asyncio.create_task(self._service.resume(sandbox_id))
+        try:
+            if not (await asyncio.wait({resuming}, timeout=WAITS_S))[0]:
+                text = "It gave its GPU back while nothing ran here, and waits for one.\n"
+                yield {"msg_type": "stream", "content": {"name": "stderr", "text": text}, "metadata": {}}
+            await resuming
+        finally:
+            resuming.cancel()
+        if box.info.parked is None:
+            box.frontend = None
 
     async def _run(self, runner: Runner, request: Request, values: Path) -> AsyncGenerator[dict[str, Any]]:
         """One cell, whose turn it is."""

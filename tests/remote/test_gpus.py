@@ -1,6 +1,8 @@
 """GPUs of ranks, which are simulated: all that are free, and given back once nothing runs there."""
 
+import asyncio
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from tests.integration.keeper.conftest import until
 from tests.remote.conftest import interrupt, kernel_of, reply_of
+from warmcell.extension.keeper.runs import WAITS_S
 from warmcell.sandbox.client.keeper import KeeperClient
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -57,6 +60,36 @@ async def test_the_operator_says_what_is_usual(keeper: KeeperClient, folder: Pat
         assert "on CPU" in (await kernel.run("%%remote gpu=none\npass")).text
         await kernel.run("import os, warmcell\ndef gpu():\n    return os.environ.get('WARMCELL_GPUS')")
         assert await kernel.value("[warmcell.remote()(gpu)(), warmcell.remote(gpu='none')(gpu)()]") == ["L4", None]
+
+
+async def test_what_is_parked_has_its_gpu_and_variables_with_the_next_cell(keeper: KeeperClient, folder: Path) -> None:
+    """The same kernels, on whichever GPUs of that kind; a cell that has to wait for one says so."""
+    look = "get=same\nimport os\nsame = os.getpid() == there, os.environ['WARMCELL_GPUS']"
+    async with kernel_of(keeper, folder) as kernel:
+
+        async def park() -> None:
+            (box,) = [one for one in (await keeper.get("/sandboxes"))["sandboxes"] if one["owner"] == "remote"]
+            parked = await keeper.post(f"/sandboxes/{box['id']}/park", {})
+            assert (parked["gpus"], parked["parked"]["by"]) == ([], "driver")
+            assert await leased(keeper, 0)
+
+        await kernel.run("%%remote gpu=T4 n=2\nimport os\nthere = os.getpid()")
+        await park()
+        assert (await kernel.run(f"%%remote gpu=T4 n=2 {look}")).error == ""
+        assert await kernel.value("same") == [[True, "T4"]] * 2
+        await kernel.run("%remote close")
+        await kernel.run("%%remote gpu=L4\nimport os\nthere = os.getpid()")
+        await park()
+        spec = {"python": sys.executable, "gpu": "L4", "network": "host"}
+        other = await keeper.post("/sandboxes", {"spec": spec})
+        waits = asyncio.create_task(kernel.run(f"%%remote gpu=L4 {look}"))
+        await until(lambda: waiting(keeper, 1))
+        await asyncio.sleep(WAITS_S + 0.5)
+        await keeper.delete(f"/sandboxes/{other['id']}")
+        output = await waits
+        assert "waits for one" in output.text
+        assert await kernel.value("same") == [True, "L4"]
+        await kernel.run("%remote close")
 
 
 async def test_each_alternative_is_for_all_ranks(keeper: KeeperClient, folder: Path) -> None:

@@ -110,7 +110,6 @@ class Agents:
         self._service = service
         self._kernels = kernels
         self._memory = memory
-        memory.in_use = self.busy
         self.kernels = AgentKernels(service, kernels, memory)
         self._boxes: dict[SandboxId, AgentBox] = {}
         self._coming: set[str] = set()

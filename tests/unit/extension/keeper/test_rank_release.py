@@ -73,7 +73,8 @@ async def test_none_is_removed_where_the_operator_says_so() -> None:
 
 async def test_what_starts_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idleness begins when it is first looked at, is over while a cell waits for its kernel, and begins again."""
-    runs, starts = Runs(cast(Any, None)), asyncio.Event()
+    service = SimpleNamespace(live=lambda sandbox_id: SimpleNamespace(frontend=None))
+    runs, starts = Runs(cast(Any, service)), asyncio.Event()
 
     async def never(*_: object) -> None:
         starts.set()
