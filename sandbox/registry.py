@@ -82,7 +82,7 @@ class GpuLeases(Protocol):
 class Quotas(Protocol):
     """What principals may have; `extension.keeper.quotas` has the real one."""
 
-    def check(self, principal: str, spec: SandboxSpec) -> None: ...
+    def check(self, principal: str, spec: SandboxSpec, *, count: int = 1) -> None: ...
 
 
 class Registry:

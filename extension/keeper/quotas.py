@@ -80,15 +80,16 @@ class PrincipalQuotas:
             caps["memory_bytes"] = min(USUAL_MEMORY_BYTES, quota.memory_bytes)
         return {**asked, "limits": caps} if caps else dict(asked)
 
-    def check(self, principal: str, spec: SandboxSpec) -> None:
-        """Whether there is room for one more of that spec.
+    def check(self, principal: str, spec: SandboxSpec, *, count: int = 1) -> None:
+        """Whether there is room for so many more of that spec.
 
         Raises:
             QuotaExceededError: There is none.
         """
         quota, used = self._principals.quota(principal), self.usage(principal)
         wanted = {"sandboxes": 1, "cpus": spec.limits.cpus or 0, "memory_bytes": spec.limits.memory_bytes or 0}
-        for name, more in wanted.items():
+        for name, each in wanted.items():
+            more = count * each
             limit, has = getattr(quota, name), getattr(used, name)
             if limit is not None and has + more > limit:
                 raise _exceeded(principal, name, has, limit, "End a sandbox, or ask for a larger quota.")

@@ -182,8 +182,16 @@ class Agents:
         return info
 
     async def fork(self, sandbox_id: SandboxId, count: int) -> list[SandboxInfo]:
-        """Clones with terms of the same kind, whose time begins now; raises as `KernelMemory.fork`."""
+        """Clones with terms of the same kind, whose time begins now; all of them, or none.
+
+        Raises:
+            QuotaExceededError: Not all of them have room in its principal's quota; nothing was begun.
+            WarmcellError: As `KernelMemory.fork`.
+        """
         await self._memory.check(sandbox_id)
+        live = self.live(sandbox_id)
+        if live.info.principal is not None and self._service.quotas is not None:
+            self._service.quotas.check(live.info.principal, live.spec, count=count)
         await self.awake(sandbox_id)
         await self.kernels.running(sandbox_id)
         clones = await self._memory.fork(sandbox_id, count)

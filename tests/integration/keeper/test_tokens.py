@@ -186,6 +186,22 @@ async def test_a_copy_of_what_has_gpus_takes_the_scope_for_gpus(keeper: KeeperCl
 
 
 @pytest.mark.criu
+async def test_copies_beyond_the_quota_are_refused_before_any_is_made(keeper: KeeperClient, who: Ask) -> None:
+    """As many as there is room for are made, together; of more not one, and the sandbox is not even stopped for it."""
+    ann = await who("ann", quota={"sandboxes": 3})
+    box = (await ann.post("/sandboxes", json=BOX)).json()["id"]
+    await ann.post(f"/sandboxes/{box}/suspend", json={})
+    refused = await ann.post(f"/sandboxes/{box}/fork", json={"n": 64})
+    assert (refused.status_code, refused.json()["details"]) == (
+        429,
+        {"quota": "sandboxes", "used": 1, "limit": 3},
+    )
+    assert [one["state"] for one in (await ann.get("/sandboxes")).json()["sandboxes"]] == ["suspended"]
+    assert (await ann.post(f"/sandboxes/{box}/fork", json={"n": 2})).status_code == 201
+    assert len((await ann.get("/sandboxes")).json()["sandboxes"]) == 3
+
+
+@pytest.mark.criu
 async def test_who_has_saved_as_much_as_they_may_takes_no_more_snapshots(keeper: KeeperClient, who: Ask) -> None:
     """Until one is removed; what others have saved does not count."""
     ann, bob = await who("ann", quota={"snapshot_bytes": 1}), await who("bob")

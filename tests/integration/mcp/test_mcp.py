@@ -229,7 +229,7 @@ async def test_forks_and_snapshots_are_whose_sandbox_it_was(places: Places) -> N
 
 
 async def test_over_http_each_token_has_its_own_sandboxes(places: Places) -> None:
-    """Without a token there is not even a list of tools; with one, its principal's sandboxes alone."""
+    """Without a token there is not even a list of tools; with one, its principal's sandboxes alone, until it ends."""
     async with await KeeperClient.connect() as keeper:
         ann, bob = [(await keeper.post("/tokens", {"principal": name}))["token"] for name in ("ann", "bob")]
     server = await asyncio.create_subprocess_exec(
@@ -255,6 +255,16 @@ async def test_over_http_each_token_has_its_own_sandboxes(places: Places) -> Non
             result = await hers.call_tool("run_code", {"sandbox_id": box, "code": "6 * 7"})
             assert "42\n" in text(result)
             await hers.call_tool("kill_sandbox", {"sandbox_id": box})
+            mine = said(await his.call_tool("create_sandbox", PLAIN))["sandbox_id"]
+            code = {"sandbox_id": mine, "code": "import time; time.sleep(600)", "wait_s": 600}
+            long = asyncio.create_task(his.call_tool("run_code", code))
+            async with await KeeperClient.connect() as keeper, asyncio.timeout(START_TIMEOUT_S):
+                while not (await keeper.get(f"/sandboxes/{mine}/runs"))["runs"]:
+                    continue
+                await keeper.delete(f"/tokens/{bob.partition('_')[2].partition('_')[0]}")
+                (ended,) = await asyncio.gather(long, return_exceptions=True)
+                assert isinstance(ended, BaseException) or "unauthenticated" in text(ended)
+                await keeper.delete(f"/sandboxes/{mine}")
     finally:
         server.terminate()
         async with asyncio.timeout(START_TIMEOUT_S):
