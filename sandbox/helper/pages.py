@@ -2,8 +2,9 @@
 
     .pages/NAME         a link of its own, for CRIU cannot save a kernel again whose page file has no name any more
     .pages/NAME.json    its checksum, sealed; computed once, however many images share the file
+    .pages/.spare       one that has gone, and is written over by the next dump; see `spare`
 
-A page file never changes. It goes when no image links it and no sandbox has it mounted.
+A page file never changes while it is one. It goes when no image links it and no sandbox has it mounted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from warmcell.sandbox.helper.images.lazy import TAIL_BYTES
 from warmcell.sandbox.helper.problems import HelperError, corrupt
 from warmcell.sandbox.helper.program import boot_id
 from warmcell.sandbox.helper.seals import checksum, identity, synced
+from warmcell.sandbox.helper.spare import Spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Pages:
 
     def __init__(self, path: str, seals: Seals) -> None:
         self._path, self._seals = path, seals
+        self.spare = Spare(path)
 
     def place(self, name: str) -> str:
         """Where a file is, as long as anybody needs it."""
@@ -125,14 +128,18 @@ class Pages:
 
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""
-        names = [name for name in os.listdir(self._path) if not name.endswith(".json")]
+        names = [name for name in os.listdir(self._path) if not name.startswith(".") and not name.endswith(".json")]
         idle = [name for name in names if os.stat(f"{self._path}/{name}").st_nlink == 1]
         mounted = _mounted() if idle else set()
         for name in idle:
             with self._record(name), contextlib.suppress(FileNotFoundError):
                 if name not in mounted and os.stat(f"{self._path}/{name}").st_nlink == 1:
-                    os.unlink(f"{self._path}/{name}")
+                    self._retire(f"{self._path}/{name}")
                     os.unlink(f"{self._path}/{name}.json")
+
+    def _retire(self, path: str) -> None:
+        if not self.spare.keep(path, length_bytes=summed_bytes(os.stat(path).st_size)):
+            os.unlink(path)
 
     def _relink(self, name: str, record: dict[str, Any] | None, change: Callable[[], None]) -> None:
         """Change how many links there are, which changes the inode, and write that down if it was known before."""
