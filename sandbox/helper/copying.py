@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from warmcell.sandbox.helper.images.pagemap import Run
+    from warmcell.sandbox.helper.spare import Spare
 
 FIRST = 1
 """The number of the first page file that criu makes: that of the first process of the tree, unless it has a memfd."""
@@ -70,13 +71,14 @@ def divert(image: int, nowhere: int, *, number: int = FIRST) -> None:
     os.symlink(f"/proc/self/fd/{nowhere}", f"pages-{number}.img", dir_fd=image)
 
 
-def fill(image: str, processes: Mapping[int, int], *, number: int = FIRST) -> None:
+def fill(image: str, processes: Mapping[int, int], *, number: int = FIRST, spare: Spare | None = None) -> None:
     """Write the page file that was diverted, if one was.
 
     Args:
         image: The directory.
         processes: Who is in it, by the guest's numbers: the host's. All of them are stopped.
         number: Of the page file.
+        spare: A file that may be written over.
 
     Raises:
         HelperError: The kernel has ended meanwhile, or the image is not as it should be.
@@ -93,9 +95,12 @@ def fill(image: str, processes: Mapping[int, int], *, number: int = FIRST) -> No
         raise HelperError(error.code, error.message, hint=error.hint) from error
     if owner not in processes:
         raise _ended()
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    target = None if spare is None else spare.take(path, length_bytes=found.bytes_in_file)
+    if target is None:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _Copy(processes[owner], target, pagemap.runs(found)).run(found.bytes_in_file)
+        os.ftruncate(target, found.bytes_in_file)  # One that was written over was longer, perhaps.
     finally:
         os.close(target)
 

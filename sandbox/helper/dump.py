@@ -132,12 +132,15 @@ def dump(
         running.go()
         if stopped is not None:
             stopped()
+        if not shelf.pages.spare.is_there():
+            with contextlib.suppress(OSError, HelperError):
+                shelf.pages.collect()  # While criu is at work: perhaps one of the files that go is of use.
         code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S, needed=tree.is_whole)
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:
             raise criu.explain(draft.fd, "dump", code)
         pids = tree.pids()
-        copying.fill(draft.path, {guest_pid_of(pid): pid for pid in pids})
+        copying.fill(draft.path, {guest_pid_of(pid): pid for pid in pids}, spare=shelf.pages.spare)
         copied_ms = 1e3 * (time.perf_counter() - began) - dumped_ms
         found = held.collect(pids)
         for name, inode in found.pages.items():
@@ -202,6 +205,7 @@ def dump(
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
             os.close(handle)
     except OSError as error:
+        shelf.pages.spare.discard()  # It may be what has filled the disk.
         raise full(error, "the image directory") or error from error
     finally:
         if running is not None:

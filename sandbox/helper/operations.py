@@ -104,6 +104,15 @@ class Helper:
             shelf.clean()
             shelf.finish()
 
+    def rest(self, *, ending: bool = False) -> None:
+        """Let go of what was kept for requests that have not come, all of it at the end."""
+        for name in filter(str.isdigit, os.listdir(self.base) if os.path.isdir(self.base) else []):
+            spare = Shelf(self.base, int(name)).pages.spare
+            if ending:
+                spare.discard()
+            else:
+                spare.expire()
+
     def serve(self, conversation: Conversation) -> None:
         """Carry out one request, in a process of its own."""
         operation = conversation.text("op", choices=tuple(self._operations))

@@ -2,8 +2,9 @@
 
     .pages/NAME         a link of its own, for CRIU cannot save a kernel again whose page file has no name any more
     .pages/NAME.json    its checksum, sealed; computed once, however many images share the file
+    .pages/.spare       one that has gone, and is written over by the next dump; see `spare`
 
-A page file never changes. It goes when no image links it and no sandbox has it mounted.
+A page file never changes while it is one. It goes when no image links it and no sandbox has it mounted.
 
 Of cold ones there is a compressed form (`packing`), which is what all links are of then. Which of the two a file is of
 tells its record, which has the compressed one's inode and sum as well. The change is one of the link that is kept here;
@@ -21,6 +22,7 @@ from warmcell.sandbox.helper.images.lazy import TAIL_BYTES
 from warmcell.sandbox.helper.problems import HelperError, corrupt
 from warmcell.sandbox.helper.program import boot_id
 from warmcell.sandbox.helper.seals import checksum, identity, synced
+from warmcell.sandbox.helper.spare import Spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 LINKS_OF_ONE_IMAGE = 2
 """Its own, and the one that is kept here."""
 PACKED = "packed"
-SPARE = ".link-"
+NEW_LINK = ".link-"
 
 
 class Pages:
@@ -40,6 +42,7 @@ class Pages:
 
     def __init__(self, path: str, seals: Seals) -> None:
         self._path, self._seals = path, seals
+        self.spare = Spare(path)
 
     def place(self, name: str) -> str:
         """Where a file is, as long as anybody needs it."""
@@ -99,7 +102,7 @@ class Pages:
             elif not os.path.samestat(found, os.stat(own)):
                 if record is None or PACKED not in record:
                     raise corrupt(f"{name} is another file than was written")
-                _replace(path, own, spare=f"{self._path}/{SPARE}{name}")
+                _replace(path, own, spare=f"{self._path}/{NEW_LINK}{name}")
                 found = os.stat(path)
             if record is None:
                 if written != boot_id():
@@ -186,7 +189,7 @@ class Pages:
             for link in (own, *images):
                 with contextlib.suppress(FileNotFoundError):  # It was dropped meanwhile.
                     if link == own or os.path.lexists(link):
-                        _replace(link, new, spare=f"{self._path}/{SPARE}{name}")
+                        _replace(link, new, spare=f"{self._path}/{NEW_LINK}{name}")
             os.unlink(new)
             self._seals.write(f"{own}.json", {**about, "stat": identity(os.stat(own))})
             synced(self._path)
@@ -198,18 +201,23 @@ class Pages:
 
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""
-        for name in os.listdir(self._path):
-            if name.startswith(SPARE):
-                with self._record(name.removeprefix(SPARE)), contextlib.suppress(FileNotFoundError):
+        found = os.listdir(self._path)
+        for name in found:
+            if name.startswith(NEW_LINK):
+                with self._record(name.removeprefix(NEW_LINK)), contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{self._path}/{name}")
-        names = [name for name in os.listdir(self._path) if not name.endswith(".json")]
+        names = [name for name in found if not name.startswith(".") and not name.endswith(".json")]
         idle = [name for name in names if os.stat(f"{self._path}/{name}").st_nlink == 1]
         mounted = _mounted() if idle else set()
         for name in idle:
             with self._record(name), contextlib.suppress(FileNotFoundError):
                 if name not in mounted and os.stat(f"{self._path}/{name}").st_nlink == 1:
-                    os.unlink(f"{self._path}/{name}")
+                    self._retire(f"{self._path}/{name}")
                     os.unlink(f"{self._path}/{name}.json")
+
+    def _retire(self, path: str) -> None:
+        if not self.spare.keep(path, length_bytes=summed_bytes(os.stat(path).st_size)):
+            os.unlink(path)
 
     def _relink(self, name: str, record: dict[str, Any] | None, change: Callable[[], None]) -> None:
         """Change how many links there are, which changes the inode, and write that down if it was known before."""

@@ -33,6 +33,8 @@ WORKERS_MAX = 64
 WORKERS_OF_USER_MAX = 32
 """Of one user who is not root, so that others are served whatever that user does."""
 DRAIN_S = 120.0
+REST_S = 300.0
+"""Without a request for so long, what is kept for the next is looked through."""
 
 
 def serve(
@@ -67,7 +69,9 @@ def serve(
     busy = helper.busy
     _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
     while True:
-        ready = dict(waiting.poll())
+        ready = dict(waiting.poll(1e3 * REST_S))
+        if not ready:
+            _worker(busy, helper.rest, [listening], [stop_reading, stop_writing])
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
             _reap(busy)
@@ -91,6 +95,8 @@ def serve(
     _drain(busy, stop_reading, busy.count)
     busy.let_go()
     _drain(busy, stop_reading, busy.holds)
+    with contextlib.suppress(OSError, HelperError):
+        helper.rest(ending=True)
 
 
 def _refuse(connection: socket.socket) -> None:

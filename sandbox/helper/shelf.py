@@ -136,6 +136,7 @@ class Shelf:
                 with contextlib.suppress(OSError):
                     self._remove_left(name)
         self.pages.collect()
+        self.pages.spare.expire()
         self.pins.collect()
 
     def _remove_left(self, name: str) -> None:

@@ -175,6 +175,35 @@ async def test_memory_that_nobody_needs_goes(boxes: Boxes) -> None:
     assert list((images_of(boxes) / ".pages").iterdir()) == []
 
 
+async def test_memory_that_has_gone_is_written_over(boxes: Boxes) -> None:
+    """By the next dump of about that size, but not as long as a clone maps it; and it is gone with the helper."""
+    pages = images_of(boxes) / ".pages"
+    source = await boxes.running(mib=80)
+    await boxes.dump(source, FIRST)
+    clone = await boxes.restored(FIRST)
+    (first,) = pages.glob("????????????")
+    inode = first.stat().st_ino
+    await boxes.engine.drop(SnapshotId(FIRST))
+    await boxes.dump(source, SECOND)
+    (second,) = (images_of(boxes) / SECOND / "memory").iterdir()
+    assert first.stat().st_ino == inode != second.stat().st_ino
+    await clone.goes_on(past=await clone.count() + 25)  # It has compared its memory with what it was.
+    await clone.channel.close()
+    await clone.instance.stop()
+    await boxes.dump(source, THIRD)
+    (third,) = (images_of(boxes) / THIRD / "memory").iterdir()
+    assert not first.exists()
+    assert third.stat().st_ino == inode
+    for image in (SECOND, THIRD):
+        clone = await boxes.restored(image)
+        await clone.goes_on(past=await clone.goes_on() + 25)
+        await clone.channel.close()
+        await clone.instance.stop()
+        await boxes.engine.drop(SnapshotId(image))
+    await boxes.engine.close()
+    assert list(pages.iterdir()) == []
+
+
 async def test_a_passing_image_is_restored_as_any_other(boxes: Boxes) -> None:
     """Only that no checksum of its memory is computed; what comes from it is saved again, with all checksums."""
     source = await boxes.running(mib=8)
