@@ -10,7 +10,7 @@ import logging
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,30 @@ class Returning:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """For the one who has all the room for itself."""
+    under_way: int = 0
+    """Cells that bring something back and have not ended: a part of it may take room already."""
 
     async def emptied(self) -> None:
         """Wait until there are none."""
         while self.files:
             self.changed.clear()
             await self.changed.wait()
+
+    async def quiet(self) -> None:
+        """Wait until no cell is under way."""
+        while self.under_way:
+            self.changed.clear()
+            await self.changed.wait()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """One is under way."""
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+            self.changed.set()
 
 
 class Runs:
@@ -216,19 +234,23 @@ class Runs:
         returning = self._returning.setdefault(runner.box.info.id, Returning())
         said: list[dict[str, Any]] = []
         """The end of it."""
-        async with contextlib.aclosing(_execute(runner, step)) as messages:
-            async for message in messages:
-                if said or message["msg_type"] == "reply" or _is_no_room(message):
-                    said.append(message)
-                else:
-                    yield message
+        with returning.writing():
+            async with contextlib.aclosing(_execute(runner, step)) as messages:
+                async for message in messages:
+                    if said or message["msg_type"] == "reply" or _is_no_room(message):
+                        said.append(message)
+                    else:
+                        yield message
         if _no_room(said):
             async with returning.turn:
                 while _no_room(said):
                     await returning.emptied()
+                    alone = not returning.under_way
                     said = [message async for message in _execute(runner, step.again)]
-                    if not returning.files:  # Nobody was in the way.
+                    if alone and not returning.files:  # Nobody was in the way.
                         break
+                    if _no_room(said):
+                        await returning.quiet()
         if said[-1]["content"]["status"] == "ok":
             returning.files.add(values)
         for message in said:

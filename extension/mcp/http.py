@@ -87,6 +87,7 @@ async def serve(server: MCPServer[Any], callers: Callers, *, host: str, port: in
     config = uvicorn.Config(application(server, callers, host=host), host=host, port=port, log_level="warning")
     serving = uvicorn.Server(config)
     listener = config.bind_socket()
+    listener.listen(config.backlog)  # Else whoever reads the URL at once would be refused.
     url = f"http://{host}:{listener.getsockname()[1]}{PATH}"
     print(json.dumps({"url": url}) if announce else f"Serving MCP at {url}", flush=True)  # noqa: T201
     await serving.serve(sockets=[listener])

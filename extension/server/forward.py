@@ -202,5 +202,5 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
     return [
         (url_path_join(PREFIX, r"/(?:sandboxes|openapi\.json)"), ForwardHandler),
         (url_path_join(PREFIX, rf"/sandboxes/[a-z0-9]+/(?:{BELOW_A_SANDBOX})(?:/.*)?"), ForwardHandler),
-        (url_path_join(PREFIX, r"/snapshots/[^/]+/compress"), ForwardHandler),
+        (url_path_join(PREFIX, r"/snapshots/([^/]+)/compress"), ForwardHandler),
     ]

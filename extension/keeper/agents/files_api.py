@@ -181,9 +181,9 @@ class ContentHandler(JsonHandler):
             return
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BODY_BYTES)
+        self._pace = Pace(self._patience_s)
         if self.request.method != "PUT":
             return
-        self._pace = Pace(self._patience_s)
         try:
             self._process = await self._hold(self._request())
         except errors.WarmcellError as error:  # Whoever still sends would not hear the answer now.

@@ -50,7 +50,7 @@ async def test_memory_is_saved_by_an_agent_that_can_be_killed(user: User, mortal
     said = await user.run("kernel", told=told, timeout=200)
     assert said[2:] == [
         *(str(user.uid), "suspended", "42 kept!", "suspended", "43 kept!!"),
-        *("0", "43", "44 False", "44 False", "[43, 44]"),
+        *("0", "43", "44 False", "44 False", "[43, 44]", "3145728 [True]"),
     ]
     process = await user.start("agent")
     assert process.stdin is not None
