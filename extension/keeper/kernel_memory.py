@@ -157,9 +157,7 @@ class KernelMemory(KernelGpus):
                 work = [asyncio.create_task(self._clone(kernel, coming)) for _ in range(count)]
                 saved = await self._service.snapshot(sandbox_id, kind="fork", coming=coming)
         except BaseException:
-            for clone in work:
-                clone.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            await to_its_end(self._none(work))
             coming.close()
             raise
         try:
@@ -169,25 +167,29 @@ class KernelMemory(KernelGpus):
             await self._service.memory.store.discard(saved.id)
 
     async def _fork_from(self, kernel: Kernel, snapshot: SnapshotId, count: int) -> list[SandboxInfo]:
-        work = [asyncio.create_task(self._clone(kernel, snapshot)) for _ in range(count)]
-        try:
-            return await self._all_or_none(work)
-        except asyncio.CancelledError:
-            for clone in work:
-                clone.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            raise
+        return await self._all_or_none(
+            [asyncio.create_task(self._clone(kernel, snapshot)) for _ in range(count)],
+        )
 
     async def _all_or_none(self, work: Sequence[asyncio.Task[SandboxInfo]]) -> list[SandboxInfo]:
-        """The clones; where one fails none is left."""
+        """The clones; where one fails, or nobody wants them any more, none is left."""
+        try:
+            done = await asyncio.gather(*work, return_exceptions=True)
+            for each in done:
+                if isinstance(each, BaseException):
+                    raise each
+        except BaseException:
+            await to_its_end(self._none(work))
+            raise
+        return [task.result() for task in work]
+
+    async def _none(self, work: Sequence[asyncio.Task[SandboxInfo]]) -> None:
+        """Give up those that are under way, and remove those that have come up."""
+        for clone in work:
+            clone.cancel()
         done = await asyncio.gather(*work, return_exceptions=True)
-        failed = [each for each in done if isinstance(each, BaseException)]
-        clones = [each for each in done if isinstance(each, SandboxInfo)]
-        if failed:
-            ids = [each.kernel_id for each in clones]
-            await asyncio.gather(*(self._kernels.remove(one) for one in ids if one is not None))
-            raise failed[0]
-        return clones
+        ids = [each.kernel_id for each in done if isinstance(each, SandboxInfo)]
+        await asyncio.gather(*(self._kernels.remove(one) for one in ids if one is not None))
 
     async def check(self, sandbox_id: SandboxId) -> None:
         """Whether memory of this sandbox can be saved; raises as `Memory.check`."""
