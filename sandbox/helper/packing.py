@@ -67,8 +67,8 @@ def pack(shelf: Shelf, image: str, *, told: Told = nobody) -> None:
     found = shelf.open(image)
     try:
         names = [name for name in found.about["memory"] if name not in found.packed]
-        if names and shelf.pages.mounted(names):
-            raise _in_use(image)
+        if names and (shelf.pages.mounted(names) or any(_is_linked_elsewhere(shelf, name) for name in names)):
+            raise _in_use(image)  # As it would turn out in the end, when all has been compressed.
         with _room(shelf, image) as room:
             done = _Done(told, of=2 * sum(summed_bytes(shelf.pages.known(name)[0]) for name in names))
             sums = {name: _compress(shelf, name, f"{room}/{name}", done) for name in names}
@@ -113,6 +113,11 @@ def _compress(shelf: Shelf, name: str, target: str, done: _Done) -> str:
     if again.hexdigest() != known:
         raise corrupt(f"the memory in {name} is not what was written")
     return sha256.hexdigest()
+
+
+def _is_linked_elsewhere(shelf: Shelf, name: str) -> bool:
+    """Whether somebody has a page file besides images that are complete: a snapshot that is being made, for one."""
+    return os.stat(shelf.pages.place(name)).st_nlink != 1 + len(_links(shelf, name))
 
 
 def _put_in_place(shelf: Shelf, image: str, name: str, new: str, sha256: str) -> None:
