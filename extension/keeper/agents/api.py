@@ -244,14 +244,16 @@ class RunOutputHandler(_RunHandler):
 
 
 class ContextsHandler(Handler):
-    """Sets of variables in its kernel."""
+    """Its kernel's own, and those that are processes of their own below that."""
 
     def get(self, sandbox_id: str) -> None:
         contexts = self.box(sandbox_id).runs.contexts
         self.answer({"contexts": [{"id": name, "cwd": cwd} for name, cwd in contexts.items()]})
 
     async def post(self, sandbox_id: str) -> None:
-        self.answer(self.box(sandbox_id).runs.new_context(self.body(), uuid.uuid4().hex), 201)
+        body = self.body()
+        box = await self.awake(sandbox_id)
+        self.answer(await box.runs.new_context(body, uuid.uuid4().hex), 201)
 
 
 class ContextHandler(Handler):

@@ -6,6 +6,7 @@ user of these packages sets them.
 """
 
 import asyncio
+import concurrent.futures
 import functools
 import importlib.metadata
 import inspect
@@ -868,6 +869,35 @@ def contexts_have_variables_of_their_own():
         assert (done.logs.stdout, done.error) == (["42\n"], None), done
     else:
         assert "node" in box.run_code("1", language="js").error.value
+
+
+def contexts_run_at_once_and_end_alone():
+    """Each is a process: they wait for each other, one that ends itself begins anew, pause and fork keep them all."""
+    needs(Sandbox, "create_code_context")
+    meet = "import os, time\nopen('/tmp/{0}', 'w').close()\n"
+    meet += "while not os.path.exists('/tmp/{1}'): time.sleep(0.01)\n'met'"
+    with Sandbox.create(timeout=300) as box:
+        one, other = box.create_code_context(), box.create_code_context(cwd="/tmp")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            first = threads.submit(box.run_code, meet.format(1, 2), context=one)
+            second = threads.submit(box.run_code, meet.format(2, 3), context=other)
+            third = threads.submit(box.run_code, meet.format(3, 1))
+            assert [ran.result().text for ran in (first, second, third)] == ["met"] * 3
+        box.run_code("kept = [1]", context=other)
+        ended = box.run_code("os._exit(3)", context=one)
+        assert "exit code 3" in ended.error.value, ended
+        assert box.run_code("'os' in globals()", context=one).text == "False"
+        assert box.run_code("1 / 0", context=one).error.name == "ZeroDivisionError"
+        raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(600)", context=one, timeout=1))
+        assert box.run_code("time.__name__", context=one, timeout=60).text == "time"
+        raised(e2b.SandboxException, lambda: box.create_code_context(cwd="/no/such"), "400")
+        box.pause()
+        box = Sandbox.connect(box.sandbox_id)
+        if hasattr(box, "fork"):
+            clone = box.fork()[0]
+            assert clone.run_code("kept.append(2); kept, os.getcwd()", context=other).text == "([1, 2], '/tmp')"
+            clone.kill()
+        assert box.run_code("kept", context=other).text == "[1]"
 
 
 def a_client_that_goes_away_interrupts():
