@@ -404,10 +404,6 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert box.get_info().allow_internet_access is False
     assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
     assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
-    for more in ({"dnsServers": ["8.8.8.8"]}, {"egressProxy": {"address": "x"}}, {"httpsPorts": [1]}):
-        assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], **more})[0] == 501, more
-    assert control("PUT", f"{path}/network", {"maskRequestHost": "x"})[0] == 501
-    assert control("PUT", f"{path}/network", {"maskRequestHost": "localhost:${PORT}"})[0] == 204
     assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
@@ -418,6 +414,74 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert "".join(box.run_code(ask.format("a.example.com")).logs.stdout) == "403\n"
     assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"]["allowOut"] == []
+
+
+def name_servers_and_a_proxy_are_used_that_the_operator_allows():
+    """Neither is a way around what may be reached; their places are told again, and no password."""
+    box = Sandbox.create(timeout=100)
+    path, hosts = f"/sandboxes/{box.sandbox_id}", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
+    for more in (
+        {"dnsServers": ["8.8.8.8"]},
+        {"dnsServers": ["10.0.0.1"]},
+        {"dnsServers": ["dns.example.com"]},
+        {"egressProxy": {"address": "x"}},
+        {"egressProxy": {"address": "elsewhere.example:1080"}},
+        {"egressProxy": {"address": "p.example.com:1080", "password": "alone"}},
+    ):
+        status, error = control("PUT", f"{path}/network", {**hosts, **more})
+        assert status == 400, (more, error)
+    proxy = {"address": "p.example.com:1080", "username": "ann", "password": "of the proxy"}
+    ways = {"dnsServers": ["198.41.0.4"], "egressProxy": proxy}
+    assert control("PUT", f"{path}/network", {**hosts, **ways})[0] == 204
+    told = control("GET", path)[1]["network"]
+    assert told == {**hosts, **ways, "egressProxy": {"address": "p.example.com:1080", "username": "ann"}}, told
+    # Nobody answers for that name, so nothing is reached, by no other way either.
+    ask = "import urllib.request as r\ntry: r.build_opener().open('http://a.example.com/')\n"
+    ask += "except r.HTTPError as e: print(e.headers['warmcell-refused'])"
+    assert "no address" in "".join(box.run_code(ask).logs.stdout)
+    box.kill()
+
+
+def ports_speak_tls_and_see_the_host_that_is_asked_for():
+    """A server with a certificate of its own is reached, and sees the host that was wanted; others go without TLS."""
+    network = {"httpsPorts": [3443], "maskRequestHost": "${PORT}-app.example.com"}
+    for wrong in ({"httpsPorts": [49983]}, {"maskRequestHost": "two words"}, {"maskRequestHost": "x\r\ny: z"}):
+        assert control("POST", "/v2/sandboxes", {"templateID": "base", "network": wrong})[0] == 400, wrong
+    status, made = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 300, "network": network})
+    assert status == 201, made
+    box = Sandbox.connect(made["sandboxID"])
+    told = control("GET", f"/sandboxes/{box.sandbox_id}")[1]["network"]
+    assert {name: told[name] for name in network} == network
+    box.run_code(
+        "import datetime, http.server, ssl, threading\n"
+        "from cryptography import x509\n"
+        "from cryptography.hazmat.primitives import hashes, serialization\n"
+        "from cryptography.hazmat.primitives.asymmetric import ec\n"
+        "key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)\n"
+        "name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, 'nobody')])\n"
+        "made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())\n"
+        "made = made.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(1))\n"
+        "pem = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)\n"
+        "PEM, NONE = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()\n"
+        "pem += key.private_bytes(serialization.Encoding.PEM, PEM, NONE)\n"
+        "open('/tmp/own.pem', 'wb').write(pem)\n"
+        "class Page(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(f\"{self.headers['Host']}|{self.headers['Origin']}\".encode())\n"
+        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "context.load_cert_chain('/tmp/own.pem')\n"
+        "for port in (3443, 3080):\n"
+        "    web = http.server.ThreadingHTTPServer(('127.0.0.1', port), Page)\n"
+        "    if port == 3443: web.socket = context.wrap_socket(web.socket, server_side=True)\n"
+        "    threading.Thread(target=web.serve_forever, daemon=True).start()"
+    )
+    answer = envd(box, "GET", "/", port=3443, headers={"Origin": "http://x"})
+    assert answer.text == "3443-app.example.com|https://3443-app.example.com", answer.text
+    answer = envd(box, "GET", "/", port=3080, headers={"Origin": "http://x"})
+    assert answer.text == "3080-app.example.com|http://3080-app.example.com", answer.text
+    box.kill()
 
 
 def templates_tags_volumes_and_secrets_say_that_they_are_not_there():
