@@ -1,12 +1,13 @@
 """What E2B's requests ask for, and what must be refused rather than forgotten."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tornado import httputil
 
-from warmcell.extension.server.e2b import results, shapes
+from warmcell.extension.server.e2b import languages, results, shapes
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.handler import Target, target
 from warmcell.extension.server.e2b.interpreter import health
@@ -237,3 +238,14 @@ def test_a_run_that_was_cut_short_says_so() -> None:
         "number_of_executions",
         "end_of_execution",
     ]
+
+
+def test_code_of_another_language_does_not_grow_beyond_what_is_taken() -> None:
+    """Four mebibytes of characters that a literal writes as four are run as they are."""
+    code = "\x00" * (4 * 2**20)
+    asked = languages.as_python(code, "bash")
+    assert len(json.dumps({"code": asked})) < 8 * 2**20
+    ran: list[str] = []
+    shell = SimpleNamespace(run_cell_magic=lambda kind, line, cell: ran.append(cell))
+    exec(asked, {"get_ipython": lambda: shell})
+    assert ran == [code]
