@@ -264,6 +264,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
                 timeout_s=or_null(NUMBER),
                 linger_s=or_null(NUMBER),
                 env={"type": "object", "additionalProperties": TEXT},
+                env_stays=YES_NO,
             ),
         ),
     },

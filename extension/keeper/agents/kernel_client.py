@@ -13,7 +13,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S
+from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S, TRAVELS
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -61,15 +61,23 @@ class KernelClient:
             ) from error
         self._heard = True
 
-    async def execute(self, code: str, box: LiveSandbox, *, silent: bool = False) -> AsyncGenerator[Message]:
+    async def execute(
+        self, code: str, box: LiveSandbox, *, silent: bool = False, lent: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Message]:
         """Messages of one cell, last its `reply`. Whoever closes this early leaves the cell running.
+
+        Args:
+            code: Of the cell.
+            box: The sandbox as it is now.
+            silent: Nothing of it is shown, and it has no number.
+            lent: Variables of the environment that are there for this cell alone.
 
         Raises:
             SandboxDiedError: The kernel has ended.
         """
         oom_before = box.oom_kills()
         # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
-        content = _content(code, silent=silent)
+        content = _content(code, silent=silent, lent=lent)
         message = self._client.session.msg("execute_request", content)
         with self._following(message["header"]["msg_id"]) as shown, self._awaiting(message, "shell") as reply:
             died = asyncio.create_task(self._died())
@@ -85,7 +93,14 @@ class KernelClient:
                 await asyncio.gather(died, return_exceptions=True)
 
     async def execute_in(
-        self, context: Mapping[str, Any], code: str, box: LiveSandbox, *, name: str, env: Mapping[str, str]
+        self,
+        context: Mapping[str, Any],
+        code: str,
+        box: LiveSandbox,
+        *,
+        name: str,
+        env: Mapping[str, str],
+        lent: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Message]:
         """As `execute`, in one of the kernel's further contexts, whose process is started if it has none.
 
@@ -95,12 +110,13 @@ class KernelClient:
             box: The sandbox as it is now.
             name: By which `interrupt` knows the cell.
             env: Variables of the environment that are set first.
+            lent: Those that are there for this cell alone.
 
         Raises:
             SandboxDiedError: The kernel, or the process of the context, has ended.
             WarmcellError: The context cannot be had.
         """
-        asked = {**context, "action": "run", "content": _content(code), "env": dict(env)}
+        asked = {**context, "action": "run", "content": _content(code, lent=lent), "env": dict(env)}
         async for message in self._in_context(asked, box, name=name):
             yield message
 
@@ -284,8 +300,9 @@ class KernelClient:
 _AGAIN = "Run it again: the context begins anew, without its variables."
 
 
-def _content(code: str, *, silent: bool = False) -> Message:
+def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None = None) -> Message:
     return {
+        **({TRAVELS: {"env": dict(lent)}} if lent else {}),
         **{"code": code, "silent": silent, "store_history": not silent, "user_expressions": {}},
         **{"allow_stdin": False, "stop_on_error": False},
     }

@@ -47,6 +47,7 @@ class Run:
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.linger_s = checks.seconds(body, "linger_s", LINGER_S, zero=True)
         self.env = checks.strings(body, "env")
+        self.env_stays = checks.flag(body, "env_stays", True)
         self.asked = checks.fingerprint(body)
         self.output = Output()
         self.state: Literal["waiting", "running", "ended"] = "waiting"
@@ -355,7 +356,7 @@ class KernelRuns:
         async with self._turn(run.context):
             run.state, run.started_at = "running", time.time()
             client = await self._client()
-            env = {**({} if run.context in self._told else self._env), **run.env}
+            env = {**({} if run.context in self._told else self._env), **(run.env if run.env_stays else {})}
             self._told.add(run.context)
             if run.is_cut:  # While its kernel started.
                 return
@@ -377,13 +378,14 @@ class KernelRuns:
                     await run.output.put(message)
 
     async def _messages(self, client: KernelClient, run: Run, env: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        lent = None if run.env_stays else run.env
         if run.context != DEFAULT_CONTEXT:
             context = _guests(run.context, self._context(run.context))
-            messages = client.execute_in(context, run.code, self._box(), name=run.request, env=env)
+            messages = client.execute_in(context, run.code, self._box(), name=run.request, env=env, lent=lent)
         else:
             if env:
                 await self._silently(client, f"__import__('os').environ.update({dict(env)!r})")
-            messages = client.execute(run.code, self._box())
+            messages = client.execute(run.code, self._box(), lent=lent)
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield message

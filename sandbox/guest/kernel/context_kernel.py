@@ -26,7 +26,7 @@ from jupyter_client.session import Session
 from tornado.ioloop import IOLoop
 from traitlets.config import Config
 
-from . import displays, graphics, hooks, iopub, module, newborn, offline, saving
+from . import displays, graphics, hooks, iopub, module, newborn, offline, saving, travelling
 from .context_channel import Channel
 
 TOPIC = b"context"
@@ -67,6 +67,7 @@ class ContextKernel(IPythonKernel):
         offline.install()
         graphics.install()
         displays.install(made.shell)
+        travelling.install(made)
         module.offer()
         return made
 

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 import urllib.parse
@@ -962,6 +963,34 @@ def contexts_run_at_once_and_end_alone():
             assert clone.run_code("kept.append(2); kept, os.getcwd()", context=other).text == "([1, 2], '/tmp')"
             clone.kill()
         assert box.run_code("kept", context=other).text == "[1]"
+
+
+def variables_of_one_execution_are_gone_after_it():
+    """In the default context and in others, in Python and in bash; the sandbox's own are as they were."""
+    box = shared()
+    places = [{}, {"context": box.create_code_context()}] if hasattr(box, "create_code_context") else [{}]
+    for where in (*places, {"language": "bash"}):
+        ask = (
+            "echo $SAID$GIVEN"
+            if "language" in where
+            else "import os; print(os.environ['SAID'] + os.getenv('GIVEN', ''))"
+        )
+        for envs, told in (({"SAID": "once ", "GIVEN": "more"}, "once more"), ({}, "to all")):
+            done = box.run_code(ask, envs=envs, **where)
+            assert done.logs.stdout == [told + "\n"], (where, done)
+    failed = box.run_code("1 / 0", envs={"GIVEN": "more"})
+    assert failed.error.name == "ZeroDivisionError"
+    assert box.run_code("os.getenv('GIVEN')").text is None
+
+
+def a_sandbox_that_ends_breaks_off_what_it_runs():
+    """Its client is not told that the code has ended."""
+    box = Sandbox.create(timeout=100)
+    box.run_code("1")
+    killer = threading.Timer(1, box.kill)
+    killer.start()
+    raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(300)", timeout=200))
+    killer.join()
 
 
 def a_client_that_goes_away_interrupts():

@@ -23,7 +23,7 @@ class Kernel:
         self.interrupted = asyncio.Event()
         self.interrupts = 0
 
-    async def execute(self, code: str, box: object, *, silent: bool = False) -> AsyncGenerator[dict[str, Any]]:
+    async def execute(self, code: str, box: object, **how: object) -> AsyncGenerator[dict[str, Any]]:
         self.began.set()
         yield {"msg_type": "stream", "content": {"name": "stdout", "text": "x" * 2**20}, "metadata": {}}
         if code == "wait":
