@@ -46,7 +46,7 @@ class Run:
         self.context = checks.context_id({"id": body.get("context", DEFAULT_CONTEXT)}, DEFAULT_CONTEXT)
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.linger_s = checks.seconds(body, "linger_s", LINGER_S, zero=True)
-        self.env = checks.strings(body, "env")
+        self.env = checks.environment(body)
         self.env_stays = checks.flag(body, "env_stays", True)
         self.asked = checks.fingerprint(body)
         self.output = Output()

@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +93,7 @@ class ContextKernel(IPythonKernel):
         threading.Thread(target=self._read, args=(loop,), daemon=True).start()
         serving = loop.create_task(self._serve())
         while not serving.done():
-            with contextlib.suppress(KeyboardInterrupt):  # It came when the cell had just ended.
+            with contextlib.suppress(KeyboardInterrupt):  # It came in between, in the loop itself.
                 loop.run_until_complete(serving)
 
     async def _serve(self) -> None:
@@ -103,6 +104,7 @@ class ContextKernel(IPythonKernel):
                 await self._run(self._asked.get())
 
     async def _run(self, request: Mapping[str, Any]) -> None:
+        """One request, from its busy to its idle. One interrupt may come while it is `_runs`."""
         header = request["header"]
         message = {
             **{"header": header, "msg_id": header["msg_id"], "msg_type": header["msg_type"]},
@@ -110,23 +112,30 @@ class ContextKernel(IPythonKernel):
         }
         self.set_parent([], message, channel="shell")  # type: ignore[no-untyped-call]
         self._publish_status("busy", "shell")  # type: ignore[no-untyped-call]
-        self._runs = header["msg_id"]
-        self._waiting.discard(self._runs)
         try:
-            if self._runs in self._withdrawn:
-                self._withdrawn.discard(self._runs)
-                self._reply({"status": "aborted"}, message)
-                return
-            saving.change_environment(request["env"])
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            await self.execute_request(self.iopub_socket, [TOPIC], message)  # type: ignore[no-untyped-call]
+            self._runs = header["msg_id"]
+            self._waiting.discard(self._runs)
+            if self._runs in self._withdrawn:
+                self._reply({"status": "aborted"}, message)
+            else:
+                saving.change_environment(request["env"])
+                await self.execute_request(self.iopub_socket, [TOPIC], message)  # type: ignore[no-untyped-call]
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         except KeyboardInterrupt:  # Before the cell had begun, or after its end.
             self._reply({"status": "aborted"}, message)
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._runs = ""
-            self._publish_status("idle", "shell")  # type: ignore[no-untyped-call]
-            self.iopub_thread.schedule(lambda: self._channel.send([b"done", header["msg_id"].encode()]))
+        except Exception as error:
+            told = {
+                "ename": type(error).__name__,
+                "evalue": str(error),
+                "traceback": traceback.format_exc().split("\n"),
+            }
+            self._reply({"status": "error", **told}, message)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._runs = ""
+        self._withdrawn.discard(header["msg_id"])
+        self._publish_status("idle", "shell")  # type: ignore[no-untyped-call]
+        self.iopub_thread.schedule(lambda: self._channel.send([b"done", header["msg_id"].encode()]))
 
     def _reply(self, content: Mapping[str, Any], message: dict[str, Any]) -> None:
         assert self.session is not None
