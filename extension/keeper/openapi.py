@@ -264,6 +264,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
                 timeout_s=or_null(NUMBER),
                 linger_s=or_null(NUMBER),
                 env={"type": "object", "additionalProperties": TEXT},
+                env_stays=YES_NO,
             ),
         ),
     },
@@ -275,11 +276,11 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
         "get": _run("What it has shown, and shows: a message of Jupyter's a line.", TEXT, kind=LINES, query=FROM)
     },
     f"{BOX}/contexts": {
-        "get": _run("Sets of variables.", given(contexts=many(named("Context")))),
-        "post": _run("Another set.", named("Context"), status=201, body=asked(id=TEXT, cwd=TEXT)),
+        "get": _run("Its contexts: the kernel itself, and processes below it.", given(contexts=many(named("Context")))),
+        "post": _run("Another one, a process of its own.", named("Context"), status=201, body=asked(id=TEXT, cwd=TEXT)),
     },
-    f"{BOX}/contexts/{{context_id}}": {"delete": _run("Remove it with its variables.")},
-    f"{BOX}/contexts/{{context_id}}/restart": {"post": _run("Empty it.", named("Context"))},
+    f"{BOX}/contexts/{{context_id}}": {"delete": _run("End it, with its variables and what runs there.")},
+    f"{BOX}/contexts/{{context_id}}/restart": {"post": _run("Have it begin anew.", named("Context"))},
     f"{BOX}/files": {
         "get": _run("A file's content.", BYTES, kind=RAW, query=PATH),
         "put": _run(
