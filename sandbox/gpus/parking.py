@@ -165,6 +165,25 @@ async def to_host(engine: ParkEngine, devices: Sequence[GpuDevice], pids: Sequen
         raise
 
 
+async def from_host(
+    engine: ParkEngine, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]
+) -> asyncio.CancelledError | None:
+    """Unpark to the end, whoever gives up meanwhile: a driver cannot be stopped half-way. Raises as `unpark`.
+
+    Returns:
+        That somebody has given up, for the caller to raise once it has noted that all is back.
+    """
+    work = asyncio.create_task(engine.unpark(parked, devices, pids))
+    given_up: asyncio.CancelledError | None = None
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError as cancelled:
+        given_up = cancelled
+        await asyncio.wait({work})
+        work.result()
+    return given_up
+
+
 def refuse_divided(devices: Sequence[GpuDevice]) -> None:
     """Raises UnsupportedOperationError for instances of a GPU that is divided in hardware."""
     for device in devices:
