@@ -386,6 +386,13 @@ class Registry:
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
 
+    def _forget_failures_of(self, notebook: str | None) -> None:
+        """It is started again: why it failed before is of no interest any more."""
+        if notebook is not None:
+            for box in [one for one in self._boxes.values() if one.info.notebook == notebook]:
+                if box.info.state is State.FAILED:
+                    self._forget_failed(box)
+
     async def _remove(self, box: LiveSandbox, *, keep_gpus: bool = False) -> None:
         await self.memory.twins.drop(box.info.id)
         await box.stop()

@@ -29,6 +29,13 @@ class ParkEngine(Protocol):
             WarmcellError: It does not, with the reason and the cure.
         """
 
+    async def check_device(self, device: GpuDevice) -> None:
+        """Whether kernels on this device can be parked at all, whatever they do there.
+
+        Raises:
+            WarmcellError: They cannot, or that could not be found out, with the reason and the cure.
+        """
+
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Whether these processes can be parked at all; touches nothing. Those that use no GPU always can.
 
@@ -115,6 +122,10 @@ class SimulatedParking:
 
     async def probe(self) -> None:
         """It does."""
+
+    async def check_device(self, device: GpuDevice) -> None:
+        """As `check`."""
+        refuse_divided([device])
 
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Everything made up can be parked; a divided device cannot, as with real ones."""

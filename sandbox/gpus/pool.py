@@ -205,6 +205,10 @@ class GpuPool:
                 return held.devices
         return None
 
+    async def devices(self) -> tuple[GpuDevice, ...]:
+        """The machine's devices, whoever has them; raises as `status`."""
+        return tuple(await self._inventory.devices())
+
     async def status(self) -> list[dict[str, Any]]:
         """Each device in its wire form; under "leases" who has it or shares of it, and the first of them under "lease".
 
