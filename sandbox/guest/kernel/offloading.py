@@ -24,7 +24,7 @@ OTHERS = ("cupy", "jaxlib", "tensorflow", "rmm", "pycuda", "numba.cuda.cudadrv.d
 
 HARMLESS = (
     *("ipykernel", "IPython.core", "zmq", "tornado", "debugpy", "_pydevd_bundle", "tqdm", "warmcell", "warmcell_guest"),
-    "torch._inductor",
+    *("asyncio.unix_events", "torch._inductor"),
 )
 """Packages whose threads use no tensors by themselves. Not those that run the notebook's code, as `%bg` does."""
 
