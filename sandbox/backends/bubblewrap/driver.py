@@ -28,7 +28,7 @@ from warmcell.sandbox.models import (
     SandboxId,
     SandboxSpec,
 )
-from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.paths import FULL, Paths, no_room, private_directory
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,8 @@ class BubblewrapBackend:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
                 raise diagnose.explain(error, as_root=os.getuid() == 0) from error
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise no_room(directory.parent) from error
             raise
 
     async def nest(self, spec: SandboxSpec) -> Nest | None:
