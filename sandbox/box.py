@@ -193,12 +193,20 @@ class Box(abc.ABC):
         self._instance = instance
         if instance.waits:
             self._channel = GuestChannel(instance.run_directory, waits=True)
-        else:
+        elif not instance.stands_by:
             self.phase("guest")
-            self._channel = await self._unless_dead(
-                GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
-            )
+            await self.meet()
         self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note, gpus=self.gpus)
+
+    async def meet(self) -> None:
+        """Have a channel to its guest, once that answers. Idempotent.
+
+        Raises:
+            WarmcellError: As `bring_up`.
+        """
+        if self._channel is None:
+            opening = GuestChannel.open(self.run_directory, timeout=GUEST_TIMEOUT_S)
+            self._channel = await self._unless_dead(opening, "its first process ended")
 
     def watch(self) -> None:
         """Follow what happens in it from now on."""

@@ -148,21 +148,27 @@ class GvisorEngine:
             },
         )
 
-    def maker(self, backend: SandboxBackend, image: SnapshotId) -> "Maker":
-        """What makes sandboxes that go on from an image. Whatever the backend is, it is this engine's own."""
+    def maker(self, backend: SandboxBackend, image: SnapshotId | None) -> "Maker":
+        """What makes sandboxes that go on from an image, or wait for one. Whatever the backend is, it is this engine's
+        own.
+        """
         return Maker(self.kept, self._backend, image)
 
     async def restore(
         self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
     ) -> Restored:
-        """Tell of the kernel in a sandbox that `maker` has made; it goes on already.
+        """Tell of the kernel in a sandbox that `maker` has made; it goes on, if it did not already.
 
         Raises:
             UnsupportedOperationError: The sandbox was made in another way.
             SnapshotNotFoundError: There is no such image.
-            SnapshotCorruptError: The image is not what was written.
+            SnapshotIncompatibleError: The image is of another runsc, machine or spec.
+            SnapshotError: It was tried and failed; the image is as before.
         """
         about = await asyncio.to_thread(self.kept.about, image)
+        if isinstance(place, GvisorInstance) and place.stands_by:
+            await asyncio.to_thread(self.kept.check, about, place.shape)
+            await place.go_on(self.kept.path(image), until=about.until)
         if not isinstance(place, GvisorInstance) or place.image != self.kept.path(image):
             raise UnsupportedOperationError(
                 "An image of a whole sandbox cannot be restored in another one",
@@ -221,9 +227,9 @@ class GvisorEngine:
 
 
 class Maker:
-    """Implements `SandboxBackend`: each sandbox goes on from one image."""
+    """Implements `SandboxBackend`: each sandbox goes on from one image, or, where none is named, waits for one."""
 
-    def __init__(self, images: WholeImages, backend: GvisorBackend, image: SnapshotId) -> None:
+    def __init__(self, images: WholeImages, backend: GvisorBackend, image: SnapshotId | None) -> None:
         self.name = backend.name
         self._images = images
         self._backend = backend
@@ -262,19 +268,25 @@ class Maker:
             SnapshotIncompatibleError: The image is of another runsc, machine or spec; nothing was made.
             SnapshotError: It was tried and failed; the image is as before.
         """
-        about, beside = await asyncio.to_thread(self._images.fit, self._image, spec)
-        return await self._backend.create(
+        about, beside = None, False
+        if self._image is not None:
+            about, beside = await asyncio.to_thread(self._images.fit, self._image, spec)
+        made = await self._backend.stand_by(
             spec,
             sandbox_id=sandbox_id,
             directory=directory,
             gpus=gpus,
             named=named,
-            later=later,
             progress=progress,
-            image=self._images.path(self._image),
-            until=about.until,
             beside=beside,
         )
+        if about is not None and self._image is not None:
+            try:
+                await made.go_on(self._images.path(self._image), until=about.until)
+            except BaseException:
+                await asyncio.shield(asyncio.create_task(made.stop()))
+                raise
+        return made
 
 
 async def _nothing() -> None:

@@ -90,6 +90,15 @@ class WholeImages:
         if shape != about.shape and spec.workspace is not None and spec.workspace.mode == "cow":
             as_it_was = replace(spec, workspace=replace(spec.workspace, mode="rw"))
             beside, shape = True, shape_of(as_it_was)
+        self.check(about, shape)
+        return about, beside
+
+    def check(self, about: About, shape: str) -> None:
+        """See that an image goes on here in a sandbox of that shape.
+
+        Raises:
+            SnapshotIncompatibleError: It does not: it is of another runsc, machine or spec.
+        """
         expected, found = {**about.versions, "shape": about.shape}, {**versions(), "shape": shape}
         for name, value in expected.items():
             if found.get(name) != value:
@@ -98,7 +107,6 @@ class WholeImages:
                     hint="Restore it where and as it was saved, or start the kernel anew.",
                     details={"expected": {name: value}, "found": {name: found.get(name)}},
                 )
-        return about, beside
 
     def draft(self, image: SnapshotId) -> Path:
         """A directory that an image is written to."""

@@ -28,9 +28,13 @@ async def boxes(places: Places) -> AsyncIterator[Boxes]:
         yield made
 
 
-async def test_a_killed_keeper_takes_its_sandboxes_along(places: Places) -> None:
-    """Every process of gVisor's, without anybody cleaning up; the next keeper removes the files."""
-    pids = await killed_keeper([sys.executable, KEEPER, "gvisor", "2"])
+@pytest.mark.parametrize("kind", ["gvisor", "standing"])
+async def test_a_killed_keeper_takes_its_sandboxes_along(places: Places, kind: str) -> None:
+    """Every process of gVisor's, also of those that wait for an image and are stopped, without anybody cleaning up; the
+    next keeper removes the files.
+    """
+    pids = await killed_keeper([sys.executable, KEEPER, kind, "2"])
+    assert len(pids) >= 2 * 3
     await gone(pids)
     removed = await asyncio.to_thread(clean_leftovers, paths_of(places))
     assert [line for line in removed if str(places.runtime) in line]
