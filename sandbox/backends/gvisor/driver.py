@@ -20,8 +20,9 @@ from warmcell.sandbox.backends.gvisor.root import BASE
 from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError, WarmcellError
-from warmcell.sandbox.models import BackendReport, Capabilities, GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 STOP_TIMEOUT_S = 10.0
 _LAYER = "what it changes of its environment is in its memory, which the memory limit alone caps"
