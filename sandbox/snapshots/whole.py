@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import time
@@ -15,12 +16,13 @@ from warmcell.sandbox.errors import (
     SnapshotCorruptError,
     SnapshotIncompatibleError,
     SnapshotNotFoundError,
-    WarmcellError,
 )
 from warmcell.sandbox.models import SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.base import ImageInfo
 from warmcell.sandbox.snapshots.disk import remove, sync_filesystem
+
+log = logging.getLogger(__name__)
 
 ABOUT = "about.json"
 TRIED = ".tried.json"
@@ -141,17 +143,29 @@ class WholeImages:
             remove(self._base / name)
 
     def all(self) -> list[ImageInfo]:
-        """Those that are whole."""
+        """Those that are finished."""
         found = []
         for path in sorted(self._base.glob("*")) if self._base.is_dir() else []:
             if path.name.startswith("."):
                 continue
-            with contextlib.suppress(WarmcellError):
-                about = self.about(SnapshotId(path.name))
-                found.append(
-                    ImageInfo(id=SnapshotId(path.name), image_bytes=about.image_bytes, created_at=about.created_at)
-                )
+            image = SnapshotId(path.name)
+            try:
+                about = self.about(image)
+            except SnapshotCorruptError:  # It is told all the same: else nobody would ever remove it.
+                size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
+                found.append(ImageInfo(id=image, image_bytes=size, created_at=path.stat().st_mtime))
+            except SnapshotNotFoundError:
+                continue
+            else:
+                found.append(ImageInfo(id=image, image_bytes=about.image_bytes, created_at=about.created_at))
         return found
+
+    def sweep(self) -> None:
+        """Remove what a keeper that was killed was writing. Nothing is being saved yet."""
+        for path in self._base.glob(".*") if self._base.is_dir() else []:
+            if path.is_dir():
+                log.warning("removed %s, of an image that was never finished", path.name)
+                remove(path)
 
     def tried(self, versions: Mapping[str, str]) -> bool:
         """Whether it was found to work with these, since the machine started."""
