@@ -41,8 +41,8 @@ class Groups:
         self._board = board
         self._id = f"warmcell-{id(self):x}-{time.monotonic_ns():x}"
         self._published = -1
-        self._at = 0.0
-        self._pause_s = 0.0
+        self._at = time.monotonic()  # What is over sooner is shown once.
+        self._pause_s = UPDATE_S
         self._written: dict[int, tuple[int, dict[str, Any], str, str]] = {}
 
     def begin(self, rank: int, label: str) -> None:

@@ -65,7 +65,9 @@ class Stream:
             self._dropped = 0
 
     def tick(self) -> None:
-        """Show how widgets have changed, not too often."""
+        """Show what was printed, and how widgets have changed, not too often."""
+        sys.stdout.flush()
+        sys.stderr.flush()
         if self._changed and time.monotonic() - self._at >= UPDATE_S:
             self._show_widgets()
 
