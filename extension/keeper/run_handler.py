@@ -274,7 +274,7 @@ def _failure(error: Exception, cell: Cell) -> WarmcellError:
     if isinstance(error, TimeoutError):
         return OperationTimeoutError(
             f"The remote cell did not end within {cell.timeout_s:g} s and was interrupted",
-            hint="Give it a longer `timeout_s`, or less to do.",
+            hint="Give it more time, or less to do.",
             details={"operation": "run", "timeout": cell.timeout_s},
         )
     log.info("a remote kernel broke the protocol", exc_info=error)

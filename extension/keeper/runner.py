@@ -127,6 +127,7 @@ class Runner:
             spec=self.box.spec,
             more_memory=MORE_MEMORY if self.box.info.kernel_id else MORE_MEMORY_FOR_RANKS,
             who=who,
+            again="Run the cell again",
             sharing=1 if self.box.info.kernel_id else self.rank.of,
         )
 

@@ -136,8 +136,7 @@ class Groups:
                 "\n".join([f"[{CUT}]", *plain] if group.cut else plain),
             )
         error = f"<div style='color:#e53935'>{html.escape(group.error)}</div>" if group.error else ""
-        last = f"\n{group.error}" if group.error else ""
-        return found[1], found[2] + error, found[3] + last
+        return found[1], found[2] + error, "\n".join(filter(None, (found[3], group.error)))
 
 
 def _facts(group: Group, now: float) -> dict[str, Any]:
