@@ -23,7 +23,7 @@ from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, SandboxId, SandboxInfo
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.paths import FULL, Paths, no_room
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -249,6 +249,9 @@ class KernelStarts:
             await self._answer(kernel, process, box, oom_before)
         ready = time.perf_counter()
         box.took(ready=1000 * (ready - started))
+        restored_ms = box.info.phases_ms.get("restore")
+        if restored_ms is not None:  # A restart has that begin while the kernel before it ends: nobody waited for all.
+            box.took(restore=min(restored_ms, 1000 * (started - began)))
         info = self._service.kernel_ready(sandbox_id, started_ms=1000 * (ready - began))
         kernel.started = True
         kernel.sessions = kernel.sessions or self.ledger.sessions(kernel.request.kernel_id)
@@ -359,6 +362,8 @@ def _make_directory(directory: Path | None) -> None:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise no_room(directory.parent) from error
         raise errors.InvalidRequestError(
             f"{directory} cannot be made: {error.strerror}", hint="Remove what is there, or use another kernel id."
         ) from error

@@ -19,7 +19,7 @@ from warmcell.sandbox.helper import zstd
 from warmcell.sandbox.helper.pages import summed_bytes
 from warmcell.sandbox.helper.problems import HelperError, corrupt, not_found
 from warmcell.sandbox.helper.seals import READ_BYTES
-from warmcell.sandbox.helper.shelf import ID, MEMORY, locked
+from warmcell.sandbox.helper.shelf import ID, MEMORY, full, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,11 +144,23 @@ def _expand(shelf: Shelf, found: Image, told: Told) -> None:
             try:
                 fcntl.flock(packed, fcntl.LOCK_EX)  # Several restores of one chain need it expanded once.
                 if shelf.pages.is_packed(name):
-                    _decompress(shelf, name, f"{room}/{name}", done)
+                    _with_room(shelf, name, f"{room}/{name}", done)
                     shelf.pages.change_form(name, f"{room}/{name}", images=_links(shelf, name))
             finally:
                 os.close(packed)
     found.packed = ()
+
+
+def _with_room(shelf: Shelf, name: str, target: str, done: _Done) -> None:
+    """Write the plain form; where the disk is full, in the place of what is kept for the next dump."""
+    try:
+        _decompress(shelf, name, target, done)
+    except OSError as error:
+        if full(error, shelf.path) is None or not shelf.pages.spare.is_there():
+            raise
+        shelf.pages.spare.discard()
+        os.unlink(target)
+        _decompress(shelf, name, target, done)
 
 
 def _decompress(shelf: Shelf, name: str, target: str, done: _Done) -> None:
