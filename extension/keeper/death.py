@@ -23,6 +23,7 @@ def death(
     who: str = "The kernel",
     when: str = "by itself",
     more_memory: str = MORE_MEMORY,
+    again: str = "Restart it",
     sharing: int = 1,
 ) -> SandboxDiedError:
     """The error for a kernel with this exit code.
@@ -34,6 +35,7 @@ def death(
         who: Begins the sentence.
         when: Says when it ended.
         more_memory: What to do where it was killed for memory.
+        again: What to do else.
         sharing: How many ranks have the memory of its sandbox together.
     """
     killed_for_memory = oom_killed and exit_code == KILLED
@@ -46,7 +48,7 @@ def death(
     name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
     return SandboxDiedError(
         f"{who} ended {when} with exit code {exit_code}{name}",
-        hint="Restart it; if it happens again, the last cell's native code is the first suspect.",
+        hint=f"{again}; if it happens again, the last cell's native code is the first suspect.",
         details=details,
     )
 

@@ -23,6 +23,7 @@ from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.operations import Helper
 from warmcell.sandbox.helper.outcome import audit, tell
 from warmcell.sandbox.helper.problems import HelperError
+from warmcell.sandbox.helper.shelf import full
 from warmcell.sandbox.helper.wire import Conversation, peer
 
 TYPE_CHECKING = False
@@ -68,9 +69,11 @@ def serve(
         waiting.register(lifeline, select.POLLIN | select.POLLHUP)
     busy = helper.busy
     _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
+    rested = time.monotonic()
     while True:
-        ready = dict(waiting.poll(1e3 * REST_S))
-        if not ready:
+        ready = dict(waiting.poll(1e3 * max(0.0, rested + REST_S - time.monotonic())))
+        if time.monotonic() >= rested + REST_S:  # However much is asked meanwhile.
+            rested = time.monotonic()
             _worker(busy, helper.rest, [listening], [stop_reading, stop_writing])
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
@@ -170,6 +173,8 @@ def _converse(helper: Helper, connection: socket.socket) -> None:
         helper.serve(conversation)
     except (Cancelled, HelperError, OSError) as error:
         failed = error
+        if isinstance(error, OSError) and full(error, helper.base) is not None:
+            helper.rest(ending=True)  # What is kept for nobody in particular is not what the disk is full of next time.
     outcome = tell(conversation, failed, base=helper.base)
     if conversation.in_parts and failed is None:
         return

@@ -256,7 +256,7 @@ class CriuEngine:
         """
         return await self._ask({"op": "hello"})
 
-    def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
+    def maker(self, backend: SandboxBackend, image: SnapshotId | None) -> SandboxBackend:
         """The backend: a kernel comes back in any fresh sandbox."""
         return backend
 
