@@ -88,7 +88,7 @@ class Handler(JsonHandler):
             lines, until = output.present(start)
             self.finish(lines + json.dumps({"next": until, name: info()}).encode() + b"\n")
             return
-        with contextlib.suppress(StreamClosedError):  # Whoever reads has gone; it goes on.
+        with contextlib.suppress(StreamClosedError), output.expecting():  # Whoever reads has gone; it goes on.
             try:
                 await self.unless_gone(self._send(output.follow(start), head, info))
             except UnauthenticatedError as error:  # So that it is not taken for a connection that broke.

@@ -47,6 +47,7 @@ class Output:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._followers: set[_Follower] = set()
+        self._expected = 0
         self._changed = asyncio.Event()
         self.first = 0
         self.deserted_since: float | None = time.monotonic()
@@ -128,6 +129,17 @@ class Output:
                         yield b"{}\n"
                         follower.moved = time.monotonic()
 
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Within this it is not deserted, though nobody may follow it yet: somebody is about to, on a busy machine."""
+        self._expected += 1
+        self.deserted_since = None
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._perhaps_deserted()
+
     def present(self, start: int = 0) -> tuple[bytes, int]:
         """Entries from number `start` on that are there now, some 256 KiB of them at most, and the number after."""
         return self._after(min(max(0, start), self.next))
@@ -159,9 +171,12 @@ class Output:
             yield follower
         finally:
             self._followers.discard(follower)
-            if not self._followers:
-                self.deserted_since = time.monotonic()
-            self._tell()
+            self._perhaps_deserted()
+
+    def _perhaps_deserted(self) -> None:
+        if not self._followers and not self._expected:
+            self.deserted_since = time.monotonic()
+        self._tell()
 
     def _awaited(self) -> bool:
         """Whether somebody who still reads has not read the oldest entry."""

@@ -947,7 +947,8 @@ def contexts_run_at_once_and_end_alone():
             first = threads.submit(box.run_code, meet.format(1, 2), context=one)
             second = threads.submit(box.run_code, meet.format(2, 3), context=other)
             third = threads.submit(box.run_code, meet.format(3, 1))
-            assert [ran.result().text for ran in (first, second, third)] == ["met"] * 3
+            ran = [one.result() for one in (first, second, third)]
+        assert [one.text for one in ran] == ["met"] * 3, [(one.text, one.error, one.logs) for one in ran]
         box.run_code("kept = [1]", context=other)
         ended = box.run_code("os._exit(3)", context=one)
         assert "exit code 3" in ended.error.value, ended

@@ -176,3 +176,17 @@ async def test_one_who_waits_through_a_long_silence_misses_nothing_after_it(monk
     assert b"yyy" in told
     await late
     await lines.aclose()
+
+
+async def test_whoever_is_about_to_follow_is_waited_for() -> None:
+    """However long that takes; when they have gone it is deserted, and not before the last one has."""
+    output = Output()
+    assert output.deserted_since is not None
+    with output.expecting():
+        assert output.deserted_since is None
+        lines = output.follow()
+        await output.put({"a": 1})
+        assert await anext(lines)
+        await lines.aclose()
+        assert output.deserted_since is None
+    assert output.deserted_since is not None
