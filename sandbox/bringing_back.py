@@ -18,8 +18,8 @@ from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
+from warmcell.sandbox.paths import FULL, no_room
 from warmcell.sandbox.saved import Saved
-from warmcell.sandbox.snapshots import disk
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.twins import Twins
@@ -381,11 +381,8 @@ def _make_room(box: LiveSandbox) -> None:
     try:
         box.directory.mkdir(0o700)
     except OSError as error:
-        if error.errno in disk.FULL:
-            raise errors.CapacityError(
-                f"There is no room left for sandboxes in {box.directory.parent}",
-                hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
-            ) from error
+        if error.errno in FULL:
+            raise no_room(box.directory.parent) from error
         raise errors.SnapshotError(
             f"The directory of the sandbox cannot be made: {error.strerror} ({box.directory})",
             hint="See that WARMCELL_RUNTIME_DIR can be written; keeper.log says more.",

@@ -121,11 +121,17 @@ class GuestChannel:
         Raises:
             OperationTimeoutError: It did not come up in time.
             ProtocolError: The guest has put something in its way.
+            TransportError: It was closed meanwhile.
         """
         if not self.came.is_set():
             if self._coming is None:
                 self._coming = asyncio.create_task(self._come())
-            await asyncio.shield(self._coming)
+            try:
+                await asyncio.shield(self._coming)
+            except asyncio.CancelledError:
+                if not self._coming.cancelled():
+                    raise
+                raise gone() from None  # Nobody has cancelled who asks.
 
     async def _come(self) -> None:
         try:
