@@ -368,6 +368,7 @@ class Registry:
         elif isinstance(error, Exception):
             log.error("creating sandbox %s failed", box.info.id, exc_info=error)
             box.fail(errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG))
+        await self.memory.twins.drop(box.info.id)
         try:
             await box.stop()
         except errors.WarmcellError:  # it may still use its GPUs; `stop` tries again

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.bubblewrap.keeper import state_of, still
 from tests.integration.bubblewrap.test_death import gone
 from tests.integration.gvisor.boxes import Box, Boxes, boxes_of
-from tests.integration.snapshots.notebooks import keeper, notebook
+from tests.integration.snapshots.notebooks import keeper, notebook, processes_of
 from tests.integration.snapshots.test_twins import until, waiting
 from tests.leaks import Places
 from warmcell.sandbox.backends.gvisor import GvisorInstance
@@ -135,3 +135,19 @@ async def test_a_notebook_comes_back_in_what_stands_by(places: Places, tmp_path:
         assert waiting(places) == {waits}
         assert await made.run("x += 1; print(x, name)") == "2 first"
         assert waits in waiting(places)
+
+
+async def test_nothing_waits_for_who_has_failed(places: Places, tmp_path: Path) -> None:
+    """It goes with the sandbox that it would have taken the place of, which nobody can put back any more."""
+    async with keeper(places, prepared=1) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        await made.run("x = 0")
+        (own,) = waiting(places)
+        assert (await made.run("%snapshot then")).startswith("Snapshot ")
+        await until(lambda: len(waiting(places)) == 2)
+        pids = [pid for pid in processes_of(places) if own.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert pids
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await until(lambda: not waiting(places))
+        assert (await made.info())["state"] == "failed"
