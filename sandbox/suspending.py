@@ -33,8 +33,11 @@ class Suspending(Parking):
             WarmcellError: Nothing was saved, and the kernel goes on as before.
         """
         box = self.live(sandbox_id)
-        await self.memory.check(box.spec)
-        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
+        engine = await self.memory.check(box.spec)
+        saved = await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
+        if engine.whole and kind == "named":
+            self.memory.twins.want(box)
+        return saved
 
     async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Save it, end its processes and give its GPUs back; it is listed as before, under its id.
@@ -52,14 +55,18 @@ class Suspending(Parking):
         self.memory.twins.want(box)
         return box.info
 
-    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
+    async def resume(self, sandbox_id: SandboxId, *, hurry: bool = False) -> SandboxInfo:
         """Have a suspended sandbox go on where it was. One that runs is as it is.
+
+        Args:
+            sandbox_id: Which.
+            hurry: It does not wait for GPUs.
 
         Raises:
             WarmcellError: It stays suspended, with its snapshot as it was.
         """
         box = self.live(sandbox_id)
-        return await self._exclusively(box, self._resume(box))
+        return await self._exclusively(box, self._resume(box, hurry=hurry))
 
     async def reopen(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Have a suspended sandbox up again with its files, without the kernel that it had. One that runs is as it is.
@@ -82,9 +89,11 @@ class Suspending(Parking):
         snapshot = manifest.info
         if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
             self.admission.bounds.check(manifest.spec)
-        await self.memory.check(box.spec)
+        engine = await self.memory.check(box.spec)
         before = box.info.snapshot
         await self._exclusively(box, self._undo(box, snapshot.id))
+        if engine.whole:
+            self.memory.twins.want(box)
         if before != snapshot.id:
             self._spawn(self.memory.forget_suspended(before))
         return box.info
@@ -138,12 +147,12 @@ class Suspending(Parking):
         return self._parking_place().engine.comes_back_on(parked)
 
     async def _resume(
-        self, box: LiveSandbox, snapshot: SnapshotId | None = None, *, with_kernel: bool = True
+        self, box: LiveSandbox, snapshot: SnapshotId | None = None, *, with_kernel: bool = True, hurry: bool = False
     ) -> SandboxInfo:
         began = time.perf_counter()
         if box.left is not None and box.info.state is State.RUNNING:
             if with_kernel:
-                await self._unpark(box, began=began)
+                await self._unpark(box, began=began, hurry=hurry)
             else:
                 await self._lease_anew(box)
             return box.info
@@ -155,7 +164,7 @@ class Suspending(Parking):
         try:
             target = snapshot or box.info.snapshot
             assert target is not None
-            devices = await self._lease(box, self._where_it_was(target) if with_kernel else None)
+            devices = await self._lease(box, self._where_it_was(target) if with_kernel else None, hurry=hurry)
             await self.memory.resume(box, devices, began=began, snapshot=snapshot, with_kernel=with_kernel)
         except BaseException:
             self._gpus.release(box.info.id)

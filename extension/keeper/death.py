@@ -5,12 +5,14 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
-from warmcell.sandbox.errors import SandboxDiedError
+from warmcell.sandbox.errors import SandboxDiedError, TransportError
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.models import GIB, SandboxSpec
 from warmcell.sandbox.told import MORE_MEMORY
 
 KILLED = 128 + signal.SIGKILL
+KNOWN_S = 1.0
+"""The end of a kernel is known so long after what it had open has closed, on a busy machine."""
 
 
 def death(
@@ -60,8 +62,11 @@ async def unless_dead(process: KernelProcess, what: Coroutine[Any, Any, None]) -
     work, exited = asyncio.create_task(what), asyncio.create_task(process.exited.wait())
     try:
         await asyncio.wait({work, exited}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.")
+        failed = work.exception() if work.done() else None
+        if isinstance(failed, TransportError):
+            await asyncio.wait({exited}, timeout=KNOWN_S)
+        if exited.done() and (failed is not None or not work.done()):
+            raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.") from failed
         work.result()
     finally:
         for task in (work, exited):

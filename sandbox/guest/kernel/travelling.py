@@ -1,14 +1,17 @@
 """Values that go with a cell: put into the kernel before it, and taken out after it, in one request.
 
 A request to execute may have `warmcell` in its content: `load`, what `values.load` is told, and `dump`, the arguments
-of `values.dump`. Where one of them fails, the answer is that error, with `step` saying which. With `quiet` nobody else
-listens than whoever asks, so it is not said that the kernel is busy, and with what: each message wakes both.
+of `values.dump`. Where one of them fails, the answer is that error, with `step` saying which. Variables of the
+environment in `env` are there for this cell alone. With `quiet` nobody else listens than whoever asks, so it is not
+said that the kernel is busy, and with what: each message wakes both.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 KEY = "warmcell"
@@ -31,7 +34,8 @@ def install(kernel: Any) -> None:
             if failed:
                 return failed
         if code:
-            reply = await execute(code, silent, *args, **more)
+            with _lent(asked.get("env") or {}):
+                reply = await execute(code, silent, *args, **more)
         else:  # What is asked for is what the cell before has left: the value of its last line, too.
             reply = {**NOTHING, "execution_count": kernel.execution_count}
         if "dump" in asked and reply["status"] == "ok":
@@ -56,6 +60,21 @@ def _asked(parent: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """What goes with a request; nothing where it is any client's."""
     asked = ((parent or {}).get("content") or {}).get(KEY)
     return asked if isinstance(asked, dict) else {}
+
+
+@contextlib.contextmanager
+def _lent(env: Mapping[str, str]) -> Iterator[None]:
+    """Within this, these variables are as told."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _failure(shell: Any, step: str, do: Callable[[], object]) -> dict[str, Any] | None:

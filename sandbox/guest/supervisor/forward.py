@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, ignore
 from .loop import WRITE, Loop
 
 TYPE_CHECKING = False
@@ -39,14 +39,19 @@ class Forward:
 
     def _on_connected(self, events: int) -> None:
         error = self._tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        fd = self._tcp.detach()
+        self._loop.forget(fd)
+        self._connection.on_end = ignore  # The answer may be what shows that the host has gone.
         if error:
-            self._give_up()
+            self._loop.close(fd)
             message = f"port {self._port} of the sandbox: {os.strerror(error)}"
             self._answer(ok=False, code="not_found", message=message, hint="Start what is to listen there first.")
             return
-        self._loop.forget(self._tcp.fileno())
         self._answer(ok=True, stream=True)
-        there = Endpoint(self._loop, self._tcp.detach())
+        if self._connection.closed:
+            self._loop.close(fd)
+            return
+        there = Endpoint(self._loop, fd)
         join(self._connection, there)
         join(there, self._connection)
         if self._early:

@@ -9,7 +9,7 @@ from .adopted import exit_code_of, signal_adopted
 from .endpoint import Endpoint
 from .jsonline import decode
 from .loop import READ, Loop
-from .processes import kill_group, spawn
+from .processes import close_all, kill_group, spawn
 from .relays import OWN, Relays
 from .template import Template
 
@@ -149,12 +149,18 @@ class Kernels:
 
     def _spawn(self, kernel: Kernel) -> None:
         kernel.started_from = "cold"
-        telling = self._listen(kernel)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         argv = [self._python, f"{self._guest}/enter.py", "kernel.launch", kernel.file]
-        pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
-        os.close(nothing)
-        os.close(telling)
+        opened: list[int] = []
+        try:
+            opened.append(self._listen(kernel))
+            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            telling, nothing = opened
+            pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
+        except OSError as error:
+            self._fail(kernel, f"The kernel could not start: {error.strerror}", "End what else runs in the sandbox.")
+            return
+        finally:
+            close_all(opened)
         self._born(kernel, pid)
 
     def _on_forked(self, number: int, pid: int) -> None:

@@ -1,4 +1,7 @@
-"""One epoll loop: descriptors, ended children and the request to terminate."""
+"""One epoll loop: descriptors, ended children and the request to terminate.
+
+Nothing that goes wrong in it ends it: with init the whole sandbox would end, kernels, commands and all.
+"""
 
 from __future__ import annotations
 
@@ -80,11 +83,11 @@ class Loop:
             for fd, events in ready:
                 handler = self._handlers.get(fd)
                 if handler is not None:
-                    handler(events)
+                    _guarded(handler, events)
             for fd in self._closing:
                 os.close(fd)
             self._closing.clear()
-            self._look()
+            _guarded(self._look)
 
     def _on_signal(self, events: int) -> None:
         if _signal.SIGTERM in os.read(self._wake, CHUNK_BYTES):
@@ -102,7 +105,22 @@ class Loop:
                 return
             on_exit = self._children.pop(pid, None)
             if on_exit is not None:
-                on_exit(exit_code(status))
+                _guarded(on_exit, exit_code(status))
+
+
+def _guarded(handler: Callable[..., None], *arguments: int) -> None:
+    try:
+        handler(*arguments)
+    except Exception as error:
+        tell(error)
+
+
+def tell(error: BaseException) -> None:
+    """Say on stderr what went wrong, if anybody reads that."""
+    try:
+        os.write(2, f"warmcell: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
 
 
 def exit_code(status: int) -> int:

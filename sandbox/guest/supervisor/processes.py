@@ -11,7 +11,7 @@ from .loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any, NoReturn
 
 STDIN, STDOUT, STDERR, CONTROL = range(4)
@@ -52,14 +52,25 @@ def spawn(
         stderr: Its descriptor 2.
         keep: Descriptors that it inherits under the same number.
         terminal: `stdin` is a terminal and becomes its controlling one.
+
+    Raises:
+        OSError: There is no room for another process.
     """
     # A signal to the child before it is itself would run our handlers, on our loop's pipe.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-    pid = os.fork()
-    if pid == 0:
-        _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
+    finally:  # At the limit of processes there is none; init goes on, and must hear of those that end.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     return pid
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close what nobody needs any more."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _become(
@@ -160,26 +171,35 @@ class Execution:
         pty: bool,
         size: Sequence[int] = (),
     ) -> None:
-        """Start the process. What the connection says from now on is frames."""
+        """Start the process. What the connection says from now on is frames.
+
+        Raises:
+            OSError: There is no room for another process, or for its pipes.
+        """
         self.on_exit: Callable[[], object] = ignore
         self._connection = connection
         self._incoming = bytearray()
         self._running = True
         self._terminal = pty
-        if pty:
-            master, slave = os.openpty()
-            if size:  # Before the process may ask for it.
-                _resize(slave, *size)
-            os.set_inheritable(master, False)
-            ends = (slave, slave, slave)
-            ours = (master, os.dup(master), -1)
-        else:
-            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
-            ends = (pipes[0][0], pipes[1][1], pipes[2][1])
-            ours = (pipes[0][1], pipes[1][0], pipes[2][0])
-        self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
-        for fd in set(ends):
-            os.close(fd)
+        opened: list[int] = []
+        try:
+            if pty:
+                master, slave = os.openpty()
+                opened += (master, slave)
+                if size:  # Before the process may ask for it.
+                    _resize(slave, *size)
+                os.set_inheritable(master, False)
+                opened.append(os.dup(master))
+                ends, ours = (slave, slave, slave), (master, opened[-1], -1)
+            else:
+                for _ in range(3):
+                    opened += os.pipe2(os.O_CLOEXEC)
+                ends, ours = (opened[0], opened[3], opened[5]), (opened[1], opened[2], opened[4])
+            self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
+        except BaseException:
+            close_all(opened)
+            raise
+        close_all(set(ends))
         self._stdin = Endpoint(loop, ours[0], on_room=connection.resume)
         self._outputs = [
             Endpoint(loop, fd, on_data=self._sender(channel))
