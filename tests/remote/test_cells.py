@@ -63,8 +63,8 @@ def seen(output: Output) -> dict[str, object]:
     """What its reader sees of a cell, less addresses and the names of temporary files."""
     shown = [data.get("text/plain", "") for data in output.data] + ([output.result] if output.result else [])
     error = re.sub(r"\(\d+\.py, line \d+\)|on line \d+", "", output.error)
-    text = re.sub(r"line \d+, in |In\[\d+\]|File .*?:\d+", "", output.text)
-    return {"status": output.status, "text": text, "shown": shown, "error": error}
+    text, stderr = (re.sub(r"line \d+, in |In\[\d+\]|File .*?:\d+", "", said) for said in (output.text, output.stderr))
+    return {"status": output.status, "text": text, "stderr": stderr, "shown": shown, "error": error}
 
 
 async def test_there_are_many() -> None:

@@ -29,6 +29,8 @@ class Output:
     status: str
     text: str = ""
     """Of stdout and stderr."""
+    stderr: str = ""
+    """That part of it which came on stderr."""
     result: str = ""
     data: list[dict[str, Any]] = field(default_factory=list)
     """Of rich display."""
@@ -55,6 +57,7 @@ class Kernel:
             content = message["content"]
             if message["msg_type"] == "stream":
                 output.text += content["text"]
+                output.stderr += content["text"] if content["name"] == "stderr" else ""
             elif message["msg_type"] == "execute_result":
                 output.result = content["data"].get("text/plain", "")
             elif message["msg_type"] == "display_data":

@@ -323,6 +323,27 @@ async def test_top_level_await_and_completion(kernel: Kernel) -> None:
     assert inspection["content"]["found"]
 
 
+async def test_who_listens_alone_is_told_what_a_cell_shows_and_when_it_has_ended(kernel: Kernel) -> None:
+    """And no more; what comes without code leaves the value of the last line as it is."""
+    for code, quiet, told in (
+        ("print(1)\n6 * 7", True, ["stream", "execute_result", "status"]),
+        ("", True, ["status"]),
+        ("print(1)", False, ["status", "execute_input", "stream", "status"]),
+    ):
+        content = {"code": code, "silent": not code, "warmcell": {"quiet": quiet}}
+        request = kernel.client.session.msg("execute_request", content)
+        kernel.client.shell_channel.send(request)
+        heard = []
+        while (message := await kernel.client.get_iopub_msg(timeout=TIMEOUT_S))["content"] != {
+            "execution_state": "idle"
+        } or message["parent_header"]["msg_id"] != request["header"]["msg_id"]:
+            heard.append(message)
+        heard = [one for one in [*heard, message] if one["parent_header"]["msg_id"] == request["header"]["msg_id"]]
+        assert [one["msg_type"] for one in heard] == told
+        if not code:
+            assert await kernel.value("get_ipython().last_execution_result.result") == 42
+
+
 async def test_input_asks_the_client(kernel: Kernel) -> None:
     """`input()` prompts through the stdin channel."""
     client = kernel.client

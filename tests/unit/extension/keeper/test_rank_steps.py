@@ -104,6 +104,16 @@ async def test_a_reply_that_an_interrupt_took_is_not_waited_for(monkeypatch: pyt
     assert found[1]["content"]["ename"] == "KeyboardInterrupt"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+async def test_only_who_listens_alone_has_little_said(alone: bool) -> None:
+    """A proxy looks at what a clone says."""
+    script = Script(REPLY, IDLE)
+    script.alone = alone
+    execution = Execution(cast(RankClient, script), Step("pass", {"load": {}}))
+    assert [message async for message in execution.messages()] == []
+    assert script.asked[0]["warmcell"] == {"load": {}, **({"quiet": True} if alone else {})}
+
+
 def test_values_go_in_and_out_with_the_cells_own_request() -> None:
     """One request for all three; what was not written for want of room is asked for alone; nothing to do is none."""
     load = {"buffers": [], "held": {}, "modules": {}, "tags": {}}

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.sandbox.guest.ranks import Shell, changes, opens, shows, text
 from warmcell.sandbox.guest.magics.failures import error_of
-from warmcell.sandbox.guest.magics.output import Lines, Progress, Stream
+from warmcell.sandbox.guest.magics.output import Lines, Progress, Stream, Waiting
 from warmcell.sandbox.guest.magics.widgets import VIEW
 
 
@@ -59,6 +59,26 @@ def test_progress_is_shown_past_one_second(doing: str, monkeypatch: pytest.Monke
     now[0] = 100.0
     progress(2**20, 2**22)
     assert len(shell.published) == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_without_a_notebook_is_a_line_of_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr, so that what a script prints stays its own; in a file there is none. Who waits for a GPU says so."""
+    now = [0.0]
+    monkeypatch.setattr("warmcell.sandbox.guest.magics.output.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    progress, waiting = Progress(None), Waiting(None)
+    progress(2**20, 2**22)
+    now[0] = 1.5
+    progress(2**21, 2**22)
+    progress(2**22, 2**22)
+    line = "\rSending: 2 of 4 MiB\rSending: 4 of 4 MiB\n"
+    assert capsys.readouterr() == ("", line if terminal else "")
+    waiting({"request": "A100", "place": 1, "length": 2})
+    waiting.close()
+    assert capsys.readouterr() == ("", "Waiting for A100: place 1 of 2\nWaited 2 s for GPUs\n")
 
 
 @pytest.mark.parametrize("name", ["KeyError", "OwnError", "SystemExit", "UnicodeDecodeError", "KeyboardInterrupt"])
