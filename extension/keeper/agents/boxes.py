@@ -462,13 +462,12 @@ class Agents:
     async def _remove_forgotten(self, now: float) -> list[float]:
         """Those that have slept for too long go, with what they had on disk. In how many seconds others will have."""
         left: list[float] = []
-        for info in self._service.infos():
-            bound_s = self._asleep_s if info.state is State.SUSPENDED else self._frozen_s
-            if bound_s is None or info.terms is None:
-                continue
+        for sandbox_id in [info.id for info in self._service.infos() if info.terms is not None]:
             with contextlib.suppress(errors.WarmcellError, OSError):  # It is tried again.
-                since = self._asleep_since(info)
-                if since is None:
+                info = self._service.info(sandbox_id)  # It may have been woken while another one was removed.
+                bound_s = self._asleep_s if info.state is State.SUSPENDED else self._frozen_s
+                since = None if bound_s is None else self._asleep_since(info)
+                if bound_s is None or since is None:
                     continue
                 if since + bound_s <= now:
                     log.info("sandbox %s is removed: it has slept for %.0f s", info.id, now - since)
