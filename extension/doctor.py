@@ -16,8 +16,10 @@ from warmcell.sandbox.choosing import AGENT, AUTO, Choice, Choosing
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.gpus.pool import GpuPool
-from warmcell.sandbox.models import BackendReport, EngineReport, SandboxSpec, Wire
+from warmcell.sandbox.models import SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, EngineReport
+from warmcell.sandbox.wire import Wire
 
 PROBE_TIMEOUT_S = 60.0
 LIMITS = ("memory", "pids", "cpu", "layer")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 PROVISIONER = "warmcell"
 

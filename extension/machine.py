@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

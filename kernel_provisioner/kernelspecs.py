@@ -16,7 +16,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 
 from warmcell.kernel_provisioner.wishes import Wishes, parse_size
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 PROVISIONER: Final = "warmcell"
 SHIPPED: Final = "warmcell"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import DEFAULT_PRELOAD, Limits, Mount, SandboxSpec, Wire
+from warmcell.sandbox.models import DEFAULT_PRELOAD, Limits, Mount, SandboxSpec
+from warmcell.sandbox.wire import Wire
 
 CHOICES: Final = frozenset({"gpu", "memory", "network", "preload", "remote", "template"})
 """What a notebook may choose; the rest of a spec is the kernelspec's."""

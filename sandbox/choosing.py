@@ -14,7 +14,8 @@ from typing import Protocol
 
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.errors import BackendUnavailableError
-from warmcell.sandbox.models import BackendReport, SandboxInfo, SandboxSpec
+from warmcell.sandbox.models import SandboxInfo, SandboxSpec
+from warmcell.sandbox.reports import BackendReport
 
 AUTO = "auto"
 USUAL = "bubblewrap"

@@ -1,19 +1,15 @@
 """The nouns of the engine: what is asked for and what is told, as frozen data.
 
 Everything here is plain data without behaviour beyond validation. It is what `SandboxService`, the
-backends and the keeper's REST exchange; `to_json`/`from_json` are the one wire form of each.
+backends and the keeper's REST exchange, in the form that `wire` gives it.
 """
 
-import dataclasses
-import enum
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NewType, Self
+from typing import Any, Literal, NewType
 
-from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.lifecycle import State
+from warmcell.sandbox.wire import Secret, Wire
 
 SandboxId = NewType("SandboxId", str)
 """Twelve lower-case letters and digits; unique on the machine."""
@@ -34,42 +30,6 @@ GIB = 2**30
 
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib", "torch")
 """Imported in advance where they are installed; what is not installed is no failure."""
-
-
-class Wire:
-    """JSON form of a dataclass: field names stay, nested dataclasses nest, enums become their value."""
-
-    __slots__ = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """This object as JSON-ready builtins."""
-        encoded = _encode(self)
-        assert isinstance(encoded, dict)
-        return encoded
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the wire form.
-
-        Raises:
-            InvalidRequestError: A name is unknown, a required one is missing or a value is of the wrong type.
-        """
-        decoded = _decode(cls, data, cls.__name__)
-        assert isinstance(decoded, cls)
-        return decoded
-
-
-class Secret(str):
-    """Text that nothing of ours writes down or sends on: in JSON and in logs it is `HIDDEN`."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return repr(HIDDEN)
-
-
-HIDDEN = "***"
-"""Stands for a secret that was there. What was read with it knows the secret no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +109,14 @@ class SandboxSpec(Wire):
     """Modules imported in advance. Empty: no template, every start is cold."""
     warmup: str = ""
     """A line of Python, or `module:function`, that is run once in a template after its imports, before it is saved."""
+
+    @classmethod
+    def normalized(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With what the network says it may reach as `egress`."""
+        reached = data.get("network")
+        if not isinstance(reached, (Mapping, list, tuple)):
+            return data
+        return {**data, "network": "none", "egress": reached if isinstance(reached, Mapping) else {"allow": reached}}
 
     def shape(self, gpus: Sequence["GpuDevice"] = ()) -> tuple[object, ...]:
         """What is fixed once a sandbox exists; a sandbox serves any spec of equal shape.
@@ -419,21 +387,6 @@ class ImageInfo(Wire):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineReport(Wire):
-    """A row of `warmcell doctor`: whether a snapshot engine works on this machine."""
-
-    name: str
-    ready: bool
-    why_not: str = ""
-    hint: str = ""
-    details: Mapping[str, str] = field(default_factory=dict)
-    backends: tuple[str, ...] = ()
-    """Which it serves, of all that declare it; empty: all of them."""
-    by: str = ""
-    """What does its work, where that is not as usual."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateInfo(Wire):
     """One template in use and the prepared sandboxes that wait for it."""
 
@@ -453,145 +406,3 @@ class ExecResult(Wire):
     stderr: str
     exit_code: int
     """As a shell says it: 128 + n for death by signal n."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities(Wire):
-    """What a backend can do on this machine, declared so that the unsupported fails before any side effect."""
-
-    isolated: bool
-    gpus: bool
-    networks: tuple[Network, ...]
-    snapshot_engines: tuple[str, ...] = ("template",)
-    layers: bool = False
-    """Whether the private files of a sandbox can be saved, and sandboxes begin with them."""
-    own_kernel: bool = False
-    """Whether a sandbox's kernel is its own. The host then sees none of its processes, only what that kernel runs in,
-    and a lack of memory ends all of it."""
-    rootless: bool = True
-    """Whether ordinary users can have it."""
-
-    @property
-    def isolation(self) -> str:
-        """What is between a sandbox and the host, in two words at most."""
-        return "own kernel" if self.own_kernel else "namespaces" if self.isolated else "none"
-
-    @property
-    def memory_engines(self) -> tuple[str, ...]:
-        """The engines that save its memory, and so let it be suspended, restored and forked. A template does not."""
-        return tuple(name for name in self.snapshot_engines if name != "template")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendReport(Wire):
-    """A row of `warmcell doctor`."""
-
-    name: str
-    ready: bool
-    capabilities: Capabilities
-    why_not: str = ""
-    hint: str = ""
-    details: Mapping[str, str] = field(default_factory=dict)
-    tried: bool = True
-    """Whether a sandbox was made. Where there is nothing to make one of, it is ready as far as can be known."""
-    rootless: bool | None = None
-    """Whether ordinary users can have it here, as was tried; None: as far as is known, as it is declared."""
-    no_gpus: str = ""
-    """Why its sandboxes get no GPUs on this machine, though it can hand them out elsewhere, with the cure."""
-
-
-def _encode(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _encode(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_encode(v) for v in value]
-    return HIDDEN if isinstance(value, Secret) else value
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Read `value` as `kind`; `where` names the place in an error."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, NewType):
-        return _decode(kind.__supertype__, value, where)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, where)
-    if origin in (typing.Union, types.UnionType):
-        return _decode_union(args, value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise InvalidRequestError(
-            f"{where}: {value!r} is not one of {', '.join(map(repr, args))}", hint="Use one of the listed values."
-        )
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _mismatch(where, "a list", value)
-        return tuple(_decode(args[0], item, f"{where}[{n}]") for n, item in enumerate(value))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise _mismatch(where, "an object", value)
-        return {str(k): _decode(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind(value)
-    if kind is Any:
-        return value
-    if kind is Secret:
-        return Secret(_decode(str, value, where))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise InvalidRequestError(f"{where} is too large for a number", hint="Give a smaller one.") from None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise _mismatch(where, kind.__name__, value)
-    return value
-
-
-def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, Mapping):
-        raise _mismatch(where, "an object", value)
-    if kind is SandboxSpec and isinstance(value.get("network"), (Mapping, list, tuple)):
-        reached = value["network"]
-        value = {**value, "network": "none", "egress": reached if isinstance(reached, Mapping) else {"allow": reached}}
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise InvalidRequestError(
-            f"{where} has no field {unknown[0]!r}", hint=f"Known fields: {', '.join(sorted(fields))}."
-        )
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise InvalidRequestError(f"{where} lacks {missing[0]!r}", hint=f"Give {', '.join(missing)}.")
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-def _decode_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and types.NoneType in args:
-        return None
-    failure: InvalidRequestError | None = None
-    for kind in args:
-        if kind is types.NoneType:
-            continue
-        try:
-            return _decode(kind, value, where)
-        except InvalidRequestError as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
-
-
-def _mismatch(where: str, expected: str, value: Any) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{where} must be {expected}, not {type(value).__name__}", hint=f"Give {expected} for {where}."
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 PROC = Path("/proc")
 

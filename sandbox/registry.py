@@ -5,30 +5,24 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.admission import Admission
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.changes import BACKLOG, Changes, Subscription
-from warmcell.sandbox.choosing import Choice, Choosing, Images, chosen
+from warmcell.sandbox.gpus.base import GpuLeases
 from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.memory import Memory
-from warmcell.sandbox.models import (
-    BackendReport,
-    GpuDevice,
-    NetworkPolicy,
-    QueuePlace,
-    SandboxId,
-    SandboxInfo,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import GpuDevice, NetworkPolicy, SandboxId, SandboxInfo, SandboxSpec
 from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.turns import Turns
@@ -49,42 +43,6 @@ Result = TypeVar("Result")
 SEE_LOG = "keeper.log in the state directory says more."
 
 
-class GpuLeases(Protocol):
-    """Who has which GPU; `sandbox.gpus.pool.GpuPool` is the real one."""
-
-    @property
-    def problem(self) -> str: ...
-    @property
-    def most_parts(self) -> int: ...
-    async def lease(
-        self,
-        request: str | tuple[str, ...],
-        *,
-        holder: SandboxId,
-        owner: str = "",
-        wait_s: float | None = 0.0,
-        told: Callable[[QueuePlace | None], None] = ...,
-    ) -> tuple[GpuDevice, ...]: ...
-    async def check(self, request: str | tuple[str, ...], *, owner: str = "") -> None: ...
-    def has(self, holder: SandboxId, request: str | tuple[str, ...]) -> tuple[GpuDevice, ...] | None: ...
-    async def leave_behind(self, holder: SandboxId, pids: Collection[int]) -> None: ...
-    def move(self, holder: SandboxId, to: SandboxId) -> None: ...
-    def cancel(self, holder: SandboxId) -> bool: ...
-    def cancel_all(self) -> None: ...
-    def release(self, holder: SandboxId, *, remains: bool = False) -> None: ...
-    async def status(self) -> list[dict[str, Any]]: ...
-    async def queue(self) -> list[dict[str, Any]]: ...
-    async def memory_of(self, device: GpuDevice, pids: Collection[int]) -> int: ...
-    async def to_reclaim(self, idle: Sequence[SandboxId]) -> list[SandboxId]: ...
-    async def changed(self, *, after: int, timeout: float | None = None) -> int: ...
-
-
-class Quotas(Protocol):
-    """What principals may have; `extension.keeper.quotas` has the real one."""
-
-    def check(self, principal: str, spec: SandboxSpec, *, count: int = 1) -> None: ...
-
-
 class Registry:
     """The sandboxes of one keeper, and what each holds of the machine."""
 
@@ -103,15 +61,15 @@ class Registry:
         egress: Egress | None = None,
         parking: ParkingPlace | None = None,
     ) -> None:
-        self.bounds = bounds
         self.egress = egress or Egress()
+        self.admission = Admission(
+            backends, default_backend=default_backend, bounds=bounds, egress=self.egress, gpus=gpus
+        )
         self.parking = parking
         """Where the memory of GPUs may go. None: nothing is parked."""
         self._gpu_wait_s = gpu_wait_s
         self._hurried: set[SandboxId] = set()
         """Those that do not wait for GPUs."""
-        self._backends = backends
-        self.choosing = Choosing(backends, configured=default_backend, among=bounds.backends)
         self._gpus = gpus
         self._paths = paths
         self._boxes: dict[SandboxId, LiveSandbox] = {}
@@ -121,7 +79,7 @@ class Registry:
             engine=engine,
             others=engines,
             store=store or SnapshotStore(paths.snapshots),
-            backend_of=self._backend,
+            backend_of=self.admission.backend,
             paths=paths,
             park_engine=None if parking is None else parking.engine,
             turn=self._turn,
@@ -129,8 +87,6 @@ class Registry:
         self._turns = Turns()
         self._notebooks_turns = Turns()
         """No start of a notebook waits for those that programs ask for, be they a thousand, or ones that hang."""
-        self.quotas: Quotas | None = None
-        """Asked before a principal gets one more sandbox."""
         self._changes = Changes()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -195,16 +151,7 @@ class Registry:
 
     async def probe(self) -> Sequence[BackendReport]:
         """What each backend can do here, tried for real."""
-        return await asyncio.gather(*(backend.probe() for backend in self._backends.values()))
-
-    @property
-    def images(self) -> Images | None:
-        """Looks up what specs call an image. None: backends are given the name as it is."""
-        return self.choosing.images
-
-    @images.setter
-    def images(self, images: Images | None) -> None:
-        self.choosing.images = images
+        return await asyncio.gather(*(backend.probe() for backend in self.admission.backends.values()))
 
     async def check(self, spec: SandboxSpec, *, owner: str = "notebook", principal: str | None = None) -> SandboxSpec:
         """The spec as it would be made for somebody, its backend named; makes nothing.
@@ -212,18 +159,7 @@ class Registry:
         Raises:
             WarmcellError: The one that `create` would give, busy GPUs apart.
         """
-        return (await self._checked(spec, owner, principal))[0]
-
-    async def _checked(self, spec: SandboxSpec, owner: str, principal: str | None) -> tuple[SandboxSpec, Choice]:
-        spec = self._check_egress(self.bounds.check(spec), principal)
-        choice = await self.choosing.for_owner(spec, owner)
-        spec = chosen(spec, choice)
-        backend = self._backend(spec)
-        if spec.image is not None and self.images is not None:
-            spec = await self.images.resolve(spec, backend.name)
-        if spec.gpu is not None:
-            await self._gpus.check(spec.gpu, owner=owner)
-        return spec, choice
+        return (await self.admission.check(spec, owner, principal))[0]
 
     async def set_network(self, sandbox_id: SandboxId, policy: NetworkPolicy | None) -> SandboxInfo:
         """Have it reach what that says, from now on; connections of until now end. None: nothing.
@@ -237,7 +173,7 @@ class Registry:
         if policy is not None and box.spec.egress is not None:  # What runs trusts the authority that it knows.
             policy = dataclasses.replace(policy, authority=box.spec.egress.authority)
         if policy != box.spec.egress:
-            box.spec = self._check_egress(dataclasses.replace(box.spec, egress=policy), box.info.principal)
+            box.spec = self.admission.reaching(dataclasses.replace(box.spec, egress=policy), box.info.principal)
             self._give_door(box)
             box.tell(egress=box.spec.egress)
             await box.use_door(box.door)
@@ -289,11 +225,9 @@ class Registry:
                     del self._working[box.info.id]
 
     def _check_room(self) -> None:
-        live = sum(box.info.state not in (*TERMINAL, State.SUSPENDED) for box in self._boxes.values()) - 1
-        if live >= self.bounds.max_sandboxes:
-            raise errors.CapacityError(
-                f"There are {live} sandboxes already", hint="Stop one, or raise c.Warmcell.max_sandboxes."
-            )
+        """Raise if the one that comes up is one too many."""
+        live = sum(box.info.state not in (*TERMINAL, State.SUSPENDED) for box in self._boxes.values())
+        self.admission.check_room(live - 1)
 
     def _lives(self, sandbox_id: SandboxId) -> bool:
         box = self._boxes.get(sandbox_id)
@@ -315,39 +249,9 @@ class Registry:
         specs += [store.get(info.id).spec for info in store.infos() if info.kind != "template"]
         return {spec.image for spec in specs if spec.image is not None}
 
-    def _check_egress(self, spec: SandboxSpec, principal: str | None) -> SandboxSpec:
-        if spec.egress is None:
-            return spec
-        if spec.network != "none":
-            raise errors.InvalidRequestError(
-                "A sandbox with a network cannot be held to a list of hosts", hint='Leave network out, or give "none".'
-            )
-        return dataclasses.replace(spec, egress=self.egress.check(spec.egress, principal=principal))
-
     def _give_door(self, box: LiveSandbox) -> None:
         policy = box.spec.egress
         box.door = None if policy is None else self.egress.door(box.info.id, policy, box.tally)
-
-    def _backend(self, spec: SandboxSpec) -> SandboxBackend:
-        name = self.choosing.for_notebook(spec).backend
-        backend = self._backends.get(name)
-        if backend is None:
-            raise errors.InvalidRequestError(
-                f"There is no backend {name!r} here", hint=f"Use one of {', '.join(sorted(self._backends))}."
-            )
-        if spec.network not in backend.capabilities.networks:
-            raise errors.UnsupportedOperationError(
-                f"The {name} backend has no network {spec.network!r}",
-                hint=f"Ask for {' or '.join(backend.capabilities.networks)} in the kernelspec or the Warmcell menu.",
-            )
-        if spec.gpu is not None and not backend.capabilities.gpus:
-            able = [
-                other for other, one in self._backends.items() if one.capabilities.gpus and one.capabilities.isolated
-            ]
-            raise errors.UnsupportedOperationError(
-                f"The {name} backend has no GPUs", hint=f"Use {' or '.join(able)}, or do without."
-            )
-        return backend
 
     def _new(
         self,
@@ -361,10 +265,9 @@ class Registry:
     ) -> LiveSandbox:
         if parent is not None and principal is None:  # What is made from a sandbox is of whom that is.
             principal = self._boxes[parent].info.principal
-        if principal is not None and self.quotas is not None:
-            self.quotas.check(principal, spec)
-        choice = self.choosing.for_notebook(spec)
-        backend = self._backends.get(choice.backend)
+        self.admission.check_quota(spec, principal)
+        choice = self.admission.choosing.for_notebook(spec)
+        backend = self.admission.backends.get(choice.backend)
         info = SandboxInfo(
             id=new_sandbox_id(),
             state=State.CREATING,
@@ -445,7 +348,7 @@ class Registry:
 
     async def _maker(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> SandboxBackend:
         """What makes that sandbox."""
-        return self._backend(box.spec)
+        return self.admission.backend(box.spec)
 
     async def _watch(self, box: LiveSandbox) -> None:
         """Release what a sandbox held, and what was made from inside it, when it ends by itself."""

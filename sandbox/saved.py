@@ -10,8 +10,9 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.gpus.parking import ParkEngine
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import EngineReport, SandboxId, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import SandboxId, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
 

@@ -15,6 +15,7 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.choosing import Choice, explain
 from warmcell.sandbox.coming import Coming
+from warmcell.sandbox.gpus.base import GpuLeases
 from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
@@ -24,7 +25,6 @@ from warmcell.sandbox.moving import Moving
 from warmcell.sandbox.network.egress import Egress
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.preparing import Preparing
-from warmcell.sandbox.registry import GpuLeases
 from warmcell.sandbox.snapshots.base import SnapshotEngine
 from warmcell.sandbox.snapshots.store import SnapshotStore
 
@@ -214,7 +214,7 @@ class SandboxService(Preparing, Moving):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._pool.close()
         await self.shared.close()
-        await self.choosing.close()
+        await self.admission.choosing.close()
         await self.memory.close()
         if self.parking is not None:
             await self.parking.engine.close()
@@ -229,7 +229,7 @@ class SandboxService(Preparing, Moving):
         """What `create` does, as a task that `stop` can cancel."""
         began = time.perf_counter()
         try:
-            spec, choice = await self._checked(box.spec, box.info.owner, box.info.principal)
+            spec, choice = await self.admission.check(box.spec, box.info.owner, box.info.principal)
             box.spec = spec
             self._give_door(box)
             self._tell_choice(box, choice)
@@ -252,7 +252,7 @@ class SandboxService(Preparing, Moving):
         return box
 
     def _tell_choice(self, box: LiveSandbox, choice: Choice) -> None:
-        isolated = self._backends[choice.backend].capabilities.isolated
+        isolated = self.admission.backends[choice.backend].capabilities.isolated
         if (choice.backend, choice.why) != (box.info.backend, box.info.backend_why):
             box.tell(backend=choice.backend, isolated=isolated, backend_why=choice.why)
         if choice.why:

@@ -81,7 +81,7 @@ class Suspending(Parking):
         manifest = self.memory.store.get(ref, kernel_id=box.info.kernel_id)
         snapshot = manifest.info
         if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
-            self.bounds.check(manifest.spec)
+            self.admission.bounds.check(manifest.spec)
         await self.memory.check(box.spec)
         before = box.info.snapshot
         await self._exclusively(box, self._undo(box, snapshot.id))
@@ -149,7 +149,7 @@ class Suspending(Parking):
             return box.info
         if box.info.state is not State.SUSPENDED:
             return box.info
-        box.spec = self._check_egress(self.bounds.check(box.spec), box.info.principal)
+        box.spec = self.admission.within_bounds(box.spec, box.info.principal)
         if box.door is None:  # It was suspended by another keeper.
             self._give_door(box)
         try:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from warmcell.sandbox.errors import BackendUnavailableError
-from warmcell.sandbox.models import GIB, Wire
+from warmcell.sandbox.models import GIB
+from warmcell.sandbox.wire import Wire
 
 log = logging.getLogger(__name__)
 

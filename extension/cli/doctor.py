@@ -7,8 +7,9 @@ from typing import Any
 
 from warmcell.extension.cli.link import running_keeper
 from warmcell.extension.cli.output import WARNING, add_json, print_json, print_table, yes_no
-from warmcell.sandbox.models import GIB, BackendReport, EngineReport
+from warmcell.sandbox.models import GIB
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, EngineReport
 
 HEADINGS = ("BACKEND", "READY", "ISOLATION", "GPU", "SNAPSHOT", "FORK", "ROOTLESS", "WHY NOT")
 EXIT_CODES = {"error": 1, "warning": WARNING}

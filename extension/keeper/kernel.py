@@ -10,7 +10,8 @@ from warmcell.extension.keeper.ledger import KernelNote, SessionNote
 from warmcell.extension.keeper.owners import OwnerWatch, process_name
 from warmcell.kernel_provisioner.proxy import KernelProxy
 from warmcell.sandbox.kernel import KernelProcess
-from warmcell.sandbox.models import SandboxId, SandboxSpec, Terms, Wire
+from warmcell.sandbox.models import SandboxId, SandboxSpec, Terms
+from warmcell.sandbox.wire import Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 from warmcell.extension.keeper.handler import Handler, number, parsed, text
 from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.ledger import SessionNote
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 LONGEST_WAIT_S = 300.0
 SIGNAL_MAX = 64

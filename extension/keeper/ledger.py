@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from warmcell.sandbox.errors import InvalidRequestError, SandboxDiedError
-from warmcell.sandbox.models import ErrorInfo, Wire
+from warmcell.sandbox.models import ErrorInfo
+from warmcell.sandbox.wire import Wire
 
 log = logging.getLogger(__name__)
 

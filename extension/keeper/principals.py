@@ -24,7 +24,7 @@ from warmcell.sandbox.errors import (
     NotFoundError,
     UnauthenticatedError,
 )
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 log = logging.getLogger(__name__)
 

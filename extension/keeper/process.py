@@ -86,7 +86,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     wiring = Wiring(settings, paths)
     await asyncio.to_thread(wiring.remove_leftovers)
     service = wiring.service()
-    images = service.images = wiring.image_cache()
+    images = service.admission.choosing.images = wiring.image_cache()
     images.in_use = service.images_in_use
     kernels = Kernels(service, paths)
     runs = Runs(service, values_bytes=settings.remote_values_bytes)
@@ -109,7 +109,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
         service, kernels, memory, asleep_s=ttls[0], frozen_s=min((s for s in ttls if s is not None), default=None)
     )
     memory.in_use = agents.busy
-    quotas = service.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
+    quotas = service.admission.quotas = PrincipalQuotas(service, principals, exhausted=take_gpus)
     meter = Meter(
         service,
         kernels,

@@ -11,8 +11,9 @@ from typing import Any
 from warmcell.extension.keeper.principals import Principals
 from warmcell.sandbox.errors import QuotaExceededError, WarmcellError
 from warmcell.sandbox.lifecycle import TERMINAL, State
-from warmcell.sandbox.models import GIB, SandboxId, SandboxInfo, SandboxSpec, Wire
+from warmcell.sandbox.models import GIB, SandboxId, SandboxInfo, SandboxSpec
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.wire import Wire
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, NewType
 
 from warmcell.sandbox.client.results import CommandInfo, FileInfo, Metrics
-from warmcell.sandbox.models import (
-    ErrorInfo,
-    GpuDevice,
-    QueuePlace,
-    SandboxInfo,
-    SandboxSpec,
-    Secret,
-    SnapshotInfo,
-    Terms,
-)
+from warmcell.sandbox.models import ErrorInfo, GpuDevice, QueuePlace, SandboxInfo, SandboxSpec, SnapshotInfo, Terms
 from warmcell.sandbox.usage import By, Usage, UsageRow
+from warmcell.sandbox.wire import Secret
 
 Schema = dict[str, Any]
 

@@ -23,7 +23,7 @@ from warmcell.sandbox.errors import (
     InvalidRequestError,
     UnauthenticatedError,
 )
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 HEADER: Final = "Warmcell-Ticket"
 """How a server shows a ticket to the keeper."""

@@ -34,10 +34,11 @@ from warmcell.sandbox.images.base import ImageBuilder, PackageIndex
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.images.containers import ContainerImageBuilder
 from warmcell.sandbox.images.environments import EnvironmentBuilder, build_paths
-from warmcell.sandbox.models import GIB, EngineReport
+from warmcell.sandbox.models import GIB
 from warmcell.sandbox.network.egress import Egress, EgressBounds
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.saved import NO_ENGINE
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.agent import AgentHelper, FirstOf

@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from warmcell.sandbox.models import (
-    BackendReport,
-    Capabilities,
-    GpuDevice,
-    LimitStatus,
-    SandboxId,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

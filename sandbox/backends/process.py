@@ -27,14 +27,8 @@ from warmcell.sandbox.errors import (
     UnsupportedOperationError,
 )
 from warmcell.sandbox.guest_tree import guest_tree
-from warmcell.sandbox.models import (
-    BackendReport,
-    Capabilities,
-    GpuDevice,
-    LimitStatus,
-    SandboxId,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 MARK = "WARMCELL_PROCESS_SANDBOX"
 """In the environment of init and so of what it starts: by it a process is found that has left the group."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from warmcell.sandbox.models import ErrorInfo, Wire
+from warmcell.sandbox.models import ErrorInfo
+from warmcell.sandbox.wire import Wire
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, Wire
+from warmcell.sandbox.models import MIB
+from warmcell.sandbox.wire import Wire
 
 CONTEXT_MAX_BYTES = 8 * MIB
 IGNORE = ".dockerignore"

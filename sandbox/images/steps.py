@@ -7,7 +7,7 @@ from typing import Any, Literal
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.images import texts
 from warmcell.sandbox.images.context import ContextFile, check_context
-from warmcell.sandbox.models import Wire
+from warmcell.sandbox.wire import Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

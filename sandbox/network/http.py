@@ -8,11 +8,11 @@ from typing import Final
 
 import h11
 
-from warmcell.sandbox.models import Secret
 from warmcell.sandbox.network.addresses import Address
 from warmcell.sandbox.network.connecting import Refused
 from warmcell.sandbox.network.rules import HOPS, read_host
 from warmcell.sandbox.network.streams import Stream
+from warmcell.sandbox.wire import Secret
 
 HEAD_MAX: Final = 64 * 1024
 """Bytes of a request's or an answer's head."""

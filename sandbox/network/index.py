@@ -7,8 +7,8 @@ from typing import Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import Secret
 from warmcell.sandbox.network.rules import Pattern, patterns
+from warmcell.sandbox.wire import Secret
 
 PYPI: Final = ("https://pypi.org/simple", "https://files.pythonhosted.org")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import HIDDEN, NetworkPolicy, Secret
+from warmcell.sandbox.models import NetworkPolicy
 from warmcell.sandbox.network.addresses import Address, Block
+from warmcell.sandbox.wire import HIDDEN, Secret
 
 USUAL_PORTS: Final = (80, 443)
 PATTERNS_MAX: Final = 256

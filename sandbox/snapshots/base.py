@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from warmcell.sandbox.backends.base import SandboxBackend
-from warmcell.sandbox.models import EngineReport, SnapshotId
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.reports import EngineReport
 
 Then = Literal["stop", "go_on"]
 """What becomes of the kernel once its memory is saved."""

@@ -29,8 +29,9 @@ from warmcell.sandbox.errors import (
 )
 from warmcell.sandbox.helper.program import IMPORTS_VARIABLE, PLAIN_VARIABLE, VARIABLE
 from warmcell.sandbox.helper.start import command
-from warmcell.sandbox.models import EngineReport, SnapshotId
+from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
 
 log = logging.getLogger(__name__)

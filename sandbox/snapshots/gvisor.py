@@ -26,19 +26,9 @@ from warmcell.sandbox.errors import (
     WarmcellError,
 )
 from warmcell.sandbox.guest_wire import wait_for_socket
-from warmcell.sandbox.models import (
-    GIB,
-    MIB,
-    BackendReport,
-    Capabilities,
-    EngineReport,
-    GpuDevice,
-    Limits,
-    SandboxId,
-    SandboxSpec,
-    SnapshotId,
-)
+from warmcell.sandbox.models import GIB, MIB, GpuDevice, Limits, SandboxId, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities, EngineReport
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
 from warmcell.sandbox.snapshots.disk import failure
 from warmcell.sandbox.snapshots.whole import WholeImages, versions

@@ -19,7 +19,8 @@ from warmcell.sandbox.errors import (
     SnapshotIncompatibleError,
     WarmcellError,
 )
-from warmcell.sandbox.models import Mount, Parked, SandboxSpec, SnapshotInfo, Wire
+from warmcell.sandbox.models import Mount, Parked, SandboxSpec, SnapshotInfo
+from warmcell.sandbox.wire import Wire
 
 FORMAT = 1
 """Written by this version, and the oldest that it reads."""

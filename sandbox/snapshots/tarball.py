@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.models import Wire
 from warmcell.sandbox.snapshots import listing
 from warmcell.sandbox.snapshots.contents import opened, segments
 from warmcell.sandbox.snapshots.manifest import corrupt
+from warmcell.sandbox.wire import Wire
 
 HEADER = "WARMCELL.entry"
 PIECE = 2**20

@@ -14,14 +14,8 @@ from typing import Any
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError, WarmcellError
-from warmcell.sandbox.models import (
-    BackendReport,
-    Capabilities,
-    GpuDevice,
-    LimitStatus,
-    SandboxId,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 STDOUT, CONTROL = 1, 3
 PROTOCOL = 1

@@ -190,8 +190,7 @@ class Agents:
         """
         await self._memory.check(sandbox_id)
         live = self.live(sandbox_id)
-        if live.info.principal is not None and self._service.quotas is not None:
-            self._service.quotas.check(live.info.principal, live.spec, count=count)
+        self._service.admission.check_quota(live.spec, live.info.principal, count=count)
         await self.awake(sandbox_id)
         await self.kernels.running(sandbox_id)
         clones = await self._memory.fork(sandbox_id, count)

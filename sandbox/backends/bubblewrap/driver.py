@@ -19,16 +19,9 @@ from warmcell.sandbox.backends.nursery import Nursery
 from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import UnsupportedOperationError, WarmcellError
-from warmcell.sandbox.models import (
-    MIB,
-    BackendReport,
-    Capabilities,
-    GpuDevice,
-    LimitStatus,
-    SandboxId,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import MIB, GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 log = logging.getLogger(__name__)
 

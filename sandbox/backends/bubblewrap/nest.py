@@ -26,8 +26,9 @@ from warmcell.sandbox.backends.processes import children_of, only_child
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError
 from warmcell.sandbox.ids import new_sandbox_id
-from warmcell.sandbox.models import BackendReport, Capabilities, GpuDevice, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 if TYPE_CHECKING:
     from warmcell.sandbox.backends.bubblewrap.driver import BubblewrapBackend

@@ -16,7 +16,8 @@ from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GIB, MIB, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport
 
 TIMEOUT_S = 60.0
 NOBODY = 65534

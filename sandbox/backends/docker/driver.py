@@ -30,15 +30,9 @@ from warmcell.sandbox.errors import (
     SnapshotCorruptError,
     WarmcellError,
 )
-from warmcell.sandbox.models import (
-    BackendReport,
-    Capabilities,
-    GpuDevice,
-    LimitStatus,
-    SandboxId,
-    SandboxSpec,
-)
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.threads import ENGINE
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GIB, MIB, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport
 
 TIMEOUT_S = 60.0
 NOT_TRIED = "no sandbox was tried: c.Warmcell.docker_image names no image"

@@ -21,8 +21,9 @@ from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError, SnapshotError, WarmcellError
 from warmcell.sandbox.guest_wire import wait_for_socket
-from warmcell.sandbox.models import BackendReport, Capabilities, GpuDevice, LimitStatus, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities
 
 STOP_TIMEOUT_S = 10.0
 PID = "p"

@@ -12,7 +12,8 @@ from pathlib import Path
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.gvisor import binary
 from warmcell.sandbox.errors import WarmcellError
-from warmcell.sandbox.models import GIB, MIB, BackendReport, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.models import GIB, MIB, Limits, SandboxId, SandboxSpec
+from warmcell.sandbox.reports import BackendReport
 
 TIMEOUT_S = 30.0
 NO_GPUS = "not used: this backend gives no GPUs"

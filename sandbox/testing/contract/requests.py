@@ -13,8 +13,9 @@ from warmcell.sandbox.errors import (
     UnsupportedOperationError,
     WarmcellError,
 )
-from warmcell.sandbox.models import EngineReport, GpuDevice, Mount, Network, Workspace
+from warmcell.sandbox.models import GpuDevice, Mount, Network, Workspace
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.saved import Saved
 from warmcell.sandbox.snapshots.store import SnapshotStore
 from warmcell.sandbox.testing.contract.subject import Register, Subject, expect

@@ -15,8 +15,9 @@ from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.parking import ParkingPlace, SimulatedParking
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.models import GIB, BackendReport, Capabilities, EngineReport
+from warmcell.sandbox.models import GIB
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities, EngineReport
 
 HELD = dict.fromkeys(("memory", "pids", "cpu", "layer"), "enforced (cgroup v2)")
 

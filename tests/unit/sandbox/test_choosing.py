@@ -15,8 +15,9 @@ from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.models import BackendReport, Capabilities, SandboxSpec
+from warmcell.sandbox.models import SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import BackendReport, Capabilities
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.testing.fakes import FakeBackend
 
@@ -171,9 +172,9 @@ async def test_a_sandbox_says_why_it_has_its_backend(service: SandboxService, ca
 
 async def test_the_error_of_one_that_is_missing_says_why_it_was_wanted(service: SandboxService) -> None:
     """With the cure; where it was asked for by name, that is reason enough."""
-    given: Any = service.choosing._backends
+    given: Any = service.admission.choosing._backends
     given["docker"].fails_with = BackendUnavailableError("No engine listens.", hint="Start it.")
-    service.images = Built()
+    service.admission.choosing.images = Built()
     with pytest.raises(BackendUnavailableError) as caught:
         await service.create(spec(preload=(), image="a:1"), owner="notebook")
     told = caught.value

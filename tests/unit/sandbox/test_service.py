@@ -199,14 +199,14 @@ async def test_what_was_brought_in_is_held_against_the_bounds(service: SandboxSe
     """A snapshot says itself what it had, and whoever made it may not have asked this operator."""
     await service.memory.store.open()
     info = await service.create(spec(gpu=None), owner="notebook", kernel_id="k")
-    service.bounds = Bounds(networks=("host",))
+    service.admission.bounds = Bounds(networks=("host",))
     made = SnapshotInfo(id=SnapshotId("s" * 12), engine="criu")
     async with service.memory.store.draft(made.id) as draft:
         await draft.commit(Manifest(info=made, spec=spec(network="none")), durable=False)
     with pytest.raises(errors.InvalidRequestError, match="network 'none' is not allowed"):
         await service.restore(info.id, made.id)
     with pytest.raises(errors.UnsupportedOperationError):
-        service.bounds = Bounds()
+        service.admission.bounds = Bounds()
         await service.restore(info.id, made.id)
 
 

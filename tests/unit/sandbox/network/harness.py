@@ -9,11 +9,12 @@ from typing import Any
 
 import trustme
 
-from warmcell.sandbox.models import NetworkPolicy, Secret
+from warmcell.sandbox.models import NetworkPolicy
 from warmcell.sandbox.network.egress import Door, Egress, EgressBounds
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.network.streams import Plain, Tally
+from warmcell.sandbox.wire import Secret
 
 PATIENCE_S = 60.0
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

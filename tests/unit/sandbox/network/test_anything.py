@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from tests.anything import LENGTHS, give_anything
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import NetworkPolicy, Secret
+from warmcell.sandbox.models import NetworkPolicy
 from warmcell.sandbox.network.egress import Door, Egress
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.hello import HELLO_MAX, NotTls, server_name
 from warmcell.sandbox.network.rules import Pattern, read_host
 from warmcell.sandbox.network.streams import Tally
+from warmcell.sandbox.wire import Secret
 
 MEMORY_MAX = 8 * 2**20
 """Of all that one request makes, while it is handled."""

@@ -6,11 +6,12 @@ import json
 import pytest
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import NetworkPolicy, SandboxSpec, Secret
+from warmcell.sandbox.models import NetworkPolicy, SandboxSpec
 from warmcell.sandbox.network import addresses, rules
 from warmcell.sandbox.network.egress import Egress, EgressBounds
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.network.rules import Pattern, Rules, read_host
+from warmcell.sandbox.wire import Secret
 
 CLOSED = [
     *("0.0.0.0", "0.1.2.3", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.0.1"),
