@@ -11,7 +11,8 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks, metrics
-from warmcell.extension.keeper.agents.boxes import AgentBox, Agents
+from warmcell.extension.keeper.agents.agents import Agents
+from warmcell.extension.keeper.agents.boxes import AgentBox
 from warmcell.extension.keeper.agents.commands import Command, size_of
 from warmcell.extension.keeper.agents.files_api import done
 from warmcell.extension.keeper.agents.files_api import routes as files_routes
