@@ -371,7 +371,7 @@ def _make_room(box: LiveSandbox) -> None:
         box.directory.mkdir(0o700)
     except OSError as error:
         if error.errno in disk.FULL:
-            raise errors.CapacityError(
+            raise errors.StorageFullError(
                 f"There is no room left for sandboxes in {box.directory.parent}",
                 hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
             ) from error
