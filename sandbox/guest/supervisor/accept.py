@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import _socket
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, ignore
 from .forward import join
 from .loop import READ, Loop
 
@@ -71,10 +71,24 @@ class Acceptors:
             fd, _ = self._listening[port]._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        connection, answer = waiting.pop(0)
+        inside = Endpoint(self._loop, fd)
+        connection = self._answered(waiting)
+        if connection is None:  # Nobody of the host waits any longer.
+            inside.close()
+            self._loop.close(self._listening.pop(port).detach())
+            return
         if not waiting:  # Until the host asks again they queue up.
             self._loop.forget(self._listening[port].fileno())
-        answer(ok=True, stream=True)
-        inside = Endpoint(self._loop, fd)
         join(connection, inside)
         join(inside, connection)
+
+    @staticmethod
+    def _answered(waiting: list[tuple[Endpoint, Callable[..., None]]]) -> Endpoint | None:
+        """The first who waits and hears that somebody has connected; who has gone in that moment is left out."""
+        while waiting:
+            connection, answer = waiting.pop(0)
+            connection.on_end = ignore
+            answer(ok=True, stream=True)
+            if not connection.closed:
+                return connection
+        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from .endpoint import Endpoint
+from .endpoint import Endpoint, ignore
 from .loop import WRITE, Loop
 
 TYPE_CHECKING = False
@@ -38,6 +38,7 @@ class Forward:
         self._loop.close(self._tcp.detach())
 
     def _on_connected(self, events: int) -> None:
+        self._connection.on_end = ignore  # From here on its end is seen where it matters.
         error = self._tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error:
             self._give_up()
@@ -46,6 +47,9 @@ class Forward:
             return
         self._loop.forget(self._tcp.fileno())
         self._answer(ok=True, stream=True)
+        if self._connection.closed:  # The host has gone meanwhile.
+            self._give_up()
+            return
         there = Endpoint(self._loop, self._tcp.detach())
         join(self._connection, there)
         join(there, self._connection)

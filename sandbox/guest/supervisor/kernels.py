@@ -9,7 +9,7 @@ from .adopted import exit_code_of, signal_adopted
 from .endpoint import Endpoint
 from .jsonline import decode
 from .loop import READ, Loop
-from .processes import kill_group, spawn
+from .processes import close_all, kill_group, spawn
 from .relays import OWN, Relays
 from .template import Template
 
@@ -152,10 +152,14 @@ class Kernels:
         telling = self._listen(kernel)
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         argv = [self._python, f"{self._guest}/enter.py", "kernel.launch", kernel.file]
-        pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
-        os.close(nothing)
-        os.close(telling)
-        self._born(kernel, pid)
+        try:
+            pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
+        except OSError as error:
+            self._fail(kernel, f"The kernel could not start: {error.strerror}", "End processes of the sandbox.")
+        else:
+            self._born(kernel, pid)
+        finally:
+            close_all((nothing, telling))
 
     def _on_forked(self, number: int, pid: int) -> None:
         kernel = self._asked.pop(number, None)

@@ -11,7 +11,7 @@ from .loop import Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any, NoReturn
 
 STDIN, STDOUT, STDERR, CONTROL = range(4)
@@ -52,14 +52,25 @@ def spawn(
         stderr: Its descriptor 2.
         keep: Descriptors that it inherits under the same number.
         terminal: `stdin` is a terminal and becomes its controlling one.
+
+    Raises:
+        OSError: There can be no more processes.
     """
     # A signal to the child before it is itself would run our handlers, on our loop's pipe.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
-    pid = os.fork()
-    if pid == 0:
-        _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
+    finally:  # Also where there can be no more processes: else no end of any would be heard of again.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     return pid
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Close descriptors, each once; -1 is none."""
+    for fd in {fd for fd in fds if fd >= 0}:
+        os.close(fd)
 
 
 def _become(
@@ -174,12 +185,16 @@ class Execution:
             ends = (slave, slave, slave)
             ours = (master, os.dup(master), -1)
         else:
-            pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+            pipes = _pipes(3)
             ends = (pipes[0][0], pipes[1][1], pipes[2][1])
             ours = (pipes[0][1], pipes[1][0], pipes[2][0])
-        self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
-        for fd in set(ends):
-            os.close(fd)
+        try:
+            self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
+        except OSError:
+            close_all(ours)
+            raise
+        finally:
+            close_all(ends)
         self._stdin = Endpoint(loop, ours[0], on_room=connection.resume)
         self._outputs = [
             Endpoint(loop, fd, on_data=self._sender(channel))
@@ -260,6 +275,18 @@ class Execution:
     def _on_gone(self) -> None:
         if self._running:
             kill_group(self.pid, _signal.SIGKILL)
+
+
+def _pipes(count: int) -> list[tuple[int, int]]:
+    """So many, or none where there is no room for them."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe2(os.O_CLOEXEC))
+    except OSError:
+        close_all(fd for pipe in made for fd in pipe)
+        raise
+    return made
 
 
 def _resize(fd: int, rows: int, columns: int) -> None:

@@ -11,7 +11,7 @@ import time
 from .endpoint import Endpoint
 from .jsonline import decode, encode
 from .loop import Loop
-from .processes import lifeline, spawn
+from .processes import close_all, lifeline, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +108,12 @@ class Template:
         self._seconds = 0.0
         self._state = "importing"
         modules = [name for name in self._preload if name not in self._left_out]
-        self._server = _Server(self, self._loop, self._guest, self._python, self._env, modules)
+        self._server = None
+        try:
+            self._server = _Server(self, self._loop, self._guest, self._python, self._env, modules)
+        except OSError as error:  # There can be no more processes; kernels start without it.
+            self._state = "failed"
+            self._failed["fork server"] = error.strerror or str(error)
         self._announce(self.event())
 
     def told(self, server: _Server, message: Mapping[str, Any]) -> None:
@@ -182,10 +187,13 @@ class _Server:
             *modules,
         ]
         keep = [fd for fd in (theirs.fileno(), lifeline()) if fd >= 0]
-        self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=keep)
-        os.close(nothing)
-        os.close(writing)
-        theirs.close()
+        try:
+            self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=keep)
+        except OSError:
+            close_all((reading, ours.detach()))
+            raise
+        finally:
+            close_all((nothing, writing, theirs.detach()))
         self._socket = _socket.socket(fileno=os.dup(ours.fileno()))
         self._control = Endpoint(loop, ours.detach(), on_data=self._on_data, on_end=self._on_control_end, duplex=True)
         self._output = Endpoint(loop, reading, on_data=self._on_words)
