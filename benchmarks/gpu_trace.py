@@ -7,6 +7,12 @@ with On-Demand GPUs", ASPLOS 2026 (arXiv 2503.20591): half of all cells that tra
 quarters at most 5; the median time from one to the next of a session is 5 minutes; nearly 70 % of GPUs are not used in
 all of their session's life, and those that are reserved are idle for more than 81 % of the time. What that does not say
 is assumed: both times are log-normal, sessions arrive at random and last four hours at the median.
+
+Where a parked kernel goes on at the first sign of a cell, how long that is before the cell follows from the
+keystroke-level model (Card, Moran and Newell, CACM 23(7), 1980): 0.4 s from mouse to keys, 1.35 s to make up one's
+mind, before a text and before the command that runs it; and 0.24 s for a key (168,000 people: Dhakal et al.,
+"Observations on Typing from 136 Million Keystrokes", CHI 2018). How many keys a cell takes is assumed (20 at the
+median), as is that every second cell is clicked into first, and how many are run as they stand, by keys alone or not.
 """
 
 import argparse
@@ -17,7 +23,7 @@ import math
 import random
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +51,10 @@ VRAM_S_PER_GIB = 0.2
 
 PARK_S = 0.1
 """What parking takes beside that: to leave the kernel, and to go on with it."""
+
+HOME_S, MIND_S, KEY_S = 0.4, 1.35, 0.24
+KEYS_MEDIAN = 20.0
+CLICKED_INTO = 0.5
 
 PLAIN_START_S = 3.6
 """One plain start with its imports, which the delay is compared with (P3's baseline)."""
@@ -74,13 +84,35 @@ class Policy:
     """How long it holds its GPU from then on."""
     come_back_s: float = RESUME_S
     """From having a GPU again until the cell begins."""
+    sign_s: "Callable[[random.Random], float] | None" = None
+    """How long before a cell there is a sign of it, at which its kernel goes on if a GPU is free; None: cells wait."""
 
 
-def parking(after_s: float, vram_gib: int) -> Policy:
+def written(chance: random.Random) -> float:
+    """Seconds from the first key, or from the click before it, until a cell that somebody writes is run."""
+    keys = max(1.0, chance.lognormvariate(math.log(KEYS_MEDIAN), SPREAD))
+    since_first_s = (keys - 1) * KEY_S + MIND_S + 2 * KEY_S
+    return since_first_s + (HOME_S + MIND_S + KEY_S if chance.random() < CLICKED_INTO else 0.0)
+
+
+def some_as_they_stand(chance: random.Random) -> float:
+    """The same where every fifth cell is run again unchanged, half of those by keys alone."""
+    if chance.random() >= 0.2:
+        return written(chance)
+    return HOME_S + MIND_S + 2 * KEY_S if chance.random() < CLICKED_INTO else KEY_S
+
+
+def parking(
+    after_s: float, vram_gib: int, sign_s: "Callable[[random.Random], float] | None" = None, signs: str = ""
+) -> Policy:
     """Parked, with so much in the memory of its GPU."""
     cost = PARK_S + VRAM_S_PER_GIB * vram_gib
-    name = f"parked after {after_s:.0f} s with {vram_gib} GiB"
-    return Policy(name, always_after_s=after_s, asked_after_s=60.0, give_back_s=cost, come_back_s=cost)
+    name = f"parked after {after_s:.0f} s with {vram_gib} GiB{signs}"
+    return Policy(name, after_s, 60.0, give_back_s=cost, come_back_s=cost, sign_s=sign_s)
+
+
+WRITTEN = written, ", woken by typing"
+MIXED = some_as_they_stand, ", woken by typing, a fifth run as they stand"
 
 
 POLICIES = (
@@ -91,6 +123,10 @@ POLICIES = (
     parking(60.0, 4),
     parking(60.0, 16),
     parking(300.0, 16),
+    parking(60.0, 16, *WRITTEN),
+    parking(300.0, 4, *WRITTEN),
+    parking(300.0, 16, *WRITTEN),
+    parking(300.0, 16, *MIXED),
 )
 
 
@@ -131,6 +167,12 @@ class Run:
     _idle_since: dict[int, float] = field(default_factory=dict)
     _next: dict[int, int] = field(default_factory=dict)
     _asked: dict[int, float] = field(default_factory=dict)
+    _back_at: dict[int, float] = field(default_factory=dict)
+    """When those are there that went on at a sign, and whose cell has not come yet."""
+    _writes_until: dict[int, float] = field(default_factory=dict)
+    """When the next cell comes of those whose kernel has not gone on for it yet."""
+    _writing: set[int] = field(default_factory=set)
+    """Those of them that are being written in while they have their GPU."""
 
     def go(self) -> "Run":
         """From the first session to the end of the last."""
@@ -197,13 +239,21 @@ class Run:
         """Nothing runs; somebody thinks, or has gone for the day."""
         session, done = self.sessions[n], self._next[n]
         self._idle_since[n] = now
-        for after in {self.policy.always_after_s, self.policy.asked_after_s} - {None}:
-            assert after is not None
-            self._at(now + after, "look", n)
+        self._look_later(n, now)
         if done < len(session.cells):
-            self._at(now + session.cells[done][0], "submit", n)
+            thought = session.cells[done][0]
+            if self.policy.sign_s is not None:
+                ahead = self.policy.sign_s(random.Random(f"{session.at} {done}"))
+                self._writes_until[n] = now + thought
+                self._at(now + max(0.0, thought - ahead), "sign", n)
+            self._at(now + thought, "submit", n)
         else:
             self._at(now + session.tail_s, "end", n)
+
+    def _look_later(self, n: int, idle_since: float) -> None:
+        for after in {self.policy.always_after_s, self.policy.asked_after_s} - {None}:
+            assert after is not None
+            self._at(idle_since + after, "look", n)
 
     def _look(self, n: int, now: float) -> None:
         since, always = self._idle_since.get(n), self.policy.always_after_s
@@ -211,9 +261,32 @@ class Run:
             self._give_back(n, now)
         self._settle(n, now)
 
+    def _sign(self, n: int, now: float) -> None:
+        """It goes on if a GPU is free that nobody waits for; from then on it is as idle as after a cell."""
+        if n not in self._writes_until:
+            return
+        if n in self._held:  # It may be parked while somebody writes, who is heard as soon as it is.
+            self._writing.add(n)
+            return
+        try:
+            grant = queue.serve(parse("any"), list(self._tickets.values()), self.devices, self._uses())
+        except NoGpuAvailableError:
+            return
+        del self._writes_until[n]
+        self._held[n] = (grant.devices[0], now)
+        self._back_at[n] = self._idle_since[n] = now + self.policy.come_back_s
+        self._look_later(n, self._back_at[n])
+
     def _submit(self, n: int, now: float) -> None:
         del self._idle_since[n]
-        if n in self._held:
+        self._writes_until.pop(n, None)
+        self._writing.discard(n)
+        back_at = self._back_at.pop(n, None)
+        if n in self._held and back_at is not None:
+            delay = max(0.0, back_at - now)
+            self.wake_delays_s.append(delay)
+            self._at(now + delay, "begin", n)
+        elif n in self._held:
             self._begin(n, now)
         else:
             self._ask(n, now)
@@ -234,6 +307,10 @@ class Run:
 
     def _give_back(self, n: int, now: float) -> None:
         """It holds its GPU until that is empty, which delays nobody else by more than that."""
+        self._back_at.pop(n, None)
+        heard = now + self.policy.give_back_s + KEY_S
+        if n in self._writing and heard < self._writes_until.get(n, 0.0):
+            self._at(heard, "sign", n)
         self.held_s += self.policy.give_back_s
         self._release(n, now)
 

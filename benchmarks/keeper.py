@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
+from benchmarks import pages
 from benchmarks.server import ANSWER_TIMEOUT_S, LOOK_AGAIN_S, BenchmarkError
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
@@ -129,6 +130,17 @@ class Keeper:
         return any(
             one.name in WORKERS and one.pid not in parents and (one.session in children or not own) for one in table
         )
+
+    def forget(self, snapshot: str) -> bool:
+        """Drop a snapshot's memory from the page cache; False where that of others may not be touched.
+
+        Raises:
+            BenchmarkError: It is still there.
+        """
+        image = self.image(snapshot)
+        if image is not None:
+            pages.forget(image)
+        return image is not None
 
     def image(self, snapshot: str) -> Path | None:
         """Where root's own helper has a snapshot's memory; that of others nobody may read."""

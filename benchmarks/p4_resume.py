@@ -54,10 +54,8 @@ async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS) -> li
             told.append(info)
         for _ in range(min(rounds, cold_rounds)):
             await suspended(keeper, sandbox_id)
-            image = keeper.image((await keeper.sandbox(kernel_id))["snapshot"])
-            if image is None:
+            if not keeper.forget((await keeper.sandbox(kernel_id))["snapshot"]):
                 break
-            pages.forget(image)
             found["cold"].append((await resumed(keeper, kernel, kernel_id))[0])
         await kernel.execute(CHECK)
     return [
@@ -67,9 +65,7 @@ async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS) -> li
             engine="criu",
             baseline=Series(what="its pages read from the page cache into fresh memory", samples=read),
             ours=Series(what="execute → reply", samples=[parts["execute"] for parts in found["warm"]]),
-            cold=Series(what="the snapshot not in the page cache", samples=[took["execute"] for took in found["cold"]])
-            if found["cold"]
-            else None,
+            cold=Series.of("the snapshot not in the page cache", [took["execute"] for took in found["cold"]]),
             goal=0.12,
             parts_s=medians(found["warm"]),
             phases_s=phases(told),

@@ -12,12 +12,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import pages
 from benchmarks.keeper import Keeper, Process, processes
 from benchmarks.memory import OWN, WHOLE, memory_bytes
 from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series
 from benchmarks.server import BenchmarkError, JupyterServer
 from tests.leaks import own_places
+from warmcell.sandbox.paths import Paths
 
 KERNELS = 20
 PLAIN_PAIRS = 2
@@ -31,11 +33,16 @@ NEST = b"backends.stage.nest"
 
 
 async def measure(
-    *, kernels: int = KERNELS, pairs: int = PLAIN_PAIRS, engines: Sequence[Engine] = ENGINES
+    *, kernels: int = KERNELS, pairs: int = PLAIN_PAIRS, engines: Sequence[Engine] = ENGINES, and_cold: bool = True
 ) -> list[Row]:
     """Two rows for each engine: beside a plain kernel that is alone, and beside what one more plain kernel takes."""
     alone, further = await plain_kernels(pairs)
     found = {engine: await sandboxed_kernels(kernels, engine=engine) for engine in engines}
+    cold = (
+        {"criu": await sandboxed_kernels(kernels, engine="criu", cold=True)}
+        if and_cold and can_be_cold(engines)
+        else {}
+    )
     return [
         Row(
             promise="P8",
@@ -43,6 +50,7 @@ async def measure(
             engine=engine,
             baseline=baseline,
             ours=Series(what=f"{kernels} {OURS} kernels, each", samples=found[engine], unit="bytes"),
+            cold=Series.of("their template was not in the page cache", cold.get(engine, ()), unit="bytes"),
             goal=goals.get(engine),
         )
         for what, baseline, goals in (
@@ -84,9 +92,21 @@ async def plain_kernel(server: JupyterServer, stack: contextlib.AsyncExitStack) 
     return int(said["user_expressions"]["pid"]["data"]["text/plain"])
 
 
-async def sandboxed_kernels(count: int, *, engine: Engine) -> list[float]:
-    """PSS of the sandbox of each of so many kernels, in bytes."""
+def can_be_cold(engines: Sequence[Engine]) -> bool:
+    """Whether templates are on the disk, and this user may touch what is in the page cache of them."""
+    return "criu" in engines and os.getuid() == 0
+
+
+async def sandboxed_kernels(count: int, *, engine: Engine, cold: bool = False) -> list[float]:
+    """PSS of the sandbox of each of so many kernels, in bytes.
+
+    Where it is to be `cold`, an earlier keeper has made the template, and nothing of that is in the page cache.
+    """
     with own_places() as places:
+        if cold:
+            async with JupyterServer(places, settings=STARTS[engine]) as server:
+                await in_use(server, prepared=True)
+            pages.forget(Paths(runtime=places.runtime, state=places.state, leases=places.leases).images)
         async with JupyterServer(places, settings={**STARTS[engine], "prepared_memory": 16.0}) as server:
             await in_use(server, prepared=True)
             kernel_ids: list[str] = []

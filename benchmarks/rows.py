@@ -30,6 +30,11 @@ class Series:
         """The smallest sample that 95 % of them do not exceed."""
         return sorted(self.samples)[math.ceil(0.95 * len(self.samples)) - 1]
 
+    @classmethod
+    def of(cls, what: str, samples: Sequence[float], *, unit: Unit = "s") -> Self | None:
+        """What was measured; None where nothing was."""
+        return cls(what=what, samples=samples, unit=unit) if samples else None
+
     def to_json(self) -> dict[str, Any]:
         """With the samples themselves, so that others can compute what they like."""
         return {
@@ -59,7 +64,7 @@ class Row:
     goal: float | None = None
     """The ratio that is promised; None where nothing is."""
     cold: Series | None = None
-    """Ours where nothing of the snapshot is in the page cache."""
+    """Ours where nothing of the snapshot is in the page cache, its `what` says how that was had."""
     parts_s: Mapping[str, float] = field(default_factory=dict)
     """Median seconds of what ours consists of, as the client sees it."""
     phases_s: Mapping[str, float] = field(default_factory=dict)

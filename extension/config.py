@@ -227,6 +227,12 @@ class Warmcell(Configurable):
         help="Seconds of idleness after which a kernel is parked: its GPU is given back, what it has there waits in "
         "the host's memory, and its next cell takes a GPU again. 0: never, also not if somebody waits for one.",
     ).tag(config=True)
+    wake_on_typing = Bool(
+        True,
+        help="A parked kernel goes on as soon as somebody types in a code cell of its notebook, or clicks into one, so "
+        "that the cell need not wait for what was on the GPU. Only on a GPU that is free and that nobody waits for, "
+        "once between two cells, and not where somebody gave the GPU back by hand.",
+    ).tag(config=True)
     park_memory = Float(
         0.25,
         min=0.0,

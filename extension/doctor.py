@@ -88,7 +88,7 @@ async def collect(
     devices, gpu_findings = devices
     drivers = {str(device["driver_version"]) for device in devices if device["driver_version"]}
     versions = (*versions, *map(machine.driver_version, sorted(drivers)))
-    parks, parking_findings = await _parking(parking) if devices and parking is not None else (None, [])
+    parks, parking_findings = await _parking(parking, gpus) if devices and parking is not None else (None, [])
     choices = await _choices(backends, reports, configured=configured, among=among)
     default = choices["notebooks"].backend
     limits = _limits(next((report for report in reports if report.name == default), None))
@@ -197,18 +197,32 @@ async def _gpus(gpus: GpuPool) -> tuple[list[dict[str, Any]], tuple[Finding, ...
     return devices, ()
 
 
-async def _parking(place: ParkingPlace) -> tuple[dict[str, Any], list[Finding]]:
-    told = {"engine": place.engine.name, "budget_bytes": place.budget_bytes, "ready": True}
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await place.engine.probe()
-    except WarmcellError as error:
-        why = f"Idle kernels keep their GPU: {error.message}"
-        return {**told, "ready": False}, [Finding(severity="note", message=why, hint=error.hint)]
-    except TimeoutError:
-        why = f"Idle kernels keep their GPU: the driver did not answer within {PROBE_TIMEOUT_S:.0f} s"
-        return {**told, "ready": False}, [Finding(severity="note", message=why, hint="Look at `nvidia-smi`.")]
-    return told, []
+async def _parking(place: ParkingPlace, gpus: GpuPool) -> tuple[dict[str, Any], list[Finding]]:
+    """For each device who takes out what idle kernels have there, and why not the driver."""
+    told: dict[str, Any] = {"engine": place.engine.name, "budget_bytes": place.budget_bytes, "devices": []}
+    kept: dict[tuple[str, str], list[str]] = {}
+    for device in await gpus.devices():
+        why = hint = ""
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await place.engine.check_device(device)
+        except WarmcellError as error:
+            why, hint = error.message, error.hint
+        except TimeoutError:
+            why, hint = f"The driver did not answer within {PROBE_TIMEOUT_S:.0f} s", "Look at `nvidia-smi`."
+        by = "driver" if not why else "torch" if place.by_torch else None
+        told["devices"].append({"uuid": device.uuid, "index": device.index, "by": by, "why": why, "hint": hint})
+        if by is None:
+            kept.setdefault((why, hint), []).append(str(device.index))
+    told["ready"] = any(one["by"] is not None for one in told["devices"])
+    return told, [
+        Finding(
+            severity="note",
+            message=f"Idle kernels keep GPU {', '.join(dict.fromkeys(indexes))}: {why}",
+            hint=f"{hint} Or let torch move its own tensors there: c.Warmcell.park_with_torch = True.",
+        )
+        for (why, hint), indexes in kept.items()
+    ]
 
 
 def _engine_findings(engines: Sequence[EngineReport], chosen: BackendReport | None) -> Iterable[Finding]:

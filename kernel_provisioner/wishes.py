@@ -85,9 +85,9 @@ class Wishes(Wire):
         Raises:
             InvalidRequestError: A wish is not of its form.
         """
-        if isinstance(self.network, Mapping) and self.network.get("headers"):
+        if isinstance(self.network, Mapping) and (self.network.get("headers") or self.network.get("through")):
             raise InvalidRequestError(
-                "network.headers are not for kernelspecs, which are no place for secrets",
+                "network.headers and through are not for kernelspecs, which are no place for secrets",
                 hint="Give them from code: Sandbox(network={…}).",
             )
         workspace = None if self.workspace == "none" else {"path": folder, "mode": self.workspace}

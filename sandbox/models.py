@@ -33,6 +33,22 @@ DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib", "torch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EgressProxy(Wire):
+    """A SOCKS5 proxy of somebody's, through which all goes that leaves a sandbox."""
+
+    address: str
+    """Host and port: "proxy.example.com:1080"."""
+    username: str = ""
+    password: Secret | None = None
+    tls: bool = False
+    """Whether it is spoken to with TLS."""
+    server_name: str = ""
+    """The name that its certificate must be for. Empty: that of its address."""
+    certificates: str = ""
+    """Authorities in PEM that its certificate may be of, instead of the host's usual ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPolicy(Wire):
     """What a sandbox without a network of its own reaches nevertheless, through a proxy on the host."""
 
@@ -48,6 +64,10 @@ class NetworkPolicy(Wire):
     """Whether it reaches the operator's package index, which pip and uv then use."""
     max_bytes: int | None = None
     """Most that may go in both directions together. None: no cap."""
+    name_servers: tuple[str, ...] = ()
+    """Addresses of servers that the proxy asks for names instead of the host's; port 53."""
+    through: EgressProxy | None = None
+    """What the proxy connects through. None: it connects by itself."""
     authority: str = ""
     """Names the certificate authority of its proxy, which its copies have too. Given by the keeper."""
 
@@ -264,6 +284,10 @@ class Terms(Wire):
     keeps_memory: bool = True
     """Whether it is suspended with its memory when its time is over. Else with its files alone."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    port_host: str = ""
+    """What its web ports see as the host of requests; `${PORT}` is the port's number. Empty: `localhost:${PORT}`."""
+    tls_ports: tuple[int, ...] = ()
+    """Web ports of its own that are spoken to with TLS, whatever certificate they show."""
     ends_at: float | None = None
     """Unix time, in seconds, at which its time is over. None: it does not run, or has no end."""
     frozen: bool = False

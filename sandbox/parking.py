@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.gpus.parking import ParkingPlace, to_host
+from warmcell.sandbox.gpus.parking import ParkingPlace, from_host, to_host
 from warmcell.sandbox.kernel import Frontend, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
 
-UNKNOWN = (errors.OperationTimeoutError, errors.TransportError)
-"""After these nobody knows what a kernel has done that was asked to go on."""
+UNKNOWN = (errors.OperationTimeoutError, errors.TransportError, errors.BackendUnavailableError)
+"""After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
 
 def moves_within(backend_isolated: bool, had: tuple[GpuDevice, ...]) -> bool:
@@ -77,9 +77,12 @@ class Parking(Registry):
             if by == "torch" or not place.by_torch:
                 raise
             await place.engine.check_offload(box.gpus, box.processes)
-            left, parked = await self._leave(box, frontend, place, "torch", unless)
+            by = "torch"
+            left, parked = await self._leave(box, frontend, place, by, unless)
         box.left = left
         box.tell(parked=parked, gpus=())
+        if by == "driver":
+            self._gpus.release(box.info.id)
         took = time.perf_counter() - began
         log.info(
             "sandbox %s is parked by %s with %.2f GiB after %.3f s, %.2f GiB stay on the GPU",
@@ -90,10 +93,6 @@ class Parking(Registry):
             parked.stays_bytes / GIB,
         )
         await frontend.sleep(left.record)
-        if parked.by == "torch":
-            await self._gpus.leave_behind(box.info.id, box.processes)
-        else:
-            self._gpus.release(box.info.id)
 
     async def _who_moves(self, box: LiveSandbox, place: ParkingPlace) -> ParkedBy:
         """The driver, or torch where the driver cannot and the operator lets it.
@@ -113,7 +112,7 @@ class Parking(Registry):
     async def _leave(
         self, box: LiveSandbox, frontend: Frontend, place: ParkingPlace, by: ParkedBy, unless: Callable[[], bool]
     ) -> tuple[LeftKernel, Parked]:
-        """Hold its kernel and have its GPUs emptied; whatever fails, it goes on."""
+        """Hold its kernel and empty its GPUs; whatever fails, it goes on. What torch leaves is leased no more."""
         kernel, left = box.kernel, LeftKernel(token=secrets.token_hex(16))
         assert kernel is not None
         moved = await frontend.pause(token=left.token, offload=place.engine.kind if by == "torch" else "")
@@ -123,13 +122,15 @@ class Parking(Registry):
                 raise errors.ConflictError("The kernel is wanted again", hint="Park it when it is idle.")
             if by == "torch":
                 most = sum(gpu.memory_total_bytes for gpu in box.gpus)
-                return left, await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
+                parked = await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
+                await self._gpus.leave_behind(box.info.id, box.processes)
+                return left, parked
             return left, await to_host(place.engine, box.gpus, box.processes)
         except BaseException:
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
 
-    async def _unpark(self, box: LiveSandbox, *, began: float) -> None:
+    async def _unpark(self, box: LiveSandbox, *, began: float, hurry: bool = False) -> None:
         """Have a sandbox go on that was parked, on a GPU that it gets now.
 
         Raises:
@@ -138,10 +139,16 @@ class Parking(Registry):
         parked = box.info.parked
         leased = time.perf_counter()
         if parked is not None:
-            devices = await self._lease(box, self._comes_back_on(box, parked))
+            try:
+                devices = await self._lease(box, self._comes_back_on(box, parked), hurry=hurry)
+            except BaseException:
+                box.tell(phase=None)
+                raise
             leased = time.perf_counter()
             try:
-                await self._parking_place().engine.unpark(parked, devices, box.processes)
+                given_up = await from_host(self._parking_place().engine, parked, devices, box.processes)
+                if given_up is not None and parked.by == "torch":  # Whose turn has not come yet.
+                    raise given_up
                 if parked.by == "torch":
                     await self._go_on(box)
             except BaseException as error:
@@ -150,6 +157,8 @@ class Parking(Registry):
                 raise
             box.gpus = devices
             box.tell(parked=None, gpus=devices, phase=None)
+            if given_up is not None:
+                raise given_up
         back = time.perf_counter()
         if parked is None or parked.by != "torch":
             await self._go_on(box)
@@ -167,11 +176,13 @@ class Parking(Registry):
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
 
     async def _stays_parked(self, box: LiveSandbox, parked: Parked, error: BaseException) -> None:
-        """It could not go on. Its lease goes, unless its torch may have what it had there by now."""
-        if parked.by != "torch":
-            self._gpus.release(box.info.id)
-        elif isinstance(error, errors.WarmcellError) and not isinstance(error, UNKNOWN):
+        """It could not go on. Its lease goes, unless it may have what it had there by now."""
+        if not isinstance(error, errors.WarmcellError) or isinstance(error, UNKNOWN):
+            log.warning("parked sandbox %s keeps its GPU: it may be in use: %s", box.info.id, error)
+        elif parked.by == "torch":
             await self._gpus.leave_behind(box.info.id, box.processes)
+        else:
+            self._gpus.release(box.info.id)
 
     async def _lease_anew(self, box: LiveSandbox) -> None:
         """A parked sandbox whose kernel is gone gets GPUs for the next one; raises as `_unpark`."""

@@ -322,12 +322,15 @@ class Registry:
         box.waited(waited_ms)
         box.took(create=1000 * (time.perf_counter() - began))
 
-    async def _lease(self, box: LiveSandbox, asked: str | tuple[str, ...] | None = None) -> tuple[GpuDevice, ...]:
+    async def _lease(
+        self, box: LiveSandbox, asked: str | tuple[str, ...] | None = None, *, hurry: bool = False
+    ) -> tuple[GpuDevice, ...]:
         """Its GPUs. It may wait for them, and tells where it stands then; what it has and does not need is given back.
 
         Args:
             box: Which.
             asked: In the grammar of requests. None: what its spec says.
+            hurry: It does not wait.
 
         Raises:
             WarmcellError: As `GpuLeases.lease`.
@@ -341,7 +344,7 @@ class Registry:
             return ()
         began = time.perf_counter()
         box.phase("lease")
-        wait_s = 0.0 if sandbox_id in self._hurried else self._gpu_wait_s
+        wait_s = 0.0 if hurry or sandbox_id in self._hurried else self._gpu_wait_s
         devices = await self._gpus.lease(asked, holder=sandbox_id, owner=box.info.owner, wait_s=wait_s, told=box.stands)
         box.took(queue=1000 * (time.perf_counter() - began))
         return devices
@@ -382,6 +385,13 @@ class Registry:
     def _forget_failed(self, box: LiveSandbox) -> None:
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
+
+    def _forget_failures_of(self, notebook: str | None) -> None:
+        """It is started again: why it failed before is of no interest any more."""
+        if notebook is not None:
+            for box in [one for one in self._boxes.values() if one.info.notebook == notebook]:
+                if box.info.state is State.FAILED:
+                    self._forget_failed(box)
 
     async def _remove(self, box: LiveSandbox, *, keep_gpus: bool = False) -> None:
         await self.memory.twins.drop(box.info.id)

@@ -205,6 +205,8 @@ class Saved:
     async def supersede(self, before: SnapshotId | None, by: SnapshotId, spec: SandboxSpec) -> None:
         """Forget what a kernel was suspended as before, once what it is suspended as now outlives a loss of power.
 
+        Where that cannot be known the one before stays, until a later one is known to do so.
+
         Raises:
             SnapshotCorruptError: The machine stopped before that: the one before is all that there is.
             SnapshotNotFoundError: Likewise.
@@ -213,13 +215,19 @@ class Saved:
             return
         try:
             await (await self.check(spec)).settle(by)
-            await self.store.written()
+            await self.store.written(by)
         except (errors.SnapshotCorruptError, errors.SnapshotNotFoundError):
             if by in self.store.ids:  # Else its kernel is gone as well, by now.
                 raise
         except errors.WarmcellError as error:
-            log.warning("whether snapshot %s is on the disk is not known: %s", by, error)
+            log.warning("snapshot %s stays, since it is not known whether %s is on the disk: %s", before, by, error)
+            return
+        now = self.store.get(by).info if by in self.store.ids else None
         await self.forget_suspended(before)
+        if now is not None and now.sandbox_id is not None:
+            for info in self.store.infos(sandbox_id=now.sandbox_id):
+                if info.created_at < now.created_at:
+                    await self.forget_suspended(info.id)
 
     async def forget_kernel(self, sandbox_id: SandboxId) -> None:
         """All that its kernel was suspended as, or went on from; what has a name stays."""

@@ -112,6 +112,7 @@ class SandboxService(Preparing, Moving):
         box.frontend = frontend(box) if frontend is not None else None
         box.idle = self._nobody_waits
         sandbox_id = box.info.id
+        self._forget_failures_of(notebook)
         self._boxes[sandbox_id] = box
         if hurry:
             self._hurried.add(sandbox_id)

@@ -52,14 +52,18 @@ class Suspending(Parking):
         self.memory.twins.want(box)
         return box.info
 
-    async def resume(self, sandbox_id: SandboxId) -> SandboxInfo:
+    async def resume(self, sandbox_id: SandboxId, *, hurry: bool = False) -> SandboxInfo:
         """Have a suspended sandbox go on where it was. One that runs is as it is.
+
+        Args:
+            sandbox_id: Which.
+            hurry: It does not wait for GPUs.
 
         Raises:
             WarmcellError: It stays suspended, with its snapshot as it was.
         """
         box = self.live(sandbox_id)
-        return await self._exclusively(box, self._resume(box))
+        return await self._exclusively(box, self._resume(box, hurry=hurry))
 
     async def reopen(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Have a suspended sandbox up again with its files, without the kernel that it had. One that runs is as it is.
@@ -138,12 +142,12 @@ class Suspending(Parking):
         return self._parking_place().engine.comes_back_on(parked)
 
     async def _resume(
-        self, box: LiveSandbox, snapshot: SnapshotId | None = None, *, with_kernel: bool = True
+        self, box: LiveSandbox, snapshot: SnapshotId | None = None, *, with_kernel: bool = True, hurry: bool = False
     ) -> SandboxInfo:
         began = time.perf_counter()
         if box.left is not None and box.info.state is State.RUNNING:
             if with_kernel:
-                await self._unpark(box, began=began)
+                await self._unpark(box, began=began, hurry=hurry)
             else:
                 await self._lease_anew(box)
             return box.info
@@ -155,7 +159,7 @@ class Suspending(Parking):
         try:
             target = snapshot or box.info.snapshot
             assert target is not None
-            devices = await self._lease(box, self._where_it_was(target) if with_kernel else None)
+            devices = await self._lease(box, self._where_it_was(target) if with_kernel else None, hurry=hurry)
             await self.memory.resume(box, devices, began=began, snapshot=snapshot, with_kernel=with_kernel)
         except BaseException:
             self._gpus.release(box.info.id)

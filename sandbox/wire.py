@@ -5,9 +5,10 @@ Whoever reads is told the place of what is wrong, as in "SandboxSpec.limits.pids
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NewType, Self
 
 from warmcell.sandbox.errors import InvalidRequestError
@@ -112,21 +113,24 @@ def _decode_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise _mismatch(where, "an object", value)
     if issubclass(kind, Wire):
         value = kind.normalized(value)
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(value) - set(fields))
+    kinds, needed = _fields(kind)
+    unknown = sorted(value.keys() - kinds.keys())
     if unknown:
         raise InvalidRequestError(
-            f"{where} has no field {unknown[0]!r}", hint=f"Known fields: {', '.join(sorted(fields))}."
+            f"{where} has no field {unknown[0]!r}", hint=f"Known fields: {', '.join(sorted(kinds))}."
         )
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
+    missing = [name for name in needed if name not in value]
     if missing:
         raise InvalidRequestError(f"{where} lacks {missing[0]!r}", hint=f"Give {', '.join(missing)}.")
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    return kind(**{name: _decode(kinds[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[Mapping[str, Any], Sequence[str]]:
+    """The type of each field, and those that have no default. Looked up once: each start reads some of them."""
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    return {f.name: hints[f.name] for f in fields}, needed
 
 
 def _decode_union(args: tuple[Any, ...], value: Any, where: str) -> Any:

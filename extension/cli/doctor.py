@@ -140,6 +140,9 @@ def _print_engine(engine: EngineReport) -> None:
     print(f"Snapshots{of}: {found}")
 
 
+DRIVER_PARKS = {"cuda": "by the NVIDIA driver (cuda.core.checkpoint)", "simulated": "simulated"}
+
+
 def _print_gpus(devices: list[dict[str, Any]], parking: Mapping[str, Any] | None) -> None:
     if not devices:
         print("GPUs: none; kernels run on the CPU.")
@@ -157,9 +160,22 @@ def _print_gpus(devices: list[dict[str, Any]], parking: Mapping[str, Any] | None
             for device in devices
         ],
     )
-    if parking is not None and parking["ready"]:
-        print(f"Parking: {parking['engine']}, in up to {parking['budget_bytes'] / GIB:.1f} GiB of the host's memory")
+    if parking is not None:
+        print(_parks(parking))
     print()
+
+
+def _parks(parking: Mapping[str, Any]) -> str:
+    """Who takes out what idle kernels have on which GPUs; why not, where nobody does, is a finding."""
+    words = {"driver": DRIVER_PARKS.get(parking["engine"], parking["engine"]), "torch": "by torch itself"}
+    found = []
+    for by, how in words.items():
+        on = [str(device["index"]) for device in parking["devices"] if device["by"] == by]
+        if on:
+            found.append(f"{how} on GPU {', '.join(dict.fromkeys(on))}")
+    if not found:
+        return "Parking: not possible here; idle kernels keep their GPUs"
+    return f"Parking: {'; '.join(found)}; in up to {parking['budget_bytes'] / GIB:.1f} GiB of the host's memory"
 
 
 def _lease(lease: Mapping[str, Any] | None) -> str:

@@ -75,7 +75,7 @@ class KeeperApi:
                 *principals_api.routes(),
                 *meters_api.routes(),
                 (r"/usage", UsageHandler),
-                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park|gpu)", MemoryHandler),
+                (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|fork|park|wake|gpu)", MemoryHandler),
                 *agents_api.routes(),
                 *urls_api.routes(),
                 *kernels_api.routes(),

@@ -22,6 +22,7 @@ def death(
     when: str = "by itself",
     more_memory: str = MORE_MEMORY,
     sharing: int = 1,
+    hint: str = "Restart it; if it happens again, the last cell's native code is the first suspect.",
 ) -> SandboxDiedError:
     """The error for a kernel with this exit code.
 
@@ -33,6 +34,7 @@ def death(
         when: Says when it ended.
         more_memory: What to do where it was killed for memory.
         sharing: How many ranks have the memory of its sandbox together.
+        hint: What to do where it was not.
     """
     killed_for_memory = oom_killed and exit_code == KILLED
     details = {"exit_code": exit_code, "oom_killed": killed_for_memory}
@@ -44,7 +46,7 @@ def death(
     name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
     return SandboxDiedError(
         f"{who} ended {when} with exit code {exit_code}{name}",
-        hint="Restart it; if it happens again, the last cell's native code is the first suspect.",
+        hint=hint,
         details=details,
     )
 

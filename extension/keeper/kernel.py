@@ -55,6 +55,10 @@ class Kernel:
     """Something that a client wants of it has it resumed now."""
     goes_on: bool = False
     """It was saved in the middle of a cell that goes on as soon as its page is there, or before long."""
+    kept_parked: bool = False
+    """Somebody gave its GPU back by hand, so nothing but a cell takes one again."""
+    woken_after: int | None = None
+    """The last cell that it had run when somebody's typing had it go on: so it does once between two cells."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

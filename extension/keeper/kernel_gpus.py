@@ -23,6 +23,8 @@ class KernelGpus(abc.ABC):
         self._kernels = kernels
         self.parking: set[SandboxId] = set()
         """Those that are being parked."""
+        self.wakes_early = True
+        """Whether a parked kernel goes on before its next cell is there, at a sign that it will be."""
         self.in_use: Callable[[SandboxId], bool] = lambda sandbox_id: False
         """Whether something runs in one that its kernel knows nothing of."""
 
@@ -30,8 +32,12 @@ class KernelGpus(abc.ABC):
     async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Save it to disk and end its processes."""
 
-    async def park(self, sandbox_id: SandboxId) -> SandboxInfo:
+    async def park(self, sandbox_id: SandboxId, *, by_hand: bool = True) -> SandboxInfo:
         """Give its GPUs back and keep it alive; its first cell takes some again. Others make room for it on the host.
+
+        Args:
+            sandbox_id: Which.
+            by_hand: Somebody wants just that, and has not merely left it idle.
 
         Raises:
             ConflictError: It is busy, or its GPU works.
@@ -45,9 +51,41 @@ class KernelGpus(abc.ABC):
                 raise errors.ConflictError("The kernel is busy", hint="Park it when its cell has ended.")
             self.parking.add(sandbox_id)
             try:
-                return await self._park(sandbox_id, lambda: kernel.proxy.busy or self.in_use(sandbox_id))
+                info = await self._park(sandbox_id, lambda: kernel.proxy.busy or self.in_use(sandbox_id))
             finally:
                 self.parking.discard(sandbox_id)
+            kernel.kept_parked = by_hand
+            return info
+
+    async def wake(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """A cell is likely to come: have its parked kernel go on, if that takes a GPU from nobody.
+
+        Once between two cells, so that whoever writes for hours and runs nothing gets the GPU once. From then on the
+        kernel is as idle as after a cell, and is parked again after as long. Whatever stands in the way, the cell will
+        do what a cell does.
+
+        Raises:
+            NotFoundError: There is no such sandbox.
+            UnsupportedOperationError: It has no kernel.
+        """
+        kernel = self._of(sandbox_id)
+        if kernel is None:
+            raise errors.UnsupportedOperationError("It has no kernel", hint="Nothing is parked there.")
+        info, ran = self._service.info(sandbox_id), kernel.proxy.cell or 0
+        if info.parked is None or not self._may_wake(kernel, ran):
+            return info
+        async with kernel.lock:
+            try:
+                info = await self._service.resume(sandbox_id, hurry=True)
+            except errors.WarmcellError as error:
+                log.debug("kernel %s does not go on before its cell: %s", kernel.request.kernel_id, error)
+                return self._service.info(sandbox_id)
+        kernel.woken_after = ran
+        log.info("kernel %s goes on before its cell", kernel.request.kernel_id)
+        return info
+
+    def _may_wake(self, kernel: Kernel, ran: int) -> bool:
+        return self.wakes_early and not (kernel.kept_parked or kernel.lock.locked() or kernel.woken_after == ran)
 
     async def _park(self, sandbox_id: SandboxId, unless: Callable[[], bool]) -> SandboxInfo:
         while True:

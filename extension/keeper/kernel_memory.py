@@ -157,9 +157,7 @@ class KernelMemory(KernelGpus):
                 work = [asyncio.create_task(self._clone(kernel, coming)) for _ in range(count)]
                 saved = await self._service.snapshot(sandbox_id, kind="fork", coming=coming)
         except BaseException:
-            for clone in work:
-                clone.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            await to_its_end(self._give_up(work))
             coming.close()
             raise
         try:
@@ -169,25 +167,27 @@ class KernelMemory(KernelGpus):
             await self._service.memory.store.discard(saved.id)
 
     async def _fork_from(self, kernel: Kernel, snapshot: SnapshotId, count: int) -> list[SandboxInfo]:
-        work = [asyncio.create_task(self._clone(kernel, snapshot)) for _ in range(count)]
-        try:
-            return await self._all_or_none(work)
-        except asyncio.CancelledError:
-            for clone in work:
-                clone.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
-            raise
+        return await self._all_or_none([asyncio.create_task(self._clone(kernel, snapshot)) for _ in range(count)])
 
     async def _all_or_none(self, work: Sequence[asyncio.Task[SandboxInfo]]) -> list[SandboxInfo]:
-        """The clones; where one fails none is left."""
+        """The clones; as soon as one fails, or nobody waits for them any more, all go."""
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+            for each in done:
+                if not each.cancelled() and (error := each.exception()) is not None:
+                    raise error
+            return [each.result() for each in work]
+        except BaseException:
+            await to_its_end(self._give_up(work))
+            raise
+
+    async def _give_up(self, work: Sequence[asyncio.Task[SandboxInfo]]) -> None:
+        """End these clones, those that are under way and those that are there."""
+        for each in work:
+            each.cancel()
         done = await asyncio.gather(*work, return_exceptions=True)
-        failed = [each for each in done if isinstance(each, BaseException)]
-        clones = [each for each in done if isinstance(each, SandboxInfo)]
-        if failed:
-            ids = [each.kernel_id for each in clones]
-            await asyncio.gather(*(self._kernels.remove(one) for one in ids if one is not None))
-            raise failed[0]
-        return clones
+        ids = [each.kernel_id for each in done if isinstance(each, SandboxInfo) and each.kernel_id is not None]
+        await asyncio.gather(*map(self._kernels.remove, ids))
 
     async def check(self, sandbox_id: SandboxId) -> None:
         """Whether memory of this sandbox can be saved; raises as `Memory.check`."""

@@ -31,6 +31,8 @@ class MemoryHandler(Handler):
         elif verb == "park":
             remote = self.keeper.service.info(box).owner == "remote"
             info = await (self.keeper.runs.park(box) if remote else memory.park(box))
+        elif verb == "wake":
+            info = await memory.wake(box)
         elif verb == "gpu":
             info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
         elif verb == "resume":
@@ -60,6 +62,10 @@ class MemoryHandler(Handler):
             return (await memory.resume(box)).to_json(), 200
         if verb == "park":
             return (await agents.park(box)).to_json(), 200
+        if verb == "wake":
+            raise UnsupportedOperationError(
+                "Sandboxes of code go on with what is run there", hint="Run it, or resume the sandbox."
+            )
         if verb == "gpu":
             raise UnsupportedOperationError(
                 "Sandboxes of code keep the GPU that they have", hint="Suspend it to give it back, or make a new one."

@@ -160,6 +160,9 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     },
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
     f"{BOX}/park": {"post": _run("Give its GPUs back; its kernel lives on until its next cell.", SANDBOX)},
+    f"{BOX}/wake": {
+        "post": _run("A cell is likely to come: it takes a GPU again if one is free; else it stays as it is.", SANDBOX)
+    },
     f"{BOX}/gpu": {
         "post": _run(
             "Other GPUs for its kernel, which keeps its variables. null: none.",
@@ -264,6 +267,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
                 timeout_s=or_null(NUMBER),
                 linger_s=or_null(NUMBER),
                 env={"type": "object", "additionalProperties": TEXT},
+                env_stays=YES_NO,
             ),
         ),
     },
@@ -275,11 +279,11 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
         "get": _run("What it has shown, and shows: a message of Jupyter's a line.", TEXT, kind=LINES, query=FROM)
     },
     f"{BOX}/contexts": {
-        "get": _run("Sets of variables.", given(contexts=many(named("Context")))),
-        "post": _run("Another set.", named("Context"), status=201, body=asked(id=TEXT, cwd=TEXT)),
+        "get": _run("Its contexts: the kernel itself, and processes below it.", given(contexts=many(named("Context")))),
+        "post": _run("Another one, a process of its own.", named("Context"), status=201, body=asked(id=TEXT, cwd=TEXT)),
     },
-    f"{BOX}/contexts/{{context_id}}": {"delete": _run("Remove it with its variables.")},
-    f"{BOX}/contexts/{{context_id}}/restart": {"post": _run("Empty it.", named("Context"))},
+    f"{BOX}/contexts/{{context_id}}": {"delete": _run("End it, with its variables and what runs there.")},
+    f"{BOX}/contexts/{{context_id}}/restart": {"post": _run("Have it begin anew.", named("Context"))},
     f"{BOX}/files": {
         "get": _run("A file's content.", BYTES, kind=RAW, query=PATH),
         "put": _run(

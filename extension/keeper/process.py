@@ -91,6 +91,7 @@ async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str,
     kernels = Kernels(service, paths)
     runs = Runs(service, values_bytes=settings.remote_values_bytes)
     memory = KernelMemory(service, kernels, paths)
+    memory.wakes_early = settings.wake_on_typing
     runs.clone_of = memory.clone_of
     principals = Principals(paths.principals)
     principals.open()

@@ -171,7 +171,7 @@ class Relief:
         if kernel.sandbox_id is None or not self._is_idle(kernel, idle_s, to_park=True):  # It was used since.
             return False
         try:
-            await self._memory.park(kernel.sandbox_id)
+            await self._memory.park(kernel.sandbox_id, by_hand=False)
         except errors.UnsupportedOperationError as error:
             log.debug("kernel %s cannot be parked: %s", kernel.request.kernel_id, error)
             self._leave_alone(kernel.sandbox_id)

@@ -161,7 +161,7 @@ def routes() -> list[tuple[str, type[WarmcellHandler]]]:
         (r"/check", CheckHandler),
         (r"/events", EventsHandler),
         (r"/sandboxes/([a-z0-9]+)", SandboxHandler),
-        (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|park|gpu)", MemoryHandler),
+        (r"/sandboxes/([a-z0-9]+)/(suspend|resume|snapshot|restore|park|wake|gpu)", MemoryHandler),
         (r"/sandboxes/([a-z0-9]+)/queue", QueueHandler),
         (r"/sandboxes/([a-z0-9]+)/fork", ForkHandler),
         (r"/sandboxes/([a-z0-9]+)/open", OpenHandler),

@@ -16,6 +16,9 @@ QUIET: Final = frozenset(
 KEPT_MAX_BYTES: Final = 16 * 1024**2
 """What copies of requests may take that a kernel has and that might have to be put to another state of it."""
 
+EXECUTING_MAX: Final = 1024
+"""Requests that a kernel may say it works on at once; it may say anything."""
+
 
 @dataclass(slots=True)
 class Asked:
@@ -40,8 +43,8 @@ class Activity:
     def __init__(self) -> None:
         self.last: float = time.time()
         """Unix time of the last request or output, in seconds."""
-        self.executing = False
-        """The last `status` that was not about a quiet request said busy."""
+        self._executing: set[str] = set()
+        """Requests, but for quiet ones, of which the last `status` said busy. Contexts of a kernel work at once."""
         self.cell: int | None = None
         """Number of the last cell that the kernel has begun; None: it has begun none, or that is not known."""
         self._open: dict[str, Asked] = {}
@@ -58,7 +61,7 @@ class Activity:
     def busy(self) -> bool:
         """Something runs or waits to run."""
         return (
-            self.executing
+            bool(self._executing)
             or bool(self._inherited)
             or any(each.kind not in QUIET for each in tuple(self._open.values()))
         )
@@ -105,9 +108,13 @@ class Activity:
             self._inherited.discard(parent)
         elif (found := self._open.get(parent)) is not None:
             found.begun = True
-        if parent_kind not in QUIET:
-            self.executing = state == "busy"
-            self._moved()
+        if parent_kind in QUIET:
+            return
+        if state != "busy":
+            self._executing.discard(parent)
+        elif len(self._executing) < EXECUTING_MAX:
+            self._executing.add(parent)
+        self._moved()
 
     def output(self) -> None:
         """Something else came on iopub."""
@@ -144,7 +151,7 @@ class Activity:
         for name, _ in found:
             self._close(name)
         self._inherited.clear()
-        self.executing = False
+        self._executing.clear()
         self.cell = None
         self._moved()
         return found
@@ -163,7 +170,7 @@ class Activity:
         for name in self._open.keys() - waiting:
             self._close(name)
         self._inherited.clear()
-        self.executing = False
+        self._executing.clear()
         self.cell = None
 
     def _close(self, name: str) -> None:

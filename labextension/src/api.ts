@@ -88,6 +88,11 @@ export class Api {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/park`, {});
   }
 
+  /** A cell of a parked sandbox is likely to come. */
+  async wake(id: string): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/wake`, {});
+  }
+
   /** Give the kernel of a sandbox another GPU, or none. */
   async changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {
     await this._json('POST', `sandboxes/${encodeURIComponent(id)}/gpu`, { gpu });

@@ -11,6 +11,7 @@ import { ranks } from './plugins/ranks';
 import { sandboxes } from './plugins/sandboxes';
 import { toolbar } from './plugins/toolbar';
 import { usage } from './plugins/usage';
+import { waking } from './plugins/waking';
 
 export * from './tokens';
 
@@ -25,7 +26,8 @@ const plugins: JupyterFrontEndPlugin<unknown>[] = [
   meters,
   panel,
   notices,
-  ranks
+  ranks,
+  waking
 ];
 
 export default plugins;

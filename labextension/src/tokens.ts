@@ -345,6 +345,13 @@ export interface ISandboxes extends IObservableDisposable {
   park(id: string): Promise<void>;
 
   /**
+   * Say that a cell of a parked sandbox is likely to come: it goes on if a GPU is free.
+   *
+   * @throws {@link ApiError} It is as it was.
+   */
+  wake(id: string): Promise<void>;
+
+  /**
    * Give the kernel of a sandbox another GPU, or none, with all its variables kept.
    *
    * @throws {@link ApiError} It has what it had; or it is suspended.

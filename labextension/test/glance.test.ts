@@ -271,6 +271,14 @@ test('a parked kernel says what is where and what wakes it; while it waits for a
 test('a kernel that went on shows how fast', () => {
   const resumed = sandbox({ started_from: 'snapshot', resumed_ms: 52.4 });
   assert.equal(glance(situation({ sandbox: resumed }), trans).label, 'CPU · resumed · 52 ms');
+  const unparked = glance(
+    situation({
+      sandbox: sandbox({ resumed_ms: 900, phases_ms: { queue: 2, unpark: 890, ready: 8 } })
+    }),
+    trans
+  );
+  assert.deepEqual([unparked.label, unparked.kind], ['CPU · unparked · 900 ms', 'woken']);
+  assert.match(unparked.title, /It was parked, and went on with a GPU .* within 900 ms/);
   const clone = sandbox({ started_from: 'snapshot', started_ms: 61 });
   assert.equal(glance(situation({ sandbox: clone }), trans).label, 'CPU · snapshot · 61 ms');
 });

@@ -155,6 +155,10 @@ class AsyncSandbox:
         """As `Sandbox.remove_context`."""
         await self._core.remove_context(context)
 
+    async def restart_context(self, context: str) -> None:
+        """As `Sandbox.restart_context`."""
+        await self._core.restart_context(context)
+
     async def exec(
         self,
         *argv: str,

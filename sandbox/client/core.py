@@ -166,6 +166,9 @@ class Core:
     async def remove_context(self, context: str) -> None:
         await self.calls.call("DELETE", f"{self.path}/contexts/{context}")
 
+    async def restart_context(self, context: str) -> None:
+        await self.calls.call("POST", f"{self.path}/contexts/{context}/restart", json={})
+
     # Commands -----------------------------------------------------------------------------------------------------
 
     async def exec(

@@ -220,7 +220,8 @@ class Sandbox:
 
         Args:
             code: As in a notebook's cell.
-            context: Whose variables it has; `create_context` makes further ones.
+            context: Where it runs; `create_context` makes further ones, each a process of its own. Code of one runs in
+                turn, code of several at once.
             timeout: Seconds after which it is interrupted; `Execution.error` says so. None: never.
             env: Variables of the environment that are set first, and stay.
             on_stdout: Told what it prints, as it comes.
@@ -228,7 +229,7 @@ class Sandbox:
             on_result: Told what it shows.
 
         Raises:
-            SandboxDiedError: The kernel has ended. The next run begins with another one.
+            SandboxDiedError: The kernel, or the context's process, has ended. The next run begins with another one.
         """
         work = self._core.run(
             code,
@@ -246,7 +247,16 @@ class Sandbox:
         now(self._core.interrupt())
 
     def create_context(self, *, cwd: str = "") -> str:
-        """Another set of variables, in the same process; its id is for `run`."""
+        """Another Python with variables of its own, which runs beside the others; its id is for `run`.
+
+        Suspending, snapshots and forks keep it like all else. When the default context's process ends, all end.
+
+        Args:
+            cwd: Where it begins; empty: where the kernel is.
+
+        Raises:
+            InvalidRequestError: There is no such directory.
+        """
         return now(self._core.create_context(cwd))
 
     def contexts(self) -> "builtins.list[str]":
@@ -254,8 +264,12 @@ class Sandbox:
         return now(self._core.contexts())
 
     def remove_context(self, context: str) -> None:
-        """Forget the variables of one."""
+        """End one, with its variables and what runs in it."""
         now(self._core.remove_context(context))
+
+    def restart_context(self, context: str) -> None:
+        """Have one begin anew, without its variables; what runs in it ends as interrupted."""
+        now(self._core.restart_context(context))
 
     def exec(
         self,

@@ -85,25 +85,30 @@ class CudaParking:
         """See the port: by the parker, which stays."""
         await self._running()
 
-    async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+    async def check_device(self, device: GpuDevice) -> None:
         """See the port: by driver, kind of device, and who else is on it."""
+        refuse_divided([device])
+        if version(device.driver_version) < FLOOR:
+            raise UnsupportedOperationError(
+                f"The NVIDIA driver {device.driver_version or '(of unknown version)'} cannot park kernels",
+                hint="Install 575.57.08 or newer; from 580 on kernels can also be moved to another GPU.",
+            )
+        for process in await self._inventory.processes(device):
+            if process.command.startswith("nvidia-cuda-mps"):
+                raise UnsupportedOperationError(
+                    f"An MPS server runs on GPU {device.index}, and what it serves cannot be parked",
+                    hint="End it (`echo quit | nvidia-cuda-mps-control`) where kernels are to be parked.",
+                )
+        await self._running()
+
+    async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
+        """See the port: as the devices allow; of several it is refused."""
         if not await asyncio.to_thread(with_cuda, pids) and not await self._of(devices, pids):
             return
         refuse_divided(devices)
         refuse_several(devices)
         for device in devices:
-            if version(device.driver_version) < FLOOR:
-                raise UnsupportedOperationError(
-                    f"The NVIDIA driver {device.driver_version or '(of unknown version)'} cannot park kernels",
-                    hint="Install 575.57.08 or newer; from 580 on kernels can also be moved to another GPU.",
-                )
-            for process in await self._inventory.processes(device):
-                if process.command.startswith("nvidia-cuda-mps"):
-                    raise UnsupportedOperationError(
-                        f"An MPS server runs on GPU {device.index}, and what it serves cannot be parked",
-                        hint="End it (`echo quit | nvidia-cuda-mps-control`) where kernels are to be parked.",
-                    )
-        await self._running()
+            await self.check_device(device)
 
     async def uses_gpus(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> bool:
         """If one has the driver's library loaded: what it holds then is the driver's affair."""

@@ -58,11 +58,11 @@ class Granting:
         self, one: Waiting, devices: Sequence[GpuDevice], choose: Callable[[Sight], Grant]
     ) -> tuple[Lease, ...]:
         uuids = [device.uuid for device in devices]
-        return await _unless_cancelled(lambda: self._directory.acquire(uuids, choose, holder=one.holder), release)
+        return await unless_cancelled(lambda: self._directory.acquire(uuids, choose, holder=one.holder), release)
 
     async def enqueue(self, one: Waiting) -> HeldTicket:
         """A place in the machine's queue; raises as `LeaseDirectory.enqueue`."""
-        return await _unless_cancelled(
+        return await unless_cancelled(
             lambda: self._directory.enqueue(one.request, holder=one.holder), lambda ticket: ticket.release()
         )
 
@@ -129,7 +129,7 @@ def _before(one: Waiting, sight: Sight) -> Sequence[Ticket]:
     return [ticket for ticket in sight.tickets if ticket.number < one.ticket.ticket.number]
 
 
-async def _unless_cancelled(work: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
+async def unless_cancelled(work: Callable[[], Result], undo: Callable[[Result], None]) -> Result:
     """Do it in a thread. That goes on if the caller is cancelled; whatever comes of it then is undone."""
 
     def done(task: "asyncio.Task[Result]") -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.gpus.allocator import Use
-from warmcell.sandbox.gpus.processes import user_name
+from warmcell.sandbox.gpus.processes import user_name, user_of
 from warmcell.sandbox.gpus.queue import Ticket
 from warmcell.sandbox.gpus.requests import parse
 
@@ -84,9 +84,14 @@ def read_holder(descriptor: int, *, parts: int = 1) -> Holder:
 
 
 def read_staying(descriptor: int) -> frozenset[int]:
-    """The processes that this file names; none where it cannot be read."""
+    """The processes that this file names, as far as they are of whoever wrote it; none where it cannot be read.
+
+    Anybody may write one, and must not have other users' programs pass for parked by it.
+    """
     try:
-        return frozenset(int(pid) for pid in json.loads(os.pread(descriptor, _LONGEST, 0))["stay"])
+        writer = os.fstat(descriptor).st_uid
+        named = frozenset(int(pid) for pid in json.loads(os.pread(descriptor, _LONGEST, 0))["stay"])
+        return named if writer == 0 else frozenset(pid for pid in named if user_of(pid) == writer)
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
 

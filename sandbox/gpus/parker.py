@@ -99,7 +99,9 @@ def park(driver: Driver, pids: Sequence[int], *, lock_ms: int) -> list[int]:
 
 
 def unpark(driver: Driver, pids: Sequence[int], mapping: Mapping[str, str] | None) -> list[int]:
-    """Have all of them that are parked go on, or none; who does. Those that are only locked are unlocked.
+    """Have all of them that are parked go on, or none; who runs on. Those that are only locked are unlocked.
+
+    Those that run already have come back when nobody waited for it any more.
 
     Raises:
         Refused: A step failed. Unless it says that something is lost, all are parked as before.
@@ -123,7 +125,7 @@ def unpark(driver: Driver, pids: Sequence[int], mapping: Mapping[str, str] | Non
     locked = [pid for pid, state in states.items() if state in ("checkpointed", "locked")]
     for pid in locked:
         _step("unlock", pid, functools.partial(driver.unlock, pid))
-    return locked
+    return [pid for pid, state in states.items() if state in ("checkpointed", "locked", "running")]
 
 
 def _step(name: str, pid: int, what: Callable[[], None]) -> None:

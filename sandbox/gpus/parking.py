@@ -29,6 +29,13 @@ class ParkEngine(Protocol):
             WarmcellError: It does not, with the reason and the cure.
         """
 
+    async def check_device(self, device: GpuDevice) -> None:
+        """Whether kernels on this device can be parked at all, whatever they do there.
+
+        Raises:
+            WarmcellError: They cannot, or that could not be found out, with the reason and the cure.
+        """
+
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Whether these processes can be parked at all; touches nothing. Those that use no GPU always can.
 
@@ -116,6 +123,10 @@ class SimulatedParking:
     async def probe(self) -> None:
         """It does."""
 
+    async def check_device(self, device: GpuDevice) -> None:
+        """As `check`."""
+        refuse_divided([device])
+
     async def check(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
         """Everything made up can be parked; a divided device cannot, as with real ones."""
         refuse_divided(devices)
@@ -163,6 +174,25 @@ async def to_host(engine: ParkEngine, devices: Sequence[GpuDevice], pids: Sequen
         if work.exception() is None:
             await engine.unpark(work.result(), devices, pids)
         raise
+
+
+async def from_host(
+    engine: ParkEngine, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]
+) -> asyncio.CancelledError | None:
+    """Unpark to the end, whoever gives up meanwhile: a driver cannot be stopped half-way. Raises as `unpark`.
+
+    Returns:
+        That somebody has given up, for the caller to raise once it has noted that all is back.
+    """
+    work = asyncio.create_task(engine.unpark(parked, devices, pids))
+    given_up: asyncio.CancelledError | None = None
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError as cancelled:
+        given_up = cancelled
+        await asyncio.wait({work})
+        work.result()
+    return given_up
 
 
 def refuse_divided(devices: Sequence[GpuDevice]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +16,7 @@ from warmcell.sandbox.errors import (
 )
 from warmcell.sandbox.gpus import queue
 from warmcell.sandbox.gpus.base import GpuInventory
-from warmcell.sandbox.gpus.granting import Granting, release
+from warmcell.sandbox.gpus.granting import Granting, release, unless_cancelled
 from warmcell.sandbox.gpus.leases import Lease, LeaseDirectory, Remainder
 from warmcell.sandbox.gpus.notes import Sight
 from warmcell.sandbox.gpus.processes import user_name
@@ -170,7 +171,8 @@ class GpuPool:
         try:
             for device in held.devices:
                 there = {process.pid for process in await self._inventory.processes(device)}
-                remainders.append(await asyncio.to_thread(self._directory.leave_behind, device.uuid, there & {*pids}))
+                leave = functools.partial(self._directory.leave_behind, device.uuid, there & {*pids})
+                remainders.append(await unless_cancelled(leave, lambda one: release([one])))
         except BaseException:
             release(remainders)
             raise
@@ -202,6 +204,10 @@ class GpuPool:
             ):
                 return held.devices
         return None
+
+    async def devices(self) -> tuple[GpuDevice, ...]:
+        """The machine's devices, whoever has them; raises as `status`."""
+        return tuple(await self._inventory.devices())
 
     async def status(self) -> list[dict[str, Any]]:
         """Each device in its wire form; under "leases" who has it or shares of it, and the first of them under "lease".

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 from pathlib import Path
 
 from warmcell.sandbox.gpus.base import GpuProcess
@@ -16,6 +17,16 @@ def describe(pid: int, *, memory_bytes: int | None = None) -> GpuProcess:
     except OSError:
         return GpuProcess(pid=pid, memory_bytes=memory_bytes)
     return GpuProcess(pid=pid, user=user_name(uid), command=command, memory_bytes=memory_bytes)
+
+
+def user_of(pid: int) -> int | None:
+    """Its uid; None where there is no such process, or it cannot be seen."""
+    try:
+        status = (Path("/proc") / str(pid) / "status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^Uid:\s+(\d+)", status, re.M)
+    return int(found[1]) if found else None
 
 
 def user_name(uid: int) -> str:

@@ -7,6 +7,7 @@ are. Then, nothing of the kernel running still, they are copied to where criu wo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -138,12 +139,7 @@ class _Copy:
             raise _ended() from None
         try:
             most = min(processors(), THREADS_MAX, size_bytes // LEAST_BYTES)
-            others = [threading.Thread(target=self._work, args=(memory,)) for _ in range(most - 1)]
-            for one in others:
-                one.start()
-            self._work(memory)
-            for one in others:
-                one.join()
+            self._side_by_side(memory, most)
             ending = select.poll()
             ending.register(process, select.POLLIN)
             if ending.poll(0):
@@ -153,6 +149,22 @@ class _Copy:
         finally:
             os.close(memory)
             os.close(process)
+
+    def _side_by_side(self, memory: int, most: int) -> None:
+        others: list[threading.Thread] = []
+        try:
+            for _ in range(most - 1):
+                one = threading.Thread(target=self._work, args=(memory,))
+                with contextlib.suppress(RuntimeError):  # The limit of processes: fewer do it as well.
+                    one.start()
+                    others.append(one)
+            self._work(memory)
+        except BaseException as error:
+            self._failed = error
+            raise
+        finally:
+            for one in others:  # They write to what the caller closes.
+                one.join()
 
     def _work(self, memory: int) -> None:
         room = mmap.mmap(-1, PIECE_BYTES)

@@ -17,7 +17,7 @@ from warmcell.sandbox.helper.images.errors import ImageError
 from warmcell.sandbox.helper.places import guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full
-from warmcell.sandbox.helper.tree import Guardian, Tree
+from warmcell.sandbox.helper.tree import AT_REST_S, Guardian, Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def dump(
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:
             raise criu.explain(draft.fd, "dump", code)
+        tree.require_stopped(timeout_s=AT_REST_S)
         pids = tree.pids()
         copying.fill(draft.path, {guest_pid_of(pid): pid for pid in pids}, spare=shelf.pages.spare)
         copied_ms = 1e3 * (time.perf_counter() - began) - dumped_ms
@@ -161,6 +162,7 @@ def dump(
         }
         renamed = os.path.exists(f"{draft.path}/{REMAPS}")
         frozen(renamed)
+        tree.require_stopped()
         if then != "stop":
             tree.thaw()
             guardian.dismiss()
@@ -175,7 +177,9 @@ def dump(
         edited_ms = 1e3 * (time.perf_counter() - edited_at)
         for name in (MEMORY, PINNED):
             os.makedirs(f"{draft.path}/{name}", 0o700, exist_ok=True)
-        about["pinned"] = held.pin(found.mapped, f"{draft.path}/{PINNED}", pins=shelf.pins, reader=reader)
+        about["pinned"] = held.pin(
+            found.mapped, f"{draft.path}/{PINNED}", pins=shelf.pins, reader=reader, code=found.code
+        )
         needed = lazy.page_files(Path(draft.path))
         draft.commit(about, old_pages={name: inode for name, inode in found.pages.items() if name in needed})
         keep = True

@@ -12,10 +12,11 @@ from warmcell.sandbox.helper.criu import DOOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from warmcell.sandbox.helper.pins import Pins
 
+DATA_MAX_BYTES = 256 << 20
 TMPFS_MAGIC, OVERLAYFS_MAGIC = 0x01021994, 0x794C7630
 _LINE = re.compile(r"([0-9a-f]+-[0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) +(/.*)")
 
@@ -26,6 +27,8 @@ class Held:
     def __init__(self) -> None:
         self.mapped: dict[str, list[int]] = {}
         """By path in the sandbox: inode, size, time of change."""
+        self.code: set[str] = set()
+        """Which of them it executes."""
         self.open: dict[str, list[int]] = {}
         """By path in the sandbox: size, time of change. Files of the host only, such as the workspace's."""
         self.pages: dict[str, int] = {}
@@ -57,11 +60,14 @@ def _look_at_maps(pid: int, held: Held) -> None:
             held.folders.add(os.path.dirname(path))
         elif path.startswith(f"{DOOR}/"):
             held.pages[path[len(DOOR) + 1 :]] = int(match.group(3))
-        elif path not in held.mapped and access[3] == "p" and path.startswith("/"):
-            with contextlib.suppress(OSError):
-                found = os.stat(f"/proc/{pid}/map_files/{area}")
-                if stat.S_ISREG(found.st_mode):
-                    held.mapped[path] = [found.st_ino, found.st_size, found.st_mtime_ns]
+        elif access[3] == "p" and path.startswith("/"):
+            if access[2] == "x":
+                held.code.add(path)
+            if path not in held.mapped:
+                with contextlib.suppress(OSError):
+                    found = os.stat(f"/proc/{pid}/map_files/{area}")
+                    if stat.S_ISREG(found.st_mode):
+                        held.mapped[path] = [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 def _look_at_descriptors(pid: int, held: Held) -> None:
@@ -94,7 +100,12 @@ def _in_layer(way: str) -> bool:
 
 
 def pin(
-    mapped: dict[str, list[int]], into: str, *, pins: Pins, reader: tuple[int, int] = (0, 0)
+    mapped: dict[str, list[int]],
+    into: str,
+    *,
+    pins: Pins,
+    reader: tuple[int, int] = (0, 0),
+    code: Collection[str] = (),
 ) -> dict[str, list[object]]:
     """Keep mapped files of the host against upgrades: a hard link each, of a copy where that cannot be.
 
@@ -106,6 +117,8 @@ def pin(
         into: Where to keep them.
         pins: Copies of files of other file systems.
         reader: uid and gid of who asks.
+        code: Which of them are programs or libraries, and so copied however large they are. Of data, such as a model's
+            weights, only what is small is.
 
     Returns, by path: inode, size and time of change as the sandbox sees it; the name in `into`, empty if the file is
     of the sandbox's own layer or cannot be kept, and then is only compared.
@@ -119,7 +132,8 @@ def pin(
             try:
                 found = os.fstat(file)
                 if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
-                    pins.keep(file, f"{into}/{number}")
+                    most = None if path in code else DATA_MAX_BYTES
+                    pins.keep(file, f"{into}/{number}", most_bytes=most)
                     name = str(number)
             finally:
                 os.close(file)

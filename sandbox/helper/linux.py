@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -148,9 +149,11 @@ def close_at_exec() -> None:
 def files_of(uid: int, gid: int) -> Iterator[None]:
     """Meanwhile files are opened with that user's rights and no others. For a process of one thread."""
     os.setgroups([])
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)  # Of any user but root: the capabilities go that overrule a file's rights.
     try:
+        _libc.setfsgid(gid)
+        _libc.setfsuid(uid)  # Of any user but root: the capabilities go that overrule a file's rights.
+        if (_libc.setfsuid(-1), _libc.setfsgid(-1)) != (uid, gid):  # Whether it worked, only the next call says.
+            raise PermissionError(errno.EPERM, f"the rights of user {uid} cannot be taken on")
         yield
     finally:
         _libc.setfsuid(os.geteuid())

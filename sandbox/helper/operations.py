@@ -100,18 +100,20 @@ class Helper:
         """Remove what an earlier helper that was killed has left, and finish what it had begun."""
         os.nice(BACKGROUND_NICE)
         for name in filter(str.isdigit, os.listdir(self.base) if os.path.isdir(self.base) else []):
-            shelf = Shelf(self.base, int(name))
-            shelf.clean()
-            shelf.finish()
+            with contextlib.suppress(OSError, HelperError):  # What one user has must not be in the way of the next.
+                shelf = Shelf(self.base, int(name))
+                shelf.clean()
+                shelf.finish()
 
     def rest(self, *, ending: bool = False) -> None:
-        """Let go of what was kept for requests that have not come, all of it at the end."""
+        """Let go of what was kept for requests that have not come; all of it at the end, or where the disk is full."""
         for name in filter(str.isdigit, os.listdir(self.base) if os.path.isdir(self.base) else []):
-            spare = Shelf(self.base, int(name)).pages.spare
-            if ending:
-                spare.discard()
-            else:
-                spare.expire()
+            with contextlib.suppress(OSError, HelperError):
+                spare = Shelf(self.base, int(name)).pages.spare
+                if ending:
+                    spare.discard()
+                else:
+                    spare.expire()
 
     def serve(self, conversation: Conversation) -> None:
         """Carry out one request, in a process of its own."""

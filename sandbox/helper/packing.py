@@ -19,7 +19,7 @@ from warmcell.sandbox.helper import zstd
 from warmcell.sandbox.helper.pages import summed_bytes
 from warmcell.sandbox.helper.problems import HelperError, corrupt, not_found
 from warmcell.sandbox.helper.seals import READ_BYTES
-from warmcell.sandbox.helper.shelf import ID, MEMORY, locked
+from warmcell.sandbox.helper.shelf import ID, MEMORY, full, locked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def pack(shelf: Shelf, image: str, *, told: Told = nobody) -> None:
     found = shelf.open(image)
     try:
         names = [name for name in found.about["memory"] if name not in found.packed]
-        if names and shelf.pages.mounted(names):
-            raise _in_use(image)
+        if names and (shelf.pages.mounted(names) or any(_is_linked_elsewhere(shelf, name) for name in names)):
+            raise _in_use(image)  # As it would turn out in the end, when all has been compressed.
         with _room(shelf, image) as room:
             done = _Done(told, of=2 * sum(summed_bytes(shelf.pages.known(name)[0]) for name in names))
             sums = {name: _compress(shelf, name, f"{room}/{name}", done) for name in names}
@@ -115,6 +115,11 @@ def _compress(shelf: Shelf, name: str, target: str, done: _Done) -> str:
     return sha256.hexdigest()
 
 
+def _is_linked_elsewhere(shelf: Shelf, name: str) -> bool:
+    """Whether somebody has a page file besides images that are complete: a snapshot that is being made, for one."""
+    return os.stat(shelf.pages.place(name)).st_nlink != 1 + len(_links(shelf, name))
+
+
 def _put_in_place(shelf: Shelf, image: str, name: str, new: str, sha256: str) -> None:
     """Have all images use it that use the file; nobody can begin to use one of them meanwhile."""
     with contextlib.ExitStack() as held:
@@ -139,11 +144,23 @@ def _expand(shelf: Shelf, found: Image, told: Told) -> None:
             try:
                 fcntl.flock(packed, fcntl.LOCK_EX)  # Several restores of one chain need it expanded once.
                 if shelf.pages.is_packed(name):
-                    _decompress(shelf, name, f"{room}/{name}", done)
+                    _with_room(shelf, name, f"{room}/{name}", done)
                     shelf.pages.change_form(name, f"{room}/{name}", images=_links(shelf, name))
             finally:
                 os.close(packed)
     found.packed = ()
+
+
+def _with_room(shelf: Shelf, name: str, target: str, done: _Done) -> None:
+    """Write the plain form; where the disk is full, in the place of what is kept for the next dump."""
+    try:
+        _decompress(shelf, name, target, done)
+    except OSError as error:
+        if full(error, shelf.path) is None or not shelf.pages.spare.is_there():
+            raise
+        shelf.pages.spare.discard()
+        os.unlink(target)
+        _decompress(shelf, name, target, done)
 
 
 def _decompress(shelf: Shelf, name: str, target: str, done: _Done) -> None:

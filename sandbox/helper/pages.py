@@ -2,6 +2,7 @@
 
     .pages/NAME         a link of its own, for CRIU cannot save a kernel again whose page file has no name any more
     .pages/NAME.json    its checksum, sealed; computed once, however many images share the file
+    .pages/NAME.stat    its inode as it was when that was right, sealed: a hint that spares to read all of it again
     .pages/.spare       one that has gone, and is written over by the next dump; see `spare`
 
 A page file never changes while it is one. It goes when no image links it and no sandbox has it mounted.
@@ -50,7 +51,7 @@ class Pages:
 
     def adopt(self, path: str, name: str) -> None:
         """Keep a file that an image has brought."""
-        with self._record(name):
+        with self._locked():
             os.link(path, f"{self._path}/{name}", follow_symlinks=False)
 
     def require(self, name: str, inode: int) -> None:
@@ -71,13 +72,13 @@ class Pages:
 
     def give(self, name: str, target: str) -> None:
         """Link a file into an image."""
-        with self._record(name) as record:
-            self._relink(name, record, lambda: os.link(f"{self._path}/{name}", target, follow_symlinks=False))
+        with self._locked():
+            self._relink(name, lambda: os.link(f"{self._path}/{name}", target, follow_symlinks=False))
 
     def take(self, path: str, name: str) -> None:
-        """One link of an image less."""
-        with self._record(name) as record:
-            self._relink(name, record, lambda: os.unlink(path))
+        """One link of an image less, whatever is known of the file."""
+        with self._locked():
+            self._relink(name, lambda: os.unlink(path))
 
     def verify(self, path: str, name: str, *, written: str) -> bool:
         """That an image's link is of the file as it was written. Reads it only where its inode has changed since.
@@ -107,9 +108,9 @@ class Pages:
             if record is None:
                 if written != boot_id():
                     raise corrupt("the machine stopped before all of it was on disk")
-            elif record["stat"] != identity(found):
+            elif self._seen(name) != identity(found):
                 _compare(record, path, name)
-                self._write(name, {**record, "stat": identity(found)})
+                self._see(name, found)
             return _is_packed(record, found)
 
     def learn(self, name: str) -> None:
@@ -124,7 +125,9 @@ class Pages:
         with self._record(name) as record:
             now = identity(os.stat(path))
             if record is None and now[:3] == before:
-                self._write(name, {"name": name, "sha256": found, "stat": now})
+                self._seals.write(f"{path}.json", {"name": name, "sha256": found})
+                synced(self._path)
+                self._see(name, os.stat(path))
 
     def check(self, path: str, name: str) -> bool:
         """Read all of an image's link of a file and compare its checksum; False where that is not known yet.
@@ -140,7 +143,7 @@ class Pages:
 
     def is_packed(self, name: str) -> bool:
         """Whether a file is compressed."""
-        with self._record(name) as record, contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, HelperError), self._record(name) as record:
             return _is_packed(record, os.stat(f"{self._path}/{name}"))
         return False
 
@@ -191,8 +194,9 @@ class Pages:
                     if link == own or os.path.lexists(link):
                         _replace(link, new, spare=f"{self._path}/{NEW_LINK}{name}")
             os.unlink(new)
-            self._seals.write(f"{own}.json", {**about, "stat": identity(os.stat(own))})
+            self._seals.write(f"{own}.json", about)
             synced(self._path)
+            self._see(name, os.stat(own))
         return True
 
     def mounted(self, names: Collection[str]) -> bool:
@@ -204,46 +208,70 @@ class Pages:
         found = os.listdir(self._path)
         for name in found:
             if name.startswith(NEW_LINK):
-                with self._record(name.removeprefix(NEW_LINK)), contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{self._path}/{name}")
-        names = [name for name in found if not name.startswith(".") and not name.endswith(".json")]
-        idle = [name for name in names if os.stat(f"{self._path}/{name}").st_nlink == 1]
+                with self._locked():
+                    _unlink(f"{self._path}/{name}")
+        idle = [name for name in found if "." not in name and self._links(name) == 1]
         mounted = _mounted() if idle else set()
         for name in idle:
-            with self._record(name), contextlib.suppress(FileNotFoundError):
-                if name not in mounted and os.stat(f"{self._path}/{name}").st_nlink == 1:
+            with self._locked():
+                if name not in mounted and self._links(name) == 1:
                     self._retire(f"{self._path}/{name}")
-                    os.unlink(f"{self._path}/{name}.json")
+                    for known in (".json", ".stat"):
+                        _unlink(f"{self._path}/{name}{known}")
+        for name in found:
+            if not name.startswith(".") and name.count(".") > 1:  # Begun by somebody who was killed.
+                with self._locked():
+                    _unlink(f"{self._path}/{name}")
 
     def _retire(self, path: str) -> None:
         if not self.spare.keep(path, length_bytes=summed_bytes(os.stat(path).st_size)):
             os.unlink(path)
 
-    def _relink(self, name: str, record: dict[str, Any] | None, change: Callable[[], None]) -> None:
+    def _links(self, name: str) -> int:
+        """How many there are of a file, which may have gone."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(f"{self._path}/{name}").st_nlink
+        return 0
+
+    def _relink(self, name: str, change: Callable[[], None]) -> None:
         """Change how many links there are, which changes the inode, and write that down if it was known before."""
         own = f"{self._path}/{name}"
-        known = record is not None and record["stat"] == identity(os.stat(own))
+        known = os.path.lexists(own) and self._seen(name) == identity(os.stat(own))
         change()
-        if record is not None and known:
-            self._write(name, {**record, "stat": identity(os.stat(own))})
+        if known:
+            self._see(name, os.stat(own))
+
+    def _seen(self, name: str) -> list[int] | None:
+        """The inode of a file for which its checksum was right, if that is known."""
+        with contextlib.suppress(FileNotFoundError, HelperError):
+            said = self._seals.read(f"{self._path}/{name}.stat")
+            if said["name"] == name:
+                return list(said["stat"])
+        return None
+
+    def _see(self, name: str, found: os.stat_result) -> None:
+        """Note it down. Not worth the wait for the disk: who finds nothing reads the file."""
+        self._seals.write(f"{self._path}/{name}.stat", {"name": name, "stat": identity(found)}, durable=False)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
 
     @contextlib.contextmanager
     def _record(self, name: str) -> Iterator[dict[str, Any] | None]:
         """What is known of a file, locked."""
-        lock = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._locked():
             record = None
             with contextlib.suppress(FileNotFoundError):
                 record = self._seals.read(f"{self._path}/{name}.json")
             if record is not None and record["name"] != name:
                 raise corrupt(f"the record of {name} is that of another")
             yield record
-        finally:
-            os.close(lock)
-
-    def _write(self, name: str, record: Mapping[str, Any]) -> None:
-        self._seals.write(f"{self._path}/{name}.json", record, durable=False)
 
 
 def _is_packed(record: Mapping[str, Any] | None, found: os.stat_result) -> bool:
@@ -262,14 +290,12 @@ def _compare(record: Mapping[str, Any], path: str, name: str) -> None:
 
 def _replace(link: str, by: str, *, spare: str) -> None:
     """Let a name be a link of another file."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(spare)
+    _unlink(spare)
     os.link(by, spare)
     try:
         os.rename(spare, link)
     finally:
-        with contextlib.suppress(FileNotFoundError):  # Else the link was one of that file already.
-            os.unlink(spare)
+        _unlink(spare)  # It is there still if the link was one of that file already.
 
 
 def _checksum(path: str) -> str:
@@ -281,6 +307,11 @@ def _checksum(path: str) -> str:
 def summed_bytes(size: int) -> int:
     """How much of a page file of this size has anything in it."""
     return size - TAIL_BYTES if size > TAIL_BYTES else size
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _mounted() -> set[str]:

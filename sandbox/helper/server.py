@@ -68,9 +68,11 @@ def serve(
         waiting.register(lifeline, select.POLLIN | select.POLLHUP)
     busy = helper.busy
     _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
+    rested = time.monotonic()
     while True:
-        ready = dict(waiting.poll(1e3 * REST_S))
-        if not ready:
+        ready = dict(waiting.poll(1e3 * max(0.0, rested + REST_S - time.monotonic())))
+        if time.monotonic() >= rested + REST_S:  # However much is asked meanwhile.
+            rested = time.monotonic()
             _worker(busy, helper.rest, [listening], [stop_reading, stop_writing])
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
@@ -174,9 +176,11 @@ def _converse(helper: Helper, connection: socket.socket) -> None:
         outcome = f"{error.code}: {error.message}"
         conversation.fail(error)
     except OSError as error:
-        problem = full(error, helper.base) or HelperError(
-            "snapshot_failed", f"The helper failed: {error}", hint="Its log says more."
-        )
+        problem = full(error, helper.base)
+        if problem is not None:
+            helper.rest(ending=True)  # What is kept for nobody in particular is not what the disk is full of next time.
+        else:
+            problem = HelperError("snapshot_failed", f"The helper failed: {error}", hint="Its log says more.")
         outcome = f"{problem.code}: {problem.message}"
         conversation.fail(problem)
     request = conversation.request

@@ -133,7 +133,7 @@ class Shelf:
         """Remove what operations that were killed have left, and memory that nobody maps any more."""
         for name in os.listdir(self.path):
             if name.startswith((".new-", "..new-", ".gone-")):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, HelperError):
                     self._remove_left(name)
         self.pages.collect()
         self.pages.spare.expire()
@@ -358,6 +358,9 @@ def _finish(shelf: Shelf, path: str, fd: int, about: Mapping[str, Any]) -> None:
         finished[name] = [checksum(plain), identity(os.stat(plain))]
     for name in about["files"]:
         synced(f"{path}/{name}")
+    for folder in (MEMORY, PINNED):
+        with contextlib.suppress(FileNotFoundError):
+            synced(f"{path}/{folder}")
     synced(path)
     if os.path.samestat(os.fstat(fd), os.stat(path)):
         shelf.seals.write(f"{path}/{ABOUT}", {**about, "finished": finished})

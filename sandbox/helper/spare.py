@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 import time
 
 LEAST_BYTES, MOST_BYTES = 64 << 20, 4 << 30
@@ -39,7 +40,9 @@ class Spare:
         except OSError:
             return False
         try:
-            # Linux grants this only where nobody else has the file open, or mapped.
+            # Linux grants this only where nobody else has the file open, or mapped. Who opens it in this very moment
+            # ends the lease, of which one is told by a signal; SIGIO, unless another is chosen, would be our end.
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
             os.ftruncate(fd, length_bytes)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.places import Place
 
 STOP_TIMEOUT_S = 30.0
+AT_REST_S = 10.0
+"""What threads may take to stand still again that criu has let go of."""
 UNTRACED_LOOK_S = 0.001
 GUARDED_S = 1800.0
 """Longer than criu and the copy of the layer may take."""
@@ -58,6 +60,22 @@ class Tree:
                 raise HelperError(
                     "timeout", "A process of the kernel cannot be stopped", details={"timeout": STOP_TIMEOUT_S}
                 )
+
+    def require_stopped(self, *, timeout_s: float = 0.0) -> None:
+        """That nobody has set any of it going since it was stopped. Only who let go of it last may need some time.
+
+        Raises:
+            HelperError: Somebody has: what was read of it is of several moments.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not all(map(_all_stopped, self.pids())):
+            if time.monotonic() >= deadline:
+                raise HelperError(
+                    "conflict",
+                    "Something in the sandbox has set the kernel going while it was saved",
+                    hint="Try again, and see that no process of the sandbox sends SIGCONT to the kernel.",
+                )
+            time.sleep(UNTRACED_LOOK_S)
 
     def is_whole(self) -> bool:
         """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""

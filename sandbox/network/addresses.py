@@ -43,6 +43,21 @@ TRANSLATED: Final = _blocks("::/96", "::ffff:0:0/96", "64:ff9b::/96")
 """The last four bytes are an IPv4 address that is meant."""
 
 
+def meant(address: Address) -> Address:
+    """The IPv4 address that is within an IPv6 one and is what is reached by it; else the address itself."""
+    if isinstance(address, ipaddress.IPv6Address) and int(address) > 1 and _within(address, TRANSLATED):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address
+
+
+def meant_block(block: Block) -> Block:
+    """The same of a block, all of which is within such addresses."""
+    first = meant(block[0])
+    if isinstance(block, ipaddress.IPv6Network) and isinstance(first, ipaddress.IPv4Address) and block.prefixlen >= 96:
+        return ipaddress.IPv4Network((int(first), block.prefixlen - 96))
+    return block
+
+
 def why_not(address: Address, *, private: bool = False) -> str | None:
     """Why a sandbox may not speak with an address; None: it may.
 
@@ -50,8 +65,7 @@ def why_not(address: Address, *, private: bool = False) -> str | None:
         address: Which.
         private: Whether it may be one of the operator's own network.
     """
-    if isinstance(address, ipaddress.IPv6Address) and int(address) > 1 and _within(address, TRANSLATED):
-        return why_not(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF), private=private)
+    address = meant(address)
     if _within(address, NEVER):
         return "an address that is not public"
     if _within(address, PRIVATE):

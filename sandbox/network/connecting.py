@@ -6,13 +6,16 @@ import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
-from warmcell.sandbox.network import addresses
+from warmcell.sandbox.models import NetworkPolicy
+from warmcell.sandbox.network import addresses, socks
 from warmcell.sandbox.network.addresses import Address
+from warmcell.sandbox.network.names import AskedServers
 from warmcell.sandbox.network.rules import Rules
+from warmcell.sandbox.network.socks import SocksError, Through
 
 LOOKUP_S: Final = 10.0
 CONNECT_S: Final = 15.0
@@ -55,17 +58,33 @@ class SystemResolver:
 
 
 class Connector:
-    """Connects to hosts, for all sandboxes."""
+    """Connects to hosts, for all sandboxes whose policies say nothing else of how."""
 
-    def __init__(self, resolver: Resolver, *, private: frozenset[tuple[str, int]] = frozenset()) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        private: frozenset[tuple[str, int]] = frozenset(),
+        through: Through | None = None,
+    ) -> None:
         """Connect nowhere yet.
 
         Args:
             resolver: Looks up names.
             private: Hosts and ports of the operator's own that may have private addresses.
+            through: A proxy through which all others are connected to.
         """
         self._resolver = resolver
         self._private = private
+        self._through = through
+
+    def of(self, policy: NetworkPolicy) -> "Connector":
+        """One that asks the name servers of a policy and goes through its proxy; raises InvalidRequestError."""
+        if not policy.name_servers and policy.through is None:
+            return self
+        resolver = AskedServers(policy.name_servers) if policy.name_servers else self._resolver
+        through = None if policy.through is None else Through.read(policy.through)
+        return Connector(resolver, private=self._private, through=through)
 
     async def connect(
         self,
@@ -88,18 +107,11 @@ class Connector:
         Raises:
             Refused: None of its addresses may be connected to, or can be.
         """
-        found = await self._addresses(host, lookups)
         private = (str(host), port) in self._private
-        refusal = "no address"
-        allowed: list[Address] = []
-        for address in found:
-            why = addresses.why_not(address, private=private) or rules.address_why_not(address, port)
-            if why is None:
-                allowed.append(address)
-            else:
-                refusal = why
-        if not allowed:
-            raise Refused(403 if found else 502, f"the host has {refusal}")
+        allowed = await self._allowed("the host", host, lookups, lambda one: rules.address_why_not(one, port), private)
+        if self._through is not None and not private:
+            first = min(allowed, key=lambda one: one.version)  # Not every proxy has IPv6.
+            return await self._connect_through(self._through, first, port, lookups, tls=tls, name=str(host))
         problem = "no answer"
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -107,12 +119,75 @@ class Connector:
                     try:
                         return await self._open(address, port, private=private, tls=tls, name=str(host))
                     except ssl.SSLCertVerificationError as error:
-                        problem = f"its certificate is not to be trusted: {error.verify_message}"
+                        problem = _untrusted(error)
                     except OSError as error:
-                        problem = os.strerror(error.errno) if error.errno else type(error).__name__
+                        problem = _problem(error)
         except TimeoutError:
             pass
         raise Refused(502, f"the host cannot be connected to: {problem}")
+
+    async def _connect_through(
+        self,
+        through: Through,
+        address: Address,
+        port: int,
+        lookups: asyncio.Semaphore,
+        *,
+        tls: ssl.SSLContext | None,
+        name: str,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The proxy gets the address that was checked: by a name it could be led to its own network's hosts.
+
+        Raises:
+            Refused: It does not connect.
+        """
+        if not through.known:
+            raise Refused(403, "the egress proxy's password is not known any more: set the network again")
+        private = (str(through.host), through.port) in self._private
+        found = await self._allowed("the egress proxy", through.host, lookups, lambda one: None, private)
+        writer: asyncio.StreamWriter | None = None
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                reader, writer = await self._open(
+                    found[0], through.port, private=private, tls=through.tls, name=through.server_name
+                )
+                await socks.connect(reader, writer, through, address, port)
+                if tls is not None:
+                    await writer.start_tls(tls, server_hostname=name)
+                connected, writer = writer, None
+                return reader, connected
+        except SocksError as error:
+            raise Refused(502, f"the egress proxy {error}") from None
+        except ssl.SSLCertVerificationError as error:
+            who = "the egress proxy" if writer is None else "the host"
+            raise Refused(502, f"{who} cannot be connected to: {_untrusted(error)}") from None
+        except (OSError, TimeoutError) as error:
+            raise Refused(502, f"the egress proxy cannot be connected to: {_problem(error)}") from None
+        finally:
+            if writer is not None:
+                writer.close()
+
+    async def _allowed(
+        self,
+        who: str,
+        host: str | Address,
+        lookups: asyncio.Semaphore,
+        why_not: Callable[[Address], str | None],
+        private: bool,
+    ) -> list[Address]:
+        """The addresses of a host that may be connected to; raises Refused where there are none."""
+        found = await self._addresses(host, lookups)
+        refusal = "no address"
+        allowed: list[Address] = []
+        for address in found:
+            why = addresses.why_not(address, private=private) or why_not(address)
+            if why is None:
+                allowed.append(address)
+            else:
+                refusal = why
+        if not allowed:
+            raise Refused(403 if found else 502, f"{who} has {refusal}")
+        return allowed
 
     async def _addresses(self, host: str | Address, lookups: asyncio.Semaphore) -> list[Address]:
         if not isinstance(host, str):
@@ -142,3 +217,13 @@ class Connector:
             writer.close()
             raise Refused(403, "the host is this machine")
         return reader, writer
+
+
+def _untrusted(error: ssl.SSLCertVerificationError) -> str:
+    return f"its certificate is not to be trusted: {error.verify_message}"
+
+
+def _problem(error: OSError) -> str:
+    if isinstance(error, TimeoutError) and not error.errno:
+        return "no answer"
+    return os.strerror(error.errno) if error.errno else type(error).__name__

@@ -1,6 +1,7 @@
 """What sandboxes without a network reach: the operator's side of it, and each sandbox's door to the proxy."""
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import secrets
 import ssl
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,10 +18,12 @@ from warmcell.sandbox import guest_files
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import InvalidRequestError, WarmcellError
 from warmcell.sandbox.models import NetworkPolicy
+from warmcell.sandbox.network import addresses, names, socks
 from warmcell.sandbox.network.connecting import Connector, Resolver, SystemResolver
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.index import Index
-from warmcell.sandbox.network.rules import Rules, patterns
+from warmcell.sandbox.network.rules import Pattern, Rules, patterns
+from warmcell.sandbox.network.socks import Through
 from warmcell.sandbox.network.streams import Plain, Tally
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ PORT: Final = 43128
 """Of the sandbox's loopback interface. It is the same for all, since copies have it in their environment."""
 CONNECTIONS_MAX: Final = 64
 """Of one sandbox at a time; more wait."""
+NAME_SERVERS_MAX: Final = 10
 LOOKUPS_MAX: Final = 4
 """Names of one sandbox that are looked up at a time."""
 LINES_PER_S: Final = 20
@@ -125,9 +130,32 @@ class Egress:
                 raise InvalidRequestError(
                     f"{text} cannot be reached from sandboxes here", hint=f"The operator says what can: {trait}."
                 )
+        self._check_ways(policy, within, trait)
         if policy.max_bytes is not None and policy.max_bytes < 0:
             raise InvalidRequestError("max_bytes cannot be below 0", hint="Leave it out for no cap.")
         return replace(policy, authority=policy.authority or secrets.token_hex(8)) if rules.reads_tls else policy
+
+    @staticmethod
+    def _check_ways(policy: NetworkPolicy, within: Sequence[Pattern], trait: str) -> None:
+        """How it reaches what it reaches. Either would lead to other hosts than the operator allows, so it is one.
+
+        Raises:
+            InvalidRequestError: It is not of its form, or the operator does not let it be asked for.
+        """
+        ways = [(f"The name server {text}", _name_server(text)) for text in policy.name_servers]
+        if len(ways) > NAME_SERVERS_MAX:
+            raise InvalidRequestError(
+                f"{len(ways)} name servers are too many", hint=f"Name {NAME_SERVERS_MAX} at most."
+            )
+        if policy.through is not None:
+            Through.read(policy.through)
+            ways.append(("The egress proxy", socks.pattern(policy.through)))
+        for what, pattern in ways:
+            if not any(one.covers(pattern) for one in within):
+                raise InvalidRequestError(
+                    f"{what} cannot be used from sandboxes here",
+                    hint=f"The operator says what can be reached, these with their ports: {trait}.",
+                )
 
     def rules(self, policy: NetworkPolicy) -> Rules:
         """The policy, read, with what the index needs; raises InvalidRequestError."""
@@ -149,6 +177,17 @@ class Egress:
         return Door(self, sandbox_id, policy, tally)
 
 
+def _name_server(text: str) -> Pattern:
+    """A name server, as policies name places; raises InvalidRequestError."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidRequestError(f"{text[:80]!r} is no name server", hint="Give its address, as in 1.1.1.1.") from None
+    if (why := addresses.why_not(address)) is not None:
+        raise InvalidRequestError(f"The name server {text} has {why}", hint="Name one of the public internet.")
+    return Pattern.read(f"{address}:{names.PORT}" if address.version == 4 else f"[{address}]:{names.PORT}")
+
+
 class Door:
     """Through which one sandbox reaches what it may, for as long as `serve` runs."""
 
@@ -158,7 +197,7 @@ class Door:
         self.policy = policy
         self.rules = egress.rules(policy)
         self.tally = tally
-        self.connector = egress.connector
+        self.connector = egress.connector.of(policy)
         self.opened = asyncio.Event()
         """Set once programs in the sandbox can connect, or it is clear that they cannot."""
         self.authority: Authority | None = egress.authority(policy) if self.rules.reads_tls else None

@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import NetworkPolicy
-from warmcell.sandbox.network.addresses import Address, Block
+from warmcell.sandbox.network.addresses import Address, Block, meant, meant_block
 from warmcell.sandbox.wire import HIDDEN, Secret
 
 USUAL_PORTS: Final = (80, 443)
@@ -79,14 +79,14 @@ class Pattern:
             if host == "*":
                 return cls(port=number)
             if "/" in host:
-                return cls(block=ipaddress.ip_network(host.strip("[]")), port=number)
+                return cls(block=meant_block(ipaddress.ip_network(host.strip("[]"))), port=number)
             below = host.startswith("*.")
             found = read_host(host[2:] if below else host)
             if isinstance(found, str):
                 return cls(name=found, below=below, port=number)
             if below:
                 raise ValueError
-            return cls(block=ipaddress.ip_network(found), port=number)
+            return cls(block=meant_block(ipaddress.ip_network(found)), port=number)
         except ValueError:
             raise _no_pattern(text) from None
 
@@ -112,7 +112,7 @@ class Pattern:
     def names(self, host: "str | Address") -> bool:
         """Whether that host is meant, whatever the port."""
         if self.block is not None:
-            return not isinstance(host, str) and host.version == self.block.version and host in self.block
+            return not isinstance(host, str) and meant(host) in self.block
         return not self.name or (isinstance(host, str) and self._has(host))
 
     def _has(self, name: str) -> bool:

@@ -27,9 +27,13 @@ class Changing(Known):
         """Wait until nothing runs in the background."""
         await self._summing.idle()
 
-    async def written(self) -> None:
-        """Wait until all that was committed or changed is on the disk, and outlives a loss of power."""
-        await self._summing.written()
+    async def written(self, snapshot_id: SnapshotId) -> None:
+        """Wait until it is on the disk as it was committed and last changed, and outlives a loss of power.
+
+        Raises:
+            SnapshotError: It cannot be known whether it is.
+        """
+        await self._summing.written(snapshot_id)
 
     async def touch(self, snapshot_id: SnapshotId) -> None:
         """Count this moment as its last use."""

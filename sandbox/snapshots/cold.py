@@ -5,6 +5,7 @@ is opened.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from warmcell.sandbox.snapshots import manifest as manifests
 from warmcell.sandbox.snapshots.draft import LAYER
 from warmcell.sandbox.snapshots.manifest import Manifest, corrupt
 from warmcell.sandbox.snapshots.tarball import END, Unpacker, pack
+
+log = logging.getLogger(__name__)
 
 PACKED = "layer.tar.zst"
 
@@ -41,7 +44,7 @@ def compress(directory: Path, manifest: Manifest) -> Manifest:
     size = (directory / PACKED).stat().st_size
     changed = _with(manifest, compressed=True, layer_bytes=size)
     manifests.write(directory, changed)
-    disk.remove(directory / LAYER)
+    _drop(directory / LAYER)
     return changed
 
 
@@ -69,7 +72,7 @@ def expand(directory: Path, manifest: Manifest) -> Manifest:
         raise
     changed = _with(manifest, compressed=False, layer_bytes=found.disk_bytes)
     manifests.write(directory, changed)
-    (directory / PACKED).unlink()
+    _drop(directory / PACKED)
     return changed
 
 
@@ -96,6 +99,14 @@ def tidy(directory: Path, manifest: Manifest) -> None:
         leftovers.append(other)
     for name in leftovers:
         disk.remove(directory / name)
+
+
+def _drop(path: Path) -> None:
+    """Remove the form that counts no more. What stays of it is removed when the store is opened."""
+    try:
+        disk.remove(path)
+    except OSError as error:
+        log.warning("%s is of no use any more, and could not be removed: %s", path, error)
 
 
 def _with(manifest: Manifest, *, compressed: bool, layer_bytes: int) -> Manifest:

@@ -31,11 +31,17 @@ class Compressor:
         self._remeasure = remeasure
 
     def cold(self, *, before: float) -> list[SnapshotId]:
-        """Those of which something could be compressed, and that were last used before that Unix time."""
+        """Those of which something could be compressed, and that were last used before that Unix time.
+
+        What is known to be damaged stays as it is: to find that out once more all of it would be read.
+        """
         return [
             info.id
             for info in self._store.infos()
-            if info.last_used_at <= before and info.kind not in PASSING and self._is_large(info)
+            if info.last_used_at <= before
+            and info.kind not in PASSING
+            and info.id not in self._store.damaged
+            and self._is_large(info)
         ]
 
     async def compress(self, snapshot_id: SnapshotId, told: Callable[[int, int], None]) -> SnapshotInfo:

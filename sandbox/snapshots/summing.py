@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from warmcell.sandbox.errors import SnapshotError
 from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.snapshots import contents, disk
 from warmcell.sandbox.snapshots.draft import LAYER
@@ -26,14 +27,20 @@ class Summing:
         """`keep` is awaited with each result."""
         self._root = root
         self._keep = keep
-        self._waiting: dict[SnapshotId, bool] = {}
+        self._waiting: dict[SnapshotId, None] = {}
+        self._unwritten: set[SnapshotId] = set()
+        """What is to be put on the disk."""
+        self._doubtful: set[SnapshotId] = set()
+        """What was to be put there when that failed: Linux says so once, and may have dropped what it had to write."""
         self._task: asyncio.Task[None] | None = None
         self._stop = threading.Event()
         self._hurry = asyncio.Event()
 
     def add(self, snapshot_id: SnapshotId, *, sync: bool = False) -> None:
         """Sum it up when those before it are done, and before that put it on the disk if `sync`."""
-        self._waiting[snapshot_id] = sync
+        self._waiting[snapshot_id] = None
+        if sync:
+            self._unwritten.add(snapshot_id)
         if self._task is None or self._task.done():
             self._stop.clear()
             self._hurry.clear()
@@ -45,10 +52,19 @@ class Summing:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def written(self) -> None:
-        """Wait until all that is to be put on the disk is there."""
+    async def written(self, snapshot_id: SnapshotId) -> None:
+        """Wait until a snapshot is on the disk.
+
+        Raises:
+            SnapshotError: It cannot be known whether it is.
+        """
         if self._task is not None:
             await asyncio.wait([self._task])
+        if snapshot_id in self._unwritten | self._doubtful:
+            raise SnapshotError(
+                f"It is not known whether snapshot {snapshot_id} is on the disk",
+                hint="Look after the disk of the state directory; keeper.log says what it complained about.",
+            )
 
     async def close(self) -> None:
         """Stop, in the middle of a layer if it must be; the machine puts on the disk what is not there. Idempotent."""
@@ -58,9 +74,15 @@ class Summing:
 
     async def _sync(self) -> None:
         """Put on the disk what is not there yet, all at once."""
-        if any(self._waiting.values()):
-            self._waiting = dict.fromkeys(self._waiting, False)
+        if not self._unwritten:
+            return
+        written = frozenset(self._unwritten)
+        try:
             await asyncio.to_thread(disk.sync_filesystem, self._root)
+        except OSError as error:
+            log.error("Snapshots could not be put on the disk: %s", error)
+            self._doubtful |= written
+        self._unwritten -= written
 
     async def _work(self) -> None:
         # Whoever has just taken a snapshot may be about to restore it: that should not have to share the disk.
@@ -68,10 +90,7 @@ class Summing:
             async with asyncio.timeout(QUIET_S):
                 await self._hurry.wait()
         while self._waiting:
-            try:
-                await self._sync()
-            except OSError as error:
-                log.warning("Snapshots could not be put on the disk: %s", error)
+            await self._sync()
             snapshot_id = next(iter(self._waiting))
             del self._waiting[snapshot_id]
             layer = self._root / snapshot_id / LAYER

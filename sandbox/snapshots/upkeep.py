@@ -111,5 +111,8 @@ class Upkeep:
         return [
             info.id
             for info in infos
-            if info.last_used_at <= since and not info.compressed and info.layer_bytes >= LEAST_BYTES
+            if info.last_used_at <= since
+            and not info.compressed
+            and info.layer_bytes >= LEAST_BYTES
+            and info.id not in self._store.damaged
         ]

@@ -55,7 +55,7 @@ def home() -> Iterator[Places]:
         config.mkdir(parents=True)
         lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.keeper_idle_s = 0.2", "c.Warmcell.prepared = 0"]
         lines += [f"c.Warmcell.simulated_gpus = {GPUS!r}", "c.Warmcell.gpu_wait = 0.0"]
-        lines += ["c.Warmcell.egress_allowed = c.Warmcell.egress_principals = ['*.example.com']"]
+        lines += ["c.Warmcell.egress_allowed = c.Warmcell.egress_principals = ['*.example.com', '198.41.0.4:53']"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
         yield made
 

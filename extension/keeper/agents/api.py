@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
@@ -28,7 +29,10 @@ LONGEST_WAIT_S = 300.0
 SIGNAL_MAX = 64
 LISTED_MAX = 1000
 TAGS_MAX, TAG_MAX = 64, 1024
-TERMS = ("timeout_s", "on_timeout", "auto_resume", "keeps_memory", "tags")
+TLS_PORTS_MAX = 64
+TERMS = ("timeout_s", "on_timeout", "auto_resume", "keeps_memory", "tags", "port_host", "tls_ports")
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]|\$\{PORT\}){1,253}(?::(?:[0-9]{1,5}|\$\{PORT\}))?")
 
 BOX = r"/sandboxes/([a-z0-9]+)"
 ITEM = r"([a-z0-9]{1,32})"
@@ -246,14 +250,16 @@ class RunOutputHandler(_RunHandler):
 
 
 class ContextsHandler(Handler):
-    """Sets of variables in its kernel."""
+    """Its kernel's own, and those that are processes of their own below that."""
 
     def get(self, sandbox_id: str) -> None:
         contexts = self.box(sandbox_id).runs.contexts
         self.answer({"contexts": [{"id": name, "cwd": cwd} for name, cwd in contexts.items()]})
 
     async def post(self, sandbox_id: str) -> None:
-        self.answer(self.box(sandbox_id).runs.new_context(self.body(), uuid.uuid4().hex), 201)
+        body = self.body()
+        box = await self.awake(sandbox_id)
+        self.answer(await box.runs.new_context(body, uuid.uuid4().hex), 201)
 
 
 class ContextHandler(Handler):
@@ -279,7 +285,12 @@ def terms_of(body: Mapping[str, Any]) -> Terms:
         raise InvalidRequestError(
             "Too many tags, or too long ones", hint=f"At most {TAGS_MAX}, names and values up to {TAG_MAX} characters."
         )
-    return Terms.from_json({**body, "tags": tags, "timeout_s": _timeout(body)})
+    terms = Terms.from_json({**body, "tags": tags, "timeout_s": _timeout(body)})
+    if terms.port_host and not _HOST.fullmatch(terms.port_host):
+        raise InvalidRequestError("port_host is no host", hint="As in ${PORT}-app.example.com, or app.example.com:443.")
+    if len(terms.tls_ports) > TLS_PORTS_MAX or not all(0 < port < 65536 for port in terms.tls_ports):
+        raise InvalidRequestError("tls_ports are no ports, or too many", hint=f"{TLS_PORTS_MAX} of 1 to 65535 at most.")
+    return terms
 
 
 def changes_of(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,3 +105,13 @@ def number(parameter: str, name: str, *, most: float) -> float:
     if not 0 <= value <= most:
         raise InvalidRequestError(f"`{name}` must be a number from 0 to {most:g}", hint=f"Leave {name} out.")
     return value
+
+
+def environment(body: Mapping[str, Any]) -> dict[str, str]:
+    """`env`, variables that can be set; raises as `text`."""
+    env = strings(body, "env")
+    if any(not name or "=" in name or "\0" in name + value for name, value in env.items()):
+        raise InvalidRequestError(
+            "`env` has what is no variable", hint="Names are not empty and have no =, and nothing has a null byte."
+        )
+    return env

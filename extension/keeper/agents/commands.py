@@ -43,7 +43,7 @@ class Command:
         self.id = checks.new_id(body)
         self.argv: tuple[str, ...] = tuple(argv)
         self.cwd = checks.text(body, "cwd", "", most=PATH_MAX)
-        self.env = checks.strings(body, "env")
+        self.env = checks.environment(body)
         self.tag = checks.text(body, "tag", "", most=TAG_MAX)
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.keeps_stdin = checks.flag(body, "stdin")

@@ -5,7 +5,7 @@ the process behind.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import zmq.asyncio
@@ -13,7 +13,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S
+from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S, TRAVELS
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -22,10 +22,14 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
+AHEAD_MAX = 256
+"""Messages of one cell that wait for whoever follows it; then the kernel is read no further."""
+
+Message = dict[str, Any]
 
 
 class KernelClient:
-    """Sends cells to a kernel, and hears what they show."""
+    """Sends cells to a kernel and to its contexts, and hears what they show."""
 
     def __init__(self, context: "zmq.asyncio.Context", kernel: Kernel) -> None:
         self._kernel = kernel
@@ -35,6 +39,10 @@ class KernelClient:
         self._client.session.key = str(connection["key"]).encode()
         self._client.start_channels(stdin=False, hb=False, control=False)  # Descriptors: a thousand may wait.
         self._heard = False
+        self._shown: dict[str, asyncio.Queue[Message]] = {}
+        """What is published of each cell that runs, by the id of its request."""
+        self._replies: dict[str, asyncio.Future[Message]] = {}
+        self._hearing: dict[str, asyncio.Task[None]] = {}
 
     async def ready(self) -> None:
         """Wait until what the kernel says reaches us.
@@ -53,61 +61,227 @@ class KernelClient:
             ) from error
         self._heard = True
 
-    async def execute(self, code: str, box: LiveSandbox, *, silent: bool = False) -> AsyncGenerator[dict[str, Any]]:
+    async def execute(
+        self, code: str, box: LiveSandbox, *, silent: bool = False, lent: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Message]:
         """Messages of one cell, last its `reply`. Whoever closes this early leaves the cell running.
+
+        Args:
+            code: Of the cell.
+            box: The sandbox as it is now.
+            silent: Nothing of it is shown, and it has no number.
+            lent: Variables of the environment that are there for this cell alone.
 
         Raises:
             SandboxDiedError: The kernel has ended.
         """
-        client = self._client
         oom_before = box.oom_kills()
         # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
-        sent = client.execute(code, silent=silent, store_history=not silent, allow_stdin=False, stop_on_error=False)
-        reply = asyncio.create_task(self._reply(sent))
-        died = asyncio.create_task(self._died())
-        hearing: asyncio.Task[Any] | None = None
+        content = _content(code, silent=silent, lent=lent)
+        message = self._client.session.msg("execute_request", content)
+        with self._following(message["header"]["msg_id"]) as shown, self._awaiting(message, "shell") as reply:
+            died = asyncio.create_task(self._died())
+            try:
+                async for each in self._until_idle(shown, reply, died, box, oom_before):
+                    yield each
+                await asyncio.wait(_both(reply, died), return_when=asyncio.FIRST_COMPLETED)
+                if not reply.done():
+                    raise self._death(died.result(), box, oom_before)
+                yield {"msg_type": "reply", "content": reply.result()["content"], "metadata": {}}
+            finally:
+                died.cancel()
+                await asyncio.gather(died, return_exceptions=True)
+
+    async def execute_in(
+        self,
+        context: Mapping[str, Any],
+        code: str,
+        box: LiveSandbox,
+        *,
+        name: str,
+        env: Mapping[str, str],
+        lent: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Message]:
+        """As `execute`, in one of the kernel's further contexts, whose process is started if it has none.
+
+        Args:
+            context: Its id and directory, as the guest knows them.
+            code: Of the cell.
+            box: The sandbox as it is now.
+            name: By which `interrupt` knows the cell.
+            env: Variables of the environment that are set first.
+            lent: Those that are there for this cell alone.
+
+        Raises:
+            SandboxDiedError: The kernel, or the process of the context, has ended.
+            WarmcellError: The context cannot be had.
+        """
+        asked = {**context, "action": "run", "content": _content(code, lent=lent), "env": dict(env)}
+        async for message in self._in_context(asked, box, name=name):
+            yield message
+
+    async def start(self, context: Mapping[str, Any], box: LiveSandbox) -> None:
+        """Start the process of a context and wait until it is up; raises as `execute_in`."""
+        async for _ in self._in_context({**context, "action": "start"}, box):
+            pass
+
+    async def interrupt(self, context: str, name: str) -> None:
+        """Interrupt a cell of a context, or have it never begin."""
+        await self._ask({"action": "interrupt", "context": context, "run": name})
+
+    async def end(self, context: str) -> None:
+        """End the process of a context, if it has one."""
+        await self._ask({"action": "end", "context": context})
+
+    def close(self) -> None:
+        """Let go of the kernel. Idempotent."""
+        for task in self._hearing.values():
+            task.cancel()
+        self._hearing.clear()
+        with contextlib.suppress(RuntimeError):
+            self._client.stop_channels()
+
+    async def _in_context(
+        self, asked: Mapping[str, Any], box: LiveSandbox, *, name: str = ""
+    ) -> AsyncGenerator[Message]:
+        oom_before = box.oom_kills()
+        header = self._client.session.msg_header("execute_request")
+        if name:
+            header["msg_id"] = name
+        with self._following(header["msg_id"]) as shown:
+            died = asyncio.create_task(self._died())
+            said: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+            try:
+                await self._ask({**asked, "header": header})
+                async for each in self._until_idle(shown, said, died, box, oom_before):
+                    yield each
+            finally:
+                died.cancel()
+                await asyncio.gather(died, return_exceptions=True)
+            if not said.done():
+                raise errors.ProtocolError("A context ended its cell without a reply", hint="Restart the context.")
+            content = said.result()["content"]
+            if content["status"] == "died":
+                who = f"The context{content['why'] and ' could not start: ' + content['why'] + '. It'}"
+                oom = box.oom_kills() > oom_before
+                raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, hint=_AGAIN)
+            yield {"msg_type": "reply", "content": content, "metadata": {}}
+
+    async def _until_idle(
+        self,
+        shown: "asyncio.Queue[Message]",
+        reply: "asyncio.Future[Message]",
+        died: "asyncio.Task[KernelProcess]",
+        box: LiveSandbox,
+        oom_before: int,
+    ) -> AsyncGenerator[Message]:
+        """What is shown of a cell. A reply that comes among it, as those of contexts do, is `reply`'s result.
+
+        Raises:
+            SandboxDiedError: The kernel has ended.
+        """
+        hearing: asyncio.Task[Message] | None = None
         try:
             while True:
-                hearing = hearing or asyncio.ensure_future(client.get_iopub_msg(timeout=None))
-                waited = {hearing, died} if reply.done() else {hearing, died, reply}
+                hearing = hearing or asyncio.create_task(shown.get())
+                waited: set[asyncio.Future[Any]] = {hearing, died, *self._hearing.values()}
+                if not reply.done():
+                    waited.add(reply)
                 done, _ = await asyncio.wait(
                     waited, timeout=SILENCE_S if reply.done() else None, return_when=asyncio.FIRST_COMPLETED
                 )
+                for listening in done.intersection(self._hearing.values()):
+                    listening.result()  # It ends only by an error: what came was no message.
                 if hearing in done:
                     message, hearing = hearing.result(), None
-                    if message["parent_header"].get("msg_id") != sent:
-                        continue
                     if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
-                        break
-                    if message["msg_type"] in SHOWN:
+                        return
+                    if message["msg_type"] == "execute_reply" and not reply.done():
+                        reply.set_result(message)
+                    elif message["msg_type"] in SHOWN:
                         yield {key: message[key] for key in ("msg_type", "content", "metadata")}
                 elif died in done:
                     raise self._death(died.result(), box, oom_before)
                 elif not done:
                     log.warning("sandbox %s: the end of a cell's output was lost", box.info.id)
                     yield dict(LOST)
-                    break
-            await asyncio.wait({reply, died}, return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done():
-                raise self._death(died.result(), box, oom_before)
-            yield {"msg_type": "reply", "content": reply.result(), "metadata": {}}
+                    return
         finally:
-            tasks = [task for task in (reply, died, hearing) if task is not None]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if hearing is not None:
+                hearing.cancel()
+                await asyncio.gather(hearing, return_exceptions=True)
 
-    def close(self) -> None:
-        """Let go of the kernel. Idempotent."""
-        with contextlib.suppress(RuntimeError):
-            self._client.stop_channels()
+    async def _ask(self, content: Mapping[str, Any]) -> None:
+        """Ask the kernel something about a context.
 
-    async def _reply(self, sent: str) -> dict[str, Any]:
+        Raises:
+            InvalidRequestError: It has not the directory that was asked for.
+            ConflictError: It has too many.
+            SandboxDiedError: The kernel has ended.
+            OperationTimeoutError: It does not know of such requests.
+        """
+        message = self._client.session.msg("warmcell_context_request", dict(content))
+        died = asyncio.create_task(self._died())
+        try:
+            with self._awaiting(message, "control") as reply:
+                await asyncio.wait(_both(reply, died), timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+                if not reply.done():
+                    if died.done():
+                        raise errors.SandboxDiedError("The kernel has ended", hint="Run it again.")
+                    raise errors.OperationTimeoutError(
+                        "The kernel does not answer about its contexts",
+                        hint="It was saved by another version: kill the sandbox, or use its default context.",
+                    )
+                answer = reply.result()["content"]
+        finally:
+            died.cancel()
+            await asyncio.gather(died, return_exceptions=True)
+        if answer["status"] != "ok":
+            raise _refusal(answer)
+
+    # What the kernel says, taken to whoever waits for it.
+
+    @contextlib.contextmanager
+    def _following(self, name: str) -> "Iterator[asyncio.Queue[Message]]":
+        self._hear("iopub")
+        shown = self._shown[name] = asyncio.Queue(AHEAD_MAX)
+        try:
+            yield shown
+        finally:
+            del self._shown[name]
+            while not shown.empty():  # What waits for room there waits no more.
+                shown.get_nowait()
+
+    @contextlib.contextmanager
+    def _awaiting(self, message: Message, channel: str) -> "Iterator[asyncio.Future[Message]]":
+        """Send a request, whose reply that will be."""
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        name = message["header"]["msg_id"]
+        self._replies[name] = reply
+        try:
+            self._channel(channel).send(message)
+            self._hear(channel)
+            yield reply
+        finally:
+            del self._replies[name]
+            reply.cancel()
+
+    def _hear(self, channel: str) -> None:
+        if channel not in self._hearing or self._hearing[channel].done():
+            self._hearing[channel] = asyncio.create_task(self._listen(self._channel(channel)))
+
+    def _channel(self, name: str) -> Any:
+        return getattr(self._client, f"{name}_channel")
+
+    async def _listen(self, channel: Any) -> None:
         while True:
-            message: dict[str, Any] = await self._client.get_shell_msg(timeout=None)
-            if message["parent_header"].get("msg_id") == sent:
-                content: dict[str, Any] = message["content"]
-                return content
+            message: Message = await channel.get_msg(timeout=None)
+            parent = message["parent_header"].get("msg_id")
+            shown, reply = self._shown.get(parent), self._replies.get(parent)
+            if reply is not None and not reply.done() and message["msg_type"].endswith("_reply"):
+                reply.set_result(message)
+            elif shown is not None:
+                await shown.put(message)
 
     async def _died(self) -> KernelProcess:
         """Wait for the end of the kernel's process, unless another one takes its place."""
@@ -121,6 +295,32 @@ class KernelClient:
     @staticmethod
     def _death(process: KernelProcess, box: LiveSandbox, oom_before: int) -> errors.SandboxDiedError:
         return death(process.exit_code or 0, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
+
+
+_AGAIN = "Run it again: the context begins anew, without its variables."
+
+
+def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None = None) -> Message:
+    return {
+        **({TRAVELS: {"env": dict(lent)}} if lent else {}),
+        **{"code": code, "silent": silent, "store_history": not silent, "user_expressions": {}},
+        **{"allow_stdin": False, "stop_on_error": False},
+    }
+
+
+def _both(*waited: "asyncio.Future[Any]") -> "set[asyncio.Future[Any]]":
+    return set(waited)
+
+
+def _refusal(answer: Mapping[str, Any]) -> errors.WarmcellError:
+    words, hint = str(answer.get("evalue")), str(answer.get("hint") or "")
+    if answer.get("ename") in ("FileNotFoundError", "NotADirectoryError", "PermissionError"):
+        return errors.InvalidRequestError(
+            f"The context cannot begin there: {words}", hint="Name a directory of the sandbox's."
+        )
+    if answer.get("ename") == "ConflictError":
+        return errors.ConflictError(words, hint=hint)
+    return errors.BackendError(f"The context cannot be started: {words}", hint=hint or "Restart the sandbox.")
 
 
 async def _heard(client: AsyncKernelClient) -> None:

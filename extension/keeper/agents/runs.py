@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 from warmcell.extension.keeper.agents import checks
@@ -26,7 +27,7 @@ INTERRUPT_TIMEOUT_S = 15.0
 """How long an interrupted run has to end before the next one is sent, which then waits in the kernel."""
 
 DEFAULT_CONTEXT = "default"
-MODULE = "warmcell_guest.contexts"
+RESET = "get_ipython().reset(new_session=False)"
 
 Status = Literal["ok", "error", "interrupted", "timeout", "failed"]
 
@@ -45,7 +46,8 @@ class Run:
         self.context = checks.context_id({"id": body.get("context", DEFAULT_CONTEXT)}, DEFAULT_CONTEXT)
         self.timeout_s = checks.seconds(body, "timeout_s")
         self.linger_s = checks.seconds(body, "linger_s", LINGER_S, zero=True)
-        self.env = checks.strings(body, "env")
+        self.env = checks.environment(body)
+        self.env_stays = checks.flag(body, "env_stays", True)
         self.asked = checks.fingerprint(body)
         self.output = Output()
         self.state: Literal["waiting", "running", "ended"] = "waiting"
@@ -55,6 +57,8 @@ class Run:
         self.started_at = time.time()
         self.ended_at: float | None = None
         self.work: asyncio.Task[None] | None = None
+        self.request = uuid.uuid4().hex
+        """By which the kernel knows it."""
         self._cut: tuple[Status, errors.WarmcellError | None] | None = None
 
     def info(self) -> dict[str, Any]:
@@ -91,7 +95,10 @@ class Run:
 
 
 class KernelRuns:
-    """The runs of one sandbox, one after another; and its contexts."""
+    """The runs of one sandbox, one after another in each of its contexts; and these.
+
+    The default context is the kernel itself, each other one a process below it.
+    """
 
     def __init__(
         self,
@@ -107,30 +114,27 @@ class KernelRuns:
             box: The sandbox as it is now.
             client: A client of its kernel, which lives.
             interrupt: Interrupts what the kernel does.
-            contexts: Those that the kernel has, id to directory, apart from the default one.
+            contexts: Those that there are, id to directory, apart from the default one.
             note: Told of its contexts, for its snapshots.
         """
         self._box = box
         self._client = client
         self._interrupt = interrupt
         self._known: dict[str, Run] = {}
-        self._turn = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By context: held by the run that has its turn."""
         self._note = note
-        self._many = False
         self._closing = False
         self._env: dict[str, str] = {}
+        self._told: set[str] = set()
+        """Contexts that know these variables."""
         self.contexts: dict[str, str] = {DEFAULT_CONTEXT: "", **contexts}
         """Id to the directory in which it began."""
 
-    @property
-    def many(self) -> bool:
-        """Whether the kernel has, or had, other contexts than the default one."""
-        self._many = self._many or len(self.contexts) > 1
-        return self._many
-
     def tell(self, env: Mapping[str, str]) -> None:
-        """Have the kernel's variables be these from the next run on."""
+        """Have these variables be the same in all contexts from the next run on."""
         self._env = dict(env)
+        self._told.clear()
 
     @property
     def busy(self) -> bool:
@@ -140,7 +144,7 @@ class KernelRuns:
     @property
     def in_use(self) -> bool:
         """Whether the kernel is being talked with."""
-        return self.busy or self._turn.locked()
+        return self.busy or any(turn.locked() for turn in self._turns.values())
 
     def all(self) -> list[Run]:
         """Those that run or wait, and those whose output is kept, the oldest first."""
@@ -194,32 +198,46 @@ class KernelRuns:
                 run.work.cancel()
             await asyncio.wait({run.work}, timeout=INTERRUPT_TIMEOUT_S + 1)
 
-    def new_context(self, body: Mapping[str, Any], default: str) -> dict[str, str]:
-        """A context with no variables.
+    async def new_context(self, body: Mapping[str, Any], default: str) -> dict[str, str]:
+        """A context with no variables, whose process is up.
 
         Raises:
-            ConflictError: There is one of that id.
+            ConflictError: There is one of that id, or there are too many.
+            InvalidRequestError: It cannot begin in that directory.
         """
         name, cwd = checks.context_id(body, default), checks.text(body, "cwd", "")
         if name in self.contexts:
             raise errors.ConflictError(f"There is a context {name!r} already", hint="Use it, or take another id.")
         self.contexts[name] = cwd
-        self._note(self.contexts)
+        try:
+            await (await self._client()).start(_guests(name, cwd), self._box())
+        except BaseException:
+            self.contexts.pop(name, None)
+            raise
+        self._note(self._others())
         return {"id": name, "cwd": cwd}
 
     async def restart_context(self, name: str) -> dict[str, str]:
-        """Its variables are gone, once what runs has ended.
+        """Have it begin anew, without its variables; what runs in it is ended.
+
+        The default context is the kernel's own process, which the others hang on: it is interrupted and emptied.
 
         Raises:
             NotFoundError: There is no such context.
         """
         cwd = self._context(name)
-        async with self._turn:
-            await self._silently(await self._client(), f"drop({name!r})")
+        if name != DEFAULT_CONTEXT:
+            await self._end_context(name)
+            await (await self._client()).start(_guests(name, cwd), self._box())
+            return {"id": name, "cwd": cwd}
+        running = [one for one in self._known.values() if one.context == name and one.state != "ended"]
+        await asyncio.gather(*(self.stop(one) for one in running))
+        async with self._turn(name):
+            await self._silently(await self._client(), RESET)
         return {"id": name, "cwd": cwd}
 
     async def remove_context(self, name: str) -> None:
-        """As `restart_context`, and it is no more. The default one stays.
+        """End its process, and what runs there. The default one stays.
 
         Raises:
             NotFoundError: There is no such context.
@@ -227,9 +245,10 @@ class KernelRuns:
         """
         if name == DEFAULT_CONTEXT:
             raise errors.ConflictError("The default context stays", hint="Restart it to be rid of its variables.")
-        await self.restart_context(name)
+        self._context(name)
+        await self._end_context(name)
         self.contexts.pop(name, None)
-        self._note(self.contexts)
+        self._note(self._others())
 
     def abandon(self, error: errors.WarmcellError) -> None:
         """Those that have not ended are told this, since the sandbox sleeps. What has begun goes on when it wakes."""
@@ -245,6 +264,24 @@ class KernelRuns:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+
+    def _turn(self, context: str) -> asyncio.Lock:
+        return self._turns.setdefault(context, asyncio.Lock())
+
+    def _others(self) -> dict[str, str]:
+        return {name: cwd for name, cwd in self.contexts.items() if name != DEFAULT_CONTEXT}
+
+    async def _end_context(self, name: str) -> None:
+        """What it runs ends as interrupted, since its kernel says so of what it gives up."""
+        client = await self._client()
+        await client.end(name)
+        self._told.discard(name)
+
+    async def _interrupt_run(self, run: Run) -> None:
+        if run.context == DEFAULT_CONTEXT:
+            await self._interrupt()
+        else:
+            await (await self._client()).interrupt(run.context, run.request)
 
     def _context(self, name: str) -> str:
         if name not in self.contexts:
@@ -295,7 +332,7 @@ class KernelRuns:
             if run.state == "running" and not self._closing:
                 run.cut(status, error)
                 with contextlib.suppress(errors.WarmcellError):
-                    await self._interrupt()
+                    await self._interrupt_run(run)
                 await asyncio.wait({running}, timeout=INTERRUPT_TIMEOUT_S)
         finally:
             run.end(status, error)
@@ -316,34 +353,54 @@ class KernelRuns:
                         await run.output.changed()
 
     async def _in_turn(self, run: Run) -> None:
-        async with self._turn:
+        async with self._turn(run.context):
             run.state, run.started_at = "running", time.time()
             client = await self._client()
-            use = f"use({run.context!r}, {self.contexts.get(run.context, '')!r})"
-            told, self._env = self._env, {}
-            if self.many or run.env or told:
-                await self._silently(client, use, env={**told, **run.env})
+            env = {**({} if run.context in self._told else self._env), **(run.env if run.env_stays else {})}
+            self._told.add(run.context)
             if run.is_cut:  # While its kernel started.
                 return
-            async with contextlib.aclosing(client.execute(run.code, self._box())) as messages:
-                async for message in messages:
-                    if message["msg_type"] == "reply":
-                        content = message["content"]
-                        run.execution_count = content.get("execution_count")
-                        status: Status = "ok" if content["status"] == "ok" else "error"
-                        run.end("interrupted" if content["status"] == "aborted" else status)
-                    else:
-                        await run.output.put(message)
+            try:
+                await self._follow(run, self._messages(client, run, env))
+            except errors.SandboxDiedError:  # The next one begins with the variables of the kernel.
+                self._told.discard(run.context)
+                raise
 
-    async def _silently(self, client: KernelClient, call: str, *, env: Mapping[str, str] | None = None) -> None:
-        """Call a function of the guest's contexts.
+    async def _follow(self, run: Run, shown: AsyncGenerator[dict[str, Any]]) -> None:
+        async with contextlib.aclosing(shown) as messages:
+            async for message in messages:
+                if message["msg_type"] == "reply":
+                    content = message["content"]
+                    run.execution_count = content.get("execution_count")
+                    status: Status = "ok" if content["status"] == "ok" else "error"
+                    run.end("interrupted" if content["status"] == "aborted" else status)
+                else:
+                    await run.output.put(message)
+
+    async def _messages(self, client: KernelClient, run: Run, env: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        lent = None if run.env_stays else run.env
+        if run.context != DEFAULT_CONTEXT:
+            context = _guests(run.context, self._context(run.context))
+            messages = client.execute_in(context, run.code, self._box(), name=run.request, env=env, lent=lent)
+        else:
+            if env:
+                await self._silently(client, f"__import__('os').environ.update({dict(env)!r})")
+            messages = client.execute(run.code, self._box(), lent=lent)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield message
+
+    async def _silently(self, client: KernelClient, code: str) -> None:
+        """Run something of ours in the default context.
 
         Raises:
             SandboxDiedError: The kernel has ended.
         """
-        code = f"__import__({MODULE!r}, fromlist=['use']).{call}"
-        if env:
-            code += f"\n__import__('os').environ.update({dict(env)!r})"
         async with contextlib.aclosing(client.execute(code, self._box(), silent=True)) as messages:
             async for _ in messages:
                 pass
+
+
+def _guests(name: str, cwd: str) -> dict[str, str]:
+    """A context, as the guest knows it."""
+    return {"context": name, "cwd": cwd}

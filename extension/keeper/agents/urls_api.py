@@ -27,6 +27,9 @@ PORT_MAX = 65535
 PIECE_BYTES = 2**16
 METHODS = {"read": "GET", "write": "PUT"}
 
+HOST_HEADER, TLS_HEADER = "Warmcell-Port-Host", "Warmcell-Port-Tls"
+"""Of the answer that a port's connection begins with: what it sees as its host, and that it is spoken to with TLS."""
+
 
 def routes() -> list[tuple[str, type[JsonHandler]]]:
     """Paths below the API's prefix."""
@@ -118,8 +121,13 @@ class TunnelHandler(_Handler):
         async with agents.live(box).forward(port) as (reader, writer):
             stream = self.detach()
             try:
-                head = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n"
-                await stream.write(head.encode())
+                head = ["HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", f"Upgrade: {PROTOCOL}"]
+                terms = agents.live(box).info.terms
+                if terms is not None and terms.port_host:
+                    head.append(f"{HOST_HEADER}: {terms.port_host.replace('${PORT}', str(port))}")
+                if terms is not None and port in terms.tls_ports:
+                    head.append(f"{TLS_HEADER}: 1")
+                await stream.write("\r\n".join([*head, "", ""]).encode())
                 await self.unless_gone(_join(stream, reader, writer))
             except (StreamClosedError, ConnectionError, UnauthenticatedError):
                 pass  # There is nobody to tell but by its end.

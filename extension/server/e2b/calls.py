@@ -43,7 +43,7 @@ def server_stream(events: Callable[[E2bHandler, Fields], AsyncGenerator[Mapping[
     async def serve(request: E2bHandler) -> None:
         _check_type(request, STREAM_TYPE)
         message: Fields | None = None
-        async for found in messages(request):
+        async for found in messages(request.body_stream.in_time()):
             if message is not None:
                 raise ConnectError(Code.INVALID_ARGUMENT, "The request has several messages")
             message = found
@@ -63,7 +63,7 @@ def client_stream(take: Callable[[E2bHandler, AsyncIterator[Fields]], Awaitable[
 
     async def serve(request: E2bHandler) -> None:
         _check_type(request, STREAM_TYPE)
-        answer = await take(request, messages(request))
+        answer = await take(request, messages(request.body_stream.pieces()))
         request.set_header("Content-Type", STREAM_TYPE)
         await request.tell(envelope(answer))
         await _end(request)
@@ -71,10 +71,10 @@ def client_stream(take: Callable[[E2bHandler, AsyncIterator[Fields]], Awaitable[
     return serve
 
 
-async def messages(request: E2bHandler) -> AsyncIterator[Fields]:
+async def messages(pieces: AsyncIterator[bytes]) -> AsyncIterator[Fields]:
     """A stream's messages, as they come."""
     envelopes = Envelopes()
-    async for piece in request.body_stream.pieces():
+    async for piece in pieces:
         for message in envelopes.feed(piece):
             yield read_object(message, max_bytes=MAX_MESSAGE_BYTES)
     envelopes.close()

@@ -105,6 +105,13 @@ class Fields:
             raise self._not(name, "a list of texts")
         return [self._unicode(name, item) for item in value]
 
+    def numbers(self, name: str, *, most: int) -> list[int]:
+        """A list of whole numbers, 0 or more."""
+        value = self._get(name, [])
+        if not isinstance(value, list) or not all(type(item) is int and 0 <= item <= most for item in value):
+            raise self._not(name, f"a list of whole numbers from 0 to {most}")
+        return list(value)
+
     def mapping(self, name: str) -> dict[str, str]:
         """An object of texts."""
         value = self._get(name, {})

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, cast
 
@@ -305,16 +305,26 @@ class E2bHandler(PassingHandler):
         )
         signed.check_time()
         tokens = (await self.link.get("/tokens"))["tokens"]
-        for info in (await self.link.get("/sandboxes"))["sandboxes"]:
+        infos = (await self.link.get("/sandboxes"))["sandboxes"]
+        # Many of each are many digests, for a caller of whom nothing is known.
+        found = await asyncio.to_thread(self._signer, signed, infos, tokens, self.argument("signature") or "")
+        if found is None:
+            raise UnauthenticatedError("The signature does not fit", hint="Have the URL made again.")
+        self.sandbox_id, holder = found
+        return holder
+
+    def _signer(
+        self, signed: SignedUrl, infos: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]], signature: str
+    ) -> tuple[str, Holder] | None:
+        """The sandbox, and who has signed its URL. Blocks."""
+        for info in infos:
             if self.sandbox_id in ("", info["id"]) and info.get("terms") is not None:
                 whose = info["principal"]
                 ids = ["", *(one["id"] for one in tokens if one["principal"] == whose)]
-                holders = [Holder(whose, one) for one in ids]
-                found = self.keys.signer(info["id"], holders, signed, self.argument("signature") or "")
+                found = self.keys.signer(info["id"], [Holder(whose, one) for one in ids], signed, signature)
                 if found is not None:
-                    self.sandbox_id = info["id"]
-                    return found
-        raise UnauthenticatedError("The signature does not fit", hint="Have the URL made again.")
+                    return info["id"], found
+        return None
 
     def _tell_failure(self, error: WarmcellError | ConnectError) -> None:
         if isinstance(error, WarmcellError):

@@ -11,6 +11,7 @@ from warmcell.extension.server.e2b.calls import paced
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import (
     InvalidRequestError,
+    NotFoundError,
     UnauthenticatedError,
     WarmcellError,
 )
@@ -38,12 +39,15 @@ async def execute(request: E2bHandler) -> None:
         "context": context,
         "linger_s": 0,
         "env": body.mapping("env_vars"),
+        "env_stays": False,
     }
     try:
         async with request.keeper.lines("POST", path, asked, params={"follow": "1"}) as lines:
             request.set_header("Content-Type", "application/x-ndjson")
             shown = False
             async for entry in paced(lines, KEEPALIVE_S):
+                if "ended" in entry and entry["ended"]["status"] != "ok" and await _is_gone(request):
+                    raise failures.unknown_sandbox(request.sandbox_id)  # Clients know by the break, and ask why.
                 if "ended" in entry:
                     for line in results.ending(entry["ended"], shown=shown):
                         await _tell(request, line)
@@ -63,6 +67,14 @@ async def execute(request: E2bHandler) -> None:
             await request.keeper.ask("DELETE", f"{path}/{run_id}")
         raise
     request.finish()
+
+
+async def _is_gone(request: E2bHandler) -> bool:
+    """Whether there is no such sandbox any more."""
+    try:
+        return not shapes.is_shown(await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}"))
+    except NotFoundError:
+        return True
 
 
 async def contexts(request: E2bHandler) -> None:

@@ -1,5 +1,6 @@
 """Languages of E2B's code interpreter: Python is the kernel's own, of others a program runs what is asked for. Pure."""
 
+import base64
 from collections.abc import Mapping
 from typing import Final
 
@@ -48,8 +49,10 @@ def as_python(code: str, language: str) -> str:
     if program is None:
         return code
     cure = f"{language} needs {program}, which this sandbox has not: take an image with it"
+    told = base64.b64encode(code.encode()).decode()  # Its literal could be four times as long.
+    text = f"__import__('base64').b64decode({told!r}).decode()"
     return (
         f"if __import__('shutil').which({program!r}) is None:\n"
         f"    raise RuntimeError({cure!r})\n"
-        f"get_ipython().run_cell_magic('script', {PLAINLY + program!r}, {code!r})\n"
+        f"get_ipython().run_cell_magic('script', {PLAINLY + program!r}, {text})\n"
     )

@@ -24,14 +24,9 @@ TEMPLATE_TAG: Final = "e2b.template"
 TIMEOUT_S: Final = 300
 TIMEOUT_MAX_S: Final = 10 * 365 * 86400
 ALL_TRAFFIC: Final = ("0.0.0.0/0", "::/0")
-HOST_OF_PORTS: Final = "localhost:${PORT}"
-"""What a server in a sandbox sees as the host of requests from outside."""
+OWN_PORTS: Final = (49983, 49999)
+"""Of envd and the code interpreter; nothing of the sandbox's listens there."""
 
-_UNBUILT_RULES: Final[Mapping[str, str]] = {
-    "dnsServers": "names are looked up on the host, by the proxy",
-    "egressProxy": "what leaves a sandbox leaves from the host; only the operator can send it further",
-    "httpsPorts": "a sandbox's ports are spoken to without TLS",
-}
 MIB: Final = 2**20
 NEVER_S: Final = TIMEOUT_MAX_S
 """A time has to be named for the end of a sandbox that has none."""
@@ -88,6 +83,7 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
             "keeps_memory": body.flag("autoPauseMemory") is not False,
             "auto_resume": bool(resume is not None and resume.flag("enabled")),
             "tags": {**metadata, TEMPLATE_TAG: template},
+            **_of_ports(body.message("network") or Fields({})),
         },
     )
 
@@ -98,8 +94,10 @@ def timeout_of(body: Fields, name: str = "timeout") -> int | None:
 
 
 def _refuse_unsupported(body: Fields) -> None:
+    iam = body.message("iam")
+    asked = {"mcp": body.given("mcp"), "iam": iam is not None and iam.given("tokens"), "volumeMounts": True}
     for name, (what, instead) in _UNBUILT.items():
-        if body.given(name):
+        if asked[name] and body.given(name):
             raise UnsupportedOperationError(f"{name} is not supported: {what}", hint=instead)
 
 
@@ -115,21 +113,13 @@ def policy(body: Fields, rules: Fields, *, internet: bool) -> dict[str, Any] | N
 
     Args:
         body: Has `allow_internet_access`.
-        rules: Has `allowOut`, `denyOut`, `rules`.
+        rules: Has `allowOut`, `denyOut`, `rules`, `dnsServers`, `egressProxy`.
         internet: As of `new_sandbox`.
 
     Raises:
         InvalidRequestError: It is not of E2B's form.
         UnsupportedOperationError: It asks for what is not there.
     """
-    for name, why in _UNBUILT_RULES.items():
-        if rules.given(name):
-            raise UnsupportedOperationError(f"network.{name} is not supported: {why}", hint=f"Leave {name} out.")
-    if rules.text("maskRequestHost") not in ("", HOST_OF_PORTS):
-        raise UnsupportedOperationError(
-            f"network.maskRequestHost is always {HOST_OF_PORTS} here",
-            hint="Leave it out, or have the server accept that.",
-        )
     allowed, denied = list(rules.texts("allowOut")), list(rules.texts("denyOut"))
     closed = body.flag("allow_internet_access") is False or any(one in ALL_TRAFFIC for one in denied)
     denied = [one for one in denied if one not in ALL_TRAFFIC]
@@ -140,7 +130,37 @@ def policy(body: Fields, rules: Fields, *, internet: bool) -> dict[str, Any] | N
         if host not in allowed and "*" not in allowed:
             raise InvalidRequestError(f"{host} has rules and is not allowed", hint="Name it in network.allowOut, too.")
     allowed = ["*" if one in ALL_TRAFFIC else one for one in allowed]
-    return {"allow": allowed, "deny": denied, "headers": headers} if allowed else None
+    ways = {"name_servers": list(rules.texts("dnsServers")), "through": _proxy(rules.message("egressProxy"))}
+    return {"allow": allowed, "deny": denied, "headers": headers, **ways} if allowed else None
+
+
+def _proxy(asked: Fields | None) -> dict[str, Any] | None:
+    """A SOCKS5 proxy, in our words."""
+    if asked is None:
+        return None
+    tls = asked.message("tls") or Fields({})
+    return {
+        "address": asked.text("address", most=300),
+        "username": asked.text("username"),
+        "password": asked.text("password") or None,
+        "tls": bool(tls.flag("enabled")),
+        "server_name": tls.text("serverName"),
+        "certificates": tls.text("caCert"),
+    }
+
+
+def _of_ports(rules: Fields) -> dict[str, Any]:
+    """What is asked for of the ways to a sandbox's own ports, as terms.
+
+    Raises:
+        InvalidRequestError: It is not of E2B's form.
+    """
+    host, ports = rules.text("maskRequestHost", most=253), rules.numbers("httpsPorts", most=65535)
+    if any(port in OWN_PORTS for port in ports):
+        raise InvalidRequestError(
+            "network.httpsPorts has a port of E2B's own", hint=f"Leave out {' and '.join(map(str, OWN_PORTS))}."
+        )
+    return {**({"port_host": host} if host else {}), **({"tls_ports": ports} if ports else {})}
 
 
 def _headers(rules: Fields) -> dict[str, dict[str, str]]:
@@ -159,14 +179,28 @@ def _headers(rules: Fields) -> dict[str, dict[str, str]]:
 
 def shown_policy(info: Mapping[str, Any]) -> dict[str, Any]:
     """What a sandbox reaches, in E2B's words."""
-    egress = info["egress"] or {"allow": [], "deny": []}
+    egress, terms = info["egress"] or {"allow": [], "deny": []}, info["terms"]
     everything = "*" in egress["allow"]
     return {
         "allowInternetAccess": everything,
         "network": {
             "allowOut": [] if everything else list(egress["allow"]),
             "denyOut": [*([] if everything else ALL_TRAFFIC[:1]), *egress["deny"]],
+            **({"dnsServers": list(egress["name_servers"])} if egress.get("name_servers") else {}),
+            **({"egressProxy": _shown_proxy(egress["through"])} if egress.get("through") else {}),
+            **({"maskRequestHost": terms["port_host"]} if terms["port_host"] else {}),
+            **({"httpsPorts": list(terms["tls_ports"])} if terms["tls_ports"] else {}),
         },
+    }
+
+
+def _shown_proxy(through: Mapping[str, Any]) -> dict[str, Any]:
+    """Without its password and certificates, as with E2B."""
+    tls = {"enabled": True, **({"serverName": through["server_name"]} if through["server_name"] else {})}
+    return {
+        "address": through["address"],
+        **({"username": through["username"]} if through["username"] else {}),
+        **({"tls": tls} if through["tls"] else {}),
     }
 
 

@@ -18,7 +18,7 @@ Take = Callable[[str, AsyncIterator[bytes]], Awaitable[Any]]
 
 
 async def unzipped(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What gzip has made small, never more than a piece of it at a time.
+    """What gzip has made small, never more than a piece of it at a time. It may be in several parts, one after another.
 
     Raises:
         InvalidRequestError: It is not gzip, or not all of it.
@@ -26,12 +26,14 @@ async def unzipped(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     reader = zlib.decompressobj(wbits=31)
     async for piece in pieces:
         rest = piece
-        while rest and not reader.eof:
+        while rest:
+            if reader.eof:
+                reader = zlib.decompressobj(wbits=31)
             try:
                 yield reader.decompress(rest, PIECE_BYTES)
             except zlib.error as error:
                 raise _not_gzip() from error
-            rest = reader.unconsumed_tail
+            rest = reader.unused_data if reader.eof else reader.unconsumed_tail
     if not reader.eof:
         raise _not_gzip()
 

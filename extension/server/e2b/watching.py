@@ -1,5 +1,7 @@
 """E2B's watchers: a process in the sandbox says what changes, as events or to be asked for."""
 
+import asyncio
+import base64
 import contextlib
 import errno
 import uuid
@@ -53,20 +55,13 @@ async def events(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     """What has changed since this was asked before."""
     watcher_id = await _known(request, message)
     marks = _marks(request)
-    start, rest = marks.pop(watcher_id, (0, b""))
-    found: list[Mapping[str, Any]] = []
-    params = {"from": str(start), "until": "now"}
-    async with request.keeper.lines("GET", f"{_path(request)}/{watcher_id}/output", params=params) as lines:
-        async for line in lines:
-            if "next" in line:
-                start = line["next"]
-            elif "stdout" in line:
-                said, rest = whole_lines(rest, line["stdout"])
-                found += [_event(one) for one in said if "kind" in one]
-    marks[watcher_id] = (start, rest)
+    mark = marks[watcher_id] = marks.pop(watcher_id) if watcher_id in marks else Mark()
     if len(marks) > WATCHERS_MAX:
         del marks[next(iter(marks))]
-    return {"events": found}
+    async with mark.turn:
+        params = {"from": str(mark.at), "until": "now"}
+        async with request.keeper.lines("GET", f"{_path(request)}/{watcher_id}/output", params=params) as lines:
+            return {"events": mark.taken([line async for line in lines])}
 
 
 async def remove_watcher(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
@@ -75,6 +70,49 @@ async def remove_watcher(request: E2bHandler, message: Fields) -> Mapping[str, A
     _marks(request).pop(watcher_id, None)
     await request.keeper.ask("DELETE", f"{_path(request)}/{watcher_id}")
     return {}
+
+
+class Mark:
+    """Up to where a watcher has been asked. A request that fails leaves it as it was."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.at = 0
+        """The number of the entry that comes next."""
+        self._rest = b""
+        """The line that was not whole."""
+        self._torn = False
+        """Whether what comes next is the end of a line whose beginning is lost."""
+        self._kept: list[Mapping[str, Any]] = []
+        """Events that came after some that are lost, which was told instead of them."""
+
+    def taken(self, lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The events in what the watcher has said since.
+
+        Raises:
+            ConnectError: Some before them are lost. That is told once.
+            ProtocolError: Something else speaks in its place.
+        """
+        at, rest, torn, lost = self.at, self._rest, self._torn, False
+        found: list[Mapping[str, Any]] = []
+        for line in lines:
+            if "next" in line:
+                at = line["next"]
+            elif "lost" in line:
+                rest, torn, lost = b"", True, True
+            elif "stdout" in line:
+                more = line["stdout"]
+                if torn:
+                    _, end, after = base64.b64decode(more).partition(b"\n")
+                    torn, more = not end, base64.b64encode(after).decode()
+                said, rest = whole_lines(rest, more)
+                found += [_event(one) for one in said if "kind" in one]
+        found, self._kept = [*self._kept, *found], []
+        self.at, self._rest, self._torn = at, rest, torn
+        if lost:
+            self._kept = found
+            raise ConnectError(Code.RESOURCE_EXHAUSTED, "Too much has changed since this was asked: some of it is lost")
+        return found
 
 
 @contextlib.asynccontextmanager
@@ -145,9 +183,9 @@ def _failed(number: object, path: str) -> ConnectError:
     return ConnectError(code, f"{path} cannot be watched: {why or 'the system does not say why'}")
 
 
-def _marks(request: E2bHandler) -> dict[str, tuple[int, bytes]]:
-    """Up to which entry each watcher has been asked, and the line that was not whole then."""
-    marks: dict[str, tuple[int, bytes]] = request.settings.setdefault("warmcell_e2b_watchers", {})
+def _marks(request: E2bHandler) -> dict[str, Mark]:
+    """Of each watcher, those that were asked last at the end."""
+    marks: dict[str, Mark] = request.settings.setdefault("warmcell_e2b_watchers", {})
     return marks
 
 

@@ -59,6 +59,10 @@ class Place:
     scheme: str
     host: str
     """As the browser names it."""
+    seen_as: str = ""
+    """The host that what listens there sees in requests. Empty: `localhost` and its port."""
+    tls: bool = False
+    """Whether it is spoken to with TLS."""
     prefix: str = ""
     """The path of the server that stands for `/` there. Empty: it has an origin of its own."""
 
@@ -67,15 +71,20 @@ class Place:
         """Whether nothing else is below the same origin."""
         return not self.prefix
 
+    @property
+    def inner_host(self) -> str:
+        """The host as what listens there sees it."""
+        return self.seen_as or f"localhost:{self.port}"
+
 
 def to_port(asked: Sequence[tuple[str, str]], place: Place, *, websocket: bool = False) -> Headers:
     """The headers of a request that go on to the port."""
-    kept: Headers = [(b"Host", f"localhost:{place.port}".encode())]
+    kept: Headers = [(b"Host", place.inner_host.encode())]
     listed = {one.strip().lower() for name, value in asked if name.lower() == "connection" for one in value.split(",")}
     for name, value in asked:
         lower = name.lower()
         if lower == "origin":
-            kept.append((b"Origin", f"http://localhost:{place.port}".encode()))
+            kept.append((b"Origin", f"{'https' if place.tls else 'http'}://{place.inner_host}".encode()))
         elif lower not in ONE_HOP | NOT_TOLD | listed and not lower.startswith(NOT_TOLD_BEGINNINGS):
             kept.append((name.encode("latin-1"), value.encode("latin-1")))
     said = {"X-Forwarded-Host": place.host, "X-Forwarded-Proto": place.scheme, "X-Forwarded-Prefix": place.prefix}
@@ -109,14 +118,15 @@ def moved(location: str, place: Place) -> str:
         parts = urlsplit(location)
     except ValueError:  # It is no URL, which browsers see as well.
         return location
-    if parts.netloc and parts.netloc not in (f"localhost:{place.port}", f"127.0.0.1:{place.port}", place.host):
+    here = (place.inner_host, f"localhost:{place.port}", f"127.0.0.1:{place.port}", place.host)
+    if parts.netloc and parts.netloc not in here:
         return location
     if parts.scheme not in ("", "http", "https") or not parts.path.startswith("/"):
         return location
-    here = parts._replace(scheme="", netloc="").geturl()
-    if place.prefix and (here == place.prefix or here.startswith(f"{place.prefix}/")):
-        return here
-    return place.prefix + "/" + here.lstrip("/")
+    path = parts._replace(scheme="", netloc="").geturl()
+    if place.prefix and (path == place.prefix or path.startswith(f"{place.prefix}/")):
+        return path
+    return place.prefix + "/" + path.lstrip("/")
 
 
 def bare_query(query: str, *secrets: str) -> str:

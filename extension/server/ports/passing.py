@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
@@ -9,7 +12,7 @@ import httpcore
 from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 
-from warmcell.extension.keeper.agents.urls_api import PIECE_BYTES, PROTOCOL
+from warmcell.extension.keeper.agents.urls_api import HOST_HEADER, PIECE_BYTES, PROTOCOL, TLS_HEADER
 from warmcell.extension.server.e2b.body import Body
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.extension.server.ports.headers import Place, bare_query, from_port, to_port
@@ -17,6 +20,7 @@ from warmcell.sandbox.client import _api
 from warmcell.sandbox.errors import NotFoundError, TransportError
 
 STATUS_SWITCHING = 101
+HANDSHAKE_S = 30.0
 
 
 class Asked(Protocol):
@@ -72,13 +76,26 @@ async def pass_on(
                 )
             raise error
         stream: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
+        seen_as, tls = response.headers.get(HOST_HEADER, ""), TLS_HEADER in response.headers
+        place = dataclasses.replace(place, seen_as=seen_as, tls=tls)
         try:
+            if tls:
+                stream = await stream.start_tls(_anybody(), server_hostname="localhost", timeout=HANDSHAKE_S)
             await _exchange(asked, place, _bare(target, secrets), stream)
-        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
             raise TransportError(
-                f"What listens on port {place.port} of sandbox {sandbox_id} does not speak HTTP, or has broken off",
+                f"What listens on port {place.port} of sandbox {sandbox_id} does not speak {'TLS' if tls else 'HTTP'}, "
+                "or has broken off",
                 hint="Look at what it says: it may have ended.",
             ) from error
+
+
+@functools.cache
+def _anybody() -> ssl.SSLContext:
+    """For a port of a sandbox: its certificate is of its own making, and the way there is the guest's channel."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 async def _exchange(asked: Asked, place: Place, target: str, stream: httpcore.AsyncNetworkStream) -> None:
@@ -90,7 +107,12 @@ async def _exchange(asked: Asked, place: Place, target: str, stream: httpcore.As
         passed.append((b"Transfer-Encoding", b"chunked"))
     request = httpcore.Request(
         method=str(asked.request.method).encode("latin-1"),
-        url=httpcore.URL(scheme=b"http", host=b"localhost", port=place.port, target=target.encode("latin-1")),
+        url=httpcore.URL(
+            scheme=b"https" if place.tls else b"http",
+            host=b"localhost",
+            port=place.port,
+            target=target.encode("latin-1"),
+        ),
         headers=passed,
         content=asked.body_stream.pieces() if sends else b"",
     )

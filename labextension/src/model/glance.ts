@@ -213,28 +213,32 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
     return { kind: 'resting', label, title: label, badges: marks };
   }
   const how = words.started(sandbox, trans);
-  const resumed_ms = sandbox.started_from === 'snapshot' ? sandbox.resumed_ms : null;
+  const woke = words.wokeFrom(sandbox);
   return {
-    kind: resumed_ms !== null ? 'woken' : 'running',
+    kind: woke !== null ? 'woken' : 'running',
     label: [what, how].filter(Boolean).join(' · '),
     title: [
       sandbox.isolated
         ? trans.__('This kernel runs in a sandbox on %1.', what)
         : trans.__('This kernel runs on %1.', what),
-      resumed_ms !== null
-        ? trans.__(
-            'It was suspended, and went on from disk with all its variables within %1.',
-            words.milliseconds(resumed_ms)
-          )
-        : how
-          ? trans.__('Started from: %1.', how)
-          : '',
+      woke === null ? how && trans.__('Started from: %1.', how) : wakeUp(sandbox, woke, trans),
       ...marks.map(mark => mark.title)
     ]
       .filter(Boolean)
       .join(' '),
     badges: marks
   };
+}
+
+function wakeUp(
+  { resumed_ms }: ISandboxInfo,
+  from: 'disk' | 'park',
+  trans: TranslationBundle
+): string {
+  const took = words.milliseconds(resumed_ms ?? 0);
+  return from === 'park'
+    ? trans.__('It was parked, and went on with a GPU and all its variables within %1.', took)
+    : trans.__('It was suspended, and went on from disk with all its variables within %1.', took);
 }
 
 function both(error: IErrorInfo): string {

@@ -133,6 +133,10 @@ export class SandboxesModel implements ISandboxes {
     return this._api.park(id);
   }
 
+  wake(id: string): Promise<void> {
+    return this._api.wake(id);
+  }
+
   changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {
     return this._api.changeGpu(id, gpu);
   }

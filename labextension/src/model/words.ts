@@ -78,11 +78,28 @@ function shortName(deviceName: string): string {
   return requestName(deviceName).replace(/[\s-](?:SXM\d?|PCIE|HBM\d\w?)(?=[\s-]|$)/gi, '');
 }
 
+/** What a kernel has woken from that goes on where it was; null if it was started. */
+export function wokeFrom({
+  started_from,
+  resumed_ms,
+  phases_ms
+}: ISandboxInfo): 'disk' | 'park' | null {
+  if (resumed_ms === null) {
+    return null;
+  }
+  if ('unpark' in phases_ms && !('restore' in phases_ms)) {
+    return 'park';
+  }
+  return started_from === 'snapshot' ? 'disk' : null;
+}
+
 /** How the kernel was started and how long it took: "template · 84 ms", "resumed · 52 ms". */
 export function started(sandbox: ISandboxInfo, trans: TranslationBundle): string {
   const parts: string[] = [];
-  if (sandbox.started_from === 'snapshot' && sandbox.resumed_ms !== null) {
-    return `${trans.__('resumed')} · ${milliseconds(sandbox.resumed_ms)}`;
+  const woke = wokeFrom(sandbox);
+  if (woke !== null && sandbox.resumed_ms !== null) {
+    const how = woke === 'park' ? trans.__('unparked') : trans.__('resumed');
+    return `${how} · ${milliseconds(sandbox.resumed_ms)}`;
   }
   if (sandbox.started_from !== null) {
     const isFork = sandbox.started_from === 'snapshot' && sandbox.owner === 'fork';

@@ -114,7 +114,7 @@ function Kind(props: IKindProps): React.JSX.Element {
 function Count(props: IHardwareProps & { readonly most: number | undefined }): React.JSX.Element {
   const { kind, count, parts, most, trans } = props;
   return (
-    <label className="wc-Picker-field wc-Picker-count">
+    <label className="wc-Picker-field">
       <span>{trans.__('How many')}</span>
       <input
         className="jp-mod-styled"

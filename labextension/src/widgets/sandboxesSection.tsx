@@ -206,7 +206,13 @@ function Details({
           {words.sentence(sandbox.error.message)} {words.sentence(sandbox.error.hint)}
         </p>
       )}
-      {how !== '' && <p>{trans.__('Started from: %1', how)}</p>}
+      {how !== '' && (
+        <p>
+          {words.wokeFrom(sandbox) === null
+            ? trans.__('Started from: %1', how)
+            : trans.__('Went on: %1', how)}
+        </p>
+      )}
       <Waterfall phases_ms={sandbox.phases_ms} trans={trans} />
       {used !== null && <p>{words.usage(used, trans).join(' · ')}</p>}
       <p>{[sandbox.backend, ...words.facts(sandbox, trans)].join(' · ')}</p>

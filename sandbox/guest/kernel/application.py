@@ -104,7 +104,7 @@ def initialized(connection_file: str) -> Any:
     app.parse_command_line = lambda argv=None: _configure(app, connection_file)
     from tornado.ioloop import IOLoop
 
-    from . import iopub, module, saving, travelling
+    from . import contexts, iopub, module, saving, travelling
 
     iopub.install(content["ip"])
     app.log.disabled = True  # It goes to /dev/null, and there are many lines of it.
@@ -130,7 +130,7 @@ def initialized(connection_file: str) -> Any:
     displays.install(app.shell)
     IOLoop.current()  # The kernel's own; made here so that its poll is known.
     children.let_go_at_fork(content["ip"])
-    saving.Saving(app).install()
+    saving.Saving(app, contexts.installed(app)).install()
     forking.settle(os.path.dirname(connection_file))
     module.offer()
     return app

@@ -22,8 +22,11 @@ HELD_TIMEOUT_S = 5.0
 OTHERS = ("cupy", "jaxlib", "tensorflow", "rmm", "pycuda", "numba.cuda.cudadrv.driver")
 """Libraries that may hold addresses of torch's memory, which will be others afterwards."""
 
-HARMLESS = ("ipykernel", "IPython", "zmq", "tornado", "debugpy", "_pydevd_bundle", "tqdm", "warmcell", "warmcell_guest")
-"""Packages whose threads use no tensors by themselves."""
+HARMLESS = (
+    *("ipykernel", "IPython.core", "zmq", "tornado", "debugpy", "_pydevd_bundle", "tqdm", "warmcell", "warmcell_guest"),
+    *("asyncio.unix_events", "torch._inductor"),
+)
+"""Packages whose threads use no tensors by themselves. Not those that run the notebook's code, as `%bg` does."""
 
 
 class Kept(NamedTuple):
@@ -174,8 +177,20 @@ def _others() -> list[str]:
 
 def _harmless(thread: threading.Thread) -> bool:
     target = getattr(thread, "_target", None)
+    scripts = _script_loop()
+    if scripts is not None and getattr(target, "__self__", None) is scripts:
+        return True
     modules = (type(thread).__module__, getattr(target, "__module__", None) or "")
-    return any(module.partition(".")[0] in HARMLESS or module.startswith("torch._inductor") for module in modules)
+    return any(f"{module}.".startswith(f"{one}.") for module in modules for one in HARMLESS)
+
+
+def _script_loop() -> Any:
+    """The loop of the thread that `%%bash` and its like leave for good; it only passes on what scripts print."""
+    shells: Any = sys.modules.get("IPython.core.interactiveshell")
+    if shells is None or not shells.InteractiveShell.initialized():
+        return None
+    magics = shells.InteractiveShell.instance().magics_manager.registry.get("ScriptMagics")
+    return getattr(magics, "event_loop", None)
 
 
 def _waits_for_work(frame: Any) -> bool:

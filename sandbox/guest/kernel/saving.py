@@ -16,6 +16,7 @@ from typing import Any
 
 from ..magics import doors
 from . import displays, graphics, hooks, iopub, newborn
+from .contexts import Contexts
 from .offloading import Offload
 from .refused import ConflictError, RefusedError
 from .replies import Replies
@@ -31,20 +32,18 @@ KINDS = ("", "cuda", "cpu")
 
 
 class Saving:
-    """The three requests, for one kernel."""
+    """The three requests, for one kernel and its contexts."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, contexts: Contexts) -> None:
         self._app = app
+        self._contexts = contexts
         self._token = ""
         self._replies = Replies(app.kernel.session, app.control_thread)
         self._offload = Offload(_MainLoop(app.kernel))
 
     def install(self) -> None:
         """Take the requests from now on."""
-        if signal.getsignal(signal.SIGTRAP) == signal.SIG_DFL:
-            # What writes the memory makes threads trap. Killed just then it leaves them with the trap, which must not
-            # be their end; whoever puts them back takes them from the beginning of this handler.
-            signal.signal(signal.SIGTRAP, _trapped)
+        survive_traps()
         for name, handler in (
             ("before_snapshot", self._before_snapshot),
             ("after_restore", self._after_restore),
@@ -77,6 +76,7 @@ class Saving:
         if kind:
             self._offload.check(kind)
         hooks.run(hooks.before, when="before a snapshot")
+        self._contexts.rest()
         if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):
             raise ConflictError(
                 "A cell is waiting for another sandbox, as with %%remote, and is connected to it",
@@ -108,12 +108,13 @@ class Saving:
         if not self._token or token != self._token:
             raise RefusedError("This kernel is not the one that was saved: it does not know the snapshot's token")
         newborn.reseed()
-        _change_environment(content.get("env") or {})
+        change_environment(content.get("env") or {})
         time.tzset()
         cwd = content.get("cwd")
         if cwd:
             os.chdir(str(cwd))
         hooks.run(hooks.after, when="after a restore")
+        self._contexts.renew(content.get("env") or {}, restored=True)
         self._token = ""
         doors.reopen()
         self._replies.let_go()
@@ -123,7 +124,10 @@ class Saving:
     def _go_on(self, content: Mapping[str, Any]) -> dict[str, Any]:
         self._offload.bring_back()
         self._token = ""
-        _change_environment(content.get("env") or {})
+        env = content.get("env") or {}
+        change_environment(env)
+        if env:
+            self._contexts.renew(env, restored=False)
         doors.reopen()
         self._replies.let_go()
         self._in_order(self._let_go)
@@ -151,13 +155,28 @@ class _MainLoop:
         self._kernel.io_loop.add_callback(what)
 
 
+def survive_traps() -> None:
+    """Have this process outlive whoever writes its memory.
+
+    What writes it makes threads trap. Killed just then it leaves them with the trap, which must not be their end;
+    whoever puts them back takes them from the beginning of this handler.
+    """
+    if signal.getsignal(signal.SIGTRAP) == signal.SIG_DFL:
+        signal.signal(signal.SIGTRAP, _trapped)
+
+
 def _trapped(number: int, _: object) -> None:
     """A trap of the notebook's own: it ends the kernel, as it would anywhere."""
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(signal.Signals(number))
 
 
-def _change_environment(changes: Any) -> None:
+def change_environment(changes: Any) -> None:
+    """Set these variables, or take away those that are null; what depends on them is worked out anew.
+
+    Raises:
+        RefusedError: They are not of that form.
+    """
     if not isinstance(changes, Mapping) or not all(_is_change(*pair) for pair in changes.items()):
         raise RefusedError("env must have names with strings or null")
     for name, value in changes.items():

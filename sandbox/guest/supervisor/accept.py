@@ -58,9 +58,11 @@ class Acceptors:
 
     def _leave(self, port: int, one: tuple[Endpoint, Callable[..., None]]) -> None:
         """The host waits no longer; whoever connects is refused if nobody else does."""
-        waiting = self._waiting[port]
-        waiting.remove(one)
-        if not waiting and port in self._listening:
+        self._waiting[port].remove(one)
+        self._close_if_nobody_waits(port)
+
+    def _close_if_nobody_waits(self, port: int) -> None:
+        if not self._waiting[port] and port in self._listening:
             self._loop.close(self._listening.pop(port).detach())
 
     def _on_connect(self, port: int) -> None:
@@ -71,24 +73,17 @@ class Acceptors:
             fd, _ = self._listening[port]._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        inside = Endpoint(self._loop, fd)
-        connection = self._answered(waiting)
-        if connection is None:  # Nobody of the host waits any longer.
-            inside.close()
-            self._loop.close(self._listening.pop(port).detach())
-            return
-        if not waiting:  # Until the host asks again they queue up.
-            self._loop.forget(self._listening[port].fileno())
-        join(connection, inside)
-        join(inside, connection)
-
-    @staticmethod
-    def _answered(waiting: list[tuple[Endpoint, Callable[..., None]]]) -> Endpoint | None:
-        """The first who waits and hears that somebody has connected; who has gone in that moment is left out."""
         while waiting:
             connection, answer = waiting.pop(0)
-            connection.on_end = ignore
+            connection.on_end = ignore  # The answer may be what shows that the host has gone.
             answer(ok=True, stream=True)
-            if not connection.closed:
-                return connection
-        return None
+            if connection.closed:
+                continue
+            if not waiting:  # Until the host asks again they queue up.
+                self._loop.forget(self._listening[port].fileno())
+            inside = Endpoint(self._loop, fd)
+            join(connection, inside)
+            join(inside, connection)
+            return
+        self._loop.close(fd)
+        self._close_if_nobody_waits(port)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from .loop import CHUNK_BYTES, GONE, READ, WRITE, Loop
+from .loop import CHUNK_BYTES, GONE, READ, WRITE, Loop, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -169,6 +169,13 @@ class Endpoint:
             self._loop.forget(self.fd)
 
     def _on_ready(self, events: int) -> None:
+        try:
+            self._read_and_write(events)
+        except Exception as error:  # Whoever is behind it waits for something that does not come any more.
+            tell(error)
+            self.hang_up()
+
+    def _read_and_write(self, events: int) -> None:
         if events & WRITE and self._out:
             self._flush()
         if self.closed:

@@ -38,19 +38,20 @@ class Forward:
         self._loop.close(self._tcp.detach())
 
     def _on_connected(self, events: int) -> None:
-        self._connection.on_end = ignore  # From here on its end is seen where it matters.
         error = self._tcp.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        fd = self._tcp.detach()
+        self._loop.forget(fd)
+        self._connection.on_end = ignore  # The answer may be what shows that the host has gone.
         if error:
-            self._give_up()
+            self._loop.close(fd)
             message = f"port {self._port} of the sandbox: {os.strerror(error)}"
             self._answer(ok=False, code="not_found", message=message, hint="Start what is to listen there first.")
             return
-        self._loop.forget(self._tcp.fileno())
         self._answer(ok=True, stream=True)
-        if self._connection.closed:  # The host has gone meanwhile.
-            self._give_up()
+        if self._connection.closed:
+            self._loop.close(fd)
             return
-        there = Endpoint(self._loop, self._tcp.detach())
+        there = Endpoint(self._loop, fd)
         join(self._connection, there)
         join(there, self._connection)
         if self._early:

@@ -149,17 +149,19 @@ class Kernels:
 
     def _spawn(self, kernel: Kernel) -> None:
         kernel.started_from = "cold"
-        telling = self._listen(kernel)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         argv = [self._python, f"{self._guest}/enter.py", "kernel.launch", kernel.file]
+        opened: list[int] = []
         try:
+            opened.append(self._listen(kernel))
+            opened.append(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            telling, nothing = opened
             pid = spawn(argv, env=kernel.env, cwd=kernel.cwd, stdin=nothing, stdout=nothing, stderr=telling)
         except OSError as error:
-            self._fail(kernel, f"The kernel could not start: {error.strerror}", "End processes of the sandbox.")
-        else:
-            self._born(kernel, pid)
+            self._fail(kernel, f"The kernel could not start: {error.strerror}", "End what else runs in the sandbox.")
+            return
         finally:
-            close_all((nothing, telling))
+            close_all(opened)
+        self._born(kernel, pid)
 
     def _on_forked(self, number: int, pid: int) -> None:
         kernel = self._asked.pop(number, None)

@@ -1,4 +1,7 @@
-"""One epoll loop: descriptors, ended children and the request to terminate."""
+"""One epoll loop: descriptors, ended children and the request to terminate.
+
+Nothing that goes wrong in it ends it: with init the whole sandbox would end, kernels, commands and all.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,6 @@ GONE = select.EPOLLHUP | select.EPOLLERR
 CHUNK_BYTES = 64 * 1024
 """The most that one read takes, so that no stream starves another."""
 
-FAILURES_MAX = 100
-
 
 class Loop:
     """Calls back for descriptors that are ready and for children that have ended."""
@@ -28,8 +29,6 @@ class Loop:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._closing: list[int] = []
         self._children: dict[int, Callable[[int], None]] = {}
-        self._failures: dict[int, int] = {}
-        """How often in a row what is done for a descriptor has failed."""
         self._stopping = False
         self._pause_s: float | None = None
         self._look: Callable[[], None] = lambda: None
@@ -84,26 +83,11 @@ class Loop:
             for fd, events in ready:
                 handler = self._handlers.get(fd)
                 if handler is not None:
-                    self._call(fd, handler, events)
+                    _guarded(handler, events)
             for fd in self._closing:
                 os.close(fd)
             self._closing.clear()
-            self._call(-1, self._look)
-
-    def _call(self, fd: int, what: Callable[..., None], *arguments: int) -> None:
-        """No error of what is done for one ends the loop, and with it all; what fails without end is let go of."""
-        try:
-            what(*arguments)
-            self._failures.pop(fd, None)
-        except Exception as error:
-            self._failures[fd] = self._failures.get(fd, 0) + 1
-            if self._failures[fd] == FAILURES_MAX and fd != self._wake:
-                self.forget(fd)
-                del self._failures[fd]
-            try:
-                os.write(2, f"warmcell: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
-            except OSError:
-                return  # Nobody hears it.
+            _guarded(self._look)
 
     def _on_signal(self, events: int) -> None:
         if _signal.SIGTERM in os.read(self._wake, CHUNK_BYTES):
@@ -121,7 +105,22 @@ class Loop:
                 return
             on_exit = self._children.pop(pid, None)
             if on_exit is not None:
-                self._call(-1, on_exit, exit_code(status))
+                _guarded(on_exit, exit_code(status))
+
+
+def _guarded(handler: Callable[..., None], *arguments: int) -> None:
+    try:
+        handler(*arguments)
+    except Exception as error:
+        tell(error)
+
+
+def tell(error: BaseException) -> None:
+    """Say on stderr what went wrong, if anybody reads that."""
+    try:
+        os.write(2, f"warmcell: {type(error).__name__}: {error}\n".encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
 
 
 def exit_code(status: int) -> int:

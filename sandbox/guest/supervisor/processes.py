@@ -54,7 +54,7 @@ def spawn(
         terminal: `stdin` is a terminal and becomes its controlling one.
 
     Raises:
-        OSError: There can be no more processes.
+        OSError: There is no room for another process.
     """
     # A signal to the child before it is itself would run our handlers, on our loop's pipe.
     before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
@@ -62,14 +62,14 @@ def spawn(
         pid = os.fork()
         if pid == 0:
             _become(argv, env, cwd, (stdin, stdout, stderr), keep, terminal)
-    finally:  # Also where there can be no more processes: else no end of any would be heard of again.
+    finally:  # At the limit of processes there is none; init goes on, and must hear of those that end.
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
     return pid
 
 
 def close_all(fds: Iterable[int]) -> None:
-    """Close descriptors, each once; -1 is none."""
-    for fd in {fd for fd in fds if fd >= 0}:
+    """Close what nobody needs any more."""
+    for fd in fds:
         os.close(fd)
 
 
@@ -171,30 +171,35 @@ class Execution:
         pty: bool,
         size: Sequence[int] = (),
     ) -> None:
-        """Start the process. What the connection says from now on is frames."""
+        """Start the process. What the connection says from now on is frames.
+
+        Raises:
+            OSError: There is no room for another process, or for its pipes.
+        """
         self.on_exit: Callable[[], object] = ignore
         self._connection = connection
         self._incoming = bytearray()
         self._running = True
         self._terminal = pty
-        if pty:
-            master, slave = os.openpty()
-            if size:  # Before the process may ask for it.
-                _resize(slave, *size)
-            os.set_inheritable(master, False)
-            ends = (slave, slave, slave)
-            ours = (master, os.dup(master), -1)
-        else:
-            pipes = _pipes(3)
-            ends = (pipes[0][0], pipes[1][1], pipes[2][1])
-            ours = (pipes[0][1], pipes[1][0], pipes[2][0])
+        opened: list[int] = []
         try:
+            if pty:
+                master, slave = os.openpty()
+                opened += (master, slave)
+                if size:  # Before the process may ask for it.
+                    _resize(slave, *size)
+                os.set_inheritable(master, False)
+                opened.append(os.dup(master))
+                ends, ours = (slave, slave, slave), (master, opened[-1], -1)
+            else:
+                for _ in range(3):
+                    opened += os.pipe2(os.O_CLOEXEC)
+                ends, ours = (opened[0], opened[3], opened[5]), (opened[1], opened[2], opened[4])
             self.pid = spawn(argv, env=env, cwd=cwd, stdin=ends[0], stdout=ends[1], stderr=ends[2], terminal=pty)
-        except OSError:
-            close_all(ours)
+        except BaseException:
+            close_all(opened)
             raise
-        finally:
-            close_all(ends)
+        close_all(set(ends))
         self._stdin = Endpoint(loop, ours[0], on_room=connection.resume)
         self._outputs = [
             Endpoint(loop, fd, on_data=self._sender(channel))
@@ -275,18 +280,6 @@ class Execution:
     def _on_gone(self) -> None:
         if self._running:
             kill_group(self.pid, _signal.SIGKILL)
-
-
-def _pipes(count: int) -> list[tuple[int, int]]:
-    """So many, or none where there is no room for them."""
-    made: list[tuple[int, int]] = []
-    try:
-        for _ in range(count):
-            made.append(os.pipe2(os.O_CLOEXEC))
-    except OSError:
-        close_all(fd for pipe in made for fd in pipe)
-        raise
-    return made
 
 
 def _resize(fd: int, rows: int, columns: int) -> None:

@@ -27,7 +27,7 @@ BACKLOG = 64
 
 def bound(name: str) -> _socket.socket:
     """A socket of that name in the run directory, which is init's own, that listens."""
-    _remove(name)
+    remove_socket(name)
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
@@ -39,13 +39,12 @@ def bound(name: str) -> _socket.socket:
     return listening
 
 
-def _remove(name: str) -> bool:
-    """Remove a socket's file; whether it was there. The host removes those of kernels that have ended, too."""
+def remove_socket(name: str) -> None:
+    """Remove a socket's file, if it is there. The host removes those of kernels that have ended, too."""
     try:
         os.unlink(name)
     except FileNotFoundError:
-        return False
-    return True
+        return
 
 
 class Relays:
@@ -94,7 +93,7 @@ class Relays:
 
     def _deafen(self, path: str) -> None:
         self._loop.close(self._listening.pop(path).detach())
-        _remove(path)
+        remove_socket(path)
 
     def _on_connect(self, path: str) -> None:
         if path not in self._listening:

@@ -14,7 +14,7 @@ from .jsonline import decode, encode
 from .kernels import Kernels
 from .loop import READ, Loop
 from .processes import Execution, kill_group
-from .relays import Relays, bound
+from .relays import Relays, bound, remove_socket
 from .template import Template
 
 TYPE_CHECKING = False
@@ -99,7 +99,7 @@ class Server:
     def _go(self, until: str, connection: Endpoint) -> None:
         self._loop.forget(self._socket.fileno())
         self._socket.close()
-        os.unlink("init.sock")
+        remove_socket("init.sock")
         self._relays.leave()
         for known in self._connections:
             if known is not connection:

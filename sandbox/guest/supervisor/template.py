@@ -102,18 +102,18 @@ class Template:
     def _start(self) -> None:
         if self._server is not None:
             self._server.end()
+            self._server = None
         self._imported, self._failed = [], dict(self._left_out)
         self._importing = ""
         self._began = self._since = time.time()
         self._seconds = 0.0
         self._state = "importing"
         modules = [name for name in self._preload if name not in self._left_out]
-        self._server = None
         try:
             self._server = _Server(self, self._loop, self._guest, self._python, self._env, modules)
-        except OSError as error:  # There can be no more processes; kernels start without it.
+        except OSError as error:  # No room for a process. Kernels start without it.
             self._state = "failed"
-            self._failed["fork server"] = error.strerror or str(error)
+            self._failed["fork server"] = f"it could not start: {error.strerror}"
         self._announce(self.event())
 
     def told(self, server: _Server, message: Mapping[str, Any]) -> None:
@@ -174,28 +174,26 @@ class _Server:
         self._words = bytearray()
         self._partial = bytearray()
         self._code: int | None = None
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        argv = [
-            python,
-            f"{guest}/enter.py",
-            "kernel.fork_server",
-            str(theirs.fileno()),
-            str(lifeline()),
-            os.getcwd(),
-            *modules,
-        ]
-        keep = [fd for fd in (theirs.fileno(), lifeline()) if fd >= 0]
+        ours, theirs = (end.detach() for end in _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM))
+        kept, given = [ours], [theirs]
+        argv = [python, f"{guest}/enter.py", "kernel.fork_server", str(theirs), str(lifeline()), os.getcwd(), *modules]
+        keep = [fd for fd in (theirs, lifeline()) if fd >= 0]
         try:
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            kept.append(reading)
+            given.append(writing)
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            given.append(nothing)
+            again = os.dup(ours)
+            kept.append(again)
             self.pid = spawn(argv, env=env, cwd="/", stdin=nothing, stdout=nothing, stderr=writing, keep=keep)
-        except OSError:
-            close_all((reading, ours.detach()))
+        except BaseException:
+            close_all(kept)
             raise
         finally:
-            close_all((nothing, writing, theirs.detach()))
-        self._socket = _socket.socket(fileno=os.dup(ours.fileno()))
-        self._control = Endpoint(loop, ours.detach(), on_data=self._on_data, on_end=self._on_control_end, duplex=True)
+            close_all(given)
+        self._socket = _socket.socket(fileno=again)
+        self._control = Endpoint(loop, ours, on_data=self._on_data, on_end=self._on_control_end, duplex=True)
         self._output = Endpoint(loop, reading, on_data=self._on_words)
         loop.adopt(self.pid, self._on_exit)
 

@@ -450,10 +450,13 @@ class Occupied(SimulatedInventory):
     def __init__(self, *busy: int) -> None:
         super().__init__(KINDS)
         self.busy = busy
+        self.strangers: tuple[GpuProcess, ...] = (
+            GpuProcess(pid=4711, user="eve", command="python"),
+            GpuProcess(pid=4712),
+        )
 
     async def processes(self, device: GpuDevice) -> tuple[GpuProcess, ...]:
-        strangers = (GpuProcess(pid=4711, user="eve", command="python"), GpuProcess(pid=4712))
-        return strangers if device.index in self.busy else ()
+        return self.strangers if device.index in self.busy else ()
 
 
 async def test_a_device_on_which_a_stranger_computes_is_passed_over(places: Places) -> None:
@@ -472,21 +475,42 @@ async def test_who_is_parked_and_could_not_leave_is_no_stranger(places: Places) 
     """Every keeper of the machine hears of it, until its own keeper ends or it has its lease again."""
     inventory = Occupied()
     mine, others = (GpuPool(inventory, LeaseDirectory(places.leases)) for _ in range(2))
+    inventory.strangers = (GpuProcess(pid=os.getpid(), command="python"),)
     device = (await inventory.devices())[0]
     await mine.lease(device.uuid, holder=ONE)
     inventory.busy = (0,)
-    await mine.leave_behind(ONE, [4711, 4712, 1])
+    await mine.leave_behind(ONE, [os.getpid(), 4711, 1])
     await others.lease(device.uuid, holder=TWO)
     with pytest.raises(NoGpuAvailableError):
         await mine.lease(device.uuid, holder=ONE)
     others.release(TWO)
     await mine.lease(device.uuid, holder=ONE)
     mine.release(ONE)
-    with pytest.raises(NoGpuAvailableError, match="process 4711"):
+    with pytest.raises(NoGpuAvailableError, match=f"process {os.getpid()}"):
         await others.lease(device.uuid, holder=TWO)
     assert not list(places.leases.glob("*.stays-*"))
     mine.close()
     others.close()
+
+
+@pytest.mark.root
+async def test_nobody_makes_another_users_program_pass_for_parked(places: Places) -> None:
+    """The file counts for processes of whoever wrote it: all users can write there."""
+    inventory = Occupied(0)
+    with subprocess.Popen(["sleep", "60"]) as program:
+        inventory.strangers = (GpuProcess(pid=program.pid, command="sleep"),)
+        pool = GpuPool(inventory, LeaseDirectory(places.leases))
+        device = (await inventory.devices())[0]
+        remainder = LeaseDirectory(places.leases).leave_behind(device.uuid, [program.pid])
+        (named,) = places.leases.glob("*.stays-*")
+        os.chown(named, 54321, 54321)
+        with pytest.raises(NoGpuAvailableError, match=f"process {program.pid}"):
+            await pool.lease(device.uuid, holder=ONE)
+        os.chown(named, 0, 0)
+        await pool.lease(device.uuid, holder=ONE)
+        remainder.release()
+        pool.close()
+        program.kill()
 
 
 async def test_strangers_on_all_devices_end_the_search(places: Places) -> None:

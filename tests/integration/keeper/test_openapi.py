@@ -172,6 +172,7 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
         ("DELETE", "/sandboxes/{sandbox_id}/queue"),
         ("GET", "/sandboxes/{sandbox_id}/ports/{port}/tunnel"),
         ("POST", "/sandboxes/{sandbox_id}/park"),
+        ("POST", "/sandboxes/{sandbox_id}/wake"),
         ("POST", "/sandboxes/{sandbox_id}/gpu"),
     }
     assert {(verb, path) for verb, path in left if not MEMORY.fullmatch(path)} == elsewhere

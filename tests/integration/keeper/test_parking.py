@@ -129,6 +129,65 @@ async def test_a_kernel_is_parked_after_a_while(places: Places, tmp_path: Path) 
         assert await book.run("x + 1") == "2"
 
 
+async def test_a_kernel_goes_on_before_its_cell_is_there(places: Places, tmp_path: Path) -> None:
+    """At a sign that a cell will come, if a GPU is free; unused it is given back after as long as ever, and not taken
+    again before a cell has run.
+    """
+    async with (
+        keeper(places, **HERE, park_after=1.0, gpu_yield_after=0) as client,
+        changes(client) as told,
+        notebook(client, tmp_path, gpu="A100", **PLAIN) as book,
+    ):
+
+        async def until_parked() -> None:
+            async with asyncio.timeout(60):
+                while (await book.info())["parked"] is None:
+                    await told.get()
+
+        await book.run("x = 1")
+        await until_parked()
+        other = await client.post("/sandboxes", {"spec": {**book.body["spec"], "gpu": "A100"}})
+        refused = await book.do("wake")
+        assert (refused["parked"] is not None, refused["phase"], refused["queue"]) == (True, None, None)
+        assert (await client.get("/gpus"))["queue"] == []
+        await client.delete(f"/sandboxes/{other['id']}")
+        woken = await book.do("wake")
+        assert (woken["parked"], len(woken["gpus"])) == (None, 1)
+        assert (await book.do("wake"))["parked"] is None
+        await until_parked()
+        assert await gpu(client) == (None, 0)
+        assert (await book.do("wake"))["parked"] is not None
+        assert await book.run("x + 1") == "2"
+        await until_parked()
+        assert (await book.do("wake"))["parked"] is None
+
+
+async def test_only_a_cell_takes_back_what_was_given_back_by_hand(places: Places, tmp_path: Path) -> None:
+    """However much is typed."""
+    async with (
+        keeper(places, **HERE, park_after=0, gpu_yield_after=0) as client,
+        notebook(client, tmp_path, gpu="A100", **PLAIN) as book,
+    ):
+        await book.run("x = 1")
+        await book.until_idle()
+        await book.do("park")
+        assert (await book.do("wake"))["parked"] is not None
+        assert await book.run("x + 1") == "2"
+
+
+async def test_kernels_wait_for_their_cell_where_the_operator_wants_it(places: Places, tmp_path: Path) -> None:
+    """`c.Warmcell.wake_on_typing = False`."""
+    async with (
+        keeper(places, **HERE, park_after=0.3, gpu_yield_after=0, wake_on_typing=False) as client,
+        changes(client) as told,
+        notebook(client, tmp_path, gpu="A100", **PLAIN) as book,
+    ):
+        await book.run("x = 1")
+        await parked(told, book)
+        assert (await book.do("wake"))["parked"] is not None
+        assert await gpu(client) == (None, 0)
+
+
 TRAINING = """
 import hashlib, torch
 torch.manual_seed(7)

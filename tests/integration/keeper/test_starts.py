@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,9 @@ from tests.integration.keeper.test_life import running
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import ConflictError, TransportError, WarmcellError
 from warmcell.sandbox.paths import Paths
+
+TCP = {"transport": "tcp", "ip": "127.0.0.1"}
+PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
 async def begun(keeper: KeeperClient, kernel_id: str) -> dict[str, Any]:
@@ -152,6 +156,32 @@ async def test_a_first_start_that_fails_gives_everything_back(
         assert [gpu["lease"] for gpu in (await client.get("/gpus"))["gpus"]] == [None]
         assert {box["state"] for box in (await client.get("/sandboxes"))["sandboxes"]} == {"failed"}
         await nothing_is_left(client)
+
+
+async def test_a_start_whose_address_is_taken_gives_its_sandbox_back(
+    configure: Configure, kernel_body: KernelBody, spec: dict[str, Any]
+) -> None:
+    """Clients could not connect, so the sandbox that was made meanwhile goes, with its GPU; elsewhere it works."""
+    configure(
+        backend="process",
+        keeper_idle_s=0.2,
+        prepared=0,
+        simulated_gpus=[{"name": "A100", "memory": "80GiB", "count": 1}],
+    )
+    async with await KeeperClient.connect() as client:
+        body = kernel_body(spec={**spec, "gpu": "A100"})
+        found = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
+        ports = {name: one.getsockname()[1] for name, one in zip(PORTS, found, strict=True)}
+        for one in found[:-1]:
+            one.close()
+        with found[-1], pytest.raises(ConflictError):
+            await client.post("/kernels", {**body, "connection": {**body["connection"], **TCP, **ports}})
+        assert [gpu["lease"] for gpu in (await client.get("/gpus"))["gpus"]] == [None]
+        told = [box["error"]["code"] for box in (await client.get("/sandboxes"))["sandboxes"]]
+        assert told == [ConflictError.code]
+        await nothing_is_left(client)
+        assert (await client.post("/kernels", body))["state"] == "running"
+        await client.delete(f"/kernels/{body['kernel_id']}")
 
 
 async def test_a_failed_restart_can_be_tried_again(

@@ -169,15 +169,35 @@ async def connected(content: Mapping[str, Any], *, key: str = "") -> AsyncKernel
 
 @contextlib.asynccontextmanager
 async def running_guest(
-    root: Path, *, python: str = sys.executable, env: Mapping[str, str] | None = None, tree: Path = TREE
+    root: Path,
+    *,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
+    tree: Path = TREE,
+    change: str = "",
 ) -> AsyncIterator[Guest]:
-    """Start init in a run directory below `root`; at the end nothing of it may be left."""
+    """Start init in a run directory below `root`; at the end nothing of it may be left.
+
+    Args:
+        root: Where its directories are made.
+        python: Its interpreter, and its kernels'.
+        env: What is in its environment besides ours.
+        tree: The guest's code.
+        change: What it is to run first, as the package `warmcell_guest` is there.
+    """
     run = root / "g"
     run.mkdir(mode=0o700)
     home = root / "h"
     home.mkdir(exist_ok=True)
     environment = {**os.environ, "HOME": str(home), **(env or {})}
     argv = [python, "-I", "-S", f"{tree}/init.py", "--run", str(run), "--guest", str(tree), "--python", python]
+    if change:
+        code = (
+            "import sys; sys.modules['warmcell_guest'] = package = type(sys)('warmcell_guest'); "
+            f"package.__path__ = [{str(tree)!r}]; from warmcell_guest.supervisor import server\n{change}\n"
+            "sys.exit(server.main(sys.argv[1:]))"
+        )
+        argv[1:4] = ["-c", code]
     process = await asyncio.create_subprocess_exec(*argv, env=environment)
     guest = None
     watching = None

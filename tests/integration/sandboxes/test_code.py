@@ -46,23 +46,6 @@ def test_code_past_its_time_is_interrupted_and_the_next_runs(box: Sandbox) -> No
     assert box.run("kept").text == "'yes'"
 
 
-def test_contexts_have_variables_of_their_own(box: Sandbox) -> None:
-    """Names of one are unknown in the others, directories stay, and one that is removed is forgotten."""
-    other = box.create_context(cwd="/tmp")
-    box.run("name = 1")
-    box.run("name = 2\ndef double(): return 2 * name", context=other)
-    assert box.run("name").text == "1"
-    assert box.run("double(), __import__('os').getcwd()", context=other).text == "(4, '/tmp')"
-    unknown = box.run("double()")
-    assert unknown.error is not None
-    assert unknown.error.name == "NameError"
-    assert set(box.contexts()) == {"default", other}
-    box.remove_context(other)
-    with pytest.raises(errors.NotFoundError):
-        box.run("name", context=other)
-    assert box.run("name").text == "1"
-
-
 def test_a_kernel_that_dies_is_told_and_the_next_run_has_another(at_home: None) -> None:
     """The end of the kernel is an error with its reason; the sandbox and its files stay."""
     with Sandbox(preload=()) as own:

@@ -1,6 +1,6 @@
 """A process with memory of every kind that an image may hold, which tells what is in it. Standard library only.
 
-    python odd_memory.py DIRECTORY KIND…        KIND: areas, heap, threads, children, large=MiB
+    python odd_memory.py DIRECTORY KIND…        KIND: areas, huge, heap, threads, children, large=MiB
 
 It waits for SIGUSR1, does what DIRECTORY/ask-PID says, and writes the answer to the fifo DIRECTORY/answer-PID.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PAGE = 4096
+PAGE, HUGE = 4096, 2 << 20
 PRIVATE, SHARED, ANONYMOUS, GROWSDOWN, NORESERVE, HUGETLB = 0x02, 0x01, 0x20, 0x100, 0x4000, 0x40000
 NONE, READ, READ_WRITE, READ_WRITE_EXEC = 0, 1, 3, 7
 ADVICE = {
@@ -31,6 +31,7 @@ ADVICE = {
 }
 GUARD_INSTALL, DONTNEED = 102, 4
 MAYMOVE = 1
+SHARED_AREAS = {"shared", "memfd", "shm", "huge, shared"}
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = libc.mremap.restype = libc.sbrk.restype = ctypes.c_void_p
@@ -155,6 +156,16 @@ def odd_areas(memory: Memory, directory: Path) -> None:
     memory.fill("shm")
 
 
+def huge_pages(memory: Memory) -> None:
+    """An area of each kind that has pages of 2 MiB, which the machine must have reserved."""
+    for name, flags in (("huge", PRIVATE), ("huge, shared", SHARED)):
+        free = checked(libc.mmap(None, 3 * HUGE, NONE, PRIVATE | ANONYMOUS, -1, 0))
+        address = -(-free // HUGE) * HUGE
+        checked(libc.mmap(address, HUGE, READ_WRITE, flags | ANONYMOUS | HUGETLB | 0x10, -1, 0))
+        memory.areas[name] = (address, HUGE)
+        memory.fill(name)
+
+
 def heap(memory: Memory) -> None:
     """Two megabytes more of what brk(2) gives."""
     begin = checked(libc.sbrk(600 * PAGE))
@@ -267,6 +278,19 @@ def rewrite(memory: Memory) -> bool:
     return True
 
 
+def mark(memory: Memory) -> bool:
+    """Say in all memory that is shared who was here last."""
+    for name in SHARED_AREAS & memory.areas.keys():
+        ctypes.memmove(memory.areas[name][0], os.getpid().to_bytes(4, "little"), 4)
+    return True
+
+
+def marks(memory: Memory) -> dict[str, int]:
+    """Who was here last."""
+    shared = sorted(SHARED_AREAS & memory.areas.keys())
+    return {name: int.from_bytes(ctypes.string_at(memory.areas[name][0], 4), "little") for name in shared}
+
+
 def smaps(memory: Memory) -> dict[str, list[str]]:
     """How the kernel describes the first page of each area: its name and flags."""
     found, lines = {}, iter(Path("/proc/self/smaps").read_text().splitlines())
@@ -328,6 +352,8 @@ def serve(directory: Path, memory: Memory) -> None:
         "discard": lambda: discard(memory),
         "part": lambda: part(memory),
         "swap": lambda: swap(memory),
+        "mark": lambda: mark(memory),
+        "marks": lambda: marks(memory),
         "guarded": lambda: guarded(memory),
         "smaps": lambda: smaps(memory),
         "fork": lambda: fork(directory, memory, 0),
@@ -351,6 +377,8 @@ def main() -> None:
     for kind in kinds:
         if kind == "areas":
             odd_areas(memory, directory)
+        elif kind == "huge":
+            huge_pages(memory)
         elif kind == "heap":
             heap(memory)
         elif kind == "threads":

@@ -1,5 +1,6 @@
 """Namespaces without Warmcell in them, and CRIU run there by hand: to test images alone."""
 
+import contextlib
 import json
 import os
 import select
@@ -7,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lanes import bwrap
 from warmcell.sandbox.helper import program
 from warmcell.sandbox.snapshots.criu import helper_environment
 
+HUGE_PAGES = 12
 PROGRAM = Path(__file__).with_name("odd_memory.py")
 OPTIONS = ("--tcp-close", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "--no-default-config")
 
@@ -27,6 +32,20 @@ def criu() -> list[str]:
     if not found.loader:
         return [found.path]
     return [found.loader, "--library-path", ":".join(found.libraries), "--argv0", "criu", found.path]
+
+
+@contextlib.contextmanager
+def huge_pages() -> Iterator[None]:
+    """Have the machine reserve enough pages of 2 MiB for a small tree, and what it is restored as."""
+    reserve = Path("/proc/sys/vm/nr_hugepages")
+    before = int(reserve.read_text())
+    reserve.write_text(str(before + HUGE_PAGES))
+    try:
+        if int(reserve.read_text()) < before + HUGE_PAGES:
+            pytest.skip("this machine has no huge pages to spare")
+        yield
+    finally:
+        reserve.write_text(str(max(0, int(reserve.read_text()) - HUGE_PAGES)))  # Others may have reserved some as well.
 
 
 @dataclass

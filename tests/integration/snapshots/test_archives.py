@@ -33,13 +33,18 @@ def elsewhere() -> Iterator[Places]:
 
 async def cli(*arguments: str, code: int = 0, env: Any = None) -> Any:
     """What a command of `warmcell snapshots` says as JSON."""
-    argv = [sys.executable, "-m", "warmcell.extension.cli", "snapshots", *arguments, "--json"]
+    return json.loads(await printed(*arguments, "--json", code=code, env=env))
+
+
+async def printed(*arguments: str, code: int = 0, env: Any = None) -> str:
+    """What it prints."""
+    argv = [sys.executable, "-m", "warmcell.extension.cli", "snapshots", *arguments]
     pipe = asyncio.subprocess.PIPE
     done = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe, env=env)
     async with asyncio.timeout(120):
         stdout, stderr = await done.communicate()
     assert done.returncode == code, (stdout.decode(), stderr.decode())
-    return json.loads(stdout)
+    return stdout.decode()
 
 
 async def test_a_kernel_goes_on_elsewhere(

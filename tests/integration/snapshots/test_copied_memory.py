@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.plain_boxes import Box
+from tests.integration.snapshots.plain_boxes import Box, huge_pages
 from warmcell.sandbox.helper import copying
 from warmcell.sandbox.helper.images import pagemap
 from warmcell.sandbox.helper.problems import HelperError
@@ -49,12 +49,20 @@ def different(one: bytes, other: bytes) -> int:
     return len(apart)
 
 
+@pytest.fixture
+def reserved() -> Iterator[None]:
+    """Pages of 2 MiB."""
+    with huge_pages():
+        yield
+
+
+@pytest.mark.usefixtures("reserved")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_it_is_what_criu_would_have_written(box: Box, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """Of areas of every kind, also those that the process itself may not read, by one thread as by several."""
     monkeypatch.setattr(copying, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(copying, "processors", lambda: threads)
-    pid = box.start_odd("areas", "heap", "threads", "children", "large=40")
+    pid = box.start_odd("areas", "huge", "heap", "threads", "children", "large=40")
     processes = box.outer_pids()
     theirs = box.directory / "theirs"
     theirs.mkdir()

@@ -85,6 +85,24 @@ async def test_it_says_that_it_is_ready(boxes: Boxes) -> None:
     assert min(took[1:]) < took[0] / 3, took
 
 
+async def test_who_is_set_going_while_it_is_saved_is_not_saved(boxes: Boxes) -> None:
+    """Any process of its sandbox can do that. What was read of it, and its files, would be of several moments."""
+    source = await boxes.running()
+
+    async def frozen() -> None:
+        before = await source.count()
+        await source.sh(f"kill -CONT {source.kernel}")
+        await source.goes_on(past=before + 2)
+
+    with pytest.raises(ConflictError, match="set the kernel going") as refused:
+        await boxes.dump(source, FIRST, frozen=frozen)
+    assert "SIGCONT" in refused.value.hint
+    assert leftovers(boxes) == []
+    await source.goes_on(past=await source.count() + 2)
+    await boxes.dump(source, FIRST)
+    await (await boxes.restored(FIRST)).goes_on()
+
+
 @ON_EACH
 async def test_the_source_goes_on_and_clones_count_from_the_same_number(boxes: Boxes) -> None:
     """One image, three sandboxes, one process number in all; nothing moves while the layer is saved."""

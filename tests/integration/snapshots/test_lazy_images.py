@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.plain_boxes import Box
+from tests.integration.snapshots.plain_boxes import Box, huge_pages
 from warmcell.sandbox.helper.images import compact, contents, credentials, lazy
 from warmcell.sandbox.helper.images.errors import ImageError
 
@@ -23,6 +23,13 @@ def box() -> Iterator[Box]:
             yield made.start()
         finally:
             made.close()
+
+
+@pytest.fixture
+def reserved() -> Iterator[None]:
+    """Pages of 2 MiB."""
+    with huge_pages():
+        yield
 
 
 class Kernel:
@@ -104,6 +111,38 @@ def test_what_is_mapped_and_what_is_not(box: Box) -> None:
     for name in before:
         # "ac" (accounted) comes with being writable once, "gu" with guard pages that are already set.
         assert set(before[name][1:]) ^ set(after[name][1:]) <= {"ac", "gu"}, name
+
+
+def test_what_processes_share_they_share_again(box: Box) -> None:
+    """Anonymous memory, a memfd and a file of /dev/shm: what one writes after a restore the others read."""
+    kernel = Kernel(box, "areas", "children")
+    for _ in range(2):
+        image = kernel.dump()
+        kernel.edit(image)
+        kernel.restore(image)
+        for pid in kernel.pids:
+            box.ask(pid, "mark")
+            assert [box.ask(other, "marks") for other in kernel.pids] == 3 * [{"memfd": pid, "shared": pid, "shm": pid}]
+
+
+@pytest.mark.usefixtures("reserved")
+def test_huge_pages_stay_huge(box: Box) -> None:
+    """What a program has asked for in pages of 2 MiB is neither mapped from a file nor cut into small ones."""
+    kernel = Kernel(box, "huge", "heap", "children")
+    before, described = kernel.sums(), box.ask(kernel.pid, "smaps")
+    for _ in range(2):
+        image = kernel.dump()
+        kernel.edit(image)
+        kernel.restore(image)
+        assert kernel.sums() == before
+        after = box.ask(kernel.pid, "smaps")
+        for name in ("huge", "huge, shared"):
+            assert set(after[name][1:]) == set(described[name][1:])
+            assert "ht" in after[name]
+        for pid in kernel.pids:
+            box.ask(pid, "mark")
+            assert [box.ask(other, "marks") for other in kernel.pids] == 3 * [{"huge, shared": pid}]
+        before = kernel.sums()
 
 
 def test_the_heap_goes_on(box: Box) -> None:

@@ -6,6 +6,7 @@ user of these packages sets them.
 """
 
 import asyncio
+import concurrent.futures
 import functools
 import importlib.metadata
 import inspect
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 import urllib.parse
@@ -403,10 +405,6 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert box.get_info().allow_internet_access is False
     assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
     assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
-    for more in ({"dnsServers": ["8.8.8.8"]}, {"egressProxy": {"address": "x"}}, {"httpsPorts": [1]}):
-        assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], **more})[0] == 501, more
-    assert control("PUT", f"{path}/network", {"maskRequestHost": "x"})[0] == 501
-    assert control("PUT", f"{path}/network", {"maskRequestHost": "localhost:${PORT}"})[0] == 204
     assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
@@ -417,6 +415,74 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert "".join(box.run_code(ask.format("a.example.com")).logs.stdout) == "403\n"
     assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
     assert control("GET", path)[1]["network"]["allowOut"] == []
+
+
+def name_servers_and_a_proxy_are_used_that_the_operator_allows():
+    """Neither is a way around what may be reached; their places are told again, and no password."""
+    box = Sandbox.create(timeout=100)
+    path, hosts = f"/sandboxes/{box.sandbox_id}", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
+    for more in (
+        {"dnsServers": ["8.8.8.8"]},
+        {"dnsServers": ["10.0.0.1"]},
+        {"dnsServers": ["dns.example.com"]},
+        {"egressProxy": {"address": "x"}},
+        {"egressProxy": {"address": "elsewhere.example:1080"}},
+        {"egressProxy": {"address": "p.example.com:1080", "password": "alone"}},
+    ):
+        status, error = control("PUT", f"{path}/network", {**hosts, **more})
+        assert status == 400, (more, error)
+    proxy = {"address": "p.example.com:1080", "username": "ann", "password": "of the proxy"}
+    ways = {"dnsServers": ["198.41.0.4"], "egressProxy": proxy}
+    assert control("PUT", f"{path}/network", {**hosts, **ways})[0] == 204
+    told = control("GET", path)[1]["network"]
+    assert told == {**hosts, **ways, "egressProxy": {"address": "p.example.com:1080", "username": "ann"}}, told
+    # Nobody answers for that name, so nothing is reached, by no other way either.
+    ask = "import urllib.request as r\ntry: r.build_opener().open('http://a.example.com/')\n"
+    ask += "except r.HTTPError as e: print(e.headers['warmcell-refused'])"
+    assert "no address" in "".join(box.run_code(ask).logs.stdout)
+    box.kill()
+
+
+def ports_speak_tls_and_see_the_host_that_is_asked_for():
+    """A server with a certificate of its own is reached, and sees the host that was wanted; others go without TLS."""
+    network = {"httpsPorts": [3443], "maskRequestHost": "${PORT}-app.example.com"}
+    for wrong in ({"httpsPorts": [49983]}, {"maskRequestHost": "two words"}, {"maskRequestHost": "x\r\ny: z"}):
+        assert control("POST", "/v2/sandboxes", {"templateID": "base", "network": wrong})[0] == 400, wrong
+    status, made = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 300, "network": network})
+    assert status == 201, made
+    box = Sandbox.connect(made["sandboxID"])
+    told = control("GET", f"/sandboxes/{box.sandbox_id}")[1]["network"]
+    assert {name: told[name] for name in network} == network
+    box.run_code(
+        "import datetime, http.server, ssl, threading\n"
+        "from cryptography import x509\n"
+        "from cryptography.hazmat.primitives import hashes, serialization\n"
+        "from cryptography.hazmat.primitives.asymmetric import ec\n"
+        "key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)\n"
+        "name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, 'nobody')])\n"
+        "made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())\n"
+        "made = made.serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(1))\n"
+        "pem = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)\n"
+        "PEM, NONE = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()\n"
+        "pem += key.private_bytes(serialization.Encoding.PEM, PEM, NONE)\n"
+        "open('/tmp/own.pem', 'wb').write(pem)\n"
+        "class Page(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        "        self.send_response(200)\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(f\"{self.headers['Host']}|{self.headers['Origin']}\".encode())\n"
+        "context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "context.load_cert_chain('/tmp/own.pem')\n"
+        "for port in (3443, 3080):\n"
+        "    web = http.server.ThreadingHTTPServer(('127.0.0.1', port), Page)\n"
+        "    if port == 3443: web.socket = context.wrap_socket(web.socket, server_side=True)\n"
+        "    threading.Thread(target=web.serve_forever, daemon=True).start()"
+    )
+    answer = envd(box, "GET", "/", port=3443, headers={"Origin": "http://x"})
+    assert answer.text == "3443-app.example.com|https://3443-app.example.com", answer.text
+    answer = envd(box, "GET", "/", port=3080, headers={"Origin": "http://x"})
+    assert answer.text == "3080-app.example.com|http://3080-app.example.com", answer.text
+    box.kill()
 
 
 def templates_tags_volumes_and_secrets_say_that_they_are_not_there():
@@ -868,6 +934,63 @@ def contexts_have_variables_of_their_own():
         assert (done.logs.stdout, done.error) == (["42\n"], None), done
     else:
         assert "node" in box.run_code("1", language="js").error.value
+
+
+def contexts_run_at_once_and_end_alone():
+    """Each is a process: they wait for each other, one that ends itself begins anew, pause and fork keep them all."""
+    needs(Sandbox, "create_code_context")
+    meet = "import os, time\nopen('/tmp/{0}', 'w').close()\n"
+    meet += "while not os.path.exists('/tmp/{1}'): time.sleep(0.01)\n'met'"
+    with Sandbox.create(timeout=300) as box:
+        one, other = box.create_code_context(), box.create_code_context(cwd="/tmp")
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            first = threads.submit(box.run_code, meet.format(1, 2), context=one)
+            second = threads.submit(box.run_code, meet.format(2, 3), context=other)
+            third = threads.submit(box.run_code, meet.format(3, 1))
+            assert [ran.result().text for ran in (first, second, third)] == ["met"] * 3
+        box.run_code("kept = [1]", context=other)
+        ended = box.run_code("os._exit(3)", context=one)
+        assert "exit code 3" in ended.error.value, ended
+        assert box.run_code("'os' in globals()", context=one).text == "False"
+        assert box.run_code("1 / 0", context=one).error.name == "ZeroDivisionError"
+        raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(600)", context=one, timeout=1))
+        assert box.run_code("time.__name__", context=one, timeout=60).text == "time"
+        raised(e2b.SandboxException, lambda: box.create_code_context(cwd="/no/such"), "400")
+        box.pause()
+        box = Sandbox.connect(box.sandbox_id)
+        if hasattr(box, "fork"):
+            clone = box.fork()[0]
+            assert clone.run_code("kept.append(2); kept, os.getcwd()", context=other).text == "([1, 2], '/tmp')"
+            clone.kill()
+        assert box.run_code("kept", context=other).text == "[1]"
+
+
+def variables_of_one_execution_are_gone_after_it():
+    """In the default context and in others, in Python and in bash; the sandbox's own are as they were."""
+    box = shared()
+    places = [{}, {"context": box.create_code_context()}] if hasattr(box, "create_code_context") else [{}]
+    for where in (*places, {"language": "bash"}):
+        ask = (
+            "echo $SAID$GIVEN"
+            if "language" in where
+            else "import os; print(os.environ['SAID'] + os.getenv('GIVEN', ''))"
+        )
+        for envs, told in (({"SAID": "once ", "GIVEN": "more"}, "once more"), ({}, "to all")):
+            done = box.run_code(ask, envs=envs, **where)
+            assert done.logs.stdout == [told + "\n"], (where, done)
+    failed = box.run_code("1 / 0", envs={"GIVEN": "more"})
+    assert failed.error.name == "ZeroDivisionError"
+    assert box.run_code("os.getenv('GIVEN')").text is None
+
+
+def a_sandbox_that_ends_breaks_off_what_it_runs():
+    """Its client is not told that the code has ended."""
+    box = Sandbox.create(timeout=100)
+    box.run_code("1")
+    killer = threading.Timer(1, box.kill)
+    killer.start()
+    raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(300)", timeout=200))
+    killer.join()
 
 
 def a_client_that_goes_away_interrupts():

@@ -1,5 +1,6 @@
 """Reading a snapshot's memory as files."""
 
+import mmap
 import os
 from pathlib import Path
 
@@ -43,3 +44,15 @@ def test_a_forgotten_image_is_not_in_the_page_cache(tmp_path: Path) -> None:
         pytest.skip("this file system has no page cache")
     pages.forget(tmp_path)
     assert sum(pages.cached_bytes(path) for path in files) == 0
+
+
+def test_what_a_process_maps_is_left_alone(tmp_path: Path) -> None:
+    """It cannot be dropped, and is no reason to give up: the rest is gone."""
+    mapped, other = pages.page_files(image(tmp_path))
+    with mapped.open("rb") as file, mmap.mmap(file.fileno(), 3 * MIB, prot=mmap.PROT_READ) as seen:
+        assert sum(seen[at] for at in range(0, 3 * MIB, mmap.PAGESIZE))
+        if not pages.cached_bytes(other):
+            pytest.skip("this file system has no page cache")
+        pages.forget(tmp_path)
+        assert pages.cached_bytes(mapped) == 3 * MIB
+        assert pages.cached_bytes(other) == 0

@@ -159,14 +159,29 @@ async def test_who_parks_is_told_where_there_are_gpus_and_why_not_is_a_note() ->
     cannot = ParkingPlace(engine=CudaParking(devices, command=["true"]), budget_bytes=GIB, free_bytes=lambda: GIB)
     assert (await look(Told("bubblewrap"), parking=cannot))["parking"] is None
     told = await look(Told("bubblewrap"), gpus=pool, parking=made_up)
+    (one,) = told["parking"].pop("devices")
     assert told["parking"] == {"engine": "simulated", "budget_bytes": GIB, "ready": True}
+    assert (one["index"], one["by"], one["why"]) == (0, "driver", "")
     assert told["findings"] == []
     told = await look(Told("bubblewrap"), gpus=pool, parking=cannot)
     assert told["parking"]["ready"] is False
     (finding,) = told["findings"]
     assert finding["severity"] == "note"
-    assert "keep their GPU: The process that parks kernels does not come up" in finding["message"]
-    assert finding["hint"]
+    assert "keep GPU 0: The NVIDIA driver (of unknown version) cannot park kernels" in finding["message"]
+    assert "575.57.08" in finding["hint"]
+    assert "park_with_torch" in finding["hint"]
+
+
+async def test_who_parks_is_told_for_each_gpu() -> None:
+    """The driver where it can, and for instances of divided GPUs torch where the operator lets it."""
+    kinds = [{"name": "A100", "memory": "80GiB"}, {"name": "A100 MIG 3g.40gb", "memory": "40GiB", "mig": True}]
+    pool = GpuPool(SimulatedInventory(kinds), LeaseDirectory(Paths.default().leases))
+    for by_torch, expected in ((False, ["driver", None]), (True, ["driver", "torch"])):
+        place = ParkingPlace(SimulatedParking(), GIB, lambda: GIB, by_torch=by_torch)
+        told = await look(Told("bubblewrap"), gpus=pool, parking=place)
+        assert [one["by"] for one in told["parking"]["devices"]] == expected
+        assert "MIG" in told["parking"]["devices"][1]["why"]
+        assert ["Idle kernels keep GPU" in one["message"] for one in told["findings"]] == [True] * (not by_torch)
 
 
 async def test_an_old_package_and_a_broken_kernelspec_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,6 +204,41 @@ async def test_given_up_half_way_it_is_brought_back(here: Here) -> None:
     assert (here.box.info.parked, await here.held()) == (None, [here.box.info.id, None])
 
 
+async def test_given_up_on_its_way_back_it_is_taken_back(here: Here) -> None:
+    """A driver goes on, and what it brings back stays where it is: nobody else gets that GPU."""
+    sandbox_id = here.box.info.id
+    await here.service.park(sandbox_id)
+    here.engine.begun.clear()
+    here.engine.may_end.clear()
+    resuming = asyncio.create_task(here.service.resume(sandbox_id))
+    await here.engine.begun.wait()
+    resuming.cancel()
+    await asyncio.sleep(0)
+    assert await here.held() == [sandbox_id, None]
+    here.engine.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await resuming
+    assert (here.box.info.parked, len(here.box.info.gpus)) == (None, 1)
+    assert await here.held() == [sandbox_id, None]
+    await here.service.resume(sandbox_id)
+    assert here.engine.done == ["park", "unpark"]
+    assert here.front.asked == ["pause", "sleep", "go_on"]
+
+
+async def test_a_driver_that_does_not_answer_keeps_the_gpu(here: Here) -> None:
+    """It may bring back what was there at any time; the next try finds out."""
+    sandbox_id = here.box.info.id
+    await here.service.park(sandbox_id)
+    here.engine.fails["unpark"] = errors.OperationTimeoutError("The driver did not answer", hint="Wait.")
+    with pytest.raises(errors.OperationTimeoutError):
+        await here.service.resume(sandbox_id)
+    assert here.box.info.parked is not None
+    assert await here.held() == [sandbox_id, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert await here.held() == [sandbox_id, None]
+
+
 async def test_another_gpu_is_leased_before_the_old_one_goes(here: Here) -> None:
     """If it cannot go on there it goes on where it was, and nothing else has changed."""
     sandbox_id, (had,) = here.box.info.id, here.box.gpus

@@ -151,6 +151,20 @@ async def test_failures_are_kept_but_not_without_end(service: SandboxService, ba
     assert len(service.infos()) == FAILED_KEPT
 
 
+async def test_the_next_start_of_a_notebook_forgets_why_the_last_one_failed(
+    service: SandboxService, backend: FakeBackend
+) -> None:
+    """Other notebooks' failures stay told."""
+    backend.fails_with = errors.BackendUnavailableError("No bwrap", hint="Install it.")
+    for notebook in ("/a.ipynb", "/b.ipynb"):
+        with pytest.raises(errors.BackendUnavailableError):
+            await service.create(spec(gpu=None), owner="notebook", notebook=notebook)
+    backend.fails_with = None
+    info = await service.create(spec(gpu=None), owner="notebook", notebook="/a.ipynb")
+    await service.stop(info.id)
+    assert [one.notebook for one in service.infos()] == ["/b.ipynb"]
+
+
 async def test_a_start_that_failed_can_be_tried_again(service: SandboxService, backend: FakeBackend) -> None:
     """In the same sandbox: names in the run directory are not used twice, and no phase is left."""
     info = await service.create(spec(), owner="notebook")

@@ -9,6 +9,7 @@ import pytest
 from warmcell.extension.keeper.agents import runs
 from warmcell.extension.keeper.agents.kernel_client import KernelClient
 from warmcell.extension.keeper.agents.runs import KernelRuns, Run
+from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.live import LiveSandbox
 
 PATIENCE_S = 60
@@ -22,8 +23,10 @@ class Kernel:
         self.go_on = asyncio.Event()
         self.interrupted = asyncio.Event()
         self.interrupts = 0
+        self.addressed: list[tuple[str, ...]] = []
+        self.ended: list[str] = []
 
-    async def execute(self, code: str, box: object, *, silent: bool = False) -> AsyncGenerator[dict[str, Any]]:
+    async def execute(self, code: str, box: object, **how: object) -> AsyncGenerator[dict[str, Any]]:
         self.began.set()
         yield {"msg_type": "stream", "content": {"name": "stdout", "text": "x" * 2**20}, "metadata": {}}
         if code == "wait":
@@ -31,9 +34,26 @@ class Kernel:
         status = "error" if self.interrupts else "ok"
         yield {"msg_type": "reply", "content": {"status": status, "execution_count": 1}, "metadata": {}}
 
-    async def interrupt(self) -> None:
-        self.interrupts += 1
+    async def interrupt(self, *run: str) -> None:
+        if run:
+            self.addressed.append(run)
+        else:
+            self.interrupts += 1
         self.interrupted.set()
+
+    async def start(self, context: object, box: object) -> None:
+        """Contexts come up at once."""
+
+    async def end(self, context: str) -> None:
+        self.ended.append(context)
+
+    async def execute_in(
+        self, context: object, code: str, box: object, *, name: str, **how: object
+    ) -> AsyncGenerator[dict[str, Any]]:
+        async for message in self.execute(code, box):
+            if message["msg_type"] == "reply" and any(run == name for _, run in self.addressed):
+                message["content"]["status"] = "error"
+            yield message
 
 
 @pytest.fixture
@@ -131,3 +151,30 @@ async def test_of_a_request_only_as_much_is_remembered_as_tells_it_from_others(k
     assert known.start(body) is run
     assert run.code == ""
     assert len(run.asked) == 32
+
+
+@pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "\0"}, {"A": 1}, "A=B"])
+def test_variables_that_cannot_be_set_are_refused(env: object) -> None:
+    """Before anything runs: in a kernel they would be an error that nobody is told."""
+    with pytest.raises(InvalidRequestError):
+        Run({"code": "x", "env": env})
+
+
+async def test_contexts_take_no_turns_and_interrupts_are_addressed(kernel: Kernel, known: KernelRuns) -> None:
+    """What runs in one keeps none in another waiting, and stopping it interrupts that very run."""
+    for name in ("a", "b"):
+        await known.new_context({"id": name, "cwd": "/tmp"}, "")
+    waits = known.start({"code": "wait", "context": "a"})
+    await asyncio.wait_for(kernel.began.wait(), PATIENCE_S)
+    for name in ("b", "default"):
+        await ended(known.start({"code": "x", "context": name}))
+    behind = known.start({"code": "x", "context": "a"})
+    stop = asyncio.create_task(known.stop(waits))
+    await asyncio.wait_for(kernel.interrupted.wait(), PATIENCE_S)
+    assert (kernel.addressed, kernel.interrupts, behind.state) == ([("a", waits.request)], 0, "waiting")
+    kernel.go_on.set()
+    await asyncio.wait_for(stop, PATIENCE_S)
+    await ended(behind)
+    assert (waits.status, behind.status) == ("interrupted", "ok")
+    await known.remove_context("a")
+    assert (kernel.ended, set(known.contexts)) == (["a"], {"default", "b"})

@@ -74,7 +74,8 @@ class Keeper:
         self.suspended.append(sandbox_id)
         self.available_gib += 1
 
-    async def park(self, sandbox_id: str) -> None:
+    async def park(self, sandbox_id: str, *, by_hand: bool) -> None:
+        assert not by_hand
         if not self.parkable:
             raise errors.UnsupportedOperationError("It is a MIG instance", hint="Ask for a whole GPU.")
         if sandbox_id == self.stubborn:

@@ -108,13 +108,17 @@ async def test_what_cannot_come_back_stays_parked(cuda: MadeCuda, engine: CudaPa
 
 
 async def test_what_is_lost_is_said_to_be(cuda: MadeCuda, engine: CudaParking) -> None:
-    """One that neither comes back nor can be parked again, and one of which nothing is parked any more."""
+    """One that neither comes back nor can be parked again, and one of which nothing is there any more. What has come
+    back when nobody waited for it is not lost.
+    """
     pids = [cuda.process(), cuda.process()]
     parked = await engine.park([cuda.all[0]], pids)
     cuda.fail(f"restore {pids[1]}")
     (cuda.states / str(pids[1])).unlink()
     (cuda.states / str(pids[1])).write_text("failed")
     await engine.unpark(parked, [cuda.all[0]], pids)
+    await engine.unpark(parked, [cuda.all[0]], pids)
+    (cuda.states / str(pids[0])).write_text("failed")
     with pytest.raises(SnapshotError, match="is parked any more"):
         await engine.unpark(parked, [cuda.all[0]], pids)
 

@@ -1,14 +1,20 @@
 """What torch has on a device goes to the host's memory and comes back: here on the CPU, by the same steps."""
 
+import asyncio
+import contextlib
 import hashlib
+import io
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.lib.backgroundjobs import BackgroundJobManager
+from traitlets.config import Config
 
 from warmcell.sandbox.guest.kernel import offloading
 from warmcell.sandbox.guest.kernel.offloading import Kept, Offload
@@ -131,6 +137,46 @@ def test_memory_that_others_have_an_address_of_stays() -> None:
     sizes = away(lambda offload, moved: [each.untyped_storage().nbytes() for each in (borrowed, shared)])
     assert sizes == [4000, 40]
     assert array[999] == 999.0
+
+
+@pytest.fixture
+def shell() -> Iterator[Any]:
+    """IPython's, without a history."""
+    config = Config()
+    config.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=config)
+    InteractiveShell.clear_instance()
+
+
+def test_what_bash_cells_leave_running_is_in_nobodys_way(shell: Any) -> None:
+    """IPython keeps a loop for them in a thread, for good; another loop in a thread may be the notebook's."""
+    tensor = torch.ones(3)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            shell.run_cell_magic("bash", "", "true")
+        assert any("run_forever" in one.name for one in threading.enumerate())
+        assert away(lambda offload, moved: tensor.untyped_storage().nbytes()) == 0
+        other = asyncio.new_event_loop()
+        thread = threading.Thread(target=other.run_forever, name="its own loop")
+        thread.start()
+        with pytest.raises(UnsupportedOperationError, match="its own loop"):
+            away(lambda offload, moved: None)
+        other.call_soon_threadsafe(other.stop)
+        thread.join()
+        other.close()
+    finally:
+        scripts = shell.magics_manager.registry["ScriptMagics"].event_loop
+        scripts.call_soon_threadsafe(scripts.stop)
+
+
+def test_what_computes_in_the_background_is_a_thread_of_the_notebooks(shell: Any) -> None:
+    """Though its class is IPython's."""
+    end = threading.Event()
+    job = BackgroundJobManager().new(end.wait)
+    with pytest.raises(UnsupportedOperationError, match="runs"):
+        away(lambda offload, moved: None)
+    end.set()
+    job.join()
 
 
 def test_with_a_thread_of_the_notebooks_nothing_is_moved() -> None:

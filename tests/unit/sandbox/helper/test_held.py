@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.helper import held
+from warmcell.sandbox.helper import held, linux
 from warmcell.sandbox.helper.pins import Pins
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_groups")]
@@ -27,13 +27,14 @@ def seen(path: Path) -> list[int]:
     return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
-def pinned(tmp_path: Path, path: Path, about: list[int], name: str = "pinned") -> list[object]:
-    """What is said of a file after it was to be kept below `tmp_path`."""
+def pinned(tmp_path: Path, path: Path, about: list[int], name: str = "pinned", *, code: bool = True) -> list[object]:
+    """What is said of a file, a library or data, after it was to be kept below `tmp_path`."""
     into, pins = tmp_path / name, tmp_path / "pins"
     into.mkdir()
     pins.mkdir(exist_ok=True)
     reader = (os.getuid(), os.getgid())
-    return held.pin({str(path): about}, str(into), pins=Pins(str(pins)), reader=reader)[str(path)]
+    kept = {str(path)} if code else set[str]()
+    return held.pin({str(path): about}, str(into), pins=Pins(str(pins)), reader=reader, code=kept)[str(path)]
 
 
 def test_a_library_is_kept_without_a_second_copy(tmp_path: Path) -> None:
@@ -100,3 +101,41 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     link.symlink_to(library)
     about = seen(library)
     assert pinned(tmp_path, link, about) == [*about, ""]
+
+
+def test_large_data_of_another_file_system_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's weights, for one: a snapshot would take minutes. A library of that size is; what is small, too."""
+    monkeypatch.setattr(held, "DATA_MAX_BYTES", 1 << 20)
+    with tempfile.TemporaryDirectory(prefix="wc-", dir="/dev/shm") as directory:
+        large = Path(directory, "weights")
+        large.write_bytes(b"w" * (2 << 20))
+        assert pinned(tmp_path, large, seen(large), "data", code=False) == [*seen(large), ""]
+        assert not list((tmp_path / "data").iterdir())
+        assert pinned(tmp_path, large, seen(large), "code") == [*seen(large), "0"]
+        small = Path(directory, "small")
+        small.write_bytes(b"s")
+        assert pinned(tmp_path, small, seen(small), "small", code=False) == [*seen(small), "0"]
+
+
+def test_a_copy_has_the_holes_of_the_file(tmp_path: Path) -> None:
+    """Somebody's empty file of a terabyte fills no disk."""
+    with tempfile.TemporaryDirectory(prefix="wc-", dir="/dev/shm") as directory:
+        sparse = Path(directory, "sparse")
+        with sparse.open("wb") as file:
+            file.truncate(1 << 40)
+            file.seek(1 << 30)
+            file.write(b"data")
+        assert pinned(tmp_path, sparse, seen(sparse), code=False) == [*seen(sparse), "0"]
+        kept = tmp_path / "pinned" / "0"
+        assert kept.stat().st_size == 1 << 40
+        assert kept.stat().st_blocks * 512 < 1 << 20
+        with kept.open("rb") as file:
+            file.seek(1 << 30)
+            assert file.read(5) == b"data\0"
+
+
+def test_rights_that_cannot_be_taken_on_open_nothing() -> None:
+    """setfsuid never says that it has failed; with root's rights a user could have any file kept."""
+    with pytest.raises(PermissionError), linux.files_of(1 << 32 | 5, 0):  # No number of a user.
+        pytest.fail("files could be opened")
+    assert linux._libc.setfsuid(-1) == os.getuid()

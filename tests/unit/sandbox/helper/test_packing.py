@@ -104,7 +104,9 @@ def test_what_is_in_use_is_left_alone(shelf: Shelf, monkeypatch: pytest.MonkeyPa
     restoring.close()
     draft = shelf.draft("c" * 12)
     os.link(shelf.pages.place(PAGES), f"{draft.path}/more")
-    assert refused(packing.pack, shelf, FIRST).code == "conflict"
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_compress", lambda *_: pytest.fail("compressed for nothing"))
+        assert refused(packing.pack, shelf, FIRST).code == "conflict"
     draft.close(keep=False)
     assert is_packed(shelf) == [False, False]
     packing.pack(shelf, FIRST)
@@ -133,7 +135,7 @@ def test_memory_that_was_damaged_before_is_not_compressed(shelf: Shelf) -> None:
     before = place.stat()
     place.write_bytes(data)
     os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
-    shelf.pages._write(PAGES, {**shelf.seals.read(f"{place}.json"), "stat": pages.identity(place.stat())})
+    shelf.pages._see(PAGES, place.stat())
     assert refused(packing.pack, shelf, FIRST).code == "snapshot_corrupt"
     assert place.stat().st_ino == before.st_ino
 
@@ -208,7 +210,7 @@ def test_killed_at_any_point(shelf: Shelf, call: str, expands: bool) -> None:
     packing.pack(shelf, FIRST)
     check_plain(shelf, SECOND)
     assert sorted(os.listdir(shelf.path)) == [".pages", ".pins", FIRST, SECOND]
-    assert sorted(os.listdir(f"{shelf.path}/.pages")) == [PAGES, f"{PAGES}.json"]
+    assert sorted(os.listdir(f"{shelf.path}/.pages")) == [PAGES, f"{PAGES}.json", f"{PAGES}.stat"]
 
 
 def die_at(call: str, number: int) -> None:
@@ -226,3 +228,21 @@ def die_at(call: str, number: int) -> None:
         return done
 
     setattr(os, call, counted)
+
+
+def test_what_is_kept_for_the_next_dump_makes_room(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that is there can be restored, although the disk is full of what nobody needs."""
+    packing.pack(shelf, FIRST)
+    spare = Path(shelf.path, ".pages", ".spare")
+    spare.write_bytes(b"s" * 4096)
+    write = packing._write
+
+    def full(fd: int, data: bytes, *, at: int | None = None) -> None:
+        if spare.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(fd, data, at=at)
+
+    monkeypatch.setattr(packing, "_write", full)
+    packing.opened(shelf, FIRST).close()
+    check_plain(shelf, FIRST)
+    assert not spare.exists()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from warmcell.sandbox.helper import pages
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, Shelf
@@ -184,3 +185,54 @@ def test_memory_that_images_share_counts_once(shelf: Shelf) -> None:
     shelf.drop(FIRST)
     (left,) = shelf.images()
     assert (left["bytes"], left["shared"]) == (alone["bytes"], 0)
+
+
+@pytest.mark.parametrize("damage", ["empty", "missing"])
+def test_a_record_that_cannot_be_read_is_in_nobodys_way(shelf: Shelf, damage: str) -> None:
+    """Its images cannot be opened, but they go, and so does all else that nobody needs."""
+    made(shelf, FIRST, pages=b"m")
+    made(shelf, SECOND, old=(PAGES,))
+    record = Path(shelf.path, ".pages", f"{PAGES}.json")
+    if damage == "empty":
+        record.write_bytes(b"")
+        assert refused(shelf, FIRST).code == "snapshot_corrupt"
+        assert [one["id"] for one in shelf.images()] == [FIRST, SECOND]
+    else:
+        record.unlink()
+    for image in (FIRST, SECOND):
+        shelf.drop(image)
+        shelf.clean()
+    assert sorted(os.listdir(shelf.path)) == [".pages", ".pins"]
+    assert os.listdir(f"{shelf.path}/.pages") == []
+
+
+def test_what_is_known_of_memory_is_on_the_disk_once_it_is_settled(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record, and the names of both: else the checksum that says that it is whole is what a loss of power takes."""
+    made(shelf, FIRST, pages=b"m", finish=False)
+    synced: list[str] = []
+    sync = os.fsync
+
+    def remembered(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", remembered)
+    shelf.settle(FIRST)
+    there = {path.partition(".json.")[0] for path in synced}  # Written under another name first.
+    folder = f"{shelf.path}/.pages"
+    assert {f"{folder}/{PAGES}", folder, f"{shelf.place(FIRST)}/{MEMORY}", shelf.place(FIRST), shelf.path} <= there
+    assert any(path.startswith(f"{folder}/{PAGES}.json.") for path in synced)
+
+
+def test_a_hint_that_cannot_be_read_costs_a_look_only(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether memory is as it was written is found out by reading it, once."""
+    made(shelf, FIRST, pages=b"m" * 5000)
+    Path(shelf.path, ".pages", f"{PAGES}.stat").write_bytes(b"")
+    read: list[str] = []
+    checksum = pages._checksum
+    monkeypatch.setattr(pages, "_checksum", lambda path: read.append(path) or checksum(path))
+    for _ in range(2):
+        shelf.open(FIRST).close()
+    assert len(read) == 1

@@ -1,7 +1,10 @@
 """Page files that are written over: only those that nobody can see any more, of a good size, and not for ever."""
 
+import contextlib
+import fcntl
 import mmap
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,25 @@ def test_it_goes(spare: Spare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(spares, name, value)
     spare.expire()
     assert spare.is_there() == (value == 60.0)
+
+
+def test_who_opens_it_just_then_ends_nobody(spare: Spare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease that shows that nobody has it open is ended by a signal, which must not end who has the lease."""
+    path = made(tmp_path)
+    control = fcntl.fcntl
+    opened: list[int] = []
+
+    def interrupted(fd: int, command: int, argument: int) -> int:
+        done = control(fd, command, argument)
+        if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_WRLCK):
+            with contextlib.suppress(BlockingIOError):
+                opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        return done
+
+    monkeypatch.setattr(fcntl, "fcntl", interrupted)
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGIO, signal.SIG_DFL)
+        kept(spare, path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0

@@ -189,3 +189,17 @@ def test_an_indexs_password_stays_on_the_host() -> None:
     assert index.variables()["PIP_INDEX_URL"] == "https://index.example.com:8443/simple"
     assert "ann" not in json.dumps(index.variables())
     assert dict(index.headers) == {"index.example.com:8443": {"authorization": "Basic YW5uOnBAc3M="}}
+
+
+@pytest.mark.parametrize("denied", ["8.8.8.0/24", "8.8.8.8", "::ffff:8.8.8.0/120", "[64:ff9b::808:808]"])
+@pytest.mark.parametrize("text", ["8.8.8.8", "[::ffff:8.8.8.8]", "[64:ff9b::808:808]"])
+def test_an_address_within_another_is_denied_with_it(denied: str, text: str) -> None:
+    """Whichever form the policy, the sandbox or a name's entry has: it is the IPv4 address that is reached."""
+    read = Rules(NetworkPolicy(allow=("*",), deny=(denied,)))
+    host = read_host(text)
+    assert not isinstance(host, str)
+    assert read.why_not(host, 443) == "the host is denied"
+    assert read.address_why_not(host, 443) == "a denied address"
+    other = ipaddress.ip_address("::ffff:8.8.4.4")
+    assert read.why_not(other, 443) is None
+    assert read.address_why_not(other, 443) is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import time
 from pathlib import Path
@@ -352,6 +353,32 @@ async def test_a_cold_layer_is_compressed_until_it_is_used(store: SnapshotStore)
     await opened.idle()
     assert await opened.verify(draft.id) is True
     await opened.close()
+
+
+async def test_what_counts_no_more_and_cannot_be_removed_is_in_nobodys_way(
+    store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the manifest is written it is what counts, and the other form goes when the store is opened again."""
+    made = await add(store, "mine", content=b"kept")
+    layer = store.layer(made)
+    with monkeypatch.context() as patch:
+        remove = disk.remove
+
+        def fails(path: Path) -> None:
+            if path == layer:
+                raise OSError(errno.EBUSY, "busy", str(path))
+            remove(path)
+
+        patch.setattr(disk, "remove", fails)
+        assert (await store.compress(made)).compressed
+    assert (store.get(made).info.compressed, layer.exists()) == (True, True)
+    await store.close()
+    again = SnapshotStore(store.root)
+    await again.open()
+    assert (again.get(made).info.compressed, layer.exists()) == (True, False)
+    async with again.use(made) as held:
+        assert (held.layer / "file").read_bytes() == b"kept"
+    await again.close()
 
 
 async def test_a_rotten_compressed_layer_is_found(store: SnapshotStore) -> None:

@@ -118,3 +118,23 @@ async def test_one_that_fails_does_not_keep_the_others(store: SnapshotStore, clo
 
     await Upkeep(store, compress_after_s=DAY_S, remeasure=remeasure, clock=clock).once()
     assert (store.get(bad).info.compressed, store.get(good).info.compressed) == (False, True)
+
+
+async def test_what_is_known_to_be_damaged_is_left_alone(store: SnapshotStore, clock: Clock) -> None:
+    """It is not read again in each round, only to be found damaged again."""
+    bad, good = await add(store, "bad", content=b"0" * (2 * LEAST_BYTES)), await add(store, "good", created_at=NOW + 1)
+    images, asked = Images(), []
+    clock.now += 8 * DAY_S
+
+    async def compress_image(image: SnapshotId, told: object) -> None:
+        asked.append(image)
+
+    async def remeasure() -> None:
+        pass
+
+    setattr(images, "compress_image", compress_image)  # noqa: B010 - of this one alone
+    store.damaged[bad] = SnapshotCorruptError("Its memory is not what was written", hint="Remove it.")
+    compressor = Compressor(store, images, remeasure=remeasure)
+    await Upkeep(store, compress_after_s=7 * DAY_S, compressor=compressor, clock=clock).once()
+    assert asked == [good]
+    assert not store.get(bad).info.compressed

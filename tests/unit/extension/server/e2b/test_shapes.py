@@ -1,17 +1,19 @@
 """What E2B's requests ask for, and what must be refused rather than forgotten."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tornado import httputil
 
-from warmcell.extension.server.e2b import results, shapes
+from warmcell.extension.server.e2b import languages, results, shapes
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.handler import Target, target
 from warmcell.extension.server.e2b.interpreter import health
 from warmcell.extension.server.e2b.routing import E2bMatcher, hosts_of
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, UnsupportedOperationError
+from warmcell.sandbox.models import EgressProxy, NetworkPolicy, Terms
 
 
 def test_a_gpu_is_asked_for_by_the_templates_name_or_by_metadata() -> None:
@@ -37,12 +39,8 @@ def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
     "more",
     [
         {"mcp": {"x": {}}},
-        {"iam": {"tokens": {}}},
+        {"iam": {"tokens": {"t": {"audience": "a"}}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
-        {"network": {"dnsServers": ["8.8.8.8"]}},
-        {"network": {"egressProxy": {"address": "a:1"}}},
-        {"network": {"httpsPorts": [8443]}},
-        {"network": {"maskRequestHost": "example.com"}},
         {"network": {"allowOut": ["a.b"], "rules": {"a.b": [{"transform": {"headers": {"X": "${e2b.identity.x}"}}}]}}},
     ],
 )
@@ -56,14 +54,46 @@ def test_what_is_not_there_is_refused_before_anything_is_made(more: dict[str, An
     "more",
     [
         {"volumeMounts": []},
+        {"iam": {"tokens": {}}},
         {"network": {"denyOut": ["0.0.0.0/0"]}},
         {"network": {"maskRequestHost": "localhost:${PORT}"}},
+        {"network": {"dnsServers": ["1.1.1.1"], "egressProxy": {"address": "a.example.com:1080"}}},
         {"secure": True},
     ],
 )
 def test_what_asks_for_no_more_than_there_is_is_taken(more: dict[str, Any]) -> None:
     """Sandboxes have no network, so that what forbids one is fulfilled."""
     assert shapes.new_sandbox(Fields({"templateID": "base", **more})).network is None
+
+
+def test_ways_in_and_out_are_taken_as_they_are_asked_for() -> None:
+    """In our words for the keeper, and in E2B's again without what nobody is to see."""
+    proxy = {"address": "p.example.com:1080", "username": "ann", "password": "secret"}
+    tls = {"enabled": True, "serverName": "q.example.com", "caCert": "PEM"}
+    rules = {"allowOut": ["a.b"], "dnsServers": ["1.1.1.1"], "egressProxy": {**proxy, "tls": tls}}
+    ports = {"httpsPorts": [3443, 8443], "maskRequestHost": "${PORT}-app.example.com"}
+    wanted = shapes.new_sandbox(Fields({"templateID": "base", "network": {**rules, **ports}}))
+    assert (wanted.terms["port_host"], wanted.terms["tls_ports"]) == ("${PORT}-app.example.com", [3443, 8443])
+    assert wanted.network is not None
+    policy = NetworkPolicy.from_json(wanted.network)
+    assert (policy.name_servers, policy.allow) == (("1.1.1.1",), ("a.b",))
+    assert policy.through == EgressProxy(
+        **proxy,
+        tls=True,
+        server_name="q.example.com",
+        certificates="PEM",  # type: ignore[arg-type]
+    )
+    terms = Terms.from_json({**wanted.terms, "tls_ports": [3443, 8443]})
+    shown = shapes.shown_policy({"egress": policy.to_json(), "terms": terms.to_json()})["network"]
+    assert shown["egressProxy"] == {
+        **{"address": "p.example.com:1080", "username": "ann"},
+        "tls": {"enabled": True, "serverName": "q.example.com"},
+    }
+    assert (shown["dnsServers"], shown["httpsPorts"]) == (["1.1.1.1"], [3443, 8443])
+    assert shown["maskRequestHost"] == "${PORT}-app.example.com"
+    for wrong in ({"httpsPorts": [49983]}, {"httpsPorts": ["x"]}, {"httpsPorts": [70000]}, {"egressProxy": "x"}):
+        with pytest.raises(InvalidRequestError):
+            shapes.new_sandbox(Fields({"templateID": "base", "network": {"allowOut": ["a.b"], **wrong}}))
 
 
 ADDED = {"api.example.com": [{"transform": {"headers": {"Authorization": "Bearer s"}}}]}
@@ -208,3 +238,14 @@ def test_a_run_that_was_cut_short_says_so() -> None:
         "number_of_executions",
         "end_of_execution",
     ]
+
+
+def test_code_of_another_language_does_not_grow_beyond_what_is_taken() -> None:
+    """Four mebibytes of characters that a literal writes as four are run as they are."""
+    code = "\x00" * (4 * 2**20)
+    asked = languages.as_python(code, "bash")
+    assert len(json.dumps({"code": asked})) < 8 * 2**20
+    ran: list[str] = []
+    shell = SimpleNamespace(run_cell_magic=lambda kind, line, cell: ran.append(cell))
+    exec(asked, {"get_ipython": lambda: shell})
+    assert ran == [code]

@@ -94,8 +94,9 @@ async def test_one_that_cannot_be_written_ends_the_upload() -> None:
 @given(st.binary(max_size=2000), st.integers(1, 500))
 @settings(max_examples=100, deadline=None)
 async def test_gzip_is_undone(content: bytes, size: int) -> None:
-    """In any pieces."""
-    assert b"".join([piece async for piece in unzipped(sent(gzip.compress(content), size))]) == content
+    """In any pieces, and of several parts all."""
+    parts = gzip.compress(content) + gzip.compress(content[:3])
+    assert b"".join([piece async for piece in unzipped(sent(parts, size))]) == content + content[:3]
 
 
 async def test_gzip_grows_by_pieces_only() -> None:
@@ -106,7 +107,9 @@ async def test_gzip_grows_by_pieces_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"no gzip at all", gzip.compress(b"x" * 1000)[:-9]], ids=["empty", "text", "cut"]
+    "body",
+    [b"", b"no gzip at all", gzip.compress(b"x" * 1000)[:-9], gzip.compress(b"x") + b"more"],
+    ids=["empty", "text", "cut", "followed"],
 )
 async def test_what_is_not_gzip_is_refused(body: bytes) -> None:
     """Also half of one."""

@@ -2,13 +2,13 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from warmcell.extension.server.e2b.framing import ConnectError
-from warmcell.extension.server.e2b.watching import _event, _said
+from warmcell.extension.server.e2b.watching import Mark, _event, _said
 from warmcell.sandbox.client.watching import LINE_MAX_BYTES
 from warmcell.sandbox.errors import ProtocolError
 
@@ -72,3 +72,30 @@ def test_what_a_watcher_says_of_a_file_is_checked(file: object) -> None:
     assert "entry" not in _event({**said, "file": None})
     with pytest.raises(ConnectError):
         _event({**said, "file": file})
+
+
+def test_a_watcher_that_was_not_asked_for_long_goes_on() -> None:
+    """What is lost is told once, in the place of nothing else: whole events before and after it come."""
+    words = [json.dumps({"kind": "written", "name": name}).encode() + b"\n" for name in "abcd"]
+    said = [
+        base64.b64encode(piece).decode() for piece in (words[0], words[1][4:] + words[2], words[3][:5], words[3][5:])
+    ]
+    mark = Mark()
+    assert names(mark.taken([{"stdout": said[0]}, {"next": 1}])) == ["a"]
+    with pytest.raises(ConnectError, match="lost"):
+        mark.taken([{"lost": 7}, {"stdout": said[1]}, {"stdout": said[2]}, {"next": 10}])
+    assert mark.at == 10
+    assert names(mark.taken([{"stdout": said[3]}, {"next": 11}])) == ["c", "d"]
+    assert names(mark.taken([{"next": 11}])) == []
+
+
+def test_a_mark_stays_where_it_was_when_something_else_speaks() -> None:
+    """So that nothing is told twice, or passed over."""
+    mark = Mark()
+    with pytest.raises(ProtocolError):
+        mark.taken([{"stdout": base64.b64encode(b"no json\n").decode()}, {"next": 5}])
+    assert mark.at == 0
+
+
+def names(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [event["name"] for event in events]
