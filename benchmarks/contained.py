@@ -3,6 +3,7 @@
 Containers have the libraries of this environment by a mount, so that all that is compared runs the same files.
 """
 
+import asyncio
 import contextlib
 import json
 import time
@@ -10,12 +11,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.docker_run import LIBRARIES, answered
+from benchmarks.docker_run import LIBRARIES, LOOK_AGAIN_S, answered
 from benchmarks.keeper import Keeper
 from benchmarks.p1_start import OURS, PLAIN, STARTS, first_reply, in_use
 from benchmarks.p2_restart import IMPORTS, ready, restarted
 from benchmarks.rows import Engine, Row, Series, medians, phases
-from benchmarks.server import JupyterServer
+from benchmarks.server import ANSWER_TIMEOUT_S, BenchmarkError, JupyterServer
 from tests.engines import IMAGE, Dockerd, own_engine
 from tests.lanes import TOP
 from tests.leaks import Places, own_places
@@ -131,7 +132,7 @@ async def restores(*, rounds: int) -> Row:
     plain: list[float] = []
     ours: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(_server(None, "gvisor", "criu", preload=(), prepared=0))
+        server = await stack.enter_async_context(_server(None, "gvisor", "criu", preload=()))
         kernel_id, plain_id = await server.start_kernel(OURS), await server.start_kernel(PLAIN)
         for each in (kernel_id, plain_id):
             stack.push_async_callback(server.delete_kernel, each)
@@ -143,10 +144,12 @@ async def restores(*, rounds: int) -> Row:
         sandbox_id = (await keeper.sandbox(kernel_id))["id"]
         snapshot = (await keeper.do("snapshot", sandbox_id, name="then"))["id"]
         for _ in range(rounds):
+            await _stands_by(server.places)
             began = time.perf_counter()
             await keeper.do("restore", sandbox_id, snapshot=snapshot)
             await kernel.execute("assert x == 1")
             ours.append(time.perf_counter() - began)
+            await _stands_by(server.places)  # The next one is not made beside what it is compared with either.
             began = time.perf_counter()
             await server.restart_kernel(plain_id)
             await other.execute("1")
@@ -158,6 +161,32 @@ async def restores(*, rounds: int) -> Row:
         ours=Series(what="restore → reply", samples=ours),
         goal=RESTORE_GOAL,
     )
+
+
+async def _stands_by(places: Places) -> None:
+    """Wait until a sandbox waits for the kernel to be put back, so that none is made beside what is measured.
+
+    Raises:
+        BenchmarkError: There is none.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            while not await asyncio.to_thread(stopped_sandboxes, places):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_AGAIN_S)
+    except TimeoutError:
+        raise BenchmarkError(f"no sandbox stood by within {ANSWER_TIMEOUT_S:.0f} s") from None
+
+
+def stopped_sandboxes(places: Places) -> list[int]:
+    """Sandbox processes of gVisor's that stand by: they are stopped then. Blocks."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+            if words.startswith(b"runsc-sandbox") and bytes(places.runtime) in words and state == "T":
+                found.append(int(process.name))
+    return found
 
 
 def _rows(

@@ -83,6 +83,7 @@ class Cleaning:
             BackendError: A mount is left below the runtime directory, so nothing is deleted there.
             BackendUnavailableError: The lease directory cannot be used.
         """
+        from warmcell.sandbox.backends.docker.orphans import remove_images
         from warmcell.sandbox.backends.leftovers import clean_leftovers
 
         with self._no_start():
@@ -94,6 +95,7 @@ class Cleaning:
                     self._paths.ledger.unlink(missing_ok=True)
             self._check_no_mounts()
             removed = [str(what) for what in clean_leftovers(self._paths)]
+            removed += remove_images(self._paths)
             removed += self._remove_directories()
             removed += LeaseDirectory(self._paths.leases).remove_stale()
         with contextlib.suppress(OSError):

@@ -44,6 +44,9 @@ GUEST_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 """From the end of the guest's event stream until its sandbox has ended too."""
 
+DEATH_TIMEOUT_S = 5.0
+"""From the moment in which a guest that comes up hangs up until it is known that it has ended, and how."""
+
 EVENTS_AT_ONCE = 50
 EVENTS_PAUSE_S = 0.25
 """After so many events of a guest, so that a flood of them costs little. A template's are two for each module."""
@@ -193,12 +196,20 @@ class Box(abc.ABC):
         self._instance = instance
         if instance.waits:
             self._channel = GuestChannel(instance.run_directory, waits=True)
-        else:
+        elif not instance.stands_by:
             self.phase("guest")
-            self._channel = await self._unless_dead(
-                GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S), "its first process ended"
-            )
+            await self.meet()
         self.tell(limits=dict(instance.limits), workspace_note=instance.workspace_note, gpus=self.gpus)
+
+    async def meet(self) -> None:
+        """Have a channel to its guest, once that answers. Idempotent.
+
+        Raises:
+            WarmcellError: As `bring_up`.
+        """
+        if self._channel is None:
+            opening = GuestChannel.open(self.run_directory, timeout=GUEST_TIMEOUT_S)
+            self._channel = await self._unless_dead(opening, "its first process ended")
 
     def watch(self) -> None:
         """Follow what happens in it from now on."""
@@ -436,7 +447,10 @@ class Box(abc.ABC):
         death = asyncio.ensure_future(instance.wait())
         try:
             await asyncio.wait({work, death}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            if work.done() and isinstance(work.exception(), errors.TransportError):
+                # Its first process hangs up as it ends, and how it ended is told a moment later.
+                await asyncio.wait({death}, timeout=DEATH_TIMEOUT_S)
+            if work.done() and (not death.done() or work.exception() is None):
                 return work.result()
             raise end_of(
                 errors.SandboxStartError,

@@ -18,8 +18,8 @@ from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
+from warmcell.sandbox.paths import FULL, no_room
 from warmcell.sandbox.saved import Saved
-from warmcell.sandbox.snapshots import disk
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
 from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.twins import Twins
@@ -275,16 +275,24 @@ class BringingBack(Saved):
         twin.named = box.named
         return twin
 
-    async def _make_twin(self, box: LiveSandbox, snapshot: SnapshotId) -> LiveSandbox:
-        """What a suspended sandbox will come back in, without its kernel. The snapshot may go while it waits."""
+    async def _make_twin(self, box: LiveSandbox, snapshot: SnapshotId | None) -> LiveSandbox:
+        """What a sandbox will come back in, without its kernel, and without files where its images have those. The
+        snapshot may go while it waits.
+        """
         twin = self._twin(box)
         try:
-            async with self.store.use(snapshot) as held:
-                _check_fits(held.manifest, box.spec)
-                if (await self.check(box.spec)).whole:
-                    raise errors.UnsupportedOperationError("It would come with its kernel running")
+            engine = await self.check(box.spec)
+            maker = engine.maker(self._backend_of(box.spec), None)
+            if engine.whole:
                 _make_room(twin)
-                await twin.rise(self._backend_of(box.spec), layer=held.layer)
+                await twin.rise(maker)
+            elif snapshot is None:
+                raise errors.UnsupportedOperationError("It would have the files of a snapshot that is not known yet")
+            else:
+                async with self.store.use(snapshot) as held:
+                    _check_fits(held.manifest, box.spec)
+                    _make_room(twin)
+                    await twin.rise(maker, layer=held.layer)
         except BaseException:
             await twin.discard()
             raise
@@ -327,6 +335,7 @@ class BringingBack(Saved):
                         tell.phase("restore", detail)
 
                 restored = await engine.restore(box.instance, image=snapshot, told=told)
+                await box.meet()
                 if held.manifest.info.image_compressed:
                     await self.remeasure()
                 await box.take_on(
@@ -342,6 +351,8 @@ class BringingBack(Saved):
                     tell.phase("unpark")
                     await self.park_engine.unpark(held.manifest.parked, box.gpus, box.processes)
             elif engine.whole:
+                await engine.restore(box.instance, image=snapshot)
+                await box.meet()
                 await box.end_process(guest.pid)
             else:
                 await engine.enroll(box.instance)
@@ -370,11 +381,8 @@ def _make_room(box: LiveSandbox) -> None:
     try:
         box.directory.mkdir(0o700)
     except OSError as error:
-        if error.errno in disk.FULL:
-            raise errors.StorageFullError(
-                f"There is no room left for sandboxes in {box.directory.parent}",
-                hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
-            ) from error
+        if error.errno in FULL:
+            raise no_room(box.directory.parent) from error
         raise errors.SnapshotError(
             f"The directory of the sandbox cannot be made: {error.strerror} ({box.directory})",
             hint="See that WARMCELL_RUNTIME_DIR can be written; keeper.log says more.",

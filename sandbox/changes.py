@@ -22,7 +22,9 @@ class Subscription:
 
     async def next(self, *, timeout: float | None = None) -> Change | None:
         """The next change, or None after `timeout` seconds without one or at the end; see `ended`."""
-        if self.ended and self._queue.empty():
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        if self.ended:
             return None
         try:
             async with asyncio.timeout(timeout):

@@ -121,11 +121,17 @@ class GuestChannel:
         Raises:
             OperationTimeoutError: It did not come up in time.
             ProtocolError: The guest has put something in its way.
+            TransportError: It was closed meanwhile.
         """
         if not self.came.is_set():
             if self._coming is None:
                 self._coming = asyncio.create_task(self._come())
-            await asyncio.shield(self._coming)
+            try:
+                await asyncio.shield(self._coming)
+            except asyncio.CancelledError:
+                if not self._coming.cancelled():
+                    raise
+                raise gone() from None  # Nobody has cancelled who asks.
 
     async def _come(self) -> None:
         try:
@@ -239,8 +245,17 @@ class GuestChannel:
         """
         request = {"op": "leave", "until": until}
         async with self._request(request, timeout=ANSWER_TIMEOUT_S) as (_, reader, _writer):
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await reader.read()
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    await reader.read()
+            except TimeoutError as error:
+                raise OperationTimeoutError(
+                    f"The guest did not leave within {ANSWER_TIMEOUT_S:g} s",
+                    hint="The sandbox may be short of CPU or memory; restart it if that stays so.",
+                    details={"operation": "leave", "timeout": ANSWER_TIMEOUT_S},
+                ) from error
+            except ConnectionError as error:
+                raise gone() from error
 
     async def signal(self, pid: int, signum: int, *, group: bool = False) -> None:
         """Signal a kernel or a process of `exec`.

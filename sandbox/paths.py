@@ -4,15 +4,18 @@ Nothing here is made at import. Paths of Unix sockets must stay below 107 bytes,
 directory is short and sandbox directories are one letter deep.
 """
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.errors import BackendUnavailableError, StorageFullError
 
 SOCKET_PATH_MAX = 107
 """Bytes of `sun_path` on Linux, less the closing zero."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a disk that is full answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,14 @@ def private_directory(path: Path) -> Path:
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
     return path
+
+
+def no_room(directory: Path) -> StorageFullError:
+    """The file system of the runtime directory is full."""
+    return StorageFullError(
+        f"There is no room left for sandboxes in {directory}",
+        hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
+    )
 
 
 def _given(variable: str) -> Path | None:

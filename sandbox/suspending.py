@@ -33,8 +33,11 @@ class Suspending(Parking):
             WarmcellError: Nothing was saved, and the kernel goes on as before.
         """
         box = self.live(sandbox_id)
-        await self.memory.check(box.spec)
-        return await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
+        engine = await self.memory.check(box.spec)
+        saved = await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
+        if engine.whole and kind == "named":
+            self.memory.twins.want(box)
+        return saved
 
     async def suspend(self, sandbox_id: SandboxId) -> SandboxInfo:
         """Save it, end its processes and give its GPUs back; it is listed as before, under its id.
@@ -86,9 +89,11 @@ class Suspending(Parking):
         snapshot = manifest.info
         if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
             self.admission.bounds.check(manifest.spec)
-        await self.memory.check(box.spec)
+        engine = await self.memory.check(box.spec)
         before = box.info.snapshot
         await self._exclusively(box, self._undo(box, snapshot.id))
+        if engine.whole:
+            self.memory.twins.want(box)
         if before != snapshot.id:
             self._spawn(self.memory.forget_suspended(before))
         return box.info

@@ -1,7 +1,8 @@
-"""Sandboxes that wait for suspended kernels: up, with the files of the snapshot, and no process but their first.
+"""Sandboxes that wait for kernels to come back: up, with the files of the snapshot, and no process but their first.
 
 To make one is half of what a resume takes. So whoever was suspended a short while ago, or is looked at by a page, has
-one ready: few of them, for some minutes, and none that would need a GPU.
+one ready: few of them, for some minutes, and none that would need a GPU. Where images are of whole sandboxes, what
+waits stands by for any of them, so who runs has one ready as well once it has a snapshot to be put back to.
 """
 
 import asyncio
@@ -29,9 +30,10 @@ KEPT_S = 600.0
 class _Waiting:
     """One that is to come, or is there."""
 
-    def __init__(self, spec: SandboxSpec, snapshot: SnapshotId) -> None:
+    def __init__(self, spec: SandboxSpec, snapshot: SnapshotId | None) -> None:
         self.spec = spec
         self.snapshot = snapshot
+        """Whose files it has; None: of any."""
         self.places: tuple[object, ...] = ()
         """What it has of the machine's files, as they were."""
         self.begun = False
@@ -46,7 +48,7 @@ class Twins:
 
     def __init__(
         self,
-        make: Callable[[LiveSandbox, SnapshotId], Awaitable[LiveSandbox]],
+        make: Callable[[LiveSandbox, SnapshotId | None], Awaitable[LiveSandbox]],
         *,
         layer_of: Callable[[SnapshotId], Path],
         most: int = MOST,
@@ -55,7 +57,7 @@ class Twins:
         """Nothing is made yet.
 
         Args:
-            make: Brings up a sandbox like this one with a snapshot's files; raises `WarmcellError`.
+            make: Brings up a sandbox like this one, with a snapshot's files if there is one; raises `WarmcellError`.
             layer_of: Where the files of a snapshot are.
             most: So many wait at once. 0: none ever.
             kept_s: Seconds that one waits.
@@ -79,9 +81,10 @@ class Twins:
         return [box for box in found if box is not None]
 
     def want(self, box: LiveSandbox) -> None:
-        """Have one ready soon for a sandbox that is suspended; returns at once."""
-        snapshot = box.info.snapshot
-        if self._closed or self._most == 0 or snapshot is None or box.info.state is not State.SUSPENDED:
+        """Have one ready soon for a sandbox that is suspended, or may be put back; returns at once."""
+        suspended = box.info.state is State.SUSPENDED
+        snapshot = box.info.snapshot if suspended else None
+        if self._closed or self._most == 0 or (suspended and snapshot is None):
             return
         if box.spec.gpu is not None:  # Which one it will have is not known before.
             return
@@ -102,10 +105,10 @@ class Twins:
             self._end(box.info.id)
             return None
         made = await asyncio.shield(one.made)
-        now = await asyncio.to_thread(_places, box.spec, self._layer_of(snapshot))
+        now = await self._places(box.spec, one.snapshot)
         if made is None or self._waiting.get(box.info.id) is not one:
             return None
-        if (one.snapshot, one.spec, one.places) != (snapshot, box.spec, now):
+        if one.snapshot not in (None, snapshot) or (one.spec, one.places) != (box.spec, now):
             log.info("what waits for sandbox %s goes: something of it has changed", box.info.id)
             self._end(box.info.id)
             return None
@@ -138,8 +141,10 @@ class Twins:
                 return
             async with self._one_at_a_time:
                 one.begun = True
-                one.places = await asyncio.to_thread(_places, one.spec, self._layer_of(one.snapshot))
+                one.places = await self._places(one.spec, one.snapshot)
                 made = await self._make(box, one.snapshot)
+                if made.instance.stands_by and one.snapshot is not None:
+                    one.snapshot, one.places = None, one.places[1:]
                 one.made.set_result(made)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._kept_s) as one.patience:
@@ -153,6 +158,9 @@ class Twins:
                 one.made.set_result(None)
             elif (left := one.made.result()) is not None and not one.taken:
                 await left.discard()
+
+    async def _places(self, spec: SandboxSpec, snapshot: SnapshotId | None) -> tuple[object, ...]:
+        return await asyncio.to_thread(_places, spec, None if snapshot is None else self._layer_of(snapshot))
 
     def _end(self, sandbox_id: SandboxId) -> "asyncio.Task[None] | None":
         """Have it go; the task that sees to that."""
@@ -178,10 +186,11 @@ async def _always() -> bool:
     return True
 
 
-def _places(spec: SandboxSpec, layer: Path) -> tuple[object, ...]:
+def _places(spec: SandboxSpec, layer: Path | None) -> tuple[object, ...]:
     """Which files of the machine a sandbox of this spec would have now: a folder that was replaced is another one."""
     workspace = [spec.workspace.path] if spec.workspace is not None and spec.workspace.mode != "none" else []
-    paths = [str(layer), str(Path(spec.python).parent.parent), *workspace, *(mount.source for mount in spec.mounts)]
+    files = [] if layer is None else [str(layer)]
+    paths = [*files, str(Path(spec.python).parent.parent), *workspace, *(mount.source for mount in spec.mounts)]
     return tuple(map(_identity, paths))
 
 

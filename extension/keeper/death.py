@@ -5,12 +5,14 @@ import signal
 from collections.abc import Coroutine
 from typing import Any
 
-from warmcell.sandbox.errors import SandboxDiedError
+from warmcell.sandbox.errors import SandboxDiedError, TransportError
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.models import GIB, SandboxSpec
 from warmcell.sandbox.told import MORE_MEMORY
 
 KILLED = 128 + signal.SIGKILL
+KNOWN_S = 1.0
+"""The end of a kernel is known so long after what it had open has closed, on a busy machine."""
 
 
 def death(
@@ -21,8 +23,8 @@ def death(
     who: str = "The kernel",
     when: str = "by itself",
     more_memory: str = MORE_MEMORY,
+    again: str = "Restart it",
     sharing: int = 1,
-    hint: str = "Restart it; if it happens again, the last cell's native code is the first suspect.",
 ) -> SandboxDiedError:
     """The error for a kernel with this exit code.
 
@@ -33,8 +35,8 @@ def death(
         who: Begins the sentence.
         when: Says when it ended.
         more_memory: What to do where it was killed for memory.
+        again: What to do else.
         sharing: How many ranks have the memory of its sandbox together.
-        hint: What to do where it was not.
     """
     killed_for_memory = oom_killed and exit_code == KILLED
     details = {"exit_code": exit_code, "oom_killed": killed_for_memory}
@@ -46,7 +48,7 @@ def death(
     name = f" ({signal.Signals(exit_code - 128).name})" if exit_code - 128 in set(signal.Signals) else ""
     return SandboxDiedError(
         f"{who} ended {when} with exit code {exit_code}{name}",
-        hint=hint,
+        hint=f"{again}; if it happens again, the last cell's native code is the first suspect.",
         details=details,
     )
 
@@ -60,8 +62,11 @@ async def unless_dead(process: KernelProcess, what: Coroutine[Any, Any, None]) -
     work, exited = asyncio.create_task(what), asyncio.create_task(process.exited.wait())
     try:
         await asyncio.wait({work, exited}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.")
+        failed = work.exception() if work.done() else None
+        if isinstance(failed, TransportError):
+            await asyncio.wait({exited}, timeout=KNOWN_S)
+        if exited.done() and (failed is not None or not work.done()):
+            raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.") from failed
         work.result()
     finally:
         for task in (work, exited):

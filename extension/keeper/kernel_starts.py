@@ -24,7 +24,7 @@ from warmcell.sandbox.kernel import Frontend, KernelProcess
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import ErrorInfo, SandboxId, SandboxInfo
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.paths import FULL, Paths, no_room
 from warmcell.sandbox.service import SandboxService
 
 log = logging.getLogger(__name__)
@@ -363,6 +363,8 @@ def _make_directory(directory: Path | None) -> None:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
+        if error.errno in FULL:
+            raise no_room(directory.parent) from error
         raise errors.InvalidRequestError(
             f"{directory} cannot be made: {error.strerror}", hint="Remove what is there, or use another kernel id."
         ) from error

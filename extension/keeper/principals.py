@@ -125,7 +125,8 @@ class Principals:
         self._broken: str | None = None
         self._spent: dict[str, float] = {}
         """GPU seconds of each, counted on without a lock."""
-        self._unsaved = False
+        self.unsaved = False
+        """Whether something was charged that is not on disk."""
         self._changing = threading.Lock()
         """Held by whoever changes the file; in a thread where a loop must not wait for a disk."""
 
@@ -238,18 +239,18 @@ class Principals:
         for name, more in gpu_seconds.items():
             if name in self._known and more > 0:
                 self._spent[name] = self._spent.get(name, 0.0) + more
-                self._unsaved = True
+                self.unsaved = True
 
     def save(self) -> None:
         """Have on disk what was charged."""
         with self._changing:
-            if not self._unsaved:
+            if not self.unsaved:
                 return
-            self._unsaved = False
+            self.unsaved = False
             try:
                 self._write(self._known, self._tokens)
             except BackendUnavailableError as error:
-                self._unsaved = True
+                self.unsaved = True
                 log.error("what principals had of GPUs is not kept: %s", error)
 
     def revoke(self, token_id: str) -> TokenInfo:

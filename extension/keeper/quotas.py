@@ -163,7 +163,8 @@ class PrincipalQuotas:
                 else:
                     self._charge(self._held)
                 self._take_from_exhausted()
-                await asyncio.to_thread(self._principals.save)
+                if self._principals.unsaved:  # Most changes of a sandbox charge nobody.
+                    await asyncio.to_thread(self._principals.save)
         finally:
             changes.close()
             for task in self._taking:

@@ -24,7 +24,10 @@ MESSAGE_MAX_BYTES: Final = 64 * 2**20
 """Of one. A page could not show more, and a picture that is larger is a mistake."""
 
 WAITING_MAX_BYTES: Final = 4 * 2**20
-"""What has come and was not looked at yet; beyond that the kernel's output is not read."""
+"""What has come and was not looked at yet; beyond that nothing is read where it came."""
+
+HEARD_BYTES: Final = 1024
+"""What a message takes here besides what it says."""
 
 CONNECT_AGAIN_S: Final = 0.005
 ASK_AGAIN_S: Final = 0.25
@@ -56,6 +59,8 @@ class RankClient:
         """
         self.ended = False
         """The other side has gone, or says what nobody understands."""
+        self.alone = not key
+        """Nobody else listens to this kernel, not even a proxy."""
         self._author = Author()
         self._signer = Signer(key.encode(), "hmac-sha256")
         self._loop = asyncio.get_running_loop()
@@ -63,7 +68,8 @@ class RankClient:
         self._peers = {name: _peer(name) for name in NAMES}
         self._waiting: collections.deque[Heard] = collections.deque()
         self._waiting_bytes = 0
-        self._held = False
+        self._held: set[ChannelName] = set()
+        """Channels that are not read, as too much waits."""
         self._came: asyncio.Future[None] | None = None
 
     async def open(self) -> None:
@@ -112,10 +118,11 @@ class RankClient:
         if not self._waiting:
             return None
         heard = self._waiting.popleft()
-        self._waiting_bytes -= heard.message.size_bytes
+        self._waiting_bytes -= heard.message.size_bytes + HEARD_BYTES
         if self._held and self._waiting_bytes < WAITING_MAX_BYTES // 2:
-            self._held = False
-            self._watch("iopub")
+            held, self._held = self._held, set()
+            for name in held:
+                self._watch(name)
         return heard
 
     def wake(self) -> None:
@@ -176,7 +183,7 @@ class RankClient:
         """Wait for what a channel needs."""
         peer = self._peers[name]
         if peer.state not in ("closed", "connecting"):
-            if not (self._held and name == "iopub"):
+            if name not in self._held:
                 self._loop.add_reader(peer.fd, self._read, name)
             if peer.unsent_bytes:
                 self._loop.add_writer(peer.fd, self._flush, name)
@@ -201,9 +208,9 @@ class RankClient:
 
     def _hear(self, name: ChannelName, message: Message, *, left_out_bytes: int = 0) -> None:
         self._waiting.append(Heard(name, message.read_parent()[1], message, left_out_bytes))
-        self._waiting_bytes += message.size_bytes
-        if name == "iopub" and self._waiting_bytes > WAITING_MAX_BYTES and not self._held:
-            self._held = True
+        self._waiting_bytes += message.size_bytes + HEARD_BYTES
+        if self._waiting_bytes > WAITING_MAX_BYTES and name not in self._held:
+            self._held.add(name)
             self._loop.remove_reader(self._peers[name].fd)
         self.wake()
 

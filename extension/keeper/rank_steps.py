@@ -25,6 +25,9 @@ TEXT_MAX_BYTES: Final = 32 * 2**20
 TRAVELS: Final = "warmcell"
 """What a request's content calls what goes with a cell."""
 
+QUIET: Final = "quiet"
+"""In that: what no rank's cell shows, as that it is busy, need not be said."""
+
 COMMS: Final = ("comm_open", "comm_msg", "comm_close")
 SHOWN: Final = frozenset(
     {"stream", "display_data", "update_display_data", "execute_result", "clear_output", "error", *COMMS}
@@ -138,8 +141,9 @@ class Execution:
             "allow_stdin": False,
             "stop_on_error": False,  # What comes next may come while the kernel still empties its queue.
         }
-        if self.step.travels:
-            content[TRAVELS] = self.step.travels
+        travels = {**self.step.travels, **({QUIET: True} if self.client.alone else {})}
+        if travels:
+            content[TRAVELS] = travels
         self._sent = self.client.request("shell", "execute_request", content)
         self._memory_at = 0.0 if not self.step.code else time.monotonic() + MEMORY_FIRST_S
         until = 0.0

@@ -90,7 +90,8 @@ class RunHandler(JsonHandler):
         self._file: BinaryIO | None = None
         self._inline = bytearray()
         self._received = 0
-        self._gone = asyncio.Event()
+        self._gone = False
+        self._streaming: asyncio.Task[None] | None = None
 
     def prepare(self) -> None:
         """Before the body is read."""
@@ -133,7 +134,7 @@ class RunHandler(JsonHandler):
             connection: Any = self.request.connection
             runs.lead(connection.stream)
             await self._run(cell)
-            if not runs.follow(self._sandbox_id, connection.stream):
+            if not self._gone and not runs.follow(self._sandbox_id, connection.stream):
                 await self.finish()
                 connection.stream.close()
         except StreamClosedError:  # the caller has gone; the cell was interrupted
@@ -144,7 +145,9 @@ class RunHandler(JsonHandler):
     def on_connection_close(self) -> None:
         """The caller has gone (tornado's hook)."""
         super().on_connection_close()
-        self._gone.set()
+        self._gone = True
+        if self._streaming is not None:
+            self._streaming.cancel()
         self._clean()
 
     async def _take(self, chunk: bytes) -> None:
@@ -188,17 +191,17 @@ class RunHandler(JsonHandler):
 
     async def _run(self, cell: Cell) -> None:
         """Stream the cell's output; nobody to read it ends it."""
+        if self._gone:
+            return
         values: Path = self.settings["keeper"].runs.new_file(self._sandbox_id, "get")
-        work = asyncio.create_task(self._stream(cell, values))
-        gone = asyncio.create_task(self._gone.wait())
+        self._streaming = asyncio.create_task(self._stream(cell, values))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
+            await self._streaming
+        except asyncio.CancelledError:
+            if not self._gone:
+                raise
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.gather(self._streaming, return_exceptions=True)
             self.settings["keeper"].runs.returned(self._sandbox_id, values)
 
     async def _stream(self, cell: Cell, values: Path) -> None:
@@ -271,7 +274,7 @@ def _failure(error: Exception, cell: Cell) -> WarmcellError:
     if isinstance(error, TimeoutError):
         return OperationTimeoutError(
             f"The remote cell did not end within {cell.timeout_s:g} s and was interrupted",
-            hint="Give it a longer `timeout_s`, or less to do.",
+            hint="Give it more time, or less to do.",
             details={"operation": "run", "timeout": cell.timeout_s},
         )
     log.info("a remote kernel broke the protocol", exc_info=error)

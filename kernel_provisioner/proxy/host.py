@@ -9,12 +9,14 @@ import socket
 import stat
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from warmcell.kernel_provisioner.proxy.clients import Client, Clients
 from warmcell.kernel_provisioner.proxy.connection import CHANNELS, TEMPORARY_SUFFIX, Channel, Connection
 from warmcell.kernel_provisioner.proxy.waiter import IN, Waiter
 from warmcell.sandbox.errors import BackendError, ConflictError, InvalidRequestError, WarmcellError
+from warmcell.sandbox.paths import FULL, no_room
 
 LINGER_S: Final = 0.2
 """How long closing waits for what is still on its way to a client."""
@@ -184,4 +186,6 @@ def _bind_error(address: str, error: OSError) -> WarmcellError:
             f"Clients cannot be awaited at {address}: {error.strerror}",
             hint="Give an address of this machine, or a path in a directory that exists and is writable.",
         )
+    if error.errno in FULL:
+        return no_room(Path(address).parent)
     return BackendError(f"Listening at {address} failed: {error.strerror}", hint="See the keeper's log.")

@@ -28,6 +28,9 @@ MESSAGE_MAX_FRAMES: Final = 4096
 _READ_BYTES: Final = 64 * 1024
 _PASS_BYTES: Final = 1024 * 1024
 _MORE, _LONG, _COMMAND = 1, 2, 4
+_CONTEXT_MAX_BYTES: Final = 16
+"""Of a PING, as the protocol says."""
+_UNSENT_FOR_PONG_BYTES: Final = 64 * 1024
 _GREETING: Final = b"\xff" + 8 * b"\0" + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + 32 * b"\0"
 _HEADERS: Final = tuple(tuple(bytes((flags, size)) for size in range(256)) for flags in (0, _MORE))
 
@@ -304,7 +307,7 @@ class Peer:
     def _command(self, data: bytes) -> None:
         if self._state == "open":
             if data.startswith(b"\x04PING"):
-                self.write([_command(b"PONG", data[7:])])
+                self._pong(data[7:])
             return
         if not data.startswith(b"\x05READY"):
             raise ZmtpError(f"the handshake command {data[:16]!r}")
@@ -315,6 +318,13 @@ class Peer:
         self._state = "open"
         if self._kind == b"SUB":
             self.write([b"\x00\x01\x01"])  # A message that subscribes to everything.
+
+    def _pong(self, context: bytes) -> None:
+        """Answer a PING. Who reads nothing gets none: else each of its own would stay here."""
+        if len(context) > _CONTEXT_MAX_BYTES:
+            raise ZmtpError(f"a PING with {len(context)} bytes")
+        if self.unsent_bytes <= _UNSENT_FOR_PONG_BYTES:
+            self.write([_command(b"PONG", context)])
 
     def _take(self, frame: Part, more: bool) -> Iterator[list[Part]]:
         if self._state != "open":

@@ -52,6 +52,10 @@ class SandboxInstance(Protocol):
     def waits(self) -> bool:
         """Whether its init comes only when a line is written to the FIFO `begin` in its run directory."""
 
+    @property
+    def stands_by(self) -> bool:
+        """Whether nothing runs in it, until it goes on from an image of a whole sandbox."""
+
     def processes(self) -> Sequence[int]:
         """Host pids of all processes of the sandbox, the backend's own included."""
 

@@ -122,12 +122,12 @@ def _save_part(base: int, name: str, part: Part, marks: str, target: Path, began
     (target / name).mkdir(mode=0o700)
     opened: list[int] = []
     try:
-        source = os.open(part.place, trees.DIRECTORY, dir_fd=base)
+        source = trees.within(base, part.place)
         opened.append(source)
         opened.append(made := os.open(target / name, trees.DIRECTORY))
         below = lowest = -1
         if part.lowest:
-            opened.append(lowest := os.open(part.lowest, trees.DIRECTORY, dir_fd=base))
+            opened.append(lowest := trees.within(base, part.lowest))
         if part.base:
             opened.append(below := os.open(name, trees.DIRECTORY, dir_fd=began_with))
         copy = trees.Copy(
@@ -165,7 +165,7 @@ def fill(base: int, saved: Saved, parts: Parts) -> None:
         handles: list[int] = []
         try:
             handles.append(os.open(source, trees.DIRECTORY))
-            handles.append(os.open(part.place, trees.DIRECTORY, dir_fd=base))
+            handles.append(trees.within(base, part.place))
             trees.Copy(
                 *handles[:2],
                 most_bytes=part.most_bytes,

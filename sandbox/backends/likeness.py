@@ -50,7 +50,7 @@ class _Look:
         opened: list[int] = []
         try:
             for above in (one, other):
-                opened.append(os.open(name, trees.DIRECTORY, dir_fd=above))
+                opened.append(trees.within(above, name))
             mine, theirs = opened
             found = os.fstat(mine)
             if _about(found) != _about(os.fstat(theirs)) or _attributes(mine) != _attributes(theirs):
@@ -81,7 +81,11 @@ class _Look:
 
 
 def _at(base: int, place: str) -> os.stat_result:
-    return os.stat(place, dir_fd=base, follow_symlinks=False)
+    handle = trees.within(base, place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return os.fstat(handle)
+    finally:
+        os.close(handle)
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

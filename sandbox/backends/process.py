@@ -52,6 +52,7 @@ class ProcessInstance:
 
     workspace_note = ""
     waits = False
+    stands_by = False
 
     def __init__(self, remains: Remains, child: Child, limits: Mapping[str, LimitStatus]) -> None:
         self._remains = remains

@@ -45,6 +45,14 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
+def words_of(pid: int) -> list[bytes]:
+    """Its command line as it is now; one empty word where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return [b""]
+
+
 def start_time(pid: int) -> int | None:
     """When a process began, in clock ticks since boot; with its pid it names one process.
 

@@ -187,7 +187,7 @@ def dump(names: Iterable[str], path: str, last: str = "", *, limit: int | None =
     found = namespace()
     for name in names:
         if name not in found:
-            raise NameError(f"name {name!r} is not defined in the remote cell")
+            raise _not_there(name)
     values = {name: found[name] for name in names}
     if last:
         from IPython.core.getipython import get_ipython
@@ -213,6 +213,13 @@ def dump(names: Iterable[str], path: str, last: str = "", *, limit: int | None =
             f"There is no room in the sandbox for the {size_of(packed.size)} that are to come back",
             "Bring back less, or write it to a file in the folder that both see.",
         ) from None
+
+
+def _not_there(name: str) -> NameError:
+    """The error for a variable that is asked for; that we have looked for it is of no interest."""
+    error = NameError(f"name {name!r} is not defined in the remote cell")
+    error._render_traceback_ = lambda: [f"NameError: {error}"]  # type: ignore[attr-defined]
+    return error
 
 
 def _write(path: str, pieces: Sequence[bytes | memoryview]) -> None:

@@ -191,7 +191,7 @@ class Run:
         os.close(null)
         if last_pid:
             os.close(numbers)
-        self._place, self._joins = place, join
+        self._place, self._joins, self._gone = place, join, False
         self._pidfd = os.pidfd_open(self._child)
 
     def go(self) -> None:
@@ -206,8 +206,14 @@ class Run:
             self._word.sendall(b".")
         except ConnectionError:
             raise _killed() from None
+        self._gone = True
 
-    def _join(self) -> None:
+    @property
+    def waits(self) -> int:
+        """What can be read when `go` need not wait, and after that when the program has ended."""
+        return self._pidfd if self._gone else self._word.fileno()
+
+    def join(self) -> None:
         """Put it into the sandbox's control groups, and what it has started before it was in them.
 
         Linux may take ten milliseconds over the first of them, which is why this is done beside the program.
@@ -229,7 +235,7 @@ class Run:
             Cancelled: The caller has gone.
         """
         if self._joins:
-            self._join()
+            self.join()
         waiting = select.poll()
         waiting.register(self._pidfd, select.POLLIN)
         if caller is not None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 
-from warmcell.sandbox.helper import carrying, compacting, dump, packing, places, populate, probe, program, restore
+from warmcell.sandbox.helper import (
+    carrying,
+    clones,
+    compacting,
+    dump,
+    packing,
+    places,
+    populate,
+    probe,
+    program,
+    restore,
+)
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.problems import HelperError
@@ -203,18 +214,11 @@ class Helper:
         compacting.attend(shelf, draft.image)
 
     def _restore(self, conversation: Conversation) -> None:
-        place = self._place(conversation)
-        answer = restore.restore(
-            self.program(),
-            self._shelf(conversation),
-            place,
-            image=conversation.text("image"),
-            nothing=probe.nothing(self.base),
-            cache=probe.cache(self.program(), self.base),
-            caller=conversation.fileno(),
-            told=lambda done, of: conversation.say({"ok": True, "done": done, "of": of}),
-        )
-        conversation.say({"ok": True, **answer})
+        image = conversation.text("image")
+        nothing, cache = probe.nothing(self.base), probe.cache(self.program(), self.base)
+        source = restore.Source(self.program(), self._shelf(conversation), image, nothing=nothing, cache=cache)
+        conversation.in_parts = True
+        clones.serve(conversation, source, self._place, base=self.base)
 
     def _compress(self, conversation: Conversation) -> None:
         os.nice(BACKGROUND_NICE)

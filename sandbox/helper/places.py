@@ -25,6 +25,11 @@ class Place:
         """Of /proc/PID: names that process for ever, whoever gets its number."""
         self.namespaces = namespaces
 
+    def close(self) -> None:
+        """Let go of it."""
+        for fd in (self.process, *self.namespaces.values()):
+            os.close(fd)
+
     def processes(self, start: int | None = None) -> Iterator[int]:
         """Host pids of `start` (its first process) and of all below, parents first."""
         waiting = [self.pid if start is None else start]

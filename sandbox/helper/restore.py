@@ -1,4 +1,4 @@
-"""Bringing a kernel back in a fresh sandbox."""
+"""Bringing kernels back, each in a fresh sandbox."""
 
 from __future__ import annotations
 
@@ -28,79 +28,201 @@ if TYPE_CHECKING:
 LOG_BYTES = 16 << 20
 
 
-def restore(
-    program_: Program,
-    shelf: Shelf,
-    place: Place,
-    *,
-    image: str,
-    nothing: int,
-    cache: bytes,
-    caller: int,
-    told: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Restore an image; returns what is said to the caller. Where memory is compressed, `told` how far that is undone.
+class Source:
+    """An image that clones are restored from: checked and read when the first is begun, until none is under way."""
 
-    Raises:
-        HelperError: It does not fit or is damaged, and nothing was started; or criu failed, and nothing is left of it.
-        Cancelled: The caller has gone; likewise.
-    """
-    began = time.perf_counter()
-    found = packing.opened(shelf, image, told=told)
-    try:
-        about = found.about
-        check_machine(about, program_.version)
-        with _room_for_log() as work:
-            code = -1
-            running = criu.start(
-                program_,
-                place,
-                "restore",
-                ["--restore-detached"],
-                images=found.fd,
-                work=work,
-                nothing=nothing,
-                last_pid=max(dump.FIRST_PID, int(about["last_pid"])),
-                prepare=_shows(shelf, found, cache),
-            )
+    def __init__(self, program_: Program, shelf: Shelf, image: str, *, nothing: int, cache: bytes) -> None:
+        """Configure it; nothing is looked at yet.
+
+        Args:
+            program_: Which criu.
+            shelf: Where the image is.
+            image: Its id.
+            nothing: An empty directory.
+            cache: What criu knows of this kernel of the machine.
+        """
+        self.program, self.image, self.nothing = program_, image, nothing
+        self._shelf, self._cache = shelf, cache
+        self._users = 0
+        self._found: Image | None = None
+        self._pins: list[tuple[str, list[int], str]] = []
+        self._allowed: list[Mapping[str, Any]] = []
+
+    def take(self, told: Callable[[int, int], None]) -> Image:
+        """Hold the image for one more clone; `let_go` has to follow.
+
+        Args:
+            told: Where memory is compressed, of how far that is undone.
+
+        Raises:
+            HelperError: It does not fit or is damaged.
+        """
+        if self._found is None:
+            found = packing.opened(self._shelf, self.image, told=told)
             try:
-                _check_rights(found, place)
-                _go(running)
-                prepared = time.perf_counter()
-                code = running.wait(timeout_s=criu.RESTORE_TIMEOUT_S, caller=caller)
-            finally:
-                running.end()
-                if code != 0:
-                    _end_half_restored(place, set(about["pids"]))
-            if code != 0:
-                raise criu.explain(work, "restore", code)
-            restored = time.perf_counter()
-            host_pid = _set_going(place, int(about["pid"]), set(about["stopped"]))
-    finally:
-        found.close()
-    steps = {"prepare": prepared - began, "restore": restored - prepared}
-    return {
-        "pid": about["pid"],
-        "host_pid": host_pid,
-        "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()},
-    }
+                check_machine(found.about, self.program.version)
+                self._pins = _pins(found)
+            except BaseException:
+                found.close()
+                raise
+            self._found, self._allowed = found, []
+        self._users += 1
+        return self._found
+
+    def let_go(self) -> None:
+        """One clone less. What nobody uses may be removed or changed, and is checked anew before the next one."""
+        self._users -= 1
+        if self._users == 0 and self._found is not None:
+            self._found.close()
+            self._found = None
+
+    def check_rights(self, place: Place) -> None:
+        """That a restore gives nobody more than the sandbox's own guest has.
+
+        Raises:
+            HelperError: It would.
+        """
+        assert self._found is not None
+        rights = guest_rights(place)
+        if rights in self._allowed:
+            return
+        try:
+            credentials.check(Path(self._found.path), **rights)
+        except ImageError as error:
+            raise HelperError(error.code, error.message, hint=error.hint) from error
+        self._allowed.append(rights)
+
+    @contextlib.contextmanager
+    def shows(self) -> Iterator[Callable[[], None]]:
+        """What puts into a sandbox, from within, what the image maps; to be called in a fork of this process."""
+        assert self._found is not None
+        about, trees = self._found.about, list[int]()
+        try:
+            pages: dict[str, int] = {}
+            # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
+            for name in about["memory"]:
+                trees.append(linux.clone_mount(self._shelf.pages.place(name)))
+                linux.change_mount(
+                    trees[-1], add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+                )
+                pages[name] = trees[-1]
+            pins: list[tuple[str, list[int], int]] = []
+            for path, known, kept in self._pins:
+                if kept:
+                    trees.append(linux.clone_mount(kept))
+                    linux.change_mount(trees[-1], add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID)
+                pins.append((path, known, trees[-1] if kept else -1))
+
+            def prepare() -> None:
+                view.make_room(self._cache)
+                view.show_pages(pages)
+                view.cover(pins)
+                view.check_open(about["open"])
+
+            yield prepare
+        finally:
+            for tree in trees:
+                os.close(tree)
 
 
-@contextlib.contextmanager
-def _room_for_log() -> Iterator[int]:
-    """In memory: a directory on disk takes milliseconds to make and to remove, in each restore."""
-    work = linux.memory_directory(size_bytes=LOG_BYTES)
-    try:
-        yield work
-    finally:
-        os.close(work)
+class Restoring:
+    """One clone under way, by steps of which none waits, so that a process can look after several."""
 
+    def __init__(self, source: Source, place: Place, *, told: Callable[[int, int], None]) -> None:
+        """Begin to enter its sandbox.
 
-def _go(running: Run) -> None:
-    try:
-        running.go()
-    except OSError as error:
-        raise full(error, "the sandbox's own room") or error from error
+        Args:
+            source: What it is a clone of.
+            place: Its sandbox; closed in the end.
+            told: See `Source.take`.
+
+        Raises:
+            HelperError: It does not fit, or may not be restored there. Nothing was started.
+        """
+        self._began = time.perf_counter()
+        self._source, self._place = source, place
+        self._run: Run | None = None
+        self._work, self._code = -1, -1
+        self._prepared_s = 0.0
+        self._about: Mapping[str, Any] = {}
+        self._held = False
+        self.deadline = time.monotonic() + criu.RESTORE_TIMEOUT_S
+        """Of its present step, on that clock."""
+        try:
+            found = source.take(told)
+            self._held, self._about = True, found.about
+            # In memory: a directory on disk takes milliseconds to make and to remove, in each restore.
+            self._work = linux.memory_directory(size_bytes=LOG_BYTES)
+            with source.shows() as prepare:
+                self._run = criu.start(
+                    source.program,
+                    place,
+                    "restore",
+                    ["--restore-detached"],
+                    images=found.fd,
+                    work=self._work,
+                    nothing=source.nothing,
+                    last_pid=max(dump.FIRST_PID, int(found.about["last_pid"])),
+                    prepare=prepare,
+                )
+            source.check_rights(place)
+            self.deadline = time.monotonic() + enter.WORK_TIMEOUT_S
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def waits(self) -> int:
+        """A descriptor that can be read as soon as `step` would not wait."""
+        assert self._run is not None
+        return self._run.waits
+
+    def step(self) -> dict[str, Any] | None:
+        """Do what comes next; what is said to the caller once it goes on, else None.
+
+        Raises:
+            HelperError: It failed; `end` removes what there is of it.
+            OSError: Likewise.
+        """
+        assert self._run is not None
+        if not self._prepared_s:
+            try:
+                self._run.go()
+            except OSError as error:
+                raise full(error, "the sandbox's own room") or error from error
+            self._prepared_s = time.perf_counter()
+            self.deadline = time.monotonic() + criu.RESTORE_TIMEOUT_S
+            self._run.join()
+            return None
+        self._code = self._run.end()
+        if self._code != 0:
+            raise criu.explain(self._work, "restore", self._code)
+        restored_s = time.perf_counter()
+        host_pid = _set_going(self._place, int(self._about["pid"]), set(self._about["stopped"]))
+        steps = {"prepare": self._prepared_s - self._began, "restore": restored_s - self._prepared_s}
+        return {
+            "pid": self._about["pid"],
+            "host_pid": host_pid,
+            "ms": {name: round(1e3 * seconds, 1) for name, seconds in steps.items()},
+        }
+
+    def late(self) -> HelperError:
+        """That its deadline is over."""
+        timeout_s = criu.RESTORE_TIMEOUT_S if self._prepared_s else enter.WORK_TIMEOUT_S
+        what = "CRIU" if self._prepared_s else "Work inside the sandbox"
+        return HelperError("timeout", f"{what} did not finish in {timeout_s:.0f} s", details={"timeout": timeout_s})
+
+    def end(self) -> None:
+        """Let go of all; nothing is left of a clone that does not go on. To be called once."""
+        if self._run is not None:
+            self._run.end()
+            if self._code != 0:
+                _end_half_restored(self._place, set(self._about["pids"]))
+        if self._work >= 0:
+            os.close(self._work)
+        if self._held:
+            self._source.let_go()
+        self._place.close()
 
 
 def check_machine(about: Mapping[str, Any], version: str) -> None:
@@ -120,15 +242,6 @@ def check_machine(about: Mapping[str, Any], version: str) -> None:
         )
 
 
-def _check_rights(image: Image, place: Place) -> None:
-    """That a restore gives nobody more than the sandbox's own guest has."""
-    rights = guest_rights(place)
-    try:
-        credentials.check(Path(image.path), **rights)
-    except ImageError as error:
-        raise HelperError(error.code, error.message, hint=error.hint) from error
-
-
 def guest_rights(place: Place) -> dict[str, Any]:
     """What the sandbox's guest has: the user of the process that its first one has started for it."""
     for pid in (*children(place.pid), place.pid):
@@ -143,30 +256,17 @@ def guest_rights(place: Place) -> dict[str, Any]:
     raise HelperError("conflict", "The sandbox has no guest to restore for", hint="Create another one.")
 
 
-def _shows(shelf: Shelf, image: Image, cache: bytes) -> Callable[[], None]:
-    """What puts into the sandbox, from within, what the image maps."""
-    # By the name that stays: criu takes a mapped file whose name is gone for a deleted one.
-    pages = {name: linux.clone_mount(shelf.pages.place(name)) for name in image.about["memory"]}
-    for tree in pages.values():
-        linux.change_mount(tree, add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
-    pins: list[tuple[str, list[int], int]] = []
+def _pins(image: Image) -> list[tuple[str, list[int], str]]:
+    """Of each library that it maps: path, what it was, and what was kept of it where the machine has another now."""
+    pins: list[tuple[str, list[int], str]] = []
     for path, (inode, size, changed_ns, name) in image.about["pinned"].items():
-        tree = -1
+        kept = ""
         if name and not _is_on_host(path, inode, size, changed_ns):
-            kept = f"{image.path}/{PINNED}/{name}"
-            now = os.stat(kept)
-            if [now.st_size, now.st_mtime_ns] == [size, changed_ns]:
-                tree = linux.clone_mount(kept)
-                linux.change_mount(tree, add=linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID)
-        pins.append((path, [inode, size, changed_ns], tree))
-
-    def prepare() -> None:
-        view.make_room(cache)
-        view.show_pages(pages)
-        view.cover(pins)
-        view.check_open(image.about["open"])
-
-    return prepare
+            found = os.stat(f"{image.path}/{PINNED}/{name}")
+            if [found.st_size, found.st_mtime_ns] == [size, changed_ns]:
+                kept = f"{image.path}/{PINNED}/{name}"
+        pins.append((path, [inode, size, changed_ns], kept))
+    return pins
 
 
 def _is_on_host(path: str, inode: int, size: int, changed_ns: int) -> bool:

@@ -1,4 +1,4 @@
-"""The helper's main loop. Each request is served by a process of its own, which ends with it.
+"""The helper's main loop. Each request is served by a process of its own, which ends with it (clones: see `clones`).
 
 A request cannot harm another: what a process of the helper joins, opens or crashes on is its own. The loop itself
 touches nothing that a caller sends.
@@ -21,6 +21,7 @@ from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.busy import Busy
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.operations import Helper
+from warmcell.sandbox.helper.outcome import audit, tell
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import full
 from warmcell.sandbox.helper.wire import Conversation, peer
@@ -167,32 +168,19 @@ def _converse(helper: Helper, connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.sendall(json.dumps({"ok": False, **error.to_json()}).encode() + b"\n")
         return
-    outcome = "ok"
+    failed: Exception | None = None
     try:
         helper.serve(conversation)
-    except Cancelled:
-        outcome = "the caller has gone"
-    except HelperError as error:
-        outcome = f"{error.code}: {error.message}"
-        conversation.fail(error)
-    except OSError as error:
-        problem = full(error, helper.base)
-        if problem is not None:
+    except (Cancelled, HelperError, OSError) as error:
+        failed = error
+        if isinstance(error, OSError) and full(error, helper.base) is not None:
             helper.rest(ending=True)  # What is kept for nobody in particular is not what the disk is full of next time.
-        else:
-            problem = HelperError("snapshot_failed", f"The helper failed: {error}", hint="Its log says more.")
-        outcome = f"{problem.code}: {problem.message}"
-        conversation.fail(problem)
+    outcome = tell(conversation, failed, base=helper.base)
+    if conversation.in_parts and failed is None:
+        return
     request = conversation.request
     named = " ".join(f"{name}={request[name]!r}" for name in ("op", "id", "image", "pid", "then") if name in request)
     audit(f"uid={conversation.uid} {named} ms={1e3 * (time.perf_counter() - began):.0f} {outcome}")
-
-
-def audit(line: str) -> None:
-    """One line for each operation, on stderr: who asked for what and what came of it."""
-    clean = "".join(character if character.isprintable() else "?" for character in line)
-    with contextlib.suppress(OSError):
-        os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} warmcell-helper {clean[:2000]}\n".encode())
 
 
 def main(arguments: list[str]) -> None:

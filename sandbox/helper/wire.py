@@ -25,16 +25,12 @@ PIECE_MAX_BYTES = 1 << 23
 FDS_MAX = 64
 
 
-class Conversation:
-    """A connection on which one request has been read."""
+class Answers:
+    """A connection on which somebody waits for what is said."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._rest = b""
-        self.uid, self.gid = _credentials(connection)
-        self.fds: list[int] = []
         connection.settimeout(REQUEST_TIMEOUT_S)
-        self.request = self._read_request()
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -51,18 +47,48 @@ class Conversation:
         """Answer with an error."""
         self.say({"ok": False, **error.to_json()})
 
+    def gone(self) -> bool:
+        """Whether the caller has hung up."""
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLRDHUP)
+        return bool(waiting.poll(0))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+class Conversation(Answers):
+    """A connection on which a request has been read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection)
+        self._rest = b""
+        self.uid, self.gid = _credentials(connection)
+        self.fds: list[int] = []
+        self.in_parts = False
+        """Whether each part of it is written to the log by itself."""
+        self.request = self._read_request()
+
+    def again(self) -> bool:
+        """Read another request in the place of this one; False if there is none, as the caller has hung up.
+
+        Raises:
+            HelperError: It is no request.
+        """
+        self._close_fds()
+        try:
+            self.request = self._read_request()
+        except (OSError, EOFError):
+            return False
+        return True
+
     def hear(self) -> dict[str, Any] | None:
         """The caller's next line; None if it has gone."""
         try:
             return _parsed(self._line())
         except (OSError, EOFError):
             return None
-
-    def gone(self) -> bool:
-        """Whether the caller has hung up."""
-        waiting = select.poll()
-        waiting.register(self._connection, select.POLLRDHUP)
-        return bool(waiting.poll(0))
 
     def text(self, name: str, *, choices: tuple[str, ...] = ()) -> str:
         """A member of the request that is text.
@@ -95,6 +121,19 @@ class Conversation:
         if len(self.fds) != 1:
             raise _bad("A descriptor of the sandbox's first process has to come with the request")
         return self.fds[0]
+
+    def answers(self) -> Answers:
+        """Where this very request is to be answered: the socket that came as the second of two descriptors.
+
+        Raises:
+            HelperError: None did.
+        """
+        if len(self.fds) == 2:
+            with contextlib.suppress(OSError):
+                connection = socket.socket(fileno=self.fds[1])
+                self.fds.pop()
+                return Answers(connection)
+        raise _bad("A socket for the answer has to come with the request, behind the sandbox's first process")
 
     def pour(self, data: bytes) -> None:
         """Send a piece of a stream.
@@ -134,8 +173,12 @@ class Conversation:
 
     def close(self) -> None:
         """Hang up."""
-        self._connection.close()
-        for fd in self.fds:
+        super().close()
+        self._close_fds()
+
+    def _close_fds(self) -> None:
+        fds, self.fds = self.fds, []
+        for fd in fds:
             os.close(fd)
 
     def _read_request(self) -> dict[str, Any]:

@@ -87,15 +87,18 @@ class AgentHelper:
         self._process = -1
         """A pidfd of the agent."""
         self._lifeline = -1
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
+        """Goes on whoever gives up waiting for it: on a busy engine the next one finds what the first had begun."""
         self._refused: tuple[float, BackendUnavailableError] | None = None
         self._name = f"{PREFIX}agent-{keeper_mark()}"
 
     async def connect(self) -> socket.socket:
         """See `Helper`."""
-        async with self._starting:
-            if self._lifeline < 0 or _ended(self._process):
-                await self._start()
+        if self._starting is None and (self._lifeline < 0 or _ended(self._process)):
+            self._starting = asyncio.create_task(self._start())
+            self._starting.add_done_callback(self._started)
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
         try:
             return await connected(self._paths.helper_socket)
         except OSError as error:
@@ -105,13 +108,19 @@ class AgentHelper:
 
     async def close(self) -> None:
         """Let it finish what it does, and wait for its end."""
-        async with self._starting:
-            self._cut()
-            if self._process < 0:
-                return
-            await ENGINE.run(_first_of, [self._process], CLOSE_TIMEOUT_S)
-            await self._forget()
-            self._paths.helper_socket.unlink(missing_ok=True)
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
+        self._cut()
+        if self._process < 0:
+            return
+        await ENGINE.run(_first_of, [self._process], CLOSE_TIMEOUT_S)
+        await self._forget()
+        self._paths.helper_socket.unlink(missing_ok=True)
+
+    def _started(self, task: "asyncio.Task[None]") -> None:
+        self._starting = None
+        if not task.cancelled():
+            task.exception()  # Taken note of, where nobody waits for it any more.
 
     async def _start(self) -> None:
         """Raises BackendUnavailableError: It cannot be had here."""
@@ -135,12 +144,13 @@ class AgentHelper:
                 await ENGINE.run(self._bring_up, fds, ready)
         except BaseException as error:
             self._cut()
-            if not isinstance(error, WarmcellError):
+            if not isinstance(error, WarmcellError | OSError):
                 raise
+            why, hint = (error.message, error.hint) if isinstance(error, WarmcellError) else (str(error), "")
             refusal = BackendUnavailableError(
                 f"The memory of an ordinary user's containers needs a helper. The machine's does not run, and no agent "
-                f"can be started: {error.message}",
-                hint=f"{_INSTALL} {error.hint}".rstrip(),
+                f"can be started: {why}",
+                hint=f"{_INSTALL} {hint}".rstrip(),
             )
             self._refused = time.monotonic() + TRY_AGAIN_S, refusal
             raise refusal from error

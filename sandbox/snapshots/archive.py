@@ -145,6 +145,7 @@ async def import_snapshot(
                     id=snapshot_id,
                     name=name or info.name,
                     kind="named",
+                    principal=None,
                     sandbox_id=None,
                     kernel_id=None,
                     parent=None,

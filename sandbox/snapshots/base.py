@@ -73,8 +73,10 @@ class SnapshotEngine(Protocol):
     backends: tuple[str, ...]
     """Which it serves, of all that declare it; empty: all of them."""
 
-    def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
-        """What makes the sandbox that a kernel is restored in: the backend, unless images are of whole sandboxes."""
+    def maker(self, backend: SandboxBackend, image: SnapshotId | None) -> SandboxBackend:
+        """What makes the sandbox that a kernel is restored in: the backend, unless images are of whole sandboxes. Those
+        go on from `image`; without one they stand by, until `restore` names it.
+        """
 
     async def probe(self) -> EngineReport:
         """Try it for real, once for each boot and version, with a small dump and restore. Never raises."""

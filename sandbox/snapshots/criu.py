@@ -33,6 +33,7 @@ from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.snapshots.base import Dumped, ImageInfo, Place, Restored, Then
+from warmcell.sandbox.snapshots.restorers import Restorers
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,8 @@ class Talk:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    last_words: Callable[[], bytes] = bytes
+    """What the helper has said elsewhere, should it say nothing here."""
 
     async def answer(self) -> Mapping[str, Any]:
         """The next answer.
@@ -178,6 +181,7 @@ class Talk:
         try:
             with contextlib.suppress(ConnectionError):
                 line = await self.reader.readline()
+            line = line or self.last_words()
             said = json.loads(line) if line else None
         except ValueError as error:
             raise ProtocolError(f"The helper answered what cannot be read: {error}") from error
@@ -221,6 +225,7 @@ class CriuEngine:
         self._helper = helper or (OwnHelper(paths) if os.getuid() == 0 else SystemHelper())
         # A user may have several state directories, and the machine's helper has the images of all of them.
         self.store = hashlib.sha256(bytes(paths.state)).hexdigest()[:12]
+        self._restorers = Restorers(self._helper.connect)
 
     async def probe(self) -> EngineReport:
         """Ask the helper, which tries once for each boot and version."""
@@ -251,7 +256,7 @@ class CriuEngine:
         """
         return await self._ask({"op": "hello"})
 
-    def maker(self, backend: SandboxBackend, image: SnapshotId) -> SandboxBackend:
+    def maker(self, backend: SandboxBackend, image: SnapshotId | None) -> SandboxBackend:
         """The backend: a kernel comes back in any fresh sandbox."""
         return backend
 
@@ -301,8 +306,12 @@ class CriuEngine:
         self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
     ) -> Restored:
         """See the port."""
-        async with self.talk({"op": "restore", "image": image}, place=place) as talk:
-            said = await follow(talk, "restore", told, timeout_s=RESTORE_TIMEOUT_S)
+        with _pidfd(place.pid) as pidfd:
+            async with (
+                self._restorers.asked(image, pidfd) as (connection, restorer),
+                _talking(connection, restorer.last_words) as talk,
+            ):
+                said = await follow(talk, "restore", told, timeout_s=RESTORE_TIMEOUT_S)
         if self._populate:
             try:
                 await self.populate(image)
@@ -335,10 +344,12 @@ class CriuEngine:
 
     async def drop(self, image: SnapshotId) -> None:
         """See the port."""
+        self._restorers.close(image)
         await self._ask({"op": "drop", "image": image})
 
     async def close(self) -> None:
         """See the port."""
+        self._restorers.close()
         await self._helper.close()
 
     async def _ask(
@@ -349,26 +360,30 @@ class CriuEngine:
 
     @contextlib.asynccontextmanager
     async def talk(self, request: Mapping[str, Any], *, place: Place | None = None) -> AsyncIterator[Talk]:
-        fds: list[int] = []
-        connection: socket.socket | None = None
-        writer: asyncio.StreamWriter | None = None
-        try:
-            if place is not None:
-                fds.append(_pidfd(place.pid))
+        with contextlib.ExitStack() as held:
+            fds = [] if place is None else [held.enter_context(_pidfd(place.pid))]
             connection = await self._helper.connect()
             try:
                 socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
             except OSError as error:
-                raise TransportError(f"The helper does not listen ({error.strerror})", hint="Try again.") from error
-            reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
-            yield Talk(reader, writer)
-        finally:
-            for fd in fds:
-                os.close(fd)
-            if writer is not None:
-                writer.close()
-            elif connection is not None:
                 connection.close()
+                raise TransportError(f"The helper does not listen ({error.strerror})", hint="Try again.") from error
+            async with _talking(connection) as talk:
+                yield talk
+
+
+@contextlib.asynccontextmanager
+async def _talking(connection: socket.socket, last_words: Callable[[], bytes] = bytes) -> AsyncIterator[Talk]:
+    """Read what is answered there; the connection is closed in the end."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_MAX_BYTES)
+    except BaseException:
+        connection.close()
+        raise
+    try:
+        yield Talk(reader, writer, last_words)
+    finally:
+        writer.close()
 
 
 async def hello(helper: Helper) -> Mapping[str, Any]:
@@ -406,11 +421,16 @@ async def connected(path: Path) -> socket.socket:
     return connection
 
 
-def _pidfd(pid: int) -> int:
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
     try:
-        return os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)
     except OSError as error:
         raise SandboxNotFoundError("The sandbox has ended", hint="Start the kernel anew.") from error
+    try:
+        yield pidfd
+    finally:
+        os.close(pidfd)
 
 
 async def follow(

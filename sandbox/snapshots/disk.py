@@ -7,8 +7,7 @@ from pathlib import Path
 
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.errors import SnapshotError, StorageFullError, WarmcellError
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+from warmcell.sandbox.paths import FULL
 
 
 def sync_filesystem(path: Path) -> None:

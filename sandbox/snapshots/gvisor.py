@@ -18,6 +18,7 @@ from pathlib import Path
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance
+from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
     SnapshotError,
@@ -52,6 +53,7 @@ class GvisorEngine:
         """Configure it; nothing is made yet."""
         self._backend = backend
         self.kept = WholeImages(paths)
+        self._swept = False
 
     async def probe(self) -> EngineReport:
         """Save and restore a small sandbox, once for each boot and version."""
@@ -100,15 +102,9 @@ class GvisorEngine:
         began = time.perf_counter()
         found = await asyncio.to_thread(versions)
         try:
-            draft = await asyncio.to_thread(self.kept.draft, image)
-        except OSError as error:
-            raise failure(error, "save the sandbox") from error
-        try:
+            draft = await in_thread(self.kept.draft, image)
+            # Whoever gives up, or is answered too late, may have an init that has left all the same.
             await GuestChannel(place.run_directory).leave(until)
-        except BaseException:
-            await asyncio.to_thread(self.kept.drop, image)
-            raise
-        try:
             left = time.perf_counter()
             await _save(place, draft)
             about = await asyncio.to_thread(
@@ -122,7 +118,7 @@ class GvisorEngine:
             await asyncio.shield(asyncio.ensure_future(self._undo(place, image, until)))
             if isinstance(error, CommandError):
                 raise _explain(error) from error
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and not isinstance(error, WarmcellError):
                 raise failure(error, "save the sandbox") from error
             raise
         done = time.perf_counter()
@@ -138,21 +134,27 @@ class GvisorEngine:
             },
         )
 
-    def maker(self, backend: SandboxBackend, image: SnapshotId) -> "Maker":
-        """What makes sandboxes that go on from an image. Whatever the backend is, it is this engine's own."""
+    def maker(self, backend: SandboxBackend, image: SnapshotId | None) -> "Maker":
+        """What makes sandboxes that go on from an image, or wait for one. Whatever the backend is, it is this engine's
+        own.
+        """
         return Maker(self.kept, self._backend, image)
 
     async def restore(
         self, place: Place, *, image: SnapshotId, told: Callable[[int, int], None] | None = None
     ) -> Restored:
-        """Tell of the kernel in a sandbox that `maker` has made; it goes on already.
+        """Tell of the kernel in a sandbox that `maker` has made; it goes on, if it did not already.
 
         Raises:
             UnsupportedOperationError: The sandbox was made in another way.
             SnapshotNotFoundError: There is no such image.
-            SnapshotCorruptError: The image is not what was written.
+            SnapshotIncompatibleError: The image is of another runsc, machine or spec.
+            SnapshotError: It was tried and failed; the image is as before.
         """
         about = await asyncio.to_thread(self.kept.about, image)
+        if isinstance(place, GvisorInstance) and place.stands_by:
+            await asyncio.to_thread(self.kept.check, about, place.shape)
+            await place.go_on(self.kept.path(image), until=about.until)
         if not isinstance(place, GvisorInstance) or place.image != self.kept.path(image):
             raise UnsupportedOperationError(
                 "An image of a whole sandbox cannot be restored in another one",
@@ -170,7 +172,10 @@ class GvisorEngine:
         await asyncio.to_thread(self.kept.about, image)
 
     async def images(self) -> list[ImageInfo]:
-        """See the port."""
+        """See the port. A keeper asks before it saves anything, so what is unfinished then is a killed one's."""
+        if not self._swept:
+            self._swept = True
+            await in_thread(self.kept.sweep)
         return await asyncio.to_thread(self.kept.all)
 
     async def drop(self, image: SnapshotId) -> None:
@@ -183,7 +188,7 @@ class GvisorEngine:
     async def _undo(self, place: GvisorInstance, image: SnapshotId, until: str) -> None:
         await asyncio.to_thread(self.kept.drop, image)
         with contextlib.suppress(WarmcellError, CommandError):  # What went wrong first is what the caller is told.
-            await _go_on(place, until)
+            await _go_on(place, until, given_up=True)
 
     async def _try(self) -> None:
         """Raises WarmcellError: It cannot be done here."""
@@ -211,9 +216,9 @@ class GvisorEngine:
 
 
 class Maker:
-    """Implements `SandboxBackend`: each sandbox goes on from one image."""
+    """Implements `SandboxBackend`: each sandbox goes on from one image, or, where none is named, waits for one."""
 
-    def __init__(self, images: WholeImages, backend: GvisorBackend, image: SnapshotId) -> None:
+    def __init__(self, images: WholeImages, backend: GvisorBackend, image: SnapshotId | None) -> None:
         self.name = backend.name
         self._images = images
         self._backend = backend
@@ -252,19 +257,25 @@ class Maker:
             SnapshotIncompatibleError: The image is of another runsc, machine or spec; nothing was made.
             SnapshotError: It was tried and failed; the image is as before.
         """
-        about, beside = await asyncio.to_thread(self._images.fit, self._image, spec)
-        return await self._backend.create(
+        about, beside = None, False
+        if self._image is not None:
+            about, beside = await asyncio.to_thread(self._images.fit, self._image, spec)
+        made = await self._backend.stand_by(
             spec,
             sandbox_id=sandbox_id,
             directory=directory,
             gpus=gpus,
             named=named,
-            later=later,
             progress=progress,
-            image=self._images.path(self._image),
-            until=about.until,
             beside=beside,
         )
+        if about is not None and self._image is not None:
+            try:
+                await made.go_on(self._images.path(self._image), until=about.until)
+            except BaseException:
+                await asyncio.shield(asyncio.create_task(made.stop()))
+                raise
+        return made
 
 
 async def _nothing() -> None:
@@ -296,8 +307,13 @@ async def _save(place: GvisorInstance, draft: Path) -> None:
             return
 
 
-async def _go_on(place: GvisorInstance, until: str) -> None:
+async def _go_on(place: GvisorInstance, until: str, *, given_up: bool = False) -> None:
     """Let a sandbox that was paused go on, and wait until its init is back.
+
+    Args:
+        place: Which.
+        until: The file for which its init was told to wait.
+        given_up: Init may still be about to leave. The file stays for it then.
 
     Raises:
         WarmcellError: It does not come back.
@@ -321,7 +337,8 @@ async def _go_on(place: GvisorInstance, until: str) -> None:
         for task in (back, ended):
             task.cancel()
         await asyncio.gather(back, ended, return_exceptions=True)
-    path.unlink(missing_ok=True)
+    if not given_up:
+        path.unlink(missing_ok=True)
 
 
 def _empty(draft: Path) -> None:

@@ -98,9 +98,10 @@ class Unpacker:
             SnapshotCorruptError: No layer can have such an entry.
             OSError: The disk does not take it.
         """
-        parent, _, last = name.rpartition("/")
+        parent = name.rpartition("/")[0]
+        odd = "\0" in name or any(part in {"", ".", ".."} for part in name.split("/"))  # "/x" is of two parts.
         # A directory that we made ourselves cannot be a link to elsewhere.
-        if parent not in self._directories or last in {"", ".", ".."} or "\0" in name:
+        if odd or parent not in self._directories:
             raise corrupt(f"The archive has an entry {name!r}, which no layer has")
         entry = _read_entry(member, name)
         path = self._layer / name

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import time
@@ -15,12 +16,13 @@ from warmcell.sandbox.errors import (
     SnapshotCorruptError,
     SnapshotIncompatibleError,
     SnapshotNotFoundError,
-    WarmcellError,
 )
 from warmcell.sandbox.models import SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.base import ImageInfo
 from warmcell.sandbox.snapshots.disk import remove, sync_filesystem
+
+log = logging.getLogger(__name__)
 
 ABOUT = "about.json"
 TRIED = ".tried.json"
@@ -90,6 +92,15 @@ class WholeImages:
         if shape != about.shape and spec.workspace is not None and spec.workspace.mode == "cow":
             as_it_was = replace(spec, workspace=replace(spec.workspace, mode="rw"))
             beside, shape = True, shape_of(as_it_was)
+        self.check(about, shape)
+        return about, beside
+
+    def check(self, about: About, shape: str) -> None:
+        """See that an image goes on here in a sandbox of that shape.
+
+        Raises:
+            SnapshotIncompatibleError: It does not: it is of another runsc, machine or spec.
+        """
         expected, found = {**about.versions, "shape": about.shape}, {**versions(), "shape": shape}
         for name, value in expected.items():
             if found.get(name) != value:
@@ -98,7 +109,6 @@ class WholeImages:
                     hint="Restore it where and as it was saved, or start the kernel anew.",
                     details={"expected": {name: value}, "found": {name: found.get(name)}},
                 )
-        return about, beside
 
     def draft(self, image: SnapshotId) -> Path:
         """A directory that an image is written to."""
@@ -133,17 +143,29 @@ class WholeImages:
             remove(self._base / name)
 
     def all(self) -> list[ImageInfo]:
-        """Those that are whole."""
+        """Those that are finished."""
         found = []
         for path in sorted(self._base.glob("*")) if self._base.is_dir() else []:
             if path.name.startswith("."):
                 continue
-            with contextlib.suppress(WarmcellError):
-                about = self.about(SnapshotId(path.name))
-                found.append(
-                    ImageInfo(id=SnapshotId(path.name), image_bytes=about.image_bytes, created_at=about.created_at)
-                )
+            image = SnapshotId(path.name)
+            try:
+                about = self.about(image)
+            except SnapshotCorruptError:  # It is told all the same: else nobody would ever remove it.
+                size = sum(file.stat().st_blocks * 512 for file in path.iterdir())
+                found.append(ImageInfo(id=image, image_bytes=size, created_at=path.stat().st_mtime))
+            except SnapshotNotFoundError:
+                continue
+            else:
+                found.append(ImageInfo(id=image, image_bytes=about.image_bytes, created_at=about.created_at))
         return found
+
+    def sweep(self) -> None:
+        """Remove what a keeper that was killed was writing. Nothing is being saved yet."""
+        for path in self._base.glob(".*") if self._base.is_dir() else []:
+            if path.is_dir():
+                log.warning("removed %s, of an image that was never finished", path.name)
+                remove(path)
 
     def tried(self, versions: Mapping[str, str]) -> bool:
         """Whether it was found to work with these, since the machine started."""

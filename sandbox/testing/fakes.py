@@ -44,6 +44,7 @@ class FakeInstance:
 
     workspace_note = ""
     waits = False
+    stands_by = False
 
     def __init__(
         self, pid: int, directory: Path, limits: Mapping[str, LimitStatus], *, layer: Path | None = None

@@ -20,8 +20,8 @@ def test_the_command_line_page_is_up_to_date() -> None:
     assert page == done.stdout, "run scripts/cli-reference > docs/reference/cli.md"
 
 
-def test_the_table_of_backends_is_what_they_declare() -> None:
-    """docs/reference/backends.md has what `scripts/backends-table` would write."""
+def test_the_tables_of_backends_are_what_they_declare() -> None:
+    """docs/reference/backends.md and contract.md have what `scripts/backends-table` would write."""
     command = [sys.executable, str(TOP / "scripts" / "backends-table"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"run scripts/backends-table; it would write\n{done.stdout}{done.stderr}"

@@ -48,6 +48,10 @@ async def test_what_comes_back_waits_for_room(kernel: Kernel) -> None:
     output = await kernel.run("%%remote n=2 session=room get=back\n" + back.format(size=30))
     assert output.error == ""
     assert await kernel.value("[[len(one), int(one.max())] for one in back]") == [[30 * MIB, 0], [30 * MIB, 1]]
+    last = back.format(size=30).replace("back = ", "") + ";"
+    output = await kernel.run("%%remote n=2 session=room as=back\n" + last)
+    assert output.error == ""
+    assert await kernel.value("[[len(one), int(one.max())] for one in back]") == [[30 * MIB, 0], [30 * MIB, 1]]
     await kernel.run("%%remote n=2 session=room\nif junk := globals().get('junk'): os.unlink(junk.name); junk.close()")
     assert (await kernel.run("%%remote n=2 session=room\n" + fill.format(left=20))).error == ""
     output = await kernel.run("%%remote n=2 session=room get=back\n" + back.format(size=30))

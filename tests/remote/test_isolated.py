@@ -71,6 +71,24 @@ async def test_the_memory_of_ranks_is_capped_together(keeper: KeeperClient, fold
         assert "Rank 2 was killed for memory (the cap of all 4 ranks together is 1.2 GiB)" in output.error
 
 
+@pytest.mark.parametrize("capped", [False, True])
+async def test_values_of_a_capped_notebook_go_in_chunks(keeper: KeeperClient, folder: Path, capped: bool) -> None:
+    """It gets no descriptor, whose pages would be its own; all is the same there, and is shown on its way."""
+    limits = {"limits": {"memory_bytes": 2 * 2**30}} if capped else {}
+    async with kernel_of(keeper, folder, **limits) as kernel:
+        await kernel.run(
+            "import sys, numpy as np\nbig = np.arange(3_000_000)\n"
+            "magic = get_ipython().magics_manager.magics['cell']['remote'].__self__\n"
+            "sys.modules[type(magic).__module__.rpartition('.')[0]].output.SHOWN_AFTER_S = 0.0"
+        )
+        output = await kernel.run("%%remote n=2 get=total\ntotal = int(big.sum()); big[0] = 1")
+        assert output.error == ""
+        assert any("Sending: " in str(data.get("text/plain")) for data in output.data), output.data
+        assert await kernel.value("total") == [sum(range(3_000_000))] * 2
+        pods = "[pod.store._handed_over for pod in magic.pods._warm.values()]"
+        assert await kernel.value(pods) == [not capped]
+
+
 async def test_a_fork_bomb_in_a_rank_is_bounded(keeper: KeeperClient, folder: Path) -> None:
     """It runs into the cap on processes; the notebook does not feel it, and all of it goes with the sandbox."""
     async with kernel_of(keeper, folder, limits={"pids": PIDS}) as kernel:

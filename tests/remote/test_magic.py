@@ -205,18 +205,21 @@ async def test_a_timeout_stops_the_cell_and_keeps_the_sandbox(kernel: Kernel) ->
     """The error says how long it had; what the cell had made is there still."""
     output = await kernel.run("%%remote timeout=0.5s\nmade = 1\nimport time; time.sleep(1000)")
     assert output.status == "error"
-    assert "did not end within 0.5 s" in output.error
+    assert "did not end within 0.5 s and was interrupted. Give it more time" in output.error
     assert body_of(await kernel.run("%%remote\nprint(made)")) == "1\n"
 
 
 async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
     """A malformed line, a variable that is not there or cannot travel, an unknown GPU: one message each."""
-    await kernel.run("lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock")
+    await kernel.run(
+        "five = 5; lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock"
+    )
     for cell, said in {
         "%%remote gpus=A100\n1": "Did you mean gpu?",
         "%%remote n=0\n1": "ranks are counted from 1 to 32",
         "%%remote send=missing\n1": "there is no variable missing",
         "%%remote each=missing\n1": "there is no variable missing",
+        "%%remote each=five\n1": "five has no items, it is of type int",
         "%%remote\n  \n": "there are none",
         "%%remote\nlock.acquire()": "lock cannot be sent: it is a lock. Make one in the remote cell",
         "%%remote\nuse()": "use (which uses lock) cannot be sent: it is a lock",
@@ -233,6 +236,8 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         assert output.status == "error", cell
         assert said in output.text + output.error, cell
         assert "Traceback" not in output.text
+    untold = await kernel.client.execute("%%remote get=nothing\npass", reply=True, stop_on_error=False, timeout=60)
+    assert untold["content"]["traceback"] == ["NameError: name 'nothing' is not defined in the remote cell"]
 
 
 async def test_a_remote_cell_has_remote_cells_one_level_deep(kernel: Kernel, keeper: KeeperClient) -> None:

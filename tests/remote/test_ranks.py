@@ -218,6 +218,24 @@ async def test_a_function_runs_on_ranks(kernel: Kernel) -> None:
     assert "c.Warmcell" not in (await kernel.run("warmcell.remote(n=0)")).error
 
 
+async def test_a_function_shows_what_is_sent_and_comes_back(kernel: Kernel) -> None:
+    """As a cell does, once that takes long; those that were submitted show nothing, as they are not waited for."""
+    await kernel.run(
+        "import sys, warmcell, numpy as np\n"
+        "magic = get_ipython().magics_manager.magics['cell']['remote'].__self__\n"
+        "ours = sys.modules[type(magic).__module__.rpartition('.')[0]]\n"
+        "ours.output.SHOWN_AFTER_S = ours.fanout.TICK_S = 0.0\n"
+        "def back(x):\n    return x + 1\nback = warmcell.remote()(back)\nbig = np.zeros(3_000_000)"
+    )
+    shown_to = [str(data["text/plain"]) for data in (await kernel.run("assert back(big)[0] == 1")).data]
+    assert "Sending: 0 of 23 MiB" in shown_to, shown_to
+    assert any(line.startswith("Bringing back: ") for line in shown_to), shown_to
+    mapped = await kernel.run("big += 1; assert [one[0] for one in back.map([big, big + 1])] == [2, 3]")
+    assert any("Sending: " in str(data) for data in mapped.data), mapped
+    assert (await kernel.run("assert back.submit(big + 5).result(60)[0] == 7")).data == []
+    await kernel.run("ours.output.SHOWN_AFTER_S, ours.fanout.TICK_S = 1.0, 0.1")
+
+
 async def test_a_detached_cell_goes_on_and_can_be_asked_for(kernel: Kernel) -> None:
     """The notebook is free meanwhile; its output is kept, its value waits, and another cell there is refused."""
     output = await kernel.run(

@@ -164,7 +164,7 @@ class KernelClient:
             if content["status"] == "died":
                 who = f"The context{content['why'] and ' could not start: ' + content['why'] + '. It'}"
                 oom = box.oom_kills() > oom_before
-                raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, hint=_AGAIN)
+                raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, again=_AGAIN)
             yield {"msg_type": "reply", "content": content, "metadata": {}}
 
     async def _until_idle(
@@ -297,7 +297,7 @@ class KernelClient:
         return death(process.exit_code or 0, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
 
 
-_AGAIN = "Run it again: the context begins anew, without its variables."
+_AGAIN = "Run it again, in a context that begins anew, without its variables"
 
 
 def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None = None) -> Message:

@@ -20,7 +20,7 @@ from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.models import MIB, GpuDevice, LimitStatus, SandboxId, SandboxSpec
-from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.paths import FULL, Paths, no_room, private_directory
 from warmcell.sandbox.reports import BackendReport, Capabilities
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,8 @@ class BubblewrapBackend:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
                 raise diagnose.explain(error, as_root=os.getuid() == 0) from error
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise no_room(directory.parent) from error
             raise
 
     async def nest(self, spec: SandboxSpec) -> Nest | None:

@@ -94,6 +94,8 @@ class Entrance:
 class BubblewrapInstance:
     """Implements `SandboxInstance`."""
 
+    stands_by = False
+
     def __init__(
         self,
         remains: Remains,

@@ -20,6 +20,8 @@ from warmcell.sandbox.errors import (
 
 OLDEST_PYTHON = (3, 9)
 CHECK_TIMEOUT_S = 60.0
+LOOK_BYTES = 256 * 2**20
+"""Memory of the container in which an image is looked at. Its interpreter is whatever somebody has made."""
 OPEN_FILES = 65_536
 """Of each process: engines give a million and more, up to which some programs count when they start another one."""
 NAME_TIMEOUT_S = 3.0
@@ -137,7 +139,15 @@ class Images:
     def _examine(self, name: str, python: str, said: Mapping[str, Any]) -> Image:
         config = said.get("Config") or {}
         declared = sorted(config.get("Volumes") or ())
-        found = self._run(name, str(said["Id"]), python or "python3", declared)
+        python = python or "python3"
+        told = self._run(name, str(said["Id"]), python, declared)
+        try:
+            found = _read(told, declared)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InvalidRequestError(
+                f"{python} in the image {name} is no Python of use: it does not say of itself what a Python says",
+                hint="Try it: `docker run --rm IMAGE python3 --version`.",
+            ) from None
         major, minor = found["version"]
         if (major, minor) < OLDEST_PYTHON:
             raise InvalidRequestError(
@@ -158,10 +168,10 @@ class Images:
             id=str(said["Id"]),
             python=found["python"],
             version=(major, minor),
-            user_site=bool(found["user_site"]),
+            user_site=found["user_site"],
             env=dict(str(one).partition("=")[::2] for one in config.get("Env") or ()),
             volumes={path: _plain(found["volumes"][path], name) for path in declared},
-            filled=frozenset(map(str, found["filled"])),
+            filled=frozenset(found["filled"]),
         )
 
     def _run(self, name: str, image: str, python: str, volumes: Sequence[str]) -> Mapping[str, Any]:
@@ -206,10 +216,30 @@ class Images:
                 "CapDrop": ["ALL"],
                 "SecurityOpt": ["no-new-privileges"],
                 "PidsLimit": 16,
+                "Memory": LOOK_BYTES,
+                "MemorySwap": LOOK_BYTES,
                 "Ulimits": ulimits(podman=self._engine.info().podman),
                 "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k", "max-file": "1"}},
             },
         }
+
+
+def _read(found: Mapping[str, Any], volumes: Sequence[str]) -> Mapping[str, Any]:
+    """What an image's interpreter has said of itself, in the types that it should have.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: It has others.
+    """
+    major, minor = map(int, found["version"])
+    return {
+        "python": str(found["python"]),
+        "version": (major, minor),
+        "lacks": str(found["lacks"]),
+        "user_site": bool(found["user_site"]),
+        "volumes": {path: str(found["volumes"][path]) for path in volumes},
+        "filled": [str(path) for path in found["filled"]],
+        "links": [str(path) for path in found["links"]],
+    }
 
 
 def _plain(path: str, image: str) -> str:

@@ -98,6 +98,7 @@ class DockerInstance:
 
     guest_run_directory = RUN
     waits = False
+    stands_by = False
 
     def __init__(
         self,

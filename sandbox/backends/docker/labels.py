@@ -11,6 +11,8 @@ SANDBOX = "warmcell.sandbox"
 KEEPER = "warmcell.keeper"
 OWNER = "warmcell.owner"
 """uid of whose keeper made it: other users' processes may be hidden, so their containers are left alone."""
+IMAGE = "warmcell.image"
+"""Of the one image that comes from nobody's declaration: what it is called."""
 PREFIX = "warmcell-"
 
 

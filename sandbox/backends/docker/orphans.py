@@ -3,6 +3,7 @@
 import contextlib
 import logging
 
+from warmcell.sandbox.backends.docker import empty
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.docker.labels import SANDBOX, is_orphan
 from warmcell.sandbox.errors import WarmcellError
@@ -40,6 +41,20 @@ def remove_orphans(paths: Paths) -> list[str]:
                     log.warning("the container %s cannot be removed: %s", container.name, error)
                 else:
                     removed.append(f"container {container.name}")
+    return removed
+
+
+def remove_images(paths: Paths) -> list[str]:
+    """Remove the image of agent containers from any engine that was used, where none is of it. Blocks; as above.
+
+    Returns:
+        What was removed, a line each.
+    """
+    removed: list[str] = []
+    for address in _remembered(paths):
+        with contextlib.suppress(WarmcellError):
+            if empty.remove(Engine(address)):
+                removed.append(f"image {empty.CALLED}")
     return removed
 
 

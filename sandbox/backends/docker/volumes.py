@@ -35,23 +35,37 @@ def taken(engine: Engine, container: str, path: str, *, most_bytes: int) -> Iter
         most_bytes: Of the files; an archive may be a little larger.
 
     Raises:
-        CapacityError: It is larger.
+        CapacityError: It is larger, or the host has no room for it.
         SandboxStartError: The engine does not tell.
     """
-    with tempfile.TemporaryFile() as archive, engine.client() as client:
-        try:
-            pieces, _ = client.get_archive(container, f"{path}/.")
-        except engine.errors().APIError as error:
-            raise SandboxStartError(
-                f"The container engine does not tell what the image has in its volume {path}: {error.explanation}",
-                hint="Its log says more: `journalctl -u docker`.",
-            ) from None
-        for piece in pieces:
-            archive.write(piece)
-            if archive.tell() > 2 * most_bytes:
-                raise too_large(path, most_bytes)
+    with tempfile.TemporaryFile() as archive:
+        with engine.client() as client:  # What goes wrong later is none of the engine's.
+            try:
+                pieces, _ = client.get_archive(container, f"{path}/.")
+            except engine.errors().APIError as error:
+                raise SandboxStartError(
+                    f"The container engine does not tell what the image has in its volume {path}: {error.explanation}",
+                    hint="Its log says more: `journalctl -u docker`.",
+                ) from None
+            for piece in pieces:
+                _write(archive, piece)
+                if archive.tell() > 2 * most_bytes:
+                    raise too_large(path, most_bytes)
         archive.seek(0)
         yield archive
+
+
+def _write(archive: IO[bytes], piece: bytes) -> None:
+    try:
+        archive.write(piece)
+        archive.flush()
+    except OSError as error:
+        if is_full(error):
+            raise CapacityError(
+                f"There is no room in {tempfile.gettempdir()} for what the image has in its volumes",
+                hint="Free space there, or set TMPDIR to another directory for the keeper.",
+            ) from None
+        raise
 
 
 def put(archive: IO[bytes], top: int, *, owner: tuple[int, int] | None) -> None:

@@ -57,7 +57,6 @@ def prepare(
     paths: Paths,
     hidden: Sequence[Path],
     named: SandboxId | None = None,
-    until: str = "",
     beside: bool = False,
 ) -> Prepared:
     """Decide everything about a sandbox, and make its persistent home. Blocks.
@@ -70,7 +69,6 @@ def prepare(
         paths: The keeper's directories.
         hidden: What no sandbox sees.
         named: Whose name it has as a host.
-        until: Of a sandbox that comes from an image: the file for which its init waits.
         beside: A copy-on-write folder is a mount, as the folder was of the one that was saved.
 
     Raises:
@@ -113,8 +111,6 @@ def prepare(
     if leads_home(home, root.shown):
         root.links[f"{ROOT}{USUAL_HOME}"] = home
     root.hide([paths.runtime, paths.state, *hidden])
-    if until:
-        root.files[f"run/{until}"] = b""
 
     init = [str(environment.python), "-I", "-S", f"{GUEST}/init.py"]
     process = {

@@ -10,23 +10,21 @@ from typing import Any
 
 from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.cgroups import Cgroups
-from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
+from warmcell.sandbox.backends.child import Child, StageFailedError
 from warmcell.sandbox.backends.fingerprint import fingerprint
 from warmcell.sandbox.backends.gvisor import binary, bundle
 from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepared, prepare
-from warmcell.sandbox.backends.gvisor.instance import NAME, STATE, GvisorInstance, Remains, no_layers
+from warmcell.sandbox.backends.gvisor.instance import IMAGE, NAME, PID, STATE, GvisorInstance, Remains, no_layers
 from warmcell.sandbox.backends.gvisor.probe import probe
 from warmcell.sandbox.backends.gvisor.root import BASE
 from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import SandboxStartError, SnapshotError, WarmcellError
-from warmcell.sandbox.guest_wire import wait_for_socket
+from warmcell.sandbox.errors import SandboxStartError, WarmcellError
 from warmcell.sandbox.models import GpuDevice, LimitStatus, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.reports import BackendReport, Capabilities
 
 STOP_TIMEOUT_S = 10.0
-PID = "p"
 _LAYER = "what it changes of its environment is in its memory, which the memory limit alone caps"
 
 
@@ -79,27 +77,60 @@ class GvisorBackend:
         named: SandboxId | None = None,
         later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
-        image: Path | None = None,
-        until: str = "",
+    ) -> GvisorInstance:
+        """Bring up a sandbox; see the port. It has no layer, and comes with its init in any case."""
+        if layer is not None:
+            raise no_layers()
+        return await self._make(
+            spec, sandbox_id=sandbox_id, directory=directory, gpus=gpus, named=named, progress=progress
+        )
+
+    async def stand_by(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice] = (),
+        named: SandboxId | None = None,
+        progress: Callable[[str], None] = lambda detail: None,
         beside: bool = False,
     ) -> GvisorInstance:
-        """Bring up a sandbox; see the port.
+        """Make a sandbox that waits to go on from an image: nothing runs in it. Which one, `go_on` is told.
 
         Args:
-            spec: As in the port, like all the rest but the last three.
+            spec: As in the port, like all the rest but the last.
             sandbox_id: Its name.
             directory: For it alone.
             gpus: Its devices.
-            layer: Never: there are none.
             named: Whose name it has as a host.
-            later: It comes with its init in any case.
             progress: Told what is being done.
-            image: Of a whole sandbox of an equal spec, made by this very runsc: this one goes on from it.
-            until: The file for which that one's init was told to wait.
-            beside: That one's folder was not copy-on-write, and this one's is. What it changes there, no image has.
+            beside: The saved one's folder was not copy-on-write, and this one's is. What it changes there, no image
+                has.
         """
-        if layer is not None:
-            raise no_layers()
+        return await self._make(
+            spec,
+            sandbox_id=sandbox_id,
+            directory=directory,
+            gpus=gpus,
+            named=named,
+            progress=progress,
+            beside=beside,
+            restores=True,
+        )
+
+    async def _make(
+        self,
+        spec: SandboxSpec,
+        *,
+        sandbox_id: SandboxId,
+        directory: Path,
+        gpus: Sequence[GpuDevice],
+        named: SandboxId | None,
+        progress: Callable[[str], None],
+        beside: bool = False,
+        restores: bool = False,
+    ) -> GvisorInstance:
         progress("looking at the Python environment")
         runsc = await in_thread(binary.find)
         prepared = await in_thread(
@@ -111,20 +142,21 @@ class GvisorBackend:
             paths=self._paths,
             hidden=self._hidden,
             named=named,
-            until=until,
             beside=beside,
         )
         progress("starting gVisor")
         remains = Remains(directory)
         try:
-            made = await self._start(spec, sandbox_id, prepared, remains, runsc, image, until)
+            made = await self._start(spec, sandbox_id, prepared, remains, runsc, restores=restores)
             made.unsaved = beside
-            return made
+            if not restores:
+                await made.come_up()
         except BaseException as error:
             await asyncio.shield(asyncio.create_task(remains.release(timeout=STOP_TIMEOUT_S)))
             if isinstance(error, StageFailedError):
-                raise _explain(error, restoring=image is not None) from error
+                raise _explain(error) from error
             raise
+        return made
 
     def _make_room(
         self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains, prepared: Prepared
@@ -146,33 +178,24 @@ class GvisorBackend:
         prepared: Prepared,
         remains: Remains,
         runsc: binary.Runsc,
-        image: Path | None,
-        until: str,
+        *,
+        restores: bool,
     ) -> GvisorInstance:
         limits = await in_thread(self._make_room, spec, sandbox_id, remains, prepared)
         directory = remains.directory
-        pid_file = os.open(directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            begin = ["run"] if image is None else ["restore", f"--image-path={image}"]
-            argv = runsc.argv(directory / STATE, *begin, f"--pid-file={directory / PID}")
-            plan = _stage_plan(prepared, remains, [*argv, *_bundle_words(prepared, directory), NAME])
-            child = remains.child = await Child.start(plan, cgroup=remains.cgroup, nursery=self._nursery)
-            report, (remains.run_fd, remains.base_fd) = await child.stage_report()
-            await child.executed()
-            run = directory / "run"
-            await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
-            pid = await _up(child, run, pid_file)
-            if until:
-                (run / until).unlink(missing_ok=True)
-        finally:
-            os.close(pid_file)
+        begin = ["restore", f"--image-path={directory / IMAGE}"] if restores else ["run"]
+        argv = runsc.argv(directory / STATE, *begin, f"--pid-file={directory / PID}")
+        plan = _stage_plan(prepared, remains, [*argv, *_bundle_words(prepared, directory), NAME])
+        child = remains.child = await Child.start(plan, cgroup=remains.cgroup, nursery=self._nursery)
+        report, (remains.run_fd, remains.base_fd) = await child.stage_report()
+        await child.executed()
+        run = directory / "run"
+        await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
         return GvisorInstance(
             remains,
             runsc=runsc,
             shape=shape_of(spec),
-            image=image,
             child=child,
-            pid=pid,
             run_directory=run,
             limits=limits,
             workspace_note=_workspace_note(spec, prepared, report),
@@ -207,41 +230,11 @@ def _stage_plan(prepared: Prepared, remains: Remains, argv: Sequence[Any]) -> Ma
     }
 
 
-async def _up(child: Child, run: Path, pid_file: int) -> int:
-    """Wait until the guest's init serves, before which runsc cannot tell how a sandbox ends; the sandbox process's pid.
-
-    Raises:
-        StageFailedError: It ended instead, or took too long.
-    """
-    ended = asyncio.ensure_future(child.wait())
-    serving = asyncio.ensure_future(wait_for_socket(run))
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await asyncio.wait({ended, serving}, return_when=asyncio.FIRST_COMPLETED)
-    except TimeoutError:
-        pass
-    finally:
-        up = serving.done() and not serving.cancelled() and serving.exception() is None
-        for task in (ended, serving):
-            task.cancel()
-        await asyncio.gather(ended, serving, return_exceptions=True)
-    said = os.read(pid_file, 32) if up else b""
-    if not said.isdigit():
-        raise StageFailedError(f"it ended with exit code {await child.kill()}", 0, child.tail)
-    return int(said)
-
-
-def _explain(failure: StageFailedError, *, restoring: bool) -> WarmcellError:
-    said = binary.first_line(failure.stderr) or str(failure)
-    details = {"step": str(failure), "stderr": failure.stderr[-1000:]}
-    if restoring:
-        return SnapshotError(
-            f"The sandbox could not be restored: {said}", hint="Start it anew; its image is as before.", details=details
-        )
+def _explain(failure: StageFailedError) -> WarmcellError:
     return SandboxStartError(
-        f"The sandbox could not start: {said}",
+        f"The sandbox could not start: {binary.first_line(failure.stderr) or failure}",
         hint="`warmcell doctor` says what this machine lacks.",
-        details=details,
+        details={"step": str(failure), "stderr": failure.stderr[-1000:]},
     )
 
 

@@ -7,20 +7,31 @@ import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from warmcell.sandbox import freezing, guest_files
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.backends.cgroups import Cgroup
-from warmcell.sandbox.backends.child import Child
+from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.files import remove_tree
-from warmcell.sandbox.backends.gvisor.binary import Runsc, command
+from warmcell.sandbox.backends.gvisor.binary import Runsc, command, first_line
 from warmcell.sandbox.backends.places import RUN
-from warmcell.sandbox.backends.processes import descendants
-from warmcell.sandbox.errors import OperationTimeoutError, UnsupportedOperationError
+from warmcell.sandbox.backends.processes import descendants, words_of
+from warmcell.sandbox.errors import OperationTimeoutError, SnapshotError, UnsupportedOperationError
+from warmcell.sandbox.guest_wire import wait_for_socket
 from warmcell.sandbox.models import LimitStatus
 
 NAME = "w"
 """What runsc calls every sandbox: each has a state directory of its own, and socket paths are short."""
+SANDBOX = b"runsc-sandbox"
+"""What runsc calls the process that is a sandbox's kernel."""
 STATE = "r"
+PID = "p"
+"""FIFO in the sandbox's directory that runsc writes the sandbox process's number to, the last thing before it starts or
+restores what is to run there. It waits for somebody who reads that: so a sandbox can stand by."""
+IMAGE = "i"
+"""Link to the image, made once it is known."""
 COMMAND_TIMEOUT_S = 30.0
+STILL_AFTER_S = 1.0
+"""What stands by is stopped then: a sandbox in which nothing runs takes 2 % of a processor all the same."""
 LAST_WORDS_S = 2.0
 """runsc that was about to speak with the process that is killed, as in a start, waits for its answer for ever."""
 
@@ -34,6 +45,8 @@ class Remains:
         self.cgroup: Cgroup | None = None
         self.run_fd = -1
         self.base_fd = -1
+        self.stands_by = True
+        """Whether runsc waits at the FIFO, and notes nothing of what ends meanwhile."""
 
     async def release(self, *, timeout: float) -> int:
         """Kill what lives and remove what is there; the exit code. Idempotent.
@@ -68,7 +81,7 @@ class Remains:
             for fd in others:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
-            if others:
+            if others and not self.stands_by:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORDS_S):
                         await child.wait()
@@ -96,9 +109,7 @@ class GvisorInstance:
         *,
         runsc: Runsc,
         shape: str,
-        image: Path | None,
         child: Child,
-        pid: int,
         run_directory: Path,
         limits: Mapping[str, LimitStatus],
         workspace_note: str,
@@ -108,24 +119,93 @@ class GvisorInstance:
         self.runsc = runsc
         self.shape = shape
         """Of its spec; an image of it goes on in sandboxes of an equal one."""
-        self.image = image
+        self.image: Path | None = None
         """From which it went on, if it did."""
         self.unsaved = False
         """Whether it has changes that an image would not have."""
-        self.pid = pid
+        self.pid = child.pid
+        """Of runsc, until it is up."""
         self.run_directory = run_directory
         self.guest_run_directory = RUN
         self.limits = limits
         self.workspace_note = workspace_note
         self._stopping: asyncio.Task[int] | None = None
+        self._stilling = asyncio.get_running_loop().call_later(STILL_AFTER_S, self._be_still)
         self._oom_kills = 0
         self._ended = asyncio.create_task(self._watch())
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether it waits for an image to go on from; see `go_on`."""
+        return self._remains.stands_by
+
+    def _be_still(self) -> None:
+        if self.stands_by and not self._child.ended:
+            with contextlib.suppress(UnsupportedOperationError):  # It is one that takes some time, then.
+                freezing.freeze(self._busy)
+
+    def _others(self) -> Sequence[int]:
+        return () if self._child.ended else descendants(self._child.pid)
+
+    def _busy(self) -> Sequence[int]:
+        """What of one that stands by takes time, and nothing else: who serves it files would not see it end."""
+        return [pid for pid in self._others() if words_of(pid)[0] == SANDBOX]
+
+    async def come_up(self) -> None:
+        """Have runsc go on, and wait until the guest's init serves, before which runsc cannot tell how a sandbox ends.
+
+        Raises:
+            StageFailedError: It ended instead, or took too long.
+        """
+        pid_file = os.open(self._remains.directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._remains.stands_by = False
+        self._stilling.cancel()
+        freezing.thaw(self._busy)
+        serving = asyncio.ensure_future(wait_for_socket(self.run_directory))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await asyncio.wait({self._ended, serving}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            pass
+        finally:
+            up = serving.done() and not serving.cancelled() and serving.exception() is None
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            said = os.read(pid_file, 32) if up else b""
+            os.close(pid_file)
+        if not said.isdigit():
+            raise StageFailedError(f"it ended with exit code {await self._child.kill()}", 0, self._child.tail)
+        self.pid = int(said)
+
+    async def go_on(self, image: Path, *, until: str) -> None:
+        """Go on from the image of a whole sandbox of an equal spec, made by this very runsc. Only who stands by can.
+
+        Args:
+            image: It is needed no more when this returns.
+            until: The file for which that one's init was told to wait.
+
+        Raises:
+            SnapshotError: It cannot; the sandbox is of no use any more, and the image is as before.
+        """
+        assert self.stands_by
+        self.image = image
+        try:
+            await asyncio.to_thread((self._remains.directory / IMAGE).symlink_to, image)
+            guest_files.create(self.run_directory / until).close()
+            await self.come_up()
+        except StageFailedError as error:
+            raise SnapshotError(
+                f"The sandbox could not be restored: {first_line(error.stderr) or error}",
+                hint="Start it anew; its image is as before.",
+                details={"step": str(error), "stderr": error.stderr[-1000:]},
+            ) from error
+        (self.run_directory / until).unlink(missing_ok=True)
 
     def processes(self) -> Sequence[int]:
         """Host pids of runsc, of the sandbox process with all that it runs in, and of what serves it files."""
         if self._child.ended:
             return ()
-        return (self._child.pid, *descendants(self._child.pid))
+        return (self._child.pid, *self._others())
 
     def oom_kills(self) -> int:
         """As far as its memory group tells."""
@@ -157,6 +237,7 @@ class GvisorInstance:
 
     async def stop(self, *, timeout: float = 5.0) -> ExitInfo:
         """End it and remove all of it."""
+        self._stilling.cancel()
         if self._stopping is None or (self._stopping.done() and self._stopping.exception() is not None):
             self._stopping = asyncio.create_task(self._remains.release(timeout=timeout))
         await asyncio.shield(self._stopping)

@@ -10,6 +10,6 @@ Standard library only, and little of it: a sandbox's start runs this too.
 """
 
 from .copying import Copy
-from .entries import CREATE, DIRECTORY, Refused, beneath, entries, is_whiteout
+from .entries import CREATE, DIRECTORY, Refused, beneath, entries, is_whiteout, within
 
-__all__ = ["CREATE", "DIRECTORY", "Copy", "Refused", "beneath", "entries", "is_whiteout"]
+__all__ = ["CREATE", "DIRECTORY", "Copy", "Refused", "beneath", "entries", "is_whiteout", "within"]

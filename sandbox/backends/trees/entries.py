@@ -9,7 +9,8 @@ import stat
 
 SYS_OPENAT2 = 437
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
-BENEATH = RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+WITHIN = RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
+BENEATH = WITHIN | RESOLVE_NO_XDEV
 CHUNK_BYTES = 1 << 24
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +36,20 @@ class Refused(Exception):
 
 def beneath(top: int, path: str, flags: int = DIRECTORY) -> int:
     """Open what is at `path` below the directory `top`, through no link and no mount."""
-    how = OpenHow(flags, 0, BENEATH)
+    return _open(top, path, flags, BENEATH)
+
+
+def within(top: int, path: str, flags: int = DIRECTORY) -> int:
+    """Open what is at `path` below the directory `top`, through no link: for what is mounted there.
+
+    A guest may have put a link in place of any directory on the way, and one to an absolute path leads out of its root
+    to the host's own files.
+    """
+    return _open(top, path, flags, WITHIN)
+
+
+def _open(top: int, path: str, flags: int, resolve: int) -> int:
+    how = OpenHow(flags, 0, resolve)
     while True:
         made = libc.syscall(SYS_OPENAT2, top, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
         if made >= 0:

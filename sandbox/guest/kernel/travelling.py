@@ -2,7 +2,8 @@
 
 A request to execute may have `warmcell` in its content: `load`, what `values.load` is told, and `dump`, the arguments
 of `values.dump`. Where one of them fails, the answer is that error, with `step` saying which. Variables of the
-environment in `env` are there for this cell alone.
+environment in `env` are there for this cell alone. With `quiet` nobody else listens than whoever asks, so it is not
+said that the kernel is busy, and with what: each message wakes both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 KEY = "warmcell"
+NOTHING = {"status": "ok", "user_expressions": {}, "payload": []}
+"""The answer where there is no code."""
 
 
 def install(kernel: Any) -> None:
@@ -21,7 +24,7 @@ def install(kernel: Any) -> None:
     execute = kernel.do_execute
 
     async def do_execute(code: str, silent: bool, *args: Any, **more: Any) -> Any:
-        asked = (kernel.get_parent("shell") or {}).get("content", {}).get(KEY) or {}
+        asked = _asked(kernel.get_parent("shell"))
         if not asked:
             return await execute(code, silent, *args, **more)
         from .. import values
@@ -30,13 +33,33 @@ def install(kernel: Any) -> None:
             failed = _failure(kernel.shell, "load", lambda: values.load(asked["load"]))
             if failed:
                 return failed
-        with _lent(asked.get("env") or {}):
-            reply = await execute(code, silent, *args, **more)
+        if code:
+            with _lent(asked.get("env") or {}):
+                reply = await execute(code, silent, *args, **more)
+        else:  # What is asked for is what the cell before has left: the value of its last line, too.
+            reply = {**NOTHING, "execution_count": kernel.execution_count}
         if "dump" in asked and reply["status"] == "ok":
             return _failure(kernel.shell, "dump", lambda: values.dump(**asked["dump"])) or reply
         return reply
 
     kernel.do_execute = do_execute
+    say_input, say_status = kernel._publish_execute_input, kernel._publish_status
+
+    def _publish_execute_input(code: str, parent: Mapping[str, Any], *args: Any) -> None:
+        if not _asked(parent).get("quiet"):
+            say_input(code, parent, *args)
+
+    def _publish_status(status: str, channel: str, *args: Any) -> None:
+        if not (status == "busy" and channel == "shell" and _asked(kernel.get_parent("shell")).get("quiet")):
+            say_status(status, channel, *args)
+
+    kernel._publish_execute_input, kernel._publish_status = _publish_execute_input, _publish_status
+
+
+def _asked(parent: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What goes with a request; nothing where it is any client's."""
+    asked = ((parent or {}).get("content") or {}).get(KEY)
+    return asked if isinstance(asked, dict) else {}
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
         if not equals and key not in FLAGS:
             raise ArgumentError(f"{word!r} is no key=value.{near(word, KEYS)} {usage()}")
         if key not in KEYS:
-            raise ArgumentError(f"There is no {key}=.{near(key, KEYS)} {usage()}")
+            raise ArgumentError(f"{key}= is no key.{near(key, KEYS)} {usage()}")
         if key in given:
             raise ArgumentError(f"{key}{equals} is given twice")
         if equals and key in FLAGS:
@@ -172,7 +172,8 @@ def _arguments(given: Mapping[str, str]) -> Arguments:
 
 def usage() -> str:
     """All keys, in a sentence."""
-    return "Keys are " + "; ".join(KEYS.values()) + "."
+    known = ", ".join(key if key in FLAGS else f"{key}=" for key in KEYS)
+    return f"There is {known}; %%remote? explains them."
 
 
 def table() -> str:
@@ -190,6 +191,18 @@ def check_known(key: str, names: Sequence[str], namespace: Mapping[str, object])
         if name not in namespace:
             known = [other for other in namespace if not other.startswith("_")]
             raise ArgumentError(f"{key}={name}: there is no variable {name}.{near(name, known)}")
+
+
+def check_items(name: str, namespace: Mapping[str, object]) -> None:
+    """Raise ArgumentError if `name`, where it is not empty, is no variable in `namespace` that has items."""
+    if not name:
+        return
+    check_known("each", (name,), namespace)
+    try:
+        iter(namespace[name])  # type: ignore[call-overload]
+    except TypeError:
+        kind = type(namespace[name]).__name__
+        raise ArgumentError(f"each={name}: {name} has no items, it is of type {kind}; {KEYS['each']}") from None
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -225,6 +225,7 @@ class FanOut:
                 if not begun:
                     begun = True
                     self._assign(show)
+                    show.tick()  # While the ranks work, rather than once they have.
                     continue
                 event = self._inbox.get(TICK_S)
                 if event is None:

@@ -6,13 +6,16 @@ import concurrent.futures
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import ArgumentError, Arguments, read, strings
 from .fanout import FanOut, Task
-from .output import Lines
+from .output import Lines, Progress, Waiting
 from .pods import Pod, Pods
 from .sending import Parcel
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 KEYWORDS = ("gpu", "n", "session", "timeout", "image", "memory")
 """What can be said here, of all that `%%remote` knows."""
@@ -130,7 +133,12 @@ class RemoteFunction:
         pods = _current()
         arguments = read(self._given, {key: value for key, value in pods.defaults.items() if key in KEYWORDS})
         with self._turn:
-            pod = pods.take(arguments, repr(self), lambda text: None)
+            if show is None:
+                waiting = Waiting(_shell())
+                pod = pods.take(arguments, repr(self), lambda text: None, waiting)
+                waiting.close()
+            else:  # Whoever submits goes on, and has another cell by then.
+                pod = pods.take(arguments, repr(self), lambda text: None)
             try:
                 return self._run_on(pod, arguments, calls, show)
             finally:
@@ -142,7 +150,10 @@ class RemoteFunction:
             Task(CODE, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
             for number, call in enumerate(calls)
         ]
-        parcel = Parcel(pod.store, {FUNCTION: self._function}, (), lambda sent, total: None)
+        sending, bringing = (
+            (Progress(_shell()), Progress(_shell(), "Bringing back")) if show is None else (_untold, _untold)
+        )
+        parcel = Parcel(pod.store, {FUNCTION: self._function}, (), sending)
         fan_out = FanOut(
             pod,
             tasks,
@@ -151,6 +162,7 @@ class RemoteFunction:
             timeout_s=arguments.timeout_s,
             retry=True,
             together=show is None,
+            progress=bringing,
         )
         if show is not None:
             fan_out.on_result = show.result
@@ -179,11 +191,20 @@ class _Futures:
                 future.set_exception(error)
 
 
-def _current() -> Pods:
-    """Those of this notebook's magic, else what was set."""
+def _untold(done: int, total: int) -> None:
+    """Nobody looks."""
+
+
+def _shell() -> InteractiveShell | None:
+    """That of this notebook, if it is one."""
     from IPython.core.getipython import get_ipython
 
-    shell = get_ipython()
+    return get_ipython()
+
+
+def _current() -> Pods:
+    """Those of this notebook's magic, else what was set."""
+    shell = _shell()
     magic = None if shell is None else shell.magics_manager.magics["cell"].get("remote")
     if magic is not None:
         pods: Pods = magic.__self__.pods

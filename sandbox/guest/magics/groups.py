@@ -41,8 +41,8 @@ class Groups:
         self._board = board
         self._id = f"warmcell-{id(self):x}-{time.monotonic_ns():x}"
         self._published = -1
-        self._at = 0.0
-        self._pause_s = 0.0
+        self._at = time.monotonic()  # What is over sooner is shown once.
+        self._pause_s = UPDATE_S
         self._written: dict[int, tuple[int, dict[str, Any], str, str]] = {}
 
     def begin(self, rank: int, label: str) -> None:
@@ -136,8 +136,7 @@ class Groups:
                 "\n".join([f"[{CUT}]", *plain] if group.cut else plain),
             )
         error = f"<div style='color:#e53935'>{html.escape(group.error)}</div>" if group.error else ""
-        last = f"\n{group.error}" if group.error else ""
-        return found[1], found[2] + error, found[3] + last
+        return found[1], found[2] + error, "\n".join(filter(None, (found[3], group.error)))
 
 
 def _facts(group: Group, now: float) -> dict[str, Any]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PAUSE_S = 5.0
 """Whoever has heard of no progress for that long takes the next for another beginning."""
 
+SHOWN_AFTER_S = 1.0
+"""What is sent, or comes back, in less has no bar."""
+
 SUMMARY_S = 2.0
 """What one rank without a GPU has done sooner needs no sum."""
 
@@ -65,7 +68,9 @@ class Stream:
             self._dropped = 0
 
     def tick(self) -> None:
-        """Show how widgets have changed, not too often."""
+        """Show what was printed, and how widgets have changed, not too often."""
+        sys.stdout.flush()
+        sys.stderr.flush()
         if self._changed and time.monotonic() - self._at >= UPDATE_S:
             self._show_widgets()
 
@@ -141,7 +146,7 @@ def of(shell: InteractiveShell, board: Board) -> Any:
 class Waiting:
     """Where a cell stands in the queue for its GPUs, while it does."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell | None) -> None:
         self._shell = shell
         self._began = time.monotonic()
         self._id = f"warmcell-waiting-{id(self):x}-{time.monotonic_ns():x}"
@@ -164,16 +169,19 @@ class Waiting:
         if words == self._said:
             return
         first, self._said = not self._said, words
-        if getattr(self._shell, "kernel", None) is None:
-            sys.stdout.write(f"{words}\n")
+        if self._shell is None or getattr(self._shell, "kernel", None) is None:
+            sys.stderr.write(f"{words}\n")
             return
         self._shell.display_pub.publish({"text/plain": words}, transient={"display_id": self._id}, update=not first)
 
 
 class Progress:
-    """How much of what is sent has gone, or of what comes back has come: shown once that takes more than a second."""
+    """How much of what is sent has gone, or of what comes back has come: shown once that takes more than a second.
 
-    def __init__(self, shell: InteractiveShell, doing: str = "Sending") -> None:
+    In a notebook it is a display; elsewhere a line of a terminal, and in a file nothing.
+    """
+
+    def __init__(self, shell: InteractiveShell | None, doing: str = "Sending") -> None:
         self._shell = shell
         self._doing = doing
         self._began = self._told = -PAUSE_S
@@ -187,13 +195,15 @@ class Progress:
         if now - self._told >= PAUSE_S:
             self._began = now
         self._told = now
-        if now - self._began < 1.0 or (now - self._at < UPDATE_S and sent < total):
+        if now - self._began < SHOWN_AFTER_S or (now - self._at < UPDATE_S and sent < total):
             return
         self._at = now
         part = sent / total if total else 1.0
         words = f"{self._doing}: {sent / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
-        if getattr(self._shell, "kernel", None) is None:
-            sys.stdout.write(f"\r{words}" + ("\n" if sent >= total else ""))
+        if self._shell is None or getattr(self._shell, "kernel", None) is None:
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{words}" + ("\n" if sent >= total else ""))
+                sys.stderr.flush()
             return
         data = {"text/plain": words, "text/html": f"<progress value='{part:.3f}'></progress> {words}"}
         self._shell.display_pub.publish(data, transient={"display_id": self._id}, update=self._shown)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import output
 from .api import Api
-from .arguments import ArgumentError, Arguments, check_known, near, parse, table
+from .arguments import ArgumentError, Arguments, check_items, check_known, near, parse, table
 from .capture import Reads, captured, reads
 from .fanout import FanOut, Ranks, Sent, Task
 from .forked import InCloneError, Inheritance, clones
@@ -58,7 +58,7 @@ class Remote:
         try:
             arguments = parse(line, self.pods.defaults)
             check_known("send", arguments.send, self._shell.user_ns)
-            check_known("each", (arguments.each,) if arguments.each else (), self._shell.user_ns)
+            check_items(arguments.each, self._shell.user_ns)
         except ArgumentError as error:
             raise UsageError(f"%%remote: {error}") from None
         found = reads(cell, self._shell.transform_cell)

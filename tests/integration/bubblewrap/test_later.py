@@ -1,5 +1,6 @@
 """Sandboxes whose init comes when somebody needs it."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tests.integration.bubblewrap.boxes import subject_of
 from tests.leaks import Places
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.channel import GuestChannel
-from warmcell.sandbox.errors import ProtocolError
+from warmcell.sandbox.errors import ProtocolError, TransportError
 from warmcell.sandbox.guest_files import BEGIN
 
 pytestmark = pytest.mark.bubblewrap
@@ -59,3 +60,16 @@ async def test_what_a_guest_puts_in_the_way_is_refused(places: Places, tmp_path:
         assert outside.read_text() == ""
     finally:
         await instance.stop()
+
+
+async def test_who_asks_while_it_is_ended_is_told(tmp_path: Path) -> None:
+    """That the guest is gone; their own task is not cancelled, before or after it was closed."""
+    os.mkfifo(tmp_path / BEGIN)
+    channel = GuestChannel(tmp_path, waits=True)
+    asking = asyncio.create_task(channel.exec(["true"]))
+    await asyncio.sleep(0)
+    assert channel.idle  # It has asked for init to come, which nobody is there to be.
+    await channel.close()
+    for asked in (asking, asyncio.create_task(channel.exec(["true"]))):
+        with pytest.raises(TransportError):
+            await asked

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +12,19 @@ import pytest
 from benchmarks.server import end_keeper
 from tests.conftest import OrdinaryUser
 from tests.engines import IMAGE, PYTHON, Dockerd
+from tests.integration.docker.boxes import paths_of
 from tests.integration.helper.system import SystemHelper, User
 from tests.integration.snapshots.notebooks import configure
 from tests.leaks import Places
-from warmcell.sandbox.snapshots.agent import IMAGES_VARIABLE
+from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.docker.labels import SANDBOX
+from warmcell.sandbox.errors import BackendUnavailableError
+from warmcell.sandbox.snapshots.agent import IMAGES_VARIABLE, AgentHelper
 
 pytestmark = [pytest.mark.docker, pytest.mark.criu, pytest.mark.user, pytest.mark.timeout(240)]
 
+SHORT_S = 20.0
+"""Less than any request to an engine may take."""
 WISHES = {"backend": "docker", "image": IMAGE, "python": PYTHON}
 
 
@@ -75,3 +82,34 @@ async def test_memory_is_saved_by_an_agent_that_can_be_killed(user: User, mortal
         *("kill the engine", "suspended", "42"),
         *(True, []),
     ]
+
+
+async def test_a_start_that_somebody_gives_up_goes_on(mortal: Dockerd, places: Places) -> None:
+    """An engine may take longer than who asks has time; who asks next finds what was begun, and only that."""
+    paths = paths_of(places).make()
+    helper = AgentHelper(paths, DockerBackend(paths=paths, host=mortal.host), quiet=True)
+    try:
+        with mortal.paused():
+            began = time.monotonic()
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(helper.connect(), 0.3)
+            assert time.monotonic() - began < SHORT_S
+        (await helper.connect()).close()
+        names = [one.name for one in await asyncio.to_thread(mortal.engine.labelled, SANDBOX)]
+        assert len(names) == 1
+        assert names[0].startswith("warmcell-agent-")
+    finally:
+        await helper.close()
+    assert await asyncio.to_thread(mortal.engine.labelled, SANDBOX) == []
+
+
+async def test_a_system_that_refuses_is_a_reason_with_a_cure(places: Places) -> None:
+    """As when there is no room for a socket: it is told as an engine's refusal is, and never passes as it is."""
+    paths = paths_of(places)
+    helper = AgentHelper(paths, DockerBackend(paths=paths, host=f"unix://{places.root}/none"), quiet=True)
+    places.runtime.rmdir()
+    with pytest.raises(BackendUnavailableError, match="no agent can be started") as refused:
+        await helper.connect()
+    assert "warmcell helper install" in refused.value.hint
+    places.runtime.mkdir(mode=0o700)

@@ -1,6 +1,9 @@
 """What goes wrong with an engine is told right each time, and nothing stays behind."""
 
 import asyncio
+import json
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,10 +11,12 @@ import pytest
 from tests.engines import IMAGE, Dockerd
 from tests.integration.docker.boxes import paths_of, subject_of
 from tests.leaks import Places
+from warmcell.sandbox.backends.docker import volumes
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.docker.labels import SANDBOX, container_name
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
+    CapacityError,
     ConflictError,
     InvalidRequestError,
     SandboxStartError,
@@ -188,6 +193,74 @@ async def test_an_image_whose_python_ends_at_once_is_a_failed_start(docker: Dock
     """What it has said is part of the error."""
     with pytest.raises((SandboxStartError, InvalidRequestError), match="/bin/cat"):
         await subject_of(places, docker).create(python="/bin/cat")
+
+
+GOOD = json.dumps(
+    {
+        "version": [3, 12],
+        "python": "/usr/local/bin/strange",
+        "lacks": "",
+        "user_site": True,
+        "volumes": {},
+        "filled": [],
+        "links": [],
+    }
+)
+STRANGE = """
+FROM {image}
+COPY strange /usr/local/bin/strange
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print([])",
+        'import json; print(json.dumps({"version": "new", "python": 1}))',
+        'import json; print(json.dumps({"version": [3, 12], "python": "/usr/bin/python3", "lacks": "", "volumes": 3}))',
+        f"kept = bytearray(10**9); print({GOOD!r})",
+    ],
+)
+async def test_an_image_whose_python_is_none_is_refused(
+    docker: Dockerd, places: Places, tmp_path: Path, program: str
+) -> None:
+    """Whatever it says of itself, and however much memory it would take to say it."""
+    (tmp_path / "Dockerfile").write_text(STRANGE.format(image=IMAGE))
+    (tmp_path / "strange").write_text(f"#!/usr/bin/python3\n{program}\n")
+    (tmp_path / "strange").chmod(0o755)
+    await asyncio.to_thread(docker.docker, "build", "--quiet", "--tag", "warmcell-test:strange", str(tmp_path))
+    try:
+        with pytest.raises(InvalidRequestError, match="is no Python of use") as failed:
+            await subject_of(places, docker).create(image="warmcell-test:strange", python="/usr/local/bin/strange")
+        assert "docker run" in failed.value.hint
+    finally:
+        await asyncio.to_thread(docker.docker, "rmi", "--force", "warmcell-test:strange")
+
+
+@pytest.mark.root
+def test_what_the_host_lacks_is_not_told_as_the_engines_absence(
+    docker: Dockerd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its room for what an image has in a volume, nor what goes wrong once that is there."""
+    name = "warmcell-test-volumes"
+    docker.engine.create(name, {"Image": IMAGE, "Cmd": ["true"]})
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True, timeout=10)
+    try:
+        with (
+            pytest.raises(OSError, match="of the host") as passed,
+            volumes.taken(docker.engine, name, "/etc", most_bytes=2**24),
+        ):
+            raise OSError("of the host")
+        assert type(passed.value) is OSError
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with (
+            pytest.raises(CapacityError, match="no room in"),
+            volumes.taken(docker.engine, name, "/usr/lib/python3.11", most_bytes=2**30),
+        ):
+            pass
+    finally:
+        subprocess.run(["umount", tmp_path], check=True, timeout=10)
+        docker.engine.remove(name)
 
 
 def _write_archive(path: Path) -> None:

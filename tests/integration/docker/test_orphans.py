@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -12,16 +13,18 @@ from tests.integration.docker.boxes import paths_of, subject_of
 from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.extension.cleaning import Cleaning
-from warmcell.sandbox.backends.docker import DockerBackend
+from warmcell.sandbox.backends.docker import DockerBackend, empty
 from warmcell.sandbox.backends.docker.engine import Engine
+from warmcell.sandbox.backends.docker.labels import IMAGE as IMAGE_LABEL
 from warmcell.sandbox.backends.docker.labels import KEEPER, OWNER, SANDBOX, is_orphan, ours
-from warmcell.sandbox.backends.docker.orphans import remove_orphans
+from warmcell.sandbox.backends.docker.orphans import remember, remove_orphans
 from warmcell.sandbox.backends.leftovers import clean_leftovers
 from warmcell.sandbox.errors import OperationTimeoutError
 from warmcell.sandbox.models import SandboxId
 
 pytestmark = pytest.mark.docker
 TIMEOUT_S = 60.0
+LABEL = f"label={IMAGE_LABEL}=warmcell-empty"
 
 
 async def _orphan(docker: Dockerd, places: Places) -> int:
@@ -92,6 +95,41 @@ async def test_leftovers_are_removed_without_the_engine_as_well(docker: Dockerd,
     (paths.state / "engines").write_text(f"unix://{places.root}/none\n")
     (paths.sandboxes / "left").mkdir()
     assert await asyncio.to_thread(clean_leftovers, paths) == [f"run directory {paths.sandboxes / 'left'}"]
+
+
+async def test_the_image_of_agents_is_removed_when_no_container_is_of_it(docker: Dockerd, places: Places) -> None:
+    """By `warmcell clean` alone; it says by its label whose it is, and is made again when it is needed."""
+    paths = paths_of(places).make()
+    remember(paths, docker.host)
+    for _ in range(2):
+        image = await asyncio.to_thread(empty.image, docker.engine)
+        assert await asyncio.to_thread(docker.docker, "images", "--quiet", "--no-trunc", "--filter", LABEL) == image
+        name = "warmcell-test-agent"
+        await asyncio.to_thread(docker.engine.create, name, {"Image": image, "Cmd": ["none"]})
+        assert (await asyncio.to_thread(Cleaning(paths).clean)).removed == ()
+        await asyncio.to_thread(docker.engine.remove, name)
+        assert await asyncio.to_thread(clean_leftovers, paths) == []
+        assert (await asyncio.to_thread(Cleaning(paths).clean)).removed == ("image warmcell-empty:1",)
+        assert await asyncio.to_thread(docker.docker, "images", "--quiet", "--filter", LABEL) == ""
+
+
+async def test_an_image_that_is_only_called_so_is_not_used(docker: Dockerd) -> None:
+    """What somebody else has given its name would bring variables and volumes into a container with root's rights."""
+    for change in ("ENV LD_PRELOAD=/host/tmp/evil.so", "VOLUME /host/usr", "LABEL other=label"):
+        await asyncio.to_thread(
+            subprocess.run,
+            ["docker", "--host", docker.host, "import", "--change", change, "-", empty.CALLED],
+            input=empty.ARCHIVE,
+            check=True,
+            capture_output=True,
+        )
+        foreign = await asyncio.to_thread(docker.engine.image_id, empty.CALLED)
+        made = await asyncio.to_thread(empty.image, docker.engine)
+        assert made != foreign
+        assert await asyncio.to_thread(empty.image, docker.engine) == made
+        await asyncio.to_thread(docker.docker, "rmi", foreign)
+    assert await asyncio.to_thread(empty.remove, docker.engine)
+    assert not await asyncio.to_thread(empty.remove, docker.engine)
 
 
 def test_whose_a_container_is() -> None:

@@ -54,7 +54,7 @@ class Boxes:
     """Makes, saves and restores them; whatever is still there at the end is stopped."""
 
     def __init__(self, places: Places) -> None:
-        paths = Paths(runtime=places.runtime, state=places.state, leases=places.leases).make()
+        self.paths = paths = Paths(runtime=places.runtime, state=places.state, leases=places.leases).make()
         nursery = Nursery()
         self.backend = GvisorBackend(paths=paths, nursery=nursery)
         self.engine = GvisorEngine(paths=paths, backend=self.backend)

@@ -14,7 +14,10 @@ from tests.integration.bubblewrap.test_death import KEEPER, gone, killed_keeper
 from tests.integration.gvisor.boxes import Boxes, boxes_of
 from tests.leaks import Places
 from warmcell.sandbox.backends.leftovers import clean_leftovers
-from warmcell.sandbox.errors import SnapshotError, WarmcellError
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.errors import OperationTimeoutError, SnapshotError, WarmcellError
+from warmcell.sandbox.models import SnapshotId
+from warmcell.sandbox.snapshots.gvisor import GvisorEngine
 
 pytestmark = pytest.mark.gvisor
 
@@ -28,9 +31,13 @@ async def boxes(places: Places) -> AsyncIterator[Boxes]:
         yield made
 
 
-async def test_a_killed_keeper_takes_its_sandboxes_along(places: Places) -> None:
-    """Every process of gVisor's, without anybody cleaning up; the next keeper removes the files."""
-    pids = await killed_keeper([sys.executable, KEEPER, "gvisor", "2"])
+@pytest.mark.parametrize("kind", ["gvisor", "standing"])
+async def test_a_killed_keeper_takes_its_sandboxes_along(places: Places, kind: str) -> None:
+    """Every process of gVisor's, also of those that wait for an image and are stopped, without anybody cleaning up; the
+    next keeper removes the files.
+    """
+    pids = await killed_keeper([sys.executable, KEEPER, kind, "2"])
+    assert len(pids) >= 2 * 3
     await gone(pids)
     removed = await asyncio.to_thread(clean_leftovers, paths_of(places))
     assert [line for line in removed if str(places.runtime) in line]
@@ -79,6 +86,57 @@ async def test_killed_while_it_is_saved_it_leaves_no_image(boxes: Boxes) -> None
         else:
             assert [image.id for image in images] == [outcome]
             await boxes.engine.drop(outcome)
+
+
+async def test_what_a_killed_keeper_was_saving_is_removed_by_the_next(boxes: Boxes) -> None:
+    """Unfinished images before it saves any itself, and nothing else; one that is damaged is told, so that whoever has
+    no snapshot of it can remove it.
+    """
+    whole, damaged = await boxes.image(), await boxes.image()
+    base = boxes.engine.kept.path(whole).parent
+    (base / ".unfinished").mkdir()
+    (base / ".unfinished" / "pages.img").write_bytes(b"x" * 4096)
+    (boxes.engine.kept.path(damaged) / "about.json").write_text("{")
+    (base / ".tried.json").write_text("{}")
+    following = GvisorEngine(paths=boxes.paths, backend=boxes.backend)
+    found = {image.id: image.image_bytes for image in await following.images()}
+    assert found.keys() == {whole, damaged}
+    assert min(found.values()) > 0
+    assert {path.name for path in base.iterdir()} == {whole, damaged, ".tried.json"}
+    under_way = following.kept.draft(SnapshotId("b" * 12))
+    await following.images()
+    assert under_way.is_dir()
+
+
+async def test_a_leave_that_is_given_up_loses_no_sandbox(boxes: Boxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Init may have left when the answer is late, or leave later: it comes back each time, and there is no image."""
+    box = await boxes.make()
+    kernel = await box.start_kernel()
+    await kernel.run("kept = 'kept'")
+    really = GuestChannel.leave
+
+    async def late(channel: GuestChannel, until: str) -> None:
+        await really(channel, until)
+        raise OperationTimeoutError("it was late")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GuestChannel, "leave", late)
+        with pytest.raises(OperationTimeoutError):
+            await boxes.save(box, kernel)
+    kernel = await box.kernel_again(kernel)
+    assert await kernel.value("kept") == "kept"
+
+    os.kill(box.instance.pid, signal.SIGSTOP)
+    saving = asyncio.ensure_future(boxes.save(box, kernel))
+    await asyncio.sleep(0.2)
+    asyncio.get_running_loop().call_later(0.2, os.kill, box.instance.pid, signal.SIGCONT)
+    saving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    kernel = await box.kernel_again(kernel)
+    assert await kernel.value("kept") == "kept"
+    assert await boxes.engine.images() == []
+    kernel.client.stop_channels()
 
 
 async def test_killed_while_it_is_restored_it_can_be_restored_again(boxes: Boxes) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.snapshots.notebooks import keeper, notebook
+from tests.integration.snapshots.notebooks import Notebook, keeper, notebook
 from tests.integration.snapshots.test_fork import PART
 from tests.leaks import Places
 
@@ -69,3 +69,40 @@ async def test_a_cell_divides_its_work(places: Places, tmp_path: Path) -> None:
         said = await made.run(f"%%remote fork n=2 get=part\n{PART}")
         assert said.startswith("Remote: 2 clones of this kernel, forked in "), said
         assert await made.run("print(sum(part) == sum(data))") == "True"
+
+
+NO_BAR_IS_TOO_SOON = """
+import numpy as np, sys
+magic = get_ipython().magics_manager.magics["cell"]["remote"].__self__
+sys.modules[type(magic).__module__.rpartition(".")[0]].output.SHOWN_AFTER_S = 0.0
+big = np.arange(3_000_000)
+"""
+MAPPED = """
+%%remote n=2 get=total,first,files
+import os, time
+total, rank = int(big.sum()), int(os.environ["RANK"])
+big[0] = 100 + rank
+open(f"/dev/shm/{rank}", "w").close()
+while not os.path.exists(f"/dev/shm/{1 - rank}"): time.sleep(0.01)
+first = int(big[0])
+files = {line.split()[-1] for line in open("/proc/self/maps") if "/run/warmcell/values-" in line}
+"""
+
+
+async def shown(made: Notebook, cell: str) -> list[str]:
+    """The text of each display, and of each change of one, while the cell runs."""
+    msg_id = made.page.send(cell)
+    assert (await made.page.done(msg_id))["status"] == "ok", made.page.said(msg_id)
+    return [str(each["content"].get("data", {}).get("text/plain", "")) for each in made.page.of(msg_id)]
+
+
+async def test_values_are_written_where_ranks_map_them(places: Places, tmp_path: Path) -> None:
+    """A descriptor comes through gVisor's wall too; each rank sees its own changes only, and nothing is sent again."""
+    async with keeper(places) as client, notebook(client, tmp_path, backend="gvisor") as made:
+        await made.run(NO_BAR_IS_TOO_SOON)
+        assert "Sending: 23 of 23 MiB" in await shown(made, MAPPED.strip())
+        found = f"{[sum(range(3_000_000))] * 2} [100, 101] {[{'/run/warmcell/values-1'}] * 2}"
+        assert await made.run("print(total, first, files)") == found
+        assert await made.run("print([pod.store._handed_over for pod in magic.pods._warm.values()])") == "[True]"
+        assert not [text for text in await shown(made, "%%remote n=2 as=last\nint(big[-1])") if "Sending" in text]
+        assert await made.run("print(last)") == "[2999999, 2999999]"

@@ -102,10 +102,15 @@ class SystemHelper:
         _set_thread_uid(uid)
         connection.connect(str(self.path))
         _set_thread_uid(0)
-        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], list(fds))
-        with connection, connection.makefile() as answers:
-            answer: dict[str, Any] = json.loads(answers.readline())
-            return answer
+        ours, theirs = socket.socketpair()
+        ours.settimeout(60)
+        with connection, ours, theirs:
+            apart = request["op"] == "restore"  # Each clone is answered on a socket that comes with its request.
+            sent = [*fds, theirs.fileno()] if apart else list(fds)
+            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], sent)
+            with (ours if apart else connection).makefile() as answers:
+                answer: dict[str, Any] = json.loads(answers.readline())
+                return answer
 
 
 class User:

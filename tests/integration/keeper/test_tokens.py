@@ -92,7 +92,7 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
 
 async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who: Ask) -> None:
     """Kernels with their keys, tokens, images and others' principals; a scope that is missing is named."""
-    ann, reader = await who("ann"), await who("ann", scopes=["read"])
+    ann, reader, runner = await who("ann"), await who("ann", scopes=["read"]), await who("ann", scopes=["run"])
     for method, path in (
         *(("GET", path) for path in ("/kernels", "/tokens", "/principals", "/status", "/images", "/doctor")),
         *(("POST", path) for path in ("/kernels", "/tokens", "/images", "/snapshots/import")),
@@ -103,6 +103,9 @@ async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who
         assert (await ann.request(method, path, json={})).status_code == 404, (method, path)
     refused = await reader.post("/sandboxes", json=BOX)
     assert (refused.status_code, refused.json()["details"]) == (403, {"scope": "run"})
+    assert (await runner.get("/sandboxes")).json()["details"] == {"scope": "read"}
+    for any_of_hers in (reader, runner):  # So that servers may ask whether it is still valid.
+        assert (await any_of_hers.get("/principals/self")).json()["name"] == "ann"
     assert (await ann.post("/sandboxes", json={"spec": {"mounts": [{"source": "/etc"}]}})).status_code == 400
     for path in ("/sandboxes", "/check"):
         refused = await ann.post(path, json={"spec": {"image": "somebodys:latest", "backend": "docker"}})

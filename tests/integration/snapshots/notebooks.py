@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 import os
 import queue
+import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
+from tests.integration.keeper.conftest import until
 from tests.leaks import Places
 from warmcell.kernel_provisioner.transport import socket_prefix
 from warmcell.sandbox.client.keeper import KeeperClient
@@ -54,6 +56,30 @@ async def end_all(client: KeeperClient) -> None:
         await client.delete(f"/kernels/{kernel['kernel_id']}")
     for sandbox in (await client.get("/sandboxes"))["sandboxes"]:
         await client.delete(f"/sandboxes/{sandbox['id']}")
+
+
+async def gone(client: KeeperClient, *, signum: int) -> None:
+    """End the keeper, and wait for it and all that it had."""
+    pid = int((await client.get("/status"))["pid"])
+    os.kill(pid, signum)
+
+    async def ended() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except OSError:
+            return True
+
+    await until(ended, timeout=60)
+
+
+@contextlib.contextmanager
+def own_disk(at: Path, *, options: str) -> Iterator[Path]:
+    """A directory that is a file system of its own, in memory. Whoever uses it has ended when the block does."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "warmcell-test", str(at)], check=True)
+    try:
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
 
 
 def connection(kernel_id: str) -> dict[str, Any]:

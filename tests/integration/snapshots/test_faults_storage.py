@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,16 @@ from typing import Any
 import pytest
 
 from tests.integration.keeper.conftest import until
-from tests.integration.snapshots.notebooks import Notebook, end_all, keeper, notebook, page, processes_of
+from tests.integration.snapshots.notebooks import (
+    Notebook,
+    end_all,
+    gone,
+    keeper,
+    notebook,
+    own_disk,
+    page,
+    processes_of,
+)
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import (
@@ -33,26 +41,8 @@ pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
 @pytest.fixture
 def small_disk(places: Places) -> Iterator[Path]:
     """The state directory, a file system of its own with 100 MiB."""
-    at = str(places.state)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m,mode=0700", "warmcell-test", at], check=True)
-    try:
-        yield places.state
-    finally:
-        subprocess.run(["umount", "-l", at], check=True)
-
-
-async def gone(client: KeeperClient, *, signum: int) -> None:
-    """End the keeper, and wait for it and all that it had."""
-    pid = int((await client.get("/status"))["pid"])
-    os.kill(pid, signum)
-
-    async def ended() -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except OSError:
-            return True
-
-    await until(ended, timeout=60)
+    with own_disk(places.state, options="size=100m") as state:
+        yield state
 
 
 async def finished(made: Notebook, snapshot: str) -> Path:

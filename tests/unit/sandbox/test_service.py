@@ -1,14 +1,15 @@
 """The service and its pool above a backend in memory: who owns what, and what is left."""
 
 import asyncio
+import functools
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
 
 from tests.leaks import Places
-from warmcell.sandbox import errors
+from warmcell.sandbox import box, errors
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
@@ -27,7 +28,8 @@ from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.registry import FAILED_KEPT
 from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.manifest import Manifest
-from warmcell.sandbox.testing.fakes import FakeBackend
+from warmcell.sandbox.testing import fakes
+from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
 from warmcell.sandbox.told import plausible
 
 
@@ -67,6 +69,37 @@ async def service(backend: FakeBackend, gpus: GpuPool, places: Places) -> AsyncI
 
 def spec(**fields: Any) -> SandboxSpec:
     return SandboxSpec(python=sys.executable, **{"network": "host", "preload": (), "gpu": "A100", **fields})
+
+
+class HangsUp(FakeInstance):
+    """Its guest ends as it is first spoken with; how is told a moment later, if at all."""
+
+    def __init__(self, *args: Any, told_after_s: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._told_after_s = told_after_s
+
+    async def _answer(
+        self, request: Mapping[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.close()
+        if self._told_after_s is not None:
+            asyncio.get_running_loop().call_later(self._told_after_s, lambda: self.die(message="the engine killed it"))
+
+
+@pytest.mark.parametrize("told_after_s", [0.0, 0.2, None])
+async def test_who_ends_as_it_is_spoken_with_is_said_to_have_ended_and_how(
+    service: SandboxService, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, told_after_s: float | None
+) -> None:
+    """Also where that is known only after it has hung up; where it never is, nothing is made up."""
+    monkeypatch.setattr(fakes, "FakeInstance", functools.partial(HangsUp, told_after_s=told_after_s))
+    monkeypatch.setattr(box, "DEATH_TIMEOUT_S", 5.0 if told_after_s is not None else 0.1)
+    with pytest.raises(errors.WarmcellError) as failed:
+        await service.create(spec(), owner="notebook")
+    if told_after_s is None:
+        assert isinstance(failed.value, errors.TransportError)
+    else:
+        assert isinstance(failed.value, errors.SandboxStartError)
+        assert "exit code 137: the engine killed it" in failed.value.message
 
 
 async def until_creating(service: SandboxService) -> SandboxId:

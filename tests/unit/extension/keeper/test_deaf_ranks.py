@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from warmcell.extension.keeper import runs
+from warmcell.extension.keeper import runner as runners
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.rank_steps import Step
 from warmcell.extension.keeper.ranks import Rank
@@ -19,7 +19,7 @@ class Kernel:
     def __init__(self, *, heeds: bool) -> None:
         self.signals: list[int] = []
         self.asked, self.finished = asyncio.Event(), asyncio.Event()
-        self.ended = False
+        self.ended, self.alone = False, True
         self.process = SimpleNamespace(exited=asyncio.Event(), exit_code=None, alive=True)
         self._heeds = heeds
 
@@ -44,10 +44,10 @@ class Kernel:
 @pytest.mark.parametrize("heeds", [True, False])
 async def test_a_rank_that_ignores_interrupts_is_killed(heeds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once its time is over, so that the next cell does not wait behind it; its end says so."""
-    monkeypatch.setattr(runs, "INTERRUPT_TIMEOUT_S", 60.0 if heeds else 0.01)
+    monkeypatch.setattr(runners, "INTERRUPT_TIMEOUT_S", 60.0 if heeds else 0.01)
     kernel = cast(Any, Kernel(heeds=heeds))
-    runner = runs.Runner(kernel, kernel.process, kernel, 0, Rank(1, 4))
-    cell = asyncio.ensure_future(anext(runs._execute(runner, Step("while True: pass"))))
+    runner = runners.Runner(kernel, kernel.process, kernel, 0, Rank(1, 4))
+    cell = asyncio.ensure_future(anext(runner.execute(Step("while True: pass"))))
     await kernel.asked.wait()
     await asyncio.sleep(0)
     cell.cancel()
@@ -55,7 +55,7 @@ async def test_a_rank_that_ignores_interrupts_is_killed(heeds: bool, monkeypatch
     assert kernel.signals == ([2] if heeds else [2, 9])
     assert runner.deaf is not heeds
     if not heeds:
-        assert runs._died(runner).message.startswith("Rank 1 did not stop within ")
+        assert runner.died().message.startswith("Rank 1 did not stop within ")
 
 
 def test_a_rank_that_takes_too_much_memory_names_the_cap_of_all() -> None:

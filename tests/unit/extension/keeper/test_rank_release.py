@@ -72,8 +72,12 @@ async def test_none_is_removed_where_the_operator_says_so() -> None:
 
 
 async def test_what_starts_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idleness begins when it is first looked at, is over while a cell waits for its kernel, and begins again."""
-    service = SimpleNamespace(live=lambda sandbox_id: SimpleNamespace(frontend=None))
+    """Idleness begins when it is first looked at, is over while a cell waits for its kernel, and begins again.
+
+    So it is with what a rank has made for cells of its own.
+    """
+    child = SimpleNamespace(id=SandboxId("child"), parent=SandboxId("box"))
+    service = SimpleNamespace(live=lambda sandbox_id: SimpleNamespace(frontend=None), infos=lambda: [child])
     runs, starts = Runs(cast(Any, service)), asyncio.Event()
 
     async def never(*_: object) -> None:
@@ -84,10 +88,25 @@ async def test_what_starts_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     box = SandboxId("box")
     assert runs.idle_s(box) == 0.0
     assert runs.idle_s(box) > 0.0
-    cell = asyncio.ensure_future(anext(runs.run(box, Request("1"), rank=Rank(), values=Path("v"))))
-    await starts.wait()
-    assert runs.idle_s(box) == runs.idle_s(box) == 0.0
-    cell.cancel()
-    await asyncio.gather(cell, return_exceptions=True)
-    assert runs.idle_s(box) > 0.0
+    for where in (box, child.id):
+        starts.clear()
+        cell = asyncio.ensure_future(anext(runs.run(where, Request("1"), rank=Rank(), values=Path("v"))))
+        await starts.wait()
+        assert runs.idle_s(box) == runs.idle_s(box) == 0.0
+        cell.cancel()
+        await asyncio.gather(cell, return_exceptions=True)
+        assert runs.idle_s(box) > 0.0
     await runs.close()
+
+
+async def test_of_a_sandbox_that_is_gone_nothing_is_counted() -> None:
+    """Nobody would forget it again."""
+
+    def live(sandbox_id: str) -> None:
+        raise errors.SandboxNotFoundError("There is no sandbox", hint="Make one.")
+
+    runs = Runs(cast(Any, SimpleNamespace(live=live, infos=list)))
+    with pytest.raises(errors.SandboxNotFoundError):
+        await anext(runs.run(SandboxId("gone"), Request("1"), rank=Rank(), values=Path("v")))
+    assert not runs._under_way
+    assert not runs._used

@@ -19,9 +19,12 @@ class Script:
 
     def __init__(self, *said: tuple[ChannelName, str, Mapping[str, Any] | int]) -> None:
         self.ended = self.lives = False
+        self.alone = True
+        self.asked: list[Mapping[str, Any]] = []
         self._said = deque(said)
 
     def request(self, channel: str, kind: str, content: Mapping[str, Any]) -> str:
+        self.asked.append(content)
         return "asked"
 
     async def hear(self, until: float | None = None) -> Heard | None:

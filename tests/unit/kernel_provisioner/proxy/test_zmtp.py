@@ -260,6 +260,7 @@ def test_noise_ends_a_connection_or_waits_for_more(examples: int) -> None:
         GREETING + b"\x04\x06\x05ERROR",
         GREETING + b"\x04\x08\x05READY\x05a",
         GREETING + b"\x04\x06\x05READY",
+        GREETING + READY + b"\x04\x18\x04PING\0\0" + 17 * b"c",
         GREETING + b"\x06" + (1 << 20).to_bytes(8),
         GREETING + READY + b"\xff\x00",
         GREETING + READY + b"\x02" + (1 << 40).to_bytes(8),
@@ -271,6 +272,26 @@ def test_what_breaks_the_protocol_is_cut_off(said: bytes) -> None:
     """Other protocols, other versions, messages before the handshake, and what has no end."""
     with Pair() as pair, pytest.raises(ZmtpError):
         pair.say(said)
+
+
+def test_who_pings_and_reads_nothing_fills_nobody() -> None:
+    """Nothing is kept for one that takes none of its answers; one that takes them has them again."""
+    ping = b"\x04\x17\x04PING\0\0" + 16 * b"c"
+    with Pair() as pair:
+        pair.say(GREETING + READY)
+        for _ in range(1000):
+            pair.say(100 * ping)
+        assert 0 < pair.peer.unsent_bytes < 128 << 10
+        assert pair.peer.state == "open"
+        while pair.peer.unsent_bytes:
+            pair.raw.recv(1 << 20)
+            pair.peer.flush()
+        pair.raw.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while pair.raw.recv(1 << 20):
+                pass
+        pair.say(ping)
+        assert pair.raw.recv(100) == ping.replace(b"\x17\x04PING\0\0", b"\x15\x04PONG")
 
 
 def test_a_size_that_is_only_claimed_costs_no_memory() -> None:

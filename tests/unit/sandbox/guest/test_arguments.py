@@ -34,7 +34,7 @@ def test_lines_are_read(line: str, expected: Arguments) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("gpus=A100", "There is no gpus=. Did you mean gpu?"),
+        ("gpus=A100", "gpus= is no key. Did you mean gpu?"),
         ("A100", "'A100' is no key=value."),
         ("gpu A100", "'gpu' is no key=value. Did you mean gpu?"),
         ("gpu=", "gpu= has no value"),
@@ -45,7 +45,7 @@ def test_lines_are_read(line: str, expected: Arguments) -> None:
         ("get=for", "'for' is no name of a variable"),
         ("send=__import__('os')", "is no name of a variable"),
         ("gpu='A100", "No closing quotation"),
-        ("nonsense=1", "Keys are a GPU for each rank, as in gpu=A100"),
+        ("nonsense=1", "There is gpu=, n=, send="),
         ("n=0", "n=0: ranks are counted from 1 to 32"),
         ("n=-1", "n=-1: ranks are counted"),
         ("n=33", "at most 32"),

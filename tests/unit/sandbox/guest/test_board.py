@@ -113,6 +113,9 @@ def test_groups_are_one_display_that_changes() -> None:
     """Shown once and then updated: for our page, as HTML in which text is no markup, and as text."""
     shell, board = Shell(), Board(["CPU", "CPU"])
     groups = Groups(shell, board)  # type: ignore[arg-type]
+    groups.tick()
+    assert not shell.published  # What is over at once is shown once.
+    groups.close("")
     for name, rank, what in (
         ("begin", 0, ""),
         ("message", 0, text("\x1b[31m<script>\x1b[0m")),

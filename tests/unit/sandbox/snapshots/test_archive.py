@@ -65,7 +65,7 @@ async def snapshot_id(store: SnapshotStore) -> SnapshotId:
         hostile(draft.layer)
         if os.getuid() == 0:
             os.mknod(draft.layer / "removed", 0o20000, 0)
-        await draft.commit(manifest("one", kind="suspended", image_bytes=len(MEMORY)))
+        await draft.commit(manifest("one", kind="suspended", principal="robot", image_bytes=len(MEMORY)))
     return draft.id
 
 
@@ -87,6 +87,7 @@ async def test_it_comes_out_as_it_was(
     assert images.known == {info.id: MEMORY}
     assert listing.scan(elsewhere.layer(info.id)).lines == listing.scan(store.layer(snapshot_id)).lines
     assert (info.id, info.name, info.kind, info.kernel_id) == (snapshot_id, "one", "named", None)
+    assert info.principal is None  # Whoever brings it in has it, not who has that name here.
     assert elsewhere.get("one").kernel == {"key": "secret"}
     async with elsewhere.use("one"):
         pass
@@ -173,6 +174,10 @@ def link_and_file_through_it() -> bytes:
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "above": lambda: entry("layer/../planted", 0o100644, b"x"),
     "absolute": lambda: entry("layer//tmp/planted", 0o100644, b"x"),
+    "at the root": lambda: entry("layer//planted", 0o104755, b"x"),
+    "a tree at the root": lambda: entry("layer//planted", 0o40755) + entry("layer//planted/x", 0o100644, b"x"),
+    "a dot": lambda: entry("layer/./planted", 0o100644, b"x"),
+    "nothing between": lambda: entry("layer/a", 0o40755) + entry("layer/a//planted", 0o100644, b"x"),
     "parent that is not there": lambda: entry("layer/a/planted", 0o100644, b"x"),
     "through a link": link_and_file_through_it,
     "over a link": lambda: entry("layer/a", 0o120777, target="/tmp/planted") + entry("layer/a", 0o100644, b"x"),
@@ -209,6 +214,7 @@ async def test_an_archive_writes_nowhere_else(
         await import_snapshot(elsewhere, path, images=None)
     assert os.listdir(elsewhere.root) == ["store.json"]
     assert not Path("/tmp/planted").exists()
+    assert not Path("/planted").exists()
     assert not (tmp_path / "planted").exists()
 
 
