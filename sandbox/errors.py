@@ -16,6 +16,7 @@
     │ └ QueueCancelledError
     ├ CapacityError
     │ ├ NoGpuAvailableError
+    │ ├ StorageFullError               a disk, or what a sandbox has of one
     │ └ QuotaExceededError             what a principal may have; details has quota, used
     ├ BackendUnavailableError          a tool, daemon or permission is missing
     ├ BackendError
@@ -150,6 +151,12 @@ class NoGpuAvailableError(CapacityError):
     code = "no_gpu_available"
 
 
+class StorageFullError(CapacityError):
+    """A disk is full, or a sandbox's part of one; what was there before is as it was."""
+
+    code = "storage_full"
+
+
 class QuotaExceededError(CapacityError):
     """A principal has all that it may have; `details` has quota, used and limit."""
 
@@ -254,6 +261,7 @@ STATUS: Mapping[type[WarmcellError], int] = {
     ConflictError: 409,
     UnsupportedOperationError: 501,
     QuotaExceededError: 429,
+    StorageFullError: 507,
     CapacityError: 503,
     BackendUnavailableError: 503,
     OperationTimeoutError: 504,

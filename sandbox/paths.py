@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.errors import BackendUnavailableError, CapacityError
+from warmcell.sandbox.errors import BackendUnavailableError, StorageFullError
 
 SOCKET_PATH_MAX = 107
 """Bytes of `sun_path` on Linux, less the closing zero."""
@@ -156,9 +156,9 @@ def private_directory(path: Path) -> Path:
     return path
 
 
-def no_room(directory: Path) -> CapacityError:
+def no_room(directory: Path) -> StorageFullError:
     """The file system of the runtime directory is full."""
-    return CapacityError(
+    return StorageFullError(
         f"There is no room left for sandboxes in {directory}",
         hint="End other kernels, free space there, or set WARMCELL_RUNTIME_DIR to a larger file system.",
     )

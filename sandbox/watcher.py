@@ -7,6 +7,7 @@ system dropped some.
 """
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -52,11 +53,15 @@ class Watcher:
         if watch < 0:
             return ctypes.get_errno()
         self.names[watch] = name
-        with os.scandir(path) as entries:
-            for entry in entries:
-                self.there.add(os.path.join(name, entry.name))
-                if self.recursive and entry.is_dir(follow_symlinks=False):
-                    self.add(os.path.join(name, entry.name))
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    self.there.add(os.path.join(name, entry.name))
+                    below = self.recursive and entry.is_dir(follow_symlinks=False)
+                    if below and self.add(os.path.join(name, entry.name)) == errno.ENOSPC:
+                        return errno.ENOSPC
+        except OSError:  # It is gone again, or may not be looked into.
+            return 0
         return 0
 
     def read(self) -> None:
@@ -85,16 +90,26 @@ class Watcher:
             self.there.discard(name)
         elif mask & (CREATE | MOVED_TO):
             self.there.add(name)
-        folder = self.recursive and mask & IS_DIRECTORY and mask & (CREATE | MOVED_TO) and self.add(name) == 0
+        folder = self.recursive and mask & IS_DIRECTORY and mask & (CREATE | MOVED_TO)
+        number = self.add(name) if folder else 0
         written = mask & MOVED_TO and cookie == self.replacing
         for bit, kind in TYPES.items():
             if mask & bit and not (written and known):
                 self.say(kind, name)
         if written:
             self.say(TYPES[MODIFY], name)
-        if folder:  # It is watched by now, so that whoever is told of it misses nothing in it.
-            for found in sorted(os.listdir(os.path.join(self.top, name))):
+        if number == errno.ENOSPC:  # The system watches no more.
+            say({"lost": True})
+        elif folder and number == 0:  # It is watched by now, so that whoever is told of it misses nothing in it.
+            for found in self.listed(name):
                 self.say(TYPES[CREATE], os.path.join(name, found))
+
+    def listed(self, name: str) -> "list[str]":
+        """What is in a directory, which may be gone by now."""
+        try:
+            return sorted(os.listdir(os.path.join(self.top, name)))
+        except OSError:
+            return []
 
     def say(self, kind: str, name: str) -> None:
         """A line for one change, with what there is to know of the file where that is wanted."""

@@ -18,7 +18,7 @@ from warmcell.extension.keeper import (
 )
 from warmcell.extension.keeper.agents import api as agents_api
 from warmcell.extension.keeper.agents import urls_api
-from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.agents import Agents
 from warmcell.extension.keeper.events_api import EventsHandler
 from warmcell.extension.keeper.gate import Gate
 from warmcell.extension.keeper.handler import Handler

@@ -17,6 +17,7 @@ from warmcell.extension.keeper.ledger import Ledger
 from warmcell.extension.keeper.owners import OwnerWatch
 from warmcell.kernel_provisioner.proxy import MESSAGE_MAX_BYTES, Connection, KernelProxy
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.threads import to_its_end
 from warmcell.sandbox.choosing import AGENT
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import Frontend, KernelProcess
@@ -73,7 +74,7 @@ class KernelStarts:
             await self._hasten(kernel)
         async with kernel.lock:
             if self._kernels.get(kernel_id) is kernel:
-                await self._remove(kernel)
+                await to_its_end(self._remove(kernel))
 
     async def _hasten(self, kernel: Kernel) -> None:
         """What is being done with its memory fails now: nobody wants it any more, and it may take long."""
@@ -104,7 +105,7 @@ class KernelStarts:
                         return self._service.info(sandbox_id)
                     return await self._start_process(kernel, sandbox_id, began)
                 except BaseException as error:
-                    await self._start_failed(kernel, error)
+                    await to_its_end(self._start_failed(kernel, error))
                     raise
 
     async def _proxy(self, request: KernelRequest) -> KernelProxy:

@@ -19,7 +19,9 @@ class MemoryHandler(Handler):
         if info.terms is None:
             self.answer(*await self._of_notebook(info.id, verb))
         else:
-            self.answer(*await agents_api.once(self.keeper.agents, self, lambda: self._of_agent(info.id, verb)))
+            agents = self.keeper.agents
+            work = agents_api.once(agents, self, lambda: self._of_agent(info.id, verb), makes=verb == "fork")
+            self.answer(*await work)
 
     async def _of_notebook(self, box: SandboxId, verb: str) -> tuple[Any, int]:
         memory, body = self.keeper.memory, self.body()

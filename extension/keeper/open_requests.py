@@ -53,10 +53,15 @@ class OpenRequests:
             try:
                 check()
             except UnauthenticatedError as error:
-                self._open.pop(request, None)
-                try:
-                    request.no_longer(error)
-                except Exception:  # One that cannot be ended must not keep the others.
-                    log.exception("a request of whose token is not valid any more could not be ended")
+                self._end(request, error)
+            except Exception:  # It is looked at again; the others are looked at in any case.
+                log.exception("a request whose token could not be looked at goes on")
         if self._open:
             self._arm()
+
+    def _end(self, request: Cut, error: UnauthenticatedError) -> None:
+        self._open.pop(request, None)
+        try:
+            request.no_longer(error)
+        except Exception:  # One that cannot be ended must not keep the others.
+            log.exception("a request whose token is not valid any more could not be ended")

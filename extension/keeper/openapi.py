@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from warmcell.extension.keeper.gate import PREFIX
+from warmcell.extension.keeper.gate import ANY, PREFIX
 from warmcell.extension.keeper.principals import SCOPES
 from warmcell.extension.keeper.schemas import (
     BYTES,
@@ -59,7 +59,7 @@ class Operation:
 
     summary: str
     scope: str | None
-    """Of a token. None: for the user alone."""
+    """Of a token; any, or None: for the user alone."""
     answer: Schema | None = None
     """None: 204, without one."""
     status: int = 200
@@ -110,7 +110,9 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     },
     "/events": {"get": _read("Changes of sandboxes as they come, the present first.", TEXT, kind=EVENTS)},
     "/principals/self": {
-        "get": _read("Whose token this is, what it may have and what it has.", named("Principal"), query=STAYS),
+        "get": Operation(
+            "Whose token this is, what it may have and what it has.", ANY, named("Principal"), query=STAYS
+        ),
         "delete": _run(
             "End all of its sandboxes and remove its snapshots.",
             given(sandboxes=many(TEXT), snapshots=many(TEXT), tokens=many(TEXT)),

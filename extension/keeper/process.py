@@ -15,7 +15,7 @@ from pathlib import Path
 
 from warmcell.extension import config
 from warmcell.extension.keeper import logs
-from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.agents import Agents
 from warmcell.extension.keeper.api import KeeperApi
 from warmcell.extension.keeper.gpu_watch import GpuWatch
 from warmcell.extension.keeper.guest_sockets import GuestSockets

@@ -88,7 +88,7 @@ class SandboxesHandler(Handler):
     async def post(self) -> None:
         asked, hurry = object_of(self.body(), "spec"), self.body().get("wait") is False
         if self.scope is None and (self.principal is not None or "terms" in self.body()):
-            info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked))
+            info = await agents_api.once(self.keeper.agents, self, lambda: self._create_to_last(asked), makes=True)
         elif self.scope is not None:
             self._check_children(self.scope)
             spec = self.scope.narrow(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from typing import Any, Final
 
 import uvicorn
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from warmcell.extension.mcp.callers import Callers
 from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.errors import UnauthenticatedError, WarmcellError, http_status
+
+log = logging.getLogger(__name__)
 
 PATH: Final = "/mcp"
 ASK_HOLDER_S: Final = 300
@@ -41,11 +44,12 @@ class Guarded:
 
     async def _while_known(self, calls: Calls, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, until it has ended or the token of its caller has."""
-        begun = False
+        begun = whole = False
 
         async def noting(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, whole
             begun = begun or message["type"] == "http.response.start"
+            whole = whole or (message["type"] == "http.response.body" and not message.get("more_body", False))
             await send(message)
 
         work = asyncio.ensure_future(self._application(scope, receive, noting))
@@ -58,6 +62,8 @@ class Guarded:
             error = watch.result()
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            if whole:
+                return
             if begun:
                 said = f"event: refused\ndata: {json.dumps(error.to_json())}\n\n"
                 await send({"type": "http.response.body", "body": said.encode()})
@@ -103,6 +109,9 @@ async def _until_refused(calls: Calls) -> WarmcellError:
             return error
         except WarmcellError:  # Whatever is asked of the keeper hears so by itself.
             await asyncio.sleep(QUICK_S)
+        except Exception:  # The work goes on unwatched; what it asks for is looked at by itself.
+            log.exception("whether a token is still valid could not be asked")
+            await asyncio.sleep(ASK_HOLDER_S)
 
 
 async def _refuse(send: Send, error: WarmcellError) -> None:

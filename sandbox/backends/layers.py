@@ -12,10 +12,10 @@ from pathlib import Path
 from warmcell.sandbox.backends import trees
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.errors import (
-    CapacityError,
     SnapshotCorruptError,
     SnapshotError,
     SnapshotIncompatibleError,
+    StorageFullError,
     UnsupportedOperationError,
     WarmcellError,
 )
@@ -101,7 +101,7 @@ def save(base: int, parts: Parts, target: Path, *, began_with: int) -> None:
 
     Raises:
         UnsupportedOperationError: There is a file that cannot be copied.
-        CapacityError: The disk is full, or the files exceed the sandbox's limits.
+        StorageFullError: The disk is full, or the files exceed the sandbox's limits.
         SnapshotError: Anything else.
     """
     try:
@@ -224,12 +224,12 @@ def _corrupt(path: Path) -> SnapshotCorruptError:
 def _explain(error: OSError | trees.Refused) -> WarmcellError:
     if isinstance(error, trees.Refused):
         if error.full:
-            return CapacityError(str(error), hint="Remove files from the sandbox, or give it a larger layer_bytes.")
+            return StorageFullError(str(error), hint="Remove files from the sandbox, or give it a larger layer_bytes.")
         return UnsupportedOperationError(
             f"The sandbox's files cannot be saved: {error}", hint="Remove what is named, then try again."
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError(
+        return StorageFullError(
             "The sandbox's files cannot be saved: the disk is full", hint="Free space where Warmcell keeps its state."
         )
     return SnapshotError(

@@ -43,7 +43,9 @@ class Result:
 
     def _as(self, mime: str) -> str | None:
         found = self.data.get(mime)
-        return found if found is None or isinstance(found, str) else "".join(map(str, found))
+        if isinstance(found, list):
+            return "".join(map(str, found))
+        return None if found is None else str(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,26 @@ def whole_lines(rest: bytes, more: str) -> tuple[list[dict[str, Any]], bytes]:
     return said, rest
 
 
+class Words:
+    """What a watcher says, put together from what comes of it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._in_loss = False
+
+    def lose(self) -> None:
+        """Some of it was lost: all up to the next line means nothing."""
+        self._rest, self._in_loss = b"", True
+
+    def take(self, more: str) -> list[dict[str, Any]]:
+        """What is complete now; `more`, and what is raised, as in `whole_lines`."""
+        if self._in_loss:
+            _, newline, after = base64.b64decode(more).partition(b"\n")
+            self._in_loss, more = not newline, base64.b64encode(after).decode()
+        said, self._rest = whole_lines(self._rest, more)
+        return said
+
+
 def _is_word(said: object) -> bool:
     if not isinstance(said, dict):
         return False
@@ -118,16 +138,15 @@ class CoreWatch:
                 await self._calls.call("DELETE", f"{self._sandbox}/commands/{self._id}")
 
     async def _said(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]:
-        rest = b""
+        words = Words()
         entries = self._calls.entries(f"{self._sandbox}/commands", body, self._id)
         async with contextlib.aclosing(entries):
             async for entry in entries:
                 if "lost" in entry:
-                    rest = b""
+                    words.lose()
                     yield entry
                 if "stdout" in entry:
-                    said, rest = whole_lines(rest, entry["stdout"])
-                    for one in said:
+                    for one in words.take(entry["stdout"]):
                         yield one
                 if "ended" in entry:
                     _check_end(entry["ended"])

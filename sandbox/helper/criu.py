@@ -43,7 +43,7 @@ HARMLESS = "Can't setup RLIMIT_NOFILE for self"
 
 _NAMED = (
     # A pattern of criu's log, the code, and what it means; groups of the pattern fill the braces.
-    (r"No space left on device|ENOSPC", "capacity", ""),
+    (r"No space left on device|ENOSPC", "storage_full", ""),
     (r"File (\S+) has bad size (\d+) \(expect (\d+)\)", "snapshot_incompatible", "{0}|{2} bytes|{1} bytes"),
     (r"File (\S+) has bad (?:build-ID|mode \S+) .*", "snapshot_incompatible", "{0}|as it was|another version"),
     (r"Can't open (?:file )?(/?\S+)(?: on restore)?: No such file", "snapshot_incompatible", "{0}|there|missing"),
@@ -133,7 +133,7 @@ def explain(work: int, verb: str, code: int) -> HelperError:
         match = re.search(pattern, text)
         if match is None:
             continue
-        if kind == "capacity":
+        if kind == "storage_full":
             return no_room("its disk")
         if kind == "conflict":
             return HelperError(

@@ -25,7 +25,7 @@ class HelperError(Exception):
 def no_room(where: str) -> HelperError:
     """The disk below `where` is full."""
     return HelperError(
-        "capacity",
+        "storage_full",
         f"There is no room for the snapshot: {where} is full",
         hint="Remove snapshots that are no longer needed (`warmcell snapshots ls`), or free some disk space.",
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from warmcell.sandbox.errors import CapacityError, ImageBuildError, WarmcellError
+from warmcell.sandbox.errors import ImageBuildError, StorageFullError, WarmcellError
 from warmcell.sandbox.images.image import Image
 
 TAIL_LINES = 100
@@ -113,7 +113,7 @@ class ImageBuilder(Protocol):
 
         Raises:
             ImageBuildError: A step failed; `details` has `step`, `exit_code` and the last lines of `output`.
-            CapacityError: The disk is full.
+            StorageFullError: The disk is full.
             BackendUnavailableError: A tool is missing.
         """
 
@@ -165,9 +165,9 @@ class Output:
         )
 
 
-def full(details: Mapping[str, object] | None = None) -> CapacityError:
+def full(details: Mapping[str, object] | None = None) -> StorageFullError:
     """There is no room for an image."""
-    return CapacityError(
+    return StorageFullError(
         "The image could not be built: the disk is full",
         hint="Remove images with `warmcell images rm`, or free space where they are kept.",
         details=details,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.errors import (
-    CapacityError,
     ConflictError,
     ImageNotFoundError,
     InvalidRequestError,
+    StorageFullError,
     UnsupportedOperationError,
     WarmcellError,
 )
@@ -105,7 +105,7 @@ class ImageCache:
         Raises:
             ImageBuildError: A step failed; nothing is kept, and what was there before is still.
             UnsupportedOperationError: That backend cannot have such an image; nothing was made.
-            CapacityError: The disk is full.
+            StorageFullError: The disk is full.
             ImageNotFoundError: It begins with an image that was not built here.
             ConflictError: It is to be built again, and somebody uses it.
         """
@@ -282,7 +282,7 @@ class ImageCache:
         try:
             await asyncio.to_thread(self._records.put, record)
         except OSError as error:
-            raise CapacityError(
+            raise StorageFullError(
                 f"What is known of the image cannot be written: {error.strerror}",
                 hint="Free space on the disk of the state directory.",
             ) from error

@@ -49,7 +49,7 @@ class ImagePort(Protocol):
         Raises:
             SnapshotCorruptError: It is no image.
             SnapshotIncompatibleError: It is of a machine that is not like this one.
-            CapacityError: The disk is full.
+            StorageFullError: The disk is full.
         """
 
     async def compress_image(self, image: SnapshotId, told: Callable[[int, int], None]) -> None:
@@ -59,7 +59,7 @@ class ImagePort(Protocol):
             SnapshotNotFoundError: There is none.
             SnapshotCorruptError: It is not what was written; it is left alone.
             ConflictError: It is in use, or so new that it is not on the disk yet.
-            CapacityError: The disk is full; as before.
+            StorageFullError: The disk is full; as before.
         """
 
     async def verify_image(self, image: SnapshotId) -> bool:

@@ -112,7 +112,7 @@ class SnapshotEngine(Protocol):
 
         Raises:
             UnsupportedOperationError: It holds what cannot be saved; the message names it.
-            CapacityError: The disk is full.
+            StorageFullError: The disk is full.
             SnapshotError: Anything else; the kernel runs on.
         """
 

@@ -50,7 +50,7 @@ class Changing(Known):
             SnapshotNotFoundError: There is none.
             ConflictError: Another one of the same kernel has the name.
             InvalidRequestError: That is no name.
-            CapacityError: The disk is full; it has its name still.
+            StorageFullError: The disk is full; it has its name still.
         """
         lookup.check_name(name)
         entry = self._entries[self._find_id(snapshot_id)]
@@ -77,7 +77,7 @@ class Changing(Known):
 
         Raises:
             SnapshotNotFoundError: There is none.
-            CapacityError: The disk is full; it is as it was.
+            StorageFullError: The disk is full; it is as it was.
         """
         entry = self._entries[self._find_id(snapshot_id)]
         info = entry.manifest.info
@@ -121,7 +121,7 @@ class Changing(Known):
             SnapshotNotFoundError: There is none.
             ConflictError: It is in use.
             SnapshotCorruptError: The layer is not what was written; it is left alone.
-            CapacityError: The disk is full; as before.
+            StorageFullError: The disk is full; as before.
         """
         entry = self._entries[self._find(snapshot_id)]
         entry.refuse_used("compress")

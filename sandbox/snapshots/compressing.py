@@ -51,7 +51,7 @@ class Compressor:
             SnapshotNotFoundError: There is none.
             ConflictError: It is in use.
             SnapshotCorruptError: It is not what was written; what is not is left alone.
-            CapacityError: The disk is full; what is not done is as before.
+            StorageFullError: The disk is full; what is not done is as before.
         """
         if self._can(self._store.get(snapshot_id).info) and self._images is not None:
             await self._images.compress_image(snapshot_id, told)

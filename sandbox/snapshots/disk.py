@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from warmcell.sandbox.backends.files import remove_tree
-from warmcell.sandbox.errors import CapacityError, SnapshotError, WarmcellError
+from warmcell.sandbox.errors import SnapshotError, StorageFullError, WarmcellError
 from warmcell.sandbox.paths import FULL
 
 
@@ -41,7 +41,7 @@ def remove(path: Path) -> None:
 def failure(error: OSError, doing: str) -> WarmcellError:
     """What went wrong on the disk, as one of ours; `doing` completes "Could not …"."""
     if error.errno in FULL:
-        return CapacityError(
+        return StorageFullError(
             f"Could not {doing}: the disk is full",
             hint="Free space on the disk of the state directory, or remove snapshots with `warmcell snapshots rm`.",
         )

@@ -60,7 +60,7 @@ class Draft:
 
         Raises:
             ConflictError: There is a snapshot, or a draft, of this id.
-            CapacityError: The disk is full.
+            StorageFullError: The disk is full.
         """
         self._shelf.begun(self)
         try:
@@ -90,7 +90,7 @@ class Draft:
 
         Raises:
             ConflictError: It is committed or abandoned already, or its name was taken meanwhile.
-            CapacityError: The disk is full. The draft is still there, to be abandoned.
+            StorageFullError: The disk is full. The draft is still there, to be abandoned.
             SnapshotError: It could not be written; as before.
         """
         if not self._open:

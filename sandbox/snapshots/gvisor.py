@@ -21,8 +21,8 @@ from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, Gvisor
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
-    CapacityError,
     SnapshotError,
+    StorageFullError,
     UnsupportedOperationError,
     WarmcellError,
 )
@@ -349,7 +349,7 @@ def _empty(draft: Path) -> None:
 def _explain(error: CommandError) -> WarmcellError:
     said = str(error)
     if "no space left" in said.lower():
-        return CapacityError(
+        return StorageFullError(
             "The sandbox cannot be saved: the disk is full", hint="Free space where Warmcell keeps its state."
         )
     return SnapshotError(f"The sandbox cannot be saved: {said}", hint="It goes on as before; try again later.")

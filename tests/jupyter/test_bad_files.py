@@ -178,7 +178,7 @@ def test_links_that_are_swapped_lead_nowhere_either(asks: Asks, host: Path) -> N
 
 
 def test_a_full_disk_is_said_and_nothing_is_there_by_half(asks: Asks, server: Mapping[str, str]) -> None:
-    """By each way in: 503, or 507 in E2B's words; the file of before is what it was, and there is room again."""
+    """By each way in: 507; the file of before is what it was, and there is room again."""
     with Sandbox(url=server["url"], token=server["token"], disk="16MiB", preload=()) as small:
         small.files.write("in/kept", "old")
         large = bytes(24 * 2**20)
@@ -193,8 +193,8 @@ def test_a_full_disk_is_said_and_nothing_is_there_by_half(asks: Asks, server: Ma
         made = asks.http.post(f"{PREFIX}/sandboxes/{small.id}/connect", json={"timeout": 300}, headers=control).json()
         envd = {**asks.e2b, "E2b-Sandbox-Id": small.id, "X-Access-Token": made["envdAccessToken"]}
         for status, answer in (
-            (503, asks.http.put(f"{url}?path=in/kept", content=large, headers=asks.rest)),
-            (503, asks.http.put(f"{url}/tree?path=in", content=archive.getvalue(), headers=asks.rest)),
+            (507, asks.http.put(f"{url}?path=in/kept", content=large, headers=asks.rest)),
+            (507, asks.http.put(f"{url}/tree?path=in", content=archive.getvalue(), headers=asks.rest)),
             (507, asks.http.post(f"{PREFIX}/files?path=in/kept", files={"file": ("x", large)}, headers=envd)),
             (507, asks.http.post(f"{PREFIX}/files?path=in/kept", content=large, headers=envd)),
         ):

@@ -20,7 +20,7 @@ import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from tests.cutting import Cutting, count_through
+from tests.cutting import AsyncCutting, Cutting, count_through, count_through_in_loop
 from tests.leaks import Places, own_places
 from warmcell import AsyncSandbox, Sandbox
 from warmcell.sandbox.client.transport import Where
@@ -447,10 +447,19 @@ def test_a_sandbox_without_a_server_has_no_urls() -> None:
         Where().absolute("/x")
 
 
-def test_what_is_cut_off_is_done_once_through_a_server_too(server: dict[str, str], keeper: httpx.Client) -> None:
-    """It passes the break on to the keeper; 40 of them, half before any answer, and each thing is done once."""
-    token = keeper.post("/tokens", json={"principal": "ann"}).json()["token"]
-    with Sandbox(url=server["url"], token=token, preload=[]) as counting:
-        transport = Cutting(Where.find(server["url"], token), 40)
-        count_through(transport, counting, 8)
-        assert transport.cuts == {"body": 20, "head": 20}
+async def test_what_is_cut_off_is_done_once_through_a_server_too(server: dict[str, str], keeper: httpx.Client) -> None:
+    """It passes the break on to the keeper; a hundred of them with each SDK, half before any answer, and each thing is
+    done once.
+    """
+    made = await asyncio.to_thread(keeper.post, "/tokens", json={"principal": "ann"})
+    token, url = made.json()["token"], server["url"]
+    counting = await asyncio.to_thread(lambda: Sandbox(url=url, token=token, preload=[]))
+    try:
+        transport = Cutting(Where.find(url, token), 100)
+        await asyncio.to_thread(count_through, transport, counting, 20)
+        in_loop = AsyncCutting(Where.find(url, token), 100)
+        await count_through_in_loop(in_loop, counting, 20)
+        assert transport.cuts == in_loop.cuts == {"body": 50, "head": 50}
+    finally:
+        await asyncio.to_thread(counting.kill)
+        await asyncio.to_thread(counting.close)

@@ -12,10 +12,12 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks, metrics
-from warmcell.extension.keeper.agents.boxes import AgentBox, Agents
+from warmcell.extension.keeper.agents.agents import Agents
+from warmcell.extension.keeper.agents.boxes import AgentBox
 from warmcell.extension.keeper.agents.commands import Command, size_of
 from warmcell.extension.keeper.agents.files_api import done
 from warmcell.extension.keeper.agents.files_api import routes as files_routes
+from warmcell.extension.keeper.agents.once import GIVEN_UP_S
 from warmcell.extension.keeper.agents.output import Output
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.extension.keeper.http import JsonHandler
@@ -353,13 +355,17 @@ def _only(verb: str, wanted: str) -> None:
         raise InvalidRequestError(f"That is not how {verb} is asked for", hint="See the keeper's API.")
 
 
-async def once(agents: Agents, handler: JsonHandler, work: Callable[[], Awaitable[Any]]) -> Any:
-    """Do it once for all requests with the same `Idempotency-Key`; without one, for as long as the caller is there."""
+async def once(agents: Agents, handler: JsonHandler, work: Callable[[], Awaitable[Any]], *, makes: bool = False) -> Any:
+    """Do it once for all requests with the same `Idempotency-Key`; without one, for as long as the caller is there.
+
+    What `makes` sandboxes is given up when nobody waits for it any more: nobody would know of them.
+    """
     key = handler.request.headers.get("Idempotency-Key")
     if key is None:
         return await handler.unless_gone(_awaited(work))
     whose, path = handler.principal_name or "", f"{handler.request.method} {handler.request.path}"
-    return await handler.unless_gone(_awaited(lambda: agents.once.do(whose, path, key, handler.request.body, work)))
+    given_up_s, body = GIVEN_UP_S if makes else None, handler.request.body
+    return await handler.unless_gone(agents.once.do(whose, path, key, body, work, given_up_s=given_up_s))
 
 
 async def _awaited(work: Callable[[], Awaitable[Any]]) -> Any:

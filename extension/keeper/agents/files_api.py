@@ -14,7 +14,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
-from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.agents import Agents
 from warmcell.extension.keeper.agents.files_told import MODE_MAX, refused, told
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.pace import Pace

@@ -12,11 +12,11 @@ ERRNO_MAX = 32
 
 STATUS: Mapping[str, type[errors.WarmcellError]] = {
     "ENOENT": errors.SandboxFileNotFoundError,
-    "ENOSPC": errors.CapacityError,
-    "EDQUOT": errors.CapacityError,
+    "ENOSPC": errors.StorageFullError,
+    "EDQUOT": errors.StorageFullError,
     "EMFILE": errors.CapacityError,
     "ENOMEM": errors.CapacityError,
-    "EFBIG": errors.CapacityError,
+    "EFBIG": errors.StorageFullError,
     "ENAMETOOLONG": errors.InvalidRequestError,
     "ELOOP": errors.InvalidRequestError,
     "EINVAL": errors.InvalidRequestError,
@@ -25,7 +25,8 @@ STATUS: Mapping[str, type[errors.WarmcellError]] = {
 }
 HINTS: Mapping[type[errors.WarmcellError], str] = {
     errors.SandboxFileNotFoundError: "List its directory to see what is there.",
-    errors.CapacityError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
+    errors.StorageFullError: "Remove something, or ask for a larger sandbox (limits.layer_bytes).",
+    errors.CapacityError: "Try again, with less at a time.",
     errors.InvalidRequestError: "Give another path.",
     errors.ConflictError: "Look what is there with files.stat.",
     errors.UnsupportedOperationError: "The sandbox's file system keeps no metadata: leave it out.",

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from warmcell.extension.keeper.agents.shown import believed, note
+
 KEPT_BYTES = 8 * 2**20
 """Of entries as they go over the wire. Older ones are dropped, once those who follow have them."""
 
@@ -74,8 +76,11 @@ class Output:
         return self.first + len(self._lines)
 
     async def put(self, entry: Mapping[str, Any]) -> None:
-        """Add an entry, when those who follow have read enough of what is there."""
-        line = self._line(entry)
+        """Add an entry, a kernel's message or our own, when those who follow have read enough of what is there."""
+        try:
+            line = self._line(believed(entry) if "msg_type" in entry else entry)
+        except (ValueError, RecursionError):  # What is no number is no JSON either.
+            line = self._line(note(f"[a {entry.get('msg_type')} that is no JSON is left out]\n"))
         if len(line) > ENTRY_MAX_BYTES:
             line = self._line(_left_out(entry, len(line)))
         while self._size and self._size + len(line) > self._kept_bytes:
@@ -145,7 +150,7 @@ class Output:
         return self._after(min(max(0, start), self.next))
 
     def _line(self, entry: Mapping[str, Any]) -> bytes:
-        return json.dumps({"n": self.next, **entry}, default=str).encode() + b"\n"
+        return json.dumps({"n": self.next, **entry}, default=str, allow_nan=False).encode() + b"\n"
 
     def _after(self, at: int) -> tuple[bytes, int]:
         lines: list[bytes] = []
@@ -214,8 +219,7 @@ def forget_oldest(known: dict[str, Item]) -> None:
 
 def _left_out(entry: Mapping[str, Any], size_bytes: int) -> dict[str, Any]:
     kind, mib = entry.get("msg_type", "piece of output"), 2**20
-    note = (
+    return note(
         f"[a {kind} of {size_bytes / mib:.0f} MiB is left out: at most {ENTRY_MAX_BYTES // mib} MiB are kept of one. "
         "Write it to a file.]\n"
     )
-    return {"msg_type": "stream", "content": {"name": "stderr", "text": note}, "metadata": {}}

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from tornado.iostream import IOStream, StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
-from warmcell.extension.keeper.agents.boxes import Agents
+from warmcell.extension.keeper.agents.agents import Agents
 from warmcell.extension.keeper.agents.files_api import checked_path
 from warmcell.extension.keeper.gate import PREFIX
 from warmcell.extension.keeper.http import JsonHandler

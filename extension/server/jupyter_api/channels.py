@@ -162,7 +162,7 @@ class ChannelsHandler(WebSocketMixin, WebSocketHandler, KernelsApiHandler):
             while True:
                 await self.keeper.ask("GET", "/principals/self", params={"wait": str(ASK_HOLDER_S)})
         except UnauthenticatedError as error:
-            self.close(POLICY_VIOLATION, error.message)
+            self.close(POLICY_VIOLATION, error.message[:REASON_MAX])
         except WarmcellError as error:  # The keeper is gone, and with it the kernel.
             self.close(GOING_AWAY, error.message[:REASON_MAX])
 

@@ -114,7 +114,10 @@ def from_port(answered: Iterable[tuple[bytes, bytes]], place: Place) -> list[tup
 
 def moved(location: str, place: Place) -> str:
     """A URL that was meant where the port is, as it is where it is shown."""
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:  # It is no URL, which browsers see as well.
+        return location
     here = (place.inner_host, f"localhost:{place.port}", f"127.0.0.1:{place.port}", place.host)
     if parts.netloc and parts.netloc not in here:
         return location

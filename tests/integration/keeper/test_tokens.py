@@ -1,9 +1,11 @@
 """Principals at a real keeper: each sees its own alone, has what token and quota allow, and goes with all it has."""
 
 import asyncio
+import itertools
 import json
+import re
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests.integration.keeper.conftest import Configure, until
 from warmcell.extension.cli import main
+from warmcell.extension.keeper.openapi import OPERATIONS
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.paths import Paths
 
@@ -21,7 +24,14 @@ API = "/warmcell/api/v1"
 BOX = {"spec": {"preload": []}}
 GPUS = [{"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 4}]
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
 Ask = Callable[..., Any]
+
+
+def below(path: str, names: Mapping[str, str]) -> str:
+    """What comes after the id in a path of the document, with something for each other name in it."""
+    return re.sub(r"{(\w+)}", lambda found: names[found[1]], path.partition("}")[2])
 
 
 @pytest.fixture
@@ -60,37 +70,29 @@ async def test_principals_do_not_see_each_other_over_any_verb(keeper: KeeperClie
     assert [one["id"] for one in (await ann.get("/sandboxes")).json()["sandboxes"]] == [box["id"]]
     assert (await bob.get("/sandboxes")).json()["sandboxes"] == []
     assert {one["id"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {box["id"], users["id"]}
-    verbs = [
-        "runs",
-        "interrupt",
-        "suspend",
-        "resume",
-        "snapshot",
-        "restore",
-        "fork",
-        "commands",
-        "files",
-        "run",
-        "whatever",
-    ]
+    await ann.put(f"/sandboxes/{box['id']}/files?path=hers", content=b"hers")
+    await ann.post(f"/sandboxes/{box['id']}/commands", json={"id": "c1", "argv": ["sleep", "600"]})
+    there = {"command_id": "c1", "run_id": "r1", "context_id": "default", "port": "8000"}
+    paths = [below(path, there) for path in OPERATIONS if path.startswith("/sandboxes/{sandbox_id}")]
     for stranger, sandbox_id in ((bob, box["id"]), (bob, users["id"]), (ann, users["id"])):
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-            for verb in ("", *(f"/{verb}" for verb in verbs)):
-                places = [f"/sandboxes/{one}{verb}" for one in (sandbox_id, "nosuchid")]
-                real, none = [await stranger.request(method, place, json={}) for place in places]
-                assert real.status_code == none.status_code, (method, verb)
-                assert real.text.replace(sandbox_id, "nosuchid") == none.text, (method, verb)
-                assert real.status_code == (204 if (method, verb) == ("DELETE", "") else 404), (method, verb)
+        for method, path in itertools.product(METHODS, [*paths, "/whatever"]):
+            places = [f"/sandboxes/{one}{path}?path=hers" for one in (sandbox_id, "nosuchid")]
+            real, none = [await stranger.request(method, place, json={}) for place in places]
+            assert real.status_code == none.status_code, (method, path)
+            assert real.text.replace(sandbox_id, "nosuchid") == none.text, (method, path)
+            assert real.status_code == (204 if (method, path) == ("DELETE", "") else 404), (method, path)
     assert (await bob.put(f"/sandboxes/{box['id']}/values/1", content=b"x")).status_code == 404
     look = "import glob; print(6 * 7, glob.glob('/run/warmcell/values*'))"
     run = await ann.post(f"/sandboxes/{box['id']}/runs?follow=1", json={"code": look})
+    assert (await ann.get(f"/sandboxes/{box['id']}/commands/c1")).json()["state"] == "running"
+    assert (await ann.get(f"/sandboxes/{box['id']}/files?path=hers")).content == b"hers"
     assert '"42 []\\n"' in run.text
     assert {one["state"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {"running"}
 
 
 async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who: Ask) -> None:
     """Kernels with their keys, tokens, images and others' principals; a scope that is missing is named."""
-    ann, reader = await who("ann"), await who("ann", scopes=["read"])
+    ann, reader, runner = await who("ann"), await who("ann", scopes=["read"]), await who("ann", scopes=["run"])
     for method, path in (
         *(("GET", path) for path in ("/kernels", "/tokens", "/principals", "/status", "/images", "/doctor")),
         *(("POST", path) for path in ("/kernels", "/tokens", "/images", "/snapshots/import")),
@@ -101,6 +103,9 @@ async def test_what_is_not_for_principals_is_not_there(keeper: KeeperClient, who
         assert (await ann.request(method, path, json={})).status_code == 404, (method, path)
     refused = await reader.post("/sandboxes", json=BOX)
     assert (refused.status_code, refused.json()["details"]) == (403, {"scope": "run"})
+    assert (await runner.get("/sandboxes")).json()["details"] == {"scope": "read"}
+    for any_of_hers in (reader, runner):  # So that servers may ask whether it is still valid.
+        assert (await any_of_hers.get("/principals/self")).json()["name"] == "ann"
     assert (await ann.post("/sandboxes", json={"spec": {"mounts": [{"source": "/etc"}]}})).status_code == 400
     for path in ("/sandboxes", "/check"):
         refused = await ann.post(path, json={"spec": {"image": "somebodys:latest", "backend": "docker"}})
@@ -222,13 +227,13 @@ async def test_anothers_snapshot_is_none_wherever_it_is_named(keeper: KeeperClie
     hers, his = [(await one.post("/sandboxes", json=BOX)).json() for one in (ann, bob)]
     saved = (await ann.post(f"/sandboxes/{hers['id']}/snapshot", json={"name": "prepared"})).json()
     await bob.post(f"/sandboxes/{his['id']}/runs", json={"code": "x = 'his'"})
+    paths = [below(path, {}) for path in OPERATIONS if path.startswith("/snapshots/{snapshot}")]
     for ref in (saved["id"], "prepared"):
         for method, path, body in (
             ("POST", f"/sandboxes/{his['id']}/restore", {"snapshot": "REF"}),
             ("POST", "/sandboxes", {"snapshot": "REF"}),
-            ("GET", "/snapshots/REF", None),
             ("PATCH", "/snapshots/REF", {"name": "mine"}),
-            ("DELETE", "/snapshots/REF", None),
+            *((method, f"/snapshots/REF{path}", None) for method, path in itertools.product(METHODS, paths)),
         ):
             real, none = [
                 await bob.request(

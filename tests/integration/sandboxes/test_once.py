@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cutting import Cutting, count_through
+from tests.cutting import AsyncCutting, Cutting, count_through, count_through_in_loop
 from warmcell import Sandbox
 from warmcell.sandbox import errors
 from warmcell.sandbox.client.keeper import SyncKeeperClient
@@ -17,6 +17,13 @@ def test_what_is_cut_off_is_done_once(box: Sandbox) -> None:
     """A hundred connections break, half of them before any answer; a counter file has one line for each thing done."""
     transport = Cutting(Where.find(None, None), 100)
     count_through(transport, box, 20)
+    assert transport.cuts == {"body": 50, "head": 50}
+
+
+async def test_what_is_cut_off_in_a_loop_is_done_once_too(box: Sandbox) -> None:
+    """The same of the SDK for event loops."""
+    transport = AsyncCutting(Where.find(None, None), 100)
+    await count_through_in_loop(transport, box, 20)
     assert transport.cuts == {"body": 50, "head": 50}
 
 

@@ -45,6 +45,7 @@ def test_an_unknown_code_is_still_an_error_with_its_text() -> None:
         (errors.SandboxNotFoundError, 404),
         (errors.InvalidTransitionError, 409),
         (errors.NoGpuAvailableError, 503),
+        (errors.StorageFullError, 507),
         (errors.BackendUnavailableError, 503),
         (errors.OperationTimeoutError, 504),
         (errors.UnsupportedOperationError, 501),

@@ -72,6 +72,46 @@ async def test_work_goes_on_when_the_first_who_asked_goes_away() -> None:
     await once.close()
 
 
+async def test_what_nobody_waits_for_any_more_is_given_up() -> None:
+    """Not at once, as whoever has lost a connection asks again; then it ends, and the next request begins anew."""
+    once, ended, calls = Once(), asyncio.Event(), []
+
+    async def work() -> str:
+        calls.append(1)
+        if len(calls) > 1:
+            return "done"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+            await asyncio.sleep(0.05)  # It ends while somebody asks anew.
+        raise AssertionError
+
+    def ask(given_up_s: float) -> "asyncio.Task[str]":
+        return asyncio.create_task(once.do("", "POST /x", "k", b"", work, given_up_s=given_up_s))
+
+    async def leave(*those: "asyncio.Task[str]") -> None:
+        for one in those:
+            one.cancel()
+        await asyncio.gather(*those, return_exceptions=True)
+
+    first, second = ask(0.05), ask(0.05)
+    await asyncio.sleep(0)
+    await leave(first)
+    await asyncio.sleep(0.1)
+    assert not ended.is_set(), "one waits still"
+    await leave(second)
+    again = ask(0.05)
+    await asyncio.sleep(0.1)
+    assert not ended.is_set(), "one is back"
+    await leave(again)
+    async with asyncio.timeout(10):
+        await ended.wait()
+        assert await ask(0.05) == "done"
+    assert calls == [1, 1]
+    await once.close()
+
+
 async def test_who_uses_many_keys_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each caller has room of its own, in which the oldest answer makes place for the newest."""
     monkeypatch.setattr(agent_once, "KEPT_MAX", 3)

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from warmcell.extension.keeper.agents import boxes
-from warmcell.extension.keeper.agents.boxes import AgentBox, Agents
+from warmcell.extension.keeper.agents.boxes import AgentBox, Boxes
 from warmcell.sandbox.models import SandboxId
 
 
@@ -27,12 +27,12 @@ class Box:
 @pytest.fixture
 async def agents(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(boxes, "CONNECTED_MAX", 3)
-    made = Agents(cast(Any, None), cast(Any, None), cast(Any, None))
+    made = Boxes(cast(Any, None), cast(Any, None), cast(Any, None))
     yield made
     made.context.destroy(linger=0)
 
 
-async def test_those_used_longest_ago_are_let_go_of(agents: Agents) -> None:
+async def test_those_used_longest_ago_are_let_go_of(agents: Boxes) -> None:
     """Unless code runs there; what is used again is the last to go."""
     made = [Box(f"box{number}") for number in range(5)]
     made[1].runs.in_use = True

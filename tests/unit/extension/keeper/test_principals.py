@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.extension.keeper.gate import ASKABLE, VERBS, narrow
+from warmcell.extension.keeper.gate import ANY, ASKABLE, VERBS, narrow
 from warmcell.extension.keeper.principals import SCOPES, Principal, Principals, Quota, bearer
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
@@ -223,5 +223,5 @@ def test_each_verb_takes_a_scope_that_there_is() -> None:
     """And the fields that may be chosen are some of a spec's."""
     from warmcell.sandbox.models import SandboxSpec
 
-    assert {scope for _, _, scope in VERBS} == set(SCOPES) - {"gpu"}
+    assert {scope for _, _, scope in VERBS} == {*SCOPES, ANY} - {"gpu"}
     assert set(ASKABLE) < set(SandboxSpec.__dataclass_fields__)

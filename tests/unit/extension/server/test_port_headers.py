@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from warmcell.extension.server.ports import handler
 from warmcell.extension.server.ports.headers import SANDBOXED, Place, bare_query, from_port, may_cross, moved, to_port
 
@@ -71,6 +72,30 @@ def test_an_answer_sets_nothing_of_the_servers_origin() -> None:
 def test_redirects_stay_where_the_port_is_shown(location: str, below: str, alone: str) -> None:
     """Whether it knows its prefix or not; those to elsewhere go there."""
     assert (moved(location, PATH), moved(location, OWN)) == (below, alone)
+
+
+HEADERS = st.sampled_from([b"Location", b"content-location", b"Set-Cookie", b"X-A", b"Connection", b""])
+PARTS = st.sampled_from(
+    ["http", "://", "//", "[", "]", "localhost:80", "@", ":", "/", "?", "#", "\\", "\xff", PATH.prefix]
+)
+VALUES = st.one_of(
+    st.binary(max_size=20), st.lists(PARTS, max_size=6).map(lambda some: "".join(some).encode("latin-1"))
+)
+
+
+@LENGTHS
+def test_whatever_an_answer_says_is_passed_on_or_left_out(examples: int) -> None:
+    """No header of it breaks the answer, and none leads below another path of the server than its own."""
+
+    def read(drawn: tuple[Place, list[tuple[bytes, bytes]]]) -> None:
+        place, answered = drawn
+        for name, value in from_port(answered, place):
+            assert name.lower() not in ("set-cookie", "connection")
+            if name.lower() == "location" and value.startswith("/") and not value.startswith("//"):
+                assert value.startswith(place.prefix)
+
+    inputs = st.tuples(st.sampled_from([PATH, OWN]), st.lists(st.tuples(HEADERS, VALUES), max_size=4))
+    give_anything(inputs, read, refusals=(), examples=examples, sound=[(PATH, [(b"Location", b"http://[")])])
 
 
 def test_a_query_loses_the_servers_credentials_alone() -> None:

@@ -21,7 +21,7 @@ def explained(directory: Path, verb: str, log: str, *, code: int = 1) -> dict[st
 @pytest.mark.parametrize(
     ("verb", "line", "code", "names"),
     [
-        ("dump", "Error (criu/image.c:1): Can't write: No space left on device", "capacity", "room"),
+        ("dump", "Error (criu/image.c:1): Can't write: No space left on device", "storage_full", "room"),
         ("dump", "Error (criu/sk-unix.c:9): unix: Unix socket 0x1 not found", "unsupported", "socket"),
         ("dump", "Error (criu/sk-inet.c:2): inet: Connected TCP socket, consider using", "unsupported", "network"),
         ("dump", "Error (criu/files.c:3): Can't dump file 7 of type", "unsupported", "file 7 of"),
