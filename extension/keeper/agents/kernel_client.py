@@ -39,6 +39,7 @@ class KernelClient:
         self._client.session.key = str(connection["key"]).encode()
         self._client.start_channels(stdin=False, hb=False, control=False)  # Descriptors: a thousand may wait.
         self._heard = False
+        self._proving = asyncio.Lock()
         self._shown: dict[str, asyncio.Queue[Message]] = {}
         """What is published of each cell that runs, by the id of its request."""
         self._replies: dict[str, asyncio.Future[Message]] = {}
@@ -50,16 +51,17 @@ class KernelClient:
         Raises:
             OperationTimeoutError: It does not.
         """
-        if self._heard:
-            return
-        try:
-            async with asyncio.timeout(READY_TIMEOUT_S):
-                await _heard(self._client)
-        except TimeoutError as error:
-            raise errors.OperationTimeoutError(
-                f"The sandbox's kernel did not answer within {READY_TIMEOUT_S:.0f} s", hint="Try again, or kill it."
-            ) from error
-        self._heard = True
+        async with self._proving:  # Two who listen at once would take each other's messages.
+            if self._heard:
+                return
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    await _heard(self._client)
+            except TimeoutError as error:
+                raise errors.OperationTimeoutError(
+                    f"The sandbox's kernel did not answer within {READY_TIMEOUT_S:.0f} s", hint="Try again, or kill it."
+                ) from error
+            self._heard = True
 
     async def execute(
         self, code: str, box: LiveSandbox, *, silent: bool = False, lent: Mapping[str, str] | None = None
@@ -79,7 +81,8 @@ class KernelClient:
         # Or else what is sent right after an error would be thrown away, with what is already queued behind it.
         content = _content(code, silent=silent, lent=lent)
         message = self._client.session.msg("execute_request", content)
-        with self._following(message["header"]["msg_id"]) as shown, self._awaiting(message, "shell") as reply:
+        with self._following(message["header"]["msg_id"]) as shown, self._awaiting(message) as reply:
+            await self._send(message, "shell")
             died = asyncio.create_task(self._died())
             try:
                 async for each in self._until_idle(shown, reply, died, box, oom_before):
@@ -223,7 +226,8 @@ class KernelClient:
         message = self._client.session.msg("warmcell_context_request", dict(content))
         died = asyncio.create_task(self._died())
         try:
-            with self._awaiting(message, "control") as reply:
+            with self._awaiting(message) as reply:
+                await self._send(message, "control")
                 await asyncio.wait(_both(reply, died), timeout=READY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
                 if not reply.done():
                     if died.done():
@@ -253,18 +257,21 @@ class KernelClient:
                 shown.get_nowait()
 
     @contextlib.contextmanager
-    def _awaiting(self, message: Message, channel: str) -> "Iterator[asyncio.Future[Message]]":
-        """Send a request, whose reply that will be."""
+    def _awaiting(self, message: Message) -> "Iterator[asyncio.Future[Message]]":
+        """The reply to a request that is about to be sent."""
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         name = message["header"]["msg_id"]
         self._replies[name] = reply
         try:
-            self._channel(channel).send(message)
-            self._hear(channel)
             yield reply
         finally:
             del self._replies[name]
             reply.cancel()
+
+    async def _send(self, message: Message, channel: str) -> None:
+        """By the socket's asynchronous side: past that, it would take notice of what has come and wake nobody."""
+        self._hear(channel)
+        await self._channel(channel).socket.send_multipart(self._client.session.serialize(message))
 
     def _hear(self, channel: str) -> None:
         if channel not in self._hearing or self._hearing[channel].done():
