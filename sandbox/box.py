@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 from warmcell.sandbox import errors, freezing
 from warmcell.sandbox.backends.base import SandboxBackend, SandboxInstance
-from warmcell.sandbox.backends.threads import to_its_end
+from warmcell.sandbox.backends.threads import in_thread, to_its_end
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.guest_process import GuestProcess
 from warmcell.sandbox.kernel import Frontend, KernelProcess, LeftKernel
@@ -96,7 +96,8 @@ class Box(abc.ABC):
         self._watchers: list[asyncio.Task[None]] = []
         self._serving: asyncio.Task[None] | None = None
         self._on_trial = False
-        self._frozen = False
+        self._frozen = self._falling = False
+        self._freezing = asyncio.Lock()
         self._changed_at = time.monotonic()
 
     @property
@@ -301,16 +302,20 @@ class Box(abc.ABC):
 
     async def fall(self) -> None:
         """Remove the backend's sandbox behind it, whatever runs there. Its kernel counts as alive. Idempotent."""
-        await self.unwatch()
-        if self._frozen:  # Whoever is to see its processes end must run.
-            await self.thaw()
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
-        instance = self._instance
-        if instance is not None:
-            await instance.stop()
-        self._instance = None
+        self._falling = True
+        try:
+            await self.unwatch()
+            if self._frozen:  # Whoever is to see its processes end must run.
+                await self.thaw()
+            channel, self._channel = self._channel, None
+            if channel is not None:
+                await channel.close()
+            instance = self._instance
+            if instance is not None:
+                await instance.stop()
+            self._instance = None
+        finally:
+            self._falling = False
 
     async def exec(
         self,
@@ -345,18 +350,23 @@ class Box(abc.ABC):
 
         Raises:
             UnsupportedOperationError: Its processes are not ours to stop; nothing was changed.
+            ConflictError: It is going away; likewise.
         """
-        self._frozen = True
-        try:
-            await asyncio.to_thread(freezing.freeze, lambda: self.processes)
-        except errors.WarmcellError:
-            self._frozen = False
-            raise
+        async with self._freezing:
+            if self._falling:
+                raise errors.ConflictError("The sandbox is going away", hint="There is nothing to be frozen any more.")
+            self._frozen = True
+            try:
+                await in_thread(freezing.freeze, lambda: self.processes)
+            except errors.WarmcellError:
+                self._frozen = False
+                raise
 
     async def thaw(self) -> None:
         """Have what was frozen go on. Idempotent."""
-        await asyncio.to_thread(freezing.thaw, lambda: self.processes)
-        self._frozen = False
+        async with self._freezing:
+            await in_thread(freezing.thaw, lambda: self.processes)
+            self._frozen = False
 
     async def stop(self) -> None:
         """End it and remove all of it, its directory included; whole, even if cancelled. Idempotent."""

@@ -3,13 +3,15 @@
 import asyncio
 import functools
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from tests.leaks import Places
-from warmcell.sandbox import box, errors
+from warmcell.sandbox import box, errors, freezing
+from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
@@ -301,3 +303,39 @@ async def test_a_prepared_sandbox_reaches_what_is_asked_for_and_waits_with_nothi
         assert (box.door, box.info.egress, await box.network_environment()) == (None, None, {})
     finally:
         await service.close()
+
+
+async def test_what_is_being_frozen_when_it_is_to_go_goes_on_before_it_does(
+    service: SandboxService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that are stopped while their sandbox ends are not seen to end by those that wait for them."""
+    said: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def freeze(processes: Callable[[], Sequence[int]]) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        said.append("frozen")
+
+    stop = FakeInstance.stop
+
+    async def stopped(instance: FakeInstance, *, timeout: float = 5.0) -> ExitInfo:
+        said.append("stop")
+        with pytest.raises(errors.ConflictError, match="going away"):
+            await live.freeze()
+        return await stop(instance, timeout=timeout)
+
+    monkeypatch.setattr(freezing, "freeze", freeze)
+    monkeypatch.setattr(freezing, "thaw", lambda processes: said.append("on"))
+    monkeypatch.setattr(FakeInstance, "stop", stopped)
+    made = await service.create(spec(), owner="notebook")
+    live = service.live(made.id)
+    freezing_it = asyncio.create_task(live.freeze())
+    await asyncio.to_thread(begun.wait, 60)
+    ending = asyncio.create_task(service.stop(made.id))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert live.info.state is State.STOPPING
+    go_on.set()
+    await asyncio.gather(freezing_it, ending)
+    assert said == ["frozen", "on", "stop"]
