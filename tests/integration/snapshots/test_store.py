@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.snapshots import committing
 from tests.unit.sandbox.snapshots.making import manifest
-from warmcell.sandbox.errors import CapacityError, WarmcellError
+from warmcell.sandbox.errors import CapacityError, StorageFullError, WarmcellError
 from warmcell.sandbox.snapshots.archive import export_snapshot, import_snapshot
 from warmcell.sandbox.snapshots.store import SnapshotStore, new_id
 
@@ -118,7 +118,7 @@ async def _all_that_writes(store: SnapshotStore, archive: Path) -> None:
     if store.get(kept).info.name != "kept":
         await store.rename(kept, "kept")
     assert failures
-    assert {type(error) for error in failures} == {CapacityError}
+    assert {type(error) for error in failures} == {StorageFullError}
     raise failures[-1]
 
 

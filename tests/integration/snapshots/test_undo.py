@@ -98,7 +98,7 @@ def after():
         with pytest.raises(SnapshotError, match="licence server"):
             await made.do("fork", n=2)
         told = (await client.get("/sandboxes"))["sandboxes"]
-        assert sorted(one["state"] for one in told if one["id"] != made.sandbox_id) == ["failed", "failed"]
+        assert {one["state"] for one in told if one["id"] != made.sandbox_id} == {"failed"}  # One, or both at once.
         assert [one["kernel_id"] for one in (await client.get("/kernels"))["kernels"]] == [made.kernel_id]
         assert await made.run("print(x)") == "10"
         await made.do("suspend")
