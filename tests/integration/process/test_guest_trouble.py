@@ -63,6 +63,13 @@ def descriptors(guest: Guest) -> int:
     return len(os.listdir(f"/proc/{guest.process.pid}/fd"))
 
 
+async def check_no_more_than(most: int, guest: Guest) -> None:
+    """What a request had is closed soon after its answer; what is never closed is found by the many that there were."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while descriptors(guest) > most:
+            await guest.channel.hello()
+
+
 def left(guest: Guest, **request: object) -> None:
     """Ask, and go before there is an answer; then all is as it should be."""
     (guest.run / "trouble").touch()
@@ -97,7 +104,7 @@ async def test_no_room_for_a_process_for_a_moment(crowded: Guest) -> None:
         trouble.unlink()
         async with asyncio.timeout(TIMEOUT_S):
             assert (await crowded.channel.exec(["true"])).exit_code == 0
-    assert descriptors(crowded) <= before
+    await check_no_more_than(before, crowded)
     assert await (await crowded.kernel("cold")).value("1 + 1") == 2
     await crowded.prepared("json")
     assert await (await crowded.kernel("template")).value("1 + 1") == 2
@@ -135,7 +142,7 @@ async def test_a_host_that_leaves_while_it_is_answered(deserted: Guest) -> None:
         async with deserted.channel.forward(port) as (reader, _):
             assert await reader.read() == b""
         await deserted.channel.hello()
-    assert descriptors(deserted) <= before
+    await check_no_more_than(before, deserted)
 
 
 async def test_a_host_that_leaves_while_somebody_connects(deserted: Guest) -> None:
