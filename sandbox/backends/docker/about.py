@@ -1,6 +1,6 @@
 """What an engine says of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,9 @@ from warmcell.sandbox.errors import BackendUnavailableError
 
 OLDEST_API = (1, 41)
 """Of Docker 20.10: the first that gives a container control groups of its own to see."""
+
+TRIED_API = (1, 41)
+"""Of Docker 20.10 as well, with which the tests are run."""
 
 TELLS_DEVICES = (1, 50)
 """Since Docker 28.2 its answer has the devices that it would hand out."""
@@ -35,6 +38,8 @@ class EngineInfo:
     """Whether it is an ordinary user's own."""
     live_restore: bool
     """Whether containers stay when it is restarted."""
+    untried: tuple[str, ...] = ()
+    """What of it no test has been run with."""
     podman: bool = False
     """Whether it is Podman: its memory has neither owner nor a most number of files, and it leaves out requests for
     devices without a word.
@@ -72,8 +77,21 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         maps_users="name=rootless" in security or "name=userns" in security,
         rootless="name=rootless" in security,
         live_restore=bool(said.get("LiveRestoreEnabled")),
+        untried=tuple(_untried(said, security, found)),
         podman="BuildahVersion" in said,
     )
+
+
+def _untried(said: Mapping[str, Any], security: str, api: tuple[int, int]) -> Iterator[str]:
+    if api > TRIED_API:
+        yield "an engine newer than Docker 20.10"
+    if str(said.get("CgroupVersion")) == "2":
+        yield "control groups of version 2"
+    for option, name in (("apparmor", "AppArmor"), ("selinux", "SELinux")):
+        if f"name={option}" in security:
+            yield name
+    if "name=rootless" in security or "name=userns" in security:
+        yield "users who are others on the host"
 
 
 def _has_gpus(said: Mapping[str, Any]) -> bool:

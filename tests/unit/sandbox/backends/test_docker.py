@@ -91,6 +91,20 @@ def test_an_engine_that_knows_the_interface_has_gpus_only_where_it_has_found_som
     assert read_info(said, api).cdi is gives
 
 
+def test_what_was_never_tried_is_told() -> None:
+    """By what the engine says of itself; nothing of the one that the tests are run with."""
+    tried = {"ServerVersion": "20.10.24", "CgroupVersion": "1", "SecurityOptions": ["name=seccomp,profile=default"]}
+    assert read_info(tried, "1.41").untried == ()
+    other = {"ServerVersion": "29", "CgroupVersion": "2", "SecurityOptions": ["name=apparmor", "name=rootless"]}
+    assert read_info(other, "1.52").untried == (
+        "an engine newer than Docker 20.10",
+        "control groups of version 2",
+        "AppArmor",
+        "users who are others on the host",
+    )
+    assert read_info({**tried, "SecurityOptions": ["name=selinux"]}, "1.41").untried == ("SELinux",)
+
+
 @pytest.mark.parametrize("podman", [False, True])
 def test_no_process_has_more_files_than_it_can_count(tmp_path: Path, podman: bool) -> None:
     """Engines allow a million, and not every root may; less than a notebook needs it never is."""
