@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import rattler
 from rattler.exceptions import SolverError
@@ -20,8 +21,35 @@ from rattler.exceptions import SolverError
 PUBLIC = "https://conda.anaconda.org"
 DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """What conda itself means by `defaults`."""
-USER = re.compile(r"(?<=//)[^/@\s]+@")
 TLS = 'tls-root-certs = "{roots}"\n'
+
+
+class Alias:
+    """Where channels are that have a name. A password or a token may be in it, which nobody is told."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        scheme, _, rest = self.address.partition("://")
+        user, _, place = rest.rpartition("@")
+        found = re.fullmatch(r"([^/]*)(?:/t/([^/]+))?(.*)", place, re.DOTALL)
+        assert found is not None  # It matches anything.
+        host, token, path = found.groups()
+        told = [user, user.partition(":")[2], token or ""]
+        self._secrets = sorted({form for each in told if each for form in (each, quote(each), unquote(each))}, key=len)
+        # py-rattler writes stars in their places.
+        before, after = re.escape(f"{scheme}://"), re.escape(path)
+        between = r"(?:/t/[^/\s\"]+)?" if token else ""
+        self._ours = re.compile(rf"{before}(?:[^\s\"]*@)?{re.escape(host)}{between}{after}")
+
+    def hide(self, text: str) -> str:
+        """What can be told."""
+        for secret in reversed(self._secrets):
+            text = text.replace(secret, "***")
+        return text
+
+    def forget(self, text: str) -> str:
+        """The same of the public place: with nothing of this one."""
+        return text if self.address == PUBLIC else self._ours.sub(PUBLIC, text)
 
 
 def places(channels: Sequence[str], alias: str) -> list[str]:
@@ -41,7 +69,7 @@ def placed(package: str, alias: str) -> str:
     return f"{places([channel], alias)[0]}::{rest}" if separator and channel != "defaults" else rest
 
 
-async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias: str) -> None:
+async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias: Alias) -> None:
     """Do all of it.
 
     Raises:
@@ -50,10 +78,10 @@ async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias:
     roots = "system" if os.environ.get("SSL_CERT_FILE") else "webpki"
     client = rattler.Client.from_config(rattler.Config.from_toml(TLS.format(roots=roots)))
     gateway = rattler.Gateway(cache_dir=cache / "repodata", client=client)
-    packages = [placed(package, alias) for package in asked["packages"]]
+    packages = [placed(package, alias.address) for package in asked["packages"]]
     overrides = rattler.VirtualPackageOverrides.from_env()
     records = await rattler.solve(
-        [rattler.Channel(place) for place in places(asked["channels"], alias)],
+        [rattler.Channel(place) for place in places(asked["channels"], alias.address)],
         packages,
         gateway=gateway,
         virtual_packages=rattler.VirtualPackage.detect(overrides),
@@ -69,24 +97,21 @@ async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias:
         show_progress=False,
         execute_link_scripts=True,
     )
-    if alias != PUBLIC:
-        scheme, _, place = USER.sub("", alias).partition("//")
-        theirs = re.compile(rf"{scheme}//(?:[^/@\s]*@)?{re.escape(place)}")  # Stars may stand for the password.
-        for file in (target / "conda-meta").iterdir():
-            if file.is_file():
-                file.write_text(theirs.sub(PUBLIC, file.read_text()))
+    for file in (target / "conda-meta").iterdir():
+        if file.is_file():
+            file.write_text(alias.forget(file.read_text()))
 
 
 def main() -> int:
-    """Its exit code is 1 where packages cannot be had, with the reason on standard error and nobody's password."""
+    """Its exit code is 1 where packages cannot be had, with the reason on standard error and no secret of the alias."""
     asked, target, cache = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3])
-    alias = os.environ.get("CONDA_CHANNEL_ALIAS", PUBLIC).rstrip("/")
+    alias = Alias(os.environ.get("CONDA_CHANNEL_ALIAS", PUBLIC))
     try:
         asyncio.run(install(asked, target, cache, alias))
     except SolverError as error:
-        print(f"These packages cannot be had together: {USER.sub('', str(error))}", file=sys.stderr)
+        print(f"These packages cannot be had together: {alias.hide(str(error))}", file=sys.stderr)
     except Exception as error:
-        print(f"{type(error).__name__}: {USER.sub('', str(error))}", file=sys.stderr)
+        print(f"{type(error).__name__}: {alias.hide(str(error))}", file=sys.stderr)
     else:
         return 0
     return 1

@@ -21,6 +21,8 @@ _APT = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+~:-]+)?"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONDA = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._/-]*::)?[A-Za-z0-9_][A-Za-z0-9._-]*(?:[ =<>!~\[].*)?")
 _CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_TOKEN = re.compile(r"(?:^|/)t/[^/]+/")
+"""As conda writes one into addresses."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _HASH = re.compile(r"\s--hash=(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?=\s|$)")
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -117,6 +119,8 @@ def conda_package(text: str) -> str:
         raise InvalidRequestError(
             f"{text[:80]!r} is no package of conda's", hint='Write it as in "numpy>=2" or "conda-forge::ffmpeg=7.1".'
         )
+    if channel := text.rpartition("::")[0]:
+        conda_channel(channel)
     return text
 
 
@@ -131,6 +135,11 @@ def conda_channel(text: str) -> str:
     Raises:
         InvalidRequestError: It is none.
     """
+    if _TOKEN.search(text):
+        raise InvalidRequestError(
+            "The channel holds a token, which everybody would see",
+            hint="It belongs into the operator's configuration: c.Warmcell.conda_channel_alias.",
+        )
     if "://" in text:
         return url(text, what="The channel")
     if not _CHANNEL.fullmatch(text) or len(text) > 200:

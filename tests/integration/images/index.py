@@ -48,6 +48,11 @@ class PrivateIndex:
         """Where its channels are, with its password."""
         return f"https://{USER}:{PASSWORD}@127.0.0.1:{self._server.server_port}/conda"
 
+    @property
+    def token_alias(self) -> str:
+        """The same, with a token in its address."""
+        return f"https://127.0.0.1:{self._server.server_port}/t/{PASSWORD}/conda"
+
     def close(self) -> None:
         """There is no such index any more."""
         self._server.shutdown()
@@ -61,7 +66,8 @@ class PrivateIndex:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 index.requests.append(self.path)
-                if self.headers["Authorization"] != right:
+                path = self.path.removeprefix(f"/t/{PASSWORD}")
+                if self.headers["Authorization"] != right and path == self.path:
                     self._answer(401, b"", {"WWW-Authenticate": 'Basic realm="index"'})
                 elif self.path in {f"/simple/{_project(wheel)}/" for wheel in index.wheels}:
                     links = "".join(
@@ -73,7 +79,7 @@ class PrivateIndex:
                     self._answer(200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), {})
                 elif found := [wheel for wheel in index.wheels if self.path == f"/files/{wheel.name}"]:
                     self._answer(200, found[0].read_bytes(), {})
-                elif self.path.startswith("/conda/") and (file := index.channels / self.path[7:]).is_file():
+                elif path.startswith("/conda/") and (file := index.channels / path[7:]).is_file():
                     self._answer(200, file.read_bytes(), {})
                 else:
                     self._answer(404, b"", {})

@@ -53,8 +53,8 @@ def served(tmp_path: Path, channel: Path) -> Iterator[PrivateIndex]:
         yield index
 
 
-def index_of(served: PrivateIndex) -> PackageIndex:
-    environ = {"CONDA_CHANNEL_ALIAS": served.channel_alias}
+def index_of(served: PrivateIndex, alias: str = "") -> PackageIndex:
+    environ = {"CONDA_CHANNEL_ALIAS": alias or served.channel_alias}
     return PackageIndex.from_environment(environ, url=served.url, certificate=str(served.certificate))
 
 
@@ -64,20 +64,22 @@ def declared(folder: Path) -> Image:
 
 
 @pytest.mark.bubblewrap
-@pytest.mark.parametrize("uv", [True, False], ids=["uv", "pip"])
+@pytest.mark.parametrize(("uv", "token"), [(True, False), (False, True)], ids=["uv, password", "pip, token"])
 async def test_an_environment_of_condas_and_pips_packages(
-    places: Places, served: PrivateIndex, tmp_path: Path, uv: bool
+    places: Places, served: PrivateIndex, tmp_path: Path, uv: bool, token: bool
 ) -> None:
     """What is needed is chosen, programs know where they are, pip adds to it; of the operator's there is nothing."""
     image = declared(tmp_path)
     lines: list[str] = []
-    built = await builder(places, uv=uv, index=index_of(served)).build(image, tell=lines.append)
+    alias = served.token_alias if token else served.channel_alias
+    built = await builder(places, uv=uv, index=index_of(served, alias)).build(image, tell=lines.append)
     assert {"wchello 1.0 0", "greeting 1.0 0"} <= set(lines)
     prefix = Path(built.python).parent.parent
     found = await run_in(places, SandboxSpec(python=built.python, env=dict(image.variables)), LOOK)
     assert found == f"42 1.0 hi hello 1.0 from {prefix} {prefix}"
     assert holds(prefix, PASSWORD) == []
-    assert holds(prefix, served.channel_alias.rpartition("@")[2]) == []
+    assert holds(prefix, served.channel_alias.rpartition("@")[2].removesuffix("/conda")) == []
+    assert PASSWORD not in "".join(lines)
     assert left(places) == [prefix.name]
 
 
@@ -99,12 +101,13 @@ async def test_packages_that_cannot_be_had_are_named(
 
 
 @pytest.mark.bubblewrap
-async def test_channels_that_cannot_be_reached_are_told(places: Places) -> None:
-    """Without the password that may be in their address."""
-    index = PackageIndex(conda={"CONDA_CHANNEL_ALIAS": f"http://someone:{PASSWORD}@127.0.0.1:9"})
+@pytest.mark.parametrize("alias", ["someone:{}@127.0.0.1:9", "some/one:{}@127.0.0.1:9", "127.0.0.1:9/t/{}/conda"])
+async def test_channels_that_cannot_be_reached_are_told(places: Places, alias: str) -> None:
+    """Without the password or the token that may be in their address."""
+    index = PackageIndex(conda={"CONDA_CHANNEL_ALIAS": f"http://{alias.format(PASSWORD)}"})
     with pytest.raises(ImageBuildError) as caught:
         await builder(places, uv=True, index=index).build(Image.conda("six", kernel=False), tell=lambda line: None)
-    assert "Connection refused" in str(caught.value.details["output"])
+    assert "Error: " in str(caught.value.details["output"])
     assert PASSWORD not in f"{caught.value}{caught.value.details}"
 
 

@@ -64,6 +64,8 @@ def test_what_every_image_needs_is_added_unless_it_is_named() -> None:
         ("dependencies: [numpy]\nchannels: conda-forge", "no list"),
         ("dependencies: [numpy]\nchannels: ['../own']", "no channel"),
         ("dependencies: [numpy]\nchannels: ['https://user:secret@example.com/own']", "a user or a password"),
+        ("dependencies: [numpy]\nchannels: ['https://example.com/t/secret/own']", "a token"),
+        ("dependencies: ['t/secret/own::numpy']", "a token"),
         ("dependencies: [numpy]\nchannels: ['file:///srv/own']", "no address"),
         ("dependencies: [{pip: [-e .]}]", "cannot be part of an image"),
         ("dependencies: [{npm: [left-pad]}]", "more than names"),
