@@ -51,6 +51,8 @@ class LiveSandbox(Box):
         """The template in whose nest it is made, if its kernels come from a process that several sandboxes share."""
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
+        self.is_missed = False
+        """Its kernels have left something that a prepared sandbox lacks, so that none takes its place."""
         self._coming_up = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         """Follows a kernel that nobody in it looks after yet."""
@@ -70,6 +72,11 @@ class LiveSandbox(Box):
             return False
         waiting = self.kernel is not None and self.kernel.alive and bool(self.kernel.token)
         return waiting or (self.info.template is not None and self.info.template.state == "ready")
+
+    @property
+    def has_ahead(self) -> bool:
+        """Whether a kernel has come up ahead in it, and waits to be asked for."""
+        return self._ahead is not None
 
     async def take_on(self, kernel: KernelProcess, *, host_pid: int = 0) -> None:
         """A kernel was restored in it: follow it as one that was started here.
@@ -105,6 +112,7 @@ class LiveSandbox(Box):
             if channel.idle and await self.instance.can_be_replaced_by(other.instance) and channel.asked == asked:
                 await self.become(other)  # Without a wait, so nobody has asked anything of it since.
                 self.named, other.named = other.named, self.named
+                self._ahead, other._ahead = other._ahead, self._ahead
                 exchanged = True
         finally:
             if not exchanged:

@@ -36,6 +36,8 @@ from warmcell.sandbox.paths import Paths
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
+OPEN_PLACES = ("/mnt", "/media", "/srv", "/opt")
+"""Directories that anybody may enter; nothing in them is shown by its path."""
 WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}; unset PWD; exec "$@\""""
 """The same, where init is to come later."""
 
@@ -75,8 +77,11 @@ def prepare(
     layer: Path | None = None,
     named: SandboxId | None = None,
     later: bool = False,
+    nested: bool = False,
 ) -> Prepared:
-    """Decide everything about a sandbox, and make its persistent home. Blocks.
+    """Decide everything about a sandbox, which is `nested` where a nest is its place, and make its persistent home.
+
+    Blocks.
 
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
@@ -88,7 +93,7 @@ def prepare(
     environment = discover(spec.python)
     workspace = workspace_of(spec)
     identity = choose(workspace)
-    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
+    view = View(base=base_of(directory, nested=nested), identity=identity, as_root=as_root)
     home = home_path(spec, workspace, identity)
     cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"
     fits = {
@@ -114,7 +119,7 @@ def prepare(
     view.bind(RUN, run, mode="rw")
     if later:
         view.wait_in("run")
-    add_home(view, spec, environment, home, paths)
+    add_home(view, spec, environment, home, paths, nested=nested)
     tree = guest_tree(paths)
     view.clone(
         "guest",
@@ -162,7 +167,9 @@ def prepare(
             "pipes": view.pipes,
             "run": "run",
         },
-        argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
+        argv=command(
+            view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python, nested=nested
+        ),
         view=view,
         named=named,
         home=home,
@@ -180,9 +187,21 @@ def prepare(
     )
 
 
-def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
+def base_of(directory: Path, *, nested: bool) -> Path:
+    """Where the stage mounts what it makes for the sandbox of that directory; nobody but the sandbox sees it.
+
+    In a nest of root's bubblewrap is the guest's user, who may not enter a directory of root's.
+    """
+    if not nested or os.getuid() != 0:
+        return directory / rootfs.BASE
+    return next((place for place in map(Path, OPEN_PLACES) if place.is_dir() and not place.is_symlink()), Path("/tmp"))
+
+
+def command(
+    view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path, nested: bool = False
+) -> list[Any]:
     """The command line that becomes the sandbox, choices of the stage among its words."""
-    identity, as_root = view.identity, view.as_root
+    identity, as_root = view.identity, view.as_root and not nested
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
@@ -241,7 +260,9 @@ def needs_layer_on_disk() -> bool:
     return os.getuid() != 0 and saved_layers.memory_lacks_attributes()
 
 
-def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
+def add_home(
+    view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths, *, nested: bool = False
+) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
         path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
@@ -254,4 +275,8 @@ def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home
                 name = f"{name}/{part}"
                 view.directories.append({"path": name, "mode": 0o755, "owner": owner})
         return
-    view.bind(home, persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")
+    kept = persistent_home(paths, view.identity, as_root=view.as_root)
+    if view.as_root and nested:  # It lies where the guest's user may not go.
+        view.clone("home", kept, Path(home), mode="rw", owner=None, recursive=False)
+    else:
+        view.bind(home, kept, mode="rw")

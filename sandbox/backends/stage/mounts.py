@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+def make_mounts(plan: Mapping[str, Any]) -> dict[str, str]:
     """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
 
     With a `user` in the plan this is root, who makes it for somebody else: what is read or written of that user's files
     is so with that user's rights.
 
-    Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
+    Returns why each of the plan's trees is not as asked; empty where it is.
     """
     uid, gid = os.geteuid(), os.getegid()
     user: tuple[int, int] | None = plan.get("user")
@@ -65,7 +65,7 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     base = plan["base"]
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
-    os.umask(0)
+    before = os.umask(0)
     for made in plan["file_systems"]:
         os.mkdir(made["path"], 0o755)
         links = 0 if made["follow"] else MS_NOSYMFOLLOW
@@ -98,9 +98,15 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         nest(made, report)
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
-    return report, handles
+    os.umask(before)  # What a guest makes in a workspace is no more open than what its owner makes.
+    return report
+
+
+def open_handles(plan: Mapping[str, Any]) -> list[int]:
+    """Descriptors of the run directory and of the base, in the mount namespace that this process stays in."""
+    base = plan["base"]
+    return [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (f"{base}/{plan['run']}", base)]
 
 
 def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
