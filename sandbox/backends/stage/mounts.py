@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+GUEST_UMASK = 0o022
+"""Of what a guest makes, in a workspace too: as in a container, and whatever the keeper's own is."""
+
+
 def make_mounts(plan: Mapping[str, Any]) -> dict[str, str]:
     """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
 
@@ -65,7 +69,7 @@ def make_mounts(plan: Mapping[str, Any]) -> dict[str, str]:
     base = plan["base"]
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
-    before = os.umask(0)
+    os.umask(0)
     for made in plan["file_systems"]:
         os.mkdir(made["path"], 0o755)
         links = 0 if made["follow"] else MS_NOSYMFOLLOW
@@ -99,7 +103,7 @@ def make_mounts(plan: Mapping[str, Any]) -> dict[str, str]:
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir("/")
-    os.umask(before)  # What a guest makes in a workspace is no more open than what its owner makes.
+    os.umask(GUEST_UMASK)
     return report
 
 
