@@ -36,8 +36,6 @@ from warmcell.sandbox.paths import Paths
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
 ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
 """Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
-OPEN_PLACES = ("/mnt", "/media", "/srv", "/opt")
-"""Directories that anybody may enter; nothing in them is shown by its path."""
 WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}; unset PWD; exec "$@\""""
 """The same, where init is to come later."""
 
@@ -93,7 +91,7 @@ def prepare(
     environment = discover(spec.python)
     workspace = workspace_of(spec)
     identity = choose(workspace)
-    view = View(base=base_of(directory, nested=nested), identity=identity, as_root=as_root)
+    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     home = home_path(spec, workspace, identity)
     cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"
     fits = {
@@ -185,16 +183,6 @@ def prepare(
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )
-
-
-def base_of(directory: Path, *, nested: bool) -> Path:
-    """Where the stage mounts what it makes for the sandbox of that directory; nobody but the sandbox sees it.
-
-    In a nest of root's bubblewrap is the guest's user, who may not enter a directory of root's.
-    """
-    if not nested or os.getuid() != 0:
-        return directory / rootfs.BASE
-    return next((place for place in map(Path, OPEN_PLACES) if place.is_dir() and not place.is_symlink()), Path("/tmp"))
 
 
 def command(

@@ -18,7 +18,6 @@ from warmcell.sandbox.backends.bubblewrap.plan import (
     STATUS_FD,
     UP_FD,
     add_home,
-    base_of,
     inside,
     without_privileges,
 )
@@ -59,7 +58,7 @@ def plan_template(
     workspace = workspace_of(spec)
     identity = choose(workspace)
     home = home_path(spec, workspace, identity)
-    view = View(base=base_of(directory, nested=True), identity=identity, as_root=as_root)
+    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)
     view.entries = {path: words for path, words in view.entries.items() if path.split("/")[1] != "proc"}
     view.entries["/proc"] = ["--perms", "0555", "--dir", "/proc"]

@@ -39,9 +39,10 @@ def main(fd: int) -> None:
 
             if os.geteuid() == 0:
                 # In a nest of root's nobody has root's rights: what only root may show or open, it does before.
-                step = "make its mounts"
-                report = make_mounts(plan["mounts"])
+                step = f"open {plan['argv'][0]}"
                 program = fcntl.fcntl(os.open(plan["argv"][0], os.O_RDONLY), fcntl.F_DUPFD_CLOEXEC, 64)
+                step = "make its mounts"
+                report = make_mounts(plan["mounts"], for_others=True)
             step = "enter the nest"
             enter(control)
         elif plan.get("alone"):
@@ -71,7 +72,7 @@ def main(fd: int) -> None:
         hand_on(control, plan["inherit"])
         try:
             os.execve(argv[0], argv, plan["env"])
-        except PermissionError:  # It lies where only root may go.
+        except (PermissionError, FileNotFoundError):  # It lies where only root may go.
             if program < 0:
                 raise
             os.execve(program, argv, plan["env"])
