@@ -103,21 +103,23 @@ class LiveSandbox(Box):
         """Exchange what is behind this one with `other`, which has a kernel already, if the next kernel misses nothing
         there; whether it was done. `other` is then what is to be removed.
         """
-        exchanged = False
-        try:
-            for box in (self, other):
-                await box.unwatch()
-            channel = self._reached()
-            asked = channel.asked
-            if channel.idle and await self.instance.can_be_replaced_by(other.instance) and channel.asked == asked:
-                await self.become(other)  # Without a wait, so nobody has asked anything of it since.
-                self.named, other.named = other.named, self.named
-                self._ahead, other._ahead = other._ahead, self._ahead
-                exchanged = True
-        finally:
-            if not exchanged:
-                self.watch()
-        return exchanged
+        async with self._coming_up:
+            exchanged = False
+            try:
+                for box in (self, other):
+                    await box.unwatch()
+                channel = self._reached()
+                asked = channel.asked
+                same = channel.idle and await self.instance.can_be_replaced_by(other.instance)
+                if same and channel.asked == asked and not (self._starting or self._beside_starting):
+                    await self.become(other)  # Without a wait, so nobody has asked anything of it since.
+                    self.named, other.named = other.named, self.named
+                    self._ahead, other._ahead = other._ahead, self._ahead
+                    exchanged = True
+            finally:
+                if not exchanged:
+                    self.watch()
+            return exchanged
 
     async def prepare(self) -> None:
         """Start the imports, here or in a process that is shared; `template_settled` and the template's status tell."""

@@ -143,7 +143,7 @@ class Preparing(Registry):
         if box.kernel is not None and box.kernel.alive and box.kernel.token:
             return box.kernel
         template = template or await self._templates.find(box.spec)
-        if template is None and not self._may_give_way(box):
+        if template is None and (box.shared is None or box.kernel is None):
             return None
         try:
             if template is None:
@@ -184,6 +184,7 @@ class Preparing(Registry):
         return (
             waiting is not None
             and waiting.has_ahead
+            and not box.has_ahead
             and waiting.shared is box.shared
             and box.kernel is not None
             and not box.is_missed
@@ -192,7 +193,7 @@ class Preparing(Registry):
     async def _give_way(self, box: LiveSandbox) -> None:
         """Have a prepared sandbox take its place, where the next kernel has come up already, if nothing is missed."""
         if box.kernel is not None and not box.kernel.alive and self._may_give_way(box):
-            box.is_missed = not await self._replace(box, None)
+            await self._replace(box, None)
 
     async def _replace(self, box: LiveSandbox, template: SnapshotId | None) -> bool:
         """Where a notebook's kernels have left nothing, what is prepared takes the place of what its sandbox was.
@@ -205,6 +206,7 @@ class Preparing(Registry):
         if waiting is None or waiting.info.snapshot != template:
             return False
         if not await box.instance.can_be_replaced_by(waiting.instance):
+            box.is_missed = True
             return False
         prepared = self._pool.take(box.shape)
         if prepared is None:
