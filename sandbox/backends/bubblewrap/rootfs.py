@@ -115,12 +115,19 @@ class View:
 
         Where the file system refuses that the tree is read-only, and the stage's report says why.
         """
-        swap = None if owner is None else (owner[0], self.identity.uid, owner[1], self.identity.gid)
+        swap = self._swap(owner)
         self.clones.append({"name": name, "path": name, "source": str(source), "swap": swap, "recursive": recursive})
         path = str(self.base / name)
         ok = ["--bind" if mode == "rw" else "--ro-bind", path, str(target)]
         self.entries[str(target)] = [{"tree": name, "ok": ok, "else": ["--ro-bind", path, str(target)]}]
         self.host_trees[target] = source
+
+    def swapped(self, path: Path) -> tuple[int, int, int, int] | None:
+        """Which ids the stage exchanges to show the files of a tree's owner as the guest's; None where none."""
+        return self._swap(self.foreign_owner(path))
+
+    def _swap(self, owner: tuple[int, int] | None) -> tuple[int, int, int, int] | None:
+        return None if owner is None else (owner[0], self.identity.uid, owner[1], self.identity.gid)
 
     def foreign_owner(self, path: Path) -> tuple[int, int] | None:
         """The owner of a tree whose files have to be shown as the guest's; None where nothing has to be done."""
