@@ -162,7 +162,7 @@ class _Process:
 
 
 def _areas(pid: int) -> list[_Area]:
-    with open(f"/proc/{pid}/maps") as file:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape") as file:
         found = [match for match in map(_AREA.match, file) if match]
     return [_Area(int(one.group(1), 16), int(one.group(2), 16), one.group(3), one.group(4)) for one in found]
 
@@ -206,7 +206,7 @@ def _run_to_trap(thread: int) -> None:
 def _take_trap(thread: int) -> None:
     """A trap that nobody has seen yet, and that would be the thread's end, is over."""
     for _ in range(TRIES):
-        with open(f"/proc/{thread}/status") as file:
+        with open(f"/proc/{thread}/status", errors="surrogateescape") as file:
             pending = next(int(line.split()[1], 16) for line in file if line.startswith("SigPnd:"))
         if not pending & 1 << (signal.SIGTRAP - 1):
             return
