@@ -291,7 +291,10 @@ def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> int:
 
 
 def _end_half_restored(place: Place, guest_pids: set[int], *, spared: set[int]) -> None:
-    """Kill what there is of the tree, but not who was there before, perhaps with a number that the tree needs."""
+    """Kill what there is of the tree, but not who was there before, perhaps with a number that the tree needs.
+
+    Who comes later has a higher one than any of the tree, as that is set before criu begins.
+    """
     for pid in place.processes():
         if pid not in spared and guest_pid_of(pid) in guest_pids:
             with contextlib.suppress(ProcessLookupError):

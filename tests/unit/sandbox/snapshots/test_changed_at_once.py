@@ -17,16 +17,17 @@ async def until_changing(store: SnapshotStore, snapshot_id: SnapshotId) -> None:
         await asyncio.sleep(0)
 
 
-async def test_one_that_is_compressed_is_renamed(store: SnapshotStore) -> None:
+async def test_one_that_is_compressed_is_renamed_and_amended(store: SnapshotStore) -> None:
     """Its manifest says what is on the disk, so it can be used, also by who opens the store next."""
     one = await add(store, "one", content=os.urandom(1_000_000))
     compressing = asyncio.create_task(store.compress(one))
     await until_changing(store, one)
-    await store.rename(one, "two")
+    await asyncio.gather(store.amend(one, kind="outlived", memory_bytes=7), store.rename(one, "two"))
     assert (await compressing).compressed
     again = SnapshotStore(store.root)
     await again.open()
-    assert again.get("two").info.compressed
+    found = again.get("two").info
+    assert (found.compressed, found.kind, found.memory_bytes) == (True, "outlived", 7)
     async with again.use("two") as held:
         assert os.listdir(held.layer) == ["file"]
     await again.close()
