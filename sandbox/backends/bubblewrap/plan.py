@@ -45,7 +45,7 @@ class Prepared:
     """What the driver starts, and what it tells about it."""
 
     mounts: Mapping[str, Any]
-    argv: Sequence[Any]
+    argv: Sequence[str]
     files: Mapping[int, bytes]
     disk: Path | None
     """Directory of the layer, where that is not in memory."""
@@ -109,9 +109,8 @@ def prepare(
         ("tmp", "/tmp", spec.limits.layer_bytes),
         ("shm", "/dev/shm", spec.limits.shm_bytes),
     ):
-        view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
-    run = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
-    view.bind(RUN, run, mode="rw")
+        view.entries[target] = view.private(name, size_bytes=size, mode="1777", owned=False)
+    view.entries[RUN] = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
     if later:
         view.wait_in("run")
     add_home(view, spec, environment, home, paths)
@@ -160,6 +159,7 @@ def prepare(
             "fills": view.fills,
             "overlays": view.overlays,
             "pipes": view.pipes,
+            "root": view.plan(),
             "run": "run",
         },
         argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
@@ -180,8 +180,8 @@ def prepare(
     )
 
 
-def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
-    """The command line that becomes the sandbox, choices of the stage among its words."""
+def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[str]:
+    """The command line that becomes the sandbox."""
     identity, as_root = view.identity, view.as_root
     return [
         str(bwrap),
@@ -194,11 +194,11 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
     ]
 
 
-def inside(view: View, env: Mapping[str, str]) -> list[Any]:
+def inside(view: View, env: Mapping[str, str]) -> list[str]:
     """Words for what is to be seen, up to the command that begins there."""
     return [
         *view.words(),
-        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+        *("--chdir", "/", "--clearenv"),
         *(word for name, value in env.items() for word in ("--setenv", name, value)),
         *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
     ]
@@ -215,6 +215,8 @@ def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_ro
             words += ["--cap-add", capability]
     else:
         words += ["--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid), "--cap-add", "CAP_SETPCAP"]
+        # So that the guest is in a user namespace within the one that owns all others.
+        words.append("--disable-userns")
         # Not as root: bubblewrap outside has no capabilities either, so when it is killed the kernel does not let its
         # death signal reach a process of another uid. There a reaper of bubblewrap's, still of its uid, is the first
         # process, and takes all others with it.
@@ -244,8 +246,7 @@ def needs_layer_on_disk() -> bool:
 def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
-        path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
-        view.bind(home, path, mode="rw")
+        view.entries[home] = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
         if environment.layered is None and view.saved is None:
             # pip installs here; Python looks here only if it is there at its start.
             owner = (view.identity.uid, view.identity.gid) if view.as_root else None
@@ -254,4 +255,4 @@ def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home
                 name = f"{name}/{part}"
                 view.directories.append({"path": name, "mode": 0o755, "owner": owner})
         return
-    view.bind(home, persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")
+    view.entries[home] = rootfs.home(persistent_home(paths, view.identity, as_root=view.as_root))

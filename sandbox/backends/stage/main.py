@@ -10,7 +10,6 @@ import resource
 import sys
 
 from .alone import be_first
-from .choices import choose
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc, load_filter
 from .mounts import make_mounts
 from .saying import answer, quoted, receive
@@ -54,7 +53,7 @@ def main(fd: int) -> None:
             report, run = make_mounts(plan["mounts"])
         if plan.get("filter"):
             load_filter(plan["filter"])
-        argv = [word for part in plan["argv"] for word in choose(part, report)]
+        argv = plan["argv"]
         step = f"start {argv[0]}"
         answer(
             control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run
