@@ -112,7 +112,9 @@ class Child:
                     env = {**STAGE_ENV, **cgroup.env}
                     process = await start(theirs, writing, prefix=cgroup.prefix, env=env)
                 elif nursery is not None:
-                    process = await nursery.start(theirs, writing, alone=bool(plan.get("alone")))
+                    clones = (plan.get("mounts") or {}).get("clones", ())
+                    swaps = {made["swap"] for made in clones if made.get("swap")}
+                    process = await nursery.start(theirs, writing, alone=bool(plan.get("alone")), swaps=sorted(swaps))
                 else:
                     process = await start(theirs, writing)
             finally:

@@ -13,6 +13,7 @@ import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from warmcell.sandbox.errors import BackendUnavailableError
@@ -141,6 +142,7 @@ class _Bits:
     mask: int
 
 
+@cache
 def denylist(machine: str | None = None, *, setgid: bool = False) -> bytes:
     """The filter as `struct sock_filter[]`, for bubblewrap's `--seccomp`.
 

@@ -17,6 +17,7 @@ from warmcell.sandbox.backends.identity import Identity, choose
 from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import (
     GUEST,
+    LANG,
     RUN,
     USUAL_HOME,
     check_places,
@@ -34,9 +35,13 @@ from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
-ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
-"""Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
-WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}; unset PWD; exec "$@\""""
+ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; export LANG={LANG}; exec "$@" {UP_FD}>&-"""
+"""Run by the guest's /bin/sh just before init: the moment at which everything before it has worked.
+
+What runs before needs no language, and would load all of it.
+"""
+WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}
+unset PWD; export LANG={LANG}; exec "$@\""""
 """The same, where init is to come later."""
 
 
@@ -186,7 +191,7 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
-        *inside(view, variables(identity, home=home, python=python)),
+        *inside(view, {**variables(identity, home=home, python=python), "LANG": "C"}),
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),

@@ -226,7 +226,6 @@ def _depth(path: str) -> tuple[int, str]:
 def system(view: View) -> None:
     """The system's programs and libraries, a minimal /dev and /proc, and a few public facts about the processors."""
     view.show(Path("/usr"))
-    view.entries["/"] = file_system("tmpfs")
     for name in _TOP_LEVEL:
         path = Path("/", name)
         if path.is_symlink():

@@ -77,17 +77,13 @@ def clone(path: str) -> int:
     return call(f"open {path}", libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags))
 
 
-def restrict(tree: int, path: str, attributes: int, flags: int = 0) -> None:
-    """Add attributes to the mount at `path` below `tree`, or of the descriptor itself; with AT_RECURSIVE to all in it.
-
-    What holds already is kept.
-    """
+def restrict(tree: int, attributes: int, flags: int = 0) -> None:
+    """Add attributes to the mount of a descriptor, with AT_RECURSIVE to all in it. What holds already is kept."""
     change = MountAttr(attributes, 0, 0, 0)
     size = ctypes.sizeof(change)
-    flags |= 0 if path else AT_EMPTY_PATH
     call(
-        f"restrict {path or 'a mount'}",
-        libc.syscall(SYS_MOUNT_SETATTR, tree, os.fsencode(path), flags, ctypes.byref(change), size),
+        "restrict a mount",
+        libc.syscall(SYS_MOUNT_SETATTR, tree, b"", flags | AT_EMPTY_PATH, ctypes.byref(change), size),
     )
 
 

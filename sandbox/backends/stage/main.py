@@ -10,6 +10,7 @@ import resource
 import sys
 
 from .alone import be_first
+from .choices import choose
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc, load_filter
 from .mounts import make_mounts
 from .saying import answer, quoted, receive
@@ -53,7 +54,7 @@ def main(fd: int) -> None:
             report, run = make_mounts(plan["mounts"])
         if plan.get("filter"):
             load_filter(plan["filter"])
-        argv = plan["argv"]
+        argv = [word for part in plan["argv"] for word in ([part] if isinstance(part, str) else choose(part, report))]
         step = f"start {argv[0]}"
         answer(
             control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run

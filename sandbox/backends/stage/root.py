@@ -9,8 +9,8 @@ import ctypes
 import os
 import stat
 
+from .choices import choose
 from .linux import (
-    AT_FDCWD,
     AT_RECURSIVE,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
@@ -57,7 +57,7 @@ def open_shown(plan: Mapping[str, Any]) -> dict[str, int]:
 
 
 def make_root(plan: Mapping[str, Any], report: Mapping[str, str], shown: Mapping[str, int]) -> None:
-    """Put together what is to be seen, parents before what lies in them; the first is the root itself.
+    """Put together what is to be seen, parents before what lies in them.
 
     Args:
         plan: Where, and what. What depends on whether a tree could be made has both ways in it.
@@ -69,35 +69,38 @@ def make_root(plan: Mapping[str, Any], report: Mapping[str, str], shown: Mapping
     """
     path = plan["path"]
     os.mkdir(path)
-    closed = []
-    root = -1
+    mount("tmpfs", path, "tmpfs", *FILE_SYSTEMS["tmpfs"])
+    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    closed = [root]
     for entry in plan["entries"]:
-        made = entry if "tree" not in entry else {**entry, **entry["else" if report[entry["tree"]] else "ok"]}
-        place = made["place"]
+        made = entry if "tree" not in entry else {**entry, **choose(entry, report)}
         try:
             if "link" in made:
                 _link(root, made)
             elif "directory" in made:
-                os.close(open_place(root, place, make=made["make"]))
-                os.chmod(f"{path}/{place}", made["directory"])
+                over = open_place(root, made["place"], make=made["make"])
+                os.chmod(f"/proc/self/fd/{over}", made["directory"])
+                os.close(over)
             elif "file_system" in made:
-                if place:
-                    os.close(open_place(root, place, make=True))
-                kind = made["file_system"]
-                mount(kind, f"{path}/{place}", kind, *FILE_SYSTEMS[kind])
-                if kind == "tmpfs":
-                    closed.append(f"{path}/{place}")
-                if not place:
-                    root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                closed += _make_file_system(root, made)
             else:
-                tree = shown[place] if "host" in made else clone(made["own"])
-                restrict(tree, "", ATTRIBUTES[made["mode"]], AT_RECURSIVE)
+                tree = shown[made["place"]] if "host" in made else clone(made["own"])
+                restrict(tree, ATTRIBUTES[made["mode"]], AT_RECURSIVE)
                 _attach(tree, root, made)
         except OSError as error:
-            raise Refused(f"make /{place}", error.errno or 0) from None
-    os.close(root)
-    for whole in reversed(closed):  # Nothing more is made in these.
-        restrict(AT_FDCWD, whole, MOUNT_ATTR_RDONLY)
+            raise Refused(f"make /{made['place']}", error.errno or 0) from None
+    for whole in closed:  # Nothing more is made in these.
+        restrict(whole, MOUNT_ATTR_RDONLY)
+        os.close(whole)
+
+
+def _make_file_system(root: int, made: Mapping[str, Any]) -> list[int]:
+    """Mount it; a descriptor of what is to be closed."""
+    kind = made["file_system"]
+    over = open_place(root, made["place"], make=made["make"])
+    mount(kind, f"/proc/self/fd/{over}", kind, *FILE_SYSTEMS[kind])
+    os.close(over)
+    return [open_beneath(root, made["place"])] if kind == "tmpfs" else []
 
 
 def _link(root: int, made: Mapping[str, Any]) -> None:
