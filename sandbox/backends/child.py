@@ -161,7 +161,7 @@ class Child:
             await self._go_on(said["pid"])
             said = await self.line(timeout_s=timeout_s)
         self._reported = True
-        if self._cgroup is not None:
+        if self._cgroup is not None and self._cgroup.prefix:
             await asyncio.to_thread(self._cgroup.started, self.pid)
         fds = self._control.take_fds()
         if "failed" in said:

@@ -152,9 +152,8 @@ def open_place(root: int, place: str, *, make: bool, whole: bool = True) -> int:
 
 def open_beneath(directory: int, path: str) -> int:
     """A descriptor of `path` below `directory`, no part of which may be a link."""
-    how = OpenHow(
-        os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
-    )
+    # Not O_NOFOLLOW, with which the last part could be a link that is opened itself.
+    how = OpenHow(os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     fd = libc.syscall(SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     if fd < 0:
         number = ctypes.get_errno()

@@ -57,6 +57,14 @@ def test_directories_are_made_in_what_is_the_sandboxs_own_only(view: View, tmp_p
     assert not any(made[place] for place in (f"{tmp_path}/a"[1:], "tmp/work/c", "tmp/work/c/d/e", "etc/i"))
 
 
+def test_bubblewrap_is_told_of_one_tree(view: View) -> None:
+    """For each further one it reads the list of mounts again, which is what it spends most of its time with."""
+    rootfs.system(view)
+    assert view.masked
+    masks = [word for masked in view.masked for word in ("--ro-bind", "/dev/null", masked)]
+    assert view.words() == ["--dev-bind", str(view.base / rootfs.ROOT), "/", "--proc", "/proc", *masks]
+
+
 def test_links_on_the_way_are_made_as_they_are(view: View, tmp_path: Path) -> None:
     """A path is good inside if it is good outside."""
     (tmp_path / "real").mkdir()
