@@ -19,6 +19,9 @@ SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 437, 4
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, SECCOMP_STEP_BYTES = 22, 2, 8
 
+RESTRICT = "restrict a mount"
+"""The step that needs the newest kernel of all."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,7 +85,7 @@ def restrict(tree: int, attributes: int, flags: int = 0) -> None:
     change = MountAttr(attributes, 0, 0, 0)
     size = ctypes.sizeof(change)
     call(
-        "restrict a mount",
+        RESTRICT,
         libc.syscall(SYS_MOUNT_SETATTR, tree, b"", flags | AT_EMPTY_PATH, ctypes.byref(change), size),
     )
 
