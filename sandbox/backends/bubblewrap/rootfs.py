@@ -136,7 +136,11 @@ class View:
         return None if found.st_uid == self.identity.uid else (found.st_uid, found.st_gid)
 
     def plan(self) -> Mapping[str, Any]:
-        """The root, as the stage puts it together, parents before what lies in them."""
+        """The root, as the stage puts it together, parents before what lies in them.
+
+        Raises:
+            InvalidRequestError: Something lies behind a link of the sandbox's own.
+        """
         self._make_links()
         rooms = {str(made["path"]) for made in self.file_systems}
         return {
@@ -166,10 +170,16 @@ class View:
 
     def _is_ours(self, place: str, rooms: set[str]) -> bool:
         """Whether what lies around a place is the sandbox's own, so that directories may be made there."""
-        while place != "/":
-            place = os.path.dirname(place)
-            if place in self.entries:
-                entry = self.entries[place]
+        around = place
+        while around != "/":
+            around = os.path.dirname(around)
+            if around in self.entries:
+                entry = self.entries[around]
+                if "link" in entry:
+                    raise InvalidRequestError(
+                        f"{place} cannot be shown: {around} is a link in a sandbox, to {entry['link']}",
+                        hint="Choose a target that has no link on its way.",
+                    )
                 ours = entry.get("ours", False) or entry.get("own") in rooms
                 return ours or "file_system" in entry or "directory" in entry
         return True

@@ -57,6 +57,14 @@ def test_directories_are_made_in_what_is_the_sandboxs_own_only(view: View, tmp_p
     assert not any(made[place] for place in (f"{tmp_path}/a"[1:], "tmp/work/c", "tmp/work/c/d/e", "etc/i"))
 
 
+def test_a_mount_behind_a_link_of_the_sandboxs_own_is_refused(view: View, tmp_path: Path) -> None:
+    """Links are not followed when the root is put together; better said before anything is made."""
+    rootfs.system(view)
+    rootfs.extra_mount(view, Mount(source=str(tmp_path), target="/var/tmp/data"), 0)
+    with pytest.raises(InvalidRequestError, match=r"/var/tmp is a link in a sandbox, to /tmp"):
+        view.plan()
+
+
 def test_bubblewrap_is_told_of_one_tree(view: View) -> None:
     """For each further one it reads the list of mounts again, which is what it spends most of its time with."""
     rootfs.system(view)
