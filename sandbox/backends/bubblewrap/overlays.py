@@ -47,7 +47,7 @@ def read_only(view: View, environment: PythonEnvironment) -> None:
     """The Python environment without a layer."""
     trees = (*environment.trees, *([] if environment.layered is None else [environment.layered]))
     for number, tree in enumerate(trees):
-        view.clone(f"python{number}", tree, tree, mode="ro", owner=None, recursive=False)
+        view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
     view.aliases += environment.names
 
 

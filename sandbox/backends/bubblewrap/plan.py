@@ -80,8 +80,11 @@ def prepare(
     layer: Path | None = None,
     named: SandboxId | None = None,
     later: bool = False,
+    nested: bool = False,
 ) -> Prepared:
-    """Decide everything about a sandbox, and make its persistent home. Blocks.
+    """Decide everything about a sandbox, which is `nested` where a nest is its place, and make its persistent home.
+
+    Blocks.
 
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
@@ -118,7 +121,7 @@ def prepare(
     view.entries[RUN] = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
     if later:
         view.wait_in("run")
-    add_home(view, spec, environment, home, paths)
+    add_home(view, spec, environment, home, paths, nested=nested)
     tree = guest_tree(paths)
     view.clone(
         "guest",
@@ -167,7 +170,9 @@ def prepare(
             "root": view.plan(),
             "run": "run",
         },
-        argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
+        argv=command(
+            view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python, nested=nested
+        ),
         view=view,
         named=named,
         home=home,
@@ -185,9 +190,11 @@ def prepare(
     )
 
 
-def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[str]:
+def command(
+    view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path, nested: bool = False
+) -> list[str]:
     """The command line that becomes the sandbox."""
-    identity, as_root = view.identity, view.as_root
+    identity, as_root = view.identity, view.as_root and not nested
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
@@ -248,7 +255,9 @@ def needs_layer_on_disk() -> bool:
     return os.getuid() != 0 and saved_layers.memory_lacks_attributes()
 
 
-def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
+def add_home(
+    view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths, *, nested: bool = False
+) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
         view.entries[home] = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
@@ -260,4 +269,8 @@ def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home
                 name = f"{name}/{part}"
                 view.directories.append({"path": name, "mode": 0o755, "owner": owner})
         return
-    view.entries[home] = rootfs.home(persistent_home(paths, view.identity, as_root=view.as_root))
+    kept = persistent_home(paths, view.identity, as_root=view.as_root)
+    if view.as_root and nested:  # It lies where the guest's user may not go.
+        view.clone("home", kept, Path(home), mode="rw", owner=None, recursive=False)
+    else:
+        view.entries[home] = rootfs.home(kept)

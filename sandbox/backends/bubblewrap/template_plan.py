@@ -54,9 +54,11 @@ def plan_template(
         BackendUnavailableError: Likewise.
     """
     environment = discover(spec.python)
-    identity = choose(None)
-    home = home_path(spec, workspace_of(spec), identity)
-    view = View(base=directory / rootfs.BASE, identity=identity, as_root=False)
+    as_root = os.getuid() == 0
+    workspace = workspace_of(spec)
+    identity = choose(workspace)
+    home = home_path(spec, workspace, identity)
+    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)
     view.masked = None
     for name in _PROC:
@@ -67,7 +69,7 @@ def plan_template(
         view.entries[target] = view.private(name, size_bytes=size, mode="1777", owned=False)
     add_home(view, replace(spec, home="private"), environment, home, paths)
     tree = guest_tree(paths)
-    view.clone("guest", tree, Path(GUEST), mode="ro", owner=None, recursive=False)
+    view.clone("guest", tree, Path(GUEST), mode="ro", owner=view.foreign_owner(tree), recursive=False)
     overlays.read_only(view, environment)
     check_places(view.host_trees)
     rootfs.hide(view, [paths.runtime, paths.state])
@@ -99,7 +101,7 @@ def plan_template(
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],
-            "files": {str(SECCOMP_FD): seccomp.template(), str(FILTER_FD): seccomp.denylist()},
+            "files": {str(SECCOMP_FD): seccomp.template(), str(FILTER_FD): seccomp.denylist(setgid=as_root)},
         },
         env=given,
     )
@@ -114,8 +116,6 @@ def why_not(spec: SandboxSpec) -> str:
     Raises:
         InvalidRequestError: There is no such environment.
     """
-    if os.getuid() == 0:
-        return "it would need root's rights on the host"
     if spec.network != "none":
         return "its sandboxes share the host's network"
     environment = discover(spec.python)

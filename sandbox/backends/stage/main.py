@@ -12,7 +12,7 @@ import sys
 from .alone import be_first
 from .choices import choose
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc, load_filter
-from .mounts import make_mounts
+from .mounts import make_mounts, open_handles
 from .saying import answer, quoted, receive
 
 TYPE_CHECKING = False
@@ -32,10 +32,18 @@ def main(fd: int) -> None:
         for file in plan["cgroups"]:
             with open(file, "w") as procs:
                 procs.write("0")
+        report: dict[str, Any] | None = None
+        program = -1
         if plan.get("nest"):
-            step = "enter the nest"
             from .nest import enter
 
+            if os.geteuid() == 0:
+                # In a nest of root's nobody has root's rights: what only root may show or open, it does before.
+                step = f"open {plan['argv'][0]}"
+                program = fcntl.fcntl(os.open(plan["argv"][0], os.O_RDONLY), fcntl.F_DUPFD_CLOEXEC, 64)
+                step = "make its mounts"
+                report = make_mounts(plan["mounts"], for_others=True)
+            step = "enter the nest"
             enter(control)
         elif plan.get("alone"):
             step = "be the first process of its pid namespace"
@@ -47,22 +55,27 @@ def main(fd: int) -> None:
         if plan["session"]:
             os.setsid()
             call("adopt orphans", libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-        report: dict[str, Any] = {}
-        run: list[int] = []
+        handles: list[int] = []
         if plan["mounts"] is not None:
             step = "make its mounts"
-            report, run = make_mounts(plan["mounts"])
+            report = make_mounts(plan["mounts"]) if report is None else report
+            handles = open_handles(plan["mounts"])
+        report = report or {}
         if plan.get("filter"):
             load_filter(plan["filter"])
         argv = [word for part in plan["argv"] for word in ([part] if isinstance(part, str) else choose(part, report))]
         step = f"start {argv[0]}"
-        answer(
-            control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run
-        )
+        trees = ", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())
+        answer(control, f'"stage": {{{trees}}}', handles)
         if plan["most_processes"] is not None:
             resource.setrlimit(resource.RLIMIT_NPROC, (plan["most_processes"],) * 2)
         hand_on(control, plan["inherit"])
-        os.execve(argv[0], argv, plan["env"])
+        try:
+            os.execve(argv[0], argv, plan["env"])
+        except (PermissionError, FileNotFoundError):  # It lies where only root may go.
+            if program < 0:
+                raise
+            os.execve(program, argv, plan["env"])
     except Refused as error:
         answer(control, f'"failed": {quoted(error.step)}, "errno": {error.errno}')
     except OSError as error:

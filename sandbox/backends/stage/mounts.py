@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 
 from .alone import is_first, map_ids
 from .filling import fill, fill_as
@@ -43,13 +44,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+GUEST_UMASK = 0o022
+"""Of what a guest makes, in a workspace too: as in a container, and whatever the keeper's own is."""
+
+
+def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[str, str]:
     """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
+
+    Where they are `for_others`, anybody may go there, whoever the directories above it belong to.
 
     With a `user` in the plan this is root, who makes it for somebody else: what is read or written of that user's files
     is so with that user's rights.
 
-    Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
+    Returns why each of the plan's trees is not as asked; empty where it is.
     """
     uid, gid = os.geteuid(), os.getegid()
     user: tuple[int, int] | None = plan.get("user")
@@ -63,9 +70,11 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     clones = [(made, *open_clone(made)) for made in plan["clones"]]
     shown = open_shown(plan["root"]) if "root" in plan else {}
     base = plan["base"]
+    os.umask(0)
+    if for_others:
+        clear_way(base)
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
-    os.umask(0)
     for made in plan["file_systems"]:
         os.mkdir(made["path"], 0o755)
         links = 0 if made["follow"] else MS_NOSYMFOLLOW
@@ -98,9 +107,31 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         make_root(plan["root"], report, shown)
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
-    return report, handles
+    os.umask(GUEST_UMASK)
+    return report
+
+
+def clear_way(path: str) -> None:
+    """Let anybody come to that directory, in this mount namespace alone.
+
+    What is covered for it lay behind a closed directory, where those others could not have gone either.
+    """
+    way = [path]
+    while (above := os.path.dirname(way[0])) != "/":
+        way.insert(0, above)
+    for number, place in enumerate(way[:-1], 1):
+        if not os.stat(place).st_mode & stat.S_IXOTH:
+            mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k,nr_inodes=64")
+            for below in way[number:]:
+                os.mkdir(below, 0o755)
+            return
+
+
+def open_handles(plan: Mapping[str, Any]) -> list[int]:
+    """Descriptors of the run directory and of the base, in the mount namespace that this process stays in."""
+    base = plan["base"]
+    return [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (f"{base}/{plan['run']}", base)]
 
 
 def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:
