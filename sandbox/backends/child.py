@@ -112,7 +112,9 @@ class Child:
                     env = {**STAGE_ENV, **cgroup.env}
                     process = await start(theirs, writing, prefix=cgroup.prefix, env=env)
                 elif nursery is not None:
-                    process = await nursery.start(theirs, writing, alone=bool(plan.get("alone")))
+                    clones = (plan.get("mounts") or {}).get("clones", ())
+                    swaps = {made["swap"] for made in clones if made.get("swap")}
+                    process = await nursery.start(theirs, writing, alone=bool(plan.get("alone")), swaps=sorted(swaps))
                 else:
                     process = await start(theirs, writing)
             finally:
@@ -159,7 +161,7 @@ class Child:
             await self._go_on(said["pid"])
             said = await self.line(timeout_s=timeout_s)
         self._reported = True
-        if self._cgroup is not None:
+        if self._cgroup is not None and self._cgroup.prefix:
             await asyncio.to_thread(self._cgroup.started, self.pid)
         fds = self._control.take_fds()
         if "failed" in said:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import marshal
 import os
 import signal
 import socket
@@ -76,7 +77,9 @@ class Nursery:
         self._control: Control | None = None
         self._useless = False
 
-    async def start(self, control: socket.socket, stderr: int, *, alone: bool = False) -> Process:
+    async def start(
+        self, control: socket.socket, stderr: int, *, alone: bool = False, swaps: Sequence[tuple[int, ...]] = ()
+    ) -> Process:
         """As the function; where nothing can be forked, it does what that does.
 
         Args:
@@ -84,9 +87,12 @@ class Nursery:
             stderr: Likewise.
             alone: Whether it is to be the first process of a pid namespace; else, or where that cannot be, its plan
                 may still make it go on as one.
+            swaps: Owners that it is going to exchange.
         """
         if not self._useless:
-            work = asyncio.ensure_future(self._fork(control, stderr, b"1" if alone else b"."))
+            about = marshal.dumps(list(swaps))
+            how = (b"1" if alone else b".") + len(about).to_bytes(4, "big") + about
+            work = asyncio.ensure_future(self._fork(control, stderr, how))
             try:
                 forked = await asyncio.shield(work)
             except asyncio.CancelledError:

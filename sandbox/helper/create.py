@@ -79,9 +79,9 @@ def compose(
     if asked.private_home:
         rooms.append(("home", asked.home, asked.limits.layer_bytes, "0700"))
     for name, place, size, mode in rooms:
-        view.bind(place, view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True), mode="rw")
-    run = view.tmpfs("run", size_bytes=_bounded(run_bytes(asked.limits)), mode="0700", owned=True, follow=False)
-    view.bind(RUN, run, mode="rw")
+        view.entries[place] = view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True)
+    size = _bounded(run_bytes(asked.limits))
+    view.entries[RUN] = view.tmpfs("run", size_bytes=size, mode="0700", owned=True, follow=False)
     if asked.later:
         view.wait_in("run")
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
@@ -92,7 +92,7 @@ def compose(
         made = {"name": tree.name, "path": tree.name, "tree": trees[tree.name], "swap": None, "recursive": True}
         view.clones.append(made)
     _overlays(view, asked)
-    views, nested = _arrange(view, asked)
+    _arrange(view, asked)
     return {
         "session": False,
         "most_processes": None,
@@ -117,8 +117,7 @@ def compose(
             ],
             "overlays": view.overlays,
             "pipes": view.pipes,
-            "views": views,
-            "nested": nested,
+            "root": view.plan(),
             "run": "run",
         },
         "argv": plan.command(
@@ -159,53 +158,27 @@ def _overlays(view: View, asked: Wanted) -> None:
         )
 
 
-def _arrange(view: View, asked: Wanted) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """What is shown where: by bubblewrap at places of its own making, by the stage where a place lies in another tree.
+def _arrange(view: View, asked: Wanted) -> None:
+    """What of the user's is shown where; whether it may be written was decided when the tree was cloned.
 
-    bubblewrap makes missing directories and follows links on the way to a place, as root; so no place that it is given
-    may lie in anything that a user could have changed.
+    The stage makes nothing in trees of the user's and follows no link in them, as it does so as root.
     """
-    sources: dict[str, Any] = {tree.target: tree.name for tree in asked.trees if tree.target}
+    rooms = {"/tmp", *([asked.home] if asked.private_home else [])}
+    trees = {tree.target: rootfs.own(tree.name, mode="rw") for tree in asked.trees if tree.target}
     for one in asked.overlays:
-        sources[one.target] = {"tree": one.name, "ok": [SHOWN_AS[one.name]], "else": [one.lowers[-1]]}
-    rooms = {"/tmp": "tmp", **({asked.home: "home"} if asked.private_home else {})}
-    inside: dict[str, Any] = {**rooms, **sources}
+        whole = rootfs.own(SHOWN_AS[one.name], mode="rw")
+        trees[one.target] = rootfs.choice(one.name, whole, rootfs.own(one.lowers[-1], mode="rw"))
 
     def around(place: str) -> str:
-        return max((one for one in inside if place.startswith(f"{one}/")), key=len, default="")
+        return max((one for one in (*rooms, *trees) if place.startswith(f"{one}/")), key=len, default="")
 
-    places = [*sources, *asked.covered, *asked.links, *([asked.home] if asked.private_home else [])]
-    # Each tree with something in it is shown by a mount of its own, so that what is saved of it is itself alone.
-    parents = sorted({tree for tree in map(around, places) if tree})
-    views = {tree: f"shown{number}" for number, tree in enumerate(parents)}
-    nested: list[Mapping[str, Any]] = []
-    for place in sorted(places, key=lambda one: -one.count("/")):
-        tree = around(place)
-        if not tree:
-            if place in asked.links:
-                view.entries.setdefault(place, ["--symlink", asked.links[place], place])
-            continue
-        item = {"inside": views[tree], "path": place[len(tree) + 1 :], "make": tree in rooms}
-        if place in asked.links:
-            if tree in rooms:
-                nested.append({**item, "link": asked.links[place]})
-        elif place in asked.covered:
-            nested.append({**item, "make": False, "source": "nothing"})
-        else:
-            nested.append({**item, "source": views.get(place, inside[place])})
-            view.entries.pop(place, None)
-    for place in [*inside]:
-        if not around(place):
-            view.entries[place] = _bind(view, views.get(place, inside[place]), place)
-    return [{"path": name, "of": inside[tree]} for tree, name in views.items()], nested
-
-
-def _bind(view: View, source: Any, place: str) -> list[Any]:
-    """Words for bubblewrap; whether it may be written was decided when the tree was cloned."""
-    if isinstance(source, str):
-        return ["--bind", str(view.base / source), place]
-    ok, other = (["--bind", str(view.base / source[name][0]), place] for name in ("ok", "else"))
-    return [{"tree": source["tree"], "ok": ok, "else": other}]
+    for place in asked.covered:
+        if around(place):
+            view.entries[place] = rootfs.own("nothing")
+    view.entries.update(trees)
+    for place, leads in asked.links.items():
+        if around(place) in {"", *rooms}:
+            view.entries.setdefault(place, rootfs.link(leads))
 
 
 def _bounded(size_bytes: int) -> int:

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
@@ -30,7 +31,7 @@ ENTRIES_MAX = 1 << 32
 SIZE_MAX_BYTES = 1 << 44
 OVERLAYS = ("layer", "changes")
 PRIVATE = ("tmp", "shm", "home")
-OWN = ("etc", "run", "nothing", "environment", "changed", *OVERLAYS, *PRIVATE)
+OWN = (ROOT, "etc", "run", "nothing", "environment", "changed", *OVERLAYS, *PRIVATE)
 """Names on the stage that no tree of the sender's may have."""
 CLOSED = (
     *("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/boot"),
@@ -142,7 +143,8 @@ class _Reader:
         links = {target(place): _text(to, LINK_MAX) for place, to in _is(said["links"], dict).items()}
         if len(links) > LINKS_MAX:
             raise ValueError("there are too many links")
-        for place in [*places, *links]:
+        covered = _list(said, "covered", COVERED_MAX, target)
+        for place in [*places, *covered, *links]:
             if any(place == link or place.startswith(f"{link}/") for link in links if link != place):
                 raise ValueError(f"{place} lies behind a link")
         if {*links} & {*places}:
@@ -159,7 +161,7 @@ class _Reader:
             overlays=overlays,
             fills=fills,
             links=links,
-            covered=_list(said, "covered", COVERED_MAX, target),
+            covered=covered,
             skeleton=_list(said, "skeleton", SKELETON_MAX, _below),
             mounts=self._fd(said["mounts"]),
             later=_is(said.get("later", False), bool),

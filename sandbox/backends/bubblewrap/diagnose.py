@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from warmcell.sandbox.backends.child import StageFailedError
+from warmcell.sandbox.backends.stage.linux import RESTRICT
 from warmcell.sandbox.errors import BackendUnavailableError, SandboxStartError, WarmcellError
 
 _REFUSALS = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EINVAL, errno.ENOSYS, errno.EUSERS)
@@ -33,6 +34,12 @@ def explain(failure: StageFailedError, *, as_root: bool) -> WarmcellError:
         return BackendUnavailableError(
             f"This machine forbids {'namespaces' if as_root else 'user namespaces'} here: {why}",
             hint=cure,
+            details={"step": str(failure), "stderr": said},
+        )
+    if failure.errno == errno.ENOSYS and failure.step == RESTRICT:
+        return BackendUnavailableError(
+            "The kernel is too old: it cannot give attributes to all mounts of a tree",
+            hint="Boot Linux 5.12 or newer.",
             details={"step": str(failure), "stderr": said},
         )
     return SandboxStartError(

@@ -108,20 +108,20 @@ class BubblewrapBackend:
         """
         progress("looking at the Python environment")
         remains = Remains(directory)
-        bwrap = await in_thread(binary.find)
         prepared = await in_thread(
-            prepare,
-            spec,
-            sandbox_id=sandbox_id,
-            directory=directory,
-            gpus=gpus,
-            paths=self._paths,
-            hidden=self._hidden,
-            bwrap=bwrap.path,
-            layer=layer,
-            named=named,
-            later=later,
-            nested=nest is not None,
+            lambda: prepare(
+                spec,
+                sandbox_id=sandbox_id,
+                directory=directory,
+                gpus=gpus,
+                paths=self._paths,
+                hidden=self._hidden,
+                bwrap=binary.find().path,
+                layer=layer,
+                named=named,
+                later=later,
+                nested=nest is not None,
+            )
         )
         remains.layer = prepared.disk
         progress("starting bubblewrap")

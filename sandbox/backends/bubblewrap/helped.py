@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from warmcell.sandbox.backends.bubblewrap import rootfs
 from warmcell.sandbox.backends.bubblewrap.plan import Prepared
 from warmcell.sandbox.backends.child import Tail
 from warmcell.sandbox.backends.control import Control
@@ -179,7 +180,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
             trees.append({"name": clone["name"], "fd": opened(clone["source"]), "target": place, "writable": writable})
         private_home = any(made["path"] == "home" for made in view.file_systems)
         if not private_home:
-            source = view.entries[prepared.home][1]
+            source = view.entries[prepared.home]["host"]
             trees.append({"name": "own-home", "fd": opened(source), "target": prepared.home, "writable": True})
         overlays = [_overlay(prepared, made, shown) for made in view.overlays]
         request = {
@@ -201,7 +202,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
                 for made in view.fills
             ],
             "links": _links(prepared),
-            "covered": [target for target, words in view.entries.items() if words[1:2] == [str(view.base / "nothing")]],
+            "covered": [target for target, made in view.entries.items() if made.get("own") == "nothing"],
             "skeleton": _skeleton(prepared, "home/"),
             "later": bool(view.pipes),
             "mounts": len(fds),
@@ -220,13 +221,12 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
 
 def _shown(prepared: Prepared) -> dict[str, tuple[str, bool]]:
     """Of each thing on the stage that is shown: where, and whether it may be written."""
-    base = f"{prepared.view.base}/"
     found = {}
-    for target, words in prepared.view.entries.items():
-        words = words[0]["ok"] if isinstance(words[0], dict) else words
-        if words[0] in ("--bind", "--ro-bind", "--dev-bind") and words[1].startswith(base):
-            found[words[1].removeprefix(base)] = (target, words[0] == "--bind")
-        elif words[0] == "--dev-bind":
+    for target, made in prepared.view.entries.items():
+        made = made.get("ok", made)
+        if "own" in made:
+            found[made["own"]] = (target, made["mode"] == "rw")
+        elif made.get("mode") == "dev" and target not in rootfs.NODES:
             raise UnsupportedOperationError("Sandboxes with GPUs are not the helper's", hint="Nothing has to be done.")
     return found
 
@@ -255,9 +255,7 @@ def _links(prepared: Prepared) -> dict[str, str]:
     """Those that lead to what the user asked for; the system's are the helper's own."""
     aliases = {link for alias in prepared.view.aliases for link in _parents(alias)} | {*prepared.view.links}
     return {
-        target: words[1]
-        for target, words in prepared.view.entries.items()
-        if words[0] == "--symlink" and target in aliases
+        target: made["link"] for target, made in prepared.view.entries.items() if "link" in made and target in aliases
     }
 
 

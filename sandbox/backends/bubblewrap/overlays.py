@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.bubblewrap.rootfs import View, most_entries
+from warmcell.sandbox.backends.bubblewrap.rootfs import View, choice, most_entries, own
 from warmcell.sandbox.backends.environment import PythonEnvironment
 from warmcell.sandbox.backends.layers import Part
 
@@ -38,14 +38,7 @@ def python(view: View, environment: PythonEnvironment, *, layer_bytes: int, disk
             {"path": f"layer/upper/{name}", "mode": 0o755, "owner": owner}
             for name in _skeleton(view, environment, layered)
         ]
-    target = str(layered)
-    view.entries[target] = [
-        {
-            "tree": "layer",
-            "ok": ["--bind", str(view.base / "environment"), target],
-            "else": ["--ro-bind", str(view.base / "lower"), target],
-        }
-    ]
+    view.entries[str(layered)] = choice("layer", own("environment", mode="rw"), own("lower"))
     view.host_trees[layered] = layered
 
 
@@ -66,14 +59,7 @@ def workspace(view: View, folder: Path, *, layer_bytes: int) -> None:
         owner = (view.identity.uid, view.identity.gid) if swapped else (found.st_uid, found.st_gid)
     mode = found.st_mode & 0o7777
     _overlay(view, "workspace", "changes", lower="workspace", size_bytes=layer_bytes, disk=None, owner=owner, mode=mode)
-    target = str(folder)
-    view.entries[target] = [
-        {
-            "tree": "changes",
-            "ok": ["--bind", str(view.base / "changed"), target],
-            "else": ["--ro-bind", str(view.base / "workspace"), target],
-        }
-    ]
+    view.entries[str(folder)] = choice("changes", own("changed", mode="rw"), own("workspace"))
 
 
 def _overlay(

@@ -17,6 +17,7 @@ from warmcell.sandbox.backends.identity import Identity, choose
 from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import (
     GUEST,
+    LANG,
     RUN,
     USUAL_HOME,
     check_places,
@@ -34,9 +35,13 @@ from warmcell.sandbox.models import GpuDevice, Network, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 
 STATUS_FD, SECCOMP_FD, UP_FD = 7, 8, 9
-ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; exec "$@" {UP_FD}>&-"""
-"""Run by the guest's /bin/sh just before init: the moment at which everything before it has worked."""
-WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}; unset PWD; exec "$@\""""
+ANNOUNCE = f"""echo '{{"up": true}}' >&{UP_FD}; unset PWD; export LANG={LANG}; exec "$@" {UP_FD}>&-"""
+"""Run by the guest's /bin/sh just before init: the moment at which everything before it has worked.
+
+What runs before needs no language, and would load all of it.
+"""
+WAIT = f"""echo '{{"up": true}}' >&{UP_FD}; exec {UP_FD}>&-; read -r go <{RUN}/{BEGIN}
+unset PWD; export LANG={LANG}; exec "$@\""""
 """The same, where init is to come later."""
 
 
@@ -45,7 +50,7 @@ class Prepared:
     """What the driver starts, and what it tells about it."""
 
     mounts: Mapping[str, Any]
-    argv: Sequence[Any]
+    argv: Sequence[str]
     files: Mapping[int, bytes]
     disk: Path | None
     """Directory of the layer, where that is not in memory."""
@@ -112,9 +117,8 @@ def prepare(
         ("tmp", "/tmp", spec.limits.layer_bytes),
         ("shm", "/dev/shm", spec.limits.shm_bytes),
     ):
-        view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
-    run = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
-    view.bind(RUN, run, mode="rw")
+        view.entries[target] = view.private(name, size_bytes=size, mode="1777", owned=False)
+    view.entries[RUN] = view.tmpfs("run", size_bytes=run_bytes(spec.limits), mode="0700", owned=True, follow=False)
     if later:
         view.wait_in("run")
     add_home(view, spec, environment, home, paths, nested=nested)
@@ -166,6 +170,7 @@ def prepare(
             "fills": view.fills,
             "overlays": view.overlays,
             "pipes": view.pipes,
+            "root": view.plan(),
             "run": "run",
         },
         argv=command(
@@ -203,13 +208,13 @@ def reachable(view: View, bwrap: Path) -> Path:
 
 def command(
     view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path, nested: bool = False
-) -> list[Any]:
-    """The command line that becomes the sandbox, choices of the stage among its words."""
+) -> list[str]:
+    """The command line that becomes the sandbox."""
     identity, as_root = view.identity, view.as_root and not nested
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
-        *inside(view, variables(identity, home=home, python=python)),
+        *inside(view, {**variables(identity, home=home, python=python), "LANG": "C"}),
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),
@@ -217,11 +222,11 @@ def command(
     ]
 
 
-def inside(view: View, env: Mapping[str, str]) -> list[Any]:
+def inside(view: View, env: Mapping[str, str]) -> list[str]:
     """Words for what is to be seen, up to the command that begins there."""
     return [
         *view.words(),
-        *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/", "--clearenv"),
+        *("--chdir", "/", "--clearenv"),
         *(word for name, value in env.items() for word in ("--setenv", name, value)),
         *("--json-status-fd", str(STATUS_FD), "--seccomp", str(SECCOMP_FD), "--"),
     ]
@@ -238,6 +243,8 @@ def _namespaces(network: Network, identity: Identity, named: SandboxId, *, as_ro
             words += ["--cap-add", capability]
     else:
         words += ["--unshare-user", "--uid", str(identity.uid), "--gid", str(identity.gid), "--cap-add", "CAP_SETPCAP"]
+        # So that the guest is in a user namespace within the one that owns all others.
+        words.append("--disable-userns")
         # Not as root: bubblewrap outside has no capabilities either, so when it is killed the kernel does not let its
         # death signal reach a process of another uid. There a reaper of bubblewrap's, still of its uid, is the first
         # process, and takes all others with it.
@@ -269,8 +276,7 @@ def add_home(
 ) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
-        path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
-        view.bind(home, path, mode="rw")
+        view.entries[home] = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
         if environment.layered is None and view.saved is None:
             # pip installs here; Python looks here only if it is there at its start.
             owner = (view.identity.uid, view.identity.gid) if view.as_root else None
@@ -283,4 +289,4 @@ def add_home(
     if view.as_root and nested:  # It lies where the guest's user may not go.
         view.clone("home", kept, Path(home), mode="rw", owner=None, recursive=False)
     else:
-        view.bind(home, kept, mode="rw")
+        view.entries[home] = rootfs.home(kept)

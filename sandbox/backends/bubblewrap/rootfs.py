@@ -1,8 +1,8 @@
 """What a sandbox sees: the plan of its file system, for the stage and for bubblewrap's command line.
 
-The stage makes, below one directory that only the sandbox's processes can see (`BASE`), the file systems and trees that
-need more than bubblewrap can do: size caps, mapped owners, the writable layer. bubblewrap then composes the root from
-them and from the host's system directories, parents before children.
+The stage makes, below one directory that only the sandbox's processes can see (`BASE`), file systems with their caps,
+trees with mapped owners, the writable layer; and below that (`ROOT`) the root, put together of these and of the host's
+system directories. bubblewrap shows that as one tree, and adds /proc, which must be of the sandbox's own processes.
 """
 
 import os
@@ -21,12 +21,23 @@ from warmcell.sandbox.models import GpuDevice, Mount, Network
 
 BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
+ROOT = "root"
+"""Name of the root below that."""
 PAGE_BYTES = 4096
 
-_MADE_WHOLE = ("/etc", "/proc", "/dev")
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
 _SYS_WITH_GPU = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
+NODES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
+"""Devices that every sandbox has."""
+_NODE_LINKS = {
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "fd": "/proc/self/fd",
+    "core": "/proc/kcore",
+    "ptmx": "pts/ptmx",
+}
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 _PROC_MASKED = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
 
@@ -38,8 +49,10 @@ class View:
     base: Path
     identity: Identity
     as_root: bool
-    entries: dict[str, list[Any]] = field(default_factory=dict)
-    """Guest path → words for bubblewrap, or a choice that the stage makes."""
+    entries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Guest path → what is there, as the stage is told it: one of the functions below, or a choice between two."""
+    masked: tuple[str, ...] | None = ()
+    """What of the sandbox's own /proc shows nothing; None where it has none of its own."""
     host_trees: dict[Path, Path] = field(default_factory=dict)
     """Guest path → host path of what is shown of the host, for checks."""
     asked: set[Path] = field(default_factory=set)
@@ -60,8 +73,8 @@ class View:
     parts: dict[str, Part] = field(default_factory=dict)
     """What `save_layer` saves of it."""
 
-    def tmpfs(self, name: str, *, size_bytes: int, mode: str, owned: bool, follow: bool = True) -> Path:
-        """A file system in memory of at most `size_bytes`; its path on the stage's side.
+    def tmpfs(self, name: str, *, size_bytes: int, mode: str, owned: bool, follow: bool = True) -> Mapping[str, Any]:
+        """A file system in memory of at most `size_bytes`, which can be shown.
 
         Args:
             follow: Whether symbolic links on it work. Where the host opens what a guest made, they must not.
@@ -69,14 +82,14 @@ class View:
         owner = f",uid={self.identity.uid},gid={self.identity.gid}" if owned and self.as_root else ""
         options = f"mode={mode},size={size_bytes},nr_inodes={most_entries(size_bytes)}{owner}"
         self.file_systems.append({"path": name, "options": options, "follow": follow})
-        return self.base / name
+        return own(name, mode="rw")
 
     def wait_in(self, name: str) -> None:
         """Have init come only when somebody writes to the FIFO `begin` in this run directory."""
         owner = (self.identity.uid, self.identity.gid) if self.as_root else None
         self.pipes.append({"path": f"{name}/{BEGIN}", "owner": owner})
 
-    def private(self, name: str, *, size_bytes: int, mode: str, owned: bool) -> Path:
+    def private(self, name: str, *, size_bytes: int, mode: str, owned: bool) -> Mapping[str, Any]:
         """A file system in memory whose files are saved, and here again where a saved layer has them."""
         most = most_entries(size_bytes)
         self.parts[name] = Part(place=name, most_bytes=size_bytes, most_entries=most)
@@ -90,15 +103,10 @@ class View:
         caps = {"most_bytes": most_bytes, "most_entries": most_entries}
         self.fills.append({"source": str(source), "path": path, "only_top": only_top, **caps})
 
-    def bind(self, target: str, source: Path, *, mode: str = "ro") -> None:
-        """Show what the stage has made at `source`."""
-        flag = {"ro": "--ro-bind", "rw": "--bind", "dev": "--dev-bind"}[mode]
-        self.entries[target] = [flag, str(source), target]
-
     def show(self, source: Path, target: Path | None = None, *, mode: str = "ro") -> None:
         """Show a tree of the host, as it is."""
         target = target or source
-        self.bind(str(target), source, mode=mode)
+        self.entries[str(target)] = host(source, mode=mode)
         self.host_trees[target] = source
 
     def clone(
@@ -117,9 +125,7 @@ class View:
         """
         swap = self._swap(owner)
         self.clones.append({"name": name, "path": name, "source": str(source), "swap": swap, "recursive": recursive})
-        path = str(self.base / name)
-        ok = ["--bind" if mode == "rw" else "--ro-bind", path, str(target)]
-        self.entries[str(target)] = [{"tree": name, "ok": ok, "else": ["--ro-bind", path, str(target)]}]
+        self.entries[str(target)] = choice(name, own(name, mode="rw" if mode == "rw" else "ro"), own(name))
         self.host_trees[target] = source
 
     def swapped(self, path: Path) -> tuple[int, int, int, int] | None:
@@ -136,22 +142,89 @@ class View:
         found = path.stat()
         return None if found.st_uid == self.identity.uid else (found.st_uid, found.st_gid)
 
-    def words(self) -> list[Any]:
-        """The composed root as words for bubblewrap, choices of the stage among them."""
+    def plan(self) -> Mapping[str, Any]:
+        """The root, as the stage puts it together, parents before what lies in them.
+
+        Raises:
+            InvalidRequestError: Something lies behind a link of the sandbox's own.
+        """
+        self._make_links()
+        rooms = {str(made["path"]) for made in self.file_systems}
+        return {
+            "path": ROOT,
+            "entries": [
+                {"place": place.removeprefix("/"), "make": self._is_ours(place, rooms), **self.entries[place]}
+                for place in sorted(self.entries, key=_depth)
+            ],
+        }
+
+    def words(self) -> list[str]:
+        """What bubblewrap is told to show."""
+        words = ["--dev-bind", str(self.base / ROOT), "/"]
+        if self.masked is not None:
+            words += ["--proc", "/proc"]
+            words += [word for masked in self.masked for word in ("--ro-bind", "/dev/null", masked)]
+        return words
+
+    def _make_links(self) -> None:
         whole = (*map(str, self.host_trees), *RESERVED)
         for place, leads in self.links.items():
-            self.entries[place] = ["--symlink", leads, place]
+            self.entries[place] = link(leads)
         for alias in self.aliases:
-            for link, target in links_on(alias):
-                if not _in_any(str(link), whole):
-                    self.entries.setdefault(str(link), ["--symlink", target, str(link)])
-        whole = (*map(str, self.host_trees), *_MADE_WHOLE)
-        for path in list(self.entries):
-            while (path := os.path.dirname(path)) != "/":
-                if not _in_any(path, whole):
-                    # By itself bubblewrap makes them for root alone.
-                    self.entries.setdefault(path, ["--perms", "0755", "--dir", path])
-        return [word for target in sorted(self.entries, key=_depth) for word in self.entries[target]]
+            for way, target in links_on(alias):
+                if not _in_any(str(way), whole):
+                    self.entries.setdefault(str(way), link(target))
+
+    def _is_ours(self, place: str, rooms: set[str]) -> bool:
+        """Whether what lies around a place is the sandbox's own, so that directories may be made there."""
+        around = place
+        while around != "/":
+            around = os.path.dirname(around)
+            if around in self.entries:
+                entry = self.entries[around]
+                if "link" in entry:
+                    raise InvalidRequestError(
+                        f"{place} cannot be shown: {around} is a link in a sandbox, to {entry['link']}",
+                        hint="Choose a target that has no link on its way.",
+                    )
+                ours = entry.get("ours", False) or entry.get("own") in rooms
+                return ours or "file_system" in entry or "directory" in entry
+        return True
+
+
+def own(name: str, *, mode: str = "ro") -> Mapping[str, Any]:
+    """A tree of the stage's, by its name below the base."""
+    return {"own": name, "mode": mode}
+
+
+def host(path: Path, *, mode: str = "ro") -> Mapping[str, Any]:
+    """A tree, or with mode "dev" a device, of the host's."""
+    return {"host": str(path), "mode": mode}
+
+
+def home(path: Path) -> Mapping[str, Any]:
+    """A directory of the host's that is nobody's but the sandbox's."""
+    return {**host(path, mode="rw"), "ours": True}
+
+
+def link(leads: str) -> Mapping[str, Any]:
+    """A symbolic link, unless a saved layer has something there."""
+    return {"link": leads}
+
+
+def directory(mode: int) -> Mapping[str, Any]:
+    """An empty one. Those that are on the way to something need not be asked for."""
+    return {"directory": mode}
+
+
+def file_system(kind: str) -> Mapping[str, Any]:
+    """One that is made for that place: "devpts", or "tmpfs", which is closed when all of the root is there."""
+    return {"file_system": kind}
+
+
+def choice(tree: str, ok: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one if `tree` could be made as it was asked for, else the other."""
+    return {"tree": tree, "ok": ok, "else": other}
 
 
 def most_entries(size_bytes: int) -> int:
@@ -173,21 +246,22 @@ def system(view: View) -> None:
     for name in _TOP_LEVEL:
         path = Path("/", name)
         if path.is_symlink():
-            view.entries[str(path)] = ["--symlink", os.readlink(path), str(path)]
+            view.entries[str(path)] = link(os.readlink(path))
         elif path.is_dir():
             view.show(path)
-    view.entries["/proc"] = ["--proc", "/proc"]
-    for masked in _PROC_MASKED:
-        if Path(masked).exists():
-            view.entries[masked] = ["--ro-bind", "/dev/null", masked]
-    view.entries["/dev"] = ["--dev", "/dev"]
+    view.entries["/proc"] = directory(0o555)
+    view.masked = tuple(masked for masked in _PROC_MASKED if Path(masked).exists())
+    view.entries["/dev"] = file_system("tmpfs")
+    view.entries["/dev/pts"] = file_system("devpts")
+    view.entries.update({node: host(Path(node), mode="dev") for node in NODES})
+    view.entries.update({f"/dev/{name}": link(leads) for name, leads in _NODE_LINKS.items()})
     for path in map(Path, _SYS):
         if path.exists():
             view.show(path)
     # The helper mounts memory images on it, which nobody else may enter.
-    view.entries[IMAGES] = ["--perms", "0700", "--dir", IMAGES]
-    view.entries["/var/tmp"] = ["--symlink", "/tmp", "/var/tmp"]
-    view.entries["/var/run"] = ["--symlink", "/run", "/var/run"]
+    view.entries[IMAGES] = directory(0o700)
+    view.entries["/var/tmp"] = link("/tmp")
+    view.entries["/var/run"] = link("/run")
 
 
 def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
@@ -197,7 +271,7 @@ def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
         return
     for node in (*nodes, *_GPU_NODES):
         if Path(node).exists():
-            view.entries[node] = ["--dev-bind", node, node]
+            view.entries[node] = host(Path(node), mode="dev")
     for pattern in _SYS_WITH_GPU:
         for path in sorted(Path("/").glob(pattern.lstrip("/"))):
             view.show(path)
@@ -214,9 +288,9 @@ def configuration(
     for name in made.shown:
         names.update(f"etc/{parent}" for parent in (Path(name), *Path(name).parents) if str(parent) != ".")
     view.directories += [{"path": name, "mode": 0o755, "owner": None} for name in sorted(names)]
-    view.bind("/etc", view.base / "etc")
+    view.entries["/etc"] = own("etc")
     for name, source in made.shown.items():
-        view.bind(f"/etc/{name}", source)
+        view.entries[f"/etc/{name}"] = host(source)
     files = {f"etc/{name}": content for name, content in made.files.items()}
     return files, {f"etc/{name}": target for name, target in made.links.items()}
 
@@ -261,4 +335,4 @@ def _cover(view: View, place: Path) -> None:
         view.directories += [
             {"path": str(Path(name, step.relative_to(place))), "mode": 0o755, "owner": None} for step in sorted(wanted)
         ]
-    view.bind(str(place), view.base / name)
+    view.entries[str(place)] = own(name)

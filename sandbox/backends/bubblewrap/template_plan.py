@@ -40,7 +40,7 @@ class TemplatePlan:
     """What is started."""
 
     mounts: Mapping[str, Any]
-    argv: tuple[Any, ...]
+    argv: tuple[str, ...]
     inherit: Mapping[str, Any]
     env: Mapping[str, str]
 
@@ -61,14 +61,13 @@ def plan_template(
     home = home_path(spec, workspace, identity)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)
-    view.entries = {path: words for path, words in view.entries.items() if path.split("/")[1] != "proc"}
-    view.entries["/proc"] = ["--perms", "0555", "--dir", "/proc"]
+    view.masked = None
     for name in _PROC:
         if Path("/proc", name).exists():
-            view.entries[f"/proc/{name}"] = ["--ro-bind", f"/proc/{name}", f"/proc/{name}"]
+            view.entries[f"/proc/{name}"] = rootfs.host(Path("/proc", name))
     files, links = rootfs.configuration(view, "none", home=home, name="warmcell-template")
     for name, target, size in (("tmp", "/tmp", spec.limits.layer_bytes), ("shm", "/dev/shm", spec.limits.shm_bytes)):
-        view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
+        view.entries[target] = view.private(name, size_bytes=size, mode="1777", owned=False)
     add_home(view, replace(spec, home="private"), environment, home, paths)
     tree = guest_tree(paths)
     view.clone("guest", tree, Path(GUEST), mode="ro", owner=view.foreign_owner(tree), recursive=False)
@@ -91,6 +90,7 @@ def plan_template(
             "clones": view.clones,
             "fills": (),
             "overlays": (),
+            "root": view.plan(),
             "run": "tmp",
         },
         argv=(

@@ -8,9 +8,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def choose(part: Any, report: Mapping[str, Any]) -> list[str]:
-    """Words of the command line: as given, or those that hold if a tree could be made as asked, else the others."""
-    if isinstance(part, str):
-        return [part]
-    words: list[str] = part["else"] if report[part["tree"]] else part["ok"]
-    return words
+def choose(part: Mapping[str, Any], report: Mapping[str, str]) -> Any:
+    """What holds if a tree could be made as asked, or what holds if not."""
+    return part["else"] if report[part["tree"]] else part["ok"]

@@ -13,12 +13,15 @@ MNT_DETACH = 2
 AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC = 1, 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH = 4
-MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 2, 4, 0x00100000
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 2, 4, 8
 SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_OPENAT2, SYS_MOUNT_SETATTR = 428, 429, 437, 442
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, SECCOMP_STEP_BYTES = 22, 2, 8
+
+RESTRICT = "restrict a mount"
+"""The step that needs the newest kernel of all."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,6 +79,16 @@ def clone(path: str) -> int:
     """A mount, nowhere yet, of the tree at `path` with all that is mounted in it."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE
     return call(f"open {path}", libc.syscall(SYS_OPEN_TREE, AT_FDCWD, os.fsencode(path), flags))
+
+
+def restrict(tree: int, attributes: int, flags: int = 0) -> None:
+    """Add attributes to the mount of a descriptor, with AT_RECURSIVE to all in it. What holds already is kept."""
+    change = MountAttr(attributes, 0, 0, 0)
+    size = ctypes.sizeof(change)
+    call(
+        RESTRICT,
+        libc.syscall(SYS_MOUNT_SETATTR, tree, b"", flags | AT_EMPTY_PATH, ctypes.byref(change), size),
+    )
 
 
 def attach(tree: int, path: str, *, there: bool = False) -> None:

@@ -60,7 +60,7 @@ def main(fd: int) -> None:
         report = report or {}
         if plan.get("filter"):
             load_filter(plan["filter"])
-        argv = [word for part in plan["argv"] for word in choose(part, report)]
+        argv = [word for part in plan["argv"] for word in ([part] if isinstance(part, str) else choose(part, report))]
         step = f"start {argv[0]}"
         trees = ", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())
         answer(control, f'"stage": {{{trees}}}', handles)

@@ -7,7 +7,6 @@ import os
 import stat
 
 from .alone import is_first, map_ids
-from .choices import choose
 from .filling import fill, fill_as
 from .linux import (
     AT_EMPTY_PATH,
@@ -36,9 +35,9 @@ from .linux import (
     mount,
     write,
 )
-from .nesting import nest
 from .overlay import make_overlay
 from .owners import namespace_that_swaps
+from .root import make_root, open_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     # First of all, since a workspace may contain the very directory that the rest is mounted in.
     clones = [(made, *open_clone(made)) for made in plan["clones"]]
+    shown = open_shown(plan["root"]) if "root" in plan else {}
     base = plan["base"]
     os.umask(0)
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
@@ -101,9 +101,9 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
     report = {made["name"]: why for made, _, why in clones}
     report.update({made["name"]: make_overlay(made, user=user) for made in plan["overlays"]})
     for made in plan.get("views", ()):
-        attach(clone(choose(made["of"], report)[0]), made["path"], there=made.get("there", False))
-    for made in plan.get("nested", ()):
-        nest(made, report)
+        attach(clone(made["of"]), made["path"], there=made["there"])
+    if "root" in plan:
+        make_root(plan["root"], report, shown)
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     os.chdir("/")

@@ -8,7 +8,9 @@ from .alone import number_of
 from .linux import CLONE_NEWUSER, Refused, libc, write
 
 ID_MAX = 2**32 - 1
+MOST = 64
 _namespaces: dict[tuple[int, int, int, int], int] = {}
+"""At most so many are kept; no process is in them."""
 
 
 def namespace_that_swaps(uid: int, other_uid: int, gid: int, other_gid: int) -> int:
@@ -16,6 +18,8 @@ def namespace_that_swaps(uid: int, other_uid: int, gid: int, other_gid: int) -> 
     key = (uid, other_uid, gid, other_gid)
     if key in _namespaces:
         return _namespaces[key]
+    while len(_namespaces) >= MOST:
+        os.close(_namespaces.pop(next(iter(_namespaces))))
     made_read, made_write = os.pipe()
     done_read, done_write = os.pipe()
     child = os.fork()

@@ -8,12 +8,13 @@ import sys
 
 def receive(control: _socket.socket, size: int) -> bytes:
     """Exactly `size` bytes."""
-    data = bytearray()
-    while len(data) < size:
-        more = control.recv(size - len(data))
-        if not more:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        got = control.recv_into(left)
+        if not got:
             sys.exit(1)  # The keeper is gone.
-        data += more
+        left = left[got:]
     return bytes(data)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from warmcell.sandbox.backends.bubblewrap import binary, diagnose
 from warmcell.sandbox.backends.child import StageFailedError
+from warmcell.sandbox.backends.stage.linux import RESTRICT
 from warmcell.sandbox.errors import BackendUnavailableError, SandboxStartError
 
 
@@ -67,6 +68,13 @@ def test_other_failures_show_what_bubblewrap_said() -> None:
     assert isinstance(error, SandboxStartError)
     assert said in error.message
     assert error.hint
+
+
+def test_a_kernel_that_is_too_old_is_told_apart() -> None:
+    """The step is that of the stage's own, whose words can change."""
+    error = diagnose.explain(StageFailedError(RESTRICT, errno.ENOSYS, ""), as_root=True)
+    assert isinstance(error, BackendUnavailableError)
+    assert "5.12" in error.hint
 
 
 def _program(path: Path, text: str) -> Path:

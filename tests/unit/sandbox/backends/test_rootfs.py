@@ -22,7 +22,7 @@ def view(tmp_path: Path) -> View:
 
 def targets(view: View) -> list[str]:
     """Guest paths in the order in which they are made."""
-    return [word for word in map(str, view.words()) if word in view.entries]
+    return [f"/{made['place']}" for made in view.plan()["entries"]]
 
 
 def test_parents_are_made_before_what_lies_in_them(view: View, tmp_path: Path) -> None:
@@ -30,17 +30,47 @@ def test_parents_are_made_before_what_lies_in_them(view: View, tmp_path: Path) -
     for name in ("a/b/c", "a", "a/b"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         view.show(tmp_path / name)
-    made = [path for path in targets(view) if path.startswith(str(tmp_path / "a"))]
-    assert list(dict.fromkeys(made)) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/c")]
+    assert targets(view) == [str(tmp_path / name) for name in ("a", "a/b", "a/b/c")]
 
 
-def test_directories_on_the_way_can_be_entered(view: View) -> None:
-    """An interpreter below a closed home must be reached by a guest that is somebody else."""
-    view.show(Path("/usr"), Path("/root/.pyenv/versions/3.12"))
-    words = view.words()
-    for parent in ("/root", "/root/.pyenv", "/root/.pyenv/versions"):
-        at = words.index(parent)
-        assert words[at - 3 : at] == ["--perms", "0755", "--dir"]
+def test_directories_are_made_in_what_is_the_sandboxs_own_only(view: View, tmp_path: Path) -> None:
+    """Never on the host, whatever is shown of it."""
+    rootfs.system(view)
+    view.show(tmp_path)
+    view.entries["/tmp"] = view.tmpfs("tmp", size_bytes=4096, mode="1777", owned=False)
+    view.clone("workspace", tmp_path, Path("/tmp/work"), mode="rw", owner=None, recursive=True)
+    view.entries["/home/me"] = rootfs.home(tmp_path)
+    for place in (
+        tmp_path / "a",
+        "/tmp/b",
+        "/tmp/work/c",
+        "/tmp/work/c/d/e",
+        "/home/me/f",
+        "/opt/g",
+        "/dev/h",
+        "/etc/i",
+    ):
+        view.entries[str(place)] = rootfs.own("nothing")
+    view.entries["/etc"] = rootfs.own("etc")
+    made = {entry["place"]: entry["make"] for entry in view.plan()["entries"]}
+    assert all(made[place] for place in ("tmp/b", "home/me/f", "opt/g", "dev/h", "usr", "proc"))
+    assert not any(made[place] for place in (f"{tmp_path}/a"[1:], "tmp/work/c", "tmp/work/c/d/e", "etc/i"))
+
+
+def test_a_mount_behind_a_link_of_the_sandboxs_own_is_refused(view: View, tmp_path: Path) -> None:
+    """Links are not followed when the root is put together; better said before anything is made."""
+    rootfs.system(view)
+    rootfs.extra_mount(view, Mount(source=str(tmp_path), target="/var/tmp/data"), 0)
+    with pytest.raises(InvalidRequestError, match=r"/var/tmp is a link in a sandbox, to /tmp"):
+        view.plan()
+
+
+def test_bubblewrap_is_told_of_one_tree(view: View) -> None:
+    """For each further one it reads the list of mounts again, which is what it spends most of its time with."""
+    rootfs.system(view)
+    assert view.masked
+    masks = [word for masked in view.masked for word in ("--ro-bind", "/dev/null", masked)]
+    assert view.words() == ["--dev-bind", str(view.base / rootfs.ROOT), "/", "--proc", "/proc", *masks]
 
 
 def test_links_on_the_way_are_made_as_they_are(view: View, tmp_path: Path) -> None:
@@ -50,9 +80,9 @@ def test_links_on_the_way_are_made_as_they_are(view: View, tmp_path: Path) -> No
     (tmp_path / "two").symlink_to(tmp_path / "real")
     view.show(tmp_path / "real")
     view.aliases.append(tmp_path / "one" / "below")
-    words = view.words()
-    assert words[words.index(str(tmp_path / "one")) - 1] == "two"
-    assert words[words.index(str(tmp_path / "two")) - 1] == str(tmp_path / "real")
+    made = {f"/{entry['place']}": entry.get("link") for entry in view.plan()["entries"]}
+    assert made[str(tmp_path / "one")] == "two"
+    assert made[str(tmp_path / "two")] == str(tmp_path / "real")
 
 
 def test_a_link_that_a_tree_has_is_not_made_again(view: View, tmp_path: Path) -> None:
@@ -61,7 +91,7 @@ def test_a_link_that_a_tree_has_is_not_made_again(view: View, tmp_path: Path) ->
     (tmp_path / "tree" / "link").symlink_to("elsewhere")
     view.show(tmp_path / "tree")
     view.aliases.append(tmp_path / "tree" / "link")
-    assert str(tmp_path / "tree" / "link") not in view.words()
+    assert str(tmp_path / "tree" / "link") not in targets(view)
 
 
 def test_links_in_a_circle_come_to_an_end(tmp_path: Path) -> None:
@@ -96,6 +126,10 @@ def test_a_mount_in_a_tree_that_has_no_such_place_is_refused(view: View, tmp_pat
     rootfs.extra_mount(view, mount, 0)
     with pytest.raises(InvalidRequestError, match="no such place"):
         check_places(view.host_trees)
+    (tmp_path / "work" / "data").symlink_to(tmp_path / "data")
+    with pytest.raises(InvalidRequestError, match="a link leads"):
+        check_places(view.host_trees)
+    (tmp_path / "work" / "data").unlink()
     (tmp_path / "work" / "data").mkdir()
     check_places(view.host_trees)
     assert mount.target in view.entries
@@ -107,7 +141,7 @@ def test_the_keepers_own_files_are_covered(view: View, tmp_path: Path) -> None:
     state.mkdir(parents=True)
     view.show(tmp_path / "home", mode="rw")
     rootfs.hide(view, [state, tmp_path / "not-there"])
-    assert view.entries[str(state)] == ["--ro-bind", str(view.base / "nothing"), str(state)]
+    assert view.entries[str(state)] == {"own": "nothing", "mode": "ro"}
 
 
 def test_a_mount_of_the_keepers_own_files_is_refused(view: View, tmp_path: Path) -> None:
@@ -125,7 +159,7 @@ def test_only_leased_devices_are_there(view: View) -> None:
     rootfs.graphics(view, [GpuDevice(uuid="S", index=0, name="S", memory_total_bytes=1, simulated=True)])
     assert not view.entries
     rootfs.graphics(view, [real])
-    assert view.entries["/dev/zero"] == ["--dev-bind", "/dev/zero", "/dev/zero"]
+    assert view.entries["/dev/zero"] == {"host": "/dev/zero", "mode": "dev"}
 
 
 def test_the_etc_of_a_sandbox_knows_only_the_guest() -> None:

@@ -1,0 +1,64 @@
+"""What the helper has the stage make for somebody else."""
+
+from pathlib import Path
+
+from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
+from warmcell.sandbox.helper.create import compose
+from warmcell.sandbox.helper.wanted import OWN, Overlay, Tree, Wanted
+from warmcell.sandbox.models import Limits
+
+PLACES = {"lower": "", "folder": "/srv/work", "inner": "/srv/work/inner", "mine": "/tmp/mine"}
+
+
+def asked() -> Wanted:
+    trees = tuple(Tree(name=name, fd=0, target=target, writable=True) for name, target in PLACES.items())
+    overlays = tuple(
+        Overlay(name=name, lowers=("lower",), target=target, size_bytes=1 << 20, mode=0o755, skeleton=())
+        for name, target in (("layer", "/opt/env"), ("changes", "/srv/changed"))
+    )
+    return Wanted(
+        id="abcdefghijkl",
+        named="abcdefghijkl",
+        network="none",
+        limits=Limits(),
+        python="/opt/env/bin/python",
+        home="/home/me",
+        private_home=True,
+        trees=trees,
+        overlays=overlays,
+        fills=(),
+        links={"/tmp/link": "/srv", "/srv/work/link": "/srv", "/srv/name": "/srv/work"},
+        covered=("/srv/work/secret", "/srv/else"),
+        skeleton=("x",),
+        mounts=0,
+        later=True,
+    )
+
+
+def composed(tmp_path: Path) -> dict[str, dict[str, object]]:
+    made = compose(asked(), dict.fromkeys(PLACES, 0), uid=4321, gid=4321, runtime=str(tmp_path), bwrap=Path("/bwrap"))
+    return {f"/{entry['place']}": entry for entry in made["mounts"]["root"]["entries"]}
+
+
+def test_no_tree_can_have_a_name_that_the_stage_makes(tmp_path: Path) -> None:
+    """It would be in the way, or be taken for what is the sandbox's own."""
+    made = compose(asked(), dict.fromkeys(PLACES, 0), uid=4321, gid=4321, runtime=str(tmp_path), bwrap=Path("/bwrap"))
+    mounts = made["mounts"]
+    kinds = ("file_systems", "directories", "files", "links", "overlays", "pipes")
+    names = {str(one["path"]).split("/")[0] for kind in kinds for one in mounts[kind]}
+    names |= {mounts["root"]["path"], mounts["run"]}
+    assert ROOT in names
+    assert names <= {*OWN}
+
+
+def test_nothing_is_made_in_trees_of_the_users(tmp_path: Path) -> None:
+    """Only in the sandbox's own memory."""
+    made = composed(tmp_path)
+    assert made["/tmp/mine"]["make"]
+    assert made["/srv/work"]["make"]
+    assert not made["/srv/work/inner"]["make"]
+    assert made["/srv/work/secret"]["own"] == "nothing"
+    assert not made["/srv/work/secret"]["make"]
+    assert made["/tmp/link"]["link"] == made["/srv/name"]["link"].removesuffix("/work")  # type: ignore[attr-defined]
+    # A link in a user's tree, or a cover over nothing, is not made at all.
+    assert not {"/srv/work/link", "/srv/else"} & {*made}
