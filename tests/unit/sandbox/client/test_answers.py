@@ -226,8 +226,10 @@ def test_heads_of_a_tar_take_bounded_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "token"),
-    [("127.0.0.1:8890", "t"), ("ftp://a", "t"), ("http://", "t"), ("http://a:99999", "t"), ("http://[", "t")]
-    + [("http://a b\n", "t"), ("http://a", "a\nb"), ("http://a", "ä")],
+    [
+        *(("127.0.0.1:8890", "t"), ("ftp://a", "t"), ("http://", "t"), ("http://a:99999", "t"), ("http://[", "t")),
+        *(("http://a b\n", "t"), ("http://a", "a\nb"), ("http://a", "ä")),
+    ],
 )
 def test_what_is_no_server_is_refused_at_once(url: str, token: str) -> None:
     """Instead of a keeper that is said not to be reached."""

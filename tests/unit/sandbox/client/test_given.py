@@ -51,8 +51,10 @@ def test_what_is_no_command_is_refused(argv: tuple[object, ...]) -> None:
 
 @pytest.mark.parametrize(
     "wanted",
-    [{"preload": "torch"}, {"gpu": 1}, {"gpu": ["A100", 2]}, {"network": "pypi.org"}, {"network": 5}]
-    + [{"preload": [1]}, {"memory": 2.5}, {"memory": "9" * 5000}],
+    [
+        *({"preload": "torch"}, {"preload": [1]}, {"gpu": 1}, {"gpu": ["A100", 2]}, {"network": "pypi.org"}),
+        *({"network": 5}, {"memory": 2.5}, {"memory": "9" * 5000}),
+    ],
 )
 def test_one_text_is_no_list_of_them(wanted: Any) -> None:
     """Each letter of "torch" would be a module."""
@@ -91,7 +93,7 @@ def test_an_id_leads_to_nothing_else(ask: Callable[[Core], Any]) -> None:
 
 def test_a_number_without_an_end_is_refused() -> None:
     """JSON has none."""
-    with pytest.raises(InvalidRequestError, match="finite|JSON"):
+    with pytest.raises(InvalidRequestError, match="JSON"):
         warmcell.Sandbox(timeout=float("nan"), url=NOBODY.url)
 
 
