@@ -180,6 +180,7 @@ def test_they_are_suspended_and_forked_with_all_they_have(at_home: None) -> None
 
 
 FLOOD = "for n in range(4000):\n    print('x' * 10_000)\nopen('/tmp/flooded', 'w').close()"
+PIECES = FLOOD.replace("10_000)", "10_000, flush=True)")
 
 
 async def test_who_reads_slowly_holds_up_nobody_else(at_home: None, shared_box: Sandbox) -> None:
@@ -192,7 +193,7 @@ async def test_who_reads_slowly_holds_up_nobody_else(at_home: None, shared_box: 
         stands.set()
         await go_on.wait()
 
-    flooding = asyncio.create_task(box.run(FLOOD, context=one, on_stdout=stand_still))
+    flooding = asyncio.create_task(box.run(PIECES, context=one, on_stdout=stand_still))
     try:
         await stands.wait()
         for number in range(20):
