@@ -22,6 +22,8 @@ class Ahead:
         self._messages: deque[tuple[Message, int]] = deque()
         self._size = 0
         self._lost = 0
+        self._ended: set[str] = set()
+        """What has said how it ended."""
         self._closed = False
         self._came = asyncio.Event()
         self._room = asyncio.Event()
@@ -38,12 +40,19 @@ class Ahead:
         return self._lost > 0
 
     def add(self, message: Message, size_bytes: int) -> None:
-        """Add one of that size. How a cell has ended is never lost."""
-        if self._closed:
+        """Add one of that size. How a cell has ended is never lost: the first word of it, that is."""
+        kind = message["msg_type"]
+        if kind == "status":  # Whatever runs in the sandbox may have put more into it.
+            state = message["content"].get("execution_state")
+            if state != "idle":
+                return
+            message, size_bytes = {"msg_type": kind, "content": {"execution_state": state}, "metadata": {}}, 0
+        ends = kind in ("status", "execute_reply") and kind not in self._ended
+        if self._closed or (self.full and not ends):
+            self._lost += not self._closed
             return
-        if self.full and message["msg_type"] not in ("status", "execute_reply"):
-            self._lost += 1
-            return
+        if ends:
+            self._ended.add(kind)
         if self._lost:
             self._append(note(f"[{self._lost} pieces of output were lost: they came faster than they were read]\n"), 0)
             self._lost = 0

@@ -123,6 +123,14 @@ async def test_a_server_that_says_nothing_of_one_kind_holds_nobody_up() -> None:
         assert await AskedServers(["127.0.0.1"], port=port)("a.test") == ("2001:db8::1",)
 
 
+async def test_a_name_that_is_not_there_is_not_waited_for() -> None:
+    """It is of no kind, whatever the server says of the other one."""
+    async with serving(NameServer({("a.test", names.A): ["192.0.2.1"]}, silent=names.AAAA)) as port:
+        began = asyncio.get_running_loop().time()
+        assert await AskedServers(["127.0.0.1"], port=port)("none.test") == ()
+        assert asyncio.get_running_loop().time() - began < names.ANSWER_S
+
+
 async def test_who_has_answered_is_asked_first() -> None:
     """A server that says nothing at all is waited for once, not for each name."""
     async with serving(NameServer({})) as port:
