@@ -47,12 +47,13 @@ QUIET: dict[str, Any] = {"on_stdout": None, "on_stderr": None}
 
 
 class Answering(SyncTransport):
-    """Gets the same answer to everything."""
+    """Gets the same answer to everything, which can be changed: to make one takes long."""
 
-    def __init__(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int = 200, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
         super().__init__(WHERE)
+        self.answer: dict[str, Any] = {"status_code": status, "content": content, "headers": headers}
         self._http.close()
-        answer = httpx.MockTransport(lambda request: httpx.Response(status, content=content, headers=headers))
+        answer = httpx.MockTransport(lambda request: httpx.Response(**self.answer))
         self._http = httpx.Client(transport=answer, base_url=WHERE.base_url())
 
     async def sleep(self, seconds: float) -> None:
@@ -97,14 +98,12 @@ BODIES = st.one_of(WRITTEN, STREAMS, st.binary(max_size=60), st.just(b"[" * 100_
 @LENGTHS
 def test_any_answer_is_understood_or_said_to_be_none(examples: int) -> None:
     """To each verb. A refusal says the cure, and is one of the tree of errors."""
+    transport = Answering()
 
     def take(drawn: tuple[str, int, bytes]) -> None:
         verb, status, body = drawn
-        transport = Answering(status, body)
-        try:
-            made = now(VERBS[verb](Core(transport, INFO)))
-        finally:
-            now(transport.close())
+        transport.answer |= {"status_code": status, "content": body}
+        made = now(VERBS[verb](Core(transport, INFO)))
         assert not isinstance(made, Execution) or isinstance(made.stdout, str)
 
     def refuse(drawn: tuple[str, int, bytes]) -> None:
@@ -126,6 +125,7 @@ def test_any_answer_is_understood_or_said_to_be_none(examples: int) -> None:
     for verb, body in (("refresh", b"<html>"), ("run", b"no\n"), ("stat", b"{}"), ("fork", b'{"sandboxes": [{}]}')):
         with pytest.raises(WarmcellError):
             take((verb, 200, body))
+    now(transport.close())
 
 
 def tars() -> st.SearchStrategy[bytes]:
