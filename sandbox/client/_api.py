@@ -33,6 +33,7 @@ class Who:
     gone: str
     odd: str
     slow: str
+    refused: str
 
 
 KEEPER = Who(
@@ -40,6 +41,7 @@ KEEPER = Who(
     gone="It is started on demand: try again; keeper.log in the state directory says why it ended.",
     odd="keeper.log in the state directory says more; `warmcell clean` ends a keeper of another version.",
     slow="`warmcell ps` says what it does.",
+    refused="It serves its own user alone.",
 )
 
 
@@ -51,6 +53,7 @@ def server(url: str) -> Who:
         gone=f"{right}, and that it runs.",
         odd=f"{right}, and that nothing before it answers in its place.",
         slow="Try again; `warmcell ps` says there what it does.",
+        refused="Give the one that it printed as it started, or one of `warmcell token create`.",
     )
 
 
@@ -112,6 +115,8 @@ def failure(status: int, body: bytes, who: Who = KEEPER) -> errors.WarmcellError
         data = None
     if isinstance(data, Mapping) and "code" in data:
         return errors.from_json(data)
+    if status in (401, 403):  # Jupyter's own words, which say no more.
+        return errors.UnauthenticatedError(f"{who.name} does not take this token", hint=who.refused)
     return errors.ProtocolError(f"{who.name} answered with status {status}", hint=who.odd)
 
 

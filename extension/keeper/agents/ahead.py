@@ -43,7 +43,8 @@ class Ahead:
         """Add one of that size. How a cell has ended is never lost: the first word of it, that is."""
         kind = message["msg_type"]
         if kind == "status":  # Whatever runs in the sandbox may have put more into it.
-            state = message["content"].get("execution_state")
+            content = message["content"]
+            state = content.get("execution_state") if isinstance(content, dict) else None
             if state != "idle":
                 return
             message, size_bytes = {"msg_type": kind, "content": {"execution_state": state}, "metadata": {}}, 0

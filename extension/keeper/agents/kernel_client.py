@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
+EXIT_S = 10.0
+"""For how long a kernel may take to end that its code has ended."""
+
 HELD_UP_S = 0.25
 """For how long one cell that is followed slowly may hold up the others of its kernel."""
 
@@ -92,7 +95,10 @@ class KernelClient:
                 await asyncio.wait(_both(reply, died), return_when=asyncio.FIRST_COMPLETED)
                 if not reply.done():
                     raise self._death(died.result(), box, oom_before)
-                yield {"msg_type": "reply", "content": reply.result()["content"], "metadata": {}}
+                content = reply.result()["content"]
+                if _asks_to_exit(content):  # It ends a moment later, and so would what comes until then.
+                    await asyncio.wait({died}, timeout=EXIT_S)
+                yield {"msg_type": "reply", "content": content, "metadata": {}}
             finally:
                 died.cancel()
                 await asyncio.gather(died, return_exceptions=True)
@@ -170,6 +176,8 @@ class KernelClient:
                 who = f"The context{content['why'] and ' could not start: ' + content['why'] + '. It'}"
                 oom = box.oom_kills() > oom_before
                 raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, again=_AGAIN)
+            if _asks_to_exit(content):
+                await self.end(asked["context"])
             yield {"msg_type": "reply", "content": content, "metadata": {}}
 
     async def _until_idle(
@@ -313,9 +321,11 @@ class KernelClient:
 
     @staticmethod
     def _death(process: KernelProcess, box: LiveSandbox, oom_before: int) -> errors.SandboxDiedError:
-        return death(process.exit_code or 0, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
+        oom = box.oom_kills() > oom_before
+        return death(process.exit_code or 0, oom_killed=oom, spec=box.spec, again=_KERNEL_AGAIN)
 
 
+_KERNEL_AGAIN = "Run it again, in a kernel that begins anew, without its variables"
 _AGAIN = "Run it again, in a context that begins anew, without its variables"
 
 
@@ -325,6 +335,13 @@ def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None 
         **{"code": code, "silent": silent, "store_history": not silent, "user_expressions": {}},
         **{"allow_stdin": False, "stop_on_error": False},
     }
+
+
+def _asks_to_exit(content: Mapping[str, Any]) -> bool:
+    """Whether a cell has called `exit()`, which ends its kernel."""
+    payload = content.get("payload")
+    found = payload if isinstance(payload, list) else []
+    return any(isinstance(one, dict) and one.get("source") == "ask_exit" and not one.get("keepkernel") for one in found)
 
 
 def _both(*waited: "asyncio.Future[Any]") -> "set[asyncio.Future[Any]]":

@@ -68,6 +68,7 @@ async def test_no_word_of_the_end_is_a_way_past_the_bound() -> None:
         for _ in range(100):
             ahead.add(message(kind, execution_state="idle", padding="x" * 1000), 1000)
     ahead.add(message("status", execution_state="busy", padding="x" * 1000), 1000)
+    ahead.add({"msg_type": "status", "content": [], "metadata": {}}, 1000)
     ends = [one for one in await everything(ahead) if one["msg_type"] != "stream"]
     assert [one["msg_type"] for one in ends] == ["status", "execute_reply"]
     assert ends[0]["content"] == {"execution_state": "idle"}

@@ -20,7 +20,13 @@ from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.core import Core
 from warmcell.sandbox.client.results import Execution
 from warmcell.sandbox.client.transport import SyncTransport, Where, now
-from warmcell.sandbox.errors import InvalidRequestError, ProtocolError, TransportError, WarmcellError
+from warmcell.sandbox.errors import (
+    InvalidRequestError,
+    ProtocolError,
+    TransportError,
+    UnauthenticatedError,
+    WarmcellError,
+)
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
 
@@ -244,3 +250,13 @@ def test_an_answer_that_cannot_be_unpacked_is_said_to_be_none() -> None:
     with pytest.raises(TransportError, match=r"127\.0\.0\.1:8890"):
         asyncio.run(calls.call("GET", "/sandboxes"))
     asyncio.run(calls.transport.close())
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_does_not_take_the_token_is_said_to_be_one(status: int) -> None:
+    """Jupyter says no more than that."""
+    calls = Calls(Answering(status, b'{"message": "Forbidden", "reason": null}'))
+    with pytest.raises(UnauthenticatedError, match="token") as raised:
+        now(calls.call("GET", "/sandboxes"))
+    assert "token create" in raised.value.hint
+    now(calls.transport.close())
