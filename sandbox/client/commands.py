@@ -40,8 +40,8 @@ class Command:
             on_stderr: Told what it wrote there.
 
         Raises:
-            OperationTimeoutError: It was killed for its time.
-            ConflictError: Its sandbox was suspended or has ended, and it with that.
+            OperationTimeoutError: It was killed for its time; `details` has the `stdout` and `stderr` until then.
+            ConflictError: Its sandbox was suspended or has ended, and it with that; likewise.
         """
         return now(self._core.wait(self.id, on_stdout, on_stderr))
 

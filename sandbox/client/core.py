@@ -303,10 +303,12 @@ class _Output:
     async def result(self, ended: Mapping[str, Any]) -> ExecResult:
         for name, decoder in self._decoders.items():
             await self._say(name, decoder.decode(b"", final=True))
-        if isinstance(ended.get("error"), Mapping):
-            raise from_json(ended["error"])
-        exit_code = _api.field(ended, "exit_code", int, self._calls.who)
         stdout, stderr = ("".join(self._parts[name]) for name in ("stdout", "stderr"))
+        if isinstance(ended.get("error"), Mapping):
+            error = from_json(ended["error"])
+            error.details |= {"stdout": stdout, "stderr": stderr}
+            raise error
+        exit_code = _api.field(ended, "exit_code", int, self._calls.who)
         return ExecResult(stdout=stdout, stderr=stderr, exit_code=exit_code)
 
     async def _say(self, name: str, text: str) -> None:

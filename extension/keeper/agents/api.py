@@ -190,6 +190,8 @@ class CommandVerbHandler(_CommandHandler):
         command = self.command(sandbox_id, command_id)
         await self.agents.awake(SandboxId(sandbox_id))
         if verb == "stdin":
+            if "at" in self.request.query_arguments:  # As it was once; to pass over it would take a repeat twice.
+                raise InvalidRequestError("Input has no offset", hint="Send it with an Idempotency-Key.")
             key, close = self.request.headers.get("Idempotency-Key"), self.query("close", "0") == "1"
             writing = command.write(self.request.body, key=None if key is None else checked_key(key), close=close)
             self.answer({"received": await self.unless_gone(writing)})

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import hashlib
 import math
 import signal
 import time
@@ -61,8 +62,8 @@ class Command:
         self.error: errors.WarmcellError | None = None
         self.received = 0
         """Bytes of input so far."""
-        self._taken: dict[str, int] = {}
-        """How much of each piece of input has been taken, by its key."""
+        self._taken: dict[str, tuple[bytes, int]] = {}
+        """By its key, what each piece of input is known by, and how much of it has been taken."""
         self._process: GuestProcess | None = None
         self._closed = False
         self._writing = asyncio.Lock()
@@ -105,10 +106,13 @@ class Command:
             close: It is the end of its input.
 
         Raises:
-            ConflictError: It has ended, or takes no input.
+            ConflictError: It has ended, takes no input, or the key was used for another piece.
         """
+        said = hashlib.sha256(data).digest()
         async with self._writing:
-            taken = 0 if key is None else self._taken.get(key, 0)
+            known, taken = (said, 0) if key is None else self._taken.get(key, (said, 0))
+            if known != said:
+                raise errors.ConflictError("This Idempotency-Key was used for other input", hint="Take a new one.")
             if taken >= len(data) and (self._closed or not close):  # All of it has come before.
                 return self.received
             process = self._taking_input()
@@ -118,7 +122,7 @@ class Command:
                 piece = data[start : start + FRAME_MAX_BYTES]
                 self.received += len(piece)
                 if key is not None:
-                    self._note_taken(key, start + len(piece))
+                    self._note_taken(key, said, start + len(piece))
                 await process.write(piece)
             if close:
                 self._closed = True
@@ -146,9 +150,9 @@ class Command:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
 
-    def _note_taken(self, key: str, count: int) -> None:
+    def _note_taken(self, key: str, said: bytes, count: int) -> None:
         self._taken.pop(key, None)
-        self._taken[key] = count
+        self._taken[key] = said, count
         if len(self._taken) > INPUTS_KNOWN:
             del self._taken[next(iter(self._taken))]
 

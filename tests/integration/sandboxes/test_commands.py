@@ -26,8 +26,9 @@ def test_commands_end_with_what_they_said(box: Sandbox) -> None:
     assert box.exec("no-such-program").exit_code == 127
     with pytest.raises(errors.InvalidRequestError):
         box.exec("true", cwd="/no/such/place")
-    with pytest.raises(errors.OperationTimeoutError):
-        box.exec("sleep", "60", timeout=0.2)
+    with pytest.raises(errors.OperationTimeoutError) as late:
+        box.exec("sh", "-c", "echo so far; echo oh >&2; sleep 60", timeout=1)
+    assert (late.value.details["stdout"], late.value.details["stderr"]) == ("so far\n", "oh\n")
 
 
 def test_much_output_comes_whole_and_in_order(box: Sandbox) -> None:

@@ -101,6 +101,8 @@ def test_input_that_was_cut_off_arrives_once(box: Sandbox) -> None:
         assert http.post(url, content=content, headers=key).json() == {"received": len(content)}
         assert http.post(url, content=content, headers=key).json() == {"received": len(content)}
         assert http.post(url, content=b"", headers={"Idempotency-Key": "!"}).status_code == 400
+        assert http.post(url, content=b"y", headers=key).status_code == 409
+        assert http.post(f"{url}?at=3", content=b"y").status_code == 400
         for _ in range(2):
             assert http.post(f"{url}?close=1", headers={"Idempotency-Key": "end"}).json() == {"received": len(content)}
     assert command.wait().stdout == f"{len(content)}\n"
