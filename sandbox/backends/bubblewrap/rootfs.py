@@ -14,7 +14,7 @@ from typing import Any
 from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
-from warmcell.sandbox.backends.places import IMAGES, RESERVED, links_on, mount_of
+from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.models import GpuDevice, Mount, Network
@@ -239,9 +239,9 @@ def hide(view: View, paths: Sequence[Path]) -> None:
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
     for path in {path.resolve() for path in paths if path.is_dir()}:
         for target, source in list(view.host_trees.items()):
-            if target in view.asked and (path == source or path in source.parents):
+            if target in view.asked and (path == source or below(source, path)):
                 raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
-            if source in path.parents:
+            if below(path, source):
                 _cover(view, target / path.relative_to(source))
 
 
