@@ -157,14 +157,19 @@ class Saved:
         return NO_ENGINE if self._engine is None else await self._tried(self._engine)
 
     async def _tried(self, engine: SnapshotEngine) -> EngineReport:
-        report = await engine.probe()
+        try:
+            report = await engine.probe()
+        except Exception as error:  # One that is broken serves nobody, and is tried again like one that is not there.
+            log.exception("the engine %s cannot be tried", engine.name)
+            why = f"{engine.name} cannot be tried ({type(error).__name__}: {error})"
+            return EngineReport(name=engine.name, ready=False, why_not=why, hint="The keeper's log says more.")
         if report.ready:
             try:
                 for image in await engine.images():
                     if image.id not in self.store.ids:
                         log.warning("removed image %s, which belongs to no snapshot", image.id)
                         await engine.drop(image.id)
-            except errors.WarmcellError as error:
+            except (errors.WarmcellError, OSError) as error:
                 log.error("images cannot be looked through: %s", error)
         return report
 

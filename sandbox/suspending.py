@@ -30,10 +30,12 @@ class Suspending(Parking):
 
         Raises:
             UnsupportedOperationError: That cannot be done here; nothing was touched.
+            ConflictError: The name is taken; nothing was touched.
             WarmcellError: Nothing was saved, and the kernel goes on as before.
         """
         box = self.live(sandbox_id)
         engine = await self.memory.check(box.spec)
+        self.memory.store.check_free(name, kernel_id=box.info.kernel_id, sandbox_id=sandbox_id)
         saved = await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
         if engine.whole and kind == "named":
             self.memory.twins.want(box)

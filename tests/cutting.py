@@ -118,10 +118,9 @@ async def _count(core: Core, rounds: int) -> None:
         done = await core.exec(argv, cwd="", env=None, input=b"", timeout_s=60, **nothing)
         assert done.stdout == f"{number}\n"
     command = await core.spawn(["cat"], cwd="", env=None, timeout_s=60, pty=None, tag="")
-    sent = 0
     for number in range(rounds):
-        sent = await core.write(command.id, f"{number},".encode(), sent, False)
-    await core.write(command.id, b"", sent, True)
+        await core.write(command.id, f"{number},")
+    await core.write(command.id, b"", close=True)
     assert (await core.wait(command.id, None, None)).stdout == "".join(f"{number}," for number in range(rounds))
 
 

@@ -242,7 +242,8 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
             given(received=WHOLE),
             body=BYTES,
             body_kind=RAW,
-            query={"at": "Bytes that were sent before.", "close": "1: this is all."},
+            query={"close": "1: this is all."},
+            once=True,
         )
     },
     f"{BOX}/commands/{{command_id}}/signal": {

@@ -61,12 +61,12 @@ class Wishes:
         """Save it under a name at the end of its cell, which waits for the answer; so will it when it is restored.
 
         Raises:
+            InvalidRequestError: That is no name.
             ConflictError: There is a snapshot of this name.
         """
-        if any(info.name == name for info in self.snapshots_of(sandbox_id)):
-            raise errors.ConflictError(
-                f"This kernel has a snapshot {name!r} already", hint="Use another name, or remove that snapshot first."
-            )
+        self._service.memory.store.check_free(
+            name, kernel_id=self._service.info(sandbox_id).kernel_id, sandbox_id=sandbox_id
+        )
         kernel = self._kernel(sandbox_id)
 
         async def work() -> Mapping[str, Any]:

@@ -13,7 +13,6 @@ class AsyncCommand:
     def __init__(self, core: Core, info: CommandInfo) -> None:
         self._core = core
         self._info = info
-        self._sent = 0
 
     @property
     def id(self) -> str:
@@ -36,12 +35,11 @@ class AsyncCommand:
 
     async def write(self, data: bytes | str) -> None:
         """As `Command.write`."""
-        content = data.encode() if isinstance(data, str) else data
-        self._sent = await self._core.write(self.id, content, self._sent, False)
+        await self._core.write(self.id, data)
 
     async def close_stdin(self) -> None:
         """As `Command.close_stdin`."""
-        self._sent = await self._core.write(self.id, b"", self._sent, True)
+        await self._core.write(self.id, b"", close=True)
 
     async def resize(self, rows: int, columns: int) -> None:
         """As `Command.resize`."""

@@ -3,7 +3,7 @@
 import builtins
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import NoReturn, Self, Unpack
 
 from warmcell.sandbox.client import core
 from warmcell.sandbox.client.async_commands import AsyncCommand
@@ -13,7 +13,7 @@ from warmcell.sandbox.client.core import Core, OnResult, Telling
 from warmcell.sandbox.client.results import Execution, Metrics
 from warmcell.sandbox.client.transport import AsyncTransport, Where
 from warmcell.sandbox.client.wanted import Network, OnTimeout, Wanted, asked_of, policy_of
-from warmcell.sandbox.errors import WarmcellError
+from warmcell.sandbox.errors import ConflictError, WarmcellError
 from warmcell.sandbox.models import ExecResult, SandboxInfo, SnapshotInfo
 
 
@@ -28,6 +28,7 @@ class AsyncSandbox:
     """
 
     _core: Core
+    files: AsyncFiles
 
     def __init__(self, **wanted: Unpack[Wanted]) -> None:
         """Nothing is there yet. The arguments are those of `Sandbox`.
@@ -37,6 +38,14 @@ class AsyncSandbox:
         """
         self._where = Where.find(wanted.pop("url", None), wanted.pop("token", None))
         self._asked = asked_of(wanted)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """What is asked for is not there; raises ConflictError where that is because the sandbox is not."""
+        if name in ("_core", "files"):
+            raise ConflictError(
+                "There is no sandbox yet", hint="Make it: `async with AsyncSandbox() as box`, or await its create()."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     @classmethod
     async def create(cls, **wanted: Unpack[Wanted]) -> Self:
@@ -229,7 +238,7 @@ class AsyncSandbox:
         await self._core.transport.close()
 
     async def __aenter__(self) -> Self:
-        if hasattr(self, "_core"):  # It is there: created, connected to, or a copy.
+        if "_core" in vars(self):  # It is there: created, connected to, or a copy.
             return self
         transport = AsyncTransport(self._where)
         try:

@@ -9,7 +9,7 @@ import httpx
 
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client.transport import Content, Transport
-from warmcell.sandbox.errors import TransportError, WarmcellError, from_json
+from warmcell.sandbox.errors import ProtocolError, TransportError, WarmcellError, from_json
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.1
@@ -25,6 +25,7 @@ class Calls:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.who = transport.where.who
         self._ensured = False
 
     async def call(
@@ -60,11 +61,13 @@ class Calls:
                 await self._ready()
                 response = await self.transport.request(method, path, headers=headers, **how)
             except httpx.ReadTimeout as error:
-                raise _api.too_slow(method, path, timeout_s) from error
+                raise _api.too_slow(method, path, timeout_s, self.who) from error
             except httpx.TransportError as error:
                 await again.after(error)
                 continue
-            return _api.read(response)
+            except httpx.RequestError as error:  # What came cannot be understood; it would come again.
+                raise _api.unreachable(error, self.who) from error
+            return _api.read(response, self.who)
 
     async def follow(self, path: str, body: Mapping[str, Any] | None, item: str, entry: Entry) -> Any:
         """Have something done and follow what it says to its end, across broken connections.
@@ -103,10 +106,10 @@ class Calls:
                         "GET", where, params={"from": str(start)}, timeout=_api.timeout(STREAM_TIMEOUT_S)
                     )
                 async with opened as stream:
-                    if stream.status >= 400:
-                        raise _api.failure(stream.status, await stream.read())
+                    if stream.status >= 300:
+                        raise _api.failure(stream.status, await stream.read(), self.who)
                     async for line in stream.lines():
-                        said = json.loads(line)
+                        said = self._entry(line)
                         if "ended" in said:
                             yield said
                             return
@@ -114,13 +117,15 @@ class Calls:
                             raise from_json(said["refused"])
                         body = None  # It has begun.
                         if "n" in said:
-                            start = int(said["n"]) + 1
+                            start = said["n"] + 1
                             again.well()
                         if "n" in said or "lost" in said:
                             yield said
                 raise httpx.RemoteProtocolError("the answer has no end")
             except httpx.TransportError as error:
                 await again.after(error)
+            except httpx.RequestError as error:
+                raise _api.unreachable(error, self.who) from error
 
     async def download(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes]:
         """GET what is not JSON, piece by piece; raises as `call`. One that breaks in the middle is not begun anew."""
@@ -131,16 +136,34 @@ class Calls:
                 await self._ready()
                 how: dict[str, Any] = {"params": params, "timeout": _api.TIMEOUT}
                 async with self.transport.stream("GET", path, **how) as stream:
-                    if stream.status >= 400:
-                        raise _api.failure(stream.status, await stream.read())
+                    if stream.status >= 300:
+                        raise _api.failure(stream.status, await stream.read(), self.who)
                     async for piece in stream.pieces():
                         begun = True
                         yield piece
                 return
             except httpx.TransportError as error:
                 if begun:
-                    raise _api.unreachable(error) from error
+                    raise _api.unreachable(error, self.who) from error
                 await again.after(error)
+
+    def _entry(self, line: str) -> Mapping[str, Any]:
+        """A line of a stream; raises ProtocolError where it is none of ours."""
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self.odd("a line that is no JSON") from error
+        if not isinstance(said, dict) or not isinstance(said.get("n", 0), int):
+            raise self.odd("a line that is no entry")
+        if not all(isinstance(said.get(name, {}), dict) for name in ("ended", "refused", "content", "metadata")):
+            raise self.odd("an entry of no form that is known")
+        if not isinstance(said.get("ended", {}).get("error") or {}, dict):
+            raise self.odd("an end of no form that is known")
+        return said
+
+    def odd(self, why: str) -> ProtocolError:
+        """The error for an answer that is none."""
+        return _api.odd(self.who, why)
 
     async def _ready(self) -> None:
         if not self._ensured:
@@ -168,8 +191,9 @@ class _Again:
             TransportError: There is none.
         """
         self._left -= 1
+        who = self._transport.where.who
         if self._left <= 0 or not (self._twice or isinstance(error, NOT_SENT)):
-            raise _api.unreachable(error) from error
+            raise _api.unreachable(error, who) from error
         await self._transport.sleep(self._pause_s)
         self._pause_s *= 2
         try:
@@ -177,4 +201,4 @@ class _Again:
         except TransportError:
             raise
         except WarmcellError as other:
-            raise _api.unreachable(error) from other
+            raise _api.unreachable(error, who) from other

@@ -14,7 +14,6 @@ class Command:
     def __init__(self, core: Core, info: CommandInfo) -> None:
         self._core = core
         self._info = info
-        self._sent = 0
 
     @property
     def id(self) -> str:
@@ -41,19 +40,18 @@ class Command:
             on_stderr: Told what it wrote there.
 
         Raises:
-            OperationTimeoutError: It was killed for its time.
-            ConflictError: Its sandbox was suspended or has ended, and it with that.
+            OperationTimeoutError: It was killed for its time; `details` has the `stdout` and `stderr` until then.
+            ConflictError: Its sandbox was suspended or has ended, and it with that; likewise.
         """
         return now(self._core.wait(self.id, on_stdout, on_stderr))
 
     def write(self, data: bytes | str) -> None:
-        """Give it input, at the pace at which it reads."""
-        content = data.encode() if isinstance(data, str) else data
-        self._sent = now(self._core.write(self.id, content, self._sent, False))
+        """Give it input, at the pace at which it reads, after all that was written before, here or by others."""
+        now(self._core.write(self.id, data))
 
     def close_stdin(self) -> None:
         """End its input."""
-        self._sent = now(self._core.write(self.id, b"", self._sent, True))
+        now(self._core.write(self.id, b"", close=True))
 
     def resize(self, rows: int, columns: int) -> None:
         """Its terminal has another size."""

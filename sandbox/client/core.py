@@ -5,11 +5,13 @@ import codecs
 import contextlib
 import inspect
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from warmcell.sandbox.client import _api, given
 from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.core_files import CoreFiles
 from warmcell.sandbox.client.results import CommandInfo, Execution, Metrics, Result, Showing
@@ -17,6 +19,7 @@ from warmcell.sandbox.client.transport import Transport
 from warmcell.sandbox.client.wanted import Asked
 from warmcell.sandbox.errors import (
     InvalidRequestError,
+    NotFoundError,
     WarmcellError,
     from_json,
 )
@@ -29,6 +32,7 @@ MEMORY_TIMEOUT_S = 600.0
 HERE = os.path.abspath(sys.executable)
 INPUT_MAX_BYTES = 8 * 2**20
 PAGE = 500
+ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 Telling = Callable[[str], object]
 OnResult = Callable[[Result], object]
@@ -41,14 +45,14 @@ async def create(calls: Calls, asked: Asked, *, local: bool) -> SandboxInfo:
         spec["python"] = HERE
     body = {**asked.body, "spec": spec}
     said = await calls.call("POST", "/sandboxes", json=body, key=asked.key, timeout_s=CREATE_TIMEOUT_S)
-    return SandboxInfo.from_json(said)
+    return _api.told(SandboxInfo, said, calls.who)
 
 
 async def connect(calls: Calls, sandbox_id: str, timeout_s: float | None) -> SandboxInfo:
     """One that is there, awake."""
     body = {} if timeout_s is None else {"timeout_s": timeout_s}
-    path = f"/sandboxes/{sandbox_id}/connect"
-    return SandboxInfo.from_json(await calls.call("POST", path, json=body, key=_key(), timeout_s=MEMORY_TIMEOUT_S))
+    said = await calls.call("POST", f"{_box(sandbox_id)}/connect", json=body, key=_key(), timeout_s=MEMORY_TIMEOUT_S)
+    return _api.told(SandboxInfo, said, calls.who)
 
 
 async def listing(
@@ -59,10 +63,11 @@ async def listing(
     after = ""
     while True:
         params = [("tag", f"{name}={value}") for name, value in (tags or {}).items()]
-        params += [("limit", str(PAGE)), ("owner", owner), ("state", ",".join(states or ())), ("after", after)]
+        params += [("limit", str(PAGE)), ("owner", owner), ("after", after)]
+        params += [("state", ",".join(given.texts("states", states or ())))]
         said = await calls.call("GET", "/sandboxes", params=params)
-        found += [SandboxInfo.from_json(one) for one in said["sandboxes"]]
-        after = said["next"] or ""
+        found += [_api.told(SandboxInfo, one, calls.who) for one in _api.field(said, "sandboxes", list, calls.who)]
+        after = str(said.get("next") or "")
         if not after:
             return found
 
@@ -75,8 +80,9 @@ class Core:
         self.transport = transport
         self.id = info.id
         self.info = info
-        self.path = f"/sandboxes/{info.id}"
+        self.path = _box(info.id)
         self.files = CoreFiles(self.calls, self.path)
+        self.killed = False
 
     # Its life -----------------------------------------------------------------------------------------------------
 
@@ -84,17 +90,19 @@ class Core:
         return self._is(await self.calls.call("GET", self.path))
 
     async def kill(self) -> None:
-        await self.calls.call("DELETE", self.path, timeout_s=MEMORY_TIMEOUT_S)
+        if not self.killed:  # `with` has ended it already, and let go of the way there.
+            await self.calls.call("DELETE", self.path, timeout_s=MEMORY_TIMEOUT_S)
+            self.killed = True
 
     async def set_terms(self, **changes: Any) -> SandboxInfo:
         return self._is(await self.calls.call("PATCH", self.path, json=changes))
 
     async def fork(self, n: int) -> list[SandboxInfo]:
         said = await self._memory("fork", {"n": n})
-        return [SandboxInfo.from_json(one) for one in said["sandboxes"]]
+        return [self._told(SandboxInfo, one) for one in self._field(said, "sandboxes", list)]
 
     async def snapshot(self, name: str) -> SnapshotInfo:
-        return SnapshotInfo.from_json(await self._memory("snapshot", {"name": name}))
+        return self._told(SnapshotInfo, await self._memory("snapshot", {"name": name}))
 
     async def restore(self, snapshot: str) -> SandboxInfo:
         return self._is(await self._memory("restore", {"snapshot": snapshot}))
@@ -106,13 +114,14 @@ class Core:
         return self._is(await self._memory("resume", {}))
 
     async def metrics(self) -> Metrics:
-        return Metrics.from_json(await self.calls.call("GET", f"{self.path}/metrics"))
+        return self._told(Metrics, await self.calls.call("GET", f"{self.path}/metrics"))
 
     async def forward(self, port: int, expires_s: float) -> str:
         body, where = {"expires_in_s": expires_s}, self.transport.where
         where.absolute("")  # Before anything is made.
         said = await self.calls.call("POST", f"{self.path}/ports/{port}", json=body, key=_key())
-        return where.absolute(said["path"], said["host"])
+        host = said["host"] if isinstance(said, Mapping) and isinstance(said.get("host"), str) else None
+        return where.absolute(self._field(said, "path", str), host)
 
     # Code ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +146,10 @@ class Core:
         async def entry(said: Mapping[str, Any]) -> None:
             if "lost" in said:
                 showing.stderr.append(f"[{said['lost']} pieces of output were lost]\n")
-            shown = showing.take(said)
+            try:
+                shown = showing.take(said)
+            except (AttributeError, TypeError) as error:
+                raise self.calls.odd("a message of no form that is known") from error
             if shown is not None:
                 await _told(tell[shown[0]], shown[1])
 
@@ -149,8 +161,8 @@ class Core:
             if not isinstance(error, WarmcellError):  # Whoever waits for it has been interrupted.
                 await self._quietly("DELETE", f"{self.path}/runs/{run_id}")
             raise
-        if ended["status"] == "failed":
-            raise from_json(ended["error"] or {})
+        if ended.get("status") == "failed":
+            raise from_json(ended.get("error") or {})
         return showing.execution(ended)
 
     async def interrupt(self) -> None:
@@ -158,16 +170,17 @@ class Core:
 
     async def create_context(self, cwd: str) -> str:
         made = await self.calls.call("POST", f"{self.path}/contexts", json={"id": uuid.uuid4().hex, "cwd": cwd})
-        return str(made["id"])
+        return self._field(made, "id", str)
 
     async def contexts(self) -> list[str]:
-        return [one["id"] for one in (await self.calls.call("GET", f"{self.path}/contexts"))["contexts"]]
+        said = await self.calls.call("GET", f"{self.path}/contexts")
+        return [self._field(one, "id", str) for one in self._field(said, "contexts", list)]
 
     async def remove_context(self, context: str) -> None:
-        await self.calls.call("DELETE", f"{self.path}/contexts/{context}")
+        await self.calls.call("DELETE", self._context(context))
 
     async def restart_context(self, context: str) -> None:
-        await self.calls.call("POST", f"{self.path}/contexts/{context}/restart", json={})
+        await self.calls.call("POST", f"{self._context(context)}/restart", json={})
 
     # Commands -----------------------------------------------------------------------------------------------------
 
@@ -182,14 +195,14 @@ class Core:
         on_stdout: Telling | None,
         on_stderr: Telling | None,
     ) -> ExecResult:
-        data = input.encode() if isinstance(input, str) else input
+        data = given.as_bytes(input)
         if len(data) > INPUT_MAX_BYTES:
             raise InvalidRequestError(
                 f"The input is larger than {INPUT_MAX_BYTES} bytes", hint="Write it to a file first: box.files.write()."
             )
         body = _command(argv, cwd=cwd, env=env, timeout_s=timeout_s)
         body["input"] = base64.b64encode(data).decode()
-        output = _Output(on_stdout, on_stderr)
+        output = _Output(self.calls, on_stdout, on_stderr)
         try:
             ended = await self.calls.follow(f"{self.path}/commands", body, body["id"], output.take)
         except BaseException as error:
@@ -211,34 +224,33 @@ class Core:
         body = _command(argv, cwd=cwd, env=env, timeout_s=timeout_s)
         body |= {"stdin": True, "tag": tag, "pty": None if pty is None else {"rows": pty[0], "columns": pty[1]}}
         said = await self.calls.call("POST", f"{self.path}/commands", json=body, key=body["id"])
-        return CommandInfo.from_json(said)
+        return self._told(CommandInfo, said)
 
     async def commands(self) -> list[CommandInfo]:
         said = await self.calls.call("GET", f"{self.path}/commands")
-        return [CommandInfo.from_json(one) for one in said["commands"]]
+        return [self._told(CommandInfo, one) for one in self._field(said, "commands", list)]
 
     async def command(self, command_id: str) -> CommandInfo:
-        return CommandInfo.from_json(await self.calls.call("GET", f"{self.path}/commands/{command_id}"))
+        return self._told(CommandInfo, await self.calls.call("GET", self._command(command_id)))
 
     async def wait(self, command_id: str, on_stdout: Telling | None, on_stderr: Telling | None) -> ExecResult:
-        output = _Output(on_stdout, on_stderr)
-        return await output.result(await self.calls.follow(f"{self.path}/commands", None, command_id, output.take))
+        output, item = _Output(self.calls, on_stdout, on_stderr), _part(command_id)
+        return await output.result(await self.calls.follow(f"{self.path}/commands", None, item, output.take))
 
-    async def write(self, command_id: str, data: bytes, at: int, close: bool) -> int:
-        """Input, from an offset on, so that what is sent twice arrives once."""
-        path, params = f"{self.path}/commands/{command_id}/stdin", {"at": str(at), "close": "1" if close else "0"}
-        said = await self.calls.call("POST", path, params=params, content=data, key=_key(), timeout_s=MEMORY_TIMEOUT_S)
-        return int(said["received"])
+    async def write(self, command_id: str, data: bytes | str, *, close: bool = False) -> None:
+        content, params = given.as_bytes(data), {"close": "1" if close else "0"}
+        path = f"{self._command(command_id)}/stdin"
+        await self.calls.call("POST", path, params=params, content=content, key=_key(), timeout_s=MEMORY_TIMEOUT_S)
 
     async def signal(self, command_id: str, signum: int) -> None:
-        await self.calls.call("POST", f"{self.path}/commands/{command_id}/signal", json={"signum": signum})
+        await self.calls.call("POST", f"{self._command(command_id)}/signal", json={"signum": signum})
 
     async def resize(self, command_id: str, rows: int, columns: int) -> None:
         size = {"rows": rows, "columns": columns}
-        await self.calls.call("POST", f"{self.path}/commands/{command_id}/resize", json=size)
+        await self.calls.call("POST", f"{self._command(command_id)}/resize", json=size)
 
     async def kill_command(self, command_id: str) -> None:
-        await self.calls.call("DELETE", f"{self.path}/commands/{command_id}")
+        await self.calls.call("DELETE", self._command(command_id))
 
     # ----------------------------------------------------------------------------------------------------------------
 
@@ -250,15 +262,28 @@ class Core:
         with contextlib.suppress(WarmcellError):
             await self.calls.call(method, path)
 
-    def _is(self, said: Mapping[str, Any]) -> SandboxInfo:
-        self.info = SandboxInfo.from_json(said)
+    def _is(self, said: object) -> SandboxInfo:
+        self.info = self._told(SandboxInfo, said)
         return self.info
+
+    def _command(self, command_id: str) -> str:
+        return f"{self.path}/commands/{_part(command_id)}"
+
+    def _context(self, context: str) -> str:
+        return f"{self.path}/contexts/{_part(context)}"
+
+    def _told(self, kind: type[_api.Told], said: object) -> _api.Told:
+        return _api.told(kind, said, self.calls.who)
+
+    def _field(self, said: object, name: str, kind: type[_api.Value]) -> _api.Value:
+        return _api.field(said, name, kind, self.calls.who)
 
 
 class _Output:
     """Collects what a command says; a character that comes in two pieces is one."""
 
-    def __init__(self, on_stdout: Telling | None, on_stderr: Telling | None) -> None:
+    def __init__(self, calls: Calls, on_stdout: Telling | None, on_stderr: Telling | None) -> None:
+        self._calls = calls
         self._tell = {"stdout": on_stdout, "stderr": on_stderr}
         decoder = codecs.getincrementaldecoder("utf-8")
         self._decoders = {name: decoder(errors="replace") for name in self._tell}
@@ -267,17 +292,24 @@ class _Output:
     async def take(self, said: Mapping[str, Any]) -> None:
         for name, decoder in self._decoders.items():
             if name in said:
-                await self._say(name, decoder.decode(base64.b64decode(said[name])))
+                try:
+                    data = base64.b64decode(said[name], validate=True)
+                except (TypeError, ValueError) as error:
+                    raise self._calls.odd("output that is no base64") from error
+                await self._say(name, decoder.decode(data))
         if "lost" in said:
             await self._say("stderr", f"[{said['lost']} pieces of output were lost]\n")
 
     async def result(self, ended: Mapping[str, Any]) -> ExecResult:
         for name, decoder in self._decoders.items():
             await self._say(name, decoder.decode(b"", final=True))
-        if ended["error"] is not None:
-            raise from_json(ended["error"])
         stdout, stderr = ("".join(self._parts[name]) for name in ("stdout", "stderr"))
-        return ExecResult(stdout=stdout, stderr=stderr, exit_code=int(ended["exit_code"]))
+        if isinstance(ended.get("error"), Mapping):
+            error = from_json(ended["error"])
+            error.details |= {"stdout": stdout, "stderr": stderr}
+            raise error
+        exit_code = _api.field(ended, "exit_code", int, self._calls.who)
+        return ExecResult(stdout=stdout, stderr=stderr, exit_code=exit_code)
 
     async def _say(self, name: str, text: str) -> None:
         if text:
@@ -295,15 +327,24 @@ async def _told(who: Callable[[Any], object] | None, what: object) -> None:
 def _command(
     argv: Sequence[str], *, cwd: str, env: Mapping[str, str] | None, timeout_s: float | None
 ) -> dict[str, Any]:
-    if not argv:
-        raise InvalidRequestError("There is no command", hint='As in box.exec("ls", "-l").')
     return {
         "id": uuid.uuid4().hex,
-        "argv": [str(one) for one in argv],
+        "argv": given.arguments(argv),
         "cwd": cwd,
         "env": dict(env or {}),
         "timeout_s": timeout_s,
     }
+
+
+def _box(sandbox_id: str) -> str:
+    return f"/sandboxes/{_part(sandbox_id)}"
+
+
+def _part(name: object) -> str:
+    """One step of a path: what somebody takes for an id leads to nothing else."""
+    if not isinstance(name, str) or not ID.fullmatch(name):
+        raise NotFoundError(f"{str(name)[:80]!r} is no id", hint="Give it as it was told.")
+    return name
 
 
 def _key() -> str:

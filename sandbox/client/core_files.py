@@ -1,13 +1,15 @@
 """What can be done with the files of a sandbox, once for both flavours."""
 
 import contextlib
+import errno
+import os
 import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from warmcell.sandbox.client import trees
+from warmcell.sandbox.client import _api, given, trees
 from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.results import FileInfo
 from warmcell.sandbox.errors import SandboxFileNotFoundError
@@ -26,18 +28,18 @@ class CoreFiles:
         return b"".join(parts)
 
     async def write(self, path: str, data: bytes | str, mode: int | None) -> FileInfo:
-        content = data.encode() if isinstance(data, str) else bytes(data)
+        content = given.as_bytes(data)
         params = {"path": path} if mode is None else {"path": path, "mode": str(mode)}
         said = await self.calls.call("PUT", f"{self.path}/files", params=params, content=content, timeout_s=None)
-        return FileInfo.from_json(said)
+        return self._file(said)
 
     async def listing(self, path: str, depth: int) -> list[FileInfo]:
         params = {"path": path, "depth": str(depth)}
         said = await self.calls.call("GET", f"{self.path}/files/list", params=params)
-        return [FileInfo.from_json(one) for one in said["files"]]
+        return [self._file(one) for one in _api.field(said, "files", list, self.calls.who)]
 
     async def stat(self, path: str) -> FileInfo:
-        return FileInfo.from_json(await self.calls.call("GET", f"{self.path}/files/stat", params={"path": path}))
+        return self._file(await self.calls.call("GET", f"{self.path}/files/stat", params={"path": path}))
 
     async def exists(self, path: str) -> bool:
         try:
@@ -48,11 +50,11 @@ class CoreFiles:
 
     async def mkdir(self, path: str) -> bool:
         said = await self.calls.call("POST", f"{self.path}/files/mkdir", json={"path": path}, key=uuid.uuid4().hex)
-        return bool(said["created"])
+        return _api.field(said, "created", bool, self.calls.who)
 
     async def move(self, source: str, target: str) -> FileInfo:
         body = {"source": source, "target": target}
-        return FileInfo.from_json(await self.calls.call("POST", f"{self.path}/files/move", json=body))
+        return self._file(await self.calls.call("POST", f"{self.path}/files/move", json=body))
 
     async def remove(self, path: str, recursive: bool) -> None:
         params = {"path": path, "recursive": "1" if recursive else "0"}
@@ -62,7 +64,7 @@ class CoreFiles:
         body = {"path": path, "operation": operation, "tree": tree, "expires_in_s": expires_s}
         self.transport.where.absolute("")  # Before anything is made.
         said = await self.calls.call("POST", f"{self.path}/files/url", json=body, key=uuid.uuid4().hex)
-        return self.transport.where.absolute(said["path"])
+        return self.transport.where.absolute(_api.field(said, "path", str, self.calls.who))
 
     async def upload(self, source: Path, target: str) -> None:
         folder = await self.transport.off_loop(source.is_dir)
@@ -74,9 +76,10 @@ class CoreFiles:
 
     async def download(self, source: str, target: Path) -> list[str]:
         found = await self.calls.call("GET", f"{self.path}/files/stat", params={"path": source, "follow": "1"})
-        folder = found["type"] == "directory"
+        folder = self._file(found).type == "directory"
         where = f"{self.path}/files/tree" if folder else f"{self.path}/files"
         if not folder:
+            await self.transport.off_loop(lambda: _make_way(target))
             work = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
             try:
                 with await self.transport.off_loop(lambda: work.open("xb")) as file:
@@ -89,6 +92,16 @@ class CoreFiles:
             await self._fetch(where, source, cast(BinaryIO, archive))
             return await self.transport.off_loop(lambda: trees.unpack(cast(BinaryIO, archive), target))
 
+    def _file(self, said: object) -> FileInfo:
+        return _api.told(FileInfo, said, self.calls.who)
+
     async def _fetch(self, where: str, path: str, file: BinaryIO) -> None:
         async for piece in self.calls.download(where, {"path": path}):
             await self.transport.off_loop(lambda piece=piece: file.write(piece))  # type: ignore[misc]
+
+
+def _make_way(target: Path) -> None:
+    """Have a folder for what comes; raises IsADirectoryError where a folder has its very name."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{os.strerror(errno.EISDIR)}: name the file in it", str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)

@@ -293,7 +293,7 @@ class Sandbox:
             on_stderr: Told what it writes there.
 
         Raises:
-            OperationTimeoutError: It was killed for its time.
+            OperationTimeoutError: It was killed for its time; `details` has the `stdout` and `stderr` until then.
         """
         work = self._core.exec(
             argv, cwd=cwd, env=env, input=input, timeout_s=timeout, on_stdout=on_stdout, on_stderr=on_stderr

@@ -19,7 +19,7 @@ from warmcell.sandbox.client import _api
 from warmcell.sandbox.client._unix import UnixTransport
 from warmcell.sandbox.client.start import ensure_keeper
 from warmcell.sandbox.client.starting import keeper_listens
-from warmcell.sandbox.errors import InvalidRequestError, UnsupportedOperationError
+from warmcell.sandbox.errors import ConflictError, InvalidRequestError, UnsupportedOperationError
 from warmcell.sandbox.paths import Paths
 
 API = "/warmcell/api/v1"
@@ -40,10 +40,18 @@ class Where:
 
     @classmethod
     def find(cls, url: str | None, token: str | None) -> "Where":
-        """What the caller says, else the environment, else the user's keeper."""
+        """What the caller says, else the environment, else the user's keeper; raises InvalidRequestError."""
         url = url or os.environ.get(URL_VARIABLE) or None
         token = token or os.environ.get(TOKEN_VARIABLE) or None
-        return cls(url, token, None) if url is not None else cls(None, None, Paths.default())
+        if url is None:
+            return cls(None, None, Paths.default())
+        _check(url, token)
+        return cls(url, token, None)
+
+    @property
+    def who(self) -> _api.Who:
+        """As errors name it."""
+        return _api.KEEPER if self.url is None else _api.server(self.url)
 
     def base_url(self) -> str:
         """Where paths of the API begin."""
@@ -73,6 +81,18 @@ class Where:
     def headers(self) -> dict[str, str]:
         """Sent with each request."""
         return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+
+def _check(url: str, token: str | None) -> None:
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isprintable()
+    except ValueError:
+        sound = False
+    if not sound:
+        raise InvalidRequestError(f"{url!r} is no URL of a server", hint='As in url="http://127.0.0.1:8890".')
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise InvalidRequestError("That is no token", hint="Give it as `warmcell token create` has printed it.")
 
 
 class Stream(Protocol):
@@ -125,14 +145,14 @@ class SyncTransport:
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """One request with its whole answer."""
-        with _sendable():
+        with _sendable(self._http):
             request = self._http.build_request(method, path, **_with_content(how, _pieces))
         return self._http.send(request)
 
     @contextlib.asynccontextmanager
     async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
         """One request whose answer comes piece by piece."""
-        with _sendable():
+        with _sendable(self._http):
             request = self._http.build_request(method, path, **how)
         with contextlib.closing(self._http.send(request, stream=True)) as response:
             yield _SyncStream(response)
@@ -177,14 +197,14 @@ class AsyncTransport:
 
     async def request(self, method: str, path: str, **how: Any) -> httpx.Response:
         """One request with its whole answer."""
-        with _sendable():
+        with _sendable(self._http):
             request = self._http.build_request(method, path, **_with_content(how, _async_pieces))
         return await self._http.send(request)
 
     @contextlib.asynccontextmanager
     async def stream(self, method: str, path: str, **how: Any) -> AsyncGenerator[Stream]:
         """One request whose answer comes piece by piece."""
-        with _sendable():
+        with _sendable(self._http):
             request = self._http.build_request(method, path, **how)
         response = await self._http.send(request, stream=True)
         try:
@@ -243,13 +263,26 @@ class _AsyncStream:
 
 
 @contextlib.contextmanager
-def _sendable() -> Iterator[None]:
-    """What a request is made of is text; raises InvalidRequestError where a part of it is none."""
+def _sendable(http: httpx.Client | httpx.AsyncClient) -> Iterator[None]:
+    """Around the making of a request.
+
+    Raises:
+        ConflictError: Whoever asks was closed.
+        InvalidRequestError: What it is made of is no JSON, or no text.
+    """
+    if http.is_closed:
+        raise ConflictError(
+            "This object was closed, as `with` does at its end", hint="Sandbox.connect(id) finds one that still lives."
+        )
     try:
         yield
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
             f"{error.object!r:.80} is no text that can be sent", hint="Give Unicode, without lone surrogates."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"It cannot be asked for: {error}", hint="Numbers are finite, and what is text is given as text."
         ) from error
 
 

@@ -13,6 +13,13 @@ from warmcell.sandbox.errors import InvalidRequestError
 
 PIECE_BYTES = 2**20
 IN_MEMORY_BYTES = 8 * 2**20
+HEAD_MAX_BYTES = 64 * 1024
+"""Of what says a name that is too long for a member's own head, and the like."""
+
+HEADS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 def packed(folder: Path) -> BinaryIO:
@@ -56,20 +63,31 @@ def unpack(archive: BinaryIO, folder: Path) -> list[str]:
     left: list[str] = []
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with tarfile.open(fileobj=archive, mode="r|") as tar:
+        with tarfile.open(fileobj=archive, mode="r|", tarinfo=_Member) as tar:
             for member in tar:
                 parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                plain = (
-                    member.isfile() and not member.issparse()
-                )  # A few bytes of a sparse one are a disk full of zeros.
+                plain = member.isfile() and not member.issparse()  # A few bytes of a sparse one may fill a disk.
                 if not (plain or member.isdir()) or not parts or ".." in parts or member.name.startswith("/"):
                     left.append(member.name)
                     continue
                 content = tar.extractfile(member) if plain else None
                 _write(folder, parts, member.mode, content)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, RecursionError) as error:  # A name with a null byte; heads upon heads.
         raise InvalidRequestError(f"What came is no tar: {error}", hint="Download it again.") from error
     return left
+
+
+class _Member(tarfile.TarInfo):
+    """One whose head is of bounded size: tarfile would have all of it in memory, whatever it says of itself."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:  # TarInfo's own hook
+        if self.type == tarfile.GNUTYPE_SPARSE or (self.type in HEADS and self.size > HEAD_MAX_BYTES):
+            raise tarfile.ReadError(f"{self.name!r:.80} is no head that a tar of a sandbox has")
+        made: tarfile.TarInfo = super()._proc_member(tarfile_)  # type: ignore[misc]
+        return made
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise tarfile.ReadError(f"{self.name!r:.80} has its map where its content should be")
 
 
 def _write(folder: Path, parts: list[str], mode: int, content: IO[bytes] | None) -> None:

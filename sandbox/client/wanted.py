@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+from warmcell.sandbox.client import given
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import GIB, MIB
 
@@ -18,7 +19,7 @@ TIMEOUT_S = 300.0
 UNITS = {"": 1, "KIB": 1024, "MIB": MIB, "GIB": GIB, "TIB": 1024 * GIB, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def size(text: int | str | None) -> int | None:
+def size(text: object) -> int | None:
     """Bytes of "2GiB" and the like.
 
     Raises:
@@ -26,17 +27,17 @@ def size(text: int | str | None) -> int | None:
     """
     if text is None or isinstance(text, int):
         return text
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-z]*)", text.strip()) if isinstance(text, str) else None
     if found is None or found[2].upper() not in UNITS:
         raise InvalidRequestError(f"{text!r} is no size", hint='Give bytes, or as in "512MiB" or "2GiB".')
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
 def policy_of(network: Network) -> str | dict[str, Any]:
-    """The same in the API's words."""
-    if isinstance(network, str):
-        return network
-    return dict(network) if isinstance(network, Mapping) else {"allow": list(network)}
+    """The same in the API's words; raises InvalidRequestError."""
+    if network == "none":
+        return "none"
+    return dict(network) if isinstance(network, Mapping) else {"allow": given.texts("network", network)}
 
 
 class Wanted(TypedDict, total=False):
@@ -84,11 +85,11 @@ def asked_of(wanted: Wanted) -> Asked:
     spec = {
         "image": wanted.get("image"),
         "python": wanted.get("python"),
-        "gpu": gpu if gpu is None or isinstance(gpu, str) else list(gpu),
+        "gpu": gpu if gpu is None or isinstance(gpu, str) else given.texts("gpu", gpu),
         "limits": limits or None,
         "env": dict(env) if env else None,
         "network": None if network is None else policy_of(network),
-        "preload": None if preload is None else list(preload),
+        "preload": None if preload is None else given.texts("preload", preload),
         "template": wanted.get("template"),
         "backend": wanted.get("backend"),
     }

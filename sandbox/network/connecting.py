@@ -64,17 +64,24 @@ class Connector:
         self,
         resolver: Resolver,
         *,
+        asked: Resolver | None = None,
+        own: frozenset[str] = frozenset(),
         private: frozenset[tuple[str, int]] = frozenset(),
         through: Through | None = None,
     ) -> None:
         """Connect nowhere yet.
 
         Args:
-            resolver: Looks up names.
+            resolver: Looks up names as the host does.
+            asked: Looks up those that are not the operator's own. None: the host's resolver does.
+            own: Names of the operator's own. Nobody else says where they lead: a host with a private address, or a
+                password, is trusted by its name.
             private: Hosts and ports of the operator's own that may have private addresses.
             through: A proxy through which all others are connected to.
         """
         self._resolver = resolver
+        self._asked = asked or resolver
+        self._own = own
         self._private = private
         self._through = through
 
@@ -82,9 +89,9 @@ class Connector:
         """One that asks the name servers of a policy and goes through its proxy; raises InvalidRequestError."""
         if not policy.name_servers and policy.through is None:
             return self
-        resolver = AskedServers(policy.name_servers) if policy.name_servers else self._resolver
+        asked = AskedServers(policy.name_servers) if policy.name_servers else None
         through = None if policy.through is None else Through.read(policy.through)
-        return Connector(resolver, private=self._private, through=through)
+        return Connector(self._resolver, asked=asked, own=self._own, private=self._private, through=through)
 
     async def connect(
         self,
@@ -194,7 +201,7 @@ class Connector:
             return [host]
         try:
             async with asyncio.timeout(LOOKUP_S), lookups:
-                texts = await self._resolver(host)
+                texts = await (self._resolver if host in self._own else self._asked)(host)
         except TimeoutError:
             raise Refused(504, "the host's address was not found in time") from None
         found = []

@@ -96,7 +96,9 @@ class Egress:
         self.index_hosts = frozenset(host for host, _ in own)
         private = frozenset(own)
         self.connector = Connector(
-            resolver or SystemResolver(), private=private if self.bounds.index.private else frozenset()
+            resolver or SystemResolver(),
+            own=self.index_hosts,
+            private=private if self.bounds.index.private else frozenset(),
         )
         self._tls = tls
         self._authorities: weakref.WeakValueDictionary[str, Authority] = weakref.WeakValueDictionary()

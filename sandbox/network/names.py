@@ -10,6 +10,8 @@ from typing import Final
 PORT: Final = 53
 ANSWER_S: Final = 3.0
 """How long one server has; then the next one is asked."""
+GRACE_S: Final = 0.25
+"""How long addresses of the other kind are waited for, once there are some."""
 MESSAGE_MAX: Final = 65535
 A, AAAA, IN = 1, 28, 1
 
@@ -24,6 +26,10 @@ class NoAnswerError(Exception):
     """A server has not said, or said something that is no answer."""
 
 
+class NoSuchNameError(NoAnswerError):
+    """There is no such name, of whatever kind."""
+
+
 class AskedServers:
     """Looks up names at these servers, the first that answers."""
 
@@ -35,19 +41,37 @@ class AskedServers:
             port: Of them all.
         """
         self._servers = tuple(servers)
+        self._answered = ""
+        """Who has answered last, and is asked first."""
         self._port = port
 
     async def __call__(self, name: str) -> Sequence[str]:
         """The addresses of a name; none where there is no such name, or no server answers."""
-        found = await asyncio.gather(*(self._ask(name, kind) for kind in (A, AAAA)))
-        return tuple(dict.fromkeys(address for addresses in found for address in addresses))
+        asking = [asyncio.create_task(self._ask(name, kind)) for kind in (A, AAAA)]
+        try:
+            done, others = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            if any(one.result() is None for one in done):
+                return ()
+            if others:  # Some servers say nothing of one kind; they are waited for where there is no other address.
+                await asyncio.wait(others, timeout=GRACE_S if any(one.result() for one in done) else None)
+            found = [one.result() for one in asking if one.done()]
+        finally:
+            for one in asking:
+                one.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+        return tuple(dict.fromkeys(address for addresses in found for address in addresses or ()))
 
-    async def _ask(self, name: str, kind: int) -> Sequence[str]:
-        for server in self._servers:
+    async def _ask(self, name: str, kind: int) -> Sequence[str] | None:
+        """Its addresses of a kind; None where there is no such name."""
+        for server in sorted(self._servers, key=lambda one: one != self._answered):  # The others in their order.
             try:
-                return await asyncio.wait_for(self._one(server, name, kind), ANSWER_S)
+                found: Sequence[str] | None = await asyncio.wait_for(self._one(server, name, kind), ANSWER_S)
+            except NoSuchNameError:
+                found = None
             except (NoAnswerError, OSError, TimeoutError):
                 continue
+            self._answered = server
+            return found
         return ()
 
     async def _one(self, server: str, name: str, kind: int) -> Sequence[str]:
@@ -106,6 +130,7 @@ def addresses(told: bytes, asked: bytes) -> list[str]:
     """Those in an answer to that question, of the kind that it asks for.
 
     Raises:
+        NoSuchNameError: There is no such name.
         NoAnswerError: It is none, or the server cannot answer.
     """
     try:
@@ -115,7 +140,7 @@ def addresses(told: bytes, asked: bytes) -> list[str]:
         if number != _HEAD.unpack_from(asked)[0] or not flags & _ANSWERS or questions != 1 or not same:
             raise NoAnswerError
         if flags & _CODE == _NO_SUCH_NAME:
-            return []
+            raise NoSuchNameError
         if flags & _CODE:
             raise NoAnswerError
         (wanted,) = _LENGTH.unpack_from(asked, end - 4)

@@ -102,6 +102,18 @@ class SnapshotStore(Removing, Changing):
             raise ConflictError(f"There is a snapshot {draft.id} already", hint="Use another id.")
         self._drafts[draft.id] = draft
 
+    def check_free(self, name: str, *, kernel_id: str | None, sandbox_id: SandboxId) -> None:
+        """See, before anything is stopped for a snapshot, that it may have that name.
+
+        Raises:
+            InvalidRequestError: That is no name.
+            ConflictError: Another one of the same kernel, or sandbox without one, has it.
+        """
+        lookup.check_name(name)
+        scope = self.infos(kernel_id=kernel_id) if kernel_id else self.infos(sandbox_id=sandbox_id)
+        if name and any(one.name == name for one in scope):
+            raise taken(name)
+
     def claim(self, draft: Draft, manifest: Manifest) -> None:
         """A draft takes its name (called by `Draft`)."""
         info = manifest.info

@@ -17,7 +17,7 @@ from warmcell.extension.keeper.agents.boxes import AgentBox
 from warmcell.extension.keeper.agents.commands import Command, size_of
 from warmcell.extension.keeper.agents.files_api import done
 from warmcell.extension.keeper.agents.files_api import routes as files_routes
-from warmcell.extension.keeper.agents.once import GIVEN_UP_S
+from warmcell.extension.keeper.agents.once import GIVEN_UP_S, checked_key
 from warmcell.extension.keeper.agents.output import Output
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.extension.keeper.http import JsonHandler
@@ -190,9 +190,11 @@ class CommandVerbHandler(_CommandHandler):
         command = self.command(sandbox_id, command_id)
         await self.agents.awake(SandboxId(sandbox_id))
         if verb == "stdin":
-            at = int(checks.number(self.query("at", str(command.received)), "at", most=2**53))
-            close = self.query("close", "0") == "1"
-            self.answer({"received": await self.unless_gone(command.write(self.request.body, at=at, close=close))})
+            if "at" in self.request.query_arguments:  # As it was once; to pass over it would take a repeat twice.
+                raise InvalidRequestError("Input has no offset", hint="Send it with an Idempotency-Key.")
+            key, close = self.request.headers.get("Idempotency-Key"), self.query("close", "0") == "1"
+            writing = command.write(self.request.body, key=None if key is None else checked_key(key), close=close)
+            self.answer({"received": await self.unless_gone(writing)})
             return
         body = self.body()
         if verb == "signal":

@@ -97,6 +97,7 @@ class Boxes:
         Raises:
             SandboxNotFoundError: There is no such sandbox.
             UnsupportedOperationError: Nobody has asked for it in that way.
+            WarmcellError: It never came up; this is why.
         """
         info = self._service.info(sandbox_id)
         if info.terms is None:
@@ -104,6 +105,8 @@ class Boxes:
                 f"Sandbox {sandbox_id} is a notebook's, or another sandbox's", hint="Make one with warmcell.Sandbox()."
             )
         if sandbox_id not in self._boxes:
+            if info.error is not None and info.state is State.FAILED:
+                raise errors.from_json(info.error.to_json())
             self._boxes[sandbox_id] = AgentBox(self, sandbox_id)
         return self._boxes[sandbox_id]
 

@@ -66,7 +66,9 @@ def seconds(body: Mapping[str, Any], name: str, default: float | None = None, *,
         or not 0 <= value <= SECONDS_MAX
         or (value == 0 and not zero)
     ):
-        raise InvalidRequestError(f"`{name}` must be a number of seconds, not {value!r}", hint="Give a number above 0.")
+        raise InvalidRequestError(
+            f"`{name}` must be a number of seconds, not {value!r}", hint="Give a number above 0, ten years at most."
+        )
     return float(value)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import hashlib
 import math
 import signal
 import time
@@ -18,6 +19,9 @@ from warmcell.sandbox.live import LiveSandbox
 
 RUNNING_MAX = 64
 INPUT_MAX_BYTES = 8 * 2**20
+INPUTS_KNOWN = 64
+"""Pieces of input, the last ones, of which a repeat is known: who has not heard of one asks again within seconds."""
+
 TERMINAL_SIDE_MAX = 10_000
 PATH_MAX = 4096
 TAG_MAX = 1024
@@ -58,6 +62,8 @@ class Command:
         self.error: errors.WarmcellError | None = None
         self.received = 0
         """Bytes of input so far."""
+        self._taken: dict[str, tuple[bytes, int]] = {}
+        """By its key, what each piece of input is known by, and how much of it has been taken."""
         self._process: GuestProcess | None = None
         self._closed = False
         self._writing = asyncio.Lock()
@@ -91,24 +97,32 @@ class Command:
         self._work.add_done_callback(lambda done: ended())
         await started
 
-    async def write(self, data: bytes, *, at: int, close: bool) -> int:
-        """Give it input at the pace at which it reads; what it has already is passed over. How much it has now.
+    async def write(self, data: bytes, *, key: str | None, close: bool) -> int:
+        """Give it input at the pace at which it reads. How much it has had by then.
+
+        Args:
+            data: After all that has come before, whoever has sent that.
+            key: What was taken already of the piece with this key is passed over. None: it is sent once.
+            close: It is the end of its input.
 
         Raises:
-            ConflictError: It has ended, takes no input, or some is missing before this.
+            ConflictError: It has ended, takes no input, or the key was used for another piece.
         """
+        said = hashlib.sha256(data).digest()
         async with self._writing:
-            if at + len(data) <= self.received and (self._closed or not close):  # All of it has come before.
+            known, taken = (said, 0) if key is None else self._taken.get(key, (said, 0))
+            if known != said:
+                raise errors.ConflictError("This Idempotency-Key was used for other input", hint="Take a new one.")
+            if taken >= len(data) and (self._closed or not close):  # All of it has come before.
                 return self.received
             process = self._taking_input()
-            if at > self.received:
-                raise errors.ConflictError(
-                    f"It has had {self.received} bytes of input, not {at}", hint="Send what is missing first."
-                )
-            data = data[self.received - at :]
-            for start in range(0, len(data), FRAME_MAX_BYTES):
+            if self._closed:
+                raise errors.ConflictError(f"The input of command {self.id} has been ended", hint=AGAIN)
+            for start in range(taken, len(data), FRAME_MAX_BYTES):
                 piece = data[start : start + FRAME_MAX_BYTES]
                 self.received += len(piece)
+                if key is not None:
+                    self._note_taken(key, said, start + len(piece))
                 await process.write(piece)
             if close:
                 self._closed = True
@@ -135,6 +149,12 @@ class Command:
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
+
+    def _note_taken(self, key: str, said: bytes, count: int) -> None:
+        self._taken.pop(key, None)
+        self._taken[key] = said, count
+        if len(self._taken) > INPUTS_KNOWN:
+            del self._taken[next(iter(self._taken))]
 
     def _taking_input(self) -> GuestProcess:
         if self._process is None or self.ended_at is not None:

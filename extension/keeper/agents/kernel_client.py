@@ -11,9 +11,11 @@ from typing import Any
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
+from warmcell.extension.keeper.agents.ahead import Ahead, Message
+from warmcell.extension.keeper.agents.shown import note
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
-from warmcell.extension.keeper.rank_steps import LOST, SHOWN, SILENCE_S, TRAVELS
+from warmcell.extension.keeper.rank_steps import SHOWN, SILENCE_S, TRAVELS
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -22,10 +24,13 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 ASK_AGAIN_S = 0.25
-AHEAD_MAX = 256
-"""Messages of one cell that wait for whoever follows it; then the kernel is read no further."""
+EXIT_S = 10.0
+"""For how long a kernel may take to end that its code has ended."""
 
-Message = dict[str, Any]
+HELD_UP_S = 0.25
+"""For how long one cell that is followed slowly may hold up the others of its kernel."""
+
+UNHEARD = note("[The end of this output did not come]\n")
 
 
 class KernelClient:
@@ -40,7 +45,7 @@ class KernelClient:
         self._client.start_channels(stdin=False, hb=False, control=False)  # Descriptors: a thousand may wait.
         self._heard = False
         self._proving = asyncio.Lock()
-        self._shown: dict[str, asyncio.Queue[Message]] = {}
+        self._shown: dict[str, Ahead] = {}
         """What is published of each cell that runs, by the id of its request."""
         self._replies: dict[str, asyncio.Future[Message]] = {}
         self._hearing: dict[str, asyncio.Task[None]] = {}
@@ -90,7 +95,10 @@ class KernelClient:
                 await asyncio.wait(_both(reply, died), return_when=asyncio.FIRST_COMPLETED)
                 if not reply.done():
                     raise self._death(died.result(), box, oom_before)
-                yield {"msg_type": "reply", "content": reply.result()["content"], "metadata": {}}
+                content = reply.result()["content"]
+                if _asks_to_exit(content):  # It ends a moment later, and so would what comes until then.
+                    await asyncio.wait({died}, timeout=EXIT_S)
+                yield {"msg_type": "reply", "content": content, "metadata": {}}
             finally:
                 died.cancel()
                 await asyncio.gather(died, return_exceptions=True)
@@ -168,11 +176,13 @@ class KernelClient:
                 who = f"The context{content['why'] and ' could not start: ' + content['why'] + '. It'}"
                 oom = box.oom_kills() > oom_before
                 raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, again=_AGAIN)
+            if _asks_to_exit(content):
+                await self.end(asked["context"])
             yield {"msg_type": "reply", "content": content, "metadata": {}}
 
     async def _until_idle(
         self,
-        shown: "asyncio.Queue[Message]",
+        shown: Ahead,
         reply: "asyncio.Future[Message]",
         died: "asyncio.Task[KernelProcess]",
         box: LiveSandbox,
@@ -186,7 +196,7 @@ class KernelClient:
         hearing: asyncio.Task[Message] | None = None
         try:
             while True:
-                hearing = hearing or asyncio.create_task(shown.get())
+                hearing = hearing or asyncio.create_task(shown.take())
                 waited: set[asyncio.Future[Any]] = {hearing, died, *self._hearing.values()}
                 if not reply.done():
                     waited.add(reply)
@@ -206,8 +216,8 @@ class KernelClient:
                 elif died in done:
                     raise self._death(died.result(), box, oom_before)
                 elif not done:
-                    log.warning("sandbox %s: the end of a cell's output was lost", box.info.id)
-                    yield dict(LOST)
+                    log.warning("sandbox %s: the end of a cell's output did not come", box.info.id)
+                    yield dict(UNHEARD)
                     return
         finally:
             if hearing is not None:
@@ -246,15 +256,14 @@ class KernelClient:
     # What the kernel says, taken to whoever waits for it.
 
     @contextlib.contextmanager
-    def _following(self, name: str) -> "Iterator[asyncio.Queue[Message]]":
+    def _following(self, name: str) -> "Iterator[Ahead]":
         self._hear("iopub")
-        shown = self._shown[name] = asyncio.Queue(AHEAD_MAX)
+        shown = self._shown[name] = Ahead()
         try:
             yield shown
         finally:
             del self._shown[name]
-            while not shown.empty():  # What waits for room there waits no more.
-                shown.get_nowait()
+            shown.close()
 
     @contextlib.contextmanager
     def _awaiting(self, message: Message) -> "Iterator[asyncio.Future[Message]]":
@@ -281,14 +290,25 @@ class KernelClient:
         return getattr(self._client, f"{name}_channel")
 
     async def _listen(self, channel: Any) -> None:
+        session = self._client.session
         while True:
-            message: Message = await channel.get_msg(timeout=None)
+            frames: list[bytes] = await channel.socket.recv_multipart()
+            message: Message = session.deserialize(session.feed_identities(frames)[1])
             parent = message["parent_header"].get("msg_id")
             shown, reply = self._shown.get(parent), self._replies.get(parent)
             if reply is not None and not reply.done() and message["msg_type"].endswith("_reply"):
                 reply.set_result(message)
             elif shown is not None:
-                await shown.put(message)
+                await self._make_room(shown)
+                shown.add(message, sum(map(len, frames)))
+
+    async def _make_room(self, shown: Ahead) -> None:
+        """Wait for whoever follows that cell, as long as the kernel has no other cell: what is one's own pace, all
+        others would have to keep to.
+        """
+        while shown.full and not shown.losing and not await shown.room(HELD_UP_S):
+            if len(self._shown) > 1:
+                return
 
     async def _died(self) -> KernelProcess:
         """Wait for the end of the kernel's process, unless another one takes its place."""
@@ -301,9 +321,11 @@ class KernelClient:
 
     @staticmethod
     def _death(process: KernelProcess, box: LiveSandbox, oom_before: int) -> errors.SandboxDiedError:
-        return death(process.exit_code or 0, oom_killed=box.oom_kills() > oom_before, spec=box.spec)
+        oom = box.oom_kills() > oom_before
+        return death(process.exit_code or 0, oom_killed=oom, spec=box.spec, again=_KERNEL_AGAIN)
 
 
+_KERNEL_AGAIN = "Run it again, in a kernel that begins anew, without its variables"
 _AGAIN = "Run it again, in a context that begins anew, without its variables"
 
 
@@ -313,6 +335,13 @@ def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None 
         **{"code": code, "silent": silent, "store_history": not silent, "user_expressions": {}},
         **{"allow_stdin": False, "stop_on_error": False},
     }
+
+
+def _asks_to_exit(content: Mapping[str, Any]) -> bool:
+    """Whether a cell has called `exit()`, which ends its kernel."""
+    payload = content.get("payload")
+    found = payload if isinstance(payload, list) else []
+    return any(isinstance(one, dict) and one.get("source") == "ask_exit" and not one.get("keepkernel") for one in found)
 
 
 def _both(*waited: "asyncio.Future[Any]") -> "set[asyncio.Future[Any]]":

@@ -64,9 +64,7 @@ class Lifetimes(Boxes):
             WarmcellError: It has ended, or cannot go on.
         """
         box = self.of(sandbox_id)
-        info = self._service.info(sandbox_id)
-        if info.error is not None and info.state is State.FAILED:
-            raise errors.from_json(info.error.to_json())
+        info = self._alive(sandbox_id)
         asleep = info.state in (State.SUSPENDED, State.SUSPENDING, State.RESUMING)
         if info.terms is not None and (asleep or info.terms.frozen):
             if not info.terms.auto_resume and info.state is not State.RESUMING:
@@ -101,6 +99,7 @@ class Lifetimes(Boxes):
             sandbox_id: Which.
             memory: False: if it sleeps, its kernel begins anew, with the files.
         """
+        self._alive(sandbox_id)
         box = self.live(sandbox_id)
         slept = box.info.state is not State.RUNNING or (box.info.terms is not None and box.info.terms.frozen)
         async with self._thawing:
@@ -114,6 +113,13 @@ class Lifetimes(Boxes):
             await self._begin_anew(sandbox_id)
         self.changed(self.live(sandbox_id).info)
         return self._service.info(sandbox_id)
+
+    def _alive(self, sandbox_id: SandboxId) -> SandboxInfo:
+        """What is told of one; raises what it has failed with, if it has."""
+        info = self._service.info(sandbox_id)
+        if info.error is not None and info.state is State.FAILED:
+            raise errors.from_json(info.error.to_json())
+        return info
 
     async def suspend(self, sandbox_id: SandboxId, *, memory: bool = True) -> SandboxInfo:
         """Save and end its processes, commands included; raises as `KernelMemory.suspend`.

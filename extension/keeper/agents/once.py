@@ -27,6 +27,13 @@ client that has lost its connection is back within two seconds.
 KEY = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
+def checked_key(key: str) -> str:
+    """A client's key as it is; raises InvalidRequestError where it is none."""
+    if not KEY.fullmatch(key):
+        raise InvalidRequestError("An Idempotency-Key must be 1 to 255 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID.")
+    return key
+
+
 @dataclass
 class _Done:
     fingerprint: bytes
@@ -74,10 +81,7 @@ class Once:
             ConflictError: The key was used for another request.
             CapacityError: Too many of that caller's are under way.
         """
-        if not KEY.fullmatch(key):
-            raise InvalidRequestError(
-                "An Idempotency-Key must be 1 to 255 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID."
-            )
+        checked_key(key)
         self._forget()
         known = self._known.setdefault(whose, {})
         name, fingerprint = (path, key), hashlib.sha256(body).digest()

@@ -317,14 +317,15 @@ class E2bHandler(PassingHandler):
         self, signed: SignedUrl, infos: Sequence[Mapping[str, Any]], tokens: Sequence[Mapping[str, Any]], signature: str
     ) -> tuple[str, Holder] | None:
         """The sandbox, and who has signed its URL. Blocks."""
-        for info in infos:
-            if self.sandbox_id in ("", info["id"]) and info.get("terms") is not None:
-                whose = info["principal"]
-                ids = ["", *(one["id"] for one in tokens if one["principal"] == whose)]
-                found = self.keys.signer(info["id"], [Holder(whose, one) for one in ids], signed, signature)
-                if found is not None:
-                    return info["id"], found
-        return None
+        ours = [info for info in infos if self.sandbox_id in ("", info["id"]) and info.get("terms") is not None]
+        holders = [(info["id"], Holder(info["principal"])) for info in ours]
+        holders += [
+            (info["id"], Holder(info["principal"], one["id"]))
+            for info in ours
+            for one in tokens
+            if one["principal"] == info["principal"]
+        ]
+        return self.keys.signer(holders, signed, signature)
 
     def _tell_failure(self, error: WarmcellError | ConnectError) -> None:
         if isinstance(error, WarmcellError):

@@ -15,6 +15,11 @@ from warmcell.extension.keeper.gate import HEADER, TOKEN_HEADER
 from warmcell.extension.keeper.secret import load_key
 from warmcell.sandbox.errors import UnauthenticatedError
 
+SIGNATURE = re.compile(r"v1_[A-Za-z0-9+/]{43}")
+PATH_MAX = 4096
+DIGESTS_MAX = 10_000
+"""Of which one may be the signature that is shown; a tenth of a second."""
+
 Purpose = Literal["envd", "traffic"]
 Operation = Literal["read", "write"]
 
@@ -74,12 +79,25 @@ class Keys:
             "The token does not open this sandbox", hint="Create the sandbox, or connect to it, to have its token."
         )
 
-    def signer(self, sandbox_id: str, holders: Iterable[Holder], signed: "SignedUrl", signature: str) -> Holder | None:
-        """Who of these has signed such a URL; None: nobody."""
-        for holder in holders:
+    def signer(
+        self, holders: Iterable[tuple[str, Holder]], signed: "SignedUrl", signature: str
+    ) -> tuple[str, Holder] | None:
+        """Which sandbox's of these, and who, has signed such a URL; None: nobody. Blocks.
+
+        Raises:
+            UnauthenticatedError: They are more than are tried for a caller of whom nothing is known.
+        """
+        if not SIGNATURE.fullmatch(signature) or len(signed.path) > PATH_MAX:
+            return None
+        for number, (sandbox_id, holder) in enumerate(holders):
+            if number == DIGESTS_MAX:
+                raise UnauthenticatedError(
+                    "The URL does not say of which sandbox it is, and there are too many here",
+                    hint="Send E2b-Sandbox-Id, or use the sandbox's own host.",
+                )
             good = replace(self, token_id=holder.token_id).signature(sandbox_id, holder.principal, signed)
-            if hmac.compare_digest(good.encode(), signature.encode(errors="replace")):
-                return holder
+            if hmac.compare_digest(good.encode(), signature.encode()):
+                return sandbox_id, holder
         return None
 
     def _token(self, sandbox_id: str, holder: Holder, purpose: Purpose) -> str:

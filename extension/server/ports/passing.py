@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
 
 import httpcore
@@ -78,16 +78,23 @@ async def pass_on(
         stream: httpcore.AsyncNetworkStream = response.extensions["network_stream"]
         seen_as, tls = response.headers.get(HOST_HEADER, ""), TLS_HEADER in response.headers
         place = dataclasses.replace(place, seen_as=seen_as, tls=tls)
-        try:
+        with breaking_off(place, sandbox_id):
             if tls:
                 stream = await stream.start_tls(_anybody(), server_hostname="localhost", timeout=HANDSHAKE_S)
             await _exchange(asked, place, _bare(target, secrets), stream)
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            raise TransportError(
-                f"What listens on port {place.port} of sandbox {sandbox_id} does not speak {'TLS' if tls else 'HTTP'}, "
-                "or has broken off",
-                hint="Look at what it says: it may have ended.",
-            ) from error
+
+
+@contextlib.contextmanager
+def breaking_off(place: Place, sandbox_id: str) -> Iterator[None]:
+    """Around what is said by a port; raises TransportError where that is no answer."""
+    try:
+        yield
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
+        raise TransportError(
+            f"What listens on port {place.port} of sandbox {sandbox_id} does not speak "
+            f"{'TLS' if place.tls else 'HTTP'}, or has broken off",
+            hint="Look at what it says: it may have ended.",
+        ) from error
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -20,6 +20,9 @@ from ipykernel.iostream import IOPubThread, OutStream
 from zmq.eventloop.zmqstream import ZMQStream
 
 KEPT_MAX_BYTES = 64 * 2**20
+TEXT_MAX = 256 * 1024
+"""Characters of one message; what is printed between two flushes goes in several, if it is more."""
+
 LINGER_MS = 3000
 """How long a forked child tries to hand over what it has printed."""
 
@@ -74,6 +77,12 @@ class Stream(OutStream):
             super()._flush()  # type: ignore[no-untyped-call]
         finally:
             self._publishing = False
+
+    def _flush_buffers(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """Much that was printed in no time (the base's) goes in pieces: one message of all of it would be too large."""
+        for parent, text in super()._flush_buffers():  # type: ignore[no-untyped-call]
+            for at in range(0, len(text), TEXT_MAX):
+                yield parent, text[at : at + TEXT_MAX]
 
 
 class Kept:

@@ -99,7 +99,7 @@ async def test_answers_are_as_the_document_says(keeper: KeeperClient, ask: Check
     await ask("GET", f"{box}/metrics")
 
     command = await ask("POST", f"{box}/commands", 201, json={"id": "c1", "argv": ["cat"], "stdin": True})
-    await ask("POST", f"{box}/commands/c1/stdin?at=0&close=1", content=b"hello")
+    await ask("POST", f"{box}/commands/c1/stdin?close=1", content=b"hello")
     assert (await ask("GET", f"{box}/commands/c1?wait=60"))["exit_code"] == 0
     assert (await ask("GET", f"{box}/commands/c1/output"))[-1]["ended"]["id"] == command["id"]
     shell = {"id": "c2", "argv": ["sleep", "600"], "pty": {"rows": 24, "columns": 80}}

@@ -46,6 +46,24 @@ def test_code_past_its_time_is_interrupted_and_the_next_runs(box: Sandbox) -> No
     assert box.run("kept").text == "'yes'"
 
 
+@pytest.mark.parametrize("where", ["default", "another"])
+def test_code_that_exits_ends_its_kernel_and_nothing_else(box: Sandbox, where: str) -> None:
+    """The run ends well, and the next one begins anew, whole: none is begun in what is about to end."""
+    context = "default" if where == "default" else box.create_context()
+    for word in ("exit()", "quit()"):
+        box.run("kept = 1", context=context)
+        done = box.run(f"print('before')\n{word}", context=context)
+        assert (done.stdout, done.error) == ("before\n", None)
+        after = box.run("import time; time.sleep(0.3); 'kept' in globals()", context=context)
+        assert (after.text, after.error) == ("False", None)
+    done = box.run("import sys; sys.exit(3)", context=context)
+    assert done.error is not None
+    assert done.error.name == "SystemExit"
+    assert box.run("'time' in globals()", context=context).text == "True"
+    if where == "another":
+        box.remove_context(context)
+
+
 def test_a_kernel_that_dies_is_told_and_the_next_run_has_another(at_home: None) -> None:
     """The end of the kernel is an error with its reason; the sandbox and its files stay."""
     with Sandbox(preload=()) as own:

@@ -26,8 +26,9 @@ def test_commands_end_with_what_they_said(box: Sandbox) -> None:
     assert box.exec("no-such-program").exit_code == 127
     with pytest.raises(errors.InvalidRequestError):
         box.exec("true", cwd="/no/such/place")
-    with pytest.raises(errors.OperationTimeoutError):
-        box.exec("sleep", "60", timeout=0.2)
+    with pytest.raises(errors.OperationTimeoutError) as late:
+        box.exec("sh", "-c", "echo so far; echo oh >&2; sleep 60", timeout=1)
+    assert (late.value.details["stdout"], late.value.details["stderr"]) == ("so far\n", "oh\n")
 
 
 def test_much_output_comes_whole_and_in_order(box: Sandbox) -> None:
@@ -57,6 +58,32 @@ def test_a_command_in_the_background_is_found_again(box: Sandbox) -> None:
     terminated = box.spawn("sleep", "60")
     terminated.terminate()
     assert terminated.wait().exit_code == 128 + signal.SIGTERM
+
+
+def test_input_of_several_comes_in_the_order_in_which_it_was_written(box: Sandbox) -> None:
+    """Whoever finds a command again writes after what others have written, and they after that."""
+    command = box.spawn("cat")
+    command.write("one\n")
+    with contextlib.closing(Sandbox.connect(box.id)) as other:
+        again = other.command(command.id)
+        again.write("two\n")
+        command.write(b"three\n")
+        again.write(memoryview(b"four\n"))
+        again.close_stdin()
+        with pytest.raises(errors.ConflictError):
+            command.write("late\n")
+    assert command.wait().stdout == "one\ntwo\nthree\nfour\n"
+
+
+async def test_input_of_several_at_once_is_all_there(box: Sandbox) -> None:
+    """Pieces that are sent beside each other, more than is taken at once: none is lost or torn."""
+    same = await AsyncSandbox.connect(box.id)
+    command = await same.spawn("sh", "-c", "sleep 0.5; cat")
+    pieces = [f"{number}" * 200_000 + "\n" for number in range(8)]
+    await asyncio.gather(*(command.write(piece) for piece in pieces))
+    await command.close_stdin()
+    assert sorted((await command.wait()).stdout.splitlines(keepends=True)) == pieces
+    await same.close()
 
 
 def test_a_command_survives_the_program_that_started_it(box: Sandbox, tmp_path: Path) -> None:

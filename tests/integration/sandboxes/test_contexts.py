@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -176,3 +177,53 @@ def test_they_are_suspended_and_forked_with_all_they_have(at_home: None) -> None
         assert clones[1].run("len(kept)", context=context).text == "3"
         clones[1].remove_context(context)
         assert box.run("len(kept)", context=context).text == "3"
+
+
+FLOOD = "for n in range(4000):\n    print('x' * 10_000)\nopen('/tmp/flooded', 'w').close()"
+PIECES = FLOOD.replace("10_000)", "10_000, flush=True)")
+
+
+async def test_who_reads_slowly_holds_up_nobody_else(at_home: None, shared_box: Sandbox) -> None:
+    """A run whose output of 40 MB nobody takes: what the others print comes whole, and so do their ends."""
+    box = await AsyncSandbox.connect(shared_box.id)
+    one, two = [await box.create_context() for _ in range(2)]
+    stands, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stand_still(text: str) -> None:
+        stands.set()
+        await go_on.wait()
+
+    flooding = asyncio.create_task(box.run(PIECES, context=one, on_stdout=stand_still))
+    try:
+        await stands.wait()
+        for number in range(20):
+            for where in (two, "default"):
+                done = await box.run(f"print('here', {number})", context=where)
+                assert (done.stdout, done.stderr, done.error) == (f"here {number}\n", "", None)
+        while not await box.files.exists("/tmp/flooded"):  # It was read on, and goes to its end.
+            assert (await box.run("print('on')")).stdout == "on\n"
+        go_on.set()
+        flooded = await flooding
+        assert flooded.error is None
+        assert "pieces of output were lost" in flooded.stderr
+        assert flooded.stdout.startswith("x" * 10_000)
+    finally:
+        go_on.set()
+        flooding.cancel()
+        await asyncio.gather(flooding, return_exceptions=True)
+        await asyncio.gather(*(box.remove_context(each) for each in (one, two)))
+        await box.close()
+
+
+def test_who_reads_slowly_alone_misses_nothing(box: Sandbox, context: str) -> None:
+    """The kernel is read no faster than its one follower reads, so all of 40 MB is there."""
+    seen: list[int] = []
+
+    def dawdle(text: str) -> None:
+        seen.append(len(text))
+        if len(seen) % 500 == 0:
+            time.sleep(0.05)
+
+    done = box.run(FLOOD, context=context, on_stdout=dawdle)
+    assert (len(done.stdout), done.stderr) == (4000 * 10_001, "")
+    assert sum(seen) == len(done.stdout)

@@ -158,3 +158,67 @@ async def test_a_folder_is_watched_for_as_long_as_was_asked(box: Sandbox) -> Non
             assert [change.name async for change in changes if change.kind == "created"] == ["beside"]
     finally:
         await same.close()
+
+
+UPLOADS = """
+import io, json, os, random, sys, tarfile, tempfile, tracemalloc
+from warmcell_guest import files
+
+def made(form):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, kind, link in (
+            ("a", b"0", ""), ("b" * 90 + "/" + "c" * 40, b"0", ""), ("../out", b"0", ""), ("l", b"2", ".."),
+            ("l/out", b"0", ""), ("h", b"1", "a"), ("d", b"5", ""), ("p", b"6", ""), ("c", b"3", ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, link, 3 if kind == b"0" else 0
+            archive.addfile(member, io.BytesIO(b"abc"))
+    return out.getvalue()
+
+class Ends:
+    def __init__(self, data):
+        self.buffer = io.BytesIO(data)
+
+def changed(seen, data):
+    data = bytearray(data[: seen.randrange(len(data) + 1)] if seen.random() < 0.3 else data)
+    for _ in range(seen.randrange(4) if data else 0):
+        at = seen.randrange(len(data))
+        data[at] = seen.randrange(256)
+        head = at - at % 512
+        if seen.random() < 0.7 and len(data) >= head + 512:
+            data[head + 148 : head + 156] = b" " * 8
+            data[head + 148 : head + 156] = b"%06o\\0 " % sum(data[head : head + 512])
+    return bytes(data)
+
+seen, kinds, most = random.Random(41), {}, 0
+sound = [made(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)]
+stdin, stdout = sys.stdin, sys.stdout
+for number in range(COUNT):
+    data = seen.choice(sound) if number % 10 == 0 else changed(seen, seen.choice(sound))
+    with tempfile.TemporaryDirectory() as folder:
+        line = json.dumps({"op": "unpack", "path": folder + "/in/here"}).encode() + b"\\n"
+        files._answered = False
+        tracemalloc.start()
+        sys.stdin, sys.stdout = Ends(line + data), Ends(b"")
+        try:
+            code, answer = files.main(), sys.stdout.buffer.getvalue()
+        finally:
+            sys.stdin, sys.stdout = stdin, stdout
+            most = max(most, tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    said = json.loads(answer)
+    kinds[said.get("errno", "done")] = kinds.get(said.get("errno", "done"), 0) + 1
+    assert code == 0 and (said["ok"] or said["message"]), (number, said)
+(kinds.get("done", 0) > COUNT // 10, kinds.get("EINVAL", 0) > 0, most < 4 * 2**20)
+"""
+
+
+@pytest.mark.parametrize(
+    "count", [pytest.param(100, id="short"), pytest.param(10_000, id="long", marks=pytest.mark.long)]
+)
+def test_any_tar_that_is_uploaded_is_unpacked_or_refused(box: Sandbox, count: int) -> None:
+    """By what does it in the sandbox: one line for an answer, in bounded memory, whatever it is sent."""
+    done = box.run(UPLOADS.replace("COUNT", str(count)), timeout=1500)
+    assert done.error is None, done.error
+    assert done.text == "(True, True, True)"

@@ -1,7 +1,10 @@
 """Whatever connection breaks, what was asked for is done once."""
 
 import json
+import os
+from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.cutting import AsyncCutting, Cutting, count_through, count_through_in_loop
@@ -76,14 +79,31 @@ def test_code_that_nobody_follows_any_more_is_interrupted(box: Sandbox) -> None:
         assert lines[-1]["next"] == 1
 
 
-def test_input_that_overlaps_arrives_once_and_gaps_are_refused(box: Sandbox) -> None:
-    """Where the first request was cut off in its middle, the rest of it counts; nothing is taken out of turn."""
-    command = box.spawn("cat")
-    with SyncKeeperClient.connect() as keeper:
-        stdin = f"/sandboxes/{box.id}/commands/{command.id}/stdin"
-        assert keeper.upload(f"{stdin}?at=0", iter([b"abc"])) == {"received": 3}
-        assert keeper.upload(f"{stdin}?at=1", iter([b"bcde"])) == {"received": 5}
-        with pytest.raises(errors.ConflictError):
-            keeper.upload(f"{stdin}?at=9", iter([b"z"]))
-        assert keeper.upload(f"{stdin}?at=5&close=1", iter([b""])) == {"received": 5}
-    assert command.wait().stdout == "abcde"
+SLOW = """
+import os, sys, time
+while not os.path.exists("go"):
+    time.sleep(0.01)
+print(len(sys.stdin.buffer.read()))
+"""
+
+
+def test_input_that_was_cut_off_arrives_once(box: Sandbox) -> None:
+    """Given up in its middle, by a client that has gone, and sent again: the rest of it is taken, and only that."""
+    command = box.spawn("python", "-c", SLOW)
+    content = b"x" * 3_000_000
+    key = {"Idempotency-Key": "one"}
+    transport = httpx.HTTPTransport(uds=str(Path(os.environ["WARMCELL_RUNTIME_DIR"]) / "keeper.sock"))
+    with httpx.Client(transport=transport, base_url="http://keeper/warmcell/api/v1", timeout=60) as http:
+        url = f"/sandboxes/{box.id}/commands/{command.id}/stdin"
+        with pytest.raises(httpx.ReadTimeout):  # Nobody reads it yet, so not all of it can be taken.
+            http.post(url, content=content, headers=key, timeout=2)
+        box.files.write("go", "")
+        assert http.post(url, content=content, headers=key).json() == {"received": len(content)}
+        assert http.post(url, content=content, headers=key).json() == {"received": len(content)}
+        assert http.post(url, content=b"", headers={"Idempotency-Key": "!"}).status_code == 400
+        assert http.post(url, content=b"y", headers=key).status_code == 409
+        assert http.post(f"{url}?at=3", content=b"y").status_code == 400
+        for _ in range(2):
+            assert http.post(f"{url}?close=1", headers={"Idempotency-Key": "end"}).json() == {"received": len(content)}
+    assert command.wait().stdout == f"{len(content)}\n"
+    box.files.remove("go")

@@ -258,3 +258,53 @@ def test_one_that_is_killed_as_its_time_is_over_is_gone(at_home: None) -> None:
         box.kill()
         box.close()
         assert gone(box.id)
+
+
+def test_one_that_was_killed_is_gone_however_often(at_home: None) -> None:
+    """Again, after `with`, and by another object: nothing happens; other verbs say that it is no more."""
+    with Sandbox(preload=()) as box:
+        other = Sandbox.connect(box.id)
+        box.kill()
+        box.kill()
+        with pytest.raises(errors.SandboxNotFoundError):
+            box.run("1")
+        with pytest.raises(errors.SandboxNotFoundError):
+            box.files.read("x")
+    box.kill()
+    other.kill()
+    other.close()
+    with pytest.raises(errors.ConflictError, match="closed"):
+        box.run("1")
+
+
+def test_one_that_never_came_up_says_why_to_whoever_asks(at_home: None) -> None:
+    """It is listed for a while, so that its error can be seen; to connect to it raises that error."""
+    with pytest.raises(errors.WarmcellError) as first:
+        Sandbox(preload=(), gpu="H900", tags={"fails": "1"})
+    failed = Sandbox.list(tags={"fails": "1"})[0]
+    assert failed.state == "failed"
+    with pytest.raises(type(first.value), match="H900"):
+        Sandbox.connect(failed.id)
+    with SyncKeeperClient.connect() as keeper:
+        with pytest.raises(type(first.value), match="H900"):
+            keeper.post(f"/sandboxes/{failed.id}/commands", {"argv": ["true"]})
+        keeper.delete(f"/sandboxes/{failed.id}")
+    assert Sandbox.list(tags={"fails": "1"}) == []
+
+
+@pytest.mark.criu
+def test_a_name_that_is_taken_is_refused_before_anything_stops(at_home: None) -> None:
+    """The code's own functions before a snapshot do not run for one that cannot be."""
+    with Sandbox(preload=()) as box:
+        box.run("import warmcell\nran = []\n@warmcell.before_snapshot\ndef note():\n    ran.append(1)")
+        kept = box.snapshot("named")
+        assert box.run("len(ran)").text == "1"
+        with pytest.raises(errors.ConflictError, match="named"):
+            box.snapshot("named")
+        with pytest.raises(errors.InvalidRequestError):
+            box.snapshot(" no name ")
+        assert box.run("len(ran)").text == "1"
+        with SyncKeeperClient.connect() as keeper:
+            keeper.delete(f"/snapshots/{kept.id}")
+        box.snapshot("named")
+        assert box.run("len(ran)").text == "2"

@@ -540,7 +540,8 @@ def commands_run():
 def commands_take_input():
     """Bytes, streams of them, and their end."""
     commands = shared().commands
-    running = commands.run("head -n1; cat", background=True, stdin=True)
+    # `read` takes no byte more than its line, as `head` would from a pipe.
+    running = commands.run("read line; echo $line; cat", background=True, stdin=True)
     assert running.pid in [one.pid for one in commands.list()]
     commands.send_stdin(running.pid, "first\n")
     if hasattr(commands, "stream_input"):

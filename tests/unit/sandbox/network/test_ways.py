@@ -16,8 +16,9 @@ import trustme
 from tests.unit.sandbox.network.harness import Host, Names, proxy, running
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import EgressProxy, NetworkPolicy
-from warmcell.sandbox.network import names
+from warmcell.sandbox.network import connecting, names
 from warmcell.sandbox.network.egress import Egress, EgressBounds
+from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.network.names import AskedServers, NoAnswerError
 from warmcell.sandbox.wire import Secret
 
@@ -35,6 +36,8 @@ class NameServer(asyncio.DatagramProtocol):
     table: dict[tuple[str, int], list[str]]
     long: bool = False
     lies: bool = False
+    silent: int = 0
+    """About this kind it says nothing."""
     asked: list[tuple[str, str]] = field(default_factory=list)
     transport: asyncio.DatagramTransport | None = None
 
@@ -43,6 +46,8 @@ class NameServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         assert self.transport is not None
+        if self.name(data)[1] == self.silent:
+            return
         if self.lies:
             wrong = bytes((data[0] ^ 1,)) + data[1:]
             self.transport.sendto(self.answer(wrong, ["6.6.6.6"]), addr)
@@ -103,6 +108,63 @@ async def test_names_are_asked_of_the_servers_that_are_named(long: bool) -> None
         assert await asked("none.test") == ()
     assert ("a.test", "stream" if long else "datagram") in server.asked
     assert await AskedServers(["127.0.0.1"], port=port)("a.test") == ()
+
+
+async def test_a_server_that_says_nothing_of_one_kind_holds_nobody_up() -> None:
+    """Some never answer about IPv6: what is known of the other kind is gone on with; without any it is waited for."""
+    server = NameServer({("a.test", names.A): ["192.0.2.1"]}, silent=names.AAAA)
+    loop = asyncio.get_running_loop()
+    async with serving(server) as port:
+        began = loop.time()
+        assert await AskedServers(["127.0.0.1"] * 3, port=port)("a.test") == ("192.0.2.1",)
+        assert loop.time() - began < names.ANSWER_S
+    late = NameServer({("a.test", names.AAAA): ["2001:db8::1"]}, silent=names.A)
+    async with serving(late) as port:
+        assert await AskedServers(["127.0.0.1"], port=port)("a.test") == ("2001:db8::1",)
+
+
+async def test_a_name_that_is_not_there_is_not_waited_for() -> None:
+    """It is of no kind, whatever the server says of the other one."""
+    async with serving(NameServer({("a.test", names.A): ["192.0.2.1"]}, silent=names.AAAA)) as port:
+        began = asyncio.get_running_loop().time()
+        assert await AskedServers(["127.0.0.1"], port=port)("none.test") == ()
+        assert asyncio.get_running_loop().time() - began < names.ANSWER_S
+
+
+async def test_who_has_answered_is_asked_first() -> None:
+    """A server that says nothing at all is waited for once, not for each name."""
+    async with serving(NameServer({})) as port:
+        loop = asyncio.get_running_loop()
+        mute, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.2", port))
+        asked = AskedServers(["127.0.0.2", "127.0.0.1"], port=port)
+        began = loop.time()
+        await asked("a.test")
+        first = loop.time() - began
+        assert first >= names.ANSWER_S
+        await asked("b.test")
+        assert loop.time() - began - first < names.ANSWER_S
+        mute.close()
+
+
+async def test_nobody_else_says_where_the_operators_own_hosts_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have private addresses and get the operator's password, so the policy's servers are not asked there."""
+    theirs = Names(pypi_corp_test=["127.0.0.9"], b_test=["127.0.0.9"])
+    monkeypatch.setattr(connecting, "AskedServers", lambda servers: theirs)
+    host, own = Host(), Names(pypi_corp_test=["127.0.0.1"])
+    async with running(host):
+        index = Index(urls=(f"http://pypi.corp.test:{host.port}/simple",), private=True)
+        egress = Egress(EgressBounds(principals=("*",), index=index), resolver=own)
+        policy = egress.check(
+            NetworkPolicy(packages=True, allow=("b.test",), name_servers=("8.8.8.8",)), principal="mallory"
+        )
+        connector, rules, lookups = egress.connector.of(policy), egress.rules(policy), asyncio.Semaphore(4)
+        _, writer = await connector.connect("pypi.corp.test", host.port, rules, lookups)
+        assert writer.get_extra_info("peername")[0] == "127.0.0.1"
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(connecting.Refused):
+            await connector.connect("b.test", host.port, rules, lookups)
+    assert (theirs.asked, own.asked) == (["b.test"], ["pypi.corp.test"])
 
 
 def test_what_is_no_answer_is_refused() -> None:

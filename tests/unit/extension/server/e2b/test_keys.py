@@ -2,15 +2,17 @@
 
 import base64
 import hashlib
+import itertools
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from warmcell.extension.server.e2b.keys import Holder, Keys, SignedUrl
+from warmcell.extension.server.e2b.keys import DIGESTS_MAX, Holder, Keys, SignedUrl
 from warmcell.sandbox.errors import UnauthenticatedError
 
 KEYS = Keys(b"k" * 32)
@@ -73,10 +75,33 @@ def test_a_signature_is_known_by_whose_token_it_was_made_with() -> None:
     """Of all those that may have; nobody's is nobody's."""
     signed = SignedUrl(path="a", operation="read")
     made = Keys(KEYS.secret, token_id="0123abcd").signature("one", "ann", signed)
-    holders = [Holder("ann"), Holder("ann", "ffffffff"), Holder("ann", "0123abcd")]
-    assert KEYS.signer("one", holders, signed, made) == Holder("ann", "0123abcd")
-    assert KEYS.signer("one", holders[:2], signed, made) is None
-    assert KEYS.signer("two", holders, signed, made) is None
+    holders = [("one", Holder("ann", token_id)) for token_id in ("", "ffffffff", "0123abcd")]
+    assert KEYS.signer(holders, signed, made) == ("one", Holder("ann", "0123abcd"))
+    assert KEYS.signer(holders[:2], signed, made) is None
+    assert KEYS.signer([("two", holder) for _, holder in holders], signed, made) is None
+
+
+def test_only_so_many_digests_are_made_for_a_stranger() -> None:
+    """Nor any for what is no signature, or of a path that is none."""
+    tried: list[str] = []
+
+    def boxes() -> Iterator[tuple[str, Holder]]:
+        for number in itertools.count():
+            tried.append(str(number))
+            yield str(number), Holder("ann")
+
+    signed = SignedUrl(path="a", operation="read")
+    with pytest.raises(UnauthenticatedError, match="too many") as raised:
+        KEYS.signer(boxes(), signed, KEYS.signature("other", "ann", signed))
+    assert raised.value.hint
+    assert len(tried) == DIGESTS_MAX + 1
+    for odd, signature in (
+        (signed, "v1_ä"),
+        (signed, ""),
+        (SignedUrl(path="a" * 5000, operation="read"), "v1_" + "a" * 43),
+    ):
+        assert KEYS.signer(boxes(), odd, signature) is None
+    assert len(tried) == DIGESTS_MAX + 1
 
 
 def test_signed_urls_end() -> None:
