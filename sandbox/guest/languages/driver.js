@@ -12,11 +12,23 @@ const { inspect } = require('node:util');
 const [requests, answers] = process.argv.slice(-2).map(Number);
 const typescript = process.argv.includes('--typescript');
 const LIBRARIES = [
-  ['typescript', it => code => it.transpileModule(code, { compilerOptions: { target: 'esnext', module: 'esnext' } }).outputText],
+  [
+    'typescript',
+    it => code =>
+      it.transpileModule(code, { compilerOptions: { target: 'esnext', module: 'esnext' } })
+        .outputText
+  ],
   ['esbuild', it => code => it.transformSync(code, { loader: 'ts', target: 'esnext' }).code],
-  ['sucrase', it => code => it.transform(code, { transforms: ['typescript'], disableESTransforms: true }).code]
+  [
+    'sucrase',
+    it => code => it.transform(code, { transforms: ['typescript'], disableESTransforms: true }).code
+  ]
 ];
-const GLOBAL = [path.join(process.execPath, '../../lib/node_modules'), '/usr/lib/node_modules', '/usr/share/nodejs'];
+const GLOBAL = [
+  path.join(process.execPath, '../../lib/node_modules'),
+  '/usr/lib/node_modules',
+  '/usr/share/nodejs'
+];
 
 function tell(...texts) {
   const parts = [Buffer.from(`${texts.length}\n`)];
@@ -78,13 +90,17 @@ let fail = error => console.error(error);
 loop._domain?.removeAllListeners('error').on('error', error => fail(error));
 process.on('uncaughtException', error => fail(error));
 process.on('unhandledRejection', error => fail(error));
-process.on('SIGINT', () => fail(Object.assign(new Error('The code was interrupted'), { name: 'Interrupted' })));
+process.on('SIGINT', () =>
+  fail(Object.assign(new Error('The code was interrupted'), { name: 'Interrupted' }))
+);
 
 async function evaluated(code) {
   try {
     return await new Promise((resolve, reject) => {
       fail = reject;
-      loop.eval(code, loop.context, 'code', (error, value) => (error ? reject(error) : resolve(value)));
+      loop.eval(code, loop.context, 'code', (error, value) =>
+        error ? reject(error) : resolve(value)
+      );
     });
   } catch (error) {
     throw error instanceof repl.Recoverable ? error.err : error;
@@ -124,15 +140,26 @@ async function run(code) {
     try {
       value = await evaluated(code);
     } catch (error) {
-      if (!(error instanceof SyntaxError && /import statement|import declarations/.test(error.message))) {
+      if (!(
+        error instanceof SyntaxError && /import statement|import declarations/.test(error.message)
+      )) {
         throw error;
       }
       value = await evaluated(imported(code));
     }
-    tell('ok', ...(value === undefined ? [] : [typeof value === 'string' ? value : inspect(value)]));
+    tell(
+      'ok',
+      ...(value === undefined ? [] : [typeof value === 'string' ? value : inspect(value)])
+    );
   } catch (error) {
-    const is = error instanceof Error || (typeof error === 'object' && error !== null && 'stack' in error);
-    tell('error', is ? error.name : 'Error', is ? error.message : inspect(error), is ? String(error.stack) : '');
+    const is =
+      error instanceof Error || (typeof error === 'object' && error !== null && 'stack' in error);
+    tell(
+      'error',
+      is ? error.name : 'Error',
+      is ? error.message : inspect(error),
+      is ? String(error.stack) : ''
+    );
   }
 }
 
