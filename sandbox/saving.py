@@ -7,6 +7,7 @@ from one freeze, and only when both are on disk is anything ended.
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.saved import Saved
 from warmcell.sandbox.snapshots.base import Dumped, Then
 from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
+
+log = logging.getLogger(__name__)
 
 
 class Clock:
@@ -201,7 +204,10 @@ class Saving(Saved):
                 dump.cancel()
                 await asyncio.gather(dump, return_exceptions=True)
                 if frozen.is_set():
-                    await self.store.discard(snapshot)
+                    try:
+                        await self.store.discard(snapshot)
+                    except Exception as error:  # The kernel goes on in any case.
+                        log.warning("snapshot %s, which is not whole, is not removed: %s", snapshot, error)
                 if engine.whole or (frozen.is_set() and then == "stop"):
                     await box.unwatch()
                     box.watch()

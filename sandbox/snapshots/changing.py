@@ -147,19 +147,23 @@ class Changing(Known):
 
         async def change() -> None:
             async with entry.lock:
-                if entry.manifest.info.compressed == compressed:
-                    return
-                work = cold.compress if compressed else cold.expand
-                snapshot_id = entry.manifest.info.id
-                try:
-                    entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
-                    await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
-                    if not compressed and not directory.has_sums(self.root / snapshot_id):
-                        self._summing.add(snapshot_id)
-                except OSError as error:
-                    raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
+                await self._make_form(entry, compressed=compressed)
 
         await finish(change())
+
+    async def _make_form(self, entry: Entry, *, compressed: bool) -> None:
+        """The same for who has its lock."""
+        if entry.manifest.info.compressed == compressed:
+            return
+        work = cold.compress if compressed else cold.expand
+        snapshot_id = entry.manifest.info.id
+        try:
+            entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
+            await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
+            if not compressed and not directory.has_sums(self.root / snapshot_id):
+                self._summing.add(snapshot_id)
+        except OSError as error:
+            raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
 
     @contextlib.contextmanager
     def _pinned(self, entry: Entry) -> Iterator[None]:
@@ -167,7 +171,7 @@ class Changing(Known):
         try:
             yield
         finally:
-            entry.pins -= 1
+            entry.unpin()
 
     async def _keep_sums(self, snapshot_id: SnapshotId, sums: dict[str, str]) -> None:
         entry = self._entries.get(snapshot_id)
