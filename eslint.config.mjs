@@ -55,5 +55,10 @@ export default tseslint.config(
     files: ['**/*.mjs'],
     languageOptions: { globals: { ...globals.node, ...globals.browser } }
   },
+  {
+    // It runs in sandboxes, in whatever node an image has.
+    files: ['sandbox/guest/**/*.js'],
+    languageOptions: { sourceType: 'commonjs', globals: globals.node }
+  },
   prettier
 );

@@ -20,6 +20,9 @@ SOURCE = Path(__file__).resolve().parent / "guest"
 MOUNTED_AT = "/warmcell"
 """Where sandboxes have it, for tracebacks."""
 
+SUFFIXES = (".py", ".R", ".bash", ".java", ".js")
+"""Besides Python, drivers of the interpreters of other languages."""
+
 _made: dict[Path, Path] = {}
 
 
@@ -74,7 +77,7 @@ def _make(directory: Path) -> Path:
 
 def _files() -> dict[str, Path]:
     """Name in the tree to file."""
-    files = {str(path.relative_to(SOURCE)): path for path in SOURCE.rglob("*.py")}
+    files = {str(path.relative_to(SOURCE)): path for path in SOURCE.rglob("*") if path.suffix in SUFFIXES}
     found = find_spec("cloudpickle")
     if found is not None and found.origin is not None:
         package = Path(found.origin).parent

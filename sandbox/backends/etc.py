@@ -56,7 +56,8 @@ def compose(identity: Identity, *, home: str, name: str, network: Network, host:
         if content is not None:
             files[file] = content
     shown = {each: path.resolve() for each in _SHOWN if (path := host / each).is_dir()}
-    shown.update({path.name: path.resolve() for path in sorted(host.glob("python3*")) if path.is_dir()})
+    for programs in ("R", "java-*", "python3*"):
+        shown.update({path.name: path.resolve() for path in sorted(host.glob(programs)) if path.is_dir()})
     links = {"mtab": "../proc/self/mounts"}
     zone = (host / "localtime").resolve()
     if zone.is_relative_to("/usr"):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tornado.iostream import StreamClosedError
 
-from warmcell.extension.server.e2b import figures, uploads
+from warmcell.extension.server.e2b import figures, gateway, uploads
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.extension.server.e2b.processes import check_user
 from warmcell.sandbox.errors import InvalidRequestError
@@ -19,8 +19,10 @@ METADATA: Final = "x-metadata-"
 
 async def download(request: E2bHandler) -> None:
     """The bytes of a file."""
-    check_user(request)
     path = _path(request)
+    own = gateway.token_at(path)
+    check_user(request, also="" if own is None else gateway.USER)
+    path = own or path
     async with request.keeper.bytes(f"/sandboxes/{request.sandbox_id}/files", {"path": path}) as response:
         request.set_header("Content-Type", "application/octet-stream")
         request.set_header("Content-Disposition", "attachment")  # so that no browser shows it as a page

@@ -10,6 +10,7 @@ from warmcell.extension.server.e2b import failures, languages, results, shapes
 from warmcell.extension.server.e2b.calls import paced
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox.errors import (
+    ConflictError,
     InvalidRequestError,
     NotFoundError,
     UnauthenticatedError,
@@ -27,10 +28,13 @@ KEEPALIVE_S: Final = 5.0
 async def execute(request: E2bHandler) -> None:
     """Run code. A client that goes away interrupts it."""
     body = await request.body_stream.fields()
-    context = body.text("context_id", most=64) or DEFAULT_CONTEXT
     if body.has("context_id") and body.has("language"):
         raise InvalidRequestError("Give context_id or language, not both", hint="A context has its language.")
     language = languages.known(body.text("language"))
+    usual = DEFAULT_CONTEXT if language == languages.PYTHON else language
+    context = body.text("context_id", most=64) or usual
+    language = languages.of_context(context)
+    await _ensure(request, context)
     run_id = uuid.uuid4().hex
     path = f"/sandboxes/{request.sandbox_id}/runs"
     asked = {
@@ -78,27 +82,35 @@ async def _is_gone(request: E2bHandler) -> bool:
 
 
 async def contexts(request: E2bHandler) -> None:
-    """Its contexts: variables of their own, in one process."""
+    """Its contexts: variables of their own, each in a process of its own."""
     found = await request.keeper.ask("GET", f"/sandboxes/{request.sandbox_id}/contexts")
-    request.answer([_context(one) for one in found["contexts"]])
+    shown = [_context(one) for one in found["contexts"]]
+    if languages.LISTED not in [one["id"] for one in shown]:
+        shown.insert(1, _context({"id": languages.LISTED, "cwd": ""}))
+    request.answer(shown)
 
 
 async def new_context(request: E2bHandler) -> None:
     """One more."""
     body = await request.body_stream.fields()
-    languages.check_context(body.text("language"))
-    asked = {"cwd": body.text("cwd", most=4096)}
+    name = languages.new_context(languages.known(body.text("language")))
+    asked = {"id": name, "cwd": body.text("cwd", most=4096)}
     request.answer(_context(await request.keeper.ask("POST", f"/sandboxes/{request.sandbox_id}/contexts", asked)))
 
 
 async def remove_context(request: E2bHandler) -> None:
     """Its variables are gone with it."""
-    await request.keeper.ask("DELETE", _path(request))
+    try:
+        await request.keeper.ask("DELETE", _path(request))
+    except NotFoundError:
+        if not languages.is_usual(request.groups["context"]):
+            raise
     request.answer(None, 204)
 
 
 async def restart_context(request: E2bHandler) -> None:
     """Its variables are gone, it stays."""
+    await _ensure(request, request.groups["context"])
     request.answer(_context(await request.keeper.ask("POST", f"{_path(request)}/restart", {})))
 
 
@@ -110,8 +122,15 @@ async def health(request: E2bHandler) -> None:
     request.answer(None, 204)
 
 
+async def _ensure(request: E2bHandler, context: str) -> None:
+    """Have that context be there, if it is one that a language has without being asked for it."""
+    if languages.is_usual(context):
+        with contextlib.suppress(ConflictError):
+            await request.keeper.ask("POST", f"/sandboxes/{request.sandbox_id}/contexts", {"id": context})
+
+
 def _context(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": one["id"], "language": languages.PYTHON, "cwd": one["cwd"] or HOME}
+    return {"id": one["id"], "language": languages.of_context(one["id"]), "cwd": one["cwd"] or HOME}
 
 
 def _path(request: E2bHandler) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from warmcell.extension.keeper.gate import TOKEN_HEADER
 from warmcell.extension.server.e2b.keys import Holder
 from warmcell.extension.server.keeper_link import KeeperLink
 from warmcell.sandbox.errors import ForbiddenError, ProtocolError, from_json
@@ -30,6 +31,11 @@ class Keeper:
     def of(cls, link: KeeperLink, holder: Holder) -> "Keeper":
         """For one who has a sandbox's token."""
         return cls(link, holder.headers())
+
+    @property
+    def token_id(self) -> str:
+        """Of the principal's token with which the sandbox was opened; empty: it was the user's."""
+        return self._headers.get(TOKEN_HEADER, "")
 
     async def may_run(self) -> bool:
         """Whether the caller may run code: a principal's token may be one that only looks; the user may do all."""

@@ -1,21 +1,26 @@
-"""Languages of E2B's code interpreter: Python is the kernel's own, of others a program runs what is asked for. Pure."""
+"""Languages of E2B's code interpreter: Python is the kernels' own, others have an interpreter in a context. Pure."""
 
 import base64
+import re
+import uuid
 from collections.abc import Mapping
 from typing import Final
 
 from warmcell.sandbox.errors import UnsupportedOperationError
 
 PYTHON: Final = "python"
-NAMES: Final[Mapping[str, str]] = {"": PYTHON, PYTHON: PYTHON, "python3": PYTHON, "bash": "bash", "sh": "bash"} | {
-    "javascript": "javascript",
-    "js": "javascript",
-}
-PROGRAMS: Final[Mapping[str, str]] = {"bash": "bash", "javascript": "node"}
-"""What runs it, where the sandbox has that. It reads the code as its input, and begins anew each time."""
+OTHERS: Final = ("bash", "java", "javascript", "r", "typescript")
+"""As `sandbox/guest/languages` has them."""
 
-PLAINLY: Final = "env -u FORCE_COLOR -u CLICOLOR_FORCE "
-"""Kernels ask programs for colours, since pages show them; these clients do not."""
+NAMES: Final[Mapping[str, str]] = {
+    **{"": PYTHON, PYTHON: PYTHON, "python3": PYTHON},
+    **{name: name for name in OTHERS},
+    **{"sh": "bash", "js": "javascript", "ts": "typescript"},
+}
+LISTED: Final = "javascript"
+"""Clients expect its context to be there from the beginning, as that of Python. It begins with its first code."""
+
+_CONTEXT: Final = re.compile(rf"({'|'.join(OTHERS)})(-[0-9a-f]{{32}})?")
 
 
 def known(asked: str) -> str:
@@ -26,33 +31,34 @@ def known(asked: str) -> str:
     """
     language = NAMES.get(asked.lower())
     if language is None:
-        others = " and ".join(PROGRAMS)
         raise UnsupportedOperationError(
-            f"{asked} is not supported: sandboxes run Python, and {others}",
-            hint="Leave language out, or run a command: its programs are in the sandbox where its image has them.",
+            f"{asked} is not supported: sandboxes run {', '.join((PYTHON, *OTHERS))}",
+            hint="Run a command: its program is in the sandbox where its image has it.",
         )
     return language
 
 
-def check_context(asked: str) -> None:
-    """Raises UnsupportedOperationError for a language that keeps nothing from one run to the next."""
-    if known(asked) != PYTHON:
-        raise UnsupportedOperationError(
-            f"A context of {asked} is not supported: only Python keeps its variables",
-            hint=f'Run each piece by itself: run_code(code, language="{asked}").',
-        )
+def new_context(language: str) -> str:
+    """An id for a context of it, by which its language is known later."""
+    name = uuid.uuid4().hex
+    return name if language == PYTHON else f"{language}-{name}"
+
+
+def of_context(context: str) -> str:
+    """The language of the context with that id."""
+    match = _CONTEXT.fullmatch(context)
+    return PYTHON if match is None else match[1]
+
+
+def is_usual(context: str) -> bool:
+    """Whether it is the one of its language in which code runs where none is named."""
+    return context in OTHERS
 
 
 def as_python(code: str, language: str) -> str:
-    """What the kernel is to run for code in a language."""
-    program = PROGRAMS.get(language)
-    if program is None:
+    """What a context is to run for code in a language."""
+    if language == PYTHON:
         return code
-    cure = f"{language} needs {program}, which this sandbox has not: take an image with it"
     told = base64.b64encode(code.encode()).decode()  # Its literal could be four times as long.
     text = f"__import__('base64').b64decode({told!r}).decode()"
-    return (
-        f"if __import__('shutil').which({program!r}) is None:\n"
-        f"    raise RuntimeError({cure!r})\n"
-        f"get_ipython().run_cell_magic('script', {PLAINLY + program!r}, {text})\n"
-    )
+    return f"__import__('warmcell_guest.languages', fromlist=['run']).run({language!r}, {text})"

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Final
 
 from warmcell.extension.keeper import tickets
+from warmcell.extension.server.e2b import gateway
 from warmcell.extension.server.ports.headers import Place, may_cross
 from warmcell.extension.server.ports.passing import pass_on
 from warmcell.sandbox.errors import ForbiddenError, UnauthenticatedError
@@ -15,7 +16,13 @@ COOKIE: Final = "warmcell-port"
 
 async def serve(request: "E2bHandler") -> None:
     """What listens there answers; a browser that comes with a ticket has it as a cookie from then on."""
-    place = Place(port=request.port, scheme=str(request.request.protocol), host=request.request.host)
+    visitor = await gateway.visitor(request)
+    place = Place(
+        port=request.port,
+        scheme=str(request.request.protocol),
+        host=request.request.host,
+        authorized=visitor is not None,
+    )
     ticket = request.argument(tickets.ARGUMENT)
     if ticket is not None and request.request.method == "GET" and request.by_host:
         name, secure = _cookie(place)
@@ -29,7 +36,7 @@ async def serve(request: "E2bHandler") -> None:
         place,
         request.sandbox_id,
         request.target,
-        proof=_proof(request, place, ticket),
+        proof=_proof(request, place, ticket) if visitor is None else visitor,
         secrets=(str(request.identity_provider.token),),
     )
 

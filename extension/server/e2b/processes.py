@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
+from warmcell.extension.server.e2b import gateway
 from warmcell.extension.server.e2b.calls import client_stream, paced, ping_s, server_stream, timeout_s, unary
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.framing import Code, ConnectError
@@ -22,14 +23,18 @@ SIGNALS: Final[Mapping[str, int]] = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_S
 
 async def start(request: E2bHandler, message: Fields) -> AsyncGenerator[Mapping[str, Any], None]:
     """Start one and tell what it says. A time-out of the call is one of the command's, too."""
-    check_user(request)
-    config = message.message("process")
-    if config is None or not config.text("cmd"):
+    config = message.message("process") or Fields({})
+    argv, env = [config.text("cmd"), *config.texts("args")], config.mapping("envs")
+    own = gateway.started_by(argv)
+    check_user(request, also="" if own is None else gateway.USER)
+    if not argv[0]:
         raise InvalidRequestError("process.cmd is missing", hint="Name the program.")
+    if own is not None:
+        await gateway.note(request, env)
     pty = message.message("pty")
     asked = {
-        "argv": [config.text("cmd"), *config.texts("args")],
-        "env": config.mapping("envs"),
+        "argv": own or argv,
+        "env": env,
         "cwd": await _directory(request, config.text("cwd", most=4096)),
         "stdin": message.flag("stdin") is not False and pty is None,
         "pty": None if pty is None else _size(pty),
@@ -109,8 +114,8 @@ async def update(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     return {}
 
 
-def check_user(request: E2bHandler, named: str = "") -> None:
-    """A sandbox has one user; `named` is whom the body asks for.
+def check_user(request: E2bHandler, named: str = "", *, also: str = "") -> None:
+    """A sandbox has one user; `named` is whom the body asks for, `also` another name for that user in this request.
 
     Raises:
         InvalidRequestError: Another is asked for, by name in the Authorization or the query.
@@ -122,7 +127,7 @@ def check_user(request: E2bHandler, named: str = "") -> None:
             asked = base64.b64decode(encoded, validate=True).decode().partition(":")[0]
         except (binascii.Error, ValueError):
             raise InvalidRequestError("The Authorization header is not of its form", hint="Leave it out.") from None
-    if asked not in ("", USER):
+    if asked not in ("", USER, also):
         raise InvalidRequestError(f"There is no user {asked!r} in a sandbox", hint="Leave `user` out.")
 
 

@@ -15,12 +15,15 @@ ENVD_VERSION: Final = "0.6.4"
 """By it clients choose what to ask for."""
 
 CLIENT_ID: Final = "warmcell"
-USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter")
+USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter", "mcp-gateway")
 SANDBOX_VARIABLE: Final = "E2B_SANDBOX"
 """Code sees by it where it runs, and kernels show the data of tables and charts, too."""
 
 GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
+GATEWAY_TAG: Final = "e2b.gateway"
+"""Which token opens the sandbox's MCP gateway: its digest."""
+
 TIMEOUT_S: Final = 300
 TIMEOUT_MAX_S: Final = 10 * 365 * 86400
 ALL_TRAFFIC: Final = ("0.0.0.0/0", "::/0")
@@ -66,6 +69,7 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
     if not template:
         raise InvalidRequestError("templateID is missing", hint="Name a template, such as base.")
     _refuse_unsupported(body)
+    body.message("mcp")  # What is in it the client gives to the gateway, when that is started.
     metadata = body.mapping("metadata")
     if any(key.startswith("e2b.") for key in metadata):
         raise InvalidRequestError("metadata may not begin with e2b.", hint="Take another key.")
@@ -95,14 +99,13 @@ def timeout_of(body: Fields, name: str = "timeout") -> int | None:
 
 def _refuse_unsupported(body: Fields) -> None:
     iam = body.message("iam")
-    asked = {"mcp": body.given("mcp"), "iam": iam is not None and iam.given("tokens"), "volumeMounts": True}
+    asked = {"iam": iam is not None and iam.given("tokens"), "volumeMounts": True}
     for name, (what, instead) in _UNBUILT.items():
         if asked[name] and body.given(name):
             raise UnsupportedOperationError(f"{name} is not supported: {what}", hint=instead)
 
 
 _UNBUILT: Final[Mapping[str, tuple[str, str]]] = {
-    "mcp": ("there is no MCP gateway in a sandbox", "Start MCP servers in it as commands, or outside of it."),
     "iam": ("there is nobody to issue identity tokens of workloads", "Add secrets to requests by network.rules."),
     "volumeMounts": ("there are no volumes", "Write files into the sandbox; snapshots keep them."),
 }

@@ -65,6 +65,8 @@ class Place:
     """Whether it is spoken to with TLS."""
     prefix: str = ""
     """The path of the server that stands for `/` there. Empty: it has an origin of its own."""
+    authorized: bool = False
+    """Whether the request's Authorization is a token of what listens there, and known to be."""
 
     @property
     def own_origin(self) -> bool:
@@ -81,11 +83,12 @@ def to_port(asked: Sequence[tuple[str, str]], place: Place, *, websocket: bool =
     """The headers of a request that go on to the port."""
     kept: Headers = [(b"Host", place.inner_host.encode())]
     listed = {one.strip().lower() for name, value in asked if name.lower() == "connection" for one in value.split(",")}
+    not_told = NOT_TOLD - {"authorization"} if place.authorized else NOT_TOLD
     for name, value in asked:
         lower = name.lower()
         if lower == "origin":
             kept.append((b"Origin", f"{'https' if place.tls else 'http'}://{place.inner_host}".encode()))
-        elif lower not in ONE_HOP | NOT_TOLD | listed and not lower.startswith(NOT_TOLD_BEGINNINGS):
+        elif lower not in ONE_HOP | not_told | listed and not lower.startswith(NOT_TOLD_BEGINNINGS):
             kept.append((name.encode("latin-1"), value.encode("latin-1")))
     said = {"X-Forwarded-Host": place.host, "X-Forwarded-Proto": place.scheme, "X-Forwarded-Prefix": place.prefix}
     kept += [(name.encode(), value.encode("latin-1")) for name, value in said.items() if value]

@@ -176,7 +176,7 @@ def what_is_too_much_is_told():
 
 def what_is_not_supported_is_refused():
     """Nothing of a request is dropped in silence."""
-    for more in ({"iam": {"tokens": {"t": {}}}}, {"volumeMounts": [{"name": "v", "path": "/v"}]}, {"mcp": {"exa": {}}}):
+    for more in ({"iam": {"tokens": {"t": {}}}}, {"volumeMounts": [{"name": "v", "path": "/v"}]}):
         status, error = control("POST", "/v2/sandboxes", {"templateID": "base", **more})
         assert status == 501, error
         assert error["code"] == 501
@@ -642,6 +642,78 @@ def other_users_are_refused():
     raised(e2b.InvalidArgumentException, lambda: box.commands.run("true", user="root"), "root")
 
 
+# --- MCP -------------------------------------------------------------------------------------------------------------
+
+ADDING = """
+import os
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("adding")
+
+
+@server.tool()
+def add(a: int, b: int) -> str:
+    return f"{a + b} {os.environ['API_KEY']}"
+
+
+server.run("stdio")
+"""
+
+
+def servers_of_mcp_are_behind_one_gateway():
+    """`mcp` of create: servers in the sandbox, cloned, installed and started; its address opens by its token alone."""
+    if "mcp" not in inspect.signature(Sandbox.create).parameters:
+        raise AbsentError("mcp")
+    prepared = Sandbox.create(timeout=300)
+    prepared.files.write("adding/server.py", ADDING)
+    prepared.commands.run(
+        "cd adding && git init -q . && git add -A && git -c user.name=a -c user.email=a@b commit -qm first"
+    )
+    snapshot = control("POST", f"/sandboxes/{prepared.sandbox_id}/snapshots", {})[1]["snapshotID"]
+    prepared.kill()
+    # The sandbox reaches no GitHub: its git finds the repository where the snapshot has it.
+    insteads = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "url.file:///home/warmcell/adding.insteadOf"}
+    insteads["GIT_CONFIG_VALUE_0"] = "https://github.com/some/adding"
+    adding = {"installCmd": "touch ~/installed", "runCmd": "python server.py", "apiKey": "key"}
+    box = Sandbox.create(snapshot, timeout=300, envs=insteads, mcp={"github/some/adding": adding})
+    assert box.files.exists("installed")
+    token = box.get_mcp_token()
+    assert Sandbox.connect(box.sandbox_id).get_mcp_token() == token
+    assert f"50005-{box.sandbox_id}" in box.get_mcp_url()
+
+    def ask(method, shown=token, port=50005, **params):
+        headers = {
+            "E2b-Sandbox-Id": box.sandbox_id,
+            "E2b-Sandbox-Port": str(port),
+            "MCP-Protocol-Version": "2025-06-18",
+        }
+        headers |= {"Authorization": f"Bearer {shown}", "Accept": "application/json, text/event-stream", **session}
+        message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+        return httpx.post(API + "/mcp", json=message, headers=headers, timeout=60)
+
+    session = {}
+    who = {"name": "scenario", "version": "1"}
+    answer = ask("initialize", protocolVersion="2025-06-18", capabilities={}, clientInfo=who)
+    assert answer.status_code == 200, answer.text
+    session["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
+    assert '"add"' in ask("tools/list").text
+    assert "42 key" in ask("tools/call", name="add", arguments={"a": 40, "b": 2}).text
+    for wrong in ("wrong", box._envd_access_token):
+        assert ask("tools/list", shown=wrong).status_code == 401
+    assert ask("tools/list", port=50006).status_code == 401
+    raised(e2b.SandboxException, lambda: box.files.read("/etc/hostname", user="root"), "root")
+    box.kill()
+    # A gateway that cannot begin says why, and its sandbox is gone.
+    before = {one["sandboxID"] for one in control("GET", "/v2/sandboxes")[1]}
+    raised(e2b.SandboxException, lambda: Sandbox.create(mcp={"exa": {"apiKey": "k"}}), "mcp-server-exa")
+    raised(e2b.SandboxException, lambda: Sandbox.create(mcp={"it": {"runCmd": "echo no"}}), "did not start")
+    left = {one["sandboxID"] for one in control("GET", "/v2/sandboxes")[1]} - before
+    assert not left or VERSION < (2, 50)  # Older ones leave it.
+    for one in left:
+        control("DELETE", f"/sandboxes/{one}")
+    assert control("POST", "/v2/sandboxes", {"templateID": "base", "mcp": "exa"})[0] == 400
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -914,7 +986,9 @@ def contexts_have_variables_of_their_own():
     context = box.create_code_context(cwd="/tmp")
     assert (context.language, context.cwd) == ("python", "/tmp")
     if hasattr(box, "list_code_contexts"):
-        assert {one.cwd for one in box.list_code_contexts()} == {"/tmp", "/home/user"}
+        listed = box.list_code_contexts()
+        assert {one.cwd for one in listed} == {"/tmp", "/home/user"}
+        assert {one.language for one in listed} >= {"python", "javascript"}
     box.run_code("mine = 1", context=context)
     assert box.run_code("mine").error.name == "NameError"
     assert box.run_code("mine", context=context).text == "1"
@@ -924,17 +998,46 @@ def contexts_have_variables_of_their_own():
         assert box.run_code("mine", context=context).error.name == "NameError"
         box.remove_code_context(context)
         assert context.id not in [one.id for one in box.list_code_contexts()]
-    raised(e2b.SandboxException, lambda: box.run_code("1", language="r"), "501")
-    raised(e2b.SandboxException, lambda: box.create_code_context(language="bash"), "501")
-    # Bash, and JavaScript where node is: what it prints, its failure as an error, and what is missing by its name.
-    done = box.run_code("x=4; echo $((x * 2)); echo oh >&2", language="bash")
-    assert (done.logs.stdout, done.logs.stderr, done.error) == (["8\n"], ["oh\n"], None)
-    assert "exit status 3" in box.run_code("exit 3", language="bash").error.value
-    if box.commands.run("command -v node || true").stdout:
-        done = box.run_code("console.log(6 * 7)", language="js")
-        assert (done.logs.stdout, done.error) == (["42\n"], None), done
-    else:
-        assert "node" in box.run_code("1", language="js").error.value
+    raised(e2b.SandboxException, lambda: box.run_code("1", language="cobol"), "501")
+    raised(e2b.SandboxException, lambda: box.create_code_context(language="cobol"), "501")
+
+
+def other_languages_keep_their_variables():
+    """Each with values, output, errors by their name there, variables of an execution, and contexts of its own."""
+    box = shared()
+    for language, first, then, failing, name in (
+        ("bash", "x=4; cd /tmp; echo oh >&2", "echo $((x * 2)) $PWD", "exit 3", "InterpreterEnded"),
+        ("js", "const x = 4; console.error('oh')", "await Promise.resolve(x * 2)", "nope", "ReferenceError"),
+        ("java", 'int x = 4; System.err.println("oh");', "x * 2", 'throw new IllegalStateException("no")', "IllegalSt"),
+        ("r", "x <- 4; message('oh')", "x * 2", "stop('no')", "Error"),
+        ("ts", "const x: number = 4; console.error('oh')", "x * 2", "nope", "ReferenceError"),
+    ):
+        done = box.run_code(first, language=language)
+        if done.error is not None:  # The image has no such thing, and the error says what would help.
+            assert language in ("js", "java", "r", "ts"), done
+            assert "take an image" in done.error.value, done
+            continue
+        assert (done.text, "".join(done.logs.stderr)) == (None, "oh\n"), done
+        done = box.run_code(then, language=language)
+        assert "8" in (done.text or "".join(done.logs.stdout)), done
+        done = box.run_code(failing, language=language)
+        assert done.error.name.startswith(name), done
+    done = box.run_code("echo $SAID $ONCE", language="bash", envs={"ONCE": "once"})
+    assert done.logs.stdout == ["to all once\n"]
+    assert box.run_code("echo $SAID $ONCE", language="bash").logs.stdout == ["to all\n"]
+    # What is started in the background does not hold up the code after it, nor the end of the interpreter.
+    before = time.monotonic()
+    box.run_code("sleep 60 & exit 4", language="bash")
+    assert time.monotonic() - before < 20
+    if hasattr(box, "create_code_context"):
+        context = box.create_code_context(language="bash", cwd="/tmp")
+        assert (context.language, context.cwd) == ("bash", "/tmp")
+        box.run_code("own=1", context=context)
+        assert box.run_code("echo $own $PWD", context=context).logs.stdout == ["1 /tmp\n"]
+        assert box.run_code("echo [$own]", language="bash").logs.stdout == ["[]\n"]
+        if hasattr(box, "restart_code_context"):
+            box.restart_code_context(context)
+            assert box.run_code("echo [$own]", context=context).logs.stdout == ["[]\n"]
 
 
 def contexts_run_at_once_and_end_alone():

@@ -1,6 +1,7 @@
 """What E2B's requests ask for, and what must be refused rather than forgotten."""
 
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from warmcell.extension.server.e2b.handler import Target, target
 from warmcell.extension.server.e2b.interpreter import health
 from warmcell.extension.server.e2b.routing import E2bMatcher, hosts_of
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError, UnsupportedOperationError
+from warmcell.sandbox.guest.languages import COMMANDS
 from warmcell.sandbox.models import EgressProxy, NetworkPolicy, Terms
 
 
@@ -38,7 +40,6 @@ def test_timeouts_kill_unless_a_pause_was_asked_for() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"mcp": {"x": {}}},
         {"iam": {"tokens": {"t": {"audience": "a"}}}},
         {"volumeMounts": [{"name": "v", "path": "/v"}]},
         {"network": {"allowOut": ["a.b"], "rules": {"a.b": [{"transform": {"headers": {"X": "${e2b.identity.x}"}}}]}}},
@@ -240,12 +241,25 @@ def test_a_run_that_was_cut_short_says_so() -> None:
     ]
 
 
-def test_code_of_another_language_does_not_grow_beyond_what_is_taken() -> None:
+def test_code_of_another_language_does_not_grow_beyond_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four mebibytes of characters that a literal writes as four are run as they are."""
     code = "\x00" * (4 * 2**20)
     asked = languages.as_python(code, "bash")
     assert len(json.dumps({"code": asked})) < 8 * 2**20
-    ran: list[str] = []
-    shell = SimpleNamespace(run_cell_magic=lambda kind, line, cell: ran.append(cell))
-    exec(asked, {"get_ipython": lambda: shell})
-    assert ran == [code]
+    ran: list[tuple[str, str]] = []
+    runner: Any = SimpleNamespace(run=lambda language, text: ran.append((language, text)))
+    monkeypatch.setitem(sys.modules, "warmcell_guest", runner)
+    monkeypatch.setitem(sys.modules, "warmcell_guest.languages", runner)
+    exec(asked, {})
+    assert ran == [("bash", code)]
+
+
+def test_the_language_of_a_context_is_in_its_id() -> None:
+    """Those of the guest are those that are known here, by the names that clients have for them."""
+    assert set(languages.OTHERS) == set(COMMANDS)
+    assert [languages.known(name) for name in ("", "JS", "ts", "R")] == ["python", "javascript", "typescript", "r"]
+    for language in (*languages.OTHERS, languages.PYTHON):
+        made = languages.new_context(language)
+        assert (languages.of_context(made), languages.is_usual(made)) == (language, False)
+    assert (languages.of_context("bash"), languages.is_usual("bash")) == ("bash", True)
+    assert languages.of_context("bash-mine") == "python"

@@ -1,0 +1,112 @@
+"""Interpreters of other languages, asked as a context asks them: with bash, which is everywhere."""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from warmcell.sandbox.guest.languages import Interpreter, LanguageError, _Answer
+
+
+@pytest.fixture
+def bash() -> Iterator[Interpreter]:
+    """One, which is ended afterwards."""
+    made = Interpreter("bash")
+    yield made
+    made.end()
+
+
+def test_variables_stay_and_output_comes(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whole, in the order of the code, with bytes that are no ASCII."""
+    assert bash.run("x='ä€'; cd /") == []
+    assert bash.run("echo $x $PWD; printf '%200000s' . >&2") == []
+    said = capsys.readouterr()
+    assert said.out == "ä€ /\n"
+    assert len(said.err) == 200_000
+
+
+def test_code_of_any_length_is_taken(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer than a pipe, while the one before still prints."""
+    bash.run("(for i in $(seq 20000); do echo $i; done) &")
+    bash.run("y=" + "a" * 300_000)
+    bash.run("wait; echo ${#y}")
+    assert capsys.readouterr().out.endswith("300000\n")
+
+
+def test_variables_of_the_environment_come_and_go(
+    bash: Interpreter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What code has set itself is left alone."""
+    bash.run("export PATH=$PATH:/mine")
+    with monkeypatch.context() as once:
+        once.setenv("ONCE", "a b")
+        bash.run("echo [$ONCE]")
+    bash.run("echo [$ONCE] ${PATH##*:}")
+    assert capsys.readouterr().out == "[a b]\n[] /mine\n"
+
+
+def test_its_end_is_seen_although_others_have_its_pipes(bash: Interpreter) -> None:
+    """A process in the background does not hold it up."""
+    before = time.monotonic()
+    with pytest.raises(EOFError):
+        bash.run("sleep 30 & exit 3")
+    assert time.monotonic() - before < 10
+    assert bash._process.wait(5) == 3
+
+
+def test_code_has_none_of_its_descriptors(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does each piece of code leave one open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.prlimit(bash._process.pid, resource.RLIMIT_NOFILE, (210, hard))
+    for _ in range(300):
+        bash.run("true")
+    bash.run("readlink /proc/$BASHPID/fd/198 || echo none")
+    assert capsys.readouterr().out == "none\n"
+
+
+def test_what_code_traces_and_defines_is_its_own(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """`set -x` tells nothing of the environment, and a function of a builtin's name does not come in between."""
+    bash.run("set -x; printf() { echo mine; }; export() { echo mine; }")
+    bash.run("printf")
+    said = capsys.readouterr()
+    assert said.out == "mine\n"
+    assert "HOME" not in said.err
+    with pytest.raises(LanguageError, match="exit status 1"):
+        bash.run("false")
+    with pytest.raises(LanguageError, match="NUL"):
+        bash.run("echo \0")
+
+
+def test_an_interrupt_ends_the_code_and_not_the_interpreter() -> None:
+    """As a context is interrupted: by a signal to its whole group."""
+    code = (
+        "import os, signal, sys, threading\n"
+        "from warmcell.sandbox.guest.languages import Interpreter\n"
+        "os.setpgid(0, 0)\n"
+        "bash = Interpreter('bash')\n"
+        "bash.run('x=4')\n"
+        "threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()\n"
+        "try:\n"
+        "    bash.run('sleep 60')\n"
+        "except KeyboardInterrupt:\n"
+        "    bash.run('echo $x')\n"
+        "bash.end()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "4\n", done
+
+
+def test_answers_come_in_any_pieces() -> None:
+    """A byte at a time; what is none is told."""
+    answer = _Answer()
+    data = "3\n2\nok\n0\n3\n€".encode().replace(b"ok\n", b"ok")
+    whole = [answer.feed(data[at : at + 1]) for at in range(len(data))]
+    assert whole == [False] * (len(data) - 1) + [True]
+    assert answer.texts == ["ok", "", "€"]
+    with pytest.raises(ValueError, match="invalid literal"):
+        _Answer().feed(b"mine\n")
+    with pytest.raises(EOFError):
+        _Answer().feed(b"")

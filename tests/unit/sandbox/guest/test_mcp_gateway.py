@@ -1,0 +1,59 @@
+"""What the MCP gateway in a sandbox reads: its configuration, and names that servers have in common."""
+
+import json
+
+import pytest
+
+from warmcell.sandbox.guest.mcp_gateway import Wrong, named, wanted
+
+
+def there(program: str) -> str | None:
+    """As `shutil.which`, where one program is."""
+    return "/usr/bin/it" if program == "mcp-server-sequential-thinking" else None
+
+
+def test_servers_are_programs_commands_or_repositories() -> None:
+    """Settings that are not the gateway's become variables."""
+    config = {
+        "sequentialThinking": {"githubPersonalAccessToken": "t", "max": 3},
+        "own": {"runCmd": "serve it"},
+        "github/some/one.x": {"runCmd": "npm start", "installCmd": "npm install"},
+    }
+    program, own, cloned = wanted(json.dumps(config), there)
+    assert (program.command, program.repository) == ("mcp-server-sequential-thinking", "")
+    assert program.env == {"GITHUB_PERSONAL_ACCESS_TOKEN": "t", "MAX": "3"}
+    assert (own.command, own.env, own.repository) == ("serve it", {}, "")
+    assert (cloned.command, cloned.install) == ("npm start", "npm install")
+    assert cloned.repository == "https://github.com/some/one.x"
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        ("{}", "must be an object"),
+        ('{"a": 1}', "must be an object"),
+        ('{"exa": {}}', "mcp-server-exa"),
+        ('{"a/b": {"runCmd": "x"}}', "github/OWNER/REPOSITORY"),
+        ('{"github/a/b": {}}', "runCmd"),
+        ('{"github/a/../b": {"runCmd": "x"}}', "github/OWNER/REPOSITORY"),
+        ('{"a": {"runCmd": ["x"]}}', "runCmd"),
+        ('{"a": {"runCmd": "x", "installCmd": 1}}', "installCmd"),
+    ],
+)
+def test_what_is_none_is_refused_with_its_reason(config: str, why: str) -> None:
+    """Before anything is cloned or started."""
+    with pytest.raises(Wrong, match=why):
+        wanted(config, there)
+
+
+def test_what_two_servers_have_goes_by_the_servers_name() -> None:
+    """And no name that is made so is another's."""
+    assert named([("x", ["a", "b"]), ("github/o/y", ["a"])]) == {
+        "x__a": (0, "a"),
+        "b": (0, "b"),
+        "github_o_y__a": (1, "a"),
+    }
+    clash = named([("x", ["a"]), ("y", ["a", "x__a"])])
+    assert sorted(clash.values()) == [(0, "a"), (1, "a"), (1, "x__a")]
