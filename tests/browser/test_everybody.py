@@ -18,6 +18,7 @@ SIMULATED = [{"name": "A100-SXM4-80GB", "memory": "80GiB"}, {"name": "T4", "memo
 CELLS = ("count = 0\nprint('begun')", "count += 1\nprint('count is', count)")
 SAID = (
     "This machine has",
+    "Did you mean",
     r"\d of \d device is in use",
     "A100 is waited for no longer",
     "Ask again",
@@ -29,6 +30,7 @@ DATA = "|".join(
         *(f"{one}[^⟦]*" for one in SAID),
         *(r"[\w-]+\.ipynb", r"A100-SXM4-80GB|A100-80GB|A100|T4|H100", "[0-9a-z]{12}", r"/\S+", r"pypi\.org.*"),
         *("bubblewrap", "template", "plain", "default", "pandas"),
+        *("Cancel", "Hide notification", "ein Name", r"vor \d+ \w+|jetzt"),  # JupyterLab's, and the user's.
     )
 )
 """Names, what the server says, and what it calls things."""

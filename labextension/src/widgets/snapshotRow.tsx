@@ -115,7 +115,7 @@ function Label({ snapshot, moment, isChosen, choose, trans }: IRowProps): React.
         <span className="wc-Snapshots-name" title={snapshot.name}>
           {snapshot.name || snapshot.id}
         </span>
-        <span className="wc-Snapshots-facts" title={made.toLocaleString()}>
+        <span className="wc-Snapshots-facts" title={Time.format(made)}>
           {facts.filter(Boolean).join(' · ')}
         </span>
       </span>

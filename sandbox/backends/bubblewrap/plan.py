@@ -167,7 +167,7 @@ def prepare(
         named=named,
         home=home,
         python=environment.python,
-        env=variables(identity, home=home, python=environment.python),
+        env={**view.env, **variables(identity, home=home, python=environment.python)},
         disk=disk,
         parts=Parts(
             parts=view.parts,
@@ -186,7 +186,7 @@ def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
-        *inside(view, variables(identity, home=home, python=python)),
+        *inside(view, {**view.env, **variables(identity, home=home, python=python)}),
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),

@@ -5,19 +5,22 @@ need more than bubblewrap can do: size caps, mapped owners, the writable layer. 
 them and from the host's system directories, parents before children.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.backends import etc
+from warmcell.sandbox.backends import cdi, etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
 from warmcell.sandbox.backends.places import IMAGES, RESERVED, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.models import GpuDevice, Mount, Network
+
+log = logging.getLogger(__name__)
 
 BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
@@ -55,6 +58,8 @@ class View:
     links: dict[str, str] = field(default_factory=dict)
     """Of our own making."""
     aliases: list[Path] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    """By which processes find what is shown."""
     saved: Saved | None = None
     """The layer that it begins with."""
     parts: dict[str, Part] = field(default_factory=dict)
@@ -184,16 +189,43 @@ def system(view: View) -> None:
 
 
 def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
-    """The nodes of the leased devices, those that all devices share, and where libraries look devices up."""
+    """The nodes of the leased devices, those that all devices share, and where libraries look devices up.
+
+    What the machine's CDI specifications say comes along, as far as it is not there by itself.
+    """
     nodes = [node for gpu in gpus if not gpu.simulated for node in gpu.device_nodes]
     if not nodes:
         return
-    for node in (*nodes, *_GPU_NODES):
-        if Path(node).exists():
-            view.entries[node] = ["--dev-bind", node, node]
+    more = cdi.edits(gpus)
+    shown = {node: node for node in (*nodes, *_GPU_NODES)} | {one.guest: one.host for one in more.nodes}
+    for guest, host in shown.items():
+        if Path(host).is_char_device():
+            view.entries[guest] = ["--dev-bind", host, guest]
     for pattern in _SYS_WITH_GPU:
         for path in sorted(Path("/").glob(pattern.lstrip("/"))):
             view.show(path)
+    libraries = [one.guest for one in more.files if _add(view, Path(one.host), Path(one.guest)) and ".so" in one.guest]
+    for place, target in (more.links or {}).items():
+        if not os.path.lexists(place) and not _in_any(place, (*map(str, view.host_trees), *_MADE_WHOLE)):
+            view.entries[place] = ["--symlink", target, place]
+            libraries.append(place)
+    folders = dict.fromkeys(os.path.dirname(path) for path in libraries)
+    view.env |= {**(more.env or {}), **({"LD_LIBRARY_PATH": ":".join(folders)} if folders else {})}
+
+
+def _add(view: View, host: Path, guest: Path) -> bool:
+    """Show what a driver has on the host. Whether it was not there, and is now; sockets stay the host's."""
+    inside = next((tree for tree in view.host_trees if tree == guest or tree in guest.parents), None)
+    if inside is not None and view.host_trees[inside] / guest.relative_to(inside) == host:
+        return False
+    if not (host.is_file() or host.is_dir()):
+        return False
+    if (inside is not None and not guest.exists()) or _in_any(str(guest), RESERVED):
+        # Nothing can be put into a tree of the host's; it has to be there for something to be put over it.
+        log.warning("the GPU's driver wants %s at %s, where it cannot be shown", host, guest)
+        return False
+    view.show(host, guest)
+    return True
 
 
 def configuration(

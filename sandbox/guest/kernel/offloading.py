@@ -69,8 +69,8 @@ class Offload:
     def take(self, kind: str) -> int:
         """Keep all of it in the host's memory, with the main thread held until `bring_back`; how many bytes.
 
-        A step that fails is undone. Where even that fails, as others have taken the room on the device meanwhile, all of
-        it is kept, which is what was asked for.
+        A step that fails is undone. Where even that fails, as others have taken the room on the device meanwhile, all
+        of it is kept, which is what was asked for.
 
         Raises:
             ConflictError: The main thread works.

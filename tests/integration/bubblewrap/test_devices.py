@@ -1,12 +1,15 @@
 """Nodes of leased devices, with another device in the place of a GPU."""
 
+import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests.integration.bubblewrap.boxes import subject_of
 from tests.leaks import Places
+from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.models import GpuDevice
 
 pytestmark = pytest.mark.bubblewrap
@@ -59,4 +62,62 @@ async def test_what_is_not_leased_is_not_there(places: Places, node: str) -> Non
         assert not Path(f"/proc/{instance.pid}/root{node}").exists()
     finally:
         await instance.stop()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_what_a_cdi_specification_says_comes_along(
+    places: Places, node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node under another name, a library at a place of its own with the links to it, and the variables by which
+    processes find them. What is a socket, what is not there, and what would lie in a tree of the host's, is left out.
+    """
+    driver = places.root / "driver"
+    driver.mkdir()
+    (driver / "libcuda.so.580.1").write_text("the driver's")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(driver / "socket"))
+    mounts = [
+        {"hostPath": str(driver / name), "containerPath": place}
+        for name, place in (
+            ("libcuda.so.580.1", "/opt/nv/lib/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/usr/lib/none/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/etc/libcuda.so.580.1"),
+            ("socket", "/opt/nv/socket"),
+            ("missing", "/opt/nv/missing"),
+        )
+    ]
+    hook = ["nvidia-cdi-hook", "create-symlinks", "--link", "libcuda.so.580.1::/opt/nv/lib/libcuda.so.1"]
+    edits = {
+        "deviceNodes": [{"path": node}, {"path": "/dev/nvidia-caps/nvidia-cap1", "hostPath": node}],
+        "mounts": mounts,
+        "env": ["DRIVER_SAYS=yes"],
+        "hooks": [{"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook", "args": hook}],
+    }
+    spec = {
+        "cdiVersion": "0.5.0",
+        "kind": "nvidia.com/gpu",
+        "devices": [{"name": "GPU-1", "containerEdits": edits}],
+    }
+    (driver / "nvidia.yaml").write_text(json.dumps(spec))
+    monkeypatch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    instance = await subject.backend.create(
+        subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device(node)]
+    )
+    try:
+        root = Path(f"/proc/{instance.pid}/root")
+        assert (root / "dev/nvidia-caps/nvidia-cap1").stat().st_rdev == os.stat(node).st_rdev
+        assert sorted(os.listdir(root / "opt/nv")) == ["lib"]
+        assert not (root / "etc/libcuda.so.580.1").exists()
+        code = "import os; print(open('/opt/nv/lib/libcuda.so.1').read(), os.environ['DRIVER_SAYS'], sep='\\n')"
+        code += "; print(os.environ['LD_LIBRARY_PATH']); open('/opt/nv/lib/libcuda.so.1', 'w')"
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
+        said = await channel.exec(["python3", "-c", code])
+        await channel.close()
+        assert said.stdout.splitlines() == ["the driver's", "yes", "/opt/nv/lib"]
+        assert "Read-only file system" in said.stderr
+    finally:
+        await instance.stop()
+        listening.close()
     subject.nothing_is_left(sandbox_id, directory)
