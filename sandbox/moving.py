@@ -13,6 +13,7 @@ from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.parking import show
 from warmcell.sandbox.suspending import Suspending
 
 log = logging.getLogger(__name__)
@@ -105,10 +106,14 @@ class Moving(Suspending):
                 engine = self._parking_place().engine
                 parked = await to_host(engine, had, box.processes)
                 try:
+                    await show(box, devices)
                     await asyncio.shield(engine.unpark(parked, devices, box.processes))
                 except errors.WarmcellError:
+                    await show(box, had)
                     await asyncio.shield(engine.unpark(parked, had, box.processes))
                     raise
+            else:
+                await show(box, devices)
             box.gpus = devices
         finally:
             if frontend is not None:
@@ -135,6 +140,6 @@ class Moving(Suspending):
 
 
 def _seen_in(box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
-    """Whether its sandbox has the device nodes of these."""
+    """Whether its sandbox has the device nodes of these, or can be shown them."""
     there = {node for gpu in box.gpus for node in gpu.device_nodes}
-    return not box.info.isolated or all(node in there for gpu in devices for node in gpu.device_nodes)
+    return box.instance.shows_others or all(node in there for gpu in devices for node in gpu.device_nodes)

@@ -1,6 +1,7 @@
 """Sandboxes whose GPUs are given back while they live on, and that take some again before they go on."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -24,9 +25,21 @@ UNKNOWN = (errors.OperationTimeoutError, errors.TransportError, errors.BackendUn
 """After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
 
-def moves_within(backend_isolated: bool, had: tuple[GpuDevice, ...]) -> bool:
-    """Whether a sandbox sees other devices than those that it was made with."""
-    return not backend_isolated or not any(gpu.device_nodes for gpu in had)
+def moves_within(box: LiveSandbox, had: tuple[GpuDevice, ...]) -> bool:
+    """Whether a sandbox sees other devices than those that it had, or is shown them."""
+    return box.instance.shows_others or not any(gpu.device_nodes for gpu in had)
+
+
+async def show(box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+    """Have a sandbox see these devices, where it does not by itself."""
+    if box.instance.shows_others:
+        await box.instance.show_gpus(devices)
+
+
+async def hide(box: LiveSandbox) -> None:
+    """Have it see no device while others have what it had, as far as that can be."""
+    with contextlib.suppress(errors.WarmcellError):
+        await show(box, ())
 
 
 class Parking(Registry):
@@ -82,6 +95,7 @@ class Parking(Registry):
         box.left = left
         box.tell(parked=parked, gpus=())
         if by == "driver":
+            await hide(box)
             self._gpus.release(box.info.id)
         took = time.perf_counter() - began
         log.info(
@@ -145,6 +159,8 @@ class Parking(Registry):
                 box.tell(phase=None)
                 raise
             leased = time.perf_counter()
+            if parked.by == "driver":
+                await self._show(box, devices)
             try:
                 given_up = await from_host(self._parking_place().engine, parked, devices, box.processes)
                 if given_up is not None and parked.by == "torch":  # Whose turn has not come yet.
@@ -182,6 +198,7 @@ class Parking(Registry):
         elif parked.by == "torch":
             await self._gpus.leave_behind(box.info.id, box.processes)
         else:
+            await hide(box)
             self._gpus.release(box.info.id)
 
     async def _lease_anew(self, box: LiveSandbox) -> None:
@@ -190,10 +207,20 @@ class Parking(Registry):
         if parked is None:
             box.left = None
             return
-        stays = not moves_within(box.info.isolated, parked.gpus)
+        stays = not moves_within(box, parked.gpus)
         devices = () if asked is None else await self._lease(box, _those(parked) if stays else asked)
+        await self._show(box, devices)
         box.gpus, box.left = devices, None
         box.tell(parked=None, gpus=devices, phase=None)
+
+    async def _show(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+        """As `show`; whatever fails, what was leased for it is free."""
+        try:
+            await show(box, devices)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            box.tell(phase=None)
+            raise
 
     def _parking_place(self) -> ParkingPlace:
         if self.parking is None:
@@ -201,7 +228,7 @@ class Parking(Registry):
         return self.parking
 
     def _comes_back_on(self, box: LiveSandbox, parked: Parked) -> str:
-        if parked.by == "driver" and moves_within(box.info.isolated, parked.gpus):
+        if parked.by == "driver" and moves_within(box, parked.gpus):
             return self._parking_place().engine.comes_back_on(parked)
         return _those(parked)
 

@@ -61,6 +61,8 @@ class Prepared:
     """What `save_layer` saves."""
     filled_bytes: int
     """What is copied from a saved layer."""
+    gpus: Sequence[GpuDevice] = ()
+    """Whose nodes are in it."""
 
 
 def prepare(
@@ -177,6 +179,7 @@ def prepare(
         ),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
+        gpus=gpus,
     )
 
 

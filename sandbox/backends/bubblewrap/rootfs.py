@@ -7,6 +7,7 @@ them and from the host's system directories, parents before children.
 
 import logging
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
 _SYS_WITH_GPU = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
 _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+_LIBRARIES = "LD_LIBRARY_PATH"
+_DRIVER_ENTRIES_MAX = 10_000
 _PROC_MASKED = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
 
 
@@ -193,39 +196,62 @@ def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
 
     What the machine's CDI specifications say comes along, as far as it is not there by itself.
     """
-    nodes = [node for gpu in gpus if not gpu.simulated for node in gpu.device_nodes]
-    if not nodes:
-        return
     more = cdi.edits(gpus)
-    shown = {node: node for node in (*nodes, *_GPU_NODES)} | {one.guest: one.host for one in more.nodes}
+    shown = nodes(gpus, more)
+    if not shown:
+        return
     for guest, host in shown.items():
-        if Path(host).is_char_device():
-            view.entries[guest] = ["--dev-bind", host, guest]
+        view.entries[guest] = ["--dev-bind", host, guest]
     for pattern in _SYS_WITH_GPU:
         for path in sorted(Path("/").glob(pattern.lstrip("/"))):
             view.show(path)
-    libraries = [one.guest for one in more.files if _add(view, Path(one.host), Path(one.guest)) and ".so" in one.guest]
+    added = [one.guest for one in more.files if _add(view, Path(one.host), Path(one.guest))]
     for place, target in (more.links or {}).items():
         if not os.path.lexists(place) and not _in_any(place, (*map(str, view.host_trees), *_MADE_WHOLE)):
             view.entries[place] = ["--symlink", target, place]
-            libraries.append(place)
-    folders = dict.fromkeys(os.path.dirname(path) for path in libraries)
-    view.env |= {**(more.env or {}), **({"LD_LIBRARY_PATH": ":".join(folders)} if folders else {})}
+            added.append(place)
+    env = dict(more.env or {})
+    said = filter(None, env.get(_LIBRARIES, "").split(":"))
+    folders = dict.fromkeys((*said, *(os.path.dirname(path) if ".so" in path else path for path in added)))
+    view.env |= {**env, **({_LIBRARIES: ":".join(folders)} if folders else {})}
+
+
+def nodes(gpus: Sequence[GpuDevice], more: cdi.Edits | None = None) -> Mapping[str, str]:
+    """Place in a sandbox → node of the host, of all that these devices need; none for made-up ones. Blocks."""
+    leased = [node for gpu in gpus if not gpu.simulated for node in gpu.device_nodes]
+    if not leased:
+        return {}
+    more = more or cdi.edits(gpus)
+    found = {node: node for node in (*leased, *_GPU_NODES)} | {one.guest: one.host for one in more.nodes}
+    return {guest: host for guest, host in found.items() if Path(host).is_char_device()}
 
 
 def _add(view: View, host: Path, guest: Path) -> bool:
-    """Show what a driver has on the host. Whether it was not there, and is now; sockets stay the host's."""
+    """Show what a driver has on the host. Whether it was not there, and is now."""
     inside = next((tree for tree in view.host_trees if tree == guest or tree in guest.parents), None)
     if inside is not None and view.host_trees[inside] / guest.relative_to(inside) == host:
         return False
-    if not (host.is_file() or host.is_dir()):
+    if not (host.is_file() or _has_libraries(host)):
         return False
-    if (inside is not None and not guest.exists()) or _in_any(str(guest), RESERVED):
+    if (inside is not None and not (view.host_trees[inside] / guest.relative_to(inside)).exists()) or _in_any(
+        str(guest), RESERVED
+    ):
         # Nothing can be put into a tree of the host's; it has to be there for something to be put over it.
         log.warning("the GPU's driver wants %s at %s, where it cannot be shown", host, guest)
         return False
     view.show(host, guest)
     return True
+
+
+def _has_libraries(place: Path) -> bool:
+    """Whether it is a directory of libraries, with nothing in it by which a service of the host could be spoken to."""
+    names: list[str] = []
+    for folder, folders, files in os.walk(place):
+        names += files
+        kinds = {stat.S_IFMT(os.lstat(os.path.join(folder, name)).st_mode) for name in (*folders, *files)}
+        if len(names) > _DRIVER_ENTRIES_MAX or kinds - {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}:
+            return False
+    return any(".so" in name for name in names)
 
 
 def configuration(

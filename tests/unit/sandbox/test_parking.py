@@ -17,10 +17,10 @@ from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxSpec
+from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
-from warmcell.sandbox.testing.fakes import FakeBackend
+from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
 
 KINDS = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}]
 
@@ -258,6 +258,53 @@ async def test_another_gpu_is_leased_before_the_old_one_goes(here: Here) -> None
     info = await here.service.change_gpu(sandbox_id, other)
     assert ([gpu.uuid for gpu in info.gpus], info.gpu, await here.held()) == ([other], other, [None, sandbox_id])
     assert here.front.asked == ["pause", "go_on"] * 2
+
+
+async def test_it_sees_what_it_has_and_nothing_while_others_have_it(here: Here) -> None:
+    """Where its sandbox can be shown others: no device while it is parked, and each one that it gets before it is used.
+    What it cannot go on with it does not see either.
+    """
+    instance = here.box.instance
+    assert isinstance(instance, FakeInstance)
+    instance.shows_others = True
+    sandbox_id = here.box.info.id
+    (first,) = here.box.gpus
+    await here.service.park(sandbox_id)
+    assert instance.gpus == ()
+    await here.gpus.lease(first.uuid, holder=SandboxId("other"))
+    here.engine.fails["unpark"] = errors.CapacityError("No room", hint="Wait.")
+    with pytest.raises(errors.CapacityError):
+        await here.service.resume(sandbox_id)
+    assert instance.gpus == ()
+    here.engine.fails.clear()
+    await here.service.resume(sandbox_id)
+    (second,) = here.box.gpus
+    assert instance.gpus == (second,) != (first,)
+    here.gpus.release(SandboxId("other"))
+    await here.service.change_gpu(sandbox_id, first.uuid)
+    assert instance.gpus == here.box.gpus == (first,)
+    here.engine.fails["unpark"] = errors.UnsupportedOperationError("Not there", hint="Stay.")
+    with pytest.raises(errors.UnsupportedOperationError):
+        await here.service.change_gpu(sandbox_id, second.uuid)
+    assert instance.gpus == here.box.gpus == (first,)
+
+
+async def test_a_device_that_cannot_be_shown_is_free(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays parked, and goes on once it can."""
+
+    async def refuse(gpus: Sequence[GpuDevice]) -> None:
+        raise errors.UnsupportedOperationError("The system refuses it", hint="Restart the kernel.")
+
+    await here.service.park(here.box.info.id)
+    monkeypatch.setattr(here.box.instance, "shows_others", True)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(here.box.instance, "show_gpus", refuse)
+        with pytest.raises(errors.UnsupportedOperationError, match="refuses"):
+            await here.service.resume(here.box.info.id)
+    assert here.box.info.parked is not None
+    assert await here.held() == [None, None]
+    await here.service.resume(here.box.info.id)
+    assert here.box.info.parked is None
 
 
 async def test_torch_moves_what_the_driver_refuses_where_the_operator_lets_it(here: Here) -> None:
