@@ -6,10 +6,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.parking import check_like, to_host
 from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.kernel import LeftKernel
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
@@ -91,11 +93,12 @@ class Moving(Suspending):
     async def _change_in_place(
         self, box: LiveSandbox, devices: tuple[GpuDevice, ...], unless: Callable[[], bool]
     ) -> None:
-        """Its processes stay. If they cannot go on on the new devices they do on the old ones."""
+        """Its processes stay. If they cannot go on on the new devices they do on the old ones, or it is parked."""
         kernel, frontend, had = box.kernel, box.frontend, box.gpus
         assert kernel is not None
         token = secrets.token_hex(16)
-        record = {}
+        record: dict[str, Any] = {}
+        stays: LeftKernel | None = None
         if frontend is not None:
             await frontend.pause(token=token)
             record = dict(frontend.record())
@@ -109,14 +112,18 @@ class Moving(Suspending):
                     await show(box, devices)
                     await asyncio.shield(engine.unpark(parked, devices, box.processes))
                 except errors.WarmcellError:
-                    await show(box, had)
-                    await asyncio.shield(engine.unpark(parked, had, box.processes))
+                    try:
+                        await show(box, had)
+                        await asyncio.shield(engine.unpark(parked, had, box.processes))
+                    except errors.WarmcellError as error:
+                        stays = LeftKernel(token, record)
+                        await self.memory.stays_parked(box, parked, stays, error)
                     raise
             else:
                 await show(box, devices)
             box.gpus = devices
         finally:
-            if frontend is not None:
+            if frontend is not None and stays is None:
                 await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
 
     async def _change_through_disk(

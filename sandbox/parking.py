@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.gpus.parking import ParkingPlace, from_host, to_host
+from warmcell.sandbox.gpus.parking import UNKNOWN, ParkingPlace, from_host, to_host
 from warmcell.sandbox.kernel import Frontend, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -20,9 +20,6 @@ log = logging.getLogger(__name__)
 
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
-
-UNKNOWN = (errors.OperationTimeoutError, errors.TransportError, errors.BackendUnavailableError)
-"""After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
 
 def moves_within(box: LiveSandbox, had: tuple[GpuDevice, ...]) -> bool:

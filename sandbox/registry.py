@@ -82,6 +82,7 @@ class Registry:
             backend_of=self.admission.backend,
             paths=paths,
             park_engine=None if parking is None else parking.engine,
+            release_gpus=gpus.release,
             turn=self._turn,
         )
         self._turns = Turns()

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.service import SandboxService
+from warmcell.sandbox.snapshots.base import Dumped
 from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
 
 KINDS = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}]
@@ -287,6 +289,66 @@ async def test_it_sees_what_it_has_and_nothing_while_others_have_it(here: Here) 
     with pytest.raises(errors.UnsupportedOperationError):
         await here.service.change_gpu(sandbox_id, second.uuid)
     assert instance.gpus == here.box.gpus == (first,)
+
+
+class Snapshots:
+    """An engine that saves nothing, at once."""
+
+    name, whole, backends = "criu", False, ()
+
+    async def probe(self) -> EngineReport:
+        return EngineReport(name=self.name, ready=True)
+
+    async def enroll(self, place: Any, *, template: bool = False) -> None:
+        pass
+
+    async def dump(self, place: Any, *, while_frozen: Callable[[], Awaitable[None]], **how: Any) -> Dumped:
+        await while_frozen()
+        return Dumped(image_bytes=1, memory_bytes=1, pids=(1,))
+
+    async def settle(self, image: str) -> None:
+        pass
+
+    async def images(self) -> Sequence[object]:
+        return ()
+
+    async def drop(self, image: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_cannot_come_back_after_it_was_saved_is_parked(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has grown on that GPU meanwhile. The snapshot is good, the GPU is free, and the next cell tries."""
+    memory, sandbox_id = here.service.memory, here.box.info.id
+    monkeypatch.setattr("warmcell.sandbox.saved._serves", lambda engine, backend: True)
+    engine: Any = Snapshots()
+    memory._engine = engine
+    await memory.open()
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    saved = await here.service.snapshot(sandbox_id, name="kept")
+    assert [one.id for one in memory.store.infos()] == [saved.id]
+    assert here.box.info.parked is not None
+    assert here.front.asked == ["pause", "sleep"]
+    assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert here.front.asked == ["pause", "sleep", "go_on"]
+
+
+async def test_what_can_go_on_neither_there_nor_here_is_parked(here: Here) -> None:
+    """Nor has it two GPUs then, or is held for ever."""
+    sandbox_id, (first,) = here.box.info.id, here.box.gpus
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    other = next(one for one in await here.gpus.status() if one["uuid"] != first.uuid)["uuid"]
+    with pytest.raises(errors.CapacityError):
+        await here.service.change_gpu(sandbox_id, other)
+    assert here.box.info.parked is not None
+    assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert here.front.asked == ["pause", "sleep", "go_on"]
 
 
 async def test_a_device_that_cannot_be_shown_is_free(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
