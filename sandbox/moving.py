@@ -15,7 +15,7 @@ from warmcell.sandbox.kernel import LeftKernel
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
-from warmcell.sandbox.parking import show
+from warmcell.sandbox.showing import show
 from warmcell.sandbox.suspending import Suspending
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """Sandboxes whose GPUs are given back while they live on, and that take some again before they go on."""
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -15,6 +14,7 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GIB, GpuDevice, Parked, ParkedBy, SandboxId, SandboxInfo
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.registry import Registry
+from warmcell.sandbox.showing import hide, show
 
 log = logging.getLogger(__name__)
 
@@ -25,18 +25,6 @@ WORKING_PCT = 5.0
 def moves_within(box: LiveSandbox, had: tuple[GpuDevice, ...]) -> bool:
     """Whether a sandbox sees other devices than those that it had, or is shown them."""
     return box.instance.shows_others or not any(gpu.device_nodes for gpu in had)
-
-
-async def show(box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
-    """Have a sandbox see these devices, where it does not by itself."""
-    if box.instance.shows_others:
-        await box.instance.show_gpus(devices)
-
-
-async def hide(box: LiveSandbox) -> None:
-    """Have it see no device while others have what it had, as far as that can be."""
-    with contextlib.suppress(errors.WarmcellError):
-        await show(box, ())
 
 
 class Parking(Registry):
@@ -92,7 +80,6 @@ class Parking(Registry):
         box.left = left
         box.tell(parked=parked, gpus=())
         if by == "driver":
-            await hide(box)
             self._gpus.release(box.info.id)
         took = time.perf_counter() - began
         log.info(
@@ -136,7 +123,13 @@ class Parking(Registry):
                 parked = await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
                 await self._gpus.leave_behind(box.info.id, box.processes)
                 return left, parked
-            return left, await to_host(place.engine, box.gpus, box.processes)
+            parked = await to_host(place.engine, box.gpus, box.processes)
+            try:
+                await show(box, ())
+            except errors.WarmcellError:
+                await from_host(place.engine, parked, box.gpus, box.processes)
+                raise
+            return left, parked
         except BaseException:
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
@@ -194,8 +187,7 @@ class Parking(Registry):
             log.warning("parked sandbox %s keeps its GPU: it may be in use: %s", box.info.id, error)
         elif parked.by == "torch":
             await self._gpus.leave_behind(box.info.id, box.processes)
-        else:
-            await hide(box)
+        elif await hide(box):
             self._gpus.release(box.info.id)
 
     async def _lease_anew(self, box: LiveSandbox) -> None:

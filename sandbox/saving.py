@@ -24,6 +24,7 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import Parked, SnapshotId, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.showing import hide
 from warmcell.sandbox.snapshots.base import Dumped, Then
 from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
 
@@ -233,7 +234,7 @@ class Saving(Saved):
         log.warning("sandbox %s cannot go on with its GPU for now, and is parked: %s", box.info.id, error)
         box.left = left
         box.tell(parked=parked, gpus=())
-        if not isinstance(error, UNKNOWN):
+        if not isinstance(error, UNKNOWN) and await hide(box):
             self._release_gpus(box.info.id)
         if box.frontend is not None:
             await box.frontend.sleep(left.record)

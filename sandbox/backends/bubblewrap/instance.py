@@ -19,7 +19,7 @@ from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import ConflictError, OperationTimeoutError
+from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, UnsupportedOperationError
 from warmcell.sandbox.models import GpuDevice, LimitStatus
 
 
@@ -146,10 +146,23 @@ class BubblewrapInstance:
 
     def _change_nodes(self, process: int, gpus: tuple[GpuDevice, ...]) -> None:
         had, wanted = rootfs.nodes(self._gpus), rootfs.nodes(gpus)
-        add = {place: node for place, node in wanted.items() if had.get(place) != node}
-        remove = [place for place in had if place not in wanted]
+        add = {place: node for place, node in wanted.items() if place not in had}
+        remove = {place: node for place, node in had.items() if place not in wanted}
+        if any(had[place] != node for place, node in wanted.items() if place in had):
+            raise UnsupportedOperationError(
+                "The other GPU has a node of the same name", hint="Restart the kernel with the other GPU."
+            )
         if add or remove:
             nodes.change(process, add=add, remove=remove)
+        # After they are gone: whoever has none open by now gets none.
+        own = [node for place, node in remove.items() if place not in rootfs.GPU_NODES]
+        user = nodes.user_of(own, self.processes)
+        if user is not None:
+            nodes.change(process, add=remove, remove=add)
+            raise UnsupportedOperationError(
+                f"Process {user} of the sandbox has the device of its GPU open besides what the driver parks",
+                hint="End that program, or restart the kernel. It keeps its GPU.",
+            )
         self._gpus = gpus
 
     def processes(self) -> Sequence[int]:

@@ -5,7 +5,7 @@ import ctypes
 import os
 import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.stage.linux import (
@@ -27,13 +27,13 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 DEV = "/dev"
 
 
-def change(process: int, *, add: Mapping[str, str], remove: Iterable[str]) -> None:
+def change(process: int, *, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
     """Change what nodes are in the /dev of a sandbox that root has made. Blocks for a moment.
 
     Args:
         process: A pidfd of a process of it.
         add: Place in the sandbox → node of the host.
-        remove: Places in the sandbox.
+        remove: Likewise.
 
     Raises:
         UnsupportedOperationError: The system refuses it; the nodes are as they were.
@@ -57,10 +57,45 @@ def change(process: int, *, add: Mapping[str, str], remove: Iterable[str]) -> No
         ) from failures[0]
 
 
-def _change(process: int, add: Mapping[str, str], remove: Iterable[str]) -> None:
-    trees = {}
+def user_of(nodes: Collection[str], processes: Callable[[], Collection[int]]) -> int | None:
+    """A process that has one of these nodes of the host open, or maps it; None if there is none. Blocks.
+
+    Those that are on their way from one process to another are not seen.
+    """
+    found = [os.stat(node) for node in nodes]
+    devices = {one.st_rdev for one in found}
+    mapped = {f"{os.major(one.st_dev):02x}:{os.minor(one.st_dev):02x} {one.st_ino}" for one in found}
+    seen: set[int] = set()
+    while more := set(processes()) - seen:  # Some may come while it is looked.
+        for pid in more:
+            if _opens(pid, devices) or _maps(pid, mapped):
+                return pid
+        seen |= more
+    return None
+
+
+def _opens(pid: int, devices: Collection[int]) -> bool:
+    with contextlib.suppress(OSError):  # It has ended.
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                one = os.stat(f"/proc/{pid}/fd/{name}")
+                if stat.S_ISCHR(one.st_mode) and one.st_rdev in devices:
+                    return True
+    return False
+
+
+def _maps(pid: int, files: Collection[str]) -> bool:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        return any(" ".join(line.split(maxsplit=5)[3:5]) in files for line in lines)
+    return False
+
+
+def _change(process: int, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
+    trees: dict[str, int] = {}
     try:
-        for place, node in add.items():
+        # Those that go too: they come back if another one cannot go.
+        for place, node in {**add, **remove}.items():
             trees[place] = clone(node)
             _set(trees[place], add=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
         call("leave what threads share", libc.unshare(CLONE_FS))
@@ -70,7 +105,7 @@ def _change(process: int, add: Mapping[str, str], remove: Iterable[str]) -> None
             # It is root's, and nobody in there is root: what is written meanwhile is written here.
             _set(dev, clear=MOUNT_ATTR_RDONLY)
             try:
-                _swap(trees, remove)
+                _swap(trees, add, remove)
             finally:
                 _set(dev, add=MOUNT_ATTR_RDONLY)
         finally:
@@ -80,19 +115,28 @@ def _change(process: int, add: Mapping[str, str], remove: Iterable[str]) -> None
             os.close(tree)
 
 
-def _swap(trees: dict[str, int], remove: Iterable[str]) -> None:
+def _swap(trees: dict[str, int], add: Iterable[str], remove: Iterable[str]) -> None:
     added: list[str] = []
+    gone: list[str] = []
     try:
-        for place in list(trees):
-            Path(place).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            attach(trees.pop(place), place)
+        for place in add:
+            _put(trees, place)
             added.append(place)
+        for place in remove:
+            gone.append(place)
+            _take_away(place)
     except BaseException:
         for place in added:
             _take_away(place)
+        for place in gone:
+            if not os.path.lexists(place):
+                _put(trees, place)
         raise
-    for place in remove:
-        _take_away(place)
+
+
+def _put(trees: dict[str, int], place: str) -> None:
+    Path(place).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    attach(trees.pop(place), place)
 
 
 def _take_away(place: str) -> None:

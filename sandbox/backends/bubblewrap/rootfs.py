@@ -31,7 +31,8 @@ _MADE_WHOLE = ("/etc", "/proc", "/dev")
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
 _SYS_WITH_GPU = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
-_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+"""What all devices share."""
 _LIBRARIES = "LD_LIBRARY_PATH"
 _DRIVER_ENTRIES_MAX = 10_000
 _PROC_MASKED = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
@@ -222,7 +223,7 @@ def nodes(gpus: Sequence[GpuDevice], more: cdi.Edits | None = None) -> Mapping[s
     if not leased:
         return {}
     more = more or cdi.edits(gpus)
-    found = {node: node for node in (*leased, *_GPU_NODES)} | {one.guest: one.host for one in more.nodes}
+    found = {node: node for node in (*leased, *GPU_NODES)} | {one.guest: one.host for one in more.nodes}
     return {guest: host for guest, host in found.items() if Path(host).is_char_device()}
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,9 @@ async def test_another_device_comes_to_a_sandbox_that_runs(places: Places, node:
         assert mounts_of(instance.pid) - before == {(other, "nosuid")}
         process = os.pidfd_open(instance.pid)
         with pytest.raises(UnsupportedOperationError, match="cannot be given another GPU"):
-            await asyncio.to_thread(nodes.change, process, add={"/dev/new": node, "/dev/null/x": other}, remove=[other])
+            await asyncio.to_thread(
+                nodes.change, process, add={"/dev/new": node, "/dev/null/x": other}, remove={other: other}
+            )
         os.close(process)
         assert mounts_of(instance.pid) - before == {(other, "nosuid")}
         await instance.show_gpus([])
@@ -172,6 +175,39 @@ async def test_another_device_comes_to_a_sandbox_that_runs(places: Places, node:
         await channel.close()
     finally:
         await instance.stop()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, tmp_path: Path) -> None:
+    """It would use it while somebody else has it. All stays as it is, until that program has ended."""
+    mine = tmp_path / "device"
+    os.mknod(mine, 0o666 | stat.S_IFCHR, os.stat("/dev/full").st_rdev)
+    mine.chmod(0o666)
+    driver = tmp_path / "cdi"
+    driver.mkdir()
+    edits = {"deviceNodes": [{"path": "/dev/own"}, {"path": "/dev/mine", "hostPath": str(mine)}]}
+    spec = {"kind": "nvidia.com/gpu", "devices": [{"name": "GPU-1", "containerEdits": edits}]}
+    (driver / "nvidia.json").write_text(json.dumps(spec))
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
+        instance = await subject.backend.create(
+            subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device("/dev/own")]
+        )
+        try:
+            channel = await GuestChannel.open(instance.run_directory, timeout=60)
+            before = mounts_of(instance.pid)
+            async with channel.exec_stream(["sh", "-c", "exec 3</dev/mine; echo; exec sleep 600"]) as process:
+                await anext(process.output())
+                with pytest.raises(UnsupportedOperationError, match="has the device of its GPU open"):
+                    await instance.show_gpus([])
+                assert mounts_of(instance.pid) == before
+            await instance.show_gpus([])
+            assert mounts_of(instance.pid) < before
+            await channel.close()
+        finally:
+            await instance.stop()
     subject.nothing_is_left(sandbox_id, directory)
 
 

@@ -288,7 +288,22 @@ async def test_it_sees_what_it_has_and_nothing_while_others_have_it(here: Here) 
     here.engine.fails["unpark"] = errors.UnsupportedOperationError("Not there", hint="Stay.")
     with pytest.raises(errors.UnsupportedOperationError):
         await here.service.change_gpu(sandbox_id, second.uuid)
-    assert instance.gpus == here.box.gpus == (first,)
+    assert (instance.gpus, await here.held()) == ((), [None, None])
+
+
+async def test_what_has_its_gpu_open_besides_keeps_it(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver has parked all that it knows of, and a program would use the device that others have."""
+
+    async def refuse(gpus: Sequence[GpuDevice]) -> None:
+        raise errors.UnsupportedOperationError("Process 7 has it open", hint="End it.")
+
+    monkeypatch.setattr(here.box.instance, "shows_others", True)
+    monkeypatch.setattr(here.box.instance, "show_gpus", refuse)
+    with pytest.raises(errors.UnsupportedOperationError, match="has it open"):
+        await here.service.park(here.box.info.id)
+    assert here.engine.done == ["park", "unpark"]
+    assert here.front.asked == ["pause", "go_on"]
+    assert (here.box.info.parked, await here.held()) == (None, [here.box.info.id, None])
 
 
 class Snapshots:
