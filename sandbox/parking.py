@@ -18,6 +18,9 @@ from warmcell.sandbox.showing import hide, show
 
 log = logging.getLogger(__name__)
 
+REMOTE = "remote"
+"""Who owns what `%%remote` keeps for its next cell."""
+
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
 
@@ -47,10 +50,11 @@ class Parking(Registry):
         await self._exclusively(box, self._park(box, unless))
         return box.info
 
-    def parked_bytes(self) -> int:
-        """What of the host's memory all that is parked takes."""
+    def parked_bytes(self, *, owner: str | None = None) -> int:
+        """What of the host's memory all that is parked takes, or what this owner has parked."""
         alive = [box.info for box in self._boxes.values() if box.info.state not in TERMINAL]
-        return sum(info.parked.vram_bytes for info in alive if info.parked is not None)
+        mine = [info for info in alive if owner in (None, info.owner)]
+        return sum(info.parked.vram_bytes for info in mine if info.parked is not None)
 
     async def _park(self, box: LiveSandbox, unless: Callable[[], bool]) -> None:
         if box.info.parked is not None:
@@ -233,11 +237,15 @@ class Parking(Registry):
         """Whether the host has room for what comes from the GPU, within the budget and the sandbox's own cap."""
         taken, free = self.parked_bytes(), await asyncio.to_thread(place.free_bytes)
         left = min(place.budget_bytes - taken, free)
+        if box.info.owner == REMOTE:
+            # They cannot be suspended for others, so that without a bound they would leave nothing to notebooks.
+            left = min(left, place.budget_bytes // 2 - self.parked_bytes(owner=REMOTE))
         if vram_bytes > left:
             raise errors.CapacityError(
                 f"The kernel has {vram_bytes / GIB:.1f} GiB on the GPU, and {max(0, left) / GIB:.1f} GiB of the host's "
                 "memory may still be used for parked kernels",
-                hint="Raise c.Warmcell.park_memory, suspend kernels that are parked, or free memory of the machine.",
+                hint="Raise c.Warmcell.park_memory, suspend kernels that are parked, close remote ones that are "
+                "(%remote close), or free memory of the machine.",
                 details={"vram_bytes": vram_bytes, "parked_bytes": taken, "free_bytes": free},
             )
         cap = box.info.limits.get("memory")

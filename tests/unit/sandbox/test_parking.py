@@ -162,6 +162,17 @@ async def test_what_cannot_be_parked_goes_on_and_keeps_its_gpu(here: Here) -> No
     assert await here.held() == [sandbox_id, None]
 
 
+async def test_remote_kernels_leave_half_of_the_room_to_notebooks(here: Here) -> None:
+    """Nobody can have them go to disk, so that they would keep it for good."""
+    here.service.parking = ParkingPlace(here.engine, 3 * GIB // 2, lambda: here.free_bytes)
+    here.box.tell(owner="remote")
+    with pytest.raises(errors.CapacityError, match=r"0\.8 GiB of the host's memory may still be used") as refused:
+        await here.service.park(here.box.info.id)
+    assert "%remote close" in refused.value.hint
+    here.box.tell(owner="notebook")
+    assert (await here.service.park(here.box.info.id)).parked is not None
+
+
 async def test_what_cannot_come_back_stays_parked_and_holds_no_gpu(here: Here) -> None:
     """Others can have it meanwhile; the next try has it go on."""
     sandbox_id = here.box.info.id
