@@ -178,6 +178,10 @@ class Warmcell(Configurable):
         help="File of certificates (PEM) that the index is checked against as images are built. Empty: what PIP_CERT "
         "says, else the system's."
     ).tag(config=True)
+    conda_channel_alias = Unicode(
+        help="Where channels of conda's are that have a name, as in `conda-forge`: a mirror, say. It may hold a "
+        "password: it is part of no image. Empty: what CONDA_CHANNEL_ALIAS says, else https://conda.anaconda.org."
+    ).tag(config=True)
     build_network = Enum(
         ["host", "none"], "host", help="What may be reached as images are built: all that the machine can, or nothing."
     ).tag(config=True)

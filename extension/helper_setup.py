@@ -141,7 +141,7 @@ class Setup:
             socket=self.socket,
             images=self.images,
             most=self.most,
-            environment="\n".join(f"Environment={name}={value}" for name, value in sorted(environment.items())),
+            environment="\n".join(f'Environment="{name}={value}"' for name, value in sorted(environment.items())),
             capabilities=" ".join(f"CAP_{name}" for name in NEEDED),
         )
         if has_manager():
@@ -162,6 +162,7 @@ class Setup:
         carried = helper_environment().get(program.VARIABLE)
         script = package().resolve().parents[1] / "scripts" / "criu"
         if not self.criu.exists() and carried and Path(carried).is_dir():
+            check_trusted(Path(carried))
             shutil.copytree(carried, self.criu)
             _for_all(self.criu)
             done.append(f"copied CRIU to {self.criu}")

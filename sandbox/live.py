@@ -51,6 +51,8 @@ class LiveSandbox(Box):
         """The template in whose nest it is made, if its kernels come from a process that several sandboxes share."""
         self._ahead: socket.socket | None = None
         """Where a kernel that has come up ahead waits to be asked for."""
+        self.is_missed = False
+        """Its kernels have left something that a prepared sandbox lacks, so that none takes its place."""
         self._coming_up = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
         """Follows a kernel that nobody in it looks after yet."""
@@ -70,6 +72,11 @@ class LiveSandbox(Box):
             return False
         waiting = self.kernel is not None and self.kernel.alive and bool(self.kernel.token)
         return waiting or (self.info.template is not None and self.info.template.state == "ready")
+
+    @property
+    def has_ahead(self) -> bool:
+        """Whether a kernel has come up ahead in it, and waits to be asked for."""
+        return self._ahead is not None
 
     async def take_on(self, kernel: KernelProcess, *, host_pid: int = 0) -> None:
         """A kernel was restored in it: follow it as one that was started here.
@@ -96,20 +103,23 @@ class LiveSandbox(Box):
         """Exchange what is behind this one with `other`, which has a kernel already, if the next kernel misses nothing
         there; whether it was done. `other` is then what is to be removed.
         """
-        exchanged = False
-        try:
-            for box in (self, other):
-                await box.unwatch()
-            channel = self._reached()
-            asked = channel.asked
-            if channel.idle and await self.instance.can_be_replaced_by(other.instance) and channel.asked == asked:
-                await self.become(other)  # Without a wait, so nobody has asked anything of it since.
-                self.named, other.named = other.named, self.named
-                exchanged = True
-        finally:
-            if not exchanged:
-                self.watch()
-        return exchanged
+        async with self._coming_up:
+            exchanged = False
+            try:
+                for box in (self, other):
+                    await box.unwatch()
+                channel = self._reached()
+                asked = channel.asked
+                same = channel.idle and await self.instance.can_be_replaced_by(other.instance)
+                if same and channel.asked == asked and not (self._starting or self._beside_starting):
+                    await self.become(other)  # Without a wait, so nobody has asked anything of it since.
+                    self.named, other.named = other.named, self.named
+                    self._ahead, other._ahead = other._ahead, self._ahead
+                    exchanged = True
+            finally:
+                if not exchanged:
+                    self.watch()
+            return exchanged
 
     async def prepare(self) -> None:
         """Start the imports, here or in a process that is shared; `template_settled` and the template's status tell."""

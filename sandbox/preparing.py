@@ -107,7 +107,7 @@ class Preparing(Registry):
 
     async def _come_up(self, box: LiveSandbox, before: KernelProcess) -> None:
         template = await self._templates.find(box.spec)  # Both have the same numbers, so the rest waits for its end.
-        if template is None:
+        if template is None and not self._may_give_way(box):
             await box.come_up(beside=before)
             return
         with contextlib.suppress(errors.ConflictError, TimeoutError):  # it is going away
@@ -115,6 +115,8 @@ class Preparing(Registry):
                 await before.exited.wait()
             if box.info.state is State.RUNNING:
                 await self._kernel_from_template(box, template=template)
+                if template is None:
+                    await box.come_up()  # Unless one has, in the prepared sandbox that took its place.
 
     async def _can_save(self, spec: SandboxSpec) -> bool:
         try:
@@ -141,9 +143,12 @@ class Preparing(Registry):
         if box.kernel is not None and box.kernel.alive and box.kernel.token:
             return box.kernel
         template = template or await self._templates.find(box.spec)
-        if template is None:
+        if template is None and (box.shared is None or box.kernel is None):
             return None
         try:
+            if template is None:
+                await self._exclusively(box, self._give_way(box))
+                return None  # It is forked, or has come up already, and is told now what it is to be.
             return await self._exclusively(box, self._waiting_kernel(box, template))
         except errors.WarmcellError as error:
             log.warning("sandbox %s: no kernel from the template's snapshot: %s", box.info.id, error)
@@ -157,22 +162,9 @@ class Preparing(Registry):
         return await self._kernel_of_prepared(box, template) or await self.memory.restore_into(box, template)
 
     async def _kernel_of_prepared(self, box: LiveSandbox, template: SnapshotId) -> KernelProcess | None:
-        """Where a notebook's kernels have left nothing, what is prepared takes the place of what its sandbox was."""
-        if box.info.kernel_id is None or box.gpus:
+        """The kernel of a prepared sandbox that takes this one's place; None where none does."""
+        if not await self._replace(box, template):
             return None
-        waiting = self._pool.next(box.shape)
-        if waiting is None or waiting.info.snapshot != template:
-            return None
-        if not await box.instance.can_be_replaced_by(waiting.instance):
-            return None
-        prepared = self._pool.take(box.shape)
-        if prepared is None:
-            return None
-        try:
-            if not await box.give_way(prepared):
-                return None
-        finally:
-            self._pool.put_away(prepared)
         kernel = box.kernel
         assert kernel is not None
         kernel.generation = box.info.generation + 1
@@ -185,6 +177,44 @@ class Preparing(Registry):
             phases_ms={"pool": 0.0},
         )
         return kernel
+
+    def _may_give_way(self, box: LiveSandbox) -> bool:
+        """Whether a kernel that was forked before it is asked for waits in a prepared sandbox, and may be had."""
+        waiting = self._pool.next(box.shape)
+        return (
+            waiting is not None
+            and waiting.has_ahead
+            and not box.has_ahead
+            and waiting.shared is box.shared
+            and box.kernel is not None
+            and not box.is_missed
+        )
+
+    async def _give_way(self, box: LiveSandbox) -> None:
+        """Have a prepared sandbox take its place, where the next kernel has come up already, if nothing is missed."""
+        if box.kernel is not None and not box.kernel.alive and self._may_give_way(box):
+            await self._replace(box, None)
+
+    async def _replace(self, box: LiveSandbox, template: SnapshotId | None) -> bool:
+        """Where a notebook's kernels have left nothing, what is prepared takes the place of what its sandbox was.
+
+        Whether it did.
+        """
+        if box.info.kernel_id is None or box.gpus:
+            return False
+        waiting = self._pool.next(box.shape)
+        if waiting is None or waiting.info.snapshot != template:
+            return False
+        if not await box.instance.can_be_replaced_by(waiting.instance):
+            box.is_missed = True
+            return False
+        prepared = self._pool.take(box.shape)
+        if prepared is None:
+            return False
+        try:
+            return await box.give_way(prepared)
+        finally:
+            self._pool.put_away(prepared)
 
     async def _take(self, spec: SandboxSpec, devices: tuple[GpuDevice, ...]) -> LiveSandbox | None:
         """A prepared sandbox, unless its environment has changed since."""

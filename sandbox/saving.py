@@ -209,7 +209,10 @@ class Saving(Saved):
                 dump.cancel()
                 await asyncio.gather(dump, return_exceptions=True)
                 if frozen.is_set():
-                    await self.store.discard(snapshot)
+                    try:
+                        await self.store.discard(snapshot)
+                    except Exception as error:  # The kernel goes on in any case.
+                        log.warning("snapshot %s, which is not whole, is not removed: %s", snapshot, error)
                 if engine.whole or (frozen.is_set() and then == "stop"):
                     await box.unwatch()
                     box.watch()

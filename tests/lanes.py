@@ -151,7 +151,7 @@ def _docker() -> Absence | None:
 
 
 def _podman() -> Absence | None:
-    return _engine("podman", "runc", "mmdebstrap")
+    return _engine("podman", "runc", "mmdebstrap", "newuidmap")
 
 
 def _engine(*programs: str) -> Absence | None:

@@ -123,12 +123,14 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 
 def _print_dockerfile(image: "Image") -> int:
-    from warmcell.sandbox.images.dockerfile import render
-    from warmcell.sandbox.images.steps import DockerfileBase, NamedBase, PythonBase, RegistryBase
+    from warmcell.sandbox.images.dockerfile import CONDA_PYTHON, render
+    from warmcell.sandbox.images.steps import CondaBase, DockerfileBase, NamedBase, PythonBase, RegistryBase
 
     match image.base:
         case PythonBase():
             base = f"python:{image.base.version}-slim"
+        case CondaBase():
+            base = f"python:{CONDA_PYTHON}-slim"
         case RegistryBase():
             base = image.base.reference
         case DockerfileBase() | NamedBase():

@@ -151,3 +151,13 @@ async def answer(box: LiveSandbox, token: str, content: Mapping[str, Any]) -> No
             file.write(json.dumps(content).encode() + b"\n")
 
     await asyncio.to_thread(write)
+
+
+async def lose_answer(box: LiveSandbox, token: str) -> None:
+    """Tell a kernel that waits for an answer that there is no room for one: a file that takes none.
+
+    Raises:
+        ProtocolError: As `answer`.
+        OSError: Not even that can be made.
+    """
+    await asyncio.to_thread(lambda: guest_files.create(box.run_directory / f"answer-{token}.lost").close())

@@ -116,7 +116,10 @@ class Wiring:
 
     def _package_index(self) -> PackageIndex:
         return PackageIndex.from_environment(
-            os.environ, url=self.settings.index_url, certificate=self.settings.index_certificate
+            os.environ,
+            url=self.settings.index_url,
+            certificate=self.settings.index_certificate,
+            channels=self.settings.conda_channel_alias,
         )
 
     def egress(self) -> Egress:

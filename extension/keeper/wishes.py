@@ -4,11 +4,12 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Coroutine, Sequence
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from warmcell.extension.keeper.front import answer
+from warmcell.extension.keeper.front import answer, lose_answer
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 RESULT = re.compile(r"result-[0-9a-f]{16}")
 RESULT_MAX_BYTES = 64 * 2**20
+
+
+async def nothing() -> None:
+    """There is nothing to be undone."""
 
 
 class Wishes:
@@ -62,20 +67,16 @@ class Wishes:
             raise errors.ConflictError(
                 f"This kernel has a snapshot {name!r} already", hint="Use another name, or remove that snapshot first."
             )
-        kernel, source = self._kernel(sandbox_id), self._service.live(sandbox_id)
+        kernel = self._kernel(sandbox_id)
 
-        async def work() -> None:
+        async def work() -> Mapping[str, Any]:
             kernel.asks = token
             try:
-                saved = await self._memory.snapshot(sandbox_id, name=name)
-                await answer(source, token, {"ok": True, "snapshot": saved.to_json()})
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s was not saved: %s", sandbox_id, error)
-                await answer(source, token, {"ok": False, **error.to_json()})
+                return {"snapshot": (await self._memory.snapshot(sandbox_id, name=name)).to_json()}
             finally:
                 kernel.asks = ""
 
-        self._kernels.spawn(work())
+        self._kernels.spawn(self._answering(kernel, sandbox_id, token, work(), "was not saved"))
 
     def restore_from_inside(self, sandbox_id: SandboxId, ref: str, *, asked_by: str) -> None:
         """Put it back to a snapshot, and answer the cell that asks in its place.
@@ -114,40 +115,85 @@ class Wishes:
                 hint="Leave out fork: with gpu= each rank has its own, and is sent what it reads.",
             )
 
-        async def work() -> None:
-            process = kernel.process
-            clones: list[SandboxInfo] = []
-            try:
-                clones = await self._memory.fork(sandbox_id, count)
-                if ranks and process is not None:
-                    self._kernels.spawn(self._end_with(process, clones))
-                port = free_port() if source.spec.network == "host" else None
-                for rank, info in enumerate(clones):
-                    box, told = self._service.live(info.id), {"ok": True, "rank": rank}
-                    env = {"env": environment(box, Rank(rank, count), port=port)} if ranks else {}
-                    await answer(box, token, {**told, **env})
-                await answer(source, token, {"ok": True, "rank": None, "clones": [info.id for info in clones]})
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s was not forked: %s", sandbox_id, error)
-                await asyncio.gather(*(self._kernels.forget_sandbox(info.id) for info in clones))
-                await answer(source, token, {"ok": False, **error.to_json()})
+        clones: list[SandboxInfo] = []
 
-        self._kernels.spawn(work())
+        async def work() -> Mapping[str, Any]:
+            process = kernel.process
+            clones.extend(await self._memory.fork(sandbox_id, count))
+            if ranks and process is not None:
+                self._kernels.spawn(self._end_with(process, clones))
+            port = free_port() if source.spec.network == "host" else None
+            for rank, info in enumerate(clones):
+                box, told = self._service.live(info.id), {"ok": True, "rank": rank}
+                env = {"env": environment(box, Rank(rank, count), port=port)} if ranks else {}
+                await answer(box, token, {**told, **env})
+            return {"rank": None, "clones": [info.id for info in clones]}
+
+        async def undo() -> None:
+            gone = [clones.pop() for _ in range(len(clones))]
+            ends = await asyncio.gather(
+                *(self._kernels.forget_sandbox(info.id) for info in gone), return_exceptions=True
+            )
+            for end in ends:
+                if isinstance(end, BaseException):
+                    log.error("a clone is left of a fork that failed", exc_info=end)
+
+        self._kernels.spawn(self._answering(kernel, sandbox_id, token, work(), "was not forked", undo=undo))
 
     def change_gpu_from_inside(self, sandbox_id: SandboxId, token: str, gpu: GpuWish) -> None:
         """Give it other GPUs in the middle of its cell, which waits for the answer; see `KernelMemory.change_gpu`."""
-        self._kernel(sandbox_id)
+        kernel = self._kernel(sandbox_id)
 
-        async def work() -> None:
-            try:
-                info = await self._memory.change_gpu(sandbox_id, gpu, even_busy=True)
-                said: dict[str, Any] = {"ok": True, "gpus": [device.to_json() for device in info.gpus]}
-            except errors.WarmcellError as error:
-                log.warning("sandbox %s keeps its GPU: %s", sandbox_id, error)
-                said = {"ok": False, **error.to_json()}
+        async def work() -> Mapping[str, Any]:
+            info = await self._memory.change_gpu(sandbox_id, gpu, even_busy=True)
+            return {"gpus": [device.to_json() for device in info.gpus]}
+
+        self._kernels.spawn(self._answering(kernel, sandbox_id, token, work(), "keeps its GPU"))
+
+    async def _answering(
+        self,
+        kernel: Kernel,
+        sandbox_id: SandboxId,
+        token: str,
+        work: Coroutine[Any, Any, Mapping[str, Any]],
+        failed: str,
+        *,
+        undo: Callable[[], Awaitable[None]] = nothing,
+    ) -> None:
+        """Do what a cell has wished, and leave the outcome where it waits for it, whatever that is.
+
+        Args:
+            kernel: Whose cell it is.
+            sandbox_id: Where that kernel is.
+            token: Of the answer.
+            work: Gives what is told of its success.
+            failed: What is logged of the sandbox otherwise.
+            undo: Nothing of what was done is to stay, as it failed, or the cell cannot know of it.
+        """
+        try:
+            said = {"ok": True, **await work}
+        except errors.WarmcellError as error:
+            log.warning("sandbox %s %s: %s", sandbox_id, failed, error)
+            said = {"ok": False, **error.to_json()}
+        except Exception as error:
+            log.exception("sandbox %s %s", sandbox_id, failed)
+            why = errors.BackendError(
+                f"The keeper stumbled: {type(error).__name__}: {error}",
+                hint="keeper.log in the state directory says more.",
+            )
+            said = {"ok": False, **why.to_json()}
+        if not said["ok"]:
+            await undo()
+        try:
             await answer(self._service.live(sandbox_id), token, said)
-
-        self._kernels.spawn(work())
+        except Exception:  # What a guest may do to its own run directory, fill it up for one.
+            log.exception("the cell of sandbox %s cannot be answered", sandbox_id)
+            await undo()
+            try:
+                await lose_answer(self._service.live(sandbox_id), token)
+            except Exception:
+                log.exception("sandbox %s: its cell is interrupted", sandbox_id)
+                await self._kernels.signal(kernel.request.kernel_id, signal.SIGINT)
 
     async def _end_with(self, source: KernelProcess, clones: Sequence[SandboxInfo]) -> None:
         """The ranks of a cell go with its kernel, which removes them itself when the cell has ended."""

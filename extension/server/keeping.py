@@ -81,10 +81,15 @@ def suspending(kind: type[Any]) -> type[Any]:
 async def keep_all(kernels: AsyncMappingKernelManager, log: Logger) -> None:
     """The server ends: suspend its Warmcell kernels, also those that work, and leave them with the keeper.
 
-    Kernels whose memory cannot be saved on this machine are left to Jupyter, which ends them.
+    Kernels whose memory cannot be saved on this machine are left to Jupyter, which ends them. What goes wrong with one
+    is logged, and is not the others' end.
     """
     ours = [(kernel_id, provisioner_of(kernels._kernels[kernel_id])) for kernel_id in kernels.list_kernel_ids()]
-    await asyncio.gather(*(_keep(kernels, kernel_id, one, log) for kernel_id, one in ours if one is not None))
+    work = {kernel_id: _keep(kernels, kernel_id, one, log) for kernel_id, one in ours if one is not None}
+    ends = await asyncio.gather(*work.values(), return_exceptions=True)
+    for kernel_id, end in zip(work, ends, strict=True):
+        if isinstance(end, BaseException):
+            log.error("Warmcell: kernel %s is not left to the next server", kernel_id, exc_info=end)
 
 
 async def _keep(
@@ -115,6 +120,8 @@ async def _keep(
 async def _let_go(kernels: AsyncMappingKernelManager, kernel_id: str, provisioner: WarmcellProvisioner) -> None:
     """The server has this kernel no more; nobody tells the kernel."""
     untyped = cast(Any, kernels)
+    if kernel_id not in untyped:  # Somebody has shut it down meanwhile.
+        return
     untyped.stop_watching_activity(kernel_id)
     untyped.stop_buffering(kernel_id)
     manager: Any = kernels.remove_kernel(kernel_id)

@@ -1,7 +1,8 @@
 """REST for the page: what can be done with a kernel's memory, and clones that become kernels of this server."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jupyter_server.auth.decorator import authorized
@@ -10,7 +11,8 @@ from tornado import web
 
 from warmcell.extension.server.base import WarmcellHandler
 from warmcell.kernel_provisioner.adopt import adopt
-from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.backends.threads import to_its_end
+from warmcell.sandbox.errors import NotFoundError, UnsupportedOperationError
 
 
 class MemoryHandler(WarmcellHandler):
@@ -55,11 +57,22 @@ class ForkHandler(ListingHandler):
             try:
                 await self.enlist([clone["kernel_id"] for clone in done["sandboxes"]])
             except BaseException:
-                for clone in done["sandboxes"]:
-                    await self.link.delete(f"/sandboxes/{clone['id']}")
+                await to_its_end(self._undo(done["sandboxes"]))
                 raise
         self.set_status(201)
         self.finish(json.dumps(done))
+
+    async def _undo(self, clones: Sequence[Mapping[str, Any]]) -> None:
+        """None of these is to stay, those neither that are kernels of this server already."""
+        kernels = cast(Any, self.kernel_manager)
+        for clone in clones:
+            try:
+                if clone["kernel_id"] in kernels:
+                    await kernels.shutdown_kernel(clone["kernel_id"], now=True)
+                with contextlib.suppress(NotFoundError):
+                    await self.link.delete(f"/sandboxes/{clone['id']}")
+            except Exception:
+                self.log.exception("Warmcell: clone %s is left of a fork that failed", clone["id"])
 
 
 class OpenHandler(ListingHandler):

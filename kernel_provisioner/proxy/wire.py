@@ -36,6 +36,8 @@ class Message:
     metadata: Part
     content: Part
     buffers: list[Part]
+    answers: tuple[str, str] | None = None
+    """What `read_parent` has found."""
 
     @property
     def signed(self) -> tuple[Part, ...]:
@@ -69,8 +71,10 @@ class Message:
 
     def read_parent(self) -> tuple[str, str]:
         """`msg_type` and `msg_id` of the request that this answers; empty if there is none."""
-        parent = _load(self.parent)
-        return str(parent.get("msg_type", "")), str(parent.get("msg_id", ""))
+        if self.answers is None:
+            parent = _load(self.parent)
+            self.answers = str(parent.get("msg_type", "")), str(parent.get("msg_id", ""))
+        return self.answers
 
     def read_content(self) -> dict[str, Any]:
         """The content, parsed."""
@@ -175,7 +179,7 @@ def cut_short(parts: Sequence[Part]) -> Message:
 
 def _load(part: Part) -> dict[str, Any]:
     try:
-        loaded = json.loads(part if isinstance(part, bytes) else part[:])
+        loaded = json.loads(str(part, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise MalformedMessageError(str(error)) from None
     if not isinstance(loaded, dict):

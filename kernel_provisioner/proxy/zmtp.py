@@ -218,7 +218,8 @@ class Peer:
         self._large = (memory, filled + read, more)
         if filled + read == len(memory):
             self._large = None
-            yield from self._take(memory, more)
+            if (frames := self._take(memory, more)) is not None:
+                yield frames
 
     def _parse(self, data: bytes) -> Iterator[list[Part]]:
         at, end = 0, len(data)
@@ -251,15 +252,16 @@ class Peer:
                 if len(there) < size:
                     self._large = (memory, len(there), bool(flags & _MORE))
                     break
-                yield from self._take(memory, bool(flags & _MORE))
+                if (frames := self._take(memory, bool(flags & _MORE))) is not None:
+                    yield frames
                 continue
             if end < begin + size:
                 break
             at = begin + size
             if flags & _COMMAND:
                 self._command(data[begin:at])
-            else:
-                yield from self._take(data[begin:at], bool(flags & _MORE))
+            elif (frames := self._take(data[begin:at], bool(flags & _MORE))) is not None:
+                yield frames
         self._rest = data[at:]
 
     def _is_too_large(self, size: int) -> bool:
@@ -326,30 +328,35 @@ class Peer:
         if self.unsent_bytes <= _UNSENT_FOR_PONG_BYTES:
             self.write([_command(b"PONG", context)])
 
-    def _take(self, frame: Part, more: bool) -> Iterator[list[Part]]:
-        if self._state != "open":
-            raise ZmtpError("a message before the handshake")
-        self._frames.append(frame)
+    def _take(self, frame: Part, more: bool) -> list[Part] | None:
+        """One more frame; with the last one, the frames of the message. A generator is too slow for each of them."""
+        frames = self._frames
+        frames.append(frame)
         if not more:
-            frames, self._frames, self._frames_bytes = self._frames, [], 0
-            yield frames
-            return
+            self._frames, self._frames_bytes = [], 0
+            return frames
         self._frames_bytes += len(frame)
-        if len(self._frames) > MESSAGE_MAX_FRAMES:
+        if len(frames) > MESSAGE_MAX_FRAMES:
             raise ZmtpError(f"a message of more than {MESSAGE_MAX_FRAMES} frames")
+        return None
 
 
 def encode(parts: Sequence[Part]) -> list[Chunk]:
     """One message as it goes over the wire; large frames stay where they are."""
     chunks: list[Chunk] = []
     small: list[bytes] = []
-    last = len(parts) - 1
-    for n, part in enumerate(parts):
-        size, more = len(part), n < last
-        small.append(_HEADERS[more][size] if size < 256 else _long_header(size, _MORE if more else 0))
+    more, left = _MORE, len(parts)
+    headers = _HEADERS[True]
+    for part in parts:
+        left -= 1
+        if not left:
+            more, headers = 0, _HEADERS[False]
+        size = len(part)
+        header = headers[size] if size < 256 else _long_header(size, more)
         if isinstance(part, bytes):
-            small.append(part)
+            small += (header, part)
         else:
+            small.append(header)
             chunks += (b"".join(small), memoryview(part))
             small = []
     if small:

@@ -20,7 +20,7 @@ package.__path__ = [{str(Path(__file__).parent)!r}]
 """An import, since a script itself would be compiled anew at each start; of this tree alone."""
 START_STAGE = f"{IMPORT}from backends.stage.main import main\nmain(int(sys.argv[1]))"
 START_NURSERY = f"{IMPORT}from backends.stage.nursery import main\nmain(int(sys.argv[1]), int(sys.argv[2]))"
-START_NEST = f"{IMPORT}from backends.stage.nest import main\nmain(int(sys.argv[1]), int(sys.argv[2]))"
+START_NEST = f"{IMPORT}from backends.stage.nest import main\nmain(*map(int, sys.argv[1:]))"
 STAGE_ENV: Mapping[str, str] = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",

@@ -21,6 +21,7 @@ RESERVED = ("/etc", "/proc", "/sys", "/dev", GUEST, IMAGES, RUN)
 """A sandbox's own, with all that is below."""
 ESSENTIAL = ("/usr", "/run", *RESERVED)
 """What nothing may be put over."""
+_RESERVED, _ESSENTIAL = tuple(map(Path, RESERVED)), tuple(map(Path, ESSENTIAL))
 
 
 def run_bytes(limits: Limits) -> int:
@@ -88,14 +89,20 @@ def persistent_home(paths: Paths, identity: Identity, *, as_root: bool) -> Path:
     return path
 
 
+def below(path: Path, tree: Path) -> bool:
+    """Whether a path lies below another one, by their names. As `tree in path.parents`, which makes each of these."""
+    parts = tree.parts
+    return len(path.parts) > len(parts) and path.parts[: len(parts)] == parts
+
+
 def check_target(path: Path, *, what: str) -> None:
     """Refuse a place in the guest that is its own.
 
     Raises:
         InvalidRequestError: `path` covers, or lies in, what every sandbox needs.
     """
-    covers = any(path == Path(own) or path in Path(own).parents for own in ESSENTIAL)
-    lies_in = any(Path(own) in path.parents for own in RESERVED)
+    covers = any(path == own or below(own, path) for own in _ESSENTIAL)
+    lies_in = any(below(path, own) for own in _RESERVED)
     if covers or lies_in:
         raise InvalidRequestError(f"{path} cannot be a {what}: a sandbox has its own", hint="Choose another directory.")
 
@@ -129,7 +136,7 @@ def check_places(trees: Mapping[Path, Path]) -> None:
         InvalidRequestError: Something has none.
     """
     for target in trees:
-        around = [tree for tree in trees if tree in target.parents]
+        around = [tree for tree in trees if below(target, tree)]
         if around:
             nearest = max(around, key=lambda tree: len(tree.parts))
             if not (trees[nearest] / target.relative_to(nearest)).exists():

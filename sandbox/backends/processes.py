@@ -19,7 +19,7 @@ def descendants(pid: int) -> tuple[int, ...]:
                 children = Path(f"/proc/{here}/task/{thread}/children").read_text().split()
             except OSError:
                 continue
-            living = [child for child in map(int, children) if not _ended(child)]
+            living = [child for child in map(int, children) if not has_ended(child)]
             found += living
             waiting += living
     return tuple(found)
@@ -83,7 +83,7 @@ def keeper_mark() -> str:
     return f"{os.getpid()}.{start_time(os.getpid())}"
 
 
-def _ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process is gone, or waits to be reaped."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"

@@ -7,6 +7,7 @@ namespace), and set-user-ID bits on files that a workspace would carry to the ho
 """
 
 import errno
+import functools
 import platform
 import socket
 import stat
@@ -141,6 +142,7 @@ class _Bits:
     mask: int
 
 
+@functools.cache
 def denylist(machine: str | None = None, *, setgid: bool = False) -> bytes:
     """The filter as `struct sock_filter[]`, for bubblewrap's `--seccomp`.
 

@@ -42,11 +42,11 @@ def serve(conversation: Conversation, source: Source, place_of: Callable[[Conver
         place_of: Finds the sandbox that a request names, if it is the caller's.
         base: Directory of all images.
     """
-    under_way = [_Clone(conversation, source, place_of, base=base)]
+    first = _Clone(conversation, source, place_of, base=base)
+    under_way = [] if first.over else [first]
     asks = True
     try:
         while asks or under_way:
-            under_way = [clone for clone in under_way if not clone.over]
             waiting = select.poll()
             if asks and len(under_way) < AT_ONCE:
                 waiting.register(conversation, select.POLLIN | select.POLLRDHUP)
@@ -62,6 +62,7 @@ def serve(conversation: Conversation, source: Source, place_of: Callable[[Conver
                 asks = conversation.again()
                 if asks:
                     under_way.append(_Clone(conversation, source, place_of, base=base))
+            under_way = [clone for clone in under_way if not clone.over]
     finally:
         for clone in under_way:
             clone.give_up()

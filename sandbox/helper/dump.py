@@ -14,7 +14,7 @@ from warmcell.sandbox.helper import copying, criu, enter, held, parted, program,
 from warmcell.sandbox.helper.enter import Cancelled
 from warmcell.sandbox.helper.images import lazy
 from warmcell.sandbox.helper.images.errors import ImageError
-from warmcell.sandbox.helper.places import guest_pid_of, status
+from warmcell.sandbox.helper.places import field, guest_pid_of, status
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, full
 from warmcell.sandbox.helper.tree import AT_REST_S, Guardian, Tree
@@ -249,7 +249,7 @@ def _user(pid: int) -> tuple[int, int]:
 
 
 def _resident_bytes(pid: int) -> int:
-    return int(status(pid).get("VmRSS", "0").split()[0]) * 1024
+    return int((field(pid, "VmRSS") or "0").split()[0]) * 1024
 
 
 def _last_number(pid: int) -> int:
@@ -262,7 +262,7 @@ def _last_number(pid: int) -> int:
 
 def guest_pid_of_thread(pid: int, thread: str) -> int:
     """A thread's number in its innermost pid namespace."""
-    return int(status(f"{pid}/task/{thread}").get("NSpid", "0").split()[-1])
+    return int((field(f"{pid}/task/{thread}", "NSpid") or "0").split()[-1])
 
 
 def _edit(draft: Draft) -> bool:

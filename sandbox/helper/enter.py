@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import select
@@ -340,9 +341,10 @@ def _entrances(pid: int) -> dict[str, tuple[str, str]]:
         raise _killed() from None
     for controllers, path in own.items():
         mounted, root = roots.get(controllers, ("", "/nowhere"))
-        below = os.path.relpath(path, root)
-        if not below.startswith(".."):
-            found[controllers] = path, f"{mounted}/{below}/cgroup.procs"
+        above = root.rstrip("/")
+        below = path.removeprefix(above)
+        if f"{path}/".startswith(f"{above}/") and "/../" not in f"{below}/":
+            found[controllers] = path, f"{mounted}{below}/cgroup.procs"
     return found
 
 
@@ -360,17 +362,21 @@ def _move(pid: int, groups: Mapping[str, tuple[str, str]]) -> None:
 
 def _groups(pid: int | str) -> dict[str, str]:
     groups: dict[str, str] = {}
-    with open(f"/proc/{pid}/cgroup") as file:
+    with open(f"/proc/{pid}/cgroup", errors="surrogateescape") as file:
         for line in file:
             _, controllers, path = line.rstrip("\n").split(":", 2)
             groups[controllers] = path
     return groups
 
 
-def _hierarchies() -> dict[str, tuple[str, str]]:
-    """Of each hierarchy, by its controllers as /proc/PID/cgroup names them: where it is mounted, and what of it."""
+@functools.cache
+def _hierarchies() -> Mapping[str, tuple[str, str]]:
+    """Of each hierarchy, by its controllers as /proc/PID/cgroup names them: where it is mounted, and what of it.
+
+    Looked at once in each process, none of which lives for long.
+    """
     found: dict[str, tuple[str, str]] = {}
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
         for line in file:
             mounted, _, described = line.partition(" - ")
             kind, _, options = described.split()[:3]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.pins import Pins
 
 DATA_MAX_BYTES = 256 << 20
+AT_ONCE = 64
+"""Files are opened so many together, as it takes longer to become another user and back."""
 TMPFS_MAGIC, OVERLAYFS_MAGIC = 0x01021994, 0x794C7630
 _LINE = re.compile(r"([0-9a-f]+-[0-9a-f]+) (\S{4}) [0-9a-f]+ \S+ (\d+) +(/.*)")
 
@@ -124,18 +126,31 @@ def pin(
     of the sandbox's own layer or cannot be kept, and then is only compared.
     """
     pinned: dict[str, list[object]] = {}
-    for number, (path, seen) in enumerate(sorted(mapped.items())):
-        name = ""
-        with contextlib.suppress(OSError):
-            with linux.files_of(*reader):
-                file = linux.open_plain(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                found = os.fstat(file)
-                if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
-                    most = None if path in code else DATA_MAX_BYTES
-                    pins.keep(file, f"{into}/{number}", most_bytes=most)
-                    name = str(number)
-            finally:
+    paths = sorted(mapped)
+    for first in range(0, len(paths), AT_ONCE):
+        some = paths[first : first + AT_ONCE]
+        files = _opened(some, reader)
+        try:
+            for number, path in enumerate(some, first):
+                seen, name = mapped[path], ""
+                with contextlib.suppress(OSError, KeyError):
+                    found = os.fstat(files[path])
+                    if [found.st_ino, found.st_size, found.st_mtime_ns] == seen and stat.S_ISREG(found.st_mode):
+                        most = None if path in code else DATA_MAX_BYTES
+                        pins.keep(files[path], f"{into}/{number}", most_bytes=most)
+                        name = str(number)
+                pinned[path] = [*seen, name]
+        finally:
+            for file in files.values():
                 os.close(file)
-        pinned[path] = [*seen, name]
     return pinned
+
+
+def _opened(paths: Iterable[str], reader: tuple[int, int]) -> dict[str, int]:
+    """Those that this user may read."""
+    files: dict[str, int] = {}
+    with contextlib.suppress(OSError), linux.files_of(*reader):
+        for path in paths:
+            with contextlib.suppress(OSError):
+                files[path] = linux.open_plain(path, flags=os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return files

@@ -323,7 +323,7 @@ def _mounted() -> set[str]:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in seen:
                 continue
-            with open(f"/proc/{pid}/mountinfo") as file:
+            with open(f"/proc/{pid}/mountinfo", errors="surrogateescape") as file:
                 places = [line.split(maxsplit=5)[4] for line in file]
             seen.add(namespace)
             names.update(place[len(DOOR) + 1 :] for place in places if place.startswith(f"{DOOR}/"))

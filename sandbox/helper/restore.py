@@ -145,7 +145,8 @@ class Restoring:
         self._work, self._code = -1, -1
         self._prepared_s = 0.0
         self._about: Mapping[str, Any] = {}
-        self._held = False
+        self._held = self._done = False
+        self._others = set(place.processes())
         self.deadline = time.monotonic() + criu.RESTORE_TIMEOUT_S
         """Of its present step, on that clock."""
         try:
@@ -199,6 +200,7 @@ class Restoring:
             raise criu.explain(self._work, "restore", self._code)
         restored_s = time.perf_counter()
         host_pid = _set_going(self._place, int(self._about["pid"]), set(self._about["stopped"]))
+        self._done = True
         steps = {"prepare": self._prepared_s - self._began, "restore": restored_s - self._prepared_s}
         return {
             "pid": self._about["pid"],
@@ -216,8 +218,8 @@ class Restoring:
         """Let go of all; nothing is left of a clone that does not go on. To be called once."""
         if self._run is not None:
             self._run.end()
-            if self._code != 0:
-                _end_half_restored(self._place, set(self._about["pids"]))
+            if not self._done:
+                _end_half_restored(self._place, set(self._about["pids"]), spared=self._others)
         if self._work >= 0:
             os.close(self._work)
         if self._held:
@@ -288,9 +290,12 @@ def _set_going(place: Place, guest_pid: int, stopped: set[int]) -> int:
     return tree[0]
 
 
-def _end_half_restored(place: Place, guest_pids: set[int]) -> None:
-    """Kill what a criu that failed, or was killed, has left of the tree."""
+def _end_half_restored(place: Place, guest_pids: set[int], *, spared: set[int]) -> None:
+    """Kill what there is of the tree, but not who was there before, perhaps with a number that the tree needs.
+
+    Who comes later has a higher one than any of the tree, as that is set before criu begins.
+    """
     for pid in place.processes():
-        if guest_pid_of(pid) in guest_pids:
+        if pid not in spared and guest_pid_of(pid) in guest_pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -68,13 +68,15 @@ def serve(
     if lifeline is not None:
         waiting.register(lifeline, select.POLLIN | select.POLLHUP)
     busy = helper.busy
-    _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
+    with contextlib.suppress(OSError):
+        _worker(busy, helper.tidy, [listening], [stop_reading, stop_writing])
     rested = time.monotonic()
     while True:
         ready = dict(waiting.poll(1e3 * max(0.0, rested + REST_S - time.monotonic())))
         if time.monotonic() >= rested + REST_S:  # However much is asked meanwhile.
             rested = time.monotonic()
-            _worker(busy, helper.rest, [listening], [stop_reading, stop_writing])
+            with contextlib.suppress(OSError):  # Where no process can be had, all goes on but that.
+                _worker(busy, helper.rest, [listening], [stop_reading, stop_writing])
         if stop_reading in ready:
             received = os.read(stop_reading, 4096)
             _reap(busy)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import signal
@@ -44,7 +45,8 @@ ONLY_TRAPS = struct.pack("Q", ((1 << 64) - 1) & ~sum(1 << (one - 1) for one in (
 TRIES = 10
 REAP_TIMEOUT_S, REAP_LOOK_S = 10.0, 0.001
 """How long the end of a killed thread may take, and how often to look: no event of it tells one thread from another."""
-_AREA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
+_AREA = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)", re.MULTILINE)
+_CODE = re.compile(r"^([0-9a-f]+)-\S+ r-xp ", re.MULTILINE)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -89,8 +91,8 @@ class _Thread:
 class _Process:
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._areas = _areas(pid)
-        self._code = _code(pid, self._areas)
+        self._maps = _maps(pid)
+        self._code = _code(pid, self._maps)
         self._descriptors = set(os.listdir(f"/proc/{pid}/fd"))
         self._threads = {thread: _looked_at(thread) for thread in map(int, os.listdir(f"/proc/{pid}/task"))}
 
@@ -127,7 +129,7 @@ class _Process:
         at = registers[RIP]
         if any(start <= at < start + INJECTED_BYTES for start, _ in self._code):
             return True
-        if any(area.start <= at < area.end and area.name.startswith(BROUGHT) for area in _areas(self._pid)):
+        if any(area.start <= at < area.end and area.name.startswith(BROUGHT) for area in _areas(_maps(self._pid))):
             return True
         handler = signal.SIGTRAP, registers[RSP] + 8, registers[RSP] + 8 + CONTEXT_BYTES
         return (registers[RDI], registers[RDX], registers[RSI]) == handler
@@ -138,9 +140,10 @@ class _Process:
         for fd in set(os.listdir(f"/proc/{self._pid}/fd")) - self._descriptors:
             if everything or os.readlink(f"/proc/{self._pid}/fd/{fd}").startswith(BROUGHT):
                 calls.append((SYS_CLOSE, int(fd), 0, 0))
-        closed = [area for area in self._areas if area.rights == "---p"]
-        for area in _areas(self._pid):
-            new = all(area.end <= one.start or area.start >= one.end for one in self._areas)
+        before = _areas(self._maps)
+        closed = [area for area in before if area.rights == "---p"]
+        for area in _areas(_maps(self._pid)):
+            new = all(area.end <= one.start or area.start >= one.end for one in before)
             if new and (everything or area.name.startswith(BROUGHT)):
                 calls.append((SYS_MUNMAP, area.start, area.end - area.start, 0))
             if area.rights == "r--p":  # criu reads what nobody may read, and takes that right away again.
@@ -161,16 +164,21 @@ class _Process:
             _write(self._pid, [(at, code)])
 
 
-def _areas(pid: int) -> list[_Area]:
-    with open(f"/proc/{pid}/maps") as file:
-        found = [match for match in map(_AREA.match, file) if match]
+def _maps(pid: int) -> str:
+    with open(f"/proc/{pid}/maps", errors="surrogateescape", newline="\n") as file:
+        return file.read()
+
+
+def _areas(maps: str) -> list[_Area]:
+    """What is read of it only where something is to be mended: a kernel has hundreds."""
+    found = _AREA.finditer(maps)
     return [_Area(int(one.group(1), 16), int(one.group(2), 16), one.group(3), one.group(4)) for one in found]
 
 
-def _code(pid: int, areas: list[_Area]) -> list[tuple[int, bytes]]:
+def _code(pid: int, maps: str) -> list[tuple[int, bytes]]:
     """The beginnings of its first areas of code."""
-    starts = [area.start for area in areas if area.rights == "r-xp"][:CODE_AREAS]
-    return [(start, _memory(pid, start, CODE_BYTES)) for start in starts]
+    starts = (int(one.group(1), 16) for one in _CODE.finditer(maps))
+    return [(start, _memory(pid, start, CODE_BYTES)) for start in itertools.islice(starts, CODE_AREAS)]
 
 
 def _memory(pid: int, start: int, size: int) -> bytes:
@@ -206,7 +214,7 @@ def _run_to_trap(thread: int) -> None:
 def _take_trap(thread: int) -> None:
     """A trap that nobody has seen yet, and that would be the thread's end, is over."""
     for _ in range(TRIES):
-        with open(f"/proc/{thread}/status") as file:
+        with open(f"/proc/{thread}/status", errors="surrogateescape") as file:
             pending = next(int(line.split()[1], 16) for line in file if line.startswith("SigPnd:"))
         if not pending & 1 << (signal.SIGTRAP - 1):
             return

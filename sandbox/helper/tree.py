@@ -9,7 +9,7 @@ import signal
 import time
 
 from warmcell.sandbox.helper import linux, tracing
-from warmcell.sandbox.helper.places import status
+from warmcell.sandbox.helper.places import field, status
 from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ class Tree:
 
     def is_whole(self) -> bool:
         """Whether none that is traced has died. criu waits for such a one, and the one for criu, if it has threads."""
-        return not any(status(pid).get("State", "").startswith("Z") and _is_traced(pid) for pid in self.pids())
+        return not any(field(pid, "State").startswith("Z") and _is_traced(pid) for pid in self.pids())
 
     def thaw(self, *, repair: bool = False) -> None:
         """Go on, except what its own user had stopped; with `repair` from where it was stopped, whatever was done."""
@@ -153,7 +153,7 @@ def _all_stopped(pid: int) -> bool:
     threads: list[str] = []
     with contextlib.suppress(OSError):
         threads = os.listdir(f"/proc/{pid}/task")
-    return all(status(f"{pid}/task/{thread}").get("State", "Z")[0] in "TtZX" for thread in threads)
+    return all((field(f"{pid}/task/{thread}", "State") or "Z")[0] in "TtZX" for thread in threads)
 
 
 def _is_traced(pid: int, *, alive: bool = False) -> bool:
@@ -168,4 +168,4 @@ def _is_traced(pid: int, *, alive: bool = False) -> bool:
 
 
 def _is_stopped(pid: int) -> bool:
-    return status(pid).get("State", "").startswith("T")
+    return field(pid, "State").startswith("T")

@@ -18,7 +18,7 @@ from warmcell.sandbox.backends.stage.alone import fork
 from warmcell.sandbox.backends.stage.linux import CLONE_NEWPID, Refused
 from warmcell.sandbox.helper import linux
 from warmcell.sandbox.helper.enter import Cancelled
-from warmcell.sandbox.helper.places import status
+from warmcell.sandbox.helper.places import field
 from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
@@ -219,7 +219,7 @@ def _first_of(child: int) -> tuple[int, int]:
         found = os.pidfd_open(pid)
     except OSError:
         raise EOFError from None
-    if status(pid).get("PPid") != str(child) or start_time(pid) is None:
+    if field(pid, "PPid") != str(child) or start_time(pid) is None:
         os.close(found)
         raise EOFError
     return found, pid

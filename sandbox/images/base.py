@@ -19,6 +19,7 @@ Tell = Callable[[str], None]
 
 _COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 _FULL = ("no space left on device", "disk quota exceeded", "[errno 28]", "os error 28")
+_CONDA = ("CONDA_CHANNEL_ALIAS", "CONDA_OVERRIDE_CUDA", "CONDA_OVERRIDE_GLIBC")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
 
@@ -32,15 +33,23 @@ class PackageIndex:
     certificate: Path | None = None
     """A file of certificates in PEM that servers are checked against."""
     proxies: Mapping[str, str] = field(default_factory=dict)
+    conda: Mapping[str, str] = field(default_factory=dict)
+    """Variables of conda's: where channels are, and what the machine is taken to have."""
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str], *, url: str = "", certificate: str = "") -> "PackageIndex":
-        """What was configured, and for the rest what pip itself would read from the environment."""
+    def from_environment(
+        cls, environ: Mapping[str, str], *, url: str = "", certificate: str = "", channels: str = ""
+    ) -> "PackageIndex":
+        """What was configured, and for the rest what pip and conda would read from the environment."""
         certificate = certificate or environ.get("PIP_CERT", "")
         return cls(
             url=url or environ.get("PIP_INDEX_URL", ""),
             extra_urls=() if url else tuple(environ.get("PIP_EXTRA_INDEX_URL", "").split()),
             certificate=Path(certificate) if certificate else None,
+            conda={
+                **{name: environ[name] for name in _CONDA if environ.get(name)},
+                **({"CONDA_CHANNEL_ALIAS": channels} if channels else {}),
+            },
             proxies={name: environ[name] for upper in _PROXIES for name in (upper, upper.lower()) if environ.get(name)},
         )
 
@@ -50,7 +59,7 @@ class PackageIndex:
         return bool(self.url or self.extra_urls or self.certificate)
 
     def variables(self, certificate: str) -> dict[str, str]:
-        """What pip and uv read, where the certificates are at that path."""
+        """What pip, uv and the installer of conda's packages read, where the certificates are at that path."""
         found = {
             "PIP_INDEX_URL": self.url,
             "UV_DEFAULT_INDEX": self.url,
@@ -59,7 +68,7 @@ class PackageIndex:
         }
         if self.certificate is not None:
             found |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO"), certificate)
-        return {**{name: value for name, value in found.items() if value}, **self.proxies}
+        return {**{name: value for name, value in found.items() if value}, **self.conda, **self.proxies}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""conda's environment.yml, as far as a Python index can stand for it: a Python, what pip installs, variables."""
+"""conda's environment.yml: a Python, packages of conda's and pip's, variables."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.images import files
+from warmcell.sandbox.images import files, texts
 from warmcell.sandbox.images.steps import PipInstall
 
 _PYTHON = re.compile(r"python\s*={0,2}\s*(\d+\.\d+)(?:\.\*)?")
+_PLAIN = re.compile(rf"{_PYTHON.pattern}|python|pip(?:[ =<>!~].*)?")
+"""What a Python index can stand for."""
 _KNOWN = ("name", "channels", "prefix", "dependencies", "variables")
-_NAMED = 5
-"""Packages that an error names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,10 @@ class Environment:
     """What such a file asks for."""
 
     python: str | None
-    """None: it says none."""
+    """None: it says none, or packages of conda's do."""
+    conda: Sequence[str]
+    """All of conda's. Empty: a plain Python and what pip installs will do."""
+    channels: Sequence[str]
     packages: PipInstall | None
     variables: Mapping[str, str]
 
@@ -32,7 +35,7 @@ def read(path: Path) -> Environment:
     """Read one. Blocks.
 
     Raises:
-        InvalidRequestError: It cannot be read, or asks for what only conda's channels have.
+        InvalidRequestError: It cannot be read, or says what cannot be part of an image.
     """
     try:
         told = yaml.safe_load(files.read_text(path))
@@ -46,32 +49,28 @@ def read(path: Path) -> Environment:
         )
     asked = told["dependencies"]
     listed = [line for each in asked if isinstance(each, Mapping) for line in _of_pip(each, path)]
+    packages = [str(each).strip() for each in asked if not isinstance(each, Mapping)]
+    plain = all(_PLAIN.fullmatch(package) for package in packages)
     return Environment(
-        python=_python([str(each).strip() for each in asked if not isinstance(each, Mapping)], path),
+        python=next((match[1] for match in map(_PYTHON.fullmatch, packages) if match), None) if plain else None,
+        conda=() if plain else _each(packages, texts.conda_package, path),
+        channels=_channels(told.get("channels"), path),
         packages=files.requirements_of(listed, path) if listed else None,
         variables=_variables(told.get("variables") or {}, path),
     )
 
 
-def _python(packages: Sequence[str], path: Path) -> str | None:
-    """The version of Python among what conda would install, which may be nothing but that, and pip."""
-    found: str | None = None
-    others: list[str] = []
-    for package in packages:
-        if match := _PYTHON.fullmatch(package):
-            found = match[1]
-        elif re.match(r"python\b(?!-)", package) and package != "python":
-            raise InvalidRequestError(f"{path}: {package!r} is no version of Python for an image", hint="python=3.12")
-        elif re.split(r"[\s=<>!~]", package)[0] not in ("python", "pip"):
-            others.append(package)
-    if others:
-        named = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
-        raise InvalidRequestError(
-            f"{path} asks for packages of conda's: {named}",
-            hint="Images get theirs from a Python index: list these below `pip:`. Or write a Dockerfile that begins "
-            "with an image that has conda or micromamba.",
-        )
-    return found
+def _channels(told: object, path: Path) -> Sequence[str]:
+    if told is not None and not isinstance(told, list):
+        raise InvalidRequestError(f"The channels in {path} are no list", hint="Mend the file.")
+    return _each([str(each) for each in told or () if each != "nodefaults"], texts.conda_channel, path)
+
+
+def _each(said: Sequence[str], check: Callable[[str], str], path: Path) -> Sequence[str]:
+    try:
+        return [check(each) for each in said]
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _of_pip(each: Mapping[Any, Any], path: Path) -> Sequence[str]:

@@ -12,9 +12,9 @@ from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.threads import BUILDS, ENGINE
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell
-from warmcell.sandbox.images.dockerfile import CERTIFICATE, Rendered, render
+from warmcell.sandbox.images.dockerfile import CERTIFICATE, CONDA_PYTHON, Rendered, render
 from warmcell.sandbox.images.image import Image
-from warmcell.sandbox.images.steps import DockerfileBase, NamedBase, PythonBase, RegistryBase
+from warmcell.sandbox.images.steps import CondaBase, DockerfileBase, NamedBase, PythonBase, RegistryBase
 from warmcell.sandbox.models import Network
 
 DIGEST = "warmcell.image"
@@ -96,6 +96,8 @@ class ContainerImageBuilder:
         match image.base:
             case PythonBase():
                 return self._python_image.replace("{version}", image.base.version)
+            case CondaBase():
+                return self._python_image.replace("{version}", CONDA_PYTHON)
             case RegistryBase():
                 return image.base.reference
             case NamedBase() | DockerfileBase():

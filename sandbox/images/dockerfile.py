@@ -1,4 +1,4 @@
-"""A declaration as a Dockerfile. Pure: nothing is read or asked here.
+"""A declaration as a Dockerfile. Nothing of the machine is read or asked here.
 
 Commands stand in the form of JSON, so that neither the engine's parser nor a shell of its own reads them. The Python
 packages of an image are in a virtual environment of its own, above those that the base brings.
@@ -8,18 +8,23 @@ history. So where there is one, packages are installed in a stage beside, of whi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from warmcell.sandbox.images.base import PackageIndex
 from warmcell.sandbox.images.image import Image
-from warmcell.sandbox.images.steps import AptInstall, PipInstall, PythonBase, Run, SetEnv, Step
+from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase, Run, SetEnv, Step
 
 ENVIRONMENT = "/opt/venv"
 PYTHON = f"{ENVIRONMENT}/bin/python"
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATE = "certificate.pem"
+CONDA_ASKED, CONDA_INSTALL = "conda.json", "conda_install.py"
+CONDA_PYTHON = "3.12"
+"""What installs conda's packages runs on, and they lie above."""
+RATTLER = "py-rattler>=0.28,<1"
 _PLACE = "/opt/warmcell"
 _APT = (
     'export DEBIAN_FRONTEND=noninteractive; apt-get update && apt-get install -y --no-install-recommends -- "$@"'
@@ -64,6 +69,8 @@ class _Rendering:
     def of(self, image: Image) -> Rendered:
         if isinstance(image.base, PythonBase):
             self._environment()
+        elif isinstance(image.base, CondaBase):
+            self._conda(image.base)
         for number, step in enumerate(image.all_steps, 1):
             self._step(step, number)
         return Rendered(
@@ -93,6 +100,40 @@ class _Rendering:
                 f'ENV VIRTUAL_ENV="{ENVIRONMENT}" PATH="{ENVIRONMENT}/bin:${{PATH:-{SEARCH_PATH}}}"',
             ]
 
+    def _conda(self, base: CondaBase) -> None:
+        """Made in a stage beside, as what makes it has no place in the image."""
+        self._has_environment = True
+        files = conda_files(base)
+        self._files.update(files)
+        tool = f"{_PLACE}/tool"
+        self._beside(
+            [
+                run("python3", "-m", "venv", tool),
+                f"COPY {json.dumps([*files, *self._certificate, f'{_PLACE}/'])}",
+                run(f"{tool}/bin/python", "-m", "pip", "install", *PIP_OPTIONS, "--no-cache-dir", RATTLER),
+                run(
+                    *(f"{tool}/bin/python", f"{_PLACE}/{CONDA_INSTALL}", f"{_PLACE}/{CONDA_ASKED}", ENVIRONMENT),
+                    f"{_PLACE}/cache",
+                ),
+            ]
+        )
+        self._lines += [
+            f"COPY --from=packages{self._stage} {json.dumps([ENVIRONMENT, ENVIRONMENT])}",
+            f'ENV CONDA_PREFIX="{ENVIRONMENT}" PATH="{ENVIRONMENT}/bin:${{PATH:-{SEARCH_PATH}}}"',
+        ]
+
+    def _beside(self, lines: Sequence[str]) -> None:
+        """A stage that does this, of which what is to stay is copied; and the next one, which goes on from the last."""
+        before, self._stage = self._stage, self._stage + 1
+        self._lines += [f"FROM stage{before} AS packages{self._stage}"]
+        # Engines know the proxies by themselves, and keep those that are not named here out of their history.
+        self._lines += [f"ARG {name}" for name in self._variables() if name not in self._index.proxies]
+        self._lines += [*lines, f"FROM stage{before} AS stage{self._stage}"]
+
+    @property
+    def _certificate(self) -> Sequence[str]:
+        return () if self._index.certificate is None else (CERTIFICATE,)
+
     def _variables(self) -> Mapping[str, str]:
         return self._index.variables(f"{_PLACE}/{CERTIFICATE}")
 
@@ -100,21 +141,15 @@ class _Rendering:
         self._environment()
         name = f"requirements-{number}.txt"
         self._files[name] = requirements_file(step)
-        certificate = () if self._index.certificate is None else (CERTIFICATE,)
         install = [
-            f"COPY {json.dumps([name, *certificate, f'{_PLACE}/'])}",
+            f"COPY {json.dumps([name, *self._certificate, f'{_PLACE}/'])}",
             run(PYTHON, "-m", "pip", "install", *pip_options(step), "--no-cache-dir", "-r", f"{_PLACE}/{name}"),
         ]
         if not self._index.private:
             self._lines += install
             return
-        before, self._stage = self._stage, self._stage + 1
-        self._lines += [f"FROM stage{before} AS packages{self._stage}"]
-        # Engines know the proxies by themselves, and keep those that are not named here out of their history.
-        self._lines += [f"ARG {name}" for name in self._variables() if name not in self._index.proxies]
-        self._lines += install
+        self._beside(install)
         self._lines += [
-            f"FROM stage{before} AS stage{self._stage}",
             run("rm", "-rf", ENVIRONMENT),  # Else what was replaced would still be there.
             f"COPY --from=packages{self._stage} {json.dumps([ENVIRONMENT, ENVIRONMENT])}",
         ]
@@ -126,6 +161,13 @@ PIP_OPTIONS = ("--disable-pip-version-check", "--no-input", "--progress-bar", "o
 def requirements_file(step: PipInstall) -> bytes:
     """What is installed, as pip and uv read it from a file. Each line was checked to be one requirement."""
     return "".join(f"{line}\n" for line in step.requirements).encode()
+
+
+def conda_files(base: CondaBase) -> Mapping[str, bytes]:
+    """What installs packages of conda's, and which."""
+    asked = {"channels": base.channels, "packages": base.all_packages}
+    program = resources.files("warmcell.sandbox.images").joinpath(CONDA_INSTALL).read_bytes()
+    return {CONDA_ASKED: json.dumps(asked).encode(), CONDA_INSTALL: program}
 
 
 def pip_options(step: PipInstall) -> tuple[str, ...]:

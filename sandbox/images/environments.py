@@ -1,12 +1,13 @@
 """Images for backends that run the machine's own programs: Python environments, each a directory.
 
-uv makes them where it is there, else venv and pip do.
+uv makes them where it is there, else venv and pip do; those of conda's packages py-rattler does.
 
 An environment is made in a sandbox, under the path that it will have, and gets that name only when it is whole.
 """
 
 import asyncio
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -21,9 +22,16 @@ from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperatio
 from warmcell.sandbox.images import pythons
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell, full
 from warmcell.sandbox.images.bench import Bench, bench
-from warmcell.sandbox.images.dockerfile import SEARCH_PATH, pip_options, requirements_file
+from warmcell.sandbox.images.dockerfile import (
+    CONDA_ASKED,
+    CONDA_INSTALL,
+    SEARCH_PATH,
+    conda_files,
+    pip_options,
+    requirements_file,
+)
 from warmcell.sandbox.images.image import Image, told
-from warmcell.sandbox.images.steps import AptInstall, PipInstall, PythonBase, Run, SetEnv, Step
+from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase, Run, SetEnv, Step
 from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.disk import sync_filesystem
@@ -31,6 +39,8 @@ from warmcell.sandbox.snapshots.disk import sync_filesystem
 ABOUT = ".warmcell-image.json"
 """In an environment: what it is. Without it there is none."""
 _ID = re.compile(r"[0-9a-f]{16}")
+RATTLER = "rattler"
+"""What py-rattler is imported as."""
 _BUILD = "/build"
 _CERTIFICATE = f"{_BUILD}/certificate.pem"
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
@@ -81,10 +91,11 @@ class EnvironmentBuilder:
             remove_tree(left)
 
     def check(self, image: Image) -> None:
-        """Packages and commands above a plain Python; see the port."""
-        if not isinstance(image.base, PythonBase):
+        """Packages and commands above a plain Python or conda's packages; see the port."""
+        if not isinstance(image.base, PythonBase | CondaBase):
             raise UnsupportedOperationError(
-                "Without containers an image begins with Image.python(...): sandboxes run the machine's own programs",
+                "Without containers an image begins with Image.python(...) or Image.conda(...): sandboxes run the "
+                "machine's own programs",
                 hint=_WITH_DOCKER,
             )
         for step in image.steps:
@@ -154,7 +165,7 @@ class EnvironmentBuilder:
         private_directory(self._backend_state())
         cache = private_directory(self._root / ".cache")
         work.mkdir(mode=0o700)
-        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv"):
+        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv", cache / "conda"):
             path.mkdir(mode=0o755, exist_ok=True)
             path.chmod(0o755)
 
@@ -162,14 +173,18 @@ class EnvironmentBuilder:
         return build_paths(self._paths).state
 
     async def _make(self, image: Image, work: Path, output: Output) -> None:
-        assert isinstance(image.base, PythonBase)
-        python = await in_thread(pythons.find_python, image.base.version)
+        base = image.base
+        assert isinstance(base, PythonBase | CondaBase)
         uv = await in_thread(pythons.find_uv) if self._uv else None
-        if python is None and uv is None:
-            raise BackendUnavailableError(
-                f"There is no Python {image.base.version} on this machine",
-                hint="Install it, or uv, which fetches it: pip install uv. Or declare another version.",
-            )
+        if isinstance(base, CondaBase):
+            python, rattler = None, await in_thread(_find_rattler)
+        else:
+            python, rattler = await in_thread(pythons.find_python, base.version), None
+            if python is None and uv is None:
+                raise BackendUnavailableError(
+                    f"There is no Python {base.version} on this machine",
+                    hint="Install it, or uv, which fetches it: pip install uv. Or declare another version.",
+                )
         target = self._place(image.digest)
         making = _Making(target=target, python=python, uv=uv, index=self._index)
         certificate = self._index.certificate
@@ -189,17 +204,23 @@ class EnvironmentBuilder:
                 Mount(source=str(self._root / ".cache"), target=f"{_BUILD}/cache", mode="rw"),
                 *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
                 *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
+                *([] if rattler is None else [Mount(source=str(rattler), target=f"{_BUILD}/tool/rattler")]),
             ),
         )
         async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
-            await making.environment(at, image.base.version)
+            if isinstance(base, CondaBase):
+                for name, content in conda_files(base).items():
+                    await in_thread(_write, work / "tmp" / name, content)
+                output.line(told(base))
+                await making.of_conda(at, spec.python, base)
+            else:
+                await making.environment(at, base.version)
             steps = image.all_steps
             for number, step in enumerate(steps, 1):
                 output.line(f"[{number}/{len(steps)}] {told(step)}")
                 if isinstance(step, PipInstall):
                     file = work / "tmp" / f"requirements-{number}.txt"
-                    await in_thread(file.write_bytes, requirements_file(step))
-                    await in_thread(file.chmod, 0o644)
+                    await in_thread(_write, file, requirements_file(step))
                 await making.step(at, step, number)
 
     def _keep(self, work: Path, digest: str) -> None:
@@ -249,6 +270,12 @@ class _Making:
         # By itself, since venv keeps what it says for itself.
         await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=self._env)
 
+    async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
+        """Make one of conda's packages, by a Python that sees py-rattler in `tool`."""
+        argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
+        env = {**self._env, "PYTHONPATH": f"{_BUILD}/tool"}
+        await at.run(told(base), [*argv, f"{_BUILD}/cache/conda"], env=env)
+
     async def step(self, at: Bench, step: Step, number: int) -> None:
         """Take one."""
         match step:
@@ -271,6 +298,27 @@ class _Making:
 
 
 _UV = (f"{_BUILD}/uv", "--no-progress", "--color", "never")
+
+
+def _find_rattler() -> Path:
+    """The package py-rattler, which is not imported here. Blocks.
+
+    Raises:
+        BackendUnavailableError: It is not there.
+    """
+    found = importlib.util.find_spec(RATTLER)
+    if found is None or not found.submodule_search_locations:
+        raise BackendUnavailableError(
+            "Packages of conda's are installed by py-rattler, which is not there",
+            hint=f"Where Warmcell is: pip install 'warmcell[conda]'. Or: {_WITH_DOCKER}",
+        )
+    return Path(found.submodule_search_locations[0]).resolve()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """For whoever the sandbox runs as."""
+    path.write_bytes(content)
+    path.chmod(0o644)
 
 
 def _size(directory: Path) -> int:

@@ -14,6 +14,7 @@ from warmcell.sandbox.images.context import read_context
 from warmcell.sandbox.images.steps import (
     AptInstall,
     Base,
+    CondaBase,
     DockerfileBase,
     NamedBase,
     PipInstall,
@@ -28,6 +29,8 @@ from warmcell.sandbox.images.steps import (
 
 FORMAT = 1
 STEPS_MAX = 100
+
+CONDA_FORGE = "conda-forge"
 
 KERNEL = PipInstall(requirements=("ipykernel>=6.29",))
 """The first step of a plain Python that can run kernels."""
@@ -66,6 +69,22 @@ class Image:
         return cls(PythonBase(version=version, kernel=kernel))
 
     @classmethod
+    def conda(
+        cls, *packages: str | Sequence[str], channels: Sequence[str] = (CONDA_FORGE,), kernel: bool = True
+    ) -> Self:
+        """An environment of conda's packages, which has a Python and pip.
+
+        Args:
+            packages: As in "numpy>=2", "python=3.12" or "bioconda::samtools".
+            channels: Names or addresses; of two that have a package the first counts.
+            kernel: With ipykernel, which notebooks and stateful code need.
+
+        Raises:
+            InvalidRequestError: Something is no package or no channel of conda's.
+        """
+        return cls(CondaBase(packages=_flat(packages), channels=tuple(channels), kernel=kernel))
+
+    @classmethod
     def from_registry(cls, reference: str) -> Self:
         """An image that an engine of containers has or can fetch: "python:3.12-slim". Its digest is not looked up.
 
@@ -99,19 +118,23 @@ class Image:
 
     @classmethod
     def from_environment(cls, path: str | Path = "environment.yml", *, kernel: bool = True) -> Self:
-        """What an environment.yml of conda's asks for, where that is a Python and packages of pip's. Blocks.
+        """What an environment.yml of conda's asks for. Blocks.
 
         Args:
-            path: The file. Without a Python in it: the version that runs this.
+            path: The file. Where it names but a Python and packages of pip's, nothing of conda's is needed; without a
+                Python either it is the version that runs this.
             kernel: With ipykernel.
 
         Raises:
-            InvalidRequestError: It cannot be read, or asks for packages of conda's.
+            InvalidRequestError: It cannot be read, or says what cannot be part of an image.
         """
         from warmcell.sandbox.images import conda
 
         read = conda.read(Path(path))
-        image = cls.python(read.python, kernel=kernel)
+        if read.conda:
+            image = cls.conda(read.conda, channels=read.channels or (CONDA_FORGE,), kernel=kernel)
+        else:
+            image = cls.python(read.python, kernel=kernel)
         if read.variables:
             image = image.env(read.variables)
         return image if read.packages is None else image._and(read.packages)
@@ -242,6 +265,8 @@ def told(part: Base | Step) -> str:
     match part:
         case PythonBase():
             return f"python {part.version}"
+        case CondaBase():
+            return _few("conda", part.packages)
         case RegistryBase():
             return part.reference
         case NamedBase():

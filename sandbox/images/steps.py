@@ -24,6 +24,34 @@ class PythonBase(Wire):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CondaBase(Wire):
+    """An environment of conda's packages, its Python among them."""
+
+    packages: tuple[str, ...]
+    channels: tuple[str, ...]
+    """Names or addresses, the first one that has a package counts."""
+    kernel: bool = True
+    """With what notebooks and stateful code need: ipykernel."""
+    kind: Literal["conda"] = "conda"
+
+    def __post_init__(self) -> None:
+        if not self.packages or not self.channels:
+            raise InvalidRequestError("No packages or no channels", hint='Image.conda("python=3.12", "numpy").')
+        object.__setattr__(self, "packages", tuple(map(texts.conda_package, self.packages)))
+        if sum(map(len, self.packages)) > texts.LIST_MAX:
+            raise InvalidRequestError("So many packages are too many", hint="Name those that others do not need.")
+        for channel in self.channels:
+            texts.conda_channel(channel)
+
+    @property
+    def all_packages(self) -> tuple[str, ...]:
+        """With those that every image needs, unless it says itself which."""
+        needed = ("python", "pip", *(["ipykernel>=6.29"] if self.kernel else []))
+        named = {texts.conda_name(package) for package in self.packages}
+        return (*self.packages, *(each for each in needed if texts.conda_name(each) not in named))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryBase(Wire):
     """An image that an engine of containers has, or can fetch."""
 
@@ -122,11 +150,12 @@ class SetEnv(Wire):
             texts.variable(*pair)
 
 
-Base = PythonBase | RegistryBase | NamedBase | DockerfileBase
+Base = PythonBase | CondaBase | RegistryBase | NamedBase | DockerfileBase
 Step = PipInstall | AptInstall | Run | SetEnv
 
 BASES: Mapping[str, type[Base]] = {
     "python": PythonBase,
+    "conda": CondaBase,
     "registry": RegistryBase,
     "name": NamedBase,
     "dockerfile": DockerfileBase,

@@ -19,6 +19,10 @@ LIST_MAX = 2**20
 _VERSION = re.compile(r"3\.(?:9|[1-9]\d)(?:\.\d{1,3})?")
 _APT = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9-]+)?(?:=[A-Za-z0-9.+~:-]+)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONDA = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._/-]*::)?[A-Za-z0-9_][A-Za-z0-9._-]*(?:[ =<>!~\[].*)?")
+_CHANNEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_TOKEN = re.compile(r"(?:^|/)t/[^/]+/")
+"""As conda writes one into addresses."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _HASH = re.compile(r"\s--hash=(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})(?=\s|$)")
 _PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -101,6 +105,45 @@ def apt_package(text: str) -> str:
             f"{text[:80]!r} is no Debian package",
             hint='Give names as in "ffmpeg" or "git=1:2.39.5-0", each as an argument of its own.',
         )
+    return text
+
+
+def conda_package(text: str) -> str:
+    """A package of conda's, perhaps with channel, version and build: "numpy>=2", "conda-forge::ffmpeg=7.1=gpl_*".
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    text = text.strip()
+    if not _CONDA.fullmatch(text) or not (text.isascii() and text.isprintable()) or len(text) > 500:
+        raise InvalidRequestError(
+            f"{text[:80]!r} is no package of conda's", hint='Write it as in "numpy>=2" or "conda-forge::ffmpeg=7.1".'
+        )
+    if channel := text.rpartition("::")[0]:
+        conda_channel(channel)
+    return text
+
+
+def conda_name(package: str) -> str:
+    """What such a package is called, without channel and version."""
+    return re.split(r"[ =<>!~\[]", package.rpartition("::")[2], maxsplit=1)[0].lower()
+
+
+def conda_channel(text: str) -> str:
+    """Where packages of conda's come from: "conda-forge", "pytorch/label/nightly", or an address that anybody may see.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if _TOKEN.search(text):
+        raise InvalidRequestError(
+            "The channel holds a token, which everybody would see",
+            hint="It belongs into the operator's configuration: c.Warmcell.conda_channel_alias.",
+        )
+    if "://" in text:
+        return url(text, what="The channel")
+    if not _CHANNEL.fullmatch(text) or len(text) > 200:
+        raise InvalidRequestError(f"{text[:80]!r} is no channel of conda's", hint='Name one: "conda-forge".')
     return text
 
 

@@ -28,6 +28,8 @@ NO_MEMORY = "none"
 _FIRST, _MANIFEST, _LAYER, _IMAGE, _LAST = "warmcell.json", "manifest.json", "layer/", "image/", "end.json"
 _SMALL = 16 * 2**20
 _PIECE = 4 * 2**20
+_ROOM = 64 * 2**20
+"""Made at once where an archive holds more than it says."""
 
 
 class ImagePort(Protocol):
@@ -125,19 +127,19 @@ async def import_snapshot(
         reader = _Reader(open_files)
         manifest = await asyncio.to_thread(reader.begin, file)
         info = manifest.info
-        await store.make_room(info.image_bytes + info.layer_bytes)
+        room = _Room(store)
+        await room.make(info.image_bytes + info.layer_bytes)
         snapshot_id = new_id() if info.id in store.ids else info.id
         async with store.draft(snapshot_id) as draft:
             try:
-                await asyncio.to_thread(reader.layer, draft.layer)
+                await asyncio.to_thread(reader.layer, draft.layer, room)
                 if reader.has_image:
                     if images is None:
                         raise UnsupportedOperationError(
                             "The archive has a kernel's memory in it, which cannot be brought in here",
                             hint="Export it again with `--files-only`, or use an engine that can import.",
                         )
-                    image_bytes = await images.import_image(snapshot_id, reader.image())
-                    await store.make_room(max(0, image_bytes - info.image_bytes))  # What it shared is its own here.
+                    image_bytes = await images.import_image(snapshot_id, reader.image(room))
                     info = dataclasses.replace(info, image_bytes=image_bytes)
                 await asyncio.to_thread(reader.end)
                 told = dataclasses.replace(
@@ -161,6 +163,31 @@ async def import_snapshot(
                     raise disk.failure(error, "import the snapshot") from error
                 raise
         return written.info
+
+
+class _Room:
+    """Room in the store for what comes out of an archive, which may be more than the archive says."""
+
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._made = 0
+        self._taken = 0
+
+    async def make(self, more_bytes: int) -> None:
+        """Have that much more; raises `CapacityError` where there is none."""
+        self._made += more_bytes
+        await self._store.make_room(self._made)
+
+    async def take(self, count: int) -> None:
+        """So many bytes are about to be written; raises as `make`."""
+        self._taken += count
+        if self._taken > self._made:
+            await self.make(self._taken - self._made + _ROOM)
+
+    def take_now(self, count: int) -> None:
+        """The same for other threads."""
+        asyncio.run_coroutine_threadsafe(self.take(count), self._loop).result()
 
 
 class _Reader:
@@ -200,19 +227,22 @@ class _Reader:
             )
         return manifests.decode(self._small(_MANIFEST), where="the archive's manifest")
 
-    def layer(self, layer: Path) -> None:
+    def layer(self, layer: Path, room: _Room) -> None:
         """Make the layer."""
         unpacker = Unpacker(layer, ours=False)
         while self._next is not None and self._next[0].name.startswith(_LAYER):
             member, content = self._next
+            room.take_now(member.size)
             unpacker.put(member.name.removeprefix(_LAYER), member, content)
             self._advance()
         unpacker.finish()
 
-    async def image(self) -> AsyncIterator[bytes]:
+    async def image(self, room: _Room) -> AsyncIterator[bytes]:
         """The pieces of the memory."""
         while self.has_image:
-            yield await asyncio.to_thread(self._piece)
+            piece = await asyncio.to_thread(self._piece)
+            await room.take(len(piece))
+            yield piece
 
     def end(self) -> None:
         """See that it is whole."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from warmcell.sandbox.errors import ConflictError
 from warmcell.sandbox.models import SnapshotId, SnapshotInfo
@@ -54,12 +54,18 @@ class Changing(Known):
         """
         lookup.check_name(name)
         entry = self._entries[self._find_id(snapshot_id)]
-        wanted = dataclasses.replace(entry.manifest.info, name=name)
-        claim = (lookup.scope(wanted), name)
-        others = [one for one in self._namesakes(wanted) if one != snapshot_id]
-        if name and (others or claim in self._claims.values()):
-            raise taken(name)
-        await self._change(entry, dataclasses.replace(entry.manifest, info=wanted))
+
+        def renamed(manifest: Manifest) -> Manifest:
+            wanted = dataclasses.replace(manifest.info, name=name)
+            if name:
+                claim = (lookup.scope(wanted), name)
+                others = [one for one in self._namesakes(wanted) if one != snapshot_id]
+                if others or claim in self._claims.values():
+                    raise taken(name)
+                self._claims[snapshot_id] = claim
+            return dataclasses.replace(manifest, info=wanted)
+
+        await self._change(entry, renamed)
         return self._info(entry)
 
     async def amend(
@@ -80,20 +86,23 @@ class Changing(Known):
             StorageFullError: The disk is full; it is as it was.
         """
         entry = self._entries[self._find_id(snapshot_id)]
-        info = entry.manifest.info
-        changed = dataclasses.replace(
-            info,
-            kind=info.kind if kind is None else kind,
-            image_bytes=info.image_bytes if image_bytes is None else image_bytes,
-            image_compressed=info.image_compressed if image_compressed is None else image_compressed,
-            memory_bytes=info.memory_bytes if memory_bytes is None else memory_bytes,
-            phases_ms=info.phases_ms if phases_ms is None else phases_ms,
-        )
-        manifest = dataclasses.replace(
-            entry.manifest, info=changed, versions=entry.manifest.versions if versions is None else versions
-        )
-        await self._change(entry, manifest, durable=False)
-        if changed.kind != "fork":
+
+        def amended(manifest: Manifest) -> Manifest:
+            info = manifest.info
+            changed = dataclasses.replace(
+                info,
+                kind=info.kind if kind is None else kind,
+                image_bytes=info.image_bytes if image_bytes is None else image_bytes,
+                image_compressed=info.image_compressed if image_compressed is None else image_compressed,
+                memory_bytes=info.memory_bytes if memory_bytes is None else memory_bytes,
+                phases_ms=info.phases_ms if phases_ms is None else phases_ms,
+            )
+            return dataclasses.replace(
+                manifest, info=changed, versions=manifest.versions if versions is None else versions
+            )
+
+        await self._change(entry, amended, durable=False)
+        if entry.manifest.info.kind != "fork":
             self._summing.add(snapshot_id, sync=True)
         return self._told(entry)
 
@@ -129,16 +138,27 @@ class Changing(Known):
             await self._form(entry, compressed=True)
         return self._info(entry)
 
-    async def _change(self, entry: Entry, manifest: Manifest, *, durable: bool = True) -> None:
+    async def _change(self, entry: Entry, change_of: Callable[[Manifest], Manifest], *, durable: bool = True) -> None:
+        """Write what becomes of its manifest, as that is once nobody else changes it.
+
+        Args:
+            entry: Whose.
+            change_of: Gives the new one; it may claim the snapshot's name until that is written.
+            durable: Have it on the disk.
+        """
+        snapshot_id = entry.manifest.info.id
+
         async def change() -> None:
             async with entry.lock:
-                self._find_id(manifest.info.id)
+                self._find_id(snapshot_id)
                 try:
-                    at = self.root / manifest.info.id
+                    manifest, at = change_of(entry.manifest), self.root / snapshot_id
                     await asyncio.to_thread(directory.rewrite, at, manifest, entry.used_at, durable=durable)
+                    entry.manifest = manifest
                 except OSError as error:
-                    raise disk.failure(error, f"change snapshot {manifest.info.id}") from error
-                entry.manifest = manifest
+                    raise disk.failure(error, f"change snapshot {snapshot_id}") from error
+                finally:
+                    self._claims.pop(snapshot_id, None)
 
         await finish(change())
 
@@ -147,19 +167,23 @@ class Changing(Known):
 
         async def change() -> None:
             async with entry.lock:
-                if entry.manifest.info.compressed == compressed:
-                    return
-                work = cold.compress if compressed else cold.expand
-                snapshot_id = entry.manifest.info.id
-                try:
-                    entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
-                    await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
-                    if not compressed and not directory.has_sums(self.root / snapshot_id):
-                        self._summing.add(snapshot_id)
-                except OSError as error:
-                    raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
+                await self._make_form(entry, compressed=compressed)
 
         await finish(change())
+
+    async def _make_form(self, entry: Entry, *, compressed: bool) -> None:
+        """The same for who has its lock."""
+        if entry.manifest.info.compressed == compressed:
+            return
+        work = cold.compress if compressed else cold.expand
+        snapshot_id = entry.manifest.info.id
+        try:
+            entry.manifest = await asyncio.to_thread(work, self.root / snapshot_id, entry.manifest)
+            await asyncio.to_thread(directory.set_used, self.root / snapshot_id, entry.used_at)
+            if not compressed and not directory.has_sums(self.root / snapshot_id):
+                self._summing.add(snapshot_id)
+        except OSError as error:
+            raise disk.failure(error, f"change the files of snapshot {snapshot_id}") from error
 
     @contextlib.contextmanager
     def _pinned(self, entry: Entry) -> Iterator[None]:
@@ -167,7 +191,7 @@ class Changing(Known):
         try:
             yield
         finally:
-            entry.pins -= 1
+            entry.unpin()
 
     async def _keep_sums(self, snapshot_id: SnapshotId, sums: dict[str, str]) -> None:
         entry = self._entries.get(snapshot_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,15 @@ class Entry:
     doomed: bool = False
     """To be removed when the last pin goes; nobody finds it any more."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sound_at: float = -math.inf
+    """When its files were found to be as they were written, with the layer as a directory, on the monotonic clock; of
+    no meaning where nobody has held it since."""
+
+    def unpin(self) -> None:
+        """One who held it does so no more."""
+        self.pins -= 1
+        if not self.pins:
+            self.sound_at = -math.inf
 
     def refuse_used(self, verb: str) -> None:
         """Raise `ConflictError` if somebody uses it."""

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import secrets
 import string
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.snapshots.removing import Removing
 
 log = logging.getLogger(__name__)
+
+SOUND_S = 1.0
+"""For how long what was found of a snapshot's files holds for others who come meanwhile."""
 
 
 def new_id() -> SnapshotId:
@@ -134,7 +138,8 @@ class SnapshotStore(Removing, Changing):
 
         Its manifest and the listing of its layer are checked against their sums, and a layer that is not large (see
         `checks.QUICK_ENTRIES`) against its listing, so that nothing is restored of what is not as it was written. A
-        compressed layer is made a directory again, and stays one.
+        compressed layer is made a directory again, and stays one. What was found so a moment ago for another, who holds
+        it still, is not looked at again: the clones of a fork all come at once.
 
         Raises:
             SnapshotNotFoundError: And the others of `get`.
@@ -147,11 +152,13 @@ class SnapshotStore(Removing, Changing):
         entry.pins += 1
         try:
             async with entry.lock:
-                await asyncio.to_thread(checks.quick, self.root / snapshot_id, entry.manifest)
-            await self._form(entry, compressed=False)
-            await self.touch(snapshot_id)
+                if time.monotonic() > entry.sound_at + SOUND_S:
+                    await asyncio.to_thread(checks.quick, self.root / snapshot_id, entry.manifest)
+                    await finish(self._make_form(entry, compressed=False))
+                    await self.touch(snapshot_id)
+                    entry.sound_at = time.monotonic()
             yield Held(manifest=self._told(entry), layer=self.layer(snapshot_id))
         finally:
-            entry.pins -= 1
+            entry.unpin()
             if entry.doomed and not entry.pins:
                 await finish(self._remove(snapshot_id, entry))

@@ -61,7 +61,7 @@ class _Plain(io.BytesIO):
         super().__init__()
         self._file = file
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX).decompressobj()
-        self._left = b""
+        self._left = memoryview(b"")
 
     @property
     def whole(self) -> bool:
@@ -74,9 +74,9 @@ class _Plain(io.BytesIO):
             packed = self._file.read(PACKED_PIECE)
             if not packed:
                 break
-            self._left = self._decompressor.decompress(packed)
+            self._left = memoryview(self._decompressor.decompress(packed))
         wanted = len(self._left) if size is None or size < 0 else size
-        piece, self._left = self._left[:wanted], self._left[wanted:]
+        piece, self._left = bytes(self._left[:wanted]), self._left[wanted:]
         return piece
 
 

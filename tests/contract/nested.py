@@ -22,8 +22,10 @@ class NestedBackend(BubblewrapBackend):
         """As of any."""
         if spec.network != "none":
             return await super().create(spec, **given)
-        nest = await self.nest(SandboxSpec(python=spec.python))
-        assert nest is not None
+        nest = await self.nest(SandboxSpec(python=spec.python, workspace=spec.workspace))
+        if nest is None:  # There is no such workspace, and no such sandbox.
+            await super().create(spec, **given)
+            raise AssertionError("it was made, but not in a nest")
         try:
             made = await super().create(spec, **{**given, "nest": nest})
         except BaseException:

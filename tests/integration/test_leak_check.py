@@ -39,12 +39,22 @@ def test_detached_process_is_recognised_by_its_environment() -> None:
     assert f"process {pid}" in str(caught.value)
 
 
+def ends_later(env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """A child of init's that ends a moment after its parent, which is returned, has."""
+    later = "import os, time; os.fork() and os._exit(0); time.sleep(0.5)"
+    child = subprocess.Popen([sys.executable, "-c", later], env={**os.environ, **env})
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    return child
+
+
 def test_process_that_ends_within_the_grace_is_no_leak() -> None:
     """What is on its way out is waited for."""
-    with own_places(grace_s=10):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        child.wait(timeout=60)
+    with own_places(grace_s=10) as made:
+        child = ends_later(made.env)
+    child.wait(timeout=60)
+    with pytest.raises(LeakError), own_places(grace_s=0) as made:
+        child = ends_later(made.env)
+    child.wait(timeout=60)
 
 
 def test_file_in_the_runtime_directory_is_a_leak() -> None:

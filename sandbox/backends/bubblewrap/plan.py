@@ -77,8 +77,11 @@ def prepare(
     layer: Path | None = None,
     named: SandboxId | None = None,
     later: bool = False,
+    nested: bool = False,
 ) -> Prepared:
-    """Decide everything about a sandbox, and make its persistent home. Blocks.
+    """Decide everything about a sandbox, which is `nested` where a nest is its place, and make its persistent home.
+
+    Blocks.
 
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
@@ -116,7 +119,7 @@ def prepare(
     view.bind(RUN, run, mode="rw")
     if later:
         view.wait_in("run")
-    add_home(view, spec, environment, home, paths)
+    add_home(view, spec, environment, home, paths, nested=nested)
     tree = guest_tree(paths)
     view.clone(
         "guest",
@@ -150,6 +153,9 @@ def prepare(
         view.links[USUAL_HOME] = home
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
+    if as_root and nested:
+        bwrap = reachable(view, bwrap)
+
     return Prepared(
         mounts={
             "base": str(view.base),
@@ -164,7 +170,9 @@ def prepare(
             "pipes": view.pipes,
             "run": "run",
         },
-        argv=command(view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python),
+        argv=command(
+            view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python, nested=nested
+        ),
         view=view,
         named=named,
         home=home,
@@ -183,9 +191,24 @@ def prepare(
     )
 
 
-def command(view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path) -> list[Any]:
+def reachable(view: View, bwrap: Path) -> Path:
+    """bubblewrap where the guest's user can start it: its environment may lie where only root goes.
+
+    A wheel carries libraries beside the program.
+    """
+    if bwrap.is_relative_to("/usr"):
+        return bwrap
+    tree = bwrap.parents[2] if bwrap.parent.name == "_bin" else bwrap.parent
+    swap = view.swapped(tree)
+    view.clones.append({"name": "bwrap", "path": "bwrap", "source": str(tree), "swap": swap, "recursive": False})
+    return view.base / "bwrap" / bwrap.relative_to(tree)
+
+
+def command(
+    view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path, nested: bool = False
+) -> list[Any]:
     """The command line that becomes the sandbox, choices of the stage among its words."""
-    identity, as_root = view.identity, view.as_root
+    identity, as_root = view.identity, view.as_root and not nested
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
@@ -244,7 +267,9 @@ def needs_layer_on_disk() -> bool:
     return os.getuid() != 0 and saved_layers.memory_lacks_attributes()
 
 
-def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths) -> None:
+def add_home(
+    view: View, spec: SandboxSpec, environment: PythonEnvironment, home: str, paths: Paths, *, nested: bool = False
+) -> None:
     """A private home that ends with the sandbox, or the user's persistent one on disk."""
     if spec.home == "private":
         path = view.private("home", size_bytes=spec.limits.layer_bytes, mode="0700", owned=True)
@@ -257,4 +282,8 @@ def add_home(view: View, spec: SandboxSpec, environment: PythonEnvironment, home
                 name = f"{name}/{part}"
                 view.directories.append({"path": name, "mode": 0o755, "owner": owner})
         return
-    view.bind(home, persistent_home(paths, view.identity, as_root=view.as_root), mode="rw")
+    kept = persistent_home(paths, view.identity, as_root=view.as_root)
+    if view.as_root and nested:  # It lies where the guest's user may not go.
+        view.clone("home", kept, Path(home), mode="rw", owner=None, recursive=False)
+    else:
+        view.bind(home, kept, mode="rw")

@@ -16,7 +16,7 @@ from typing import Any
 from warmcell.sandbox.backends import cdi, etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
-from warmcell.sandbox.backends.places import IMAGES, RESERVED, links_on, mount_of
+from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.models import GpuDevice, Mount, Network
@@ -124,12 +124,19 @@ class View:
 
         Where the file system refuses that the tree is read-only, and the stage's report says why.
         """
-        swap = None if owner is None else (owner[0], self.identity.uid, owner[1], self.identity.gid)
+        swap = self._swap(owner)
         self.clones.append({"name": name, "path": name, "source": str(source), "swap": swap, "recursive": recursive})
         path = str(self.base / name)
         ok = ["--bind" if mode == "rw" else "--ro-bind", path, str(target)]
         self.entries[str(target)] = [{"tree": name, "ok": ok, "else": ["--ro-bind", path, str(target)]}]
         self.host_trees[target] = source
+
+    def swapped(self, path: Path) -> tuple[int, int, int, int] | None:
+        """Which ids the stage exchanges to show the files of a tree's owner as the guest's; None where none."""
+        return self._swap(self.foreign_owner(path))
+
+    def _swap(self, owner: tuple[int, int] | None) -> tuple[int, int, int, int] | None:
+        return None if owner is None else (owner[0], self.identity.uid, owner[1], self.identity.gid)
 
     def foreign_owner(self, path: Path) -> tuple[int, int] | None:
         """The owner of a tree whose files have to be shown as the guest's; None where nothing has to be done."""
@@ -298,9 +305,9 @@ def hide(view: View, paths: Sequence[Path]) -> None:
     view.directories.append({"path": "nothing", "mode": 0o755, "owner": None})
     for path in {path.resolve() for path in paths if path.is_dir()}:
         for target, source in list(view.host_trees.items()):
-            if target in view.asked and (path == source or path in source.parents):
+            if target in view.asked and (path == source or below(source, path)):
                 raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
-            if source in path.parents:
+            if below(path, source):
                 _cover(view, target / path.relative_to(source))
 
 

@@ -19,6 +19,7 @@ from warmcell.sandbox.backends.bubblewrap.plan import (
     UP_FD,
     add_home,
     inside,
+    reachable,
     without_privileges,
 )
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
@@ -54,9 +55,11 @@ def plan_template(
         BackendUnavailableError: Likewise.
     """
     environment = discover(spec.python)
-    identity = choose(None)
-    home = home_path(spec, workspace_of(spec), identity)
-    view = View(base=directory / rootfs.BASE, identity=identity, as_root=False)
+    as_root = os.getuid() == 0
+    workspace = workspace_of(spec)
+    identity = choose(workspace)
+    home = home_path(spec, workspace, identity)
+    view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)
     view.entries = {path: words for path, words in view.entries.items() if path.split("/")[1] != "proc"}
     view.entries["/proc"] = ["--perms", "0555", "--dir", "/proc"]
@@ -68,10 +71,12 @@ def plan_template(
         view.bind(target, view.private(name, size_bytes=size, mode="1777", owned=False), mode="rw")
     add_home(view, replace(spec, home="private"), environment, home, paths)
     tree = guest_tree(paths)
-    view.clone("guest", tree, Path(GUEST), mode="ro", owner=None, recursive=False)
+    view.clone("guest", tree, Path(GUEST), mode="ro", owner=view.foreign_owner(tree), recursive=False)
     overlays.read_only(view, environment)
     check_places(view.host_trees)
     rootfs.hide(view, [paths.runtime, paths.state])
+    if as_root:
+        bwrap = reachable(view, bwrap)
     given = {**variables(identity, home=home, python=environment.python), **env}
     # Not of control groups: from within one of its own, older kernels let nobody join a group that lies outside.
     namespaces = ("--unshare-ipc", "--unshare-uts", "--unshare-net", "--cap-drop", "ALL")
@@ -99,7 +104,7 @@ def plan_template(
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],
-            "files": {str(SECCOMP_FD): seccomp.template(), str(FILTER_FD): seccomp.denylist()},
+            "files": {str(SECCOMP_FD): seccomp.template(), str(FILTER_FD): seccomp.denylist(setgid=as_root)},
         },
         env=given,
     )
@@ -114,8 +119,6 @@ def why_not(spec: SandboxSpec) -> str:
     Raises:
         InvalidRequestError: There is no such environment.
     """
-    if os.getuid() == 0:
-        return "it would need root's rights on the host"
     if spec.network != "none":
         return "its sandboxes share the host's network"
     environment = discover(spec.python)

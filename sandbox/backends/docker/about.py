@@ -1,6 +1,6 @@
 """What an engine says of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,15 @@ from warmcell.sandbox.errors import BackendUnavailableError
 OLDEST_API = (1, 41)
 """Of Docker 20.10: the first that gives a container control groups of its own to see."""
 
+TRIED_API = (1, 41)
+"""Of Docker 20.10 as well, with which the tests are run."""
+
 TELLS_DEVICES = (1, 50)
 """Since Docker 28.2 its answer has the devices that it would hand out."""
+
+
+_LIMITS = {"memory": "MemoryLimit", "pids": "PidsLimit", "cpu": "CpuCfsQuota"}
+"""What it calls them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +37,15 @@ class EngineInfo:
     cdi: bool
     """Whether it hands out devices by the names of the Container Device Interface."""
     maps_users: bool
-    """Whether a container's users are others on the host (rootless, userns-remap)."""
+    """Whether a container's users are others on the host (rootless, userns-remap), whatever is asked for."""
     rootless: bool
     """Whether it is an ordinary user's own."""
     live_restore: bool
     """Whether containers stay when it is restarted."""
+    untried: tuple[str, ...] = ()
+    """What of it no test has been run with."""
+    keeps_user: bool = False
+    """Whether a container's user is the same one on the host if that is asked for: Podman's rootless ones can."""
     podman: bool = False
     """Whether it is Podman: its memory has neither owner nor a most number of files, and it leaves out requests for
     devices without a word.
@@ -56,6 +67,11 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         )
     runtimes = dict(said.get("Runtimes") or {})
     security = " ".join(said.get("SecurityOptions") or ())
+    podman = "BuildahVersion" in said
+    rootless = bool(said.get("Rootless")) or "name=rootless" in security  # As Podman says it, and Docker.
+    maps_users = (rootless and not podman) or "name=userns" in security
+    # It leaves out what is asked for, and says all the same that it can.
+    unlimited = podman and rootless and str(said.get("CgroupVersion")) == "1"
     return EngineInfo(
         version=version,
         api=found,
@@ -63,17 +79,27 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         default_runtime=str(said.get("DefaultRuntime") or ""),
         own_kernels=frozenset(name for name, about in runtimes.items() if _has_own_kernel(name, about)),
         driver=str(said.get("Driver") or ""),
-        can={
-            "memory": bool(said.get("MemoryLimit")),
-            "pids": bool(said.get("PidsLimit")),
-            "cpu": bool(said.get("CpuCfsQuota")),
-        },
+        can={name: bool(said.get(told)) and not unlimited for name, told in _LIMITS.items()},
         cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44) and (found < TELLS_DEVICES or _has_gpus(said)),
-        maps_users="name=rootless" in security or "name=userns" in security,
-        rootless="name=rootless" in security,
+        maps_users=maps_users,
+        rootless=rootless,
         live_restore=bool(said.get("LiveRestoreEnabled")),
-        podman="BuildahVersion" in said,
+        untried=tuple(_untried(said, security, found, maps_users=maps_users)),
+        keeps_user=podman and rootless,
+        podman=podman,
     )
+
+
+def _untried(said: Mapping[str, Any], security: str, api: tuple[int, int], *, maps_users: bool) -> Iterator[str]:
+    if api > TRIED_API:
+        yield "an engine newer than Docker 20.10"
+    if str(said.get("CgroupVersion")) == "2":
+        yield "control groups of version 2"
+    for option, name in (("apparmor", "AppArmor"), ("selinux", "SELinux")):
+        if f"name={option}" in security:
+            yield name
+    if maps_users:
+        yield "users who are others on the host"
 
 
 def _has_gpus(said: Mapping[str, Any]) -> bool:

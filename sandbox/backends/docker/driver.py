@@ -291,9 +291,6 @@ def _look_inside(remains: Remains, prepared: Prepared, container: Container, run
             "of gVisor's has the gvisor backend.",
         ) from None
     owner = (prepared.identity.uid, prepared.identity.gid)
-    if os.getuid() == 0:
-        for path, mode in prepared.given.items():
-            inside.give(remains.root_fd, path, owner, mode)
     why = "" if prepared.changes is None else changes.mount(prepared.changes, remains.init_fd, layer=remains.layer_fd)
     if prepared.saved is not None:
         layers.fill(remains.root_fd, prepared.saved, prepared.parts)

@@ -66,20 +66,6 @@ def directories(top: int, above: str, path: str, owner: tuple[int, int]) -> None
         os.close(here)
 
 
-def give(top: int, path: str, owner: tuple[int, int], mode: int) -> None:
-    """Give a directory to the guest.
-
-    Raises:
-        OSError: There is none, or this is not root.
-    """
-    here = place(top, path)
-    try:
-        os.chown(f"/proc/self/fd/{here}", *owner)
-        os.chmod(f"/proc/self/fd/{here}", mode)
-    finally:
-        os.close(here)
-
-
 def memory_events(pid: int) -> Path | None:
     """The file in which the kernel counts whom of its control group it has killed for memory, where one is seen."""
     with contextlib.suppress(OSError):

@@ -56,8 +56,6 @@ class Prepared:
     """Parts that begin with what the image has there, and where it has it. A saved layer has it already."""
     changes: Changes | None
     """What it may change of its workspace for itself alone."""
-    given: Mapping[str, int]
-    """Directories in the sandbox that are given to the guest once it is up, where root does this, with their modes."""
     note: str
     """Why the workspace is not as asked for."""
     user_site: str
@@ -137,6 +135,7 @@ def prepare(
                 "Tmpfs": files.memory,
                 "Mounts": mounts,
                 **({"Runtime": runtime} if runtime else {}),
+                **({"UsernsMode": "keep-id"} if info.keeps_user else {}),
                 **devices(gpus, info),
             },
         ),
@@ -154,7 +153,6 @@ def prepare(
         saved=saved,
         contents={part: path for part, path in contents.items() if saved is None and path in image.filled},
         changes=made,
-        given=files.given,
         note=" ".join(files.notes),
         user_site=site if spec.home == "private" and saved is None and image.user_site else "",
     )

@@ -46,6 +46,8 @@ async def probe(
                 "storage": info.driver,
                 "after a restart of the engine": "sandboxes stay" if info.live_restore else "sandboxes have ended",
             }
+            if info.untried:
+                details["no test was run with"] = ", ".join(info.untried)
             no_gpus = _why_no_gpus(info)
             rootless, details["for ordinary users"] = _for_others(info, _socket(engine.address))
             check(info)

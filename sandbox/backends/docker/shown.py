@@ -35,8 +35,6 @@ class Files:
     trees: dict[Path, Path] = field(default_factory=dict)
     writable: set[Path] = field(default_factory=set)
     memory: dict[str, str] = field(default_factory=dict)
-    given: dict[str, int] = field(default_factory=dict)
-    """What of the memory is still to be given to the guest, and its mode."""
     parts: dict[str, Part] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -54,10 +52,7 @@ class Files:
         """A file system in memory that is the guest's, unless it is root's; `at`: where links lead from `place`."""
         most = max(1024, size_bytes // PAGE_BYTES)
         if self.info.podman:
-            # Nobody but the guest is in there who could make use of a right that all have.
-            more = f"notmpcopyup,mode={mode if of_root else '1777'}"
-            if not of_root:
-                self.given[at or place] = int(mode, 8)
+            more = f"notmpcopyup,mode={mode}{'' if of_root else ',U'}"  # It takes no number, but knows its user.
         else:
             owner = "uid=0,gid=0" if of_root else f"uid={self.identity.uid},gid={self.identity.gid}"
             more = f"nr_inodes={most},mode={mode},{owner}"

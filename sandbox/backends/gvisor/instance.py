@@ -159,10 +159,10 @@ class GvisorInstance:
         Raises:
             StageFailedError: It ended instead, or took too long.
         """
-        pid_file = os.open(self._remains.directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._remains.stands_by = False
         self._stilling.cancel()
         freezing.thaw(self._busy)
+        pid_file = os.open(self._remains.directory / PID, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._remains.stands_by = False
         serving = asyncio.ensure_future(wait_for_socket(self.run_directory))
         try:
             async with asyncio.timeout(START_TIMEOUT_S):

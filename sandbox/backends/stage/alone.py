@@ -76,11 +76,11 @@ def be_first(control: _socket.socket, uid: int, gid: int) -> None:
         map_ids(uid, gid)
 
 
-def map_ids(uid: int, gid: int) -> None:
-    """In a user namespace just made, be root, who is nobody but that user."""
-    write("/proc/self/setgroups", b"deny")
-    write("/proc/self/uid_map", f"0 {uid} 1".encode())
-    write("/proc/self/gid_map", f"0 {gid} 1".encode())
+def map_ids(uid: int, gid: int, *, of: str = "self") -> None:
+    """In a user namespace just made, that of process `of`, be root, who is nobody but that user."""
+    write(f"/proc/{of}/setgroups", b"deny")
+    write(f"/proc/{of}/uid_map", f"0 {uid} 1".encode())
+    write(f"/proc/{of}/gid_map", f"0 {gid} 1".encode())
 
 
 def go_on(control: _socket.socket, flags: int) -> None:

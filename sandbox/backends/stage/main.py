@@ -12,7 +12,7 @@ import sys
 from .alone import be_first
 from .choices import choose
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, Refused, call, libc, load_filter
-from .mounts import make_mounts
+from .mounts import make_mounts, open_handles
 from .saying import answer, quoted, receive
 
 TYPE_CHECKING = False
@@ -32,10 +32,15 @@ def main(fd: int) -> None:
         for file in plan["cgroups"]:
             with open(file, "w") as procs:
                 procs.write("0")
+        report: dict[str, Any] | None = None
         if plan.get("nest"):
-            step = "enter the nest"
             from .nest import enter
 
+            if os.geteuid() == 0:
+                # In a nest of root's nobody has root's rights: what only root may show or open, it does before.
+                step = "make its mounts"
+                report = make_mounts(plan["mounts"], for_others=True)
+            step = "enter the nest"
             enter(control)
         elif plan.get("alone"):
             step = "be the first process of its pid namespace"
@@ -47,18 +52,18 @@ def main(fd: int) -> None:
         if plan["session"]:
             os.setsid()
             call("adopt orphans", libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-        report: dict[str, Any] = {}
-        run: list[int] = []
+        handles: list[int] = []
         if plan["mounts"] is not None:
             step = "make its mounts"
-            report, run = make_mounts(plan["mounts"])
+            report = make_mounts(plan["mounts"]) if report is None else report
+            handles = open_handles(plan["mounts"])
+        report = report or {}
         if plan.get("filter"):
             load_filter(plan["filter"])
         argv = [word for part in plan["argv"] for word in choose(part, report)]
         step = f"start {argv[0]}"
-        answer(
-            control, f'"stage": {{{", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())}}}', run
-        )
+        trees = ", ".join(f"{quoted(name)}: {quoted(why)}" for name, why in report.items())
+        answer(control, f'"stage": {{{trees}}}', handles)
         if plan["most_processes"] is not None:
             resource.setrlimit(resource.RLIMIT_NPROC, (plan["most_processes"],) * 2)
         hand_on(control, plan["inherit"])

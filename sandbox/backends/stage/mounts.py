@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 
 from .alone import is_first, map_ids
 from .choices import choose
@@ -14,6 +15,7 @@ from .linux import (
     AT_RECURSIVE,
     CLONE_NEWNS,
     CLONE_NEWUSER,
+    MNT_DETACH,
     MOUNT_ATTR_IDMAP,
     MS_NODEV,
     MS_NOEXEC,
@@ -44,13 +46,19 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
+GUEST_UMASK = 0o022
+"""Of what a guest makes, in a workspace too: as in a container, and whatever the keeper's own is."""
+
+
+def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[str, str]:
     """A private mount namespace with the sandbox's own file systems below `plan["base"]`.
+
+    Where they are `for_others`, anybody may go there, whoever the directories above it belong to.
 
     With a `user` in the plan this is root, who makes it for somebody else: what is read or written of that user's files
     is so with that user's rights.
 
-    Returns why each of the plan's trees is not as asked (empty where it is), and a descriptor of the run directory.
+    Returns why each of the plan's trees is not as asked; empty where it is.
     """
     uid, gid = os.geteuid(), os.getegid()
     user: tuple[int, int] | None = plan.get("user")
@@ -63,9 +71,9 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
     # First of all, since a workspace may contain the very directory that the rest is mounted in.
     clones = [(made, *open_clone(made)) for made in plan["clones"]]
     base = plan["base"]
+    os.umask(0)
     mount("tmpfs", base, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=16m,nr_inodes=65536")
     os.chdir(base)
-    os.umask(0)
     for made in plan["file_systems"]:
         os.mkdir(made["path"], 0o755)
         links = 0 if made["follow"] else MS_NOSYMFOLLOW
@@ -98,9 +106,36 @@ def make_mounts(plan: Mapping[str, Any]) -> tuple[dict[str, str], list[int]]:
         nest(made, report)
     if is_first():  # bubblewrap looks at its own processes by their numbers; paths in the plan were the host's.
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    handles = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (plan["run"], ".")]
     os.chdir("/")
-    return report, handles
+    if for_others:
+        clear_way(base)
+    os.umask(GUEST_UMASK)
+    return report
+
+
+def clear_way(path: str) -> None:
+    """Let anybody come to what is mounted at that directory, in this mount namespace alone.
+
+    What is covered for it lies behind a closed directory, where those others could not go either.
+    """
+    way = [path]
+    while (above := os.path.dirname(way[0])) != "/":
+        way.insert(0, above)
+    for number, place in enumerate(way[:-1], 1):
+        if not os.stat(place).st_mode & stat.S_IXOTH:
+            tree = clone(path)
+            call(f"unmount {path}", libc.umount2(os.fsencode(path), MNT_DETACH))
+            mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=64k,nr_inodes=64")
+            for below in way[number:]:
+                os.mkdir(below, 0o755)
+            attach(tree, path, there=True)
+            return
+
+
+def open_handles(plan: Mapping[str, Any]) -> list[int]:
+    """Descriptors of the run directory and of the base, in the mount namespace that this process stays in."""
+    base = plan["base"]
+    return [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in (f"{base}/{plan['run']}", base)]
 
 
 def open_clone(plan: Mapping[str, Any]) -> tuple[int, str]:

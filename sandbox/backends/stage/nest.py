@@ -2,7 +2,8 @@
 
 The kernel lets a process enter a pid namespace only from one above it, and another user's namespaces only with rights
 in the user namespace above them. So what enters sandboxes has to live where they were made from; this is that place,
-and it has neither a file system nor a network of its own.
+and it has neither a file system nor a network of its own. Root in it is nobody but the guests' user, also where
+root's keeper has made it: nothing in it has more rights on the host than that user.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import _signal
 import _socket
 import os
 import sys
+from errno import EPERM
 
 from .alone import go_on, map_ids
 from .linux import (
@@ -32,16 +34,26 @@ from .linux import (
 from .saying import answer, quoted
 
 
-def main(fd: int, keeper: int) -> None:
-    """Make one, hand descriptors of both namespaces to the keeper, and keep it until the keeper lets go of `fd`."""
+def main(fd: int, keeper: int, uid: int, gid: int) -> None:
+    """Make one, hand descriptors of both namespaces to the keeper, and keep it until the keeper lets go of `fd`.
+
+    Args:
+        fd: A socket to the keeper.
+        keeper: Its pid.
+        uid: Who guests are to the host; only root may say another than itself.
+        gid: Likewise.
+    """
     control = _socket.socket(fileno=fd)
-    call("die with the keeper", libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))
-    if os.getppid() != keeper:
-        sys.exit(1)
     try:
-        uid, gid = os.geteuid(), os.getegid()
-        call("make a user namespace", libc.unshare(CLONE_NEWUSER))
-        map_ids(uid, gid)
+        if os.geteuid() == 0:
+            _be_root_of(uid, gid)
+        else:
+            call("make a user namespace", libc.unshare(CLONE_NEWUSER))
+            map_ids(uid, gid)
+        call("die with the keeper", libc.prctl(PR_SET_PDEATHSIG, 9, 0, 0, 0))  # Not before: another user forgets it.
+        if os.getppid() != keeper:
+            sys.exit(1)
+        _try_another()
         call("make a pid namespace", libc.unshare(CLONE_NEWPID))
         first = os.fork()
         if first == 0:
@@ -56,6 +68,62 @@ def main(fd: int, keeper: int) -> None:
     except OSError as error:
         answer(control, f'"failed": "make a nest", "errno": {error.errno or 0}')
     sys.exit(1)
+
+
+def _be_root_of(uid: int, gid: int) -> None:
+    """From root of the host become root of a new user namespace, who is nobody but that user."""
+    os.setgroups([])
+    waiting, begin = os.pipe()
+    parent = os.getpid()
+    mapper = os.fork()
+    if mapper == 0:  # Only from outside of it may somebody else's ids be mapped.
+        os.close(begin)
+        mapped = False
+        try:
+            if os.read(waiting, 1):
+                map_ids(uid, gid, of=str(parent))
+                mapped = True
+        finally:
+            os._exit(0 if mapped else 1)
+    os.close(waiting)
+    try:
+        call("make a user namespace", libc.unshare(CLONE_NEWUSER))
+        os.write(begin, b".")
+    finally:
+        os.close(begin)
+        _, status = os.waitpid(mapper, 0)
+    if status:
+        raise Refused("map the guests' user", EPERM)
+    be_root_here()
+
+
+def be_root_here() -> None:
+    """Be root of the user namespace that this process is in; before that it may be somebody unknown to it."""
+    if os.geteuid() != 0:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+
+
+def _try_another() -> None:
+    """See whether a sandbox in it can have a user namespace of its own: some machines let root alone make any.
+
+    Raises:
+        Refused: It cannot.
+    """
+    tried = os.fork()
+    if tried == 0:
+        refused = EPERM
+        try:
+            call("make a user namespace", libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+            mount("none", "/", "", MS_REC | MS_PRIVATE)
+            refused = 0
+        except Refused as error:
+            refused = error.errno or EPERM
+        finally:
+            os._exit(refused)
+    _, status = os.waitpid(tried, 0)
+    if status:
+        raise Refused("make user namespaces of sandboxes", os.waitstatus_to_exitcode(status))
 
 
 def _be_first(control: _socket.socket) -> None:
@@ -87,6 +155,8 @@ def enter(control: _socket.socket) -> None:
         sys.exit(1)
     for _, _, rights in ancillary:
         user, pid = (int.from_bytes(rights[at : at + 4], sys.byteorder) for at in (0, 4))
+    if os.geteuid() == 0:
+        os.setgroups([])
     call("enter the user namespace", libc.setns(user, CLONE_NEWUSER))
     call("enter the pid namespace", libc.setns(pid, CLONE_NEWPID))
     os.close(user)
@@ -96,3 +166,4 @@ def enter(control: _socket.socket) -> None:
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     # Here processes have other numbers, by which bubblewrap looks at its own.
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    be_root_here()

@@ -153,7 +153,7 @@ class ContextKernel(IPythonKernel):
             elif kind == b"interrupt":
                 self._interrupt(told)
             else:
-                self._channel.send([b"did", json.dumps(self._done(kind, told)).encode()])
+                self._channel.send([b"did", json.dumps(self._done(kind, told)).encode(), frames[2]])
         os._exit(0)
 
     def _interrupt(self, name: str) -> None:

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,9 @@ REST_TIMEOUT_S = 20.0
 
 END_TIMEOUT_S = 10.0
 SAID_TIMEOUT_S = 60.0
+ENDED = -1
+"""In the place of a number: there will be no answer."""
+
 HEARD_MAX = 1000
 """Requests that are known, so that one that is sent again is not run twice."""
 
@@ -64,7 +68,9 @@ class Context:
         self._starts: list[Mapping[str, Any]] = []
         self._ready = threading.Event()
         self._sending: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self._asked = 0
+        """Number of the last question of `ask`, which its answer has: the one before may be answered too late."""
         self._lock = threading.Lock()
         self._why = ""
         self._ending = False
@@ -127,9 +133,8 @@ class Context:
 
     def ask(self, kind: bytes, told: Any) -> None:
         """Have it get ready to be saved, or freshen up; `answer` waits for it."""
-        while not self._done.empty():
-            self._done.get()
-        self._sending.put([kind, json.dumps(told).encode()])
+        self._asked += 1
+        self._sending.put([kind, json.dumps(told).encode(), str(self._asked).encode()])
 
     def answer(self) -> str:
         """Why it cannot do what it was asked last; empty: it has, or has ended.
@@ -137,7 +142,11 @@ class Context:
         Raises:
             queue.Empty: It does not say in time.
         """
-        return self._done.get(timeout=REST_TIMEOUT_S)
+        until = time.monotonic() + REST_TIMEOUT_S
+        while True:
+            asked, why = self._done.get(timeout=max(0.0, until - time.monotonic()))
+            if asked in (self._asked, ENDED):
+                return why
 
     def leave_to_parent(self) -> None:
         """In a forked child: this end is the kernel's alone."""
@@ -177,12 +186,12 @@ class Context:
                 with self._lock:
                     self._open.pop(frames[1].decode(), None)
             elif kind == b"did":
-                self._done.put(json.loads(frames[1]))
+                self._done.put((int(frames[2]), json.loads(frames[1])))
         self._process.wait()
         with self._lock:
             left = [*self._starts, *self._open.values()]
             self._starts, self._open = [], {}
-        self._done.put("")
+        self._done.put((ENDED, ""))
         self._sending.put([])
         for header in left:
             self._reply(header, {"status": "aborted"} if self._ending else self._death())

@@ -128,7 +128,10 @@ class Saving:
         env = content.get("env") or {}
         change_environment(env)
         if env:
-            self._contexts.renew(env, restored=False)
+            try:
+                self._contexts.renew(env, restored=False)
+            except RefusedError as error:  # What keeps one of them busy is not to hold up all others.
+                sys.stderr.write(f"{error} It goes on with the environment variables of before.\n")
         doors.reopen()
         self._replies.let_go()
         self._in_order(self._let_go)

@@ -13,6 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+LOST = {
+    "ok": False,
+    "message": "The keeper's answer cannot be written: the sandbox's run directory /run/warmcell is full",
+    "hint": "Remove what was put there, then run the cell again.",
+}
 LOOK_S = 0.001
 LOOK_MAX_S = 0.01
 
@@ -23,7 +28,7 @@ def wait_for_answer(run: str, token: str, *, unless: Callable[[], bool] = lambda
     Raises:
         TimeoutError: There was nothing until `unless` said that it is enough.
     """
-    answered = f"{run}/answer-{token}.json"
+    answered, lost = (f"{run}/answer-{token}.{kind}" for kind in ("json", "lost"))
     pause = LOOK_S
     while True:
         try:
@@ -35,6 +40,11 @@ def wait_for_answer(run: str, token: str, *, unless: Callable[[], bool] = lambda
             with contextlib.suppress(OSError):
                 os.unlink(answered)
             return dict(json.loads(said))
+        if os.path.exists(lost):
+            for name in (answered, lost):
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+            return dict(LOST)
         if unless():
             raise TimeoutError("The keeper has not answered")
         time.sleep(pause)

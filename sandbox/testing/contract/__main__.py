@@ -12,11 +12,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.testing.contract import CHECKS, Subject
+from warmcell.sandbox.testing.contract import CHECKS, Check, Subject
 
 CHECK_TIMEOUT_S = 90.0
 
@@ -27,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("backend", help="bubblewrap, docker, gvisor, helped, process, or MODULE:FACTORY of another")
     parser.add_argument("--python", default=sys.executable, help="interpreter whose environment sandboxes get")
     parser.add_argument("--image", help="image of the sandboxes, in which that interpreter is (docker)")
-    parser.add_argument("--only", default="", help="part of the names of the checks to run")
+    parser.add_argument("--only", action="append", help="part of the names of the checks to run; may be given again")
     parser.add_argument("--list", action="store_true", help="only print the names of the checks that apply")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="wc-") as directory:
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             image=chosen.image,
             signals=chosen.backend != "helped",
         )
-        names = [check for check in CHECKS if check.applies(subject) and chosen.only in check.name]
+        names = [check for check in CHECKS if check.applies(subject) and _wanted(check, chosen.only)]
         if chosen.list:
             sys.stdout.writelines(f"{check}\n" for check in names)
             return 0
@@ -72,10 +73,14 @@ def make(name: str, directory: Path) -> SandboxBackend:
     return backend
 
 
-async def _run(subject: Subject, only: str) -> int:
+def _wanted(check: Check, only: Sequence[str] | None) -> bool:
+    return only is None or any(part in check.name for part in only)
+
+
+async def _run(subject: Subject, only: Sequence[str] | None) -> int:
     failed = 0
     for check in CHECKS:
-        if not check.applies(subject) or only not in check.name:
+        if not check.applies(subject) or not _wanted(check, only):
             continue
         began, why = time.monotonic(), ""
         try:

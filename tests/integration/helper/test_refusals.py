@@ -104,8 +104,9 @@ async def test_mounts_of_a_users_own(user: User) -> None:
 
 async def test_root_and_strangers(helper: SystemHelper, user: User) -> None:
     """Root's keeper makes its own; and who sends no descriptors gets no sandbox."""
-    for uid in (0, user.uid):
-        assert not (await helper.ask({"op": "create"}, uid=uid)).get("ok")
+    for uid, code in ((0, "unsupported"), (user.uid, "protocol")):
+        said = await helper.ask({"op": "create"}, uid=uid)
+        assert (said["ok"], said["code"]) == (False, code), said
 
 
 async def test_images_from_elsewhere(helper: SystemHelper, user: User, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,21 @@
-"""A package index that asks for a password, with a certificate that nobody else trusts, and one tiny package."""
+"""A package index that asks for a password, with a certificate that nobody else trusts, and one tiny package.
+
+Beside it are channels of conda's, where a test has made some.
+"""
 
 import base64
 import contextlib
 import hashlib
+import importlib.metadata
+import re
 import ssl
-import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import trustme
 
 USER, PASSWORD = "builder", "hunter2-never-in-an-image"
 PACKAGE = "wctiny"
@@ -21,20 +27,13 @@ class PrivateIndex:
     def __init__(self, directory: Path) -> None:
         self.certificate = directory / "certificate.pem"
         self.requests: list[str] = []
-        self._key = directory / "key.pem"
-        self._wheels = {wheel.name: wheel for wheel in (_wheel(directory, "1.0"), _wheel(directory, "2.0"))}
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
-                *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", self._key, "-out", self.certificate),
-            ],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+        self.channels = directory / "channels"
+        self.wheels = [_wheel(directory, "1.0"), _wheel(directory, "2.0")]
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.certificate)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.certificate, self._key)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -43,6 +42,16 @@ class PrivateIndex:
     def url(self) -> str:
         """With its password."""
         return f"https://{USER}:{PASSWORD}@127.0.0.1:{self._server.server_port}/simple"
+
+    @property
+    def channel_alias(self) -> str:
+        """Where its channels are, with its password."""
+        return f"https://{USER}:{PASSWORD}@127.0.0.1:{self._server.server_port}/conda"
+
+    @property
+    def token_alias(self) -> str:
+        """The same, with a token in its address."""
+        return f"https://127.0.0.1:{self._server.server_port}/t/{PASSWORD}/conda"
 
     def close(self) -> None:
         """There is no such index any more."""
@@ -57,16 +66,21 @@ class PrivateIndex:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 index.requests.append(self.path)
-                if self.headers["Authorization"] != right:
+                path = self.path.removeprefix(f"/t/{PASSWORD}")
+                if self.headers["Authorization"] != right and path == self.path:
                     self._answer(401, b"", {"WWW-Authenticate": 'Basic realm="index"'})
-                elif self.path == f"/simple/{PACKAGE}/":
+                elif self.path in {f"/simple/{_project(wheel)}/" for wheel in index.wheels}:
                     links = "".join(
-                        f'<a href="/files/{name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}">{name}</a>'
-                        for name, wheel in index._wheels.items()
+                        f'<a href="/files/{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}">'
+                        f"{wheel.name}</a>"
+                        for wheel in index.wheels
+                        if self.path == f"/simple/{_project(wheel)}/"
                     )
                     self._answer(200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), {})
-                elif (name := self.path.removeprefix("/files/")) in index._wheels:
-                    self._answer(200, index._wheels[name].read_bytes(), {})
+                elif found := [wheel for wheel in index.wheels if self.path == f"/files/{wheel.name}"]:
+                    self._answer(200, found[0].read_bytes(), {})
+                elif path.startswith("/conda/") and (file := index.channels / path[7:]).is_file():
+                    self._answer(200, file.read_bytes(), {})
                 else:
                     self._answer(404, b"", {})
 
@@ -93,6 +107,24 @@ class PrivateIndex:
     def __exit__(self, *_: object) -> None:
         if self._thread.is_alive():
             self.close()
+
+
+def _project(wheel: Path) -> str:
+    return wheel.name.split("-")[0].replace("_", "-")
+
+
+def wheel_of(distribution: str, directory: Path) -> Path:
+    """The wheel that an installed distribution came from, but for what its installer noted."""
+    found = importlib.metadata.distribution(distribution)
+    files = [file for file in found.files or () if file.name not in {"INSTALLER", "REQUESTED", "direct_url.json"}]
+    told = re.findall(r"^Tag: (\w+)-(\w+)-(.+)$", found.read_text("WHEEL") or "", re.MULTILINE)
+    tags = "-".join(".".join(dict.fromkeys(part)) for part in zip(*told, strict=True))
+    path = directory / f"{distribution.replace('-', '_')}-{found.version}-{tags}.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file in files:
+            if "__pycache__" not in file.parts:
+                wheel.write(found.locate_file(file), str(file))
+    return path
 
 
 def _wheel(directory: Path, version: str) -> Path:

@@ -82,7 +82,7 @@ def test_a_build_that_fails_shows_its_output(places: Places, tmp_path: Path, cap
         ("image.py", "import nothing_of_that_name", "ModuleNotFoundError"),
         ("requirements.txt", "-e .", "cannot be part of an image"),
         ("image.json", "", "no kind of file"),
-        ("environment.yml", "dependencies: [python=3.12, scipy, 'r-base>=4']", "packages of conda's: scipy, r-base>=4"),
+        ("environment.yml", "dependencies: [python=3.12, ./scipy.conda]", "no package of conda's"),
     ],
 )
 def test_what_declares_no_image_is_refused(

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -91,6 +93,11 @@ class Line:
         content = {"code": "import json", "silent": False, "user_expressions": {"it": f"json.dumps({expression})"}}
         reply = await self.ask("execute_request", content, channel="shell")
         return json.loads(reply["user_expressions"]["it"]["data"]["text/plain"].strip("'").replace("\\\\", "\\"))
+
+    def header(self, kind: str) -> Mapping[str, Any]:
+        """Of a message that was not sent by itself."""
+        header: dict[str, Any] = json.loads(json.dumps(self._session.msg(kind)["header"], default=str))
+        return {**header, "msg_type": "execute_request"}
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.heard if message["msg_type"] == kind]
@@ -336,3 +343,74 @@ async def test_children_hold_nothing_of_the_kernel_and_print(line: Line) -> None
     assert await line.value("[count, one.exitcode]") == [0, 0]
     await line.until(lambda: "child prints" in line.printed())
     assert await line.value("subprocess.check_output(['echo', 'hi']).decode()") == "hi\n"
+
+
+class Context:
+    """A context of a kernel: a process of its own below it."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    async def __aenter__(self) -> "Context":
+        await self.do("start")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._line.ask("warmcell_context_request", {"action": "end", "context": "c"})
+
+    async def run(self, code: str) -> None:
+        await self.do("run", content={"code": code, "silent": False, "store_history": False})
+
+    async def do(self, action: str, **content: Any) -> None:
+        """Ask for that, and wait until it is done."""
+        header = self._line.header(action)
+        asked = {"action": action, "context": "c", "header": header, **content}
+        assert (await self._line.ask("warmcell_context_request", asked))["status"] == "ok"
+        replies: list[Any] = []
+
+        def replied() -> bool:
+            all_of = self._line.of("execute_reply")
+            replies.extend(m["content"] for m in all_of if m["parent_header"].get("msg_id") == header["msg_id"])
+            return bool(replies)
+
+        await self._line.until(replied)
+        assert replies[0]["status"] == "ok", replies
+
+
+WAITS = "import warmcell_guest.kernel.contexts as contexts; contexts.REST_TIMEOUT_S = {seconds}"
+SLOW = """
+import time, warmcell
+@warmcell.before_snapshot
+def slow():
+    time.sleep(1.5)
+    with open({note!r}, "a") as note:
+        note.write("rested,")
+"""
+
+
+async def test_a_late_answer_of_a_context_is_not_the_next_ones(line: Line, places: Places) -> None:
+    """Who asks again after a hook was too slow waits until that hook has run again."""
+    note = places.root / "note"
+    async with Context(line) as context:
+        await context.run(SLOW.format(note=str(note)))
+        await line.run(WAITS.format(seconds=0.3))
+        assert "does not answer" in (await line.pause("a"))["evalue"]
+        await line.run(WAITS.format(seconds=20))
+        assert (await line.pause("b"))["status"] == "ok"
+        assert note.read_text() == "rested,rested,"
+        await line.go_on()
+
+
+async def test_a_context_that_does_not_answer_holds_up_no_other(line: Line, places: Places) -> None:
+    """A kernel that goes on with other variables speaks again, and says which context has not taken them over."""
+    note = places.root / "pid"
+    async with Context(line) as context:
+        await context.run(f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))")
+        await line.run(WAITS.format(seconds=0.3))
+        assert (await line.pause("a"))["status"] == "ok"
+        os.kill(int(note.read_text()), signal.SIGSTOP)
+        assert (await line.ask("warmcell_go_on_request", {"env": {"NEW": "1"}}))["status"] == "ok"
+        await line.run("import os; print(os.environ['NEW'])")
+        assert line.printed() == "1\n"
+        await line.until(lambda: "The context c does not answer" in line.printed("stderr"))
+        os.kill(int(note.read_text()), signal.SIGCONT)

@@ -28,6 +28,7 @@ from warmcell.sandbox.errors import (
     UnsupportedOperationError,
     WarmcellError,
 )
+from warmcell.sandbox.helper import clones
 from warmcell.sandbox.helper import places as guest_places
 from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.models import SnapshotId
@@ -607,6 +608,9 @@ async def test_dropped_while_it_is_restored(boxes: Boxes) -> None:
             box.kernel = ended.pid
             await box.goes_on(past=await box.count() + 25)
     assert await boxes.engine.images() == []
+    began = time.monotonic()
+    await boxes.engine.close()
+    assert time.monotonic() - began < clones.IDLE_S / 2  # Who restored them has ended with the last one.
 
 
 @pytest.mark.parametrize(

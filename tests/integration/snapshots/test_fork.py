@@ -134,3 +134,27 @@ async def test_a_fork_that_fails_leaves_nothing(places: Places, tmp_path: Path) 
         async with clones(made, 2) as forked:
             assert [await one.run("print(x)") for one in forked] == ["1", "1"]
     assert processes_of(places) == []
+
+
+FULL = """
+import os, warmcell
+full = os.open("/run/warmcell/full", os.O_WRONLY | os.O_CREAT)
+try:
+    while True: os.write(full, bytes(2**20))
+except OSError:
+    os.close(full)
+f = warmcell.fork(2)
+"""
+
+
+async def test_a_cell_that_cannot_be_answered_is_told_so(places: Places, tmp_path: Path) -> None:
+    """It has filled its own run directory: nothing of the fork is left, and the next one works."""
+    async with (
+        keeper(places) as client,
+        notebook(client, tmp_path, limits={"shm_bytes": 2**20}) as made,
+    ):
+        said = await made.run(FULL)
+        assert "ForkError: The keeper's answer cannot be written" in said, said
+        assert await left(client) == ([made.sandbox_id], 1, [])
+        await made.run("__import__('os').remove('/run/warmcell/full')")
+        assert await made.run("f = warmcell.fork(1); print(f.clones is not None)") == "True"

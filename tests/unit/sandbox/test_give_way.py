@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import AsyncIterator
 
@@ -87,6 +88,38 @@ async def test_one_that_is_asked_for_something_stays(service: SandboxService, mo
     assert not await one.give_way(other)
     monkeypatch.undo()
     assert await one.give_way(other)
+
+
+async def test_one_in_which_a_start_has_begun_meanwhile_stays(
+    service: SandboxService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that is forked into what was behind it would be looked for in the other."""
+    one, other = await box(service), await box(service)
+    mine = behind(one)
+    begins = asyncio.Event()
+
+    async def begin_meanwhile(instance: object) -> bool:
+        started = asyncio.create_task(one.start_kernel(env={}, cwd=""))
+        started.add_done_callback(lambda done: done.exception())
+        await asyncio.sleep(0)
+        begins.set()
+        return True
+
+    monkeypatch.setattr(mine, "can_be_replaced_by", begin_meanwhile)
+    assert not await one.give_way(other)
+    assert begins.is_set()
+    assert behind(one) is mine
+
+
+async def test_what_has_come_up_ahead_goes_along(service: SandboxService) -> None:
+    """The kernel that waits in a prepared sandbox is there for whoever gets that."""
+    one, other = await box(service), await box(service)
+    behind(one).replaceable = True
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        other._ahead = ours
+        assert await one.give_way(other)
+        assert (one._ahead, one.has_ahead, other.has_ahead) == (ours, True, False)
 
 
 @pytest.mark.parametrize("steps", range(1, 12, 2))

@@ -91,6 +91,20 @@ def test_an_engine_that_knows_the_interface_has_gpus_only_where_it_has_found_som
     assert read_info(said, api).cdi is gives
 
 
+def test_what_was_never_tried_is_told() -> None:
+    """By what the engine says of itself; nothing of the one that the tests are run with."""
+    tried = {"ServerVersion": "20.10.24", "CgroupVersion": "1", "SecurityOptions": ["name=seccomp,profile=default"]}
+    assert read_info(tried, "1.41").untried == ()
+    other = {"ServerVersion": "29", "CgroupVersion": "2", "SecurityOptions": ["name=apparmor", "name=rootless"]}
+    assert read_info(other, "1.52").untried == (
+        "an engine newer than Docker 20.10",
+        "control groups of version 2",
+        "AppArmor",
+        "users who are others on the host",
+    )
+    assert read_info({**tried, "SecurityOptions": ["name=selinux"]}, "1.41").untried == ("SELinux",)
+
+
 @pytest.mark.parametrize("podman", [False, True])
 def test_no_process_has_more_files_than_it_can_count(tmp_path: Path, podman: bool) -> None:
     """Engines allow a million, and not every root may; less than a notebook needs it never is."""
@@ -154,15 +168,31 @@ def test_no_device_comes_by_its_number_or_by_a_path(tmp_path: Path) -> None:
         assert not {"Devices", "DeviceCgroupRules", "Privileged"} & set(host)
 
 
-def test_memory_of_podmans_is_given_to_the_guest_afterwards(tmp_path: Path) -> None:
-    """It takes no owner, and no number of files; what is root's it never opens to all."""
+def test_memory_of_podmans_is_its_users(tmp_path: Path) -> None:
+    """It takes no owner, and no number of files, but knows its user; what is root's it does not give away."""
     engine = replace(info(), podman=True)
     made = planned(tmp_path, engine, volumes={"/data": "/data", "/var/run": "/run"})
     memory = made.config["HostConfig"]["Tmpfs"]
     assert not [options for options in memory.values() if "nr_inodes" in options or "uid=" in options]
-    assert made.given == {"/tmp": 0o1777, "/dev/shm": 0o1777, "/run/warmcell": 0o700, made.home: 0o700, "/data": 0o755}
-    assert "mode=1777" in memory["/data"]
-    assert "mode=0755" in memory["/var/run"]
+    modes = {"/tmp": "1777", "/dev/shm": "1777", "/var/run/warmcell": "0700", made.home: "0700", "/data": "0755"}
+    assert {place for place in memory if memory[place].endswith(",U")} == set(modes)
+    assert all(f"mode={mode},U" in memory[place] for place, mode in modes.items())
+    assert memory["/var/run"].endswith("mode=0755")
+
+
+def test_podman_without_root_is_known_and_keeps_its_user(tmp_path: Path) -> None:
+    """By a field of its own; it limits nothing where control groups are of version 1, whatever it says."""
+    able = {"MemoryLimit": True, "PidsLimit": True, "CpuCfsQuota": True}
+    said = {"ServerVersion": "4.3.1", "BuildahVersion": "1.28.2", "CgroupVersion": "1", "Rootless": True, **able}
+    told = read_info(said, "1.41")
+    assert (told.rootless, told.keeps_user, told.maps_users, any(told.can.values())) == (True, True, False, False)
+    assert planned(tmp_path, told).config["HostConfig"]["UsernsMode"] == "keep-id"
+    assert all(read_info({**said, "CgroupVersion": "2"}, "1.41").can.values())
+    assert all(read_info({**said, "Rootless": False}, "1.41").can.values())
+    docker = {"ServerVersion": "20.10", "SecurityOptions": ["name=rootless"], **able}
+    theirs = read_info(docker, "1.41")
+    assert (theirs.rootless, theirs.keeps_user, theirs.maps_users) == (True, False, True)
+    assert "UsernsMode" not in planned(tmp_path, theirs).config["HostConfig"]
 
 
 def test_volumes_lie_where_links_lead(tmp_path: Path) -> None:

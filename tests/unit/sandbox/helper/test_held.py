@@ -139,3 +139,23 @@ def test_rights_that_cannot_be_taken_on_open_nothing() -> None:
     with pytest.raises(PermissionError), linux.files_of(1 << 32 | 5, 0):  # No number of a user.
         pytest.fail("files could be opened")
     assert linux._libc.setfsuid(-1) == os.getuid()
+
+
+def test_each_of_many_is_kept_under_its_own_name(tmp_path: Path) -> None:
+    """They are opened many at a time; those that cannot be, or are others by now, are in nobody's way."""
+    into, pins = tmp_path / "pinned", tmp_path / "pins"
+    into.mkdir()
+    pins.mkdir()
+    paths = [tmp_path / f"{number:03}.so" for number in range(2 * held.AT_ONCE + 10)]
+    for path in paths:
+        path.write_text(path.name)
+    about = {str(path): seen(path) for path in paths}
+    paths[5].unlink()
+    paths[held.AT_ONCE].write_text("another version")
+    before = os.listdir("/proc/self/fd")
+    found = held.pin(about, str(into), pins=Pins(str(pins)))
+    assert os.listdir("/proc/self/fd") == before
+    kept = {path: str(found[str(path)][3]) for path in paths}
+    assert [path for path in paths if not kept[path]] == [paths[5], paths[held.AT_ONCE]]
+    assert all((into / name).read_text() == path.name for path, name in kept.items() if name)
+    assert [found[path][:3] for path in about] == list(about.values())

@@ -21,7 +21,16 @@ names = st.text(alphabet=string.ascii_letters + "_", min_size=1, max_size=10)
 def images(draw: st.DrawFn) -> Image:
     """Any declaration of steps above a plain Python or an image of an engine's."""
     image = draw(
-        st.sampled_from([Image.python("3.12"), Image.python("3.9", kernel=False), Image.from_registry("debian:12")])
+        st.sampled_from(
+            [
+                Image.python("3.12"),
+                Image.python("3.9", kernel=False),
+                Image.from_registry("debian:12"),
+                Image.conda(
+                    "python=3.12", "bioconda::samtools>=1.2,<2", "x=1=h*", channels=["own", "https://a.test/b"]
+                ),
+            ]
+        )
     )
     for verb in draw(st.lists(st.sampled_from(["pip", "apt", "run", "env"]), max_size=6)):
         match verb:

@@ -1,4 +1,4 @@
-"""conda's environment files, as far as a Python index can stand for them."""
+"""conda's environment files, and packages of conda's as they are declared."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.images.image import Image
+from warmcell.sandbox.images.steps import CondaBase
 
 
 def read(folder: Path, text: str) -> Image:
@@ -36,14 +37,36 @@ def test_without_a_version_it_is_ours(tmp_path: Path) -> None:
     assert read(tmp_path, "dependencies: [python, pip]") == Image.python()
 
 
+@pytest.mark.parametrize("line", ["numpy", "conda-forge::numpy", "python-dateutil", "python>=3.10", "python=3.12.4"])
+def test_what_only_conda_has_makes_it_an_environment_of_condas(tmp_path: Path, line: str) -> None:
+    """With the file's channels, of which `nodefaults` is none; conda-forge where it names none."""
+    text = f"dependencies: ['{line}', 'pip>=24', {{pip: [six]}}]"
+    assert read(tmp_path, text) == Image.conda(line, "pip>=24", channels=["conda-forge"]).pip_install("six")
+    named = read(tmp_path, f"{text}\nchannels: [own, defaults, nodefaults]")
+    assert named.base == Image.conda(line, "pip>=24", channels=["own", "defaults"]).base
+
+
+def test_what_every_image_needs_is_added_unless_it_is_named() -> None:
+    """By its name alone, whatever channel and version it has been named with."""
+    made = Image.conda("python =3.12", "own::ipykernel=7.1=h*", "numpy[build=h*]").base
+    assert isinstance(made, CondaBase)
+    assert made.all_packages == (*made.packages, "pip")
+    plain = Image.conda("numpy", kernel=False).base
+    assert isinstance(plain, CondaBase)
+    assert plain.all_packages == ("numpy", "python", "pip")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("dependencies: [numpy, scipy=1.14]", "packages of conda's: numpy, scipy=1.14"),
-        ("dependencies: ['conda-forge::numpy']", "packages of conda's"),
-        ("dependencies: [python-dateutil]", "packages of conda's: python-dateutil"),
-        ("dependencies: ['python>=3.10']", "no version of Python"),
-        ("dependencies: ['python=3.12.4']", "no version of Python"),
+        ("dependencies: ['https://example.com/numpy-1.0-0.conda']", "no package of conda's"),
+        ("dependencies: ['--numpy']", "no package of conda's"),
+        ("dependencies: [numpy]\nchannels: conda-forge", "no list"),
+        ("dependencies: [numpy]\nchannels: ['../own']", "no channel"),
+        ("dependencies: [numpy]\nchannels: ['https://user:secret@example.com/own']", "a user or a password"),
+        ("dependencies: [numpy]\nchannels: ['https://example.com/t/secret/own']", "a token"),
+        ("dependencies: ['t/secret/own::numpy']", "a token"),
+        ("dependencies: [numpy]\nchannels: ['file:///srv/own']", "no address"),
         ("dependencies: [{pip: [-e .]}]", "cannot be part of an image"),
         ("dependencies: [{npm: [left-pad]}]", "more than names"),
         ("dependencies: numpy", "lists no dependencies"),

@@ -5,7 +5,7 @@ import json
 import os
 import random
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -194,28 +194,71 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 }
 
 
+def made_by_hand(whole: manifests.Manifest, path: Path, members: Sequence[bytes], *, image_pieces: int = 0) -> Path:
+    """An archive of these members."""
+    head = json.dumps({"archive": 1}).encode()
+    data = b""
+    for name, content in (("warmcell.json", head), ("manifest.json", manifests.encode(whole))):
+        data += tarball.header(name, len(content)) + content + tarball.padding(len(content))
+    data += b"".join(members)
+    last = json.dumps({"image_pieces": image_pieces}).encode()
+    data += tarball.header("end.json", len(last)) + last + tarball.padding(len(last)) + tarball.END
+    path.write_bytes(b"".join(compressed([data])))
+    return path
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 async def test_an_archive_writes_nowhere_else(
     store: SnapshotStore, elsewhere: SnapshotStore, tmp_path: Path, what: str
 ) -> None:
     """An entry that no layer has is refused; nothing is left, here or outside."""
     await add(store, "one")
-    head = json.dumps({"archive": 1}).encode()
     whole = dataclasses.replace(store.get("one"), layer=manifests.LayerSummary())
-    data = b""
-    for name, content in (("warmcell.json", head), ("manifest.json", manifests.encode(whole))):
-        data += tarball.header(name, len(content)) + content + tarball.padding(len(content))
-    data += HOSTILE[what]()
-    last = json.dumps({"image_pieces": 0}).encode()
-    data += tarball.header("end.json", len(last)) + last + tarball.padding(len(last)) + tarball.END
-    path = tmp_path / "file"
-    path.write_bytes(b"".join(compressed([data])))
+    path = made_by_hand(whole, tmp_path / "file", [HOSTILE[what]()])
     with pytest.raises(WarmcellError):
         await import_snapshot(elsewhere, path, images=None)
     assert os.listdir(elsewhere.root) == ["store.json"]
     assert not Path("/tmp/planted").exists()
     assert not Path("/planted").exists()
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.mark.parametrize("part", ["layer", "image"])
+async def test_what_an_archive_says_of_its_size_is_not_believed(
+    store: SnapshotStore, elsewhere: SnapshotStore, tmp_path: Path, part: str
+) -> None:
+    """It says that it is empty, and all of the disk could come out of it: refused as soon as that does not fit."""
+    await add(store, "one")
+    known = store.get("one")
+    told = dataclasses.replace(known.info, layer_bytes=0, image_bytes=0)
+    whole = dataclasses.replace(known, info=told, layer=manifests.LayerSummary())
+    piece = bytes(4 * 2**20)
+    names = [f"layer/{n}" for n in range(50)] if part == "layer" else [f"image/{n:08}" for n in range(50)]
+    members = [
+        entry(name, 0o100644, piece) if part == "layer" else tarball.header(name, len(piece)) + piece for name in names
+    ]
+    path = made_by_hand(whole, tmp_path / "file", members, image_pieces=0 if part == "layer" else 50)
+    elsewhere.quota_bytes = 100 * 2**20
+    images = Taking()
+    with pytest.raises(CapacityError):
+        await import_snapshot(elsewhere, path, images=images)
+    assert os.listdir(elsewhere.root) == ["store.json"]
+    assert images.most <= elsewhere.quota_bytes
+    elsewhere.quota_bytes = 2**30
+    assert await import_snapshot(elsewhere, path, images=images)
+
+
+class Taking(Images):
+    """Notes how much it was given at most."""
+
+    most = 0
+
+    async def import_image(self, image: SnapshotId, data: AsyncIterator[bytes]) -> int:
+        taken = 0
+        async for piece in data:
+            taken += len(piece)
+            self.most = max(self.most, taken)
+        return taken
 
 
 async def test_a_capability_of_a_file_is_not_taken(

@@ -19,8 +19,9 @@ from warmcell.sandbox.errors import (
     SnapshotNotFoundError,
 )
 from warmcell.sandbox.models import SandboxId, SnapshotId
-from warmcell.sandbox.snapshots import disk
+from warmcell.sandbox.snapshots import checks, disk
 from warmcell.sandbox.snapshots import manifest as manifests
+from warmcell.sandbox.snapshots.manifest import Manifest
 from warmcell.sandbox.snapshots.store import SnapshotStore, new_id
 
 
@@ -306,6 +307,35 @@ async def test_what_was_changed_is_not_restored(store: SnapshotStore, what: str)
             pytest.fail("it was given out")
     assert raised.value.hint
     assert draft.id in store.ids
+
+
+async def test_those_who_come_together_share_one_look(store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds while somebody has the snapshot, and for a moment only."""
+    looks: list[Path] = []
+
+    def quick(directory: Path, expected: Manifest) -> None:
+        looks.append(directory)
+        found(directory, expected)
+
+    found = checks.quick
+    monkeypatch.setattr(checks, "quick", quick)
+    ref = await add(store, content=b"as it was")
+
+    async def hold() -> None:
+        async with store.use(ref):
+            await here.wait()
+
+    here = asyncio.Barrier(8)
+    await asyncio.gather(*(hold() for _ in range(8)))
+    assert len(looks) == 1
+
+    async with store.use(ref), store.use(ref):
+        assert len(looks) == 2
+        (store.layer(ref) / "file").write_bytes(b"something else")
+        monkeypatch.setattr("warmcell.sandbox.snapshots.store.SOUND_S", 0.0)
+        with pytest.raises(SnapshotCorruptError):
+            async with store.use(ref):
+                pytest.fail("it was used")
 
 
 async def test_contents_are_summed_up_in_the_background(store: SnapshotStore) -> None:

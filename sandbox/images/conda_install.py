@@ -1,0 +1,121 @@
+"""Installs conda's packages into an environment, with py-rattler: solves, fetches and links them.
+
+A program by itself, for Python 3.10 or newer: builds run it where the environment is to be, in a sandbox or in a stage
+of a container's image. It imports nothing of ours. Arguments: a file of JSON with `channels` and `packages`, the
+environment's directory, and one for what is fetched. `CONDA_CHANNEL_ALIAS` is where channels without an address are;
+what is installed has nothing of it.
+"""
+
+import asyncio
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import rattler
+from rattler.exceptions import SolverError
+
+PUBLIC = "https://conda.anaconda.org"
+DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
+"""What conda itself means by `defaults`."""
+TLS = 'tls-root-certs = "{roots}"\n'
+
+
+class Alias:
+    """Where channels are that have a name. A password or a token may be in it, which nobody is told."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        scheme, _, rest = self.address.partition("://")
+        user, _, place = rest.rpartition("@")
+        found = re.fullmatch(r"([^/]*)(?:/t/([^/]+))?(.*)", place, re.DOTALL)
+        assert found is not None  # It matches anything.
+        host, token, path = found.groups()
+        told = [user, user.partition(":")[2], token or ""]
+        self._secrets = sorted({form for each in told if each for form in (each, quote(each), unquote(each))}, key=len)
+        # py-rattler writes stars in their places.
+        before, after = re.escape(f"{scheme}://"), re.escape(path)
+        between = r"(?:/t/[^/\s\"]+)?" if token else ""
+        self._ours = re.compile(rf"{before}(?:[^\s\"]*@)?{re.escape(host)}{between}{after}")
+
+    def hide(self, text: str) -> str:
+        """What can be told."""
+        for secret in reversed(self._secrets):
+            text = text.replace(secret, "***")
+        return text
+
+    def forget(self, text: str) -> str:
+        """The same of the public place: with nothing of this one."""
+        return text if self.address == PUBLIC else self._ours.sub(PUBLIC, text)
+
+
+def places(channels: Sequence[str], alias: str) -> list[str]:
+    """Addresses of channels that may be names."""
+    found: list[str] = []
+    for channel in channels:
+        if channel == "defaults":
+            found += DEFAULTS
+        else:
+            found.append(channel if "://" in channel else f"{alias}/{channel}")
+    return found
+
+
+def placed(package: str, alias: str) -> str:
+    """A package that names its channel ("conda-forge::numpy"), by the channel's address."""
+    channel, separator, rest = package.rpartition("::")
+    return f"{places([channel], alias)[0]}::{rest}" if separator and channel != "defaults" else rest
+
+
+async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias: Alias) -> None:
+    """Do all of it.
+
+    Raises:
+        RuntimeError: Of py-rattler, with its reason.
+    """
+    roots = "system" if os.environ.get("SSL_CERT_FILE") else "webpki"
+    client = rattler.Client.from_config(rattler.Config.from_toml(TLS.format(roots=roots)))
+    gateway = rattler.Gateway(cache_dir=cache / "repodata", client=client)
+    packages = [placed(package, alias.address) for package in asked["packages"]]
+    overrides = rattler.VirtualPackageOverrides.from_env()
+    records = await rattler.solve(
+        [rattler.Channel(place) for place in places(asked["channels"], alias.address)],
+        packages,
+        gateway=gateway,
+        virtual_packages=rattler.VirtualPackage.detect(overrides),
+    )
+    for record in records:
+        print(f"{record.name.normalized} {record.version} {record.build}", flush=True)
+    print(f"linking {len(records)} packages", flush=True)
+    await rattler.install(
+        records,
+        target,
+        cache_dir=cache / "packages",
+        client=client,
+        show_progress=False,
+        execute_link_scripts=True,
+    )
+    for file in (target / "conda-meta").iterdir():
+        if file.is_file():
+            file.write_text(alias.forget(file.read_text()))
+
+
+def main() -> int:
+    """Its exit code is 1 where packages cannot be had, with the reason on standard error and no secret of the alias."""
+    asked, target, cache = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3])
+    alias = Alias(os.environ.get("CONDA_CHANNEL_ALIAS", PUBLIC))
+    try:
+        asyncio.run(install(asked, target, cache, alias))
+    except SolverError as error:
+        print(f"These packages cannot be had together: {alias.hide(str(error))}", file=sys.stderr)
+    except Exception as error:
+        print(f"{type(error).__name__}: {alias.hide(str(error))}", file=sys.stderr)
+    else:
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
