@@ -69,7 +69,8 @@ class BringingBack(Saved):
         assert asleep is not None
         target = snapshot or asleep
         box.gpus = gpus
-        box.tell(state=transition(box.info.state, Event.RESUME), error=None)
+        # Its clients may have their answers before all is told.
+        box.tell(state=transition(box.info.state, Event.RESUME), error=None, gpus=gpus)
         queue_ms = 1000 * (time.perf_counter() - began)
         try:
             phases = await self._bring_back(box, target, undone=target != asleep, with_kernel=with_kernel)

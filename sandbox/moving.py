@@ -6,13 +6,16 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.parking import check_like, to_host
 from warmcell.sandbox.ids import new_sandbox_id
+from warmcell.sandbox.kernel import LeftKernel
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.showing import show
 from warmcell.sandbox.suspending import Suspending
 
 log = logging.getLogger(__name__)
@@ -90,11 +93,12 @@ class Moving(Suspending):
     async def _change_in_place(
         self, box: LiveSandbox, devices: tuple[GpuDevice, ...], unless: Callable[[], bool]
     ) -> None:
-        """Its processes stay. If they cannot go on on the new devices they do on the old ones."""
+        """Its processes stay. If they cannot go on on the new devices they do on the old ones, or it is parked."""
         kernel, frontend, had = box.kernel, box.frontend, box.gpus
         assert kernel is not None
         token = secrets.token_hex(16)
-        record = {}
+        record: dict[str, Any] = {}
+        stays: LeftKernel | None = None
         if frontend is not None:
             await frontend.pause(token=token)
             record = dict(frontend.record())
@@ -105,13 +109,21 @@ class Moving(Suspending):
                 engine = self._parking_place().engine
                 parked = await to_host(engine, had, box.processes)
                 try:
+                    await show(box, devices)
                     await asyncio.shield(engine.unpark(parked, devices, box.processes))
                 except errors.WarmcellError:
-                    await asyncio.shield(engine.unpark(parked, had, box.processes))
+                    try:
+                        await show(box, had)
+                        await asyncio.shield(engine.unpark(parked, had, box.processes))
+                    except errors.WarmcellError as error:
+                        stays = LeftKernel(token, record)
+                        await self.memory.stays_parked(box, parked, stays, error)
                     raise
+            else:
+                await show(box, devices)
             box.gpus = devices
         finally:
-            if frontend is not None:
+            if frontend is not None and stays is None:
                 await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
 
     async def _change_through_disk(
@@ -135,6 +147,6 @@ class Moving(Suspending):
 
 
 def _seen_in(box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> bool:
-    """Whether its sandbox has the device nodes of these."""
+    """Whether its sandbox has the device nodes of these, or can be shown them."""
     there = {node for gpu in box.gpus for node in gpu.device_nodes}
-    return not box.info.isolated or all(node in there for gpu in devices for node in gpu.device_nodes)
+    return box.instance.shows_others or all(node in there for gpu in devices for node in gpu.device_nodes)

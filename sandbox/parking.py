@@ -7,26 +7,27 @@ import time
 from collections.abc import Callable
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.gpus.parking import ParkingPlace, from_host, to_host
+from warmcell.sandbox.gpus.parking import UNKNOWN, ParkingPlace, from_host, to_host
 from warmcell.sandbox.kernel import Frontend, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GIB, GpuDevice, Parked, ParkedBy, SandboxId, SandboxInfo
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.registry import Registry
+from warmcell.sandbox.showing import hide, show
 
 log = logging.getLogger(__name__)
+
+REMOTE = "remote"
+"""Who owns what `%%remote` keeps for its next cell."""
 
 WORKING_PCT = 5.0
 """A GPU that is busier than this works, whatever the kernel's messages say: a thread of it may be training."""
 
-UNKNOWN = (errors.OperationTimeoutError, errors.TransportError, errors.BackendUnavailableError)
-"""After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
-
-def moves_within(backend_isolated: bool, had: tuple[GpuDevice, ...]) -> bool:
-    """Whether a sandbox sees other devices than those that it was made with."""
-    return not backend_isolated or not any(gpu.device_nodes for gpu in had)
+def moves_within(box: LiveSandbox, had: tuple[GpuDevice, ...]) -> bool:
+    """Whether a sandbox sees other devices than those that it had, or is shown them."""
+    return box.instance.shows_others or not any(gpu.device_nodes for gpu in had)
 
 
 class Parking(Registry):
@@ -49,10 +50,11 @@ class Parking(Registry):
         await self._exclusively(box, self._park(box, unless))
         return box.info
 
-    def parked_bytes(self) -> int:
-        """What of the host's memory all that is parked takes."""
+    def parked_bytes(self, *, owner: str | None = None) -> int:
+        """What of the host's memory all that is parked takes, or what this owner has parked."""
         alive = [box.info for box in self._boxes.values() if box.info.state not in TERMINAL]
-        return sum(info.parked.vram_bytes for info in alive if info.parked is not None)
+        mine = [info for info in alive if owner in (None, info.owner)]
+        return sum(info.parked.vram_bytes for info in mine if info.parked is not None)
 
     async def _park(self, box: LiveSandbox, unless: Callable[[], bool]) -> None:
         if box.info.parked is not None:
@@ -125,7 +127,13 @@ class Parking(Registry):
                 parked = await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
                 await self._gpus.leave_behind(box.info.id, box.processes)
                 return left, parked
-            return left, await to_host(place.engine, box.gpus, box.processes)
+            parked = await to_host(place.engine, box.gpus, box.processes)
+            try:
+                await show(box, ())
+            except errors.WarmcellError:
+                await from_host(place.engine, parked, box.gpus, box.processes)
+                raise
+            return left, parked
         except BaseException:
             await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
@@ -145,6 +153,8 @@ class Parking(Registry):
                 box.tell(phase=None)
                 raise
             leased = time.perf_counter()
+            if parked.by == "driver":
+                await self._show(box, devices)
             try:
                 given_up = await from_host(self._parking_place().engine, parked, devices, box.processes)
                 if given_up is not None and parked.by == "torch":  # Whose turn has not come yet.
@@ -181,7 +191,7 @@ class Parking(Registry):
             log.warning("parked sandbox %s keeps its GPU: it may be in use: %s", box.info.id, error)
         elif parked.by == "torch":
             await self._gpus.leave_behind(box.info.id, box.processes)
-        else:
+        elif await hide(box):
             self._gpus.release(box.info.id)
 
     async def _lease_anew(self, box: LiveSandbox) -> None:
@@ -190,10 +200,20 @@ class Parking(Registry):
         if parked is None:
             box.left = None
             return
-        stays = not moves_within(box.info.isolated, parked.gpus)
+        stays = not moves_within(box, parked.gpus)
         devices = () if asked is None else await self._lease(box, _those(parked) if stays else asked)
+        await self._show(box, devices)
         box.gpus, box.left = devices, None
         box.tell(parked=None, gpus=devices, phase=None)
+
+    async def _show(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
+        """As `show`; whatever fails, what was leased for it is free."""
+        try:
+            await show(box, devices)
+        except BaseException:
+            self._gpus.release(box.info.id)
+            box.tell(phase=None)
+            raise
 
     def _parking_place(self) -> ParkingPlace:
         if self.parking is None:
@@ -201,7 +221,7 @@ class Parking(Registry):
         return self.parking
 
     def _comes_back_on(self, box: LiveSandbox, parked: Parked) -> str:
-        if parked.by == "driver" and moves_within(box.info.isolated, parked.gpus):
+        if parked.by == "driver" and moves_within(box, parked.gpus):
             return self._parking_place().engine.comes_back_on(parked)
         return _those(parked)
 
@@ -217,11 +237,15 @@ class Parking(Registry):
         """Whether the host has room for what comes from the GPU, within the budget and the sandbox's own cap."""
         taken, free = self.parked_bytes(), await asyncio.to_thread(place.free_bytes)
         left = min(place.budget_bytes - taken, free)
+        if box.info.owner == REMOTE:
+            # They cannot be suspended for others, so that without a bound they would leave nothing to notebooks.
+            left = min(left, place.budget_bytes // 2 - self.parked_bytes(owner=REMOTE))
         if vram_bytes > left:
             raise errors.CapacityError(
                 f"The kernel has {vram_bytes / GIB:.1f} GiB on the GPU, and {max(0, left) / GIB:.1f} GiB of the host's "
                 "memory may still be used for parked kernels",
-                hint="Raise c.Warmcell.park_memory, suspend kernels that are parked, or free memory of the machine.",
+                hint="Raise c.Warmcell.park_memory, suspend kernels that are parked, close remote ones that are "
+                "(%remote close), or free memory of the machine.",
                 details={"vram_bytes": vram_bytes, "parked_bytes": taken, "free_bytes": free},
             )
         cap = box.info.limits.get("memory")

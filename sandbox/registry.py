@@ -82,6 +82,7 @@ class Registry:
             backend_of=self.admission.backend,
             paths=paths,
             park_engine=None if parking is None else parking.engine,
+            release_gpus=gpus.release,
             turn=self._turn,
         )
         self._turns = Turns()
@@ -403,6 +404,9 @@ class Registry:
             self._gpus.release(box.info.id)
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
+            if box.info.state is State.FAILED:  # That has no state after it, but whoever lists it is to hear.
+                box.info = dataclasses.replace(box.info, state=State.STOPPED)
+                self._publish(box)
 
     def _spawn(self, what: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(what)

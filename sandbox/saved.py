@@ -45,10 +45,12 @@ class Saved:
         backend_of: Callable[[SandboxSpec], SandboxBackend],
         paths: Paths,
         park_engine: ParkEngine | None = None,
+        release_gpus: Callable[[SandboxId], None],
         turn: Turn,
     ) -> None:
         self.store = store
         self.park_engine = park_engine
+        self._release_gpus = release_gpus
         self._engine = engine
         self._others = tuple(others)
         """For backends that the first does not serve."""

@@ -16,14 +16,15 @@ from typing import Any
 
 from warmcell.sandbox import errors
 from warmcell.sandbox.coming import Coming
-from warmcell.sandbox.gpus.parking import to_host
+from warmcell.sandbox.gpus.parking import UNKNOWN, to_host
 from warmcell.sandbox.ids import new_snapshot_id
-from warmcell.sandbox.kernel import KernelProcess
+from warmcell.sandbox.kernel import KernelProcess, LeftKernel
 from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SnapshotId, SnapshotInfo, SnapshotKind
+from warmcell.sandbox.models import Parked, SnapshotId, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.saved import Saved
+from warmcell.sandbox.showing import hide
 from warmcell.sandbox.snapshots.base import Dumped, Then
 from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
 
@@ -138,7 +139,11 @@ class Saving(Saved):
             async def go_on() -> None:
                 """What was not parked before goes on, on its GPUs; the rest waits on."""
                 if parked is not None and box.info.parked is None and self.park_engine is not None:
-                    await self.park_engine.unpark(parked, box.gpus, box.processes)
+                    try:
+                        await self.park_engine.unpark(parked, box.gpus, box.processes)
+                    except errors.WarmcellError as error:
+                        await self.stays_parked(box, parked, left or LeftKernel(token, record), error)
+                        return
                 if frontend is not None and left is None:
                     await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
 
@@ -221,6 +226,21 @@ class Saving(Saved):
         if coming is not None:
             coming.is_there(snapshot)
         return await self._amend(manifest, dumped, clock.phases_ms)
+
+    async def stays_parked(
+        self, box: LiveSandbox, parked: Parked, left: LeftKernel, error: errors.WarmcellError
+    ) -> None:
+        """It was to have back at once what it had on its GPUs, and cannot: its next cell tries again, as of any parked.
+
+        Its GPUs are free then, unless it may have what it had there by now.
+        """
+        log.warning("sandbox %s cannot go on with its GPU for now, and is parked: %s", box.info.id, error)
+        box.left = left
+        box.tell(parked=parked, gpus=())
+        if not isinstance(error, UNKNOWN) and await hide(box):
+            self._release_gpus(box.info.id)
+        if box.frontend is not None:
+            await box.frontend.sleep(left.record)
 
     def _manifest(
         self,

@@ -142,6 +142,10 @@ test('a kernel that lives only needs another GPU if nothing else was chosen anew
   assert.ok(isOtherGpu({ gpu: 'A100/2' }, has));
   assert.ok(isOtherGpu({ gpu: null }, has));
   assert.ok(!isOtherGpu({ gpu: 'a100' }, has));
+  const whole = { ...has, gpus: [device()] };
+  assert.ok(!isOtherGpu({ gpu: 'A100-SXM4-80GB' }, whole), 'the picker names what it has in full');
+  assert.ok(isOtherGpu({ gpu: 'A100-SXM4-80GB:2' }, whole));
+  assert.ok(isOtherGpu({ gpu: 'A100-SXM4-80GB/2' }, whole));
   assert.ok(!isOtherGpu({ gpu: 'T4', network: 'host' }, has));
   assert.ok(!isOtherGpu({ network: 'host' }, has));
 });

@@ -15,6 +15,9 @@ test('keys that write or run code are signs of a cell to come, shortcuts are not
   equal(key('s', { ctrlKey: true }), false);
   equal(key('s', { metaKey: true }), false);
   equal(key('Escape'), false);
+  equal(key('Shift'), false);
+  equal(key('@', { ctrlKey: true, altKey: true }), true, 'AltGr writes');
+  equal(key('f', { altKey: true }), false);
 });
 
 test('the server is asked once for each time that a kernel was parked', async () => {

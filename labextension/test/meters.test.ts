@@ -8,7 +8,7 @@ import { device, GIB, trans, usage } from './forms';
 test('what a kernel uses: GPU first, and nothing of what is not known', () => {
   const all = usage({ gpu_pct: 30, vram_bytes: 2 * GIB, vram_total_bytes: 8 * GIB });
   assert.deepEqual(
-    metrics([all], 16 * GIB, trans).map(({ id, value }) => [id, value]),
+    metrics([all], trans).map(({ id, value }) => [id, value]),
     [
       ['gpu', '30 %'],
       ['vram', '2 GiB'],
@@ -17,23 +17,28 @@ test('what a kernel uses: GPU first, and nothing of what is not known', () => {
     ]
   );
   assert.deepEqual(
-    metrics([usage()], 16 * GIB, trans).map(({ id }) => id),
+    metrics([usage()], trans).map(({ id }) => id),
     ['cpu', 'ram']
   );
-  assert.deepEqual(metrics([], GIB, trans), []);
+  assert.deepEqual(metrics([], trans), []);
 });
 
-test('lines are shares: memory of its limit, else of the machine; processors of the most in use', () => {
-  const history = [usage({ cpu: null }), usage({ cpu: 4 }), usage({ cpu: 1 })];
-  const [cpu, ram] = metrics(history, 4 * GIB, trans);
+test('lines are shares: memory of its limit, else of the most in use; processors likewise', () => {
+  const history = [
+    usage({ cpu: null }),
+    usage({ cpu: 4 }),
+    usage({ cpu: 1, memory_bytes: 4 * GIB })
+  ];
+  const [cpu, ram] = metrics(history, trans);
   assert.deepEqual(cpu?.points, [0, 1, 0.25]);
-  assert.deepEqual(ram?.points, [0.25, 0.25, 0.25]);
-  const [, limited] = metrics([usage({ memory_limit_bytes: 2 * GIB })], 4 * GIB, trans);
+  assert.deepEqual(ram?.points, [0.25, 0.25, 1]);
+  assert.deepEqual(metrics([usage({ memory_bytes: GIB / 4 })], trans)[1]?.points, [0.25]);
+  const [, limited] = metrics([usage({ memory_limit_bytes: 2 * GIB })], trans);
   assert.deepEqual(limited?.points, [0.5]);
 });
 
 test('a rate that is not known yet keeps its place', () => {
-  assert.equal(metrics([usage({ cpu: null })], GIB, trans)[0]?.value, '–');
+  assert.equal(metrics([usage({ cpu: null })], trans)[0]?.value, '–');
 });
 
 test('the machine in short, and each of its GPUs', () => {

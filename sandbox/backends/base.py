@@ -56,6 +56,17 @@ class SandboxInstance(Protocol):
     def stands_by(self) -> bool:
         """Whether nothing runs in it, until it goes on from an image of a whole sandbox."""
 
+    @property
+    def shows_others(self) -> bool:
+        """Whether its processes see other GPUs than those that it was made with, at once or after `show_gpus`."""
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """Have its processes see these devices, and none that they saw before. Only where it shows others.
+
+        Raises:
+            UnsupportedOperationError: The system refuses it; all is as before.
+        """
+
     def processes(self) -> Sequence[int]:
         """Host pids of all processes of the sandbox, the backend's own included."""
 

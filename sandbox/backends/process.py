@@ -53,6 +53,8 @@ class ProcessInstance:
     workspace_note = ""
     waits = False
     stands_by = False
+    shows_others = True
+    """It sees all that the host has."""
 
     def __init__(self, remains: Remains, child: Child, limits: Mapping[str, LimitStatus]) -> None:
         self._remains = remains
@@ -65,6 +67,9 @@ class ProcessInstance:
         self._oom_kills = 0
         self._stopping: asyncio.Task[None] | None = None
         self._ended = asyncio.create_task(self._watch())
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """It sees them."""
 
     def processes(self) -> Sequence[int]:
         """Host pids of init and what it has started."""

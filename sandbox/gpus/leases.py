@@ -269,7 +269,8 @@ class LeaseDirectory(LeaseFiles):
         shares = []
         for found in filter(None, map(_SHARE.fullmatch, names)):
             if found[1] == uuid:
-                with self._opened(found[0]) as descriptor:
+                # What anybody may have put there in the place of a share's file says nothing of other devices.
+                with suppress(BackendUnavailableError), self._opened(found[0]) as descriptor:
                     if descriptor is not None and not lock(descriptor):
                         shares.append(read_holder(descriptor, parts=int(found[2])))
         # Somebody who is just ending may have the device still, and the share no more.
@@ -307,14 +308,16 @@ class LeaseDirectory(LeaseFiles):
     def _take(self, uuid: str, parts: int) -> list[int]:
         """Lock a device, or the first free share of it."""
         device = self._locked(_file_name(uuid), fcntl.LOCK_EX if parts == 1 else fcntl.LOCK_SH)
+        if device is not None and parts == 1:
+            return [device]
         if device is not None:
-            if parts == 1:
-                return [device]
-            for n in range(parts):
-                share = self._locked(f"{uuid}.{parts}-{n}.lock", fcntl.LOCK_EX)
-                if share is not None:
-                    return [device, share]
-            os.close(device)
+            with ExitStack() as undo:
+                undo.callback(os.close, device)
+                for n in range(parts):
+                    share = self._locked(f"{uuid}.{parts}-{n}.lock", fcntl.LOCK_EX)
+                    if share is not None:
+                        undo.pop_all()
+                        return [device, share]
         raise unusable(self.path / _file_name(uuid), OSError(errno.EBUSY, "somebody holds it who asks nobody"))
 
     def _locked(self, name: str, how: int) -> int | None:

@@ -6,9 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from warmcell.sandbox.errors import UnsupportedOperationError
+from warmcell.sandbox.errors import (
+    BackendUnavailableError,
+    OperationTimeoutError,
+    TransportError,
+    UnsupportedOperationError,
+)
 from warmcell.sandbox.gpus.requests import MOST_PARTS
 from warmcell.sandbox.models import GpuDevice, Parked
+
+UNKNOWN = (OperationTimeoutError, TransportError, BackendUnavailableError)
+"""After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
 
 class ParkEngine(Protocol):

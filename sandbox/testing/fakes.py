@@ -45,6 +45,7 @@ class FakeInstance:
     workspace_note = ""
     waits = False
     stands_by = False
+    shows_others = False
 
     def __init__(
         self, pid: int, directory: Path, limits: Mapping[str, LimitStatus], *, layer: Path | None = None
@@ -59,6 +60,8 @@ class FakeInstance:
         """Kernels that were asked for, the latest last."""
         self.requests: list[Mapping[str, Any]] = []
         """Every request that came, in order."""
+        self.gpus: tuple[GpuDevice, ...] | None = None
+        """That it was asked to show."""
         self.replaceable = False
         """Whether another one is as good."""
         self._ended: asyncio.Future[ExitInfo] = asyncio.get_running_loop().create_future()
@@ -71,6 +74,10 @@ class FakeInstance:
         """Let its guest listen."""
         await in_thread(self.run_directory.mkdir, 0o700)
         self._server = await asyncio.start_unix_server(self._serve, self.run_directory / "init.sock")
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """Note them."""
+        self.gpus = tuple(gpus)
 
     def processes(self) -> Sequence[int]:
         """Its one imaginary process."""

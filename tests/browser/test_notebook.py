@@ -61,3 +61,25 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         expect(page.locator(".jp-mod-dirty")).to_have_count(0)
         remembered = json.loads(file.read_text())["metadata"]["warmcell"]
         assert remembered == {"gpu": "A100-SXM4-80GB:2", "network": "none", "template": "default"}
+
+
+def test_a_policy_of_the_kernelspec_outlives_the_picker(places: Places, page: Page) -> None:
+    """It may deny what a list of hosts would allow, and the picker shows hosts only: it says nothing of the network
+    unless somebody chooses that.
+    """
+    policy = {"allow": ["*.example.com"], "deny": ["secret.example.com"], "max_bytes": 1000}
+    with Lab(places, settings={"prepared": 0}) as lab:
+        lab.kernelspec("plain", "Plain", {"preload": [], "template": "plain", "network": policy})
+        file = lab.notebook("policy.ipynb", "print('it works')", kernel="plain", display_name="Plain")
+        notebook = Notebook.open(page, lab, "policy.ipynb")
+        notebook.wait_ready()
+        for choose, expected in ((False, None), (True, "none")):
+            picker = notebook.pick()
+            picker.get_by_role("spinbutton", name="Memory").fill("3" if choose else "2")
+            if choose:
+                picker.get_by_role("radio", name="None").check()
+            notebook.apply()
+            notebook.run(0, expected="it works")
+            page.get_by_role("button", name=re.compile("^Save")).first.click()
+            expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+            assert json.loads(file.read_text())["metadata"]["warmcell"].get("network") == expected

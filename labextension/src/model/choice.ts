@@ -252,7 +252,18 @@ function sameRequest(asked: string | readonly string[] | null, sandbox: ISandbox
   if (asked === null) {
     return sandbox.gpus.length === 0;
   }
-  return requestKey(asked) === requestKey(sandbox.gpu ?? '');
+  const key = requestKey(asked);
+  return key === requestKey(sandbox.gpu ?? '') || key === heldKey(sandbox.gpus);
+}
+
+/** What it has, as a request for just that; null where it has several kinds, or none. */
+function heldKey(held: readonly IGpuDevice[]): string | null {
+  const [first] = held;
+  return first === undefined || held.some(({ name }) => name !== first.name)
+    ? null
+    : requestKey(
+        gpuRequest({ kind: requestName(first.name), count: held.length, parts: first.parts })
+      );
 }
 
 function networkKey(network: Network): string {

@@ -6,9 +6,17 @@ import type { ISandboxInfo } from '../tokens';
 /** What of a key press matters here. */
 export type IKey = Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>;
 
+/** Keys that write nothing by themselves. */
+const SILENT: ReadonlySet<string> = new Set([
+  ...['Shift', 'Control', 'Alt', 'AltGraph', 'Meta', 'CapsLock', 'NumLock', 'ScrollLock', 'Fn'],
+  ...['Escape', 'ContextMenu', 'PrintScreen', 'Pause']
+]);
+
 /** Whether a key that was pressed in code is for writing or running it; other shortcuts are not. */
 export function isWriting({ key, ctrlKey, metaKey, altKey }: IKey): boolean {
-  return key === 'Enter' || !(ctrlKey || metaKey || altKey || key === 'Escape');
+  // Where there is AltGr it is told as both.
+  const isShortcut = metaKey || ctrlKey !== altKey;
+  return key === 'Enter' || !(SILENT.has(key) || isShortcut);
 }
 
 /**

@@ -6,6 +6,8 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { IMeters, IUsage } from '../tokens';
 import * as words from './words';
 
+const GIB = 2 ** 30;
+
 /** One quantity over time. */
 export interface IMetric {
   readonly id: 'gpu' | 'vram' | 'cpu' | 'ram';
@@ -19,13 +21,8 @@ export interface IMetric {
  * What one sandbox uses, GPU first; empty before the first reading. What is not known has no metric.
  *
  * @param history - The oldest reading first.
- * @param ram_bytes - The machine's memory, of which a sandbox without a limit may use all.
  */
-export function metrics(
-  history: readonly IUsage[],
-  ram_bytes: number,
-  trans: TranslationBundle
-): IMetric[] {
+export function metrics(history: readonly IUsage[], trans: TranslationBundle): IMetric[] {
   const last = history.at(-1);
   if (last === undefined) {
     return [];
@@ -56,12 +53,14 @@ export function metrics(
     value: last.cpu === null ? '–' : percent(100 * last.cpu),
     points: history.map(({ cpu }) => share(cpu, most))
   });
+  // Without a limit a GiB does, unless more was in use: of a whole machine's memory a kernel's would be a flat line.
+  const largest = Math.max(GIB, ...history.map(({ memory_bytes }) => memory_bytes));
   found.push({
     id: 'ram',
     label: trans.__('RAM'),
     value: words.bytes(last.memory_bytes),
     points: history.map(({ memory_bytes, memory_limit_bytes }) =>
-      share(memory_bytes, memory_limit_bytes ?? ram_bytes)
+      share(memory_bytes, memory_limit_bytes ?? largest)
     )
   });
   return found;

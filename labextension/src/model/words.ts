@@ -143,6 +143,8 @@ function phaseName(name: string, trans: TranslationBundle): string {
       return trans.__('kernel');
     case 'restore':
       return trans.__('restore');
+    case 'unpark':
+      return trans.__('unpark');
     default:
       return name;
   }

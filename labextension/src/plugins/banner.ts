@@ -26,6 +26,9 @@ export const banner: JupyterFrontEndPlugin<void> = {
           choose: () => {
             void app.commands.execute(CommandIDs.chooseHardware, { path: panel.context.path });
           },
+          leave: () => {
+            panel.content.activate();
+          },
           dismissed
         });
         panel.contentHeader.addWidget(widget);

@@ -7,7 +7,7 @@ import { EarlyWake, isWriting } from '../model/earlyWake';
 import { NotebookSandbox } from '../model/notebook';
 import { DOMAIN, ISandboxes } from '../tokens';
 
-const SIGNS = ['keydown', 'pointerdown'] as const;
+const SIGNS = ['keydown', 'pointerdown', 'paste'] as const;
 
 /** Where code is written. */
 const EDITOR = '.jp-CodeCell .jp-InputArea-editor';

@@ -7,6 +7,7 @@ import type { NotebookSandbox } from '../model/notebook';
 import type { INotice, NoticeAction } from '../model/notices';
 import * as words from '../model/words';
 import { applyChoice } from './apply';
+import { useFocusLoss } from './focus';
 import { leaveQueue, resume, targetOf } from './memory';
 import { Prose } from './prose';
 
@@ -14,6 +15,8 @@ export interface IBannerOptions {
   readonly notebook: NotebookSandbox;
   /** Choose what the sandbox gets. */
   readonly choose: () => void;
+  /** Give the keyboard back to the notebook. */
+  readonly leave: () => void;
   /** Keys of notices that were dismissed anywhere on this page. */
   readonly dismissed: Set<string>;
 }
@@ -52,11 +55,11 @@ export class SandboxBanner extends ReactWidget {
       <div className="wc-Banner-content">
         <UseSignal signal={notebook.changed} initialSender={notebook}>
           {() => (
-            <>
+            <Notices leave={this._options.leave}>
               {notebook.notices
                 .filter(({ key }) => !dismissed.has(key))
                 .map(notice => this._notice(notice))}
-            </>
+            </Notices>
           )}
         </UseSignal>
       </div>
@@ -152,6 +155,30 @@ export class SandboxBanner extends ReactWidget {
 
   private readonly _options: IBannerOptions;
   private readonly _size: ResizeObserver;
+}
+
+/** What is told. With the notice whose button was pressed the keyboard goes to the next one, or to the notebook. */
+function Notices(props: {
+  readonly leave: () => void;
+  readonly children: readonly React.JSX.Element[];
+}): React.JSX.Element {
+  const all = React.useRef<HTMLDivElement>(null);
+  const handlers = useFocusLoss(
+    () => null,
+    () => {
+      const next = all.current?.querySelector('button') ?? null;
+      if (next === null) {
+        props.leave();
+      } else {
+        next.focus();
+      }
+    }
+  );
+  return (
+    <div ref={all} {...handlers}>
+      {props.children}
+    </div>
+  );
 }
 
 function actionLabel(action: NoticeAction, trans: TranslationBundle): string {

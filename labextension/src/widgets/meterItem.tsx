@@ -41,7 +41,7 @@ export class MeterItem extends ReactWidget {
     if (sandbox?.state !== 'running' || latest === null) {
       return null;
     }
-    const found = metrics(usage.history(sandbox.id), latest.machine.memory_total_bytes, trans);
+    const found = metrics(usage.history(sandbox.id), trans);
     if (found.length === 0) {
       return null;
     }

@@ -77,6 +77,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
       template: choice.template ?? sandbox?.template?.name ?? 'default',
       keep: true
     };
+    this._isPolicy = choice.network === undefined && typeof network !== 'string';
     this._showGpus(NOTHING);
     this._kinds = null;
     void this._load();
@@ -90,7 +91,9 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
     return {
       gpu: kind === '' ? null : gpuRequest({ kind, count, parts }),
       ...(memory_bytes === null ? {} : { memory_bytes }),
-      network: network !== 'hosts' ? network : hosts.length > 0 ? hosts : 'none',
+      ...(this._isPolicy
+        ? {}
+        : { network: network !== 'hosts' ? network : hosts.length > 0 ? hosts : 'none' }),
       template
     };
   }
@@ -319,6 +322,7 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
   }
 
   private _set(change: Partial<IForm>): void {
+    this._isPolicy &&= change.network === undefined && change.hosts === undefined;
     this._form = { ...this._form, ...change };
     this._problem = null;
     this.update();
@@ -356,6 +360,8 @@ export class PickerForm extends ReactWidget implements Dialog.IBodyWidget<IChoic
   private _form: IForm;
   private _found: IGpus = NOTHING;
   private _kinds: readonly IGpuKind[] | null = null;
+  /** The kernelspec says which hosts are reached, and perhaps more than can be shown here: it stays so. */
+  private _isPolicy: boolean;
   private _gpuTrouble: IErrorInfo | null = null;
   private _problem: IErrorInfo | null = null;
   private _checking = false;

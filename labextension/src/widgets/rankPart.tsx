@@ -17,6 +17,8 @@ interface IDrawn {
   readonly mimeType: string;
   readonly renderer: IRenderMime.IRenderer;
   data: ReadonlyPartialJSONObject;
+  /** What may be drawn, a script for one, depends on it. */
+  readonly isTrusted: boolean;
 }
 
 /** Something that a rank has printed or displayed, drawn as JupyterLab draws it in a cell. */
@@ -29,8 +31,9 @@ export function RankPart({ part, isTrusted, rendermime }: IRankPartProps): React
 
   React.useLayoutEffect(() => {
     const mimeType = rendermime.preferredMimeType(data, isTrusted ? 'any' : 'ensure');
-    if (drawn.current !== null && drawn.current.mimeType !== mimeType) {
-      drawn.current = removed(drawn.current);
+    const { current } = drawn;
+    if (current !== null && (current.mimeType !== mimeType || current.isTrusted !== isTrusted)) {
+      drawn.current = removed(current);
     }
     if (host.current === null || mimeType === undefined) {
       return;
@@ -38,7 +41,7 @@ export function RankPart({ part, isTrusted, rendermime }: IRankPartProps): React
     if (drawn.current !== null && JSONExt.deepEqual(drawn.current.data, data)) {
       return;
     }
-    drawn.current ??= added(host.current, mimeType, rendermime);
+    drawn.current ??= added(host.current, mimeType, isTrusted, rendermime);
     drawn.current.data = data;
     void drawn.current.renderer.renderModel(new MimeModel({ data, metadata, trusted: isTrusted }));
   });
@@ -60,12 +63,17 @@ export function RankPart({ part, isTrusted, rendermime }: IRankPartProps): React
 }
 
 /** A renderer below this element, which React has put into the page. */
-function added(host: HTMLElement, mimeType: string, rendermime: IRenderMimeRegistry): IDrawn {
+function added(
+  host: HTMLElement,
+  mimeType: string,
+  isTrusted: boolean,
+  rendermime: IRenderMimeRegistry
+): IDrawn {
   const renderer = rendermime.createRenderer(mimeType);
   MessageLoop.sendMessage(renderer, Widget.Msg.BeforeAttach);
   host.appendChild(renderer.node);
   MessageLoop.sendMessage(renderer, Widget.Msg.AfterAttach);
-  return { mimeType, renderer, data: {} };
+  return { mimeType, renderer, data: {}, isTrusted };
 }
 
 function removed({ renderer }: IDrawn): null {

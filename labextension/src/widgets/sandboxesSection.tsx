@@ -16,6 +16,7 @@ import { entries, type EntryAction, type IEntry } from '../model/entries';
 import * as words from '../model/words';
 import type { ISandboxes, IUsageFeed } from '../tokens';
 import { Badges } from './badges';
+import { useFocusLoss } from './focus';
 import { failedIcon, forkIcon, parkIcon, sandboxIcon, suspendedIcon } from './icons';
 import { Waterfall } from './waterfall';
 
@@ -103,11 +104,7 @@ export class SandboxesSection extends ReactWidget {
     }
     return (
       <div>
-        <ul className="wc-Sandboxes-list" aria-label={trans.__('Sandboxes')}>
-          {rows.map(entry => (
-            <Row key={entry.sandbox.id} entry={entry} {...this._options} />
-          ))}
-        </ul>
+        <Rows rows={rows} {...this._options} />
       </div>
     );
   }
@@ -128,6 +125,38 @@ export class SandboxesSection extends ReactWidget {
   private readonly _options: ISectionOptions;
   private readonly _size: ResizeObserver;
   private _ticker = 0;
+}
+
+/** All rows. What was done with one often takes its button away, or the row: the keyboard stays near. */
+function Rows({
+  rows,
+  ...options
+}: ISectionOptions & { readonly rows: readonly IEntry[] }): React.JSX.Element {
+  const list = React.useRef<HTMLUListElement>(null);
+  const handlers = useFocusLoss(
+    element => {
+      const row = element.closest<HTMLElement>('[data-sandbox]');
+      const all = [...(list.current?.children ?? [])];
+      return { id: row?.dataset.sandbox, at: row === null ? 0 : all.indexOf(row) };
+    },
+    ({ id, at }) => {
+      const all = [...(list.current?.querySelectorAll<HTMLElement>('[data-sandbox]') ?? [])];
+      const near = all.find(row => row.dataset.sandbox === id) ?? all[at] ?? all.at(-1);
+      near?.querySelector('summary')?.focus();
+    }
+  );
+  return (
+    <ul
+      className="wc-Sandboxes-list"
+      ref={list}
+      aria-label={options.trans.__('Sandboxes')}
+      {...handlers}
+    >
+      {rows.map(entry => (
+        <Row key={entry.sandbox.id} entry={entry} {...options} />
+      ))}
+    </ul>
+  );
 }
 
 interface IRowProps extends ISectionOptions {

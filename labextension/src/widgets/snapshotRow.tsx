@@ -115,7 +115,7 @@ function Label({ snapshot, moment, isChosen, choose, trans }: IRowProps): React.
         <span className="wc-Snapshots-name" title={snapshot.name}>
           {snapshot.name || snapshot.id}
         </span>
-        <span className="wc-Snapshots-facts" title={made.toLocaleString()}>
+        <span className="wc-Snapshots-facts" title={Time.format(made)}>
           {facts.filter(Boolean).join(' · ')}
         </span>
       </span>
@@ -143,7 +143,9 @@ function NameField({ snapshot, rename, trans }: IRowProps): React.JSX.Element {
         rename(snapshot, event.target.value, null);
       }}
       onKeyDown={event => {
-        if (event.key === 'Enter' || event.key === 'Escape') {
+        // Of an input method: it ends a word, not the name.
+        const isComposing = event.nativeEvent.isComposing;
+        if (!isComposing && (event.key === 'Enter' || event.key === 'Escape')) {
           event.preventDefault();
           event.stopPropagation();
           rename(snapshot, event.currentTarget.value, event.key);

@@ -23,7 +23,7 @@ export async function chooseSnapshot(options: ISnapshotsOptions): Promise<IChose
     : null;
 }
 
-/** A dialog that can be accepted while one is chosen, and leaves the keys of a name to its field. */
+/** A dialog that can be accepted while one is chosen, with its buttons alone. */
 class SnapshotsDialog extends Dialog<ISnapshotInfo | null> {
   constructor(options: ISnapshotsOptions) {
     const { trans } = options;
@@ -60,8 +60,13 @@ class SnapshotsDialog extends Dialog<ISnapshotInfo | null> {
     }
   }
 
+  /**
+   * Enter in a field is none for the dialog: it would restore, which takes all variables of now, and the focus may have
+   * come to a field while the key was on its way. The keys of a name are its field's.
+   */
   protected override _evtKeydown(event: KeyboardEvent): void {
-    if (!(event.target instanceof HTMLInputElement && event.target.type === 'text')) {
+    const { target, key } = event;
+    if (!(target instanceof HTMLInputElement && (key === 'Enter' || target.type === 'text'))) {
       super._evtKeydown(event);
     }
   }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from warmcell.sandbox.backends import layers, likeness
 from warmcell.sandbox.backends.base import ExitInfo, SandboxInstance
+from warmcell.sandbox.backends.bubblewrap import nodes, rootfs
 from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
@@ -18,8 +19,8 @@ from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import ConflictError, OperationTimeoutError
-from warmcell.sandbox.models import LimitStatus
+from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, UnsupportedOperationError
+from warmcell.sandbox.models import GpuDevice, LimitStatus
 
 
 class Remains:
@@ -107,8 +108,10 @@ class BubblewrapInstance:
         workspace_note: str,
         parts: Parts,
         waits: bool = False,
+        gpus: Sequence[GpuDevice] = (),
     ) -> None:
         self._remains = remains
+        self._began_with = self._gpus = tuple(gpus)
         self._child = child
         self.pid = pid
         self.run_directory = run_directory
@@ -124,6 +127,43 @@ class BubblewrapInstance:
         self._first = frozenset(self.processes())
         """Those that it began with, which end with it."""
         self._ended = asyncio.create_task(self._watch())
+
+    @property
+    def shows_others(self) -> bool:
+        """Where root has made it with a GPU: what all of them need is there then, and its /dev is root's."""
+        made_here = not isinstance(self._child, HelperChild)
+        return made_here and os.getuid() == 0 and any(gpu.device_nodes for gpu in self._began_with)
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """See the port."""
+        if self._remains.init_fd < 0:
+            raise ConflictError("The sandbox is going away", hint="Start another one.")
+        process = os.dup(self._remains.init_fd)
+        try:
+            await in_thread(self._change_nodes, process, tuple(gpus))
+        finally:
+            os.close(process)
+
+    def _change_nodes(self, process: int, gpus: tuple[GpuDevice, ...]) -> None:
+        had, wanted = rootfs.nodes(self._gpus), rootfs.nodes(gpus)
+        add = {place: node for place, node in wanted.items() if place not in had}
+        remove = {place: node for place, node in had.items() if place not in wanted}
+        if any(had[place] != node for place, node in wanted.items() if place in had):
+            raise UnsupportedOperationError(
+                "The other GPU has a node of the same name", hint="Restart the kernel with the other GPU."
+            )
+        if add or remove:
+            nodes.change(process, add=add, remove=remove)
+        # After they are gone: whoever has none open by now gets none.
+        own = [node for place, node in remove.items() if place not in rootfs.GPU_NODES]
+        user = nodes.user_of(own, self.processes)
+        if user is not None:
+            nodes.change(process, add=remove, remove=add)
+            raise UnsupportedOperationError(
+                f"Process {user} of the sandbox has the device of its GPU open besides what the driver parks",
+                hint="End that program, or restart the kernel. It keeps its GPU.",
+            )
+        self._gpus = gpus
 
     def processes(self) -> Sequence[int]:
         """Host pids of bubblewrap and of everything in the sandbox."""

@@ -66,6 +66,8 @@ class Prepared:
     """What `save_layer` saves."""
     filled_bytes: int
     """What is copied from a saved layer."""
+    gpus: Sequence[GpuDevice] = ()
+    """Whose nodes are in it."""
 
 
 def prepare(
@@ -180,7 +182,7 @@ def prepare(
         named=named,
         home=home,
         python=environment.python,
-        env=variables(identity, home=home, python=environment.python),
+        env={**view.env, **variables(identity, home=home, python=environment.python)},
         disk=disk,
         parts=Parts(
             parts=view.parts,
@@ -190,6 +192,7 @@ def prepare(
         ),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
+        gpus=gpus,
     )
 
 
@@ -214,7 +217,7 @@ def command(
     return [
         str(bwrap),
         *_namespaces(network, identity, named, as_root=as_root),
-        *inside(view, {**variables(identity, home=home, python=python), "LANG": "C"}),
+        *inside(view, {**view.env, **variables(identity, home=home, python=python), "LANG": "C"}),
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),

@@ -17,8 +17,14 @@ from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.backends.threads import ENGINE, in_thread
-from warmcell.sandbox.errors import ConflictError, NotFoundError, OperationTimeoutError, WarmcellError
-from warmcell.sandbox.models import LimitStatus
+from warmcell.sandbox.errors import (
+    ConflictError,
+    NotFoundError,
+    OperationTimeoutError,
+    UnsupportedOperationError,
+    WarmcellError,
+)
+from warmcell.sandbox.models import GpuDevice, LimitStatus
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +105,7 @@ class DockerInstance:
     guest_run_directory = RUN
     waits = False
     stands_by = False
+    shows_others = False
 
     def __init__(
         self,
@@ -127,6 +134,10 @@ class DockerInstance:
     def container(self) -> str:
         """Its id, as the engine calls it."""
         return self._container.id
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """Never: its devices are those that it was made with."""
+        raise UnsupportedOperationError("This sandbox shows no other GPUs", hint="Restart the kernel.")
 
     def processes(self) -> Sequence[int]:
         """Host pids of all that is in it: orphans come back to its first process."""

@@ -17,7 +17,7 @@ from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants, words_of
 from warmcell.sandbox.errors import OperationTimeoutError, SnapshotError, UnsupportedOperationError
 from warmcell.sandbox.guest_wire import wait_for_socket
-from warmcell.sandbox.models import LimitStatus
+from warmcell.sandbox.models import GpuDevice, LimitStatus
 
 NAME = "w"
 """What runsc calls every sandbox: each has a state directory of its own, and socket paths are short."""
@@ -134,6 +134,8 @@ class GvisorInstance:
         self._oom_kills = 0
         self._ended = asyncio.create_task(self._watch())
 
+    shows_others = False
+
     @property
     def stands_by(self) -> bool:
         """Whether it waits for an image to go on from; see `go_on`."""
@@ -200,6 +202,10 @@ class GvisorInstance:
                 details={"step": str(error), "stderr": error.stderr[-1000:]},
             ) from error
         (self.run_directory / until).unlink(missing_ok=True)
+
+    async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
+        """Never: its devices are those that it was made with."""
+        raise UnsupportedOperationError("This sandbox shows no other GPUs", hint="Restart the kernel.")
 
     def processes(self) -> Sequence[int]:
         """Host pids of runsc, of the sandbox process with all that it runs in, and of what serves it files."""

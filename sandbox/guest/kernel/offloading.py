@@ -69,6 +69,9 @@ class Offload:
     def take(self, kind: str) -> int:
         """Keep all of it in the host's memory, with the main thread held until `bring_back`; how many bytes.
 
+        A step that fails is undone. Where even that fails, as others have taken the room on the device meanwhile, all
+        of it is kept, which is what was asked for.
+
         Raises:
             ConflictError: The main thread works.
             CapacityError: The host has no room for it. All is as it was.
@@ -87,8 +90,14 @@ class Offload:
                     one.storage.resize_(0)
                 _give_back(torch, kind)
         except BaseException:
-            self.bring_back()
+            try:
+                self.bring_back()
+            except CapacityError:
+                return self._kept_bytes()
             raise
+        return self._kept_bytes()
+
+    def _kept_bytes(self) -> int:
         return sum(one.content.numel() for one in self._kept)
 
     def bring_back(self) -> None:
@@ -116,7 +125,8 @@ class Offload:
         except (RuntimeError, MemoryError) as error:
             for one in self._kept:
                 one.storage.resize_(0)
-            _give_back(torch, kind)
+            with contextlib.suppress(RuntimeError):  # What stays torch's own there is not the notebook's.
+                _give_back(torch, kind)
             words = str(error).partition("\n")[0]
             raise CapacityError(
                 f"What torch had on the GPU does not fit there now: {words}",

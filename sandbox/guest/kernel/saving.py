@@ -92,12 +92,13 @@ class Saving:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             graphics.let_go()
-            moved = self._offload.take(kind) if kind else 0
             self._replies.hold()
             self._in_order(self._hold)
+            # The last step: the way back may have no room on the device, and nothing else could be undone then.
+            moved = self._offload.take(kind) if kind else 0
         except BaseException:
-            self._offload.bring_back()
             self._replies.let_go()
+            self._app.iopub_thread.schedule(self._let_go)
             doors.reopen()
             raise
         self._token = token

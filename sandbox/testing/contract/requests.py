@@ -111,6 +111,7 @@ async def memory_that_cannot_be_saved_is_refused_though_the_machine_could(subjec
         store=store,
         backend_of=lambda spec: subject.backend,
         paths=Paths.default(),
+        release_gpus=lambda sandbox_id: None,
         turn=lambda box: contextlib.nullcontext(0.0),
     )
     await memory.open()

@@ -1,12 +1,19 @@
 """Nodes of leased devices, with another device in the place of a GPU."""
 
+import asyncio
+import json
 import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 
 from tests.integration.bubblewrap.boxes import subject_of
 from tests.leaks import Places
+from warmcell.sandbox.backends.bubblewrap import nodes
+from warmcell.sandbox.channel import GuestChannel
+from warmcell.sandbox.errors import UnsupportedOperationError
 from warmcell.sandbox.models import GpuDevice
 
 pytestmark = pytest.mark.bubblewrap
@@ -60,3 +67,151 @@ async def test_what_is_not_leased_is_not_there(places: Places, node: str) -> Non
     finally:
         await instance.stop()
     subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_what_a_cdi_specification_says_comes_along(
+    places: Places, node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node under another name, a library at a place of its own with the links to it, a directory of libraries, and
+    the variables by which processes find them. Left out is what others could be spoken to by, what is not there, what
+    is no driver's, and what would lie in a tree of the host's.
+    """
+    driver = places.root / "driver"
+    driver.mkdir()
+    (driver / "libcuda.so.580.1").write_text("the driver's")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(driver / "socket"))
+    for name in ("service", "config", "more"):
+        (driver / name).mkdir()
+        (driver / name / "libmore.so.1").touch()
+    os.mkfifo(driver / "service" / "control")
+    (driver / "config" / "libmore.so.1").rename(driver / "config" / "any.conf")
+    mounts = [
+        {"hostPath": str(driver / name), "containerPath": place}
+        for name, place in (
+            ("libcuda.so.580.1", "/opt/nv/lib/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/usr/lib/none/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/etc/libcuda.so.580.1"),
+            ("socket", "/opt/nv/socket"),
+            ("service", "/opt/nv/service"),
+            ("config", "/opt/nv/config"),
+            ("more", "/opt/nv/more"),
+            ("missing", "/opt/nv/missing"),
+        )
+    ]
+    hook = ["nvidia-cdi-hook", "create-symlinks", "--link", "libcuda.so.580.1::/opt/nv/lib/libcuda.so.1"]
+    edits = {
+        "deviceNodes": [{"path": node}, {"path": "/dev/nvidia-caps/nvidia-cap1", "hostPath": node}],
+        "mounts": mounts,
+        "env": ["DRIVER_SAYS=yes", "LD_LIBRARY_PATH=/opt/own"],
+        "hooks": [{"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook", "args": hook}],
+    }
+    spec = {
+        "cdiVersion": "0.5.0",
+        "kind": "nvidia.com/gpu",
+        "devices": [{"name": "GPU-1", "containerEdits": edits}],
+    }
+    (driver / "nvidia.yaml").write_text(json.dumps(spec))
+    monkeypatch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    instance = await subject.backend.create(
+        subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device(node)]
+    )
+    try:
+        root = Path(f"/proc/{instance.pid}/root")
+        assert (root / "dev/nvidia-caps/nvidia-cap1").stat().st_rdev == os.stat(node).st_rdev
+        assert sorted(os.listdir(root / "opt/nv")) == ["lib", "more"]
+        assert not (root / "etc/libcuda.so.580.1").exists()
+        code = "import os; print(open('/opt/nv/lib/libcuda.so.1').read(), os.environ['DRIVER_SAYS'], sep='\\n')"
+        code += "; print(os.environ['LD_LIBRARY_PATH']); open('/opt/nv/lib/libcuda.so.1', 'w')"
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
+        said = await channel.exec(["python3", "-c", code])
+        await channel.close()
+        assert said.stdout.splitlines() == ["the driver's", "yes", "/opt/own:/opt/nv/lib:/opt/nv/more"]
+        assert "Read-only file system" in said.stderr
+    finally:
+        await instance.stop()
+        listening.close()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_another_device_comes_to_a_sandbox_that_runs(places: Places, node: str) -> None:
+    """In the place of the one that it had, for a program that runs all the while; and without one it sees none. The
+    rest of its /dev is as it was, and nobody in there can write to it.
+    """
+    other = next((path for path in STAND_INS if Path(path).is_char_device() and path != node), None)
+    if other is None:
+        pytest.skip(f"this machine has only one of {', '.join(STAND_INS)}")
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    instance = await subject.backend.create(
+        subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device(node)]
+    )
+    try:
+        assert instance.shows_others
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
+        root = Path(f"/proc/{instance.pid}/root")
+        before = mounts_of(instance.pid)
+        await instance.show_gpus([device(other)])
+        seen = await channel.exec(["sh", "-c", f"ls -l {other}; test -e {node}; echo $?; touch /dev/new; rm {other}"])
+        assert seen.stdout.startswith("c")
+        assert seen.stdout.splitlines()[-1] == "1"
+        assert seen.stderr.count("Read-only file system") == 2
+        assert (root / other[1:]).stat().st_rdev == os.stat(other).st_rdev
+        assert mounts_of(instance.pid) - before == {(other, "nosuid")}
+        process = os.pidfd_open(instance.pid)
+        with pytest.raises(UnsupportedOperationError, match="cannot be given another GPU"):
+            await asyncio.to_thread(
+                nodes.change, process, add={"/dev/new": node, "/dev/null/x": other}, remove={other: other}
+            )
+        os.close(process)
+        assert mounts_of(instance.pid) - before == {(other, "nosuid")}
+        await instance.show_gpus([])
+        assert not (root / node[1:]).exists()
+        assert not (root / other[1:]).exists()
+        await instance.show_gpus([device(node)])
+        assert mounts_of(instance.pid) == before
+        await channel.close()
+    finally:
+        await instance.stop()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, tmp_path: Path) -> None:
+    """It would use it while somebody else has it. All stays as it is, until that program has ended."""
+    mine = tmp_path / "device"
+    os.mknod(mine, 0o666 | stat.S_IFCHR, os.stat("/dev/full").st_rdev)
+    mine.chmod(0o666)
+    driver = tmp_path / "cdi"
+    driver.mkdir()
+    edits = {"deviceNodes": [{"path": "/dev/own"}, {"path": "/dev/mine", "hostPath": str(mine)}]}
+    spec = {"kind": "nvidia.com/gpu", "devices": [{"name": "GPU-1", "containerEdits": edits}]}
+    (driver / "nvidia.json").write_text(json.dumps(spec))
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
+        instance = await subject.backend.create(
+            subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device("/dev/own")]
+        )
+        try:
+            channel = await GuestChannel.open(instance.run_directory, timeout=60)
+            before = mounts_of(instance.pid)
+            async with channel.exec_stream(["sh", "-c", "exec 3</dev/mine; echo; exec sleep 600"]) as process:
+                await anext(process.output())
+                with pytest.raises(UnsupportedOperationError, match="has the device of its GPU open"):
+                    await instance.show_gpus([])
+                assert mounts_of(instance.pid) == before
+            await instance.show_gpus([])
+            assert mounts_of(instance.pid) < before
+            await channel.close()
+        finally:
+            await instance.stop()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+def mounts_of(pid: int) -> set[tuple[str, str]]:
+    """Where something is mounted in its sandbox, and whether programs there keep their rights."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    return {(fields[4], "nosuid" if "nosuid" in fields[5].split(",") else "") for fields in lines}

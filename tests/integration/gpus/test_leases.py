@@ -369,6 +369,33 @@ async def test_a_trap_in_the_shared_directory_is_refused(places: Places, trap: s
     assert victim.read_text() == "untouched"
 
 
+def test_a_share_that_is_no_file_keeps_no_device(places: Places) -> None:
+    """Nothing of what was locked on the way to it stays so, in the keeper that goes on."""
+    leases = LeaseDirectory(places.leases)
+    device = GpuDevice(uuid="GPU-1", index=0, name="T4", memory_total_bytes=1)
+    leases.look(["GPU-1"])
+    places.leases.mkdir(exist_ok=True)
+    (places.leases / "GPU-1.2-0.lock").mkdir()
+    with pytest.raises(BackendUnavailableError, match=r"GPU-1\.2-0\.lock cannot be used"):
+        leases.acquire(["GPU-1"], lambda sight: Grant((device,), 2), holder=ONE)
+    assert leases.look(["GPU-1"]).holders == {}
+    (places.leases / "GPU-1.2-0.lock").rmdir()
+
+
+def test_a_share_that_is_no_file_ends_nobody_elses_leasing(places: Places) -> None:
+    """Anybody may put something there, and others share that GPU meanwhile."""
+    leases = LeaseDirectory(places.leases)
+    one, other = (GpuDevice(uuid=f"GPU-{n}", index=n, name="T4", memory_total_bytes=1) for n in (1, 2))
+    held = leases.acquire(["GPU-1"], lambda sight: Grant((one,), 2), holder=ONE)
+    (places.leases / "GPU-1.2-1.lock").mkdir()
+    sight = LeaseDirectory(places.leases).look(["GPU-1", "GPU-2"])
+    assert [holder.sandbox_id for holder in sight.holders["GPU-1"]] == [ONE]
+    more = leases.acquire(["GPU-1", "GPU-2"], lambda sight: Grant((other,), 1), holder=TWO)
+    for lease in (*held, *more):
+        lease.release()
+    (places.leases / "GPU-1.2-1.lock").rmdir()
+
+
 async def test_a_directory_that_is_none_is_refused_with_the_cure(places: Places) -> None:
     """A file in the directory's place gives one typed error with the one root command."""
     blocked = places.root / "file"

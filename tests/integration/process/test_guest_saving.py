@@ -236,6 +236,20 @@ async def test_it_is_done_while_a_cell_runs(line: Line, places: Places) -> None:
     assert line.printed() == "over\n"
 
 
+async def test_where_torch_cannot_move_what_it_has_all_goes_on(line: Line, places: Places) -> None:
+    """A cell runs, so the main thread does not come to rest: what was held until then is let go of."""
+    await line.run("import torch, os, time")
+    begun, end = places.root / "begun", places.root / "end"
+    waits = f"open({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(end)!r}): time.sleep(0.01)"
+    running = asyncio.create_task(line.run(f"{waits}\nprint('all of it')"))
+    await line.until(begun.exists)
+    refused = await line.ask("warmcell_before_snapshot_request", {"token": "a", "offload": "cpu"})
+    assert (refused["status"], refused["evalue"]) == ("error", "The kernel's main thread works")
+    end.touch()
+    assert (await running)["status"] == "ok"
+    assert line.printed() == "all of it\n"
+
+
 async def test_who_is_not_the_one_that_was_saved_is_refused(line: Line) -> None:
     """Another token, or none that was ever given, is an error; the right one works, once."""
     assert (await line.welcome("a"))["status"] == "error"

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxSpec
+from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.service import SandboxService
-from warmcell.sandbox.testing.fakes import FakeBackend
+from warmcell.sandbox.snapshots.base import Dumped
+from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
 
 KINDS = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}]
 
@@ -160,6 +162,17 @@ async def test_what_cannot_be_parked_goes_on_and_keeps_its_gpu(here: Here) -> No
     assert await here.held() == [sandbox_id, None]
 
 
+async def test_remote_kernels_leave_half_of_the_room_to_notebooks(here: Here) -> None:
+    """Nobody can have them go to disk, so that they would keep it for good."""
+    here.service.parking = ParkingPlace(here.engine, 3 * GIB // 2, lambda: here.free_bytes)
+    here.box.tell(owner="remote")
+    with pytest.raises(errors.CapacityError, match=r"0\.8 GiB of the host's memory may still be used") as refused:
+        await here.service.park(here.box.info.id)
+    assert "%remote close" in refused.value.hint
+    here.box.tell(owner="notebook")
+    assert (await here.service.park(here.box.info.id)).parked is not None
+
+
 async def test_what_cannot_come_back_stays_parked_and_holds_no_gpu(here: Here) -> None:
     """Others can have it meanwhile; the next try has it go on."""
     sandbox_id = here.box.info.id
@@ -258,6 +271,128 @@ async def test_another_gpu_is_leased_before_the_old_one_goes(here: Here) -> None
     info = await here.service.change_gpu(sandbox_id, other)
     assert ([gpu.uuid for gpu in info.gpus], info.gpu, await here.held()) == ([other], other, [None, sandbox_id])
     assert here.front.asked == ["pause", "go_on"] * 2
+
+
+async def test_it_sees_what_it_has_and_nothing_while_others_have_it(here: Here) -> None:
+    """Where its sandbox can be shown others: no device while it is parked, and each one that it gets before it is used.
+    What it cannot go on with it does not see either.
+    """
+    instance = here.box.instance
+    assert isinstance(instance, FakeInstance)
+    instance.shows_others = True
+    sandbox_id = here.box.info.id
+    (first,) = here.box.gpus
+    await here.service.park(sandbox_id)
+    assert instance.gpus == ()
+    await here.gpus.lease(first.uuid, holder=SandboxId("other"))
+    here.engine.fails["unpark"] = errors.CapacityError("No room", hint="Wait.")
+    with pytest.raises(errors.CapacityError):
+        await here.service.resume(sandbox_id)
+    assert instance.gpus == ()
+    here.engine.fails.clear()
+    await here.service.resume(sandbox_id)
+    (second,) = here.box.gpus
+    assert instance.gpus == (second,) != (first,)
+    here.gpus.release(SandboxId("other"))
+    await here.service.change_gpu(sandbox_id, first.uuid)
+    assert instance.gpus == here.box.gpus == (first,)
+    here.engine.fails["unpark"] = errors.UnsupportedOperationError("Not there", hint="Stay.")
+    with pytest.raises(errors.UnsupportedOperationError):
+        await here.service.change_gpu(sandbox_id, second.uuid)
+    assert (instance.gpus, await here.held()) == ((), [None, None])
+
+
+async def test_what_has_its_gpu_open_besides_keeps_it(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver has parked all that it knows of, and a program would use the device that others have."""
+
+    async def refuse(gpus: Sequence[GpuDevice]) -> None:
+        raise errors.UnsupportedOperationError("Process 7 has it open", hint="End it.")
+
+    monkeypatch.setattr(here.box.instance, "shows_others", True)
+    monkeypatch.setattr(here.box.instance, "show_gpus", refuse)
+    with pytest.raises(errors.UnsupportedOperationError, match="has it open"):
+        await here.service.park(here.box.info.id)
+    assert here.engine.done == ["park", "unpark"]
+    assert here.front.asked == ["pause", "go_on"]
+    assert (here.box.info.parked, await here.held()) == (None, [here.box.info.id, None])
+
+
+class Snapshots:
+    """An engine that saves nothing, at once."""
+
+    name, whole, backends = "criu", False, ()
+
+    async def probe(self) -> EngineReport:
+        return EngineReport(name=self.name, ready=True)
+
+    async def enroll(self, place: Any, *, template: bool = False) -> None:
+        pass
+
+    async def dump(self, place: Any, *, while_frozen: Callable[[], Awaitable[None]], **how: Any) -> Dumped:
+        await while_frozen()
+        return Dumped(image_bytes=1, memory_bytes=1, pids=(1,))
+
+    async def settle(self, image: str) -> None:
+        pass
+
+    async def images(self) -> Sequence[object]:
+        return ()
+
+    async def drop(self, image: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_what_cannot_come_back_after_it_was_saved_is_parked(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has grown on that GPU meanwhile. The snapshot is good, the GPU is free, and the next cell tries."""
+    memory, sandbox_id = here.service.memory, here.box.info.id
+    monkeypatch.setattr("warmcell.sandbox.saved._serves", lambda engine, backend: True)
+    engine: Any = Snapshots()
+    memory._engine = engine
+    await memory.open()
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    saved = await here.service.snapshot(sandbox_id, name="kept")
+    assert [one.id for one in memory.store.infos()] == [saved.id]
+    assert here.box.info.parked is not None
+    assert here.front.asked == ["pause", "sleep"]
+    assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert here.front.asked == ["pause", "sleep", "go_on"]
+
+
+async def test_what_can_go_on_neither_there_nor_here_is_parked(here: Here) -> None:
+    """Nor has it two GPUs then, or is held for ever."""
+    sandbox_id, (first,) = here.box.info.id, here.box.gpus
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    other = next(one for one in await here.gpus.status() if one["uuid"] != first.uuid)["uuid"]
+    with pytest.raises(errors.CapacityError):
+        await here.service.change_gpu(sandbox_id, other)
+    assert here.box.info.parked is not None
+    assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert here.front.asked == ["pause", "sleep", "go_on"]
+
+
+async def test_a_device_that_cannot_be_shown_is_free(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays parked, and goes on once it can."""
+
+    async def refuse(gpus: Sequence[GpuDevice]) -> None:
+        raise errors.UnsupportedOperationError("The system refuses it", hint="Restart the kernel.")
+
+    await here.service.park(here.box.info.id)
+    monkeypatch.setattr(here.box.instance, "shows_others", True)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(here.box.instance, "show_gpus", refuse)
+        with pytest.raises(errors.UnsupportedOperationError, match="refuses"):
+            await here.service.resume(here.box.info.id)
+    assert here.box.info.parked is not None
+    assert await here.held() == [None, None]
+    await here.service.resume(here.box.info.id)
+    assert here.box.info.parked is None
 
 
 async def test_torch_moves_what_the_driver_refuses_where_the_operator_lets_it(here: Here) -> None:

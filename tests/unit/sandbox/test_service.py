@@ -186,6 +186,21 @@ async def test_failures_are_kept_but_not_without_end(service: SandboxService, ba
     assert len(service.infos()) == FAILED_KEPT
 
 
+async def test_a_failure_that_is_stopped_is_told_to_be_gone(service: SandboxService, backend: FakeBackend) -> None:
+    """Whoever lists it would list it for good."""
+    backend.fails_with = errors.BackendUnavailableError("No bwrap", hint="Install it.")
+    with pytest.raises(errors.BackendUnavailableError):
+        await service.create(spec(gpu=None), owner="client")
+    (failed,) = service.infos()
+    changes = service.subscribe()
+    await service.stop(failed.id)
+    told = await changes.next(timeout=60)
+    assert isinstance(told, SandboxInfo)
+    assert (told.id, told.state) == (failed.id, State.STOPPED)
+    assert service.infos() == []
+    changes.close()
+
+
 async def test_the_next_start_of_a_notebook_forgets_why_the_last_one_failed(
     service: SandboxService, backend: FakeBackend
 ) -> None:

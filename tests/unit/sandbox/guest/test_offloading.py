@@ -195,21 +195,26 @@ def test_with_a_thread_of_the_notebooks_nothing_is_moved() -> None:
     pool.shutdown()
 
 
+class Full:
+    """A storage on a device that has no room for it any more."""
+
+    full = True
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+
+    def resize_(self, size: int) -> None:
+        if size and self.full:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 400 bytes\nand more")
+        self._storage.resize_(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
 def test_without_room_it_is_kept_until_there_is_some() -> None:
     """What had come back before goes away again; the next try has all of it."""
     tensors = [torch.full((100,), float(n)) for n in range(3)]
-
-    class Full:
-        def __init__(self, storage: Any) -> None:
-            self._storage = storage
-
-        def resize_(self, size: int) -> None:
-            if size:
-                raise RuntimeError("CUDA out of memory. Tried to allocate 400 bytes\nand more")
-            self._storage.resize_(size)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._storage, name)
 
     def look(offload: Offload, moved: int) -> list[int]:
         whole = list(offload._kept)
@@ -222,6 +227,39 @@ def test_without_room_it_is_kept_until_there_is_some() -> None:
 
     assert away(look) == [0, 0, 0]
     assert [each.sum().item() for each in tensors] == [0.0, 100.0, 200.0]
+
+
+def test_what_can_neither_be_let_go_of_nor_come_back_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step fails, and others have the room by then: it is as if nothing had failed, and comes back later."""
+    tensor = torch.arange(100.0)
+    wrapped: list[Full] = []
+    storages, fails = offloading._storages, [RuntimeError("CUDA error: unspecified")]
+
+    def found(torch: Any, kind: str) -> list[Any]:
+        wrapped.extend(map(Full, storages(torch, kind)))
+        return wrapped
+
+    def give_back(torch: Any, kind: str) -> None:
+        raise fails[0]
+
+    monkeypatch.setattr(offloading, "_storages", found)
+    monkeypatch.setattr(offloading, "_give_back", give_back)
+    monkeypatch.setattr(offloading, "_bytes", lambda torch, one: _whole(one))
+
+    def look(offload: Offload, moved: int) -> tuple[int, int]:
+        with pytest.raises(CapacityError):
+            offload.bring_back()
+        monkeypatch.setattr(Full, "full", False)
+        return moved, tensor.untyped_storage().nbytes()
+
+    moved, size = away(look)
+    assert (moved >= 400, size) == (True, 0)
+    assert torch.equal(tensor, torch.arange(100.0))
+
+
+def _whole(storage: Any) -> torch.Tensor:
+    real = getattr(storage, "_storage", storage)
+    return torch.empty(0, dtype=torch.uint8).set_(real)
 
 
 def test_a_main_thread_that_works_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:

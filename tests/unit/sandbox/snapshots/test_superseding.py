@@ -41,6 +41,7 @@ async def saved(store: SnapshotStore, engine: Engine, tmp_path: Path) -> Saved:
         store=store,
         backend_of=nothing,
         paths=Paths(runtime=tmp_path, state=tmp_path, leases=tmp_path),
+        release_gpus=lambda sandbox_id: None,
         turn=nothing,
     )
 

@@ -1,0 +1,154 @@
+"""Device nodes of a sandbox that runs: others come, and those that it had go."""
+
+import contextlib
+import ctypes
+import os
+import stat
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+from warmcell.sandbox.backends.stage.linux import (
+    AT_EMPTY_PATH,
+    CLONE_NEWNS,
+    SYS_MOUNT_SETATTR,
+    MountAttr,
+    Refused,
+    attach,
+    call,
+    clone,
+    libc,
+)
+from warmcell.sandbox.errors import UnsupportedOperationError
+
+CLONE_FS = 0x200
+MNT_DETACH = 2
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
+DEV = "/dev"
+
+
+def change(process: int, *, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
+    """Change what nodes are in the /dev of a sandbox that root has made. Blocks for a moment.
+
+    Args:
+        process: A pidfd of a process of it.
+        add: Place in the sandbox → node of the host.
+        remove: Likewise.
+
+    Raises:
+        UnsupportedOperationError: The system refuses it; the nodes are as they were.
+    """
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            _change(process, add, remove)
+        except (Refused, OSError) as error:
+            failures.append(error)
+
+    # A thread that has entered another mount namespace is of no use for anything else, and ends.
+    thread = threading.Thread(target=work, name="warmcell-nodes")
+    thread.start()
+    thread.join()
+    if failures:
+        raise UnsupportedOperationError(
+            f"The sandbox cannot be given another GPU while it runs: {failures[0]}",
+            hint="Restart the kernel with the other GPU.",
+        ) from failures[0]
+
+
+def user_of(nodes: Collection[str], processes: Callable[[], Collection[int]]) -> int | None:
+    """A process that has one of these nodes of the host open, or maps it; None if there is none. Blocks.
+
+    Those that are on their way from one process to another are not seen.
+    """
+    found = [os.stat(node) for node in nodes]
+    devices = {one.st_rdev for one in found}
+    mapped = {f"{os.major(one.st_dev):02x}:{os.minor(one.st_dev):02x} {one.st_ino}" for one in found}
+    seen: set[int] = set()
+    while more := set(processes()) - seen:  # Some may come while it is looked.
+        for pid in more:
+            if _opens(pid, devices) or _maps(pid, mapped):
+                return pid
+        seen |= more
+    return None
+
+
+def _opens(pid: int, devices: Collection[int]) -> bool:
+    with contextlib.suppress(OSError):  # It has ended.
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                one = os.stat(f"/proc/{pid}/fd/{name}")
+                if stat.S_ISCHR(one.st_mode) and one.st_rdev in devices:
+                    return True
+    return False
+
+
+def _maps(pid: int, files: Collection[str]) -> bool:
+    with contextlib.suppress(OSError):
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        return any(" ".join(line.split(maxsplit=5)[3:5]) in files for line in lines)
+    return False
+
+
+def _change(process: int, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
+    trees: dict[str, int] = {}
+    try:
+        # Those that go too: they come back if another one cannot go.
+        for place, node in {**add, **remove}.items():
+            trees[place] = clone(node)
+            _set(trees[place], add=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+        call("leave what threads share", libc.unshare(CLONE_FS))
+        call("enter the sandbox", libc.setns(process, CLONE_NEWNS))
+        dev = os.open(DEV, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # It is root's, and nobody in there is root: what is written meanwhile is written here.
+            _set(dev, clear=MOUNT_ATTR_RDONLY)
+            try:
+                _swap(trees, add, remove)
+            finally:
+                _set(dev, add=MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(dev)
+    finally:
+        for tree in trees.values():
+            os.close(tree)
+
+
+def _swap(trees: dict[str, int], add: Iterable[str], remove: Iterable[str]) -> None:
+    added: list[str] = []
+    gone: list[str] = []
+    try:
+        for place in add:
+            _put(trees, place)
+            added.append(place)
+        for place in remove:
+            gone.append(place)
+            _take_away(place)
+    except BaseException:
+        for place in added:
+            _take_away(place)
+        for place in gone:
+            if not os.path.lexists(place):
+                _put(trees, place)
+        raise
+
+
+def _put(trees: dict[str, int], place: str) -> None:
+    Path(place).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    attach(trees.pop(place), place)
+
+
+def _take_away(place: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISCHR(os.stat(place, follow_symlinks=False).st_mode):
+            call(f"take {place} away", libc.umount2(os.fsencode(place), MNT_DETACH))
+        os.unlink(place)
+
+
+def _set(mounted: int, *, add: int = 0, clear: int = 0) -> None:
+    attributes = MountAttr(add, clear, 0, 0)
+    result = libc.syscall(
+        SYS_MOUNT_SETATTR, mounted, b"", AT_EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes)
+    )
+    call("change a mount", result)
