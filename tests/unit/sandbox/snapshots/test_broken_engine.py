@@ -46,6 +46,7 @@ async def test_it_serves_nobody_and_is_tried_again(
         backend_of=lambda spec: None,  # type: ignore[arg-type,return-value]
         paths=Paths(runtime=tmp_path, state=tmp_path, leases=tmp_path),
         turn=None,  # type: ignore[arg-type]
+        release_gpus=lambda sandbox_id: None,
     )
     await made.open()
     try:
