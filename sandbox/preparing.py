@@ -208,9 +208,10 @@ class Preparing(Registry):
         if not await box.instance.can_be_replaced_by(waiting.instance):
             box.is_missed = True
             return False
-        prepared = self._pool.take(box.shape)
-        if prepared is None:
+        if self._pool.next(box.shape) is not waiting:  # Another start has it by now.
             return False
+        prepared = self._pool.take(box.shape)
+        assert prepared is waiting
         try:
             return await box.give_way(prepared)
         finally:

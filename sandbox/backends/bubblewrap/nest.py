@@ -59,10 +59,10 @@ class Nest:
         control: Control,
         spaces: Sequence[int],
         first: int,
-        uid: int,
+        identity: Identity,
     ) -> None:
         self._backend = backend
-        self._uid = uid
+        self._ids = (identity.uid, identity.gid)
         self._paths = paths
         self._cgroups = cgroups
         self._server = server
@@ -133,7 +133,7 @@ class Nest:
                 server.kill()
             await asyncio.shield(server.wait())
             raise
-        return cls(backend, paths, cgroups, server, control, control.take_fds(), said["pid"], identity.uid)
+        return cls(backend, paths, cgroups, server, control, control.take_fds(), said["pid"], identity)
 
     def fingerprint(self, spec: SandboxSpec) -> str:
         """As of that backend."""
@@ -165,7 +165,7 @@ class Nest:
             named=named,
             later=later,
             progress=progress,
-            nest=self if identity.uid == self._uid else None,
+            nest=self if (identity.uid, identity.gid) == self._ids else None,
         )
 
     def environment(self, instance: SandboxInstance) -> Mapping[str, str] | None:

@@ -18,6 +18,7 @@ import select
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -99,8 +100,14 @@ class Interpreter:
             os.close(its_answers)
         os.set_blocking(self._requests, False)
         os.set_blocking(self._answers, False)
-        # What it has started may have its pipes, and outlive it.
-        self._end = os.pidfd_open(self._process.pid)
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        """Tells of its end: what it has started may have its pipes, and outlive it. Not every sandbox has pidfds."""
+        self._waiter = threading.Thread(target=self._wait, daemon=True)
+        try:
+            self._waiter.start()
+        except BaseException:  # There may be no room for one more thread.
+            self.end()
+            raise
         decode = codecs.getincrementaldecoder("utf-8")
         self._streams = {}
         for name in ("stdout", "stderr"):
@@ -144,11 +151,17 @@ class Interpreter:
         except subprocess.TimeoutExpired:
             self._process.kill()
         code = self._process.wait(END_S)
+        if self._waiter.ident is not None:
+            self._waiter.join(END_S)
         os.close(self._end)
         for stream in (self._process.stdout, self._process.stderr):
             assert stream is not None
             stream.close()
         return code
+
+    def _wait(self) -> None:
+        self._process.wait()
+        os.eventfd_write(self._end, 1)
 
     def _tell(self, texts: Sequence[str]) -> None:
         """A request is longer than a pipe may be, and whoever is to read it may print meanwhile."""

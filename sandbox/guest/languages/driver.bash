@@ -1,8 +1,12 @@
 # Bash that keeps its variables, directory and functions from one piece of code to the next: see __init__.py.
 # Its own names begin with __warmcell, and what code starts has none of its descriptors.
-exec 198<&"$1" 199>&"$2"
-eval "exec $1<&- $2>&-"
-set --
+if [ -z "${__warmcell_flags+set}" ]; then
+  exec 198<&"$1" 199>&"$2"
+  eval "exec $1<&- $2>&-"
+  set --
+  __warmcell_flags=
+  __warmcell_status=0
+fi
 
 # One text of a request into __warmcell_text. Lengths are in bytes.
 __warmcell_read() {
@@ -36,16 +40,30 @@ __warmcell_ask() {
   done
 }
 
-builtin trap : INT # What runs is interrupted by it, and this goes on.
-__warmcell_flags=
-while builtin :; do
-  __warmcell_ask
-  if [ -n "$__warmcell_flags" ]; then builtin set "-$__warmcell_flags"; fi
-  builtin eval "$__warmcell_code" 198<&- 199>&-
-  { __warmcell_status=$?; __warmcell_flags=${-//[!aefuvxC]/}; builtin set +aefuvxC; } 2>/dev/null
+# How a piece of code has ended. `break` and `continue` outside of a loop of its own have left one of those around it here.
+__warmcell_answer() {
+  if [ "$__warmcell_status" = left ]; then
+    { __warmcell_flags=${-//[!aefuvxC]/}; builtin set +aefuvxC; } 2>/dev/null
+    builtin printf '%s\n' 'bash: break and continue mean something in a loop only; what followed is left out' >&2
+    __warmcell_status=1
+  fi
   if [ "$__warmcell_status" = 0 ]; then
     __warmcell_tell ok
   else
     __warmcell_tell error NonZeroExit "exit status $__warmcell_status" ''
   fi
+}
+
+builtin trap : INT # What runs is interrupted by it, and this goes on.
+while builtin :; do
+  if [ "$__warmcell_status" = left ]; then __warmcell_answer; fi
+  __warmcell_ask
+  __warmcell_status=left
+  for __warmcell_once in once; do
+    if [ -n "$__warmcell_flags" ]; then builtin set "-$__warmcell_flags"; fi
+    builtin eval "$__warmcell_code" 198<&- 199>&-
+    { __warmcell_status=$?; __warmcell_flags=${-//[!aefuvxC]/}; builtin set +aefuvxC; } 2>/dev/null
+  done
+  __warmcell_answer
 done
+builtin source "${BASH_SOURCE[0]}" # `break 2` leads here.

@@ -260,7 +260,7 @@ async def test_a_nearly_empty_layer_costs_next_to_nothing(subject: Subject, laye
             await layers.save(box)
             saving.append(time.perf_counter() - began)
     # The best of several: whatever else runs on the machine only ever adds.
-    assert min(saving) < 0.6 * min(plain)
+    assert min(saving) < 0.4 * min(plain)
     assert min(with_layer) < 2 * min(plain)
 
 

@@ -28,6 +28,49 @@ def test_variables_stay_and_output_comes(bash: Interpreter, capsys: pytest.Captu
     assert len(said.err) == 200_000
 
 
+@pytest.mark.parametrize("leaves", ["break", "continue", "break 9", "set -u; continue 2"])
+def test_a_loop_that_is_not_there_is_not_left(
+    bash: Interpreter, capfd: pytest.CaptureFixture[str], leaves: str
+) -> None:
+    """What follows is left out, and the interpreter goes on with all it has."""
+    for _ in range(2):
+        with pytest.raises(LanguageError, match="exit status 1"):
+            bash.run(f"x=1; for n in 1 2; do break; done; {leaves}; x=2")
+        assert "in a loop only" in capfd.readouterr().err
+    assert bash.run("[ $x = 1 ]") == []
+
+
+def test_what_code_traces_is_its_own(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing of what the driver does for itself."""
+    bash.run("set -x")
+    bash.run("true")
+    err = capsys.readouterr().err
+    assert "+ true" in err
+    assert "__warmcell" not in err
+
+
+def test_it_runs_where_kernels_of_a_shared_template_do() -> None:
+    """Which are refused some calls more. What cannot be started leaves nothing."""
+    code = (
+        "import os, sys, threading\n"
+        "from warmcell.sandbox.backends import seccomp\n"
+        "from warmcell.sandbox.backends.stage.linux import libc, load_filter\n"
+        "from warmcell.sandbox.guest.languages import Interpreter\n"
+        "libc.prctl(38, 1, 0, 0, 0)\n"
+        "load_filter(seccomp.template())\n"
+        "before = len(os.listdir('/proc/self/fd'))\n"
+        "made = Interpreter('bash')\n"
+        "made.run('echo it runs')\n"
+        "print(made.end(), len(os.listdir('/proc/self/fd')) - before)\n"
+        "def refused(*_): raise RuntimeError('no thread')\n"
+        "threading.Thread.start = refused\n"
+        "try: Interpreter('bash')\n"
+        "except RuntimeError as error: print(error, len(os.listdir('/proc/self/fd')) - before)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "it runs\n0 0\nno thread 0\n", ran.stderr
+
+
 def test_code_of_any_length_is_taken(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
     """Longer than a pipe, while the one before still prints."""
     bash.run("(for i in $(seq 20000); do echo $i; done) &")
