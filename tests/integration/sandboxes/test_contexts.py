@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from warmcell import AsyncSandbox, Sandbox
+from warmcell.extension.server.e2b.languages import as_python
 from warmcell.sandbox import errors
 
 pytestmark = pytest.mark.bubblewrap
@@ -155,13 +156,15 @@ def test_one_that_cannot_begin_is_not_there(box: Sandbox) -> None:
 
 @pytest.mark.criu
 def test_they_are_suspended_and_forked_with_all_they_have(at_home: None) -> None:
-    """Variables, an open file, and a cell in the middle of its work; clones have their own from then on."""
+    """Variables, those of another language too, an open file; clones have their own from then on."""
     with contextlib.ExitStack() as stack:
         box = stack.enter_context(Sandbox(preload=(), timeout=None))
         context = box.create_context(cwd="/tmp")
         set_up = "import os, random\nkept = [1]\nfile = open('/tmp/kept', 'w+'); pid = os.getpid()"
         assert box.run(set_up, context=context).error is None
+        assert box.run(as_python("shell=kept", "bash"), context=context).error is None
         box.suspend()
+        assert box.run(as_python("echo $shell; shell=again", "bash"), context=context).stdout == "kept\n"
         assert box.run("kept.append(2); kept, pid == os.getpid(), os.getcwd()", context=context).text == (
             "([1, 2], True, '/tmp')"
         )
@@ -170,6 +173,7 @@ def test_they_are_suspended_and_forked_with_all_they_have(at_home: None) -> None
         for number, one in enumerate((box, *clones)):
             assert one.run(f"kept.append({number}); file.write('x'); kept", context=context).text == f"[1, 2, {number}]"
             assert one.run("kept").text == "'default'"
+            assert one.run(as_python("echo $shell", "bash"), context=context).stdout == "again\n"
         numbers = {one.run("random.random()", context=context).text for one in (box, *clones)}
         assert len(numbers) == 3
         with pytest.raises(errors.SandboxDiedError):
