@@ -103,13 +103,13 @@ class _Clone:
         """Do its next step, if that can be done without waiting."""
         assert self._restoring is not None
         try:
+            if self._answers.fileno() in ready:  # First of all: on a busy machine there is always a step to be done.
+                raise Cancelled
             if self._restoring.waits in ready:
                 answer = self._restoring.step()
                 if answer is not None:
                     self._answers.say({"ok": True, **answer})
                     self._end(None)
-            elif self._answers.fileno() in ready:
-                raise Cancelled
             elif time.monotonic() >= self._restoring.deadline:
                 raise self._restoring.late()
         except (Cancelled, HelperError, OSError) as error:

@@ -1,6 +1,8 @@
 """Interpreters of other languages, asked as a context asks them: with bash, which is everywhere."""
 
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -91,13 +93,14 @@ def test_variables_of_the_environment_come_and_go(
     assert capsys.readouterr().out == "[a b]\n[] /mine\n"
 
 
-def test_its_end_is_seen_although_others_have_its_pipes(bash: Interpreter) -> None:
+def test_its_end_is_seen_although_others_have_its_pipes(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
     """A process in the background does not hold it up."""
     before = time.monotonic()
     with pytest.raises(EOFError):
-        bash.run("sleep 30 & exit 3")
+        bash.run("sleep 30 & echo $!; exit 3")
     assert time.monotonic() - before < 10
     assert bash._process.wait(5) == 3
+    os.kill(int(capsys.readouterr().out), signal.SIGKILL)
 
 
 def test_code_has_none_of_its_descriptors(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
