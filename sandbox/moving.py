@@ -1,20 +1,19 @@
 """Other GPUs for a kernel that lives, which keeps all its variables."""
 
-import asyncio
 import dataclasses
 import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.gpus.parking import check_like, to_host
+from warmcell.sandbox.backends.threads import to_its_end
+from warmcell.sandbox.gpus.parking import check_like, is_unclear
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.kernel import LeftKernel
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo
+from warmcell.sandbox.models import GpuDevice, Parked, SandboxId, SandboxInfo, SandboxSpec
 from warmcell.sandbox.showing import show
 from warmcell.sandbox.suspending import Suspending
 
@@ -68,13 +67,12 @@ class Moving(Suspending):
         try:
             await self._check_can_go(box, devices)
             if _seen_in(box, devices):
-                await self._change_in_place(box, devices, unless)
-                self._take_over(box, holder)
+                await self._change_in_place(box, spec, devices, holder, unless)
             else:
                 await self.memory.check(box.spec)
                 await self._change_through_disk(box, devices, holder, began=began)
         except BaseException:
-            self._gpus.release(holder)
+            self._gpus.release(holder)  # Nothing, where the sandbox has taken it over.
             raise
         box.spec = spec
         box.tell(gpu=spec.gpu, gpus=devices, resumed_ms=round(1000 * (time.perf_counter() - began), 1))
@@ -91,40 +89,62 @@ class Moving(Suspending):
         check_like(Parked(gpus=box.gpus, since=time.time(), bound=bound), devices)
 
     async def _change_in_place(
-        self, box: LiveSandbox, devices: tuple[GpuDevice, ...], unless: Callable[[], bool]
+        self,
+        box: LiveSandbox,
+        spec: SandboxSpec,
+        devices: tuple[GpuDevice, ...],
+        holder: SandboxId,
+        unless: Callable[[], bool],
     ) -> None:
         """Its processes stay. If they cannot go on on the new devices they do on the old ones, or it is parked."""
-        kernel, frontend, had = box.kernel, box.frontend, box.gpus
+        kernel, frontend = box.kernel, box.frontend
         assert kernel is not None
-        token = secrets.token_hex(16)
-        record: dict[str, Any] = {}
-        stays: LeftKernel | None = None
+        left = LeftKernel(token=secrets.token_hex(16))
         if frontend is not None:
-            await frontend.pause(token=token)
-            record = dict(frontend.record())
+            await frontend.pause(token=left.token)
+            left.record = dict(frontend.record())
         try:
             if unless():
                 raise errors.ConflictError("The kernel is wanted", hint="Try again when its cell has ended.")
-            if had:
-                engine = self._parking_place().engine
-                parked = await to_host(engine, had, box.processes)
-                try:
-                    await show(box, devices)
-                    await asyncio.shield(engine.unpark(parked, devices, box.processes))
-                except errors.WarmcellError:
-                    try:
-                        await show(box, had)
-                        await asyncio.shield(engine.unpark(parked, had, box.processes))
-                    except errors.WarmcellError as error:
-                        stays = LeftKernel(token, record)
-                        await self.memory.stays_parked(box, parked, stays, error)
-                    raise
-            else:
-                await show(box, devices)
-            box.gpus = devices
+            await to_its_end(self._go_over(box, spec, devices, holder, left))
         finally:
-            if frontend is not None and stays is None:
-                await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
+            if frontend is not None and box.info.parked is None:
+                await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+
+    async def _go_over(
+        self,
+        box: LiveSandbox,
+        spec: SandboxSpec,
+        devices: tuple[GpuDevice, ...],
+        holder: SandboxId,
+        left: LeftKernel,
+    ) -> None:
+        """Once its kernel is held: one piece, at whose end it is known what it has, and leases say the same."""
+        if box.gpus:
+            engine = self._parking_place().engine
+            parked = await engine.park(box.gpus, box.processes)
+            seen = box.gpus
+            try:
+                await show(box, devices)
+                seen = devices
+                await engine.unpark(parked, devices, box.processes)
+            except Exception as first:
+                try:
+                    if seen == devices and is_unclear(first):  # It may yet be there: not to be brought to another.
+                        raise
+                    await show(box, box.gpus)
+                except Exception as error:
+                    if seen == devices:  # Which nobody else may have then.
+                        self._take_over(box, holder)
+                    await self.memory.stays_parked(box, parked, left, error)
+                else:
+                    await self.memory.take_back(box, parked, left)
+                raise
+        else:
+            await show(box, devices)
+        self._take_over(box, holder)
+        box.gpus, box.spec = devices, spec
+        box.tell(gpu=spec.gpu, gpus=devices)
 
     async def _change_through_disk(
         self, box: LiveSandbox, devices: tuple[GpuDevice, ...], holder: SandboxId, *, began: float

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.gpus.parking import UNKNOWN, ParkingPlace, from_host, to_host
+from warmcell.sandbox.backends.threads import ended, to_its_end
+from warmcell.sandbox.gpus.parking import ParkEngine, ParkingPlace, is_unclear
 from warmcell.sandbox.kernel import Frontend, LeftKernel
 from warmcell.sandbox.lifecycle import TERMINAL, State
 from warmcell.sandbox.live import LiveSandbox
@@ -76,7 +77,7 @@ class Parking(Registry):
         try:
             left, parked = await self._leave(box, frontend, place, by, unless)
         except errors.UnsupportedOperationError:
-            if by == "torch" or not place.by_torch:
+            if by == "torch" or not place.by_torch or box.info.parked is not None:
                 raise
             await place.engine.check_offload(box.gpus, box.processes)
             by = "torch"
@@ -114,7 +115,10 @@ class Parking(Registry):
     async def _leave(
         self, box: LiveSandbox, frontend: Frontend, place: ParkingPlace, by: ParkedBy, unless: Callable[[], bool]
     ) -> tuple[LeftKernel, Parked]:
-        """Hold its kernel and empty its GPUs; whatever fails, it goes on. What torch leaves is leased no more."""
+        """Hold its kernel and empty its GPUs. Whatever fails, it goes on, or is parked if it cannot.
+
+        What torch leaves is leased no more.
+        """
         kernel, left = box.kernel, LeftKernel(token=secrets.token_hex(16))
         assert kernel is not None
         moved = await frontend.pause(token=left.token, offload=place.engine.kind if by == "torch" else "")
@@ -127,16 +131,26 @@ class Parking(Registry):
                 parked = await place.engine.offloaded(box.gpus, box.processes, min(moved, most))
                 await self._gpus.leave_behind(box.info.id, box.processes)
                 return left, parked
-            parked = await to_host(place.engine, box.gpus, box.processes)
-            try:
-                await show(box, ())
-            except errors.WarmcellError:
-                await from_host(place.engine, parked, box.gpus, box.processes)
-                raise
+            emptied, given_up = await ended(self._empty(box, place.engine, left))
+            parked = emptied.result()
+            if given_up:
+                await to_its_end(self.memory.take_back(box, parked, left))
+                raise asyncio.CancelledError
             return left, parked
         except BaseException:
-            await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
+            if box.info.parked is None:
+                await frontend.go_on(kernel, left.record, token=left.token, restored=False, clone=False)
             raise
+
+    async def _empty(self, box: LiveSandbox, engine: ParkEngine, left: LeftKernel) -> Parked:
+        """All goes to the host, and it sees no device; if that is refused it has all back, or is parked."""
+        parked = await engine.park(box.gpus, box.processes)
+        try:
+            await show(box, ())
+        except Exception:
+            await self.memory.take_back(box, parked, left)
+            raise
+        return parked
 
     async def _unpark(self, box: LiveSandbox, *, began: float, hurry: bool = False) -> None:
         """Have a sandbox go on that was parked, on a GPU that it gets now.
@@ -148,7 +162,7 @@ class Parking(Registry):
         leased = time.perf_counter()
         if parked is not None:
             try:
-                devices = await self._lease(box, self._comes_back_on(box, parked), hurry=hurry)
+                devices = await self._lease_again(box, parked, self._comes_back_on(box, parked), hurry=hurry)
             except BaseException:
                 box.tell(phase=None)
                 raise
@@ -156,9 +170,10 @@ class Parking(Registry):
             if parked.by == "driver":
                 await self._show(box, devices)
             try:
-                given_up = await from_host(self._parking_place().engine, parked, devices, box.processes)
-                if given_up is not None and parked.by == "torch":  # Whose turn has not come yet.
-                    raise given_up
+                back, given_up = await ended(self._parking_place().engine.unpark(parked, devices, box.processes))
+                back.result()
+                if given_up and parked.by == "torch":  # Whose turn has not come yet.
+                    raise asyncio.CancelledError
                 if parked.by == "torch":
                     await self._go_on(box)
             except BaseException as error:
@@ -167,14 +182,14 @@ class Parking(Registry):
                 raise
             box.gpus = devices
             box.tell(parked=None, gpus=devices, phase=None)
-            if given_up is not None:
-                raise given_up
-        back = time.perf_counter()
+            if given_up:
+                raise asyncio.CancelledError
+        unparked = time.perf_counter()
         if parked is None or parked.by != "torch":
             await self._go_on(box)
         box.left = None
         now = time.perf_counter()
-        phases = {"queue": leased - began, "unpark": back - leased, "ready": now - back}
+        phases = {"queue": leased - began, "unpark": unparked - leased, "ready": now - unparked}
         box.tell(
             resumed_ms=round(1000 * (now - began), 1),
             phases_ms={name: round(1000 * took, 1) for name, took in phases.items()},
@@ -187,7 +202,7 @@ class Parking(Registry):
 
     async def _stays_parked(self, box: LiveSandbox, parked: Parked, error: BaseException) -> None:
         """It could not go on. Its lease goes, unless it may have what it had there by now."""
-        if not isinstance(error, errors.WarmcellError) or isinstance(error, UNKNOWN):
+        if is_unclear(error):
             log.warning("parked sandbox %s keeps its GPU: it may be in use: %s", box.info.id, error)
         elif parked.by == "torch":
             await self._gpus.leave_behind(box.info.id, box.processes)
@@ -201,18 +216,32 @@ class Parking(Registry):
             box.left = None
             return
         stays = not moves_within(box, parked.gpus)
-        devices = () if asked is None else await self._lease(box, _those(parked) if stays else asked)
+        devices = await self._lease_again(box, parked, _those(parked) if stays and asked is not None else asked)
         await self._show(box, devices)
         box.gpus, box.left = devices, None
         box.tell(parked=None, gpus=devices, phase=None)
 
+    async def _lease_again(
+        self, box: LiveSandbox, parked: Parked, asked: str | tuple[str, ...] | None, *, hurry: bool = False
+    ) -> tuple[GpuDevice, ...]:
+        """As `_lease`. What it could not be parted from is given back for another only once it does not see it."""
+        fits = asked is not None and self._gpus.has(box.info.id, asked) is not None
+        if parked.by == "driver" and self._gpus.holds(box.info.id) and not fits:
+            await show(box, ())
+        return await self._lease(box, asked, hurry=hurry)
+
     async def _show(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
-        """As `show`; whatever fails, what was leased for it is free."""
+        """As `show`; whatever fails, what was leased for it is free, unless it may see that."""
+        shown, given_up = await ended(show(box, devices))
         try:
-            await show(box, devices)
-        except BaseException:
-            self._gpus.release(box.info.id)
+            shown.result()
+            if given_up:
+                raise asyncio.CancelledError
+        except BaseException as error:
             box.tell(phase=None)
+            hidden = isinstance(error, errors.WarmcellError) or (await ended(hide(box)))[0].result()
+            if hidden:
+                self._gpus.release(box.info.id)
             raise
 
     def _parking_place(self) -> ParkingPlace:

@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import Any
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.threads import ended, to_its_end
 from warmcell.sandbox.coming import Coming
-from warmcell.sandbox.gpus.parking import UNKNOWN, to_host
+from warmcell.sandbox.gpus.parking import is_unclear
 from warmcell.sandbox.ids import new_snapshot_id
 from warmcell.sandbox.kernel import KernelProcess, LeftKernel
 from warmcell.sandbox.lifecycle import Event, State, transition
@@ -24,7 +25,7 @@ from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import Parked, SnapshotId, SnapshotInfo, SnapshotKind
 from warmcell.sandbox.pool import memory_bytes
 from warmcell.sandbox.saved import Saved
-from warmcell.sandbox.showing import hide
+from warmcell.sandbox.showing import hide, show
 from warmcell.sandbox.snapshots.base import Dumped, Then
 from warmcell.sandbox.snapshots.manifest import GuestIdentity, Manifest
 
@@ -136,22 +137,26 @@ class Saving(Saved):
             clock.end("settle")
             record = left.record if left is not None else frontend.record() if frontend is not None else {}
 
+            in_host: Parked | None = None
+            """What was parked for the moment."""
+
             async def go_on() -> None:
                 """What was not parked before goes on, on its GPUs; the rest waits on."""
-                if parked is not None and box.info.parked is None and self.park_engine is not None:
-                    try:
-                        await self.park_engine.unpark(parked, box.gpus, box.processes)
-                    except errors.WarmcellError as error:
-                        await self.stays_parked(box, parked, left or LeftKernel(token, record), error)
-                        return
-                if frontend is not None and left is None:
+                nonlocal in_host
+                to_take, in_host = in_host, None
+                if to_take is not None:
+                    await self.take_back(box, to_take, left or LeftKernel(token, record))
+                if frontend is not None and left is None and box.info.parked is None:
                     await frontend.go_on(kernel, record, token=token, restored=False, clone=False)
 
             if box.info.parked is None and box.gpus and self.park_engine is not None:
+                parking, given_up = await ended(self.park_engine.park(box.gpus, box.processes))
                 try:
-                    parked = await to_host(self.park_engine, box.gpus, box.processes)
+                    in_host = parked = parking.result()
+                    if given_up:
+                        raise asyncio.CancelledError
                 except BaseException:
-                    await go_on()
+                    await to_its_end(go_on())
                     raise
                 clock.end("park")
             manifest = dataclasses.replace(
@@ -202,7 +207,7 @@ class Saving(Saved):
                 if engine.whole and then == "go_on" and dump.exception() is None:
                     box.watch()
                 if then == "go_on" or (dump.done() and dump.exception() is not None):
-                    await go_on()
+                    await to_its_end(go_on())
                     gone_on = True
                 dumped = await dump
             except BaseException:
@@ -218,7 +223,7 @@ class Saving(Saved):
                     box.watch()
                 if not gone_on:
                     with contextlib.suppress(errors.WarmcellError):  # What went wrong first is what the caller is told.
-                        await go_on()
+                        await to_its_end(go_on())
                 raise
             finally:
                 thawed.cancel()
@@ -227,9 +232,19 @@ class Saving(Saved):
             coming.is_there(snapshot)
         return await self._amend(manifest, dumped, clock.phases_ms)
 
-    async def stays_parked(
-        self, box: LiveSandbox, parked: Parked, left: LeftKernel, error: errors.WarmcellError
-    ) -> None:
+    async def take_back(self, box: LiveSandbox, parked: Parked, left: LeftKernel) -> None:
+        """Have a sandbox see its GPUs, and have back at once what was parked. If it cannot, it stays parked.
+
+        To be awaited to its end: a driver cannot be stopped half-way.
+        """
+        assert self.park_engine is not None
+        try:
+            await show(box, box.gpus)
+            await self.park_engine.unpark(parked, box.gpus, box.processes)
+        except Exception as error:  # Whatever it is, its memory is not where the kernel could go on with it.
+            await self.stays_parked(box, parked, left, error)
+
+    async def stays_parked(self, box: LiveSandbox, parked: Parked, left: LeftKernel, error: Exception) -> None:
         """It was to have back at once what it had on its GPUs, and cannot: its next cell tries again, as of any parked.
 
         Its GPUs are free then, unless it may have what it had there by now.
@@ -237,7 +252,7 @@ class Saving(Saved):
         log.warning("sandbox %s cannot go on with its GPU for now, and is parked: %s", box.info.id, error)
         box.left = left
         box.tell(parked=parked, gpus=())
-        if not isinstance(error, UNKNOWN) and await hide(box):
+        if not is_unclear(error) and await hide(box):
             self._release_gpus(box.info.id)
         if box.frontend is not None:
             await box.frontend.sleep(left.record)

@@ -2,7 +2,6 @@
 
 import logging
 
-from warmcell.sandbox import errors
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import GpuDevice
 
@@ -23,7 +22,7 @@ async def hide(box: LiveSandbox) -> bool:
     """Have it see none, for others are to have what it had; whether that is so, as far as it could be."""
     try:
         await show(box, ())
-    except errors.WarmcellError as error:
+    except Exception as error:  # Whatever it is, nobody else may have what it sees.
         log.warning("sandbox %s keeps its GPU, which it sees still: %s", box.info.id, error)
         return False
     return True

@@ -56,15 +56,25 @@ async def _awaited(work: "asyncio.Future[R]") -> R:
 
 async def to_its_end(what: Coroutine[Any, Any, R]) -> R:
     """Await it. Who is cancelled meanwhile is so once it has ended: for clean-ups, which have to be whole."""
+    work, given_up = await ended(what)
+    if given_up:
+        raise asyncio.CancelledError
+    return work.result()
+
+
+async def ended(what: Coroutine[Any, Any, R]) -> tuple["asyncio.Task[R]", bool]:
+    """Await its end, whatever that is. Never raises.
+
+    Returns:
+        What has ended, and whether the caller was cancelled meanwhile, which it is to raise once all is noted.
+    """
     work = asyncio.create_task(what)
-    cancelled = False
+    given_up = False
     while not work.done():
         try:
             await asyncio.wait({work})
         except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        if not work.cancelled():
-            work.exception()  # Taken note of, so that nobody complains about it.
-        raise asyncio.CancelledError
-    return work.result()
+            given_up = True
+    if not work.cancelled():
+        work.exception()  # Taken note of, so that nobody complains about it.
+    return work, given_up

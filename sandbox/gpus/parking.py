@@ -1,6 +1,5 @@
 """Parking: what a sandbox has in the memory of its GPUs goes to the host's, and back; its processes stay."""
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ from warmcell.sandbox.errors import (
     OperationTimeoutError,
     TransportError,
     UnsupportedOperationError,
+    WarmcellError,
 )
 from warmcell.sandbox.gpus.requests import MOST_PARTS
 from warmcell.sandbox.models import GpuDevice, Parked
-
-UNKNOWN = (OperationTimeoutError, TransportError, BackendUnavailableError)
-"""After these nobody knows what a kernel, or the driver, has done that was asked to go on."""
 
 
 class ParkEngine(Protocol):
@@ -172,35 +169,10 @@ class SimulatedParking:
         """Nothing runs."""
 
 
-async def to_host(engine: ParkEngine, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
-    """Park to the end, whoever gives up meanwhile: a driver cannot be stopped half-way. Raises as `ParkEngine.park`."""
-    work = asyncio.create_task(engine.park(devices, pids))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        if work.exception() is None:
-            await engine.unpark(work.result(), devices, pids)
-        raise
-
-
-async def from_host(
-    engine: ParkEngine, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]
-) -> asyncio.CancelledError | None:
-    """Unpark to the end, whoever gives up meanwhile: a driver cannot be stopped half-way. Raises as `unpark`.
-
-    Returns:
-        That somebody has given up, for the caller to raise once it has noted that all is back.
-    """
-    work = asyncio.create_task(engine.unpark(parked, devices, pids))
-    given_up: asyncio.CancelledError | None = None
-    try:
-        await asyncio.shield(work)
-    except asyncio.CancelledError as cancelled:
-        given_up = cancelled
-        await asyncio.wait({work})
-        work.result()
-    return given_up
+def is_unclear(error: BaseException) -> bool:
+    """Whether nobody knows after it what a kernel, or the driver, has done that was asked to go on."""
+    unclear = (OperationTimeoutError, TransportError, BackendUnavailableError)
+    return not isinstance(error, WarmcellError) or isinstance(error, unclear)
 
 
 def refuse_divided(devices: Sequence[GpuDevice]) -> None:

@@ -205,6 +205,10 @@ class GpuPool:
                 return held.devices
         return None
 
+    def holds(self, holder: SandboxId) -> bool:
+        """Whether it has any."""
+        return holder in self._held
+
     async def devices(self) -> tuple[GpuDevice, ...]:
         """The machine's devices, whoever has them; raises as `status`."""
         return tuple(await self._inventory.devices())

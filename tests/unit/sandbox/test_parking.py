@@ -1,130 +1,25 @@
 """A sandbox whose GPU is given back while it lives, above a backend and a driver of the tests' own."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
 from tests.leaks import Places
+from tests.unit.sandbox.made_parking import Here, made_here
 from warmcell.sandbox import errors
-from warmcell.sandbox.bounds import Bounds
-from warmcell.sandbox.gpus.leases import LeaseDirectory
-from warmcell.sandbox.gpus.parking import ParkingPlace, SimulatedParking
-from warmcell.sandbox.gpus.pool import GpuPool
-from warmcell.sandbox.gpus.simulated import SimulatedInventory
-from warmcell.sandbox.kernel import KernelProcess
-from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import GIB, GpuDevice, Parked, SandboxId, SandboxSpec
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.gpus.parking import ParkingPlace
+from warmcell.sandbox.models import GIB, GpuDevice, SandboxId
 from warmcell.sandbox.reports import EngineReport
-from warmcell.sandbox.service import SandboxService
 from warmcell.sandbox.snapshots.base import Dumped
-from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
-
-KINDS = [{"name": "A100", "memory": "80GiB", "count": 2, "used": "1GiB"}]
-
-
-class Engine(SimulatedParking):
-    """A driver that fails when it is told to, or takes until it is let."""
-
-    def __init__(self) -> None:
-        self.fails: dict[str, errors.WarmcellError] = {}
-        self.may_end = asyncio.Event()
-        self.may_end.set()
-        self.begun = asyncio.Event()
-        self.done: list[str] = []
-
-    async def park(self, devices: Sequence[GpuDevice], pids: Sequence[int]) -> Parked:
-        await self._step("park")
-        return await super().park(devices, pids)
-
-    async def unpark(self, parked: Parked, devices: Sequence[GpuDevice], pids: Sequence[int]) -> None:
-        await self._step("unpark")
-        await super().unpark(parked, devices, pids)
-
-    async def _step(self, step: str) -> None:
-        self.begun.set()
-        await self.may_end.wait()
-        self.done.append(step)
-        if step in self.fails:
-            raise self.fails[step]
-
-
-@dataclass
-class Front:
-    """Who speaks with the kernel: notes what is asked."""
-
-    asked: list[str] = field(default_factory=list)
-    fails: errors.WarmcellError | None = None
-
-    def record(self) -> Mapping[str, Any]:
-        return {}
-
-    async def pause(self, *, token: str, offload: str = "") -> int:
-        self.asked.append(f"pause {offload}".rstrip())
-        return 3 * GIB if offload else 0
-
-    async def go_on(
-        self,
-        kernel: KernelProcess,
-        record: Mapping[str, Any],
-        *,
-        token: str,
-        restored: bool,
-        clone: bool,
-        undone: bool = False,
-    ) -> None:
-        self.asked.append("go_on")
-        if self.fails is not None:
-            raise self.fails
-
-    async def undone(self) -> None:
-        self.asked.append("undone")
-
-    async def sleep(self, record: Mapping[str, Any]) -> None:
-        self.asked.append("sleep")
-
-
-@dataclass
-class Here:
-    """A service with one sandbox that has a kernel and a GPU."""
-
-    service: SandboxService
-    gpus: GpuPool
-    engine: Engine
-    box: LiveSandbox
-    front: Front
-    free_bytes: int = 10 * GIB
-
-    async def held(self) -> list[str | None]:
-        return [row["lease"] and row["lease"]["sandbox_id"] for row in await self.gpus.status()]
+from warmcell.sandbox.testing.fakes import FakeInstance
 
 
 @pytest.fixture
 async def here(places: Places) -> AsyncIterator[Here]:
-    gpus = GpuPool(SimulatedInventory(KINDS), LeaseDirectory(places.leases))
-    engine, front = Engine(), Front()
-    service = SandboxService(
-        backends={"fake": FakeBackend()},
-        default_backend="fake",
-        gpus=gpus,
-        paths=Paths(places.runtime, places.state, places.leases).make(),
-        bounds=Bounds(backends=("fake",)),
-        prepared_per_template=0,
-        parking=ParkingPlace(engine, 2 * GIB, lambda: made.free_bytes),
-    )
-    spec = SandboxSpec(python=sys.executable, network="host", preload=(), gpu="A100")
-    info = await service.create(spec, owner="notebook")
-    await service.start_kernel(info.id, env={}, cwd="/")
-    box = service.live(info.id)
-    box.frontend = front
-    made = Here(service, gpus, engine, box, front)
-    yield made
-    engine.may_end.set()  # Also where a test has failed in the middle of it.
-    await service.close()
+    async with made_here(places) as made:
+        yield made
 
 
 async def test_its_lease_goes_when_the_gpu_is_empty_and_not_before(here: Here) -> None:
@@ -306,7 +201,8 @@ async def test_what_has_its_gpu_open_besides_keeps_it(here: Here, monkeypatch: p
     """The driver has parked all that it knows of, and a program would use the device that others have."""
 
     async def refuse(gpus: Sequence[GpuDevice]) -> None:
-        raise errors.UnsupportedOperationError("Process 7 has it open", hint="End it.")
+        if not gpus:
+            raise errors.UnsupportedOperationError("Process 7 has it open", hint="End it.")
 
     monkeypatch.setattr(here.box.instance, "shows_others", True)
     monkeypatch.setattr(here.box.instance, "show_gpus", refuse)
@@ -345,19 +241,48 @@ class Snapshots:
         pass
 
 
-async def test_what_cannot_come_back_after_it_was_saved_is_parked(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one has grown on that GPU meanwhile. The snapshot is good, the GPU is free, and the next cell tries."""
-    memory, sandbox_id = here.service.memory, here.box.info.id
+@pytest.fixture
+async def saving(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be saved."""
     monkeypatch.setattr("warmcell.sandbox.saved._serves", lambda engine, backend: True)
     engine: Any = Snapshots()
-    memory._engine = engine
-    await memory.open()
+    here.service.memory._engine = engine
+    await here.service.memory.open()
+
+
+@pytest.mark.usefixtures("saving")
+async def test_what_cannot_come_back_after_it_was_saved_is_parked(here: Here) -> None:
+    """Another one has grown on that GPU meanwhile. The snapshot is good, the GPU is free, and the next cell tries."""
+    memory, sandbox_id = here.service.memory, here.box.info.id
     here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
     saved = await here.service.snapshot(sandbox_id, name="kept")
     assert [one.id for one in memory.store.infos()] == [saved.id]
     assert here.box.info.parked is not None
     assert here.front.asked == ["pause", "sleep"]
     assert await here.held() == [None, None]
+    here.engine.fails.clear()
+    assert (await here.service.resume(sandbox_id)).parked is None
+    assert here.front.asked == ["pause", "sleep", "go_on"]
+
+
+@pytest.mark.usefixtures("saving")
+@pytest.mark.parametrize("stage", ["park", "unpark"])
+async def test_given_up_while_it_is_saved_it_is_parked_if_it_cannot_come_back(here: Here, stage: str) -> None:
+    """It does not go on with its memory in the host, where that was to go for a moment only."""
+    sandbox_id = here.box.info.id
+    here.engine.fails["unpark"] = errors.CapacityError("There is no room on the GPU", hint="Make some.")
+    here.engine.stops_at = stage
+    here.engine.may_end.clear()
+    saving = asyncio.create_task(here.service.snapshot(sandbox_id, name="kept"))
+    await here.engine.begun.wait()
+    saving.cancel()
+    await asyncio.wait({saving}, timeout=0.01)
+    here.engine.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await saving
+    assert here.engine.done == ["park", "unpark"]
+    assert here.box.info.parked is not None
+    assert (here.front.asked, await here.held()) == (["pause", "sleep"], [None, None])
     here.engine.fails.clear()
     assert (await here.service.resume(sandbox_id)).parked is None
     assert here.front.asked == ["pause", "sleep", "go_on"]
