@@ -7,6 +7,7 @@ makes links, groups, and sockets of the host.
 
 import json
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,11 +61,11 @@ def edits(gpus: Sequence[GpuDevice]) -> Edits:
                 break
     return Edits(
         nodes=tuple(
-            Shown(str(one.get("hostPath") or one["path"]), str(one["path"])) for one in _of(found, "deviceNodes")
+            Shown(str(one.get("hostPath") or one["path"]), _plain(one["path"])) for one in _of(found, "deviceNodes")
         ),
-        files=tuple(Shown(str(one["hostPath"]), str(one["containerPath"])) for one in _of(found, "mounts")),
+        files=tuple(Shown(str(one["hostPath"]), _plain(one["containerPath"])) for one in _of(found, "mounts")),
         links=dict(link for hook in _of(found, "hooks") for link in _links(hook.get("args") or [])),
-        env=dict(str(one).split("=", 1) for part in found for one in part.get("env") or [] if "=" in str(one)),
+        env=dict(str(one).split("=", 1) for part in found for one in part.get("env") or [] if "=" in one[1:]),
     )
 
 
@@ -101,11 +102,20 @@ def _check(spec: Mapping[str, Any]) -> None:
     """Whether it has the form of one: what is used of it is read once here."""
     for part in (spec, *spec["devices"]):
         edits = _edits(part)
+        texts: list[Any] = []
         for name, keys in (("deviceNodes", ["path"]), ("mounts", ["hostPath", "containerPath"]), ("hooks", ["path"])):
             for one in _of([edits], name):
                 paths = [one[key] for key in keys] + [one.get("hostPath") or "/"]
                 if not all(isinstance(path, str) and path.startswith("/") and ".." not in path for path in paths):
                     raise ValueError(f"{name} has a path that is not absolute: {paths}")
+                texts += paths
+        for one in (edits, *_of([edits], "hooks")):
+            for name in ("env", "args"):
+                if not isinstance(one.get(name) or [], list):
+                    raise ValueError(f"its {name} is no list")
+                texts += one.get(name) or []
+        if not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise ValueError("it has something else where text belongs")
 
 
 def _edits(part: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -135,5 +145,10 @@ def _links(args: Sequence[Any]) -> Iterator[tuple[str, str]]:
     if LINKS_HOOK in words:
         for flag, said in pairwise(words):
             target, _, place = said.partition("::")
-            if flag == "--link" and place.startswith("/") and target:
-                yield place, target
+            if flag == "--link" and place.startswith("/") and ".." not in place and target:
+                yield _plain(place), target
+
+
+def _plain(place: str) -> str:
+    """An absolute path by its usual name, without what means nothing in it."""
+    return os.path.normpath("/" + place.lstrip("/"))

@@ -84,8 +84,9 @@ def keeper_mark() -> str:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits to be reaped."""
+    """Whether a process is gone, or waits to be reaped: where its first thread alone has ended, others work on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0] in "ZX" and int(fields[17]) <= 1
     except OSError:
         return True

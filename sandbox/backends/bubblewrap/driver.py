@@ -229,7 +229,7 @@ async def _instance(
         workspace_note=_workspace_note(spec, report),
         parts=prepared.parts,
         waits=bool(prepared.view.pipes),
-        gpus=prepared.gpus,
+        shown=prepared.view.nodes,
     )
 
 

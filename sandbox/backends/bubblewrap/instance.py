@@ -10,7 +10,7 @@ from pathlib import Path
 
 from warmcell.sandbox.backends import layers, likeness
 from warmcell.sandbox.backends.base import ExitInfo, SandboxInstance
-from warmcell.sandbox.backends.bubblewrap import nodes, rootfs
+from warmcell.sandbox.backends.bubblewrap import graphics, nodes
 from warmcell.sandbox.backends.bubblewrap.helped import HelperChild
 from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
@@ -108,10 +108,11 @@ class BubblewrapInstance:
         workspace_note: str,
         parts: Parts,
         waits: bool = False,
-        gpus: Sequence[GpuDevice] = (),
+        shown: Mapping[str, str] | None = None,
     ) -> None:
         self._remains = remains
-        self._began_with = self._gpus = tuple(gpus)
+        self._began_with = self._shown = dict(shown or {})
+        """Nodes of devices: place in it → node of the host, which may have gone by now."""
         self._child = child
         self.pid = pid
         self.run_directory = run_directory
@@ -132,7 +133,7 @@ class BubblewrapInstance:
     def shows_others(self) -> bool:
         """Where root has made it with a GPU: what all of them need is there then, and its /dev is root's."""
         made_here = not isinstance(self._child, HelperChild)
-        return made_here and os.getuid() == 0 and any(gpu.device_nodes for gpu in self._began_with)
+        return made_here and os.getuid() == 0 and bool(self._began_with)
 
     async def show_gpus(self, gpus: Sequence[GpuDevice]) -> None:
         """See the port."""
@@ -145,25 +146,28 @@ class BubblewrapInstance:
             os.close(process)
 
     def _change_nodes(self, process: int, gpus: tuple[GpuDevice, ...]) -> None:
-        had, wanted = rootfs.nodes(self._gpus), rootfs.nodes(gpus)
+        had, wanted = self._shown, dict(graphics.nodes(gpus))
         add = {place: node for place, node in wanted.items() if place not in had}
         remove = {place: node for place, node in had.items() if place not in wanted}
         if any(had[place] != node for place, node in wanted.items() if place in had):
             raise UnsupportedOperationError(
                 "The other GPU has a node of the same name", hint="Restart the kernel with the other GPU."
             )
-        if add or remove:
-            nodes.change(process, add=add, remove=remove)
+        if not add and not remove:
+            return
+        own = nodes.identities([node for place, node in remove.items() if place not in graphics.GPU_NODES])
+        nodes.change(process, add=add, remove=remove)
+        self._shown = wanted
         # After they are gone: whoever has none open by now gets none.
-        own = [node for place, node in remove.items() if place not in rootfs.GPU_NODES]
         user = nodes.user_of(own, self.processes)
         if user is not None:
-            nodes.change(process, add=remove, remove=add)
+            back = {place: node for place, node in remove.items() if os.path.exists(node)}
+            nodes.change(process, add=back, remove=add)
+            self._shown = {place: node for place, node in had.items() if place in wanted or place in back}
             raise UnsupportedOperationError(
                 f"Process {user} of the sandbox has the device of its GPU open besides what the driver parks",
                 hint="End that program, or restart the kernel. It keeps its GPU.",
             )
-        self._gpus = gpus
 
     def processes(self) -> Sequence[int]:
         """Host pids of bubblewrap and of everything in the sandbox."""

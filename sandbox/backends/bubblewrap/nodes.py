@@ -5,7 +5,7 @@ import ctypes
 import os
 import stat
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.stage.linux import (
@@ -33,7 +33,7 @@ def change(process: int, *, add: Mapping[str, str], remove: Mapping[str, str]) -
     Args:
         process: A pidfd of a process of it.
         add: Place in the sandbox → node of the host.
-        remove: Likewise.
+        remove: Likewise; the host's may have gone, as those of a driver do that is loaded anew.
 
     Raises:
         UnsupportedOperationError: The system refuses it; the nodes are as they were.
@@ -57,38 +57,60 @@ def change(process: int, *, add: Mapping[str, str], remove: Mapping[str, str]) -
         ) from failures[0]
 
 
-def user_of(nodes: Collection[str], processes: Callable[[], Collection[int]]) -> int | None:
-    """A process that has one of these nodes of the host open, or maps it; None if there is none. Blocks.
+def identities(nodes: Collection[str]) -> Sequence[os.stat_result]:
+    """What these nodes of the host are; one that has gone is nobody's."""
+    found = []
+    for node in nodes:
+        with contextlib.suppress(OSError):
+            found.append(os.stat(node))
+    return found
+
+
+def user_of(devices: Sequence[os.stat_result], processes: Callable[[], Collection[int]]) -> int | None:
+    """A process that has one of these `identities` open, or maps it; None if there is none. Blocks.
 
     Those that are on their way from one process to another are not seen.
     """
-    found = [os.stat(node) for node in nodes]
-    devices = {one.st_rdev for one in found}
-    mapped = {f"{os.major(one.st_dev):02x}:{os.minor(one.st_dev):02x} {one.st_ino}" for one in found}
-    seen: set[int] = set()
-    while more := set(processes()) - seen:  # Some may come while it is looked.
-        for pid in more:
-            if _opens(pid, devices) or _maps(pid, mapped):
+    numbers = {one.st_rdev for one in devices}
+    mapped = {f"{os.major(one.st_dev):02x}:{os.minor(one.st_dev):02x} {one.st_ino}" for one in devices}
+    seen: set[tuple[int, int]] = set()
+    while devices and (more := _threads(processes()) - seen):  # Some may come while it is looked.
+        looked: set[int] = set()  # Memory is one for all threads of a process, descriptors need not be.
+        for pid, thread in more:
+            maps = [] if pid in looked else _maps(pid, thread)
+            if maps:
+                looked.add(pid)
+            if _opens(pid, thread, numbers) or any(line in mapped for line in maps):
                 return pid
         seen |= more
     return None
 
 
-def _opens(pid: int, devices: Collection[int]) -> bool:
-    with contextlib.suppress(OSError):  # It has ended.
-        for name in os.listdir(f"/proc/{pid}/fd"):
+def _threads(processes: Collection[int]) -> set[tuple[int, int]]:
+    found: set[tuple[int, int]] = set()
+    for pid in processes:
+        with contextlib.suppress(OSError):  # It has ended.
+            found.update((pid, int(thread)) for thread in os.listdir(f"/proc/{pid}/task"))
+    return found
+
+
+def _opens(pid: int, thread: int, devices: Collection[int]) -> bool:
+    table = f"/proc/{pid}/task/{thread}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(table):
             with contextlib.suppress(OSError):
-                one = os.stat(f"/proc/{pid}/fd/{name}")
+                one = os.stat(f"{table}/{name}")
                 if stat.S_ISCHR(one.st_mode) and one.st_rdev in devices:
                     return True
     return False
 
 
-def _maps(pid: int, files: Collection[str]) -> bool:
+def _maps(pid: int, thread: int) -> Sequence[str]:
+    """Device and inode of each file that is mapped; nothing of a thread that has ended."""
     with contextlib.suppress(OSError):
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-        return any(" ".join(line.split(maxsplit=5)[3:5]) in files for line in lines)
-    return False
+        lines = Path(f"/proc/{pid}/task/{thread}/maps").read_text(errors="replace").splitlines()
+        return [" ".join(line.split(maxsplit=5)[3:5]) for line in lines]
+    return []
 
 
 def _change(process: int, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
@@ -96,6 +118,8 @@ def _change(process: int, add: Mapping[str, str], remove: Mapping[str, str]) -> 
     try:
         # Those that go too: they come back if another one cannot go.
         for place, node in {**add, **remove}.items():
+            if place not in add and not os.path.exists(node):
+                continue
             trees[place] = clone(node)
             _set(trees[place], add=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
         call("leave what threads share", libc.unshare(CLONE_FS))
@@ -129,7 +153,7 @@ def _swap(trees: dict[str, int], add: Iterable[str], remove: Iterable[str]) -> N
         for place in added:
             _take_away(place)
         for place in gone:
-            if not os.path.lexists(place):
+            if place in trees and not os.path.lexists(place):
                 _put(trees, place)
         raise
 

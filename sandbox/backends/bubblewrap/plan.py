@@ -9,7 +9,7 @@ from typing import Any
 
 from warmcell.sandbox.backends import layers as saved_layers
 from warmcell.sandbox.backends import seccomp
-from warmcell.sandbox.backends.bubblewrap import overlays, rootfs
+from warmcell.sandbox.backends.bubblewrap import graphics, overlays, rootfs
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.environment import PythonEnvironment, discover
 from warmcell.sandbox.backends.etc import hostname
@@ -66,8 +66,6 @@ class Prepared:
     """What `save_layer` saves."""
     filled_bytes: int
     """What is copied from a saved layer."""
-    gpus: Sequence[GpuDevice] = ()
-    """Whose nodes are in it."""
 
 
 def prepare(
@@ -113,7 +111,6 @@ def prepare(
         view.saved = saved_layers.look_at(layer, fits=fits)
 
     rootfs.system(view)
-    rootfs.graphics(view, gpus)
     files, links = rootfs.configuration(view, spec.network, home=home, name=hostname(named))
     for name, target, size in (
         ("tmp", "/tmp", spec.limits.layer_bytes),
@@ -155,6 +152,7 @@ def prepare(
     check_places(view.host_trees)
     if leads_home(home, view.host_trees):
         view.links[USUAL_HOME] = home
+    graphics.show(view, gpus)
     rootfs.hide(view, [paths.runtime, paths.state, *hidden])
 
     if as_root and nested:
@@ -192,7 +190,6 @@ def prepare(
         ),
         filled_bytes=0 if view.saved is None else view.saved.copied_bytes,
         files={SECCOMP_FD: seccomp.denylist(setgid=as_root)},
-        gpus=gpus,
     )
 
 

@@ -5,23 +5,19 @@ trees with mapped owners, the writable layer; and below that (`ROOT`) the root, 
 system directories. bubblewrap shows that as one tree, and adds /proc, which must be of the sandbox's own processes.
 """
 
-import logging
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from warmcell.sandbox.backends import cdi, etc
+from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import Part, Saved
 from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
-from warmcell.sandbox.models import GpuDevice, Mount, Network
-
-log = logging.getLogger(__name__)
+from warmcell.sandbox.models import Mount, Network
 
 BASE = "m"
 """Name of the stage's directory below the sandbox's own."""
@@ -31,10 +27,9 @@ PAGE_BYTES = 4096
 
 _TOP_LEVEL = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SYS = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
-_SYS_WITH_GPU = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
 NODES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty"))
 """Devices that every sandbox has."""
-_NODE_LINKS = {
+NODE_LINKS = {
     "stdin": "/proc/self/fd/0",
     "stdout": "/proc/self/fd/1",
     "stderr": "/proc/self/fd/2",
@@ -42,10 +37,6 @@ _NODE_LINKS = {
     "core": "/proc/kcore",
     "ptmx": "pts/ptmx",
 }
-GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
-"""What all devices share."""
-_LIBRARIES = "LD_LIBRARY_PATH"
-_DRIVER_ENTRIES_MAX = 10_000
 _PROC_MASKED = ("/proc/keys", "/proc/key-users", "/proc/timer_list", "/proc/sched_debug")
 
 
@@ -77,6 +68,8 @@ class View:
     aliases: list[Path] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     """By which processes find what is shown."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """Of leased devices: place in the sandbox → node of the host."""
     saved: Saved | None = None
     """The layer that it begins with."""
     parts: dict[str, Part] = field(default_factory=dict)
@@ -157,7 +150,7 @@ class View:
         Raises:
             InvalidRequestError: Something lies behind a link of the sandbox's own.
         """
-        self._make_links()
+        self.make_links()
         rooms = {str(made["path"]) for made in self.file_systems}
         return {
             "path": ROOT,
@@ -175,13 +168,14 @@ class View:
             words += [word for masked in self.masked for word in ("--ro-bind", "/dev/null", masked)]
         return words
 
-    def _make_links(self) -> None:
+    def make_links(self) -> None:
+        """Plan the links that the sandbox is to have besides those of the system."""
         whole = (*map(str, self.host_trees), *RESERVED)
         for place, leads in self.links.items():
             self.entries[place] = link(leads)
         for alias in self.aliases:
             for way, target in links_on(alias):
-                if not _in_any(str(way), whole):
+                if not in_any(str(way), whole):
                     self.entries.setdefault(str(way), link(target))
 
     def _is_ours(self, place: str, rooms: set[str]) -> bool:
@@ -241,7 +235,8 @@ def most_entries(size_bytes: int) -> int:
     return max(1024, size_bytes // PAGE_BYTES)
 
 
-def _in_any(path: str, trees: Sequence[str]) -> bool:
+def in_any(path: str, trees: Sequence[str]) -> bool:
+    """Whether a path is one of these, or lies in one, by their names."""
     return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
 
@@ -263,7 +258,7 @@ def system(view: View) -> None:
     view.entries["/dev"] = file_system("tmpfs")
     view.entries["/dev/pts"] = file_system("devpts")
     view.entries.update({node: host(Path(node), mode="dev") for node in NODES})
-    view.entries.update({f"/dev/{name}": link(leads) for name, leads in _NODE_LINKS.items()})
+    view.entries.update({f"/dev/{name}": link(leads) for name, leads in NODE_LINKS.items()})
     for path in map(Path, _SYS):
         if path.exists():
             view.show(path)
@@ -271,69 +266,6 @@ def system(view: View) -> None:
     view.entries[IMAGES] = directory(0o700)
     view.entries["/var/tmp"] = link("/tmp")
     view.entries["/var/run"] = link("/run")
-
-
-def graphics(view: View, gpus: Sequence[GpuDevice]) -> None:
-    """The nodes of the leased devices, those that all devices share, and where libraries look devices up.
-
-    What the machine's CDI specifications say comes along, as far as it is not there by itself.
-    """
-    more = cdi.edits(gpus)
-    shown = nodes(gpus, more)
-    if not shown:
-        return
-    for guest, node in shown.items():
-        view.entries[guest] = host(Path(node), mode="dev")
-    for pattern in _SYS_WITH_GPU:
-        for path in sorted(Path("/").glob(pattern.lstrip("/"))):
-            view.show(path)
-    added = [one.guest for one in more.files if _add(view, Path(one.host), Path(one.guest))]
-    for place, target in (more.links or {}).items():
-        if not os.path.lexists(place) and not _in_any(place, (*map(str, view.host_trees), *RESERVED)):
-            view.entries[place] = link(target)
-            added.append(place)
-    env = dict(more.env or {})
-    said = filter(None, env.get(_LIBRARIES, "").split(":"))
-    folders = dict.fromkeys((*said, *(os.path.dirname(path) if ".so" in path else path for path in added)))
-    view.env |= {**env, **({_LIBRARIES: ":".join(folders)} if folders else {})}
-
-
-def nodes(gpus: Sequence[GpuDevice], more: cdi.Edits | None = None) -> Mapping[str, str]:
-    """Place in a sandbox → node of the host, of all that these devices need; none for made-up ones. Blocks."""
-    leased = [node for gpu in gpus if not gpu.simulated for node in gpu.device_nodes]
-    if not leased:
-        return {}
-    more = more or cdi.edits(gpus)
-    found = {node: node for node in (*leased, *GPU_NODES)} | {one.guest: one.host for one in more.nodes}
-    return {guest: node for guest, node in found.items() if Path(node).is_char_device()}
-
-
-def _add(view: View, source: Path, guest: Path) -> bool:
-    """Show what a driver has on the host. Whether it was not there, and is now."""
-    inside = next((tree for tree in view.host_trees if tree == guest or tree in guest.parents), None)
-    if inside is not None and view.host_trees[inside] / guest.relative_to(inside) == source:
-        return False
-    if not (source.is_file() or _has_libraries(source)):
-        return False
-    if (inside is not None and not (view.host_trees[inside] / guest.relative_to(inside)).exists()) or _in_any(
-        str(guest), RESERVED
-    ):
-        # Nothing can be put into a tree of the host's; it has to be there for something to be put over it.
-        log.warning("the GPU's driver wants %s at %s, where it cannot be shown", source, guest)
-        return False
-    view.show(source, guest)
-    return True
-
-
-def _has_libraries(place: Path) -> bool:
-    """Whether it is a directory of libraries, with nothing in it by which a service of the host could be spoken to."""
-    names: list[str] = []
-    for folder, folders, files in os.walk(place):
-        names += files
-        kinds = {stat.S_IFMT(os.lstat(os.path.join(folder, name)).st_mode) for name in (*folders, *files)}
-        if len(names) > _DRIVER_ENTRIES_MAX or kinds - {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}:
-            return False
-    return any(".so" in name for name in names)
 
 
 def configuration(

@@ -91,6 +91,9 @@ async def test_what_a_cdi_specification_says_comes_along(
         for name, place in (
             ("libcuda.so.580.1", "/opt/nv/lib/libcuda.so.580.1"),
             ("libcuda.so.580.1", "/usr/lib/none/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/lib/none/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/bin/libcuda.so.580.1"),
+            ("libcuda.so.580.1", "/tmp/libcuda.so.580.1"),
             ("libcuda.so.580.1", "/etc/libcuda.so.580.1"),
             ("socket", "/opt/nv/socket"),
             ("service", "/opt/nv/service"),
@@ -99,9 +102,17 @@ async def test_what_a_cdi_specification_says_comes_along(
             ("missing", "/opt/nv/missing"),
         )
     ]
+    system = Path("/usr/lib/os-release")
+    mounts.append({"hostPath": str(driver / "libcuda.so.580.1"), "containerPath": "/lib/os-release"})
+    mounts.append({"hostPath": "/lib/locale", "containerPath": "/lib/locale"})
     hook = ["nvidia-cdi-hook", "create-symlinks", "--link", "libcuda.so.580.1::/opt/nv/lib/libcuda.so.1"]
+    hook += ["--link", "bash::/bin/libcuda.so.1"]
     edits = {
-        "deviceNodes": [{"path": node}, {"path": "/dev/nvidia-caps/nvidia-cap1", "hostPath": node}],
+        "deviceNodes": [
+            {"path": node},
+            {"path": "/dev/nvidia-caps/nvidia-cap1", "hostPath": node},
+            {"path": "/dev/fd/9"},
+        ],
         "mounts": mounts,
         "env": ["DRIVER_SAYS=yes", "LD_LIBRARY_PATH=/opt/own"],
         "hooks": [{"hookName": "createContainer", "path": "/usr/bin/nvidia-cdi-hook", "args": hook}],
@@ -123,6 +134,7 @@ async def test_what_a_cdi_specification_says_comes_along(
         assert (root / "dev/nvidia-caps/nvidia-cap1").stat().st_rdev == os.stat(node).st_rdev
         assert sorted(os.listdir(root / "opt/nv")) == ["lib", "more"]
         assert not (root / "etc/libcuda.so.580.1").exists()
+        assert not system.exists() or (root / system.relative_to("/")).read_text() == "the driver's"
         code = "import os; print(open('/opt/nv/lib/libcuda.so.1').read(), os.environ['DRIVER_SAYS'], sep='\\n')"
         code += "; print(os.environ['LD_LIBRARY_PATH']); open('/opt/nv/lib/libcuda.so.1', 'w')"
         channel = await GuestChannel.open(instance.run_directory, timeout=60)
@@ -178,8 +190,28 @@ async def test_another_device_comes_to_a_sandbox_that_runs(places: Places, node:
     subject.nothing_is_left(sandbox_id, directory)
 
 
-async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, tmp_path: Path) -> None:
-    """It would use it while somebody else has it. All stays as it is, until that program has ended."""
+THREAD = """
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+opened = threading.Event()
+def work():
+    assert libc.unshare(0x400 if sys.argv[1] == "own" else 0) == 0  # CLONE_FILES
+    os.open("/dev/mine", os.O_RDONLY)
+    opened.set()
+    threading.Event().wait()
+threading.Thread(target=work).start()
+opened.wait()
+print(flush=True)
+if sys.argv[1] == "alone":
+    libc.syscall(int(sys.argv[2]), 0)  # exit(2): of this thread
+threading.Event().wait()
+"""
+EXIT = {"x86_64": "60", "aarch64": "93"}[os.uname().machine]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node of the host that a device has as /dev/mine, by a specification."""
     mine = tmp_path / "device"
     os.mknod(mine, 0o666 | stat.S_IFCHR, os.stat("/dev/full").st_rdev)
     mine.chmod(0o666)
@@ -188,26 +220,62 @@ async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, tmp
     edits = {"deviceNodes": [{"path": "/dev/own"}, {"path": "/dev/mine", "hostPath": str(mine)}]}
     spec = {"kind": "nvidia.com/gpu", "devices": [{"name": "GPU-1", "containerEdits": edits}]}
     (driver / "nvidia.json").write_text(json.dumps(spec))
+    monkeypatch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
+    return mine
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(["sh", "-c", "exec 3</dev/mine; echo; exec sleep 600"], id="program"),
+        pytest.param(["python3", "-c", THREAD, "own"], id="thread-with-a-table-of-its-own"),
+        pytest.param(["python3", "-c", THREAD, "alone", EXIT], id="thread-whose-first-has-ended"),
+    ],
+)
+async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, mine: Path, program: list[str]) -> None:
+    """It would use it while somebody else has it. All stays as it is, until that program has ended."""
     subject = subject_of(places)
     sandbox_id, directory = subject.place()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("warmcell.sandbox.backends.cdi.DIRECTORIES", (driver,))
-        instance = await subject.backend.create(
-            subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device("/dev/own")]
-        )
-        try:
-            channel = await GuestChannel.open(instance.run_directory, timeout=60)
-            before = mounts_of(instance.pid)
-            async with channel.exec_stream(["sh", "-c", "exec 3</dev/mine; echo; exec sleep 600"]) as process:
-                await anext(process.output())
-                with pytest.raises(UnsupportedOperationError, match="has the device of its GPU open"):
-                    await instance.show_gpus([])
-                assert mounts_of(instance.pid) == before
-            await instance.show_gpus([])
-            assert mounts_of(instance.pid) < before
-            await channel.close()
-        finally:
-            await instance.stop()
+    instance = await subject.backend.create(
+        subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device("/dev/own")]
+    )
+    try:
+        channel = await GuestChannel.open(instance.run_directory, timeout=60)
+        before, first = mounts_of(instance.pid), set(instance.processes())
+        async with channel.exec_stream(program) as process:
+            await anext(process.output())
+            with pytest.raises(UnsupportedOperationError, match="has the device of its GPU open"):
+                await instance.show_gpus([])
+            assert mounts_of(instance.pid) == before
+        async with asyncio.timeout(60):
+            while not first.issuperset(instance.processes()):  # noqa: ASYNC110 - it depends on another process
+                await asyncio.sleep(0.01)
+        await instance.show_gpus([])
+        assert mounts_of(instance.pid) < before
+        await channel.close()
+    finally:
+        await instance.stop()
+    subject.nothing_is_left(sandbox_id, directory)
+
+
+async def test_a_device_whose_node_has_gone_is_taken_away(places: Places, mine: Path) -> None:
+    """As a part of a GPU that is divided anew: it is nobody's, and a new one of that name is not the sandbox's."""
+    subject = subject_of(places)
+    sandbox_id, directory = subject.place()
+    instance = await subject.backend.create(
+        subject.spec(), sandbox_id=sandbox_id, directory=directory, gpus=[device("/dev/own")]
+    )
+    try:
+        before = mounts_of(instance.pid)
+        mine.unlink()
+        await instance.show_gpus([])
+        assert before - mounts_of(instance.pid) == {("/dev/mine", "nosuid")}
+        assert not Path(f"/proc/{instance.pid}/root/dev/mine").exists()
+        os.mknod(mine, 0o666 | stat.S_IFCHR, os.stat("/dev/full").st_rdev)
+        await instance.show_gpus([device("/dev/own")])
+        assert mounts_of(instance.pid) == before
+    finally:
+        await instance.stop()
     subject.nothing_is_left(sandbox_id, directory)
 
 

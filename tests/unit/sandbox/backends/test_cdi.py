@@ -14,7 +14,7 @@ from warmcell.sandbox.models import GpuDevice
 
 UUID = "GPU-4cf8db2d-06c0-7d70-1a51-e59b25b2c16c"
 SHARED = {
-    "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+    "env": ["NVIDIA_VISIBLE_DEVICES=void", "=nothing"],
     "deviceNodes": [{"path": "/dev/nvidiactl"}, {"path": "/dev/nvidia-uvm", "hostPath": "/dev/nvidia-uvm"}],
     "mounts": [
         {"hostPath": "/opt/driver/libcuda.so.580.1", "containerPath": "/opt/nv/libcuda.so.580.1", "options": ["ro"]}
@@ -105,6 +105,10 @@ def test_that_of_the_running_driver_goes_first(directories: tuple[Path, Path]) -
         json.dumps(spec(device("0", "/dev/nvidia0"), containerEdits={"mounts": [{"hostPath": "/x"}]})),
         json.dumps(spec(device("0", "/dev/nvidia0"), containerEdits={"deviceNodes": "all"})),
         json.dumps(spec("0")),  # type: ignore[arg-type]
+        json.dumps(spec(device("0", "/dev/nvidia0\0"))),
+        json.dumps(spec(device("0", "/dev/nvidia0"), containerEdits={"env": 3})),
+        json.dumps(spec(device("0", "/dev/nvidia0"), containerEdits={"env": ["A=\0"]})),
+        json.dumps(spec(device("0", "/dev/nvidia0"), containerEdits={"hooks": [{"path": "/x", "args": 3}]})),
     ],
 )
 def test_a_broken_one_is_left_out_and_named(

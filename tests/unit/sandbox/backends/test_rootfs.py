@@ -10,7 +10,7 @@ from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.places import check_places, check_target, links_on
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import GpuDevice, Mount
+from warmcell.sandbox.models import Mount
 
 GUEST = Identity(uid=4321, gid=4321, name="guest")
 
@@ -151,15 +151,6 @@ def test_a_mount_of_the_keepers_own_files_is_refused(view: View, tmp_path: Path)
     view.asked.add(tmp_path / "state" / "homes")
     with pytest.raises(InvalidRequestError, match="Warmcell"):
         rootfs.hide(view, [tmp_path / "state"])
-
-
-def test_only_leased_devices_are_there(view: View) -> None:
-    """Simulated ones have no nodes at all."""
-    real = GpuDevice(uuid="GPU-1", index=0, name="X", memory_total_bytes=1, device_nodes=("/dev/zero",))
-    rootfs.graphics(view, [GpuDevice(uuid="S", index=0, name="S", memory_total_bytes=1, simulated=True)])
-    assert not view.entries
-    rootfs.graphics(view, [real])
-    assert view.entries["/dev/zero"] == {"host": "/dev/zero", "mode": "dev"}
 
 
 def test_the_etc_of_a_sandbox_knows_only_the_guest() -> None:
