@@ -123,6 +123,7 @@ def _change(process: int, add: Mapping[str, str], remove: Mapping[str, str]) -> 
             trees[place] = clone(node)
             _set(trees[place], add=MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
         call("leave what threads share", libc.unshare(CLONE_FS))
+        os.umask(0o022)  # This thread's own by now; the keeper's lets nobody into what it makes.
         call("enter the sandbox", libc.setns(process, CLONE_NEWNS))
         dev = os.open(DEV, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

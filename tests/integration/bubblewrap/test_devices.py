@@ -177,6 +177,13 @@ async def test_another_device_comes_to_a_sandbox_that_runs(places: Places, node:
             await asyncio.to_thread(
                 nodes.change, process, add={"/dev/new": node, "/dev/null/x": other}, remove={other: other}
             )
+        keepers = os.umask(0o077)
+        try:
+            await asyncio.to_thread(nodes.change, process, add={"/dev/caps/one": node}, remove={})
+        finally:
+            os.umask(keepers)
+        assert (await channel.exec(["test", "-c", "/dev/caps/one"])).exit_code == 0
+        await asyncio.to_thread(nodes.change, process, add={}, remove={"/dev/caps/one": node})
         os.close(process)
         assert mounts_of(instance.pid) - before == {(other, "nosuid")}
         await instance.show_gpus([])
