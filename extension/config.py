@@ -55,8 +55,9 @@ class Warmcell(Configurable):
     ).tag(config=True)
     principal_images = List(
         Unicode(),
-        help="Images of the engine of containers that those who have tokens may ask for, besides those of "
-        "`warmcell images build` and `docker_image`: `python:3.12-slim`, `registry.example.com/team/*`, `*`.",
+        help="Images of the engine of containers that those who have tokens, and code in notebooks, may ask for, "
+        "besides those of `warmcell images build` and `docker_image`: `python:3.12-slim`, "
+        "`registry.example.com/team/*`, `*`.",
     ).tag(config=True)
     egress_index_hosts = List(
         Unicode(),

@@ -42,15 +42,16 @@ class Handler(JsonHandler):
 
     def narrowed(self, principal: Principal, asked: dict[str, Any]) -> dict[str, Any]:
         """A principal's wish, within the operator's settings; raises as `narrow`."""
+        usual = self.keeper.wiring.settings.usual_backend
+        return narrow(principal, asked, usual=usual, has_image=self.has_image)
+
+    def has_image(self, name: str) -> bool:
+        """Whether who is not the user may ask for it: it was built here, or the operator names it."""
         settings = self.keeper.wiring.settings
         named = [*settings.principal_images, *([settings.docker_image] if settings.docker_image else [])]
-
-        def has_image(name: str) -> bool:
-            with contextlib.suppress(ImageNotFoundError):
-                return bool(self.keeper.images.info(name))
-            return any(fnmatchcase(name, one) for one in named)
-
-        return narrow(principal, asked, usual=settings.usual_backend, has_image=has_image)
+        with contextlib.suppress(ImageNotFoundError):
+            return bool(self.keeper.images.info(name))
+        return any(fnmatchcase(name, one) for one in named)
 
     def visible(self, sandbox_id: str) -> SandboxInfo:
         """The sandbox, if it exists for whoever asks."""

@@ -95,6 +95,7 @@ class SandboxesHandler(Handler):
                 asked,
                 values_bytes=self.keeper.wiring.settings.remote_values_bytes,
                 egress=self.keeper.service.live(self.scope.sandbox_id).spec.egress,
+                has_image=self.has_image,
             )
             create = self.keeper.service.create(spec, owner="remote", parent=self.scope.sandbox_id, hurry=hurry)
             info = await self.unless_gone(create)

@@ -1,7 +1,7 @@
 """What code inside a sandbox may ask of the keeper: no more than its own sandbox was given."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,12 @@ class GuestScope:
             )
 
     def narrow(
-        self, asked: Mapping[str, Any], *, values_bytes: int = 0, egress: NetworkPolicy | None = None
+        self,
+        asked: Mapping[str, Any],
+        *,
+        values_bytes: int = 0,
+        egress: NetworkPolicy | None = None,
+        has_image: Callable[[str], bool] = lambda name: False,
     ) -> SandboxSpec:
         """The spec of a sandbox made from here.
 
@@ -39,6 +44,7 @@ class GuestScope:
             asked: What it is to be, as far as that can be chosen.
             values_bytes: So much shared memory it may have even where this one has less, for what is sent to it.
             egress: What this one reaches now; the other reaches the same, or nothing if that is asked for.
+            has_image: Whether code in a sandbox may ask for the image of that name; for its own one it always may.
 
         Raises:
             InvalidRequestError: It asks for more than this sandbox has.
@@ -57,6 +63,11 @@ class GuestScope:
             raise InvalidRequestError(
                 "This sandbox has no network, so neither have those it makes",
                 hint="Choose a network for this notebook in the Warmcell menu, and restart.",
+            )
+        if wanted.image not in ("", None, self.spec.image) and not has_image(wanted.image):
+            raise InvalidRequestError(
+                f"Code in a sandbox cannot ask for the image {wanted.image!r}: it was not built here",
+                hint="Build it (docs/howto/images.md), or have the operator name it in c.Warmcell.principal_images.",
             )
         _check_memory(self.spec.limits, wanted.limits)
         return dataclasses.replace(

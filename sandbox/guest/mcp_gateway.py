@@ -338,7 +338,7 @@ def _gateway(clients: Sequence[tuple[str, Any]]) -> Any:
         async def of(name: str, client: Any) -> tuple[str, Any, list[Any]]:
             try:
                 return name, client, await asyncio.wait_for(pages(client, what), LISTING_S)
-            except (Exception, asyncio.TimeoutError) as error:
+            except Exception as error:
                 sys.stderr.write(f"{name} does not tell its {what}: {_why(error)}\n")
                 return name, client, []
 

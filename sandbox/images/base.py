@@ -59,7 +59,7 @@ class PackageIndex:
         return bool(self.url or self.extra_urls or self.certificate)
 
     def variables(self, certificate: str) -> dict[str, str]:
-        """What pip, uv and the installer of conda's packages read, where the certificates are at that path."""
+        """What every step reads (pip, uv, and whatever it starts), where the certificates are at that path."""
         found = {
             "PIP_INDEX_URL": self.url,
             "UV_DEFAULT_INDEX": self.url,
@@ -68,7 +68,7 @@ class PackageIndex:
         }
         if self.certificate is not None:
             found |= dict.fromkeys(("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO"), certificate)
-        return {**{name: value for name, value in found.items() if value}, **self.conda, **self.proxies}
+        return {**{name: value for name, value in found.items() if value}, **self.proxies}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

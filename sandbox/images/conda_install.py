@@ -3,10 +3,11 @@
 A program by itself, for Python 3.10 or newer: builds run it where the environment is to be, in a sandbox or in a stage
 of a container's image. It imports nothing of ours. Arguments: a file of JSON with `channels` and `packages`, the
 environment's directory, and one for what is fetched. `CONDA_CHANNEL_ALIAS` is where channels without an address are;
-what is installed has nothing of it.
+what is installed has nothing of it, nor do scripts that packages run see it.
 """
 
 import asyncio
+import ctypes
 import json
 import os
 import re
@@ -21,6 +22,10 @@ from rattler.exceptions import SolverError
 PUBLIC = "https://conda.anaconda.org"
 DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pkgs/r")
 """What conda itself means by `defaults`."""
+ALIAS = "CONDA_CHANNEL_ALIAS"
+SECRET = (ALIAS, "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
+"""Variables that may hold a password."""
+_PR_SET_DUMPABLE = 4
 TLS = 'tls-root-certs = "{roots}"\n'
 
 
@@ -34,8 +39,11 @@ class Alias:
         found = re.fullmatch(r"([^/]*)(?:/t/([^/]+))?(.*)", place, re.DOTALL)
         assert found is not None  # It matches anything.
         host, token, path = found.groups()
-        told = [user, user.partition(":")[2], token or ""]
-        self._secrets = sorted({form for each in told if each for form in (each, quote(each), unquote(each))}, key=len)
+        name, _, password = user.partition(":")
+        # A name may be short, and so a part of any word; one without a password is a token.
+        self._secrets = sorted(_forms(password or name) | _forms(token or ""), key=len, reverse=True)
+        names = "|".join(map(re.escape, _forms(name)))
+        self._names = re.compile(rf"(?<=//)(?:{names})(?=[:@])") if names else None
         # py-rattler writes stars in their places.
         before, after = re.escape(f"{scheme}://"), re.escape(path)
         between = r"(?:/t/[^/\s\"]+)?" if token else ""
@@ -43,13 +51,18 @@ class Alias:
 
     def hide(self, text: str) -> str:
         """What can be told."""
-        for secret in reversed(self._secrets):
+        for secret in self._secrets:
             text = text.replace(secret, "***")
-        return text
+        return text if self._names is None else self._names.sub("***", text)
 
     def forget(self, text: str) -> str:
         """The same of the public place: with nothing of this one."""
         return text if self.address == PUBLIC else self._ours.sub(PUBLIC, text)
+
+
+def _forms(text: str) -> set[str]:
+    """How it may be written in an address."""
+    return {text, quote(text), quote(text, safe=""), unquote(text)} - {""}
 
 
 def places(channels: Sequence[str], alias: str) -> list[str]:
@@ -102,10 +115,18 @@ async def install(asked: dict[str, list[str]], target: Path, cache: Path, alias:
             file.write_text(alias.forget(file.read_text()))
 
 
+def hide_secrets() -> None:
+    """Scripts that packages run as they are linked see no password: neither in their environment nor in this one's."""
+    for name in SECRET:
+        os.environ.pop(name, None)
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # `/proc/PID/environ` keeps what a process began with.
+
+
 def main() -> int:
     """Its exit code is 1 where packages cannot be had, with the reason on standard error and no secret of the alias."""
     asked, target, cache = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3])
-    alias = Alias(os.environ.get("CONDA_CHANNEL_ALIAS", PUBLIC))
+    alias = Alias(os.environ.get(ALIAS, PUBLIC))
+    hide_secrets()
     try:
         asyncio.run(install(asked, target, cache, alias))
     except SolverError as error:

@@ -76,7 +76,11 @@ class _Rendering:
         return Rendered(
             text="\n".join(self._lines) + "\n",
             files=self._files,
-            arguments={**self._index.proxies, **(self._variables() if self._files else {})},
+            arguments={
+                **self._index.proxies,
+                **(self._variables() if self._files else {}),
+                **(self._index.conda if isinstance(image.base, CondaBase) else {}),
+            },
             certificate=self._index.certificate if self._files else None,
             python=PYTHON if self._has_environment else "",
         )
@@ -111,6 +115,7 @@ class _Rendering:
                 run("python3", "-m", "venv", tool),
                 f"COPY {json.dumps([*files, *self._certificate, f'{_PLACE}/'])}",
                 run(f"{tool}/bin/python", "-m", "pip", "install", *PIP_OPTIONS, "--no-cache-dir", RATTLER),
+                *(f"ARG {name}" for name in self._index.conda),
                 run(
                     *(f"{tool}/bin/python", f"{_PLACE}/{CONDA_INSTALL}", f"{_PLACE}/{CONDA_ASKED}", ENVIRONMENT),
                     f"{_PLACE}/cache",

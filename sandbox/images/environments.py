@@ -240,6 +240,7 @@ class _Making:
         self._target = target
         self._python = python
         self._uv = uv
+        self._conda = index.conda
         self._given = {
             **index.variables(_CERTIFICATE),
             "PATH": f"{target}/bin:{SEARCH_PATH}",
@@ -271,9 +272,9 @@ class _Making:
         await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=self._env)
 
     async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
-        """Make one of conda's packages, by a Python that sees py-rattler in `tool`."""
+        """Make one of conda's packages, by a Python that sees py-rattler in `tool`. Only this learns of channels."""
         argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
-        env = {**self._env, "PYTHONPATH": f"{_BUILD}/tool"}
+        env = {**self._env, **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
         await at.run(told(base), [*argv, f"{_BUILD}/cache/conda"], env=env)
 
     async def step(self, at: Bench, step: Step, number: int) -> None:

@@ -182,6 +182,20 @@ def at_home(places: Places, home: Places, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
 
 
+def test_a_gateway_that_its_sandbox_has_noted_itself_opens_nothing(server: dict[str, str]) -> None:
+    """Who has a sandbox may write its tags; the port is for the token that the server has noted."""
+    how = {"base_url": server["url"], "headers": {"Authorization": f"token {server['token']}"}}
+    with httpx.Client(**how, timeout=END_TIMEOUT_S) as http:
+        made = http.post(f"{PREFIX}/v2/sandboxes", json={"templateID": "base"}, headers={"X-API-KEY": server["token"]})
+        path = f"{API}/sandboxes/{made.json()['sandboxID']}"
+        noted = f"{hashlib.sha256(b'mine').hexdigest()}:"
+        http.patch(path, json={"tags": {"e2b.gateway": noted}}).raise_for_status()
+        headers = {"E2b-Sandbox-Id": made.json()["sandboxID"], "E2b-Sandbox-Port": "50005"}
+        shown = {**headers, "Authorization": "Bearer mine"}
+        assert http.get(f"{PREFIX}/mcp", headers=shown).status_code == 401
+        http.delete(path).raise_for_status()
+
+
 @pytest.mark.parametrize("client", VERSIONS_OF_ONCE, indirect=True, scope="module")
 @pytest.mark.parametrize("name", ONCE)
 def test_what_takes_seconds_works(client: Client, name: str) -> None:

@@ -1,6 +1,5 @@
 """E2B's MCP gateway: how its clients start it, where they look for its token, and who comes to its port."""
 
-import hashlib
 import hmac
 import shlex
 from collections.abc import Mapping, Sequence
@@ -48,7 +47,7 @@ async def note(request: "E2bHandler", env: Mapping[str, str]) -> None:
     if not token:  # The gateway says so.
         return
     tags = (await request.keeper.ask("GET", path))["terms"]["tags"]
-    noted = f"{_digest(token)}:{request.keeper.token_id}"
+    noted = request.keys.gateway(request.sandbox_id, request.keeper.token_id, token)
     await request.keeper.ask("PATCH", path, {"tags": {**tags, GATEWAY_TAG: noted}})
 
 
@@ -62,11 +61,8 @@ async def visitor(request: "E2bHandler") -> dict[str, str] | None:
         info: Mapping[str, Any] = await request.link.get(f"/sandboxes/{request.sandbox_id}")
     except NotFoundError:
         info = {}
-    terms = info.get("terms") or {"tags": {}}
-    digest, _, token_id = terms["tags"].get(GATEWAY_TAG, "").partition(":")
-    fits = hmac.compare_digest(digest.encode(), _digest(shown).encode())
-    return Holder(info["principal"], token_id).headers() if fits else None
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+    noted = (info.get("terms") or {"tags": {}})["tags"].get(GATEWAY_TAG, "")
+    token_id = noted.partition(":")[0]
+    # Whoever has the sandbox may write its tags: only what was noted here counts.
+    good = request.keys.gateway(request.sandbox_id, token_id, shown)
+    return Holder(info["principal"], token_id).headers() if hmac.compare_digest(good.encode(), noted.encode()) else None

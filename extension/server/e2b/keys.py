@@ -79,6 +79,17 @@ class Keys:
             "The token does not open this sandbox", hint="Create the sandbox, or connect to it, to have its token."
         )
 
+    def gateway(self, sandbox_id: str, token_id: str, shown: str) -> str:
+        """What is noted of the token that opens a sandbox's MCP gateway to whoever shows it.
+
+        Args:
+            sandbox_id: Of the sandbox.
+            token_id: Of the principal's token with which the gateway was started, and with which that ends.
+            shown: The gateway's own token.
+        """
+        said = "\0".join(("gateway", sandbox_id, token_id, shown))
+        return f"{token_id}:{hmac.digest(self.secret, said.encode(errors='replace'), hashlib.sha256).hex()}"
+
     def signer(
         self, holders: Iterable[tuple[str, Holder]], signed: "SignedUrl", signature: str
     ) -> tuple[str, Holder] | None:

@@ -22,7 +22,7 @@ SANDBOX_VARIABLE: Final = "E2B_SANDBOX"
 GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
 GATEWAY_TAG: Final = "e2b.gateway"
-"""Which token opens the sandbox's MCP gateway: its digest."""
+"""Which token opens the sandbox's MCP gateway, as `Keys.gateway` has it."""
 
 TIMEOUT_S: Final = 300
 TIMEOUT_MAX_S: Final = 10 * 365 * 86400

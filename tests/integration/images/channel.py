@@ -18,6 +18,9 @@ from rattler.index import index_fs
 
 PREFIX = "/opt/placeholder_of_the_environments_prefix"
 """In files of packages: replaced by where the environment is."""
+SEEN = "seen-by-a-script"
+"""What the script of a package saw as it was linked."""
+LINKED = f'#!/bin/sh\n{{ env; cat /proc/*/environ; }} > "$PREFIX/{SEEN}" 2>/dev/null || true\n'.encode()
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 _LEFT_OUT = {"__pycache__", "EXTERNALLY-MANAGED", "idlelib", "lib2to3", "test", "tkinter"}
 
@@ -35,7 +38,7 @@ def make_channel(directory: Path) -> Path:
     _package(directory, "python", sys.version.split()[0], own, more={"python_site_packages_path": site} if site else {})
     for version in ("1.0", "2.0"):
         greet = f"#!/bin/sh\necho hello {version} from {PREFIX}\n".encode()
-        _package(directory, "greeting", version, {"bin/greet": greet})
+        _package(directory, "greeting", version, {"bin/greet": greet, "bin/.greeting-post-link.sh": LINKED})
     for name in ("pip", "ipykernel"):
         _package(directory, name, version_of(name), _installed(name), ["python"], noarch=True)
     _package(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import IMAGE, Dockerd
-from tests.integration.images.channel import OWN, make_channel
+from tests.integration.images.channel import OWN, SEEN, make_channel
 from tests.integration.images.environments import builder, left, run_in
 from tests.integration.images.index import PACKAGE, PASSWORD, PrivateIndex, holds, private_index, wheel_of
 from tests.integration.images.test_docker_images import nothing_of_the_operators, said
@@ -69,7 +69,7 @@ async def test_an_environment_of_condas_and_pips_packages(
     places: Places, served: PrivateIndex, tmp_path: Path, uv: bool, token: bool
 ) -> None:
     """What is needed is chosen, programs know where they are, pip adds to it; of the operator's there is nothing."""
-    image = declared(tmp_path)
+    image = declared(tmp_path).run("! env | grep CONDA_")
     lines: list[str] = []
     alias = served.token_alias if token else served.channel_alias
     built = await builder(places, uv=uv, index=index_of(served, alias)).build(image, tell=lines.append)
@@ -77,6 +77,7 @@ async def test_an_environment_of_condas_and_pips_packages(
     prefix = Path(built.python).parent.parent
     found = await run_in(places, SandboxSpec(python=built.python, env=dict(image.variables)), LOOK)
     assert found == f"42 1.0 hi hello 1.0 from {prefix} {prefix}"
+    assert b"PREFIX=" in (prefix / SEEN).read_bytes()
     assert holds(prefix, PASSWORD) == []
     assert holds(prefix, served.channel_alias.rpartition("@")[2].removesuffix("/conda")) == []
     assert PASSWORD not in "".join(lines)

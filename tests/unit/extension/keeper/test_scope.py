@@ -100,6 +100,15 @@ def test_what_it_makes_may_have_room_for_values() -> None:
 
 def test_an_image_brings_its_own_interpreter() -> None:
     """The path of the notebook's is none in another image."""
-    made = SCOPE.narrow({"image": "train"})
+    made = SCOPE.narrow({"image": "train"}, has_image=lambda name: name == "train")
     assert (made.image, made.python) == ("train", "")
     assert SCOPE.narrow({}).python == OWN.python
+
+
+def test_an_image_that_it_was_not_given_is_refused() -> None:
+    """Whatever the engine has: only its own, and what was built here or the operator names."""
+    scope = GuestScope(SandboxId("own"), dataclasses.replace(OWN, python="", image="mine"))
+    assert scope.narrow({"image": "mine"}).image == "mine"
+    with pytest.raises(InvalidRequestError, match="somebody-elses/private:1") as caught:
+        scope.narrow({"image": "somebody-elses/private:1"}, has_image=lambda name: name == "train")
+    assert "principal_images" in caught.value.hint

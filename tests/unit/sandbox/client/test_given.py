@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -66,6 +66,7 @@ def test_one_text_is_no_list_of_them(wanted: Any) -> None:
 def test_no_network_and_hosts_are_what_they_say() -> None:
     """The word for none, hosts, and a policy."""
     assert policy_of("none") == "none"
+    assert asked_of(cast(Wanted, {"network": "host"})).body["spec"] == {"network": "host"}  # The keeper says why not.
     assert policy_of(("pypi.org",)) == {"allow": ["pypi.org"]}
     assert policy_of({"packages": True}) == {"packages": True}
     assert asked_of(Wanted(preload=("torch",))).body["spec"] == {"preload": ["torch"]}

@@ -19,6 +19,7 @@ PRIVATE = PackageIndex(
     url=f"https://user:{SECRET}@pypi.example.com/simple",
     certificate=Path("/etc/company.pem"),
     proxies={"HTTPS_PROXY": f"http://user:{SECRET}@proxy:3128"},
+    conda={"CONDA_CHANNEL_ALIAS": f"https://user:{SECRET}@conda.example.com"},
 )
 indexes = st.sampled_from([PackageIndex(), PRIVATE])
 
@@ -93,6 +94,17 @@ def test_every_stage_goes_on_from_the_one_before(image: Image) -> None:
     for number, (packages, after) in enumerate(zip(stages[1::2], stages[2::2], strict=True)):
         assert packages == [f"stage{number}", "AS", f"packages{number + 1}"]
         assert after == [f"stage{number}", "AS", f"stage{number + 1}"]
+
+
+def test_where_channels_are_only_what_reads_it_is_told() -> None:
+    """Not what pip installs, which runs code of others."""
+    packages = render(Image.conda("numpy").pip_install("six"), base="p", index=PRIVATE)
+    assert packages.arguments.keys() >= PRIVATE.conda.keys()
+    lines = list(instructions(packages.text))
+    (place,) = [number for number, line in enumerate(lines) if line == ("ARG", "CONDA_CHANNEL_ALIAS")]
+    assert "conda_install.py" in lines[place + 1][1]
+    assert lines[place + 2][0] == "FROM"
+    assert not render(Image.python("3.12"), base="p", index=PRIVATE).arguments.keys() & PRIVATE.conda.keys()
 
 
 def test_proxies_are_for_every_build_and_named_in_none() -> None:

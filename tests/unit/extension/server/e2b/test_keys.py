@@ -29,6 +29,22 @@ def test_a_token_opens_its_own_sandbox_and_says_whose_it_is() -> None:
     assert Holder(None).headers() == {}
 
 
+def test_what_is_noted_of_a_gateway_only_the_servers_key_makes() -> None:
+    """For one sandbox, one token of a principal's, and one of the gateway's."""
+    noted = KEYS.gateway("one", "0123abcd", "shown")
+    assert noted.startswith("0123abcd:")
+    assert "shown" not in noted
+    others = {
+        Keys(b"x" * 32).gateway("one", "0123abcd", "shown"),
+        KEYS.gateway("two", "0123abcd", "shown"),
+        KEYS.gateway("one", "0123abcd", "other"),
+        f"0123abcd:{hashlib.sha256(b'shown').hexdigest()}",
+    }
+    assert noted not in others
+    # Who leaves the token out has not its digest.
+    assert noted.partition(":")[2] != KEYS.gateway("one", "", "shown").partition(":")[2]
+
+
 @pytest.mark.parametrize(
     "token",
     [
