@@ -173,6 +173,7 @@ class ContextKernel(IPythonKernel):
             else:
                 if told["restored"]:
                     newborn.reseed()
+                    newborn.forget_files()
                 saving.change_environment(told["env"])
                 time.tzset()
                 if told["restored"]:

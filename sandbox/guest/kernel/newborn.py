@@ -90,6 +90,18 @@ def reseed() -> None:
         multiprocessing.current_process().authkey = os.urandom(32)
 
 
+def forget_files() -> None:
+    """After a restore: files that others share with this process have other numbers now, and new ones may get theirs.
+
+    torch looks up by these numbers whether it has a tensor already that it is handed, and would give one for another.
+    """
+    reductions = sys.modules.get("torch.multiprocessing.reductions")
+    if reductions is not None:
+        known = reductions.shared_cache
+        for key in [key for key in list(known) if isinstance(key, tuple) and all(isinstance(n, int) for n in key)]:
+            known.pop(key, None)
+
+
 def forget_places() -> None:
     """Drop what was worked out from the template's environment and directory."""
     time.tzset()

@@ -109,6 +109,7 @@ class Saving:
         if not self._token or token != self._token:
             raise RefusedError("This kernel is not the one that was saved: it does not know the snapshot's token")
         newborn.reseed()
+        newborn.forget_files()
         change_environment(content.get("env") or {})
         time.tzset()
         cwd = content.get("cwd")
