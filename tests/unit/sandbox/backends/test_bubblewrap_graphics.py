@@ -31,7 +31,7 @@ def view(tmp_path: Path) -> View:
     view.show(tmp_path / "usr", Path("/usr"))
     for name in ("lib", "bin"):
         view.entries[f"/{name}"] = rootfs.link(f"usr/{name}")
-    view.show(tmp_path / "work", Path("/work"), mode="rw")
+    view.show(tmp_path / "work", Path("/folder"), mode="rw")
     view.entries["/tmp"] = view.tmpfs("tmp", size_bytes=4096, mode="1777", owned=False)
     view.links["/data"] = "/circle"
     view.links["/circle"] = "data"
@@ -90,9 +90,9 @@ def test_what_lies_behind_links_of_the_sandbox_is_found_where_they_lead(
 @pytest.mark.parametrize(
     "place",
     [
-        *("/", "/usr", "/lib", "/run", "/etc/libcuda.so.1", "/opt", "/work", "/tmp", "/dev/libcuda.so.1"),
+        *("/", "/usr", "/lib", "/run", "/etc/libcuda.so.1", "/opt", "/folder", "/tmp", "/dev/libcuda.so.1"),
         *("/lib/libcuda.so.1", "/bin/nvidia-smi", "/usr/lib/alias.so", "/usr/lib/firmware", "/usr/lib/real.so.1/x"),
-        *("/var/run/warmcell/x", "/var/tmp/libcuda.so.1", "/work/inside", "/work/none/x", "/data/libcuda.so.1"),
+        *("/var/run/warmcell/x", "/var/tmp/libcuda.so.1", "/folder/inside", "/folder/none/x", "/data/libcuda.so.1"),
     ],
 )
 def test_what_has_no_place_is_left_out_and_named(

@@ -38,13 +38,13 @@ def test_directories_are_made_in_what_is_the_sandboxs_own_only(view: View, tmp_p
     rootfs.system(view)
     view.show(tmp_path)
     view.entries["/tmp"] = view.tmpfs("tmp", size_bytes=4096, mode="1777", owned=False)
-    view.clone("workspace", tmp_path, Path("/tmp/work"), mode="rw", owner=None, recursive=True)
+    view.clone("workspace", tmp_path, Path("/tmp/folder"), mode="rw", owner=None, recursive=True)
     view.entries["/home/me"] = rootfs.home(tmp_path)
     for place in (
         tmp_path / "a",
         "/tmp/b",
-        "/tmp/work/c",
-        "/tmp/work/c/d/e",
+        "/tmp/folder/c",
+        "/tmp/folder/c/d/e",
         "/home/me/f",
         "/opt/g",
         "/dev/h",
@@ -54,7 +54,7 @@ def test_directories_are_made_in_what_is_the_sandboxs_own_only(view: View, tmp_p
     view.entries["/etc"] = rootfs.own("etc")
     made = {entry["place"]: entry["make"] for entry in view.plan()["entries"]}
     assert all(made[place] for place in ("tmp/b", "home/me/f", "opt/g", "dev/h", "usr", "proc"))
-    assert not any(made[place] for place in (f"{tmp_path}/a"[1:], "tmp/work/c", "tmp/work/c/d/e", "etc/i"))
+    assert not any(made[place] for place in (f"{tmp_path}/a"[1:], "tmp/folder/c", "tmp/folder/c/d/e", "etc/i"))
 
 
 def test_a_mount_behind_a_link_of_the_sandboxs_own_is_refused(view: View, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from warmcell.sandbox.helper.create import compose
 from warmcell.sandbox.helper.wanted import OWN, Overlay, Tree, Wanted
 from warmcell.sandbox.models import Limits
 
-PLACES = {"lower": "", "folder": "/srv/work", "inner": "/srv/work/inner", "mine": "/tmp/mine"}
+PLACES = {"lower": "", "folder": "/data/folder", "inner": "/data/folder/inner", "mine": "/tmp/mine"}
 
 
 def asked() -> Wanted:
     trees = tuple(Tree(name=name, fd=0, target=target, writable=True) for name, target in PLACES.items())
     overlays = tuple(
         Overlay(name=name, lowers=("lower",), target=target, size_bytes=1 << 20, mode=0o755, skeleton=())
-        for name, target in (("layer", "/opt/env"), ("changes", "/srv/changed"))
+        for name, target in (("layer", "/opt/env"), ("changes", "/data/changed"))
     )
     return Wanted(
         id="abcdefghijkl",
@@ -27,8 +27,8 @@ def asked() -> Wanted:
         trees=trees,
         overlays=overlays,
         fills=(),
-        links={"/tmp/link": "/srv", "/srv/work/link": "/srv", "/srv/name": "/srv/work"},
-        covered=("/srv/work/secret", "/srv/else"),
+        links={"/tmp/link": "/data", "/data/folder/link": "/data", "/data/name": "/data/folder"},
+        covered=("/data/folder/secret", "/data/else"),
         skeleton=("x",),
         mounts=0,
         later=True,
@@ -55,10 +55,10 @@ def test_nothing_is_made_in_trees_of_the_users(tmp_path: Path) -> None:
     """Only in the sandbox's own memory."""
     made = composed(tmp_path)
     assert made["/tmp/mine"]["make"]
-    assert made["/srv/work"]["make"]
-    assert not made["/srv/work/inner"]["make"]
-    assert made["/srv/work/secret"]["own"] == "nothing"
-    assert not made["/srv/work/secret"]["make"]
-    assert made["/tmp/link"]["link"] == made["/srv/name"]["link"].removesuffix("/work")  # type: ignore[attr-defined]
+    assert made["/data/folder"]["make"]
+    assert not made["/data/folder/inner"]["make"]
+    assert made["/data/folder/secret"]["own"] == "nothing"
+    assert not made["/data/folder/secret"]["make"]
+    assert made["/tmp/link"]["link"] == made["/data/name"]["link"].removesuffix("/folder")  # type: ignore[attr-defined]
     # A link in a user's tree, or a cover over nothing, is not made at all.
-    assert not {"/srv/work/link", "/srv/else"} & {*made}
+    assert not {"/data/folder/link", "/data/else"} & {*made}
