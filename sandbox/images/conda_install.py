@@ -8,6 +8,7 @@ what is installed has nothing of it, nor do scripts that packages run see it.
 
 import asyncio
 import ctypes
+import faulthandler
 import json
 import os
 import re
@@ -139,4 +140,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    faulthandler.enable()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # py-rattler's threads may still wait for the interpreter, and crash in one that is taking itself apart
+    # (PyO3/pyo3-async-runtimes#40).
+    os._exit(code)
