@@ -12,9 +12,12 @@ import faulthandler
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote, unquote
 
 import rattler
@@ -26,6 +29,8 @@ DEFAULTS = ("https://repo.anaconda.com/pkgs/main", "https://repo.anaconda.com/pk
 ALIAS = "CONDA_CHANNEL_ALIAS"
 SECRET = (ALIAS, "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX")
 """Variables that may hold a password."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+ATTEMPTS = 2
 _PR_SET_DUMPABLE = 4
 TLS = 'tls-root-certs = "{roots}"\n'
 
@@ -123,11 +128,9 @@ def hide_secrets() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # `/proc/PID/environ` keeps what a process began with.
 
 
-def main() -> int:
-    """Its exit code is 1 where packages cannot be had, with the reason on standard error and no secret of the alias."""
+def told(alias: Alias) -> int:
+    """The exit code: 1 where packages cannot be had, with the reason on standard error and no secret of the alias."""
     asked, target, cache = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), Path(sys.argv[3])
-    alias = Alias(os.environ.get(ALIAS, PUBLIC))
-    hide_secrets()
     try:
         asyncio.run(install(asked, target, cache, alias))
     except SolverError as error:
@@ -139,11 +142,46 @@ def main() -> int:
     return 1
 
 
-if __name__ == "__main__":
-    faulthandler.enable()
-    code = main()
+def end(code: int) -> NoReturn:
+    """Without taking the interpreter apart.
+
+    py-rattler's threads may still wait for it, and crash in one that is going (PyO3/pyo3-async-runtimes#40).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # py-rattler's threads may still wait for the interpreter, and crash in one that is taking itself apart
-    # (PyO3/pyo3-async-runtimes#40).
     os._exit(code)
+
+
+def survive(work: Callable[[], int]) -> int:
+    """The exit code of work that is done in a child, and begun anew once where it crashes.
+
+    py-rattler was seen to crash in builds; what it has linked by then is linked again.
+    """
+    for crashes in range(ATTEMPTS):
+        child = os.fork()
+        if child == 0:
+            faulthandler.enable()
+            end(work())
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code >= 0:
+            return code
+        again = -code in CRASHES and crashes + 1 < ATTEMPTS
+        print(
+            f"{signal.Signals(-code).name} ended py-rattler{'; once more' if again else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if not again:
+            break
+    return 128 - code
+
+
+def main() -> int:
+    """Nobody sees a secret: neither what packages run, nor whoever looks at this process or its child."""
+    alias = Alias(os.environ.get(ALIAS, PUBLIC))
+    hide_secrets()
+    return survive(partial(told, alias))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
