@@ -58,7 +58,7 @@ class Templates:
 
     async def find(self, spec: SandboxSpec) -> SnapshotId | None:
         """The template that a kernel of this spec can come from now."""
-        if not spec.preload:
+        if not spec.preload or not self._memory.store.infos(kind="template"):
             return None
         try:
             return await self._find(await LOOKING.run(self._identity, spec))
