@@ -109,7 +109,7 @@ class WarmPool:
             if box.prepared:
                 break
             log.warning("prepared sandbox %s was no longer good: %s", box.info.id, box.info.state)
-            self._spawn(box.stop())
+            self._spawn(_stopped(box))
         if shape in self._cheap:
             self._refill(shape)
         return box
@@ -200,7 +200,7 @@ class WarmPool:
         await asyncio.gather(*self._filling.values(), return_exceptions=True)
         for shape in list(self._ready):
             while (box := self._leave(shape)) is not None:
-                self._spawn(box.stop())
+                self._spawn(_stopped(box))
         while self._tasks:  # One may have begun another.
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -331,7 +331,7 @@ class WarmPool:
 
     async def _end(self, box: LiveSandbox) -> None:
         """Remove it entirely, also if whoever waits for that is cancelled."""
-        await asyncio.shield(self._spawn(box.stop()))
+        await asyncio.shield(self._spawn(_stopped(box)))
 
     def _bytes(self, boxes: Sequence[LiveSandbox]) -> int:
         return sum(self._measure(box) for box in boxes)
@@ -346,6 +346,14 @@ class WarmPool:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("preparing sandboxes failed", exc_info=task.exception())
+
+
+async def _stopped(box: LiveSandbox) -> None:
+    """One that does not end is nobody's reason to look after the others no more."""
+    try:
+        await box.stop()
+    except WarmcellError as error:
+        log.warning("prepared sandbox %s does not end: %s", box.info.id, error)
 
 
 def memory_bytes(pids: Sequence[int]) -> int:

@@ -142,17 +142,21 @@ class BubblewrapBackend:
                 raise no_room(directory.parent) from error
             raise
 
-    async def nest(self, spec: SandboxSpec) -> Nest | None:
-        """A nest for sandboxes of that spec, or None where their kernels cannot come from one process."""
+    async def may_share(self, spec: SandboxSpec) -> bool:
+        """Whether kernels of sandboxes of that spec may come from one process: only then they may be in a nest."""
         why = await in_thread(template_plan.why_not, spec)
-        if not why:
-            try:
-                identity = await in_thread(lambda: choose(workspace_of(spec)))
-                return await Nest.open(self, self._paths, self._cgroups, identity)
-            except (StageFailedError, OSError, WarmcellError) as error:
-                why = str(error)
-        log.info("template %s has no process of its own: %s", spec.template, why)
-        return None
+        if why:
+            log.info("a sandbox of template %s shares no process: %s", spec.template, why)
+        return not why
+
+    async def nest(self, spec: SandboxSpec) -> Nest | None:
+        """A nest for sandboxes of that spec, or None where there cannot be one now."""
+        try:
+            identity = await in_thread(lambda: choose(workspace_of(spec)))
+            return await Nest.open(self, self._paths, self._cgroups, identity)
+        except (StageFailedError, OSError, WarmcellError) as error:
+            log.info("template %s has no process of its own: %s", spec.template, error)
+            return None
 
     def _make_room(self, spec: SandboxSpec, sandbox_id: SandboxId, remains: Remains) -> dict[str, LimitStatus]:
         (remains.directory / rootfs.BASE).mkdir(0o700)

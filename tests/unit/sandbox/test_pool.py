@@ -9,7 +9,7 @@ import pytest
 
 from tests.leaks import Places
 from warmcell.sandbox.bounds import Bounds
-from warmcell.sandbox.errors import SandboxStartError
+from warmcell.sandbox.errors import OperationTimeoutError, SandboxStartError
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
@@ -337,3 +337,27 @@ async def test_none_is_left_where_memory_is_short_or_they_are_of_no_use(pool_of:
     assert pool.prepared() == []
     await filled(pool, spec(), cheap=True)
     assert len(pool.prepared()) == 1
+
+
+async def test_one_that_does_not_end_keeps_nobody_from_looking_after_the_others(
+    pool_of: Pool, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox whose end fails leaves the pool all the same, and the rest is tended as ever."""
+    stubborn: list[LiveSandbox] = []
+    stop = LiveSandbox.stop
+
+    async def end(box: LiveSandbox) -> None:
+        if not stubborn:
+            stubborn.append(box)
+            raise OperationTimeoutError("Its processes do not end", hint="Wait.")
+        await stop(box)
+
+    pool = pool_of(per_template=2)
+    pool.want(spec())
+    await until(lambda: len(pool.prepared()) == 2)
+    monkeypatch.setattr(LiveSandbox, "stop", end)
+    assert await pool.shrink()
+    assert (len(stubborn), pool.prepared()) == (1, [])
+    pool.want(spec())
+    await until(lambda: len(pool.prepared()) == 2)
+    await stop(stubborn[0])
