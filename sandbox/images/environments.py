@@ -3,9 +3,14 @@
 uv makes them where it is there, else venv and pip do; those of conda's packages py-rattler does.
 
 An environment is made in a sandbox, under the path that it will have, and gets that name only when it is whole.
+
+Set-up code of packages and an image's commands may write what they like to a cache of packages, and later builds would
+install it. So what all builds share is written in a sandbox of its own, by pip or uv alone, before any package can run;
+the steps are taken in another one, in which the shared cache can be changed for that build only.
 """
 
 import asyncio
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -18,7 +23,7 @@ from pathlib import Path
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, ImageBuildError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.images import pythons
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell, full
 from warmcell.sandbox.images.bench import Bench, bench
@@ -32,7 +37,7 @@ from warmcell.sandbox.images.dockerfile import (
 )
 from warmcell.sandbox.images.image import Image, told
 from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase, Run, SetEnv, Step
-from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec
+from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.disk import sync_filesystem
 
@@ -41,7 +46,12 @@ ABOUT = ".warmcell-image.json"
 _ID = re.compile(r"[0-9a-f]{16}")
 RATTLER = "rattler"
 """What py-rattler is imported as."""
+SHARED = ".fetched"
+"""Where environments are: the cache that all builds share."""
+_BEFORE = ".cache"
+"""What it was when builds could write to it at any time."""
 _BUILD = "/build"
+_OWN_CACHE = f"{_BUILD}/cache"
 _CERTIFICATE = f"{_BUILD}/certificate.pem"
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
 
@@ -85,7 +95,7 @@ class EnvironmentBuilder:
         kept = None if known is None else {self._place(digest).name for digest in known}
         for path in self._root.iterdir():
             unknown = kept is not None and _ID.fullmatch(path.name) and path.name not in kept
-            if unknown or path.name.startswith((".new-", ".gone-")):
+            if unknown or path.name.startswith((".new-", ".gone-")) or path.name == _BEFORE:
                 remove_tree(path)
         for left in self._root.glob(".bench/layers/*"):
             remove_tree(left)
@@ -163,9 +173,10 @@ class EnvironmentBuilder:
     def _make_room(self, work: Path) -> None:
         private_directory(self._root)
         private_directory(self._backend_state())
-        cache = private_directory(self._root / ".cache")
+        shared = private_directory(self._root / SHARED)
         work.mkdir(mode=0o700)
-        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv", cache / "conda"):
+        caches = (cache / tool for cache in (shared, work / "cache") for tool in ("pip", "uv", "conda"))
+        for path in (work / "env", work / "tmp", work / "cache", *caches):
             path.mkdir(mode=0o755, exist_ok=True)
             path.chmod(0o755)
 
@@ -201,27 +212,34 @@ class EnvironmentBuilder:
             mounts=(
                 Mount(source=str(work / "env"), target=str(target), mode="rw"),
                 Mount(source=str(work / "tmp"), target=f"{_BUILD}/tmp", mode="rw"),
-                Mount(source=str(self._root / ".cache"), target=f"{_BUILD}/cache", mode="rw"),
                 *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
                 *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
                 *([] if rattler is None else [Mount(source=str(rattler), target=f"{_BUILD}/tool/rattler")]),
             ),
         )
+        steps = image.all_steps
+        for number, step in enumerate(steps, 1):
+            if isinstance(step, PipInstall):
+                await in_thread(_write, work / "tmp" / _requirements(number), requirements_file(step))
+        shared, fetched = str(self._root / SHARED), False
+        if isinstance(base, PythonBase):
+            alone = dataclasses.replace(spec, mounts=(*spec.mounts, Mount(source=shared, mode="rw")))
+            async with bench(self._backend, alone, sandboxes=self._paths.sandboxes, output=output) as at:
+                await making.environment(at, base.version, cache=shared)
+                fetched = await making.fetch(at, steps, cache=shared)
+            for left in (work / "tmp").glob(f"{_FETCHED}*"):
+                await in_thread(remove_tree, left)
+        own = Mount(source=str(work / "cache"), target=_OWN_CACHE, mode="rw")
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, own), workspace=Workspace(path=shared, mode="cow"))
         async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
             if isinstance(base, CondaBase):
                 for name, content in conda_files(base).items():
                     await in_thread(_write, work / "tmp" / name, content)
                 output.line(told(base))
                 await making.of_conda(at, spec.python, base)
-            else:
-                await making.environment(at, base.version)
-            steps = image.all_steps
             for number, step in enumerate(steps, 1):
                 output.line(f"[{number}/{len(steps)}] {told(step)}")
-                if isinstance(step, PipInstall):
-                    file = work / "tmp" / f"requirements-{number}.txt"
-                    await in_thread(_write, file, requirements_file(step))
-                await making.step(at, step, number)
+                await making.step(at, step, number, cache=shared if fetched and at.may_change else _OWN_CACHE)
 
     def _keep(self, work: Path, digest: str) -> None:
         """Give it its name, once all of it is on the disk."""
@@ -246,8 +264,6 @@ class _Making:
             "PATH": f"{target}/bin:{SEARCH_PATH}",
             "VIRTUAL_ENV": str(target),
             "TMPDIR": f"{_BUILD}/tmp",
-            "PIP_CACHE_DIR": f"{_BUILD}/cache/pip",
-            "UV_CACHE_DIR": f"{_BUILD}/cache/uv",
             "UV_PYTHON_INSTALL_DIR": f"{target}/python",
             "UV_NO_CONFIG": "1",
             "UV_NO_PROGRESS": "1",
@@ -256,46 +272,82 @@ class _Making:
         }
         self._variables: dict[str, str] = {}
 
-    @property
-    def _env(self) -> Mapping[str, str]:
-        return {**self._given, **self._variables}
+    def _env(self, *, cache: str) -> Mapping[str, str]:
+        caches = {"PIP_CACHE_DIR": f"{cache}/pip", "UV_CACHE_DIR": f"{cache}/uv"}
+        return {**self._given, **caches, **self._variables}
 
-    async def environment(self, at: Bench, version: str) -> None:
+    async def environment(self, at: Bench, version: str, *, cache: str) -> None:
         """Make the environment, with pip in it."""
-        step = "the virtual environment"
+        step, env = "the virtual environment", self._env(cache=cache)
         if self._uv is not None:
             argv = [*_UV, "venv", "--quiet", "--seed", "--python", str(self._python or version), str(self._target)]
-            await at.run(step, argv, env=self._env)
+            await at.run(step, argv, env=env)
             return
-        await at.run(step, [str(self._python), "-I", "-m", "venv", "--without-pip", str(self._target)], env=self._env)
+        await at.run(step, [str(self._python), "-I", "-m", "venv", "--without-pip", str(self._target)], env=env)
         # By itself, since venv keeps what it says for itself.
-        await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=self._env)
+        await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=env)
 
     async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
         """Make one of conda's packages, by a Python that sees py-rattler in `tool`. Only this learns of channels."""
         argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
-        env = {**self._env, **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
-        await at.run(told(base), [*argv, f"{_BUILD}/cache/conda"], env=env)
+        env = {**self._env(cache=_OWN_CACHE), **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
+        await at.run(told(base), [*argv, f"{_OWN_CACHE}/conda"], env=env)
 
-    async def step(self, at: Bench, step: Step, number: int) -> None:
-        """Take one."""
+    async def fetch(self, at: Bench, steps: Sequence[Step], *, cache: str) -> bool:
+        """Have all packages in the cache, in an environment that has none yet; nothing of any package is run.
+
+        False where that cannot be: some have to be built, or are not to be had.
+        """
+        quiet = dataclasses.replace(at, output=Output(lambda line: None))  # What is wrong the steps will say.
+        env = {**self._env(cache=cache), "UV_LINK_MODE": "symlink"}
+        try:
+            for number, step in enumerate(steps, 1):
+                if isinstance(step, PipInstall):
+                    at.output.line(f"fetching what {told(step)} needs")
+                    await quiet.run(told(step), self._fetch(step, number), env=env)
+        except ImageBuildError:
+            return False
+        return True
+
+    async def step(self, at: Bench, step: Step, number: int, *, cache: str) -> None:
+        """Take one. The cache is for what is installed; what commands fetch by themselves is gone afterwards."""
         match step:
             case PipInstall():
-                await at.run(told(step), self._install(step, number), env=self._env)
+                await at.run(told(step), self._install(step, number), env=self._env(cache=cache))
             case Run():
-                await at.run(told(step), ["/bin/sh", "-c", step.command], env=self._env)
+                await at.run(told(step), ["/bin/sh", "-c", step.command], env=self._env(cache=_OWN_CACHE))
             case SetEnv():
                 self._variables.update(step.variables)
 
-    def _install(self, step: PipInstall, number: int) -> Sequence[str]:
-        file = f"{_BUILD}/tmp/requirements-{number}.txt"
-        python = f"{self._target}/bin/python"
+    def _fetch(self, step: PipInstall, number: int) -> Sequence[str]:
+        place = f"{_BUILD}/tmp/{_FETCHED}{number}"
         if self._uv is None:
-            return [python, "-m", "pip", "install", *pip_options(step), "-r", file]
+            return [*self._pip("download", step, number), "--only-binary", ":all:", "--dest", place]
+        return [*self._uv_pip(step, number), "--no-build", "--target", place]
+
+    def _install(self, step: PipInstall, number: int) -> Sequence[str]:
+        if self._uv is None:
+            return self._pip("install", step, number)
+        return [*self._uv_pip(step, number), "--compile-bytecode"]
+
+    def _pip(self, verb: str, step: PipInstall, number: int) -> Sequence[str]:
+        file = f"{_BUILD}/tmp/{_requirements(number)}"
+        return [f"{self._target}/bin/python", "-m", "pip", verb, *pip_options(step), "-r", file]
+
+    def _uv_pip(self, step: PipInstall, number: int) -> Sequence[str]:
         index = ["--default-index", step.index_url] if step.index_url else []
         extra = [word for address in step.extra_index_urls for word in ("--index", address)]
         pre = ["--prerelease", "allow"] if step.pre else []
-        return [*_UV, "pip", "install", "--compile-bytecode", "--python", python, *index, *extra, *pre, "-r", file]
+        python, file = f"{self._target}/bin/python", f"{_BUILD}/tmp/{_requirements(number)}"
+        return [*_UV, "pip", "install", "--python", python, *index, *extra, *pre, "-r", file]
+
+
+_FETCHED = "fetched-"
+
+
+def _requirements(number: int) -> str:
+    """What the file is called that lists what a step installs."""
+    return f"requirements-{number}.txt"
 
 
 _UV = (f"{_BUILD}/uv", "--no-progress", "--color", "never")
