@@ -42,6 +42,8 @@ _ID = re.compile(r"[0-9a-f]{16}")
 RATTLER = "rattler"
 """What py-rattler is imported as."""
 _BUILD = "/build"
+_ASKED = f"{_BUILD}/asked"
+"""What steps are to read. They may change all else of the build's, and put links where files of ours were."""
 _CERTIFICATE = f"{_BUILD}/certificate.pem"
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
 
@@ -165,9 +167,8 @@ class EnvironmentBuilder:
         private_directory(self._backend_state())
         cache = private_directory(self._root / ".cache")
         work.mkdir(mode=0o700)
-        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv", cache / "conda"):
-            path.mkdir(mode=0o755, exist_ok=True)
-            path.chmod(0o755)
+        for path in (work / "env", work / "tmp", work / "asked", cache / "pip", cache / "uv", cache / "conda"):
+            _open_to_all(path)
 
     def _backend_state(self) -> Path:
         return build_paths(self._paths).state
@@ -201,6 +202,7 @@ class EnvironmentBuilder:
             mounts=(
                 Mount(source=str(work / "env"), target=str(target), mode="rw"),
                 Mount(source=str(work / "tmp"), target=f"{_BUILD}/tmp", mode="rw"),
+                Mount(source=str(work / "asked"), target=_ASKED),
                 Mount(source=str(self._root / ".cache"), target=f"{_BUILD}/cache", mode="rw"),
                 *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
                 *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
@@ -210,7 +212,7 @@ class EnvironmentBuilder:
         async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
             if isinstance(base, CondaBase):
                 for name, content in conda_files(base).items():
-                    await in_thread(_write, work / "tmp" / name, content)
+                    await in_thread(_write, work / "asked" / name, content)
                 output.line(told(base))
                 await making.of_conda(at, spec.python, base)
             else:
@@ -219,7 +221,7 @@ class EnvironmentBuilder:
             for number, step in enumerate(steps, 1):
                 output.line(f"[{number}/{len(steps)}] {told(step)}")
                 if isinstance(step, PipInstall):
-                    file = work / "tmp" / f"requirements-{number}.txt"
+                    file = work / "asked" / f"requirements-{number}.txt"
                     await in_thread(_write, file, requirements_file(step))
                 await making.step(at, step, number)
 
@@ -227,7 +229,8 @@ class EnvironmentBuilder:
         """Give it its name, once all of it is on the disk."""
         made, target = work / "env", self._place(digest)
         about = {"digest": digest, "size_bytes": _size(made)}
-        (made / ABOUT).write_text(json.dumps(about))
+        remove_tree(made / ABOUT)  # A step may have put anything there, and a link leads to the host's own files.
+        _write(made / ABOUT, json.dumps(about).encode())
         sync_filesystem(made)
         self._remove(digest)  # One whose interpreter has gone.
         made.rename(target)
@@ -273,7 +276,7 @@ class _Making:
 
     async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
         """Make one of conda's packages, by a Python that sees py-rattler in `tool`. Only this learns of channels."""
-        argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
+        argv = [python, "-B", f"{_ASKED}/{CONDA_INSTALL}", f"{_ASKED}/{CONDA_ASKED}", str(self._target)]
         env = {**self._env, **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
         await at.run(told(base), [*argv, f"{_BUILD}/cache/conda"], env=env)
 
@@ -288,7 +291,7 @@ class _Making:
                 self._variables.update(step.variables)
 
     def _install(self, step: PipInstall, number: int) -> Sequence[str]:
-        file = f"{_BUILD}/tmp/requirements-{number}.txt"
+        file = f"{_ASKED}/requirements-{number}.txt"
         python = f"{self._target}/bin/python"
         if self._uv is None:
             return [python, "-m", "pip", "install", *pip_options(step), "-r", file]
@@ -317,9 +320,22 @@ def _find_rattler() -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """For whoever the sandbox runs as."""
-    path.write_bytes(content)
-    path.chmod(0o644)
+    """A new file, for whoever the sandbox runs as."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), 0o644)
+
+
+def _open_to_all(directory: Path) -> None:
+    """Have a directory that whoever the sandbox runs as can use. A build before may have put a link in its place."""
+    if not (directory.is_dir() and not directory.is_symlink()):
+        directory.unlink(missing_ok=True)
+        directory.mkdir()
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, 0o755)
+    finally:
+        os.close(handle)
 
 
 def _size(directory: Path) -> int:
