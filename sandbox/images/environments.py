@@ -17,26 +17,20 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.threads import in_thread
-from warmcell.sandbox.errors import BackendUnavailableError, ImageBuildError, UnsupportedOperationError, WarmcellError
+from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.images import pythons
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell, full
-from warmcell.sandbox.images.bench import Bench, bench
-from warmcell.sandbox.images.dockerfile import (
-    CONDA_ASKED,
-    CONDA_INSTALL,
-    SEARCH_PATH,
-    conda_files,
-    pip_options,
-    requirements_file,
-)
+from warmcell.sandbox.images.bench import bench
+from warmcell.sandbox.images.dockerfile import conda_files, requirements_file
 from warmcell.sandbox.images.image import Image, told
-from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase, Run, SetEnv, Step
+from warmcell.sandbox.images.making import ASKED, BUILD, CERTIFICATE, FETCHED, OWN_CACHE, Making, requirements_name
+from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase
 from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.disk import sync_filesystem
@@ -50,9 +44,6 @@ SHARED = ".fetched"
 """Where environments are: the cache that all builds share."""
 _BEFORE = ".cache"
 """What it was when builds could write to it at any time."""
-_BUILD = "/build"
-_OWN_CACHE = f"{_BUILD}/cache"
-_CERTIFICATE = f"{_BUILD}/certificate.pem"
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
 
 
@@ -176,9 +167,8 @@ class EnvironmentBuilder:
         shared = private_directory(self._root / SHARED)
         work.mkdir(mode=0o700)
         caches = (cache / tool for cache in (shared, work / "cache") for tool in ("pip", "uv", "conda"))
-        for path in (work / "env", work / "tmp", work / "cache", *caches):
-            path.mkdir(mode=0o755, exist_ok=True)
-            path.chmod(0o755)
+        for path in (work / "env", work / "tmp", work / "asked", work / "cache", *caches):
+            _open_to_all(path)
 
     def _backend_state(self) -> Path:
         return build_paths(self._paths).state
@@ -197,7 +187,7 @@ class EnvironmentBuilder:
                     hint="Install it, or uv, which fetches it: pip install uv. Or declare another version.",
                 )
         target = self._place(image.digest)
-        making = _Making(target=target, python=python, uv=uv, index=self._index)
+        making = Making(target=target, python=python, uv=uv, index=self._index)
         certificate = self._index.certificate
         if certificate is not None and not certificate.is_file():
             raise BackendUnavailableError(
@@ -211,146 +201,46 @@ class EnvironmentBuilder:
             preload=(),
             mounts=(
                 Mount(source=str(work / "env"), target=str(target), mode="rw"),
-                Mount(source=str(work / "tmp"), target=f"{_BUILD}/tmp", mode="rw"),
-                *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
-                *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
-                *([] if rattler is None else [Mount(source=str(rattler), target=f"{_BUILD}/tool/rattler")]),
+                Mount(source=str(work / "tmp"), target=f"{BUILD}/tmp", mode="rw"),
+                Mount(source=str(work / "asked"), target=ASKED),
+                *([] if certificate is None else [Mount(source=str(certificate), target=CERTIFICATE)]),
+                *([] if uv is None else [Mount(source=str(uv), target=f"{BUILD}/uv")]),
+                *([] if rattler is None else [Mount(source=str(rattler), target=f"{BUILD}/tool/rattler")]),
             ),
         )
         steps = image.all_steps
         for number, step in enumerate(steps, 1):
             if isinstance(step, PipInstall):
-                await in_thread(_write, work / "tmp" / _requirements(number), requirements_file(step))
+                await in_thread(_write, work / "asked" / requirements_name(number), requirements_file(step))
         shared, fetched = str(self._root / SHARED), False
         if isinstance(base, PythonBase):
             alone = dataclasses.replace(spec, mounts=(*spec.mounts, Mount(source=shared, mode="rw")))
             async with bench(self._backend, alone, sandboxes=self._paths.sandboxes, output=output) as at:
                 await making.environment(at, base.version, cache=shared)
                 fetched = await making.fetch(at, steps, cache=shared)
-            for left in (work / "tmp").glob(f"{_FETCHED}*"):
+            for left in (work / "tmp").glob(f"{FETCHED}*"):
                 await in_thread(remove_tree, left)
-        own = Mount(source=str(work / "cache"), target=_OWN_CACHE, mode="rw")
+        own = Mount(source=str(work / "cache"), target=OWN_CACHE, mode="rw")
         spec = dataclasses.replace(spec, mounts=(*spec.mounts, own), workspace=Workspace(path=shared, mode="cow"))
         async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
             if isinstance(base, CondaBase):
                 for name, content in conda_files(base).items():
-                    await in_thread(_write, work / "tmp" / name, content)
+                    await in_thread(_write, work / "asked" / name, content)
                 output.line(told(base))
                 await making.of_conda(at, spec.python, base)
             for number, step in enumerate(steps, 1):
                 output.line(f"[{number}/{len(steps)}] {told(step)}")
-                await making.step(at, step, number, cache=shared if fetched and at.may_change else _OWN_CACHE)
+                await making.step(at, step, number, cache=shared if fetched and at.may_change else OWN_CACHE)
 
     def _keep(self, work: Path, digest: str) -> None:
         """Give it its name, once all of it is on the disk."""
         made, target = work / "env", self._place(digest)
         about = {"digest": digest, "size_bytes": _size(made)}
-        (made / ABOUT).write_text(json.dumps(about))
+        remove_tree(made / ABOUT)  # A step may have put anything there, and a link leads to the host's own files.
+        _write(made / ABOUT, json.dumps(about).encode())
         sync_filesystem(made)
         self._remove(digest)  # One whose interpreter has gone.
         made.rename(target)
-
-
-class _Making:
-    """What the steps of one environment have in common."""
-
-    def __init__(self, *, target: Path, python: Path | None, uv: Path | None, index: PackageIndex) -> None:
-        self._target = target
-        self._python = python
-        self._uv = uv
-        self._conda = index.conda
-        self._given = {
-            **index.variables(_CERTIFICATE),
-            "PATH": f"{target}/bin:{SEARCH_PATH}",
-            "VIRTUAL_ENV": str(target),
-            "TMPDIR": f"{_BUILD}/tmp",
-            "UV_PYTHON_INSTALL_DIR": f"{target}/python",
-            "UV_NO_CONFIG": "1",
-            "UV_NO_PROGRESS": "1",
-            "UV_LINK_MODE": "copy",
-            "UV_INDEX_STRATEGY": "unsafe-best-match",  # As pip does, so that an image is the same with both.
-        }
-        self._variables: dict[str, str] = {}
-
-    def _env(self, *, cache: str) -> Mapping[str, str]:
-        caches = {"PIP_CACHE_DIR": f"{cache}/pip", "UV_CACHE_DIR": f"{cache}/uv"}
-        return {**self._given, **caches, **self._variables}
-
-    async def environment(self, at: Bench, version: str, *, cache: str) -> None:
-        """Make the environment, with pip in it."""
-        step, env = "the virtual environment", self._env(cache=cache)
-        if self._uv is not None:
-            argv = [*_UV, "venv", "--quiet", "--seed", "--python", str(self._python or version), str(self._target)]
-            await at.run(step, argv, env=env)
-            return
-        await at.run(step, [str(self._python), "-I", "-m", "venv", "--without-pip", str(self._target)], env=env)
-        # By itself, since venv keeps what it says for itself.
-        await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=env)
-
-    async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
-        """Make one of conda's packages, by a Python that sees py-rattler in `tool`. Only this learns of channels."""
-        argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
-        env = {**self._env(cache=_OWN_CACHE), **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
-        await at.run(told(base), [*argv, f"{_OWN_CACHE}/conda"], env=env)
-
-    async def fetch(self, at: Bench, steps: Sequence[Step], *, cache: str) -> bool:
-        """Have all packages in the cache, in an environment that has none yet; nothing of any package is run.
-
-        False where that cannot be: some have to be built, or are not to be had.
-        """
-        quiet = dataclasses.replace(at, output=Output(lambda line: None))  # What is wrong the steps will say.
-        env = {**self._env(cache=cache), "UV_LINK_MODE": "symlink"}
-        try:
-            for number, step in enumerate(steps, 1):
-                if isinstance(step, PipInstall):
-                    at.output.line(f"fetching what {told(step)} needs")
-                    await quiet.run(told(step), self._fetch(step, number), env=env)
-        except ImageBuildError:
-            return False
-        return True
-
-    async def step(self, at: Bench, step: Step, number: int, *, cache: str) -> None:
-        """Take one. The cache is for what is installed; what commands fetch by themselves is gone afterwards."""
-        match step:
-            case PipInstall():
-                await at.run(told(step), self._install(step, number), env=self._env(cache=cache))
-            case Run():
-                await at.run(told(step), ["/bin/sh", "-c", step.command], env=self._env(cache=_OWN_CACHE))
-            case SetEnv():
-                self._variables.update(step.variables)
-
-    def _fetch(self, step: PipInstall, number: int) -> Sequence[str]:
-        place = f"{_BUILD}/tmp/{_FETCHED}{number}"
-        if self._uv is None:
-            return [*self._pip("download", step, number), "--only-binary", ":all:", "--dest", place]
-        return [*self._uv_pip(step, number), "--no-build", "--target", place]
-
-    def _install(self, step: PipInstall, number: int) -> Sequence[str]:
-        if self._uv is None:
-            return self._pip("install", step, number)
-        return [*self._uv_pip(step, number), "--compile-bytecode"]
-
-    def _pip(self, verb: str, step: PipInstall, number: int) -> Sequence[str]:
-        file = f"{_BUILD}/tmp/{_requirements(number)}"
-        return [f"{self._target}/bin/python", "-m", "pip", verb, *pip_options(step), "-r", file]
-
-    def _uv_pip(self, step: PipInstall, number: int) -> Sequence[str]:
-        index = ["--default-index", step.index_url] if step.index_url else []
-        extra = [word for address in step.extra_index_urls for word in ("--index", address)]
-        pre = ["--prerelease", "allow"] if step.pre else []
-        python, file = f"{self._target}/bin/python", f"{_BUILD}/tmp/{_requirements(number)}"
-        return [*_UV, "pip", "install", "--python", python, *index, *extra, *pre, "-r", file]
-
-
-_FETCHED = "fetched-"
-
-
-def _requirements(number: int) -> str:
-    """What the file is called that lists what a step installs."""
-    return f"requirements-{number}.txt"
-
-
-_UV = (f"{_BUILD}/uv", "--no-progress", "--color", "never")
 
 
 def _find_rattler() -> Path:
@@ -369,9 +259,22 @@ def _find_rattler() -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """For whoever the sandbox runs as."""
-    path.write_bytes(content)
-    path.chmod(0o644)
+    """A new file, for whoever the sandbox runs as."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), 0o644)
+
+
+def _open_to_all(directory: Path) -> None:
+    """Have a directory that whoever the sandbox runs as can use. A build before may have put a link in its place."""
+    if not (directory.is_dir() and not directory.is_symlink()):
+        directory.unlink(missing_ok=True)
+        directory.mkdir()
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, 0o755)
+    finally:
+        os.close(handle)
 
 
 def _size(directory: Path) -> int:
