@@ -22,6 +22,8 @@ class Bench:
 
     channel: GuestChannel
     output: Output
+    may_change: bool
+    """Whether its folder can be written to, if it has one."""
 
     async def run(self, step: str, argv: Sequence[str], *, env: Mapping[str, str]) -> None:
         """Run a command, its output told.
@@ -56,7 +58,7 @@ async def bench(
         try:
             channel = await GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S)
             try:
-                yield Bench(channel, output)
+                yield Bench(channel, output, not instance.workspace_note)
             finally:
                 await channel.close()
         finally:
