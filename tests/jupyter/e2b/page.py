@@ -57,8 +57,8 @@ def counted(page: str) -> dict[str, tuple[int, int, list[str]]]:
 def rows(page: str) -> list[tuple[str, tuple[str, ...]]]:
     """What the wire has, row by row as the page says it, and the tests that it names for it."""
     section = page.partition(SHOWN)[2].partition("\n## ")[0]
-    lines = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    return [(cells[0].strip(), tuple(re.findall(r"`(\w+)`", cells[-1]))) for cells in lines if cells[-1].strip() != "tests"]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return [(cells[0], tuple(re.findall(r"`(\w+)`", cells[-1]))) for cells in lines if cells[-1] != "tests"]
 
 
 def replaced(page: str, made: str) -> str:
