@@ -147,6 +147,7 @@ def identity(spec: SandboxSpec, fingerprint: str) -> dict[str, str]:
         "preload": spec.preload,
         "warmup": spec.warmup,
         "home": spec.home,
+        **({"user": spec.user} if spec.user else {}),  # Those from before there was one are what they were.
         "env": read_at_start(spec.env),
         "owner": _owner(spec),
     }

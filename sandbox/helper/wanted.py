@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
+from warmcell.sandbox.backends.identity import checked_name
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
@@ -86,6 +87,8 @@ class Wanted:
     python: str
     home: str
     private_home: bool
+    user: str
+    """What the guest's user is called; empty: as on the host."""
     trees: tuple[Tree, ...]
     overlays: tuple[Overlay, ...]
     fills: tuple[Fill, ...]
@@ -157,6 +160,7 @@ class _Reader:
             python=_path(said["python"]),
             home=home,
             private_home=private_home,
+            user=_user(said.get("user", "")),
             trees=trees,
             overlays=overlays,
             fills=fills,
@@ -223,6 +227,11 @@ def target(place: object) -> str:
                 hint="Choose another place, outside of /usr and /etc.",
             )
     return path
+
+
+def _user(name: object) -> str:
+    text: str = _is(name, str)
+    return checked_name(text) if text else ""
 
 
 def _limits(said: Mapping[str, Any]) -> Limits:

@@ -192,6 +192,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
             "python": str(prepared.python),
             "home": prepared.home,
             "private_home": private_home,
+            "user": spec.user,
             "trees": trees,
             "overlays": overlays,
             "fills": [
