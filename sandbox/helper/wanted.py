@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
+from warmcell.sandbox.backends.layers import DEVICES_MAX
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
@@ -28,6 +29,7 @@ PATH_MAX = 1024
 LINK_MAX = 4000
 TREES_MAX, LINKS_MAX, COVERED_MAX, SKELETON_MAX = 48, 64, 64, 64
 ENTRIES_MAX = 1 << 32
+DEVICE_MAX = (1 << 64) - 1
 SIZE_MAX_BYTES = 1 << 44
 OVERLAYS = ("layer", "changes")
 PRIVATE = ("tmp", "shm", "home")
@@ -86,6 +88,8 @@ class Wanted:
     python: str
     home: str
     private_home: bool
+    devices: tuple[int, ...]
+    """Numbers that the device of its shared memory must not have."""
     trees: tuple[Tree, ...]
     overlays: tuple[Overlay, ...]
     fills: tuple[Fill, ...]
@@ -157,6 +161,7 @@ class _Reader:
             python=_path(said["python"]),
             home=home,
             private_home=private_home,
+            devices=_list({"devices": [], **said}, "devices", DEVICES_MAX, lambda one: _number(one, DEVICE_MAX)),
             trees=trees,
             overlays=overlays,
             fills=fills,
