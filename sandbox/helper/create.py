@@ -129,6 +129,7 @@ def compose(
             network="host" if network == "host" else "none",
             home=asked.home,
             python=Path(asked.python),
+            umask=asked.umask,
         ),
         "env": {},
         "inherit": {

@@ -16,7 +16,7 @@ from warmcell.sandbox.backends.layers import DEVICES_MAX
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
-from warmcell.sandbox.models import Limits
+from warmcell.sandbox.models import USUAL_UMASK, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Wanted:
     python: str
     home: str
     private_home: bool
+    umask: int
     devices: tuple[int, ...]
     """Numbers that the device of its shared memory must not have."""
     trees: tuple[Tree, ...]
@@ -161,6 +162,7 @@ class _Reader:
             python=_path(said["python"]),
             home=home,
             private_home=private_home,
+            umask=_number(said.get("umask", USUAL_UMASK), 0o777),
             devices=_list({"devices": [], **said}, "devices", DEVICES_MAX, lambda one: _number(one, DEVICE_MAX)),
             trees=trees,
             overlays=overlays,
