@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from hypothesis import strategies as st
 
+from tests.anything import JSON, LENGTHS, changed, give_anything
 from warmcell.sandbox.guest.mcp_gateway import Wrong, named, wanted
 
 
@@ -57,3 +59,28 @@ def test_what_two_servers_have_goes_by_the_servers_name() -> None:
     }
     clash = named([("x", ["a"]), ("y", ["a", "x__a"])])
     assert sorted(clash.values()) == [(0, "a"), (1, "a"), (1, "x__a")]
+
+
+@LENGTHS
+def test_any_configuration_is_servers_or_a_reason(examples: int) -> None:
+    """Whatever it is: each server has a command for a shell and variables that can be set."""
+
+    def take(config: str) -> None:
+        for one in wanted(config, there):
+            assert one.command
+            assert not any("\0" in text for text in (one.command, one.install, *one.env, *one.env.values()))
+            assert not any(not name or "=" in name for name in one.env)
+            for text in (one.name, one.command, one.install, *one.env, *one.env.values()):
+                assert text.encode() is not None
+
+    settings = changed({"runCmd": "serve", "installCmd": "npm i", "githubPersonalAccessToken": "t", "max": 3})
+    names = st.one_of(st.sampled_from(("sequentialThinking", "own", "github/some/one.x", "github/../..")), st.text())
+    configs = st.one_of(st.dictionaries(names, st.one_of(settings, JSON), max_size=3), JSON).map(json.dumps)
+    give_anything(
+        st.one_of(configs, st.text(max_size=20), st.just("[" * 100_000), st.just('{"a":' * 30_000)),
+        take,
+        refusals=Wrong,
+        examples=examples,
+        sound=['{"own": {"runCmd": "serve", "aB": "c"}}'],
+        broken=["{", "[" * 100_000, '{"own": {"runCmd": "a\\u0000b"}}', '{"own": {"runCmd": "x", "a=b": "c"}}'],
+    )
