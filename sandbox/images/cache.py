@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -331,13 +332,13 @@ class _Job:
     task: "asyncio.Task[Record]"
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._tells: list[Tell] = []
         self._waiting = 0
 
     def say(self, line: str) -> None:
         """A line of output."""
-        self._lines = [*self._lines[1 - KEPT_LINES :], line]
+        self._lines.append(line)
         for tell in self._tells:
             tell(line)
 
