@@ -146,7 +146,9 @@ def identity(spec: SandboxSpec, fingerprint: str) -> dict[str, str]:
         "python": spec.python if spec.image is None else [spec.image, spec.python],
         "preload": spec.preload,
         "warmup": spec.warmup,
+        "umask": spec.files_umask,
         "home": spec.home,
+        **({"user": spec.user} if spec.user else {}),  # Those from before there was one are what they were.
         "env": read_at_start(spec.env),
         "owner": _owner(spec),
     }

@@ -78,6 +78,7 @@ class SnapshotStore(Removing, Changing):
     async def close(self) -> None:
         """End what runs in the background. Snapshots stay. Idempotent."""
         await self._summing.close()
+        await self.all_gone()
 
     def draft(self, snapshot_id: SnapshotId, *, replace: bool = False) -> Draft:
         """Begin a snapshot: `async with store.draft(new_id()) as draft:`, or `await store.draft(...).begin()`.
@@ -98,7 +99,7 @@ class SnapshotStore(Removing, Changing):
 
     def begun(self, draft: Draft) -> None:
         """A draft takes its id (called by `Draft`)."""
-        if draft.id in self.ids:
+        if self.is_taken(draft.id):
             raise ConflictError(f"There is a snapshot {draft.id} already", hint="Use another id.")
         self._drafts[draft.id] = draft
 

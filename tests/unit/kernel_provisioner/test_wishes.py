@@ -45,6 +45,8 @@ def test_every_configured_field_reaches_the_spec() -> None:
     )
     assert found.to_json() == {
         "egress": None,
+        "umask": None,
+        "user": "",
         "backend": "process",
         "python": "/opt/python",
         "image": "analysis",
