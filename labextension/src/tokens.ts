@@ -99,9 +99,10 @@ export interface ISandboxes extends IObservableDisposable {
   /**
    * Say that a cell of a parked sandbox is likely to come: it goes on if a GPU is free.
    *
+   * @param returned - Somebody has come back to the notebook; else it counts once between two cells.
    * @throws {@link ApiError} It is as it was.
    */
-  wake(id: string): Promise<void>;
+  wake(id: string, returned: boolean): Promise<void>;
 
   /**
    * Give the kernel of a sandbox another GPU, or none, with all its variables kept.

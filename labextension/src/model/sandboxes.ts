@@ -133,8 +133,8 @@ export class SandboxesModel implements ISandboxes {
     return this._api.park(id);
   }
 
-  wake(id: string): Promise<void> {
-    return this._api.wake(id);
+  wake(id: string, returned: boolean): Promise<void> {
+    return this._api.wake(id, returned);
   }
 
   changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {

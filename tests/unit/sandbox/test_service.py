@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import sys
 import threading
@@ -375,3 +376,27 @@ async def test_what_is_being_frozen_when_it_is_to_go_goes_on_before_it_does(
     go_on.set()
     await asyncio.gather(freezing_it, ending)
     assert said == ["frozen", "on", "stop"]
+
+
+class KnownImages:
+    """Images of which each has an id, and somebody who would remove it in the next moment."""
+
+    def __init__(self, in_use: Callable[[], set[str]]) -> None:
+        self._in_use = in_use
+        self.seen: list[set[str]] = []
+
+    async def resolve(self, spec: SandboxSpec, backend: str) -> SandboxSpec:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(lambda: self.seen.append(self._in_use()))
+        return dataclasses.replace(spec, image="id-of-it")
+
+    def backend_of(self, ref: str, *, default: str, among: Sequence[str]) -> str:
+        return default
+
+
+async def test_an_image_is_in_use_as_soon_as_a_start_knows_which_it_is(service: SandboxService) -> None:
+    """Whoever removes images finds no moment between: its name may stand for another one by then."""
+    images = service.admission.choosing.images = KnownImages(service.images_in_use)
+    spec = SandboxSpec(python=sys.executable, image="a", gpu="A100", network="host", preload=())
+    await service.create(spec, owner="notebook")
+    assert images.seen == [{"id-of-it"}]
