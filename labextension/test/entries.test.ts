@@ -76,6 +76,11 @@ test('a sandbox without a kernel has no start to wait for and no kernel to fork'
   assert.deepEqual(shown.actions, ['suspend', 'snapshot', 'port', 'stop']);
 });
 
+test('a kernel without a notebook here has none that a fork could copy', () => {
+  const [shown] = rows([sandbox()], {}, {});
+  assert.deepEqual(shown?.actions, ['suspend', 'snapshot', 'port', 'stop']);
+});
+
 test('whoever asks for sandboxes in days to come has rows too', () => {
   const shown = row({ owner: 'swarm', kernel_id: null, notebook: null });
   assert.equal(shown.facts[0], 'swarm');

@@ -61,6 +61,7 @@ function entry(
   const source = sourceOf(sandbox, byId, around);
   const isClone = sandbox.owner === 'fork' && own === null;
   const usage = around.usageOf(sandbox.id);
+  const path = own ?? (isClone && sandbox.state === 'running' ? source : null);
   return {
     sandbox,
     name: name(sandbox, own, source, trans),
@@ -68,8 +69,8 @@ function entry(
     state: state(sandbox, usage, trans),
     facts: facts(sandbox, usage, around.now, trans),
     badges: badges(sandbox, trans),
-    actions: actions(sandbox),
-    path: own ?? (isClone && sandbox.state === 'running' ? source : null),
+    actions: actions(sandbox, path),
+    path,
     isClone
   };
 }
@@ -178,14 +179,15 @@ function facts(
   ].filter(Boolean);
 }
 
-function actions(sandbox: ISandboxInfo): EntryAction[] {
+/** What can be done with it. A fork is a copy of its notebook, so that takes one. */
+function actions(sandbox: ISandboxInfo, path: string | null): EntryAction[] {
   if (sandbox.queue !== null) {
     return ['cancel'];
   }
   if (!isAlive(sandbox) || isBroken(sandbox)) {
     return ['stop'];
   }
-  const fork: EntryAction[] = sandbox.kernel_id === null ? [] : ['fork'];
+  const fork: EntryAction[] = path === null ? [] : ['fork'];
   if (sandbox.state === 'suspended') {
     return ['resume', ...fork, 'stop'];
   }
