@@ -239,9 +239,10 @@ class Warmcell(Configurable):
     ).tag(config=True)
     wake_on_typing = Bool(
         True,
-        help="A parked kernel goes on as soon as somebody types in a code cell of its notebook, or clicks into one, so "
-        "that the cell need not wait for what was on the GPU. Only on a GPU that is free and that nobody waits for, "
-        "once between two cells, and not where somebody gave the GPU back by hand.",
+        help="A parked kernel goes on as soon as somebody types in a code cell of its notebook, or clicks into one, or "
+        "comes back to the notebook after two minutes and presses anything there, so that the cell need not wait for "
+        "what was on the GPU. Only on a GPU that is free and that nobody waits for, and not where somebody gave the "
+        "GPU back by hand.",
     ).tag(config=True)
     park_memory = Float(
         0.25,

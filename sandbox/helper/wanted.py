@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
 from warmcell.sandbox.backends.identity import checked_name
+from warmcell.sandbox.backends.layers import DEVICES_MAX
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
-from warmcell.sandbox.models import Limits
+from warmcell.sandbox.models import USUAL_UMASK, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ PATH_MAX = 1024
 LINK_MAX = 4000
 TREES_MAX, LINKS_MAX, COVERED_MAX, SKELETON_MAX = 48, 64, 64, 64
 ENTRIES_MAX = 1 << 32
+DEVICE_MAX = (1 << 64) - 1
 SIZE_MAX_BYTES = 1 << 44
 OVERLAYS = ("layer", "changes")
 PRIVATE = ("tmp", "shm", "home")
@@ -89,6 +91,9 @@ class Wanted:
     private_home: bool
     user: str
     """What the guest's user is called; empty: as on the host."""
+    umask: int
+    devices: tuple[int, ...]
+    """Numbers that the device of its shared memory must not have."""
     trees: tuple[Tree, ...]
     overlays: tuple[Overlay, ...]
     fills: tuple[Fill, ...]
@@ -161,6 +166,8 @@ class _Reader:
             home=home,
             private_home=private_home,
             user=_user(said.get("user", "")),
+            umask=_number(said.get("umask", USUAL_UMASK), 0o777),
+            devices=_list({"devices": [], **said}, "devices", DEVICES_MAX, lambda one: _number(one, DEVICE_MAX)),
             trees=trees,
             overlays=overlays,
             fills=fills,

@@ -360,7 +360,7 @@ def _place(cursor: str) -> tuple[float, str]:
     try:
         at, sandbox_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return float(at), str(sandbox_id)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidRequestError("`after` is no cursor", hint="Give the `next` of the page before.") from error
 
 

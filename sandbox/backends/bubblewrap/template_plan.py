@@ -100,7 +100,7 @@ def plan_template(
             *inside(view, given),
             *without_privileges(identity, as_root=False),
             *(str(environment.python), f"{GUEST}/enter.py", "kernel.template_process"),
-            *(str(UP_FD), str(FILTER_FD), RUN, *modules),
+            *(str(UP_FD), str(FILTER_FD), RUN, f"{spec.files_umask:o}", *modules),
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],

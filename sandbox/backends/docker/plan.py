@@ -261,7 +261,10 @@ def _container(
     return {
         "Image": image.id,
         "Entrypoint": [image.python, "-I", "-S", f"{GUEST}/confined.py"],
-        "Cmd": [steps, "--run", RUN, "--guest", GUEST, "--python", image.python],
+        "Cmd": [
+            *(steps, "--run", RUN, "--guest", GUEST, "--python", image.python),
+            *("--umask", f"{spec.files_umask:o}"),
+        ],
         "User": f"{identity.uid}:{identity.gid}",
         "Env": [f"{variable}={value}" for variable, value in env.items()],
         "Labels": dict(labels),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.anything import JSON, LENGTHS, changed, give_anything
 from warmcell.extension.keeper.agents import api, checks
 from warmcell.extension.keeper.agents.commands import Command, size_of
+from warmcell.extension.keeper.agents.files_told import cursor, place
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.sandbox.client.results import Showing
 from warmcell.sandbox.errors import InvalidRequestError
@@ -84,16 +85,17 @@ def test_tags_are_merged_or_replaced() -> None:
 @LENGTHS
 def test_cursors_and_numbers_are_understood_or_refused(examples: int) -> None:
     """What comes in a query may be anything."""
-    reads: list[Callable[[str], object]] = [api._place, lambda one: checks.number(one, "from", most=100)]
-    texts = st.one_of(JSON.map(str), st.integers(0, 200).map(str), st.floats().map(str), st.text(max_size=9))
+    reads: list[Callable[[str], object]] = [api._place, lambda one: checks.number(one, "from", most=100), place]
+    places = st.one_of(st.tuples(JSON, JSON).map(json.dumps), JSON.map(json.dumps), st.just("[" * 40_000)).map(cursor)
+    texts = st.one_of(JSON.map(str), st.integers(0, 200).map(str), st.floats().map(str), st.text(max_size=9), places)
     inputs = st.tuples(st.sampled_from(reads), texts)
     give_anything(
         inputs,
         lambda drawn: drawn[0](drawn[1]),
         refusals=InvalidRequestError,
         examples=examples,
-        sound=[(reads[1], "7")],
-        broken=[(reads[1], "nan"), (reads[0], "x")],
+        sound=[(reads[1], "7"), (reads[0], cursor('[1.5, "a"]')), (reads[2], cursor("/a"))],
+        broken=[(reads[1], "nan"), *((reads[0], cursor(text)) for text in ("x", "[" * 40_000, f"[{10**400}, 1]"))],
     )
 
 

@@ -25,6 +25,8 @@ def asked() -> Wanted:
         home="/home/me",
         private_home=True,
         user="somebody",
+        umask=0o027,
+        devices=(49,),
         trees=trees,
         overlays=overlays,
         fills=(),
@@ -50,6 +52,14 @@ def test_no_tree_can_have_a_name_that_the_stage_makes(tmp_path: Path) -> None:
     names |= {mounts["root"]["path"], mounts["run"]}
     assert ROOT in names
     assert names <= {*OWN}
+
+
+def test_init_and_shared_memory_are_as_asked_for(tmp_path: Path) -> None:
+    """With the user's umask, and on a device that no process of a restored kernel knows."""
+    made = compose(asked(), dict.fromkeys(PLACES, 0), uid=4321, gid=4321, runtime=str(tmp_path), bwrap=Path("/bwrap"))
+    assert made["argv"][-2:] == ["--umask", "27"]
+    devices = {one["path"]: one["devices"] for one in made["mounts"]["file_systems"]}
+    assert devices == {name: [49] if name == "shm" else [] for name in devices}
 
 
 def test_nothing_is_made_in_trees_of_the_users(tmp_path: Path) -> None:
