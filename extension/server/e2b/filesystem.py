@@ -54,7 +54,9 @@ async def list_dir(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     links = {one["path"] for one in found["files"] if one["type"] == "symlink"}
     if len(links) > LINKS_MAX:
         links = set()
-    entries = [await _resolved(request, one) if one["path"] in links else entry(one) for one in found["files"]]
+    # What is in a directory follows it, as E2B walks them.
+    files = sorted(found["files"], key=lambda one: one["path"].split("/"))
+    entries = [await _resolved(request, one) if one["path"] in links else entry(one) for one in files]
     return {"entries": entries}
 
 

@@ -73,7 +73,7 @@ def new_sandbox(body: Fields, *, internet: bool = False, public: bool = False) -
         public: Whether a sandbox's ports may be opened to everybody.
 
     Raises:
-        InvalidRequestError: It is not of E2B's form, or asks for more than the operator allows.
+        InvalidRequestError: It is not of E2B's form.
         UnsupportedOperationError: It asks for something that is not there; nothing was made.
     """
     template = body.text("templateID", most=256)
@@ -86,13 +86,8 @@ def new_sandbox(body: Fields, *, internet: bool = False, public: bool = False) -
         raise InvalidRequestError("metadata may not begin with e2b.", hint="Take another key.")
     name, _, gpu = template.partition(":")
     network = body.message("network") or Fields({})
-    opened = network.flag("allowPublicTraffic") is True
-    if opened and not public:
-        raise InvalidRequestError(
-            "Ports of sandboxes are not for everybody here",
-            hint="Leave allow_public_traffic out and send E2b-Traffic-Access-Token, or ask whoever runs the server "
-            "for c.Warmcell.e2b_public_ports.",
-        )
+    # Clients say so with every `network`, whether anybody wants it or not: to refuse it would refuse them.
+    opened = network.flag("allowPublicTraffic") is True and public
     resume = body.message("autoResume")
     return NewSandbox(
         template=template,

@@ -999,6 +999,12 @@ def directories_are_made_listed_moved_and_removed():
     files.write("d/sub/f", "12345")
     assert sorted(entry.name for entry in files.list("d")) == ["sub"]
     assert sorted(entry.path.rpartition("/d/")[2] for entry in files.list("d", depth=2)) == ["sub", "sub/f"]
+    for name in ("d/sub-2", "d/sub/deep", "d/sub/deep/est"):
+        files.make_dir(name)
+    walked = [entry.path.rpartition("/home/user/d/")[2] for entry in files.list("d", depth=3)]
+    assert walked == ["sub", "sub/deep", "sub/deep/est", "sub/f", "sub-2"]
+    for name in ("d/sub-2", "d/sub/deep"):
+        files.remove(name)
     info = files.get_info("d/sub/f")
     assert (info.name, info.type, info.size, info.permissions) == ("f", e2b.FileType.FILE, 5, "-rw-r--r--")
     assert files.get_info("d").type == e2b.FileType.DIR
