@@ -72,6 +72,11 @@ class Warmcell(Configurable):
         help="Whether sandboxes of E2B's clients reach all of `egress_allowed` or `egress_principals` where they do "
         "not say what, as these clients assume. False: they then reach nothing.",
     ).tag(config=True)
+    e2b_public_ports = Bool(
+        False,
+        help="Whether E2B's clients may open the web ports of a sandbox to everybody who has its address, by "
+        "`allow_public_traffic`. False: each request to them shows a token.",
+    ).tag(config=True)
     port_domain = Unicode(
         help="Domain of which every name is this server: web ports of sandboxes then have origins of their own, "
         "`https://8000-<sandbox>.<domain>/`. Best one that nothing else is below. Empty: a path of the server."
@@ -302,7 +307,7 @@ class Warmcell(Configurable):
         )
 
 
-SERVERS_OWN = ("e2b_internet", "keep_kernels", "sandboxed_only")
+SERVERS_OWN = ("e2b_internet", "e2b_public_ports", "keep_kernels", "sandboxed_only")
 """What only Jupyter servers read."""
 
 

@@ -310,7 +310,9 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/files/stat": {"get": _run("What a file is.", FILE, query={**PATH, "follow": "1: through links."})},
     f"{BOX}/files/list": {
         "get": _run(
-            "Files of a directory.", given(files=many(FILE), truncated=YES_NO), query={**PATH, "depth": "1 to 16."}
+            "Files of a directory, a page at a time.",
+            given(files=many(FILE), next=or_null(TEXT)),
+            query={**PATH, "depth": "1 to 100.", "limit": "10000 at most.", "after": "`next` of the page before."},
         )
     },
     f"{BOX}/files/url": {

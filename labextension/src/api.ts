@@ -11,7 +11,7 @@ import type {
   ISnapshotInfo,
   ISnapshots,
   ServerEvent
-} from './tokens';
+} from './forms';
 import {
   readError,
   readEvent,

@@ -1,7 +1,7 @@
 /*
  * Signs that a cell is about to be run. Pure.
  */
-import type { ISandboxInfo } from '../tokens';
+import type { ISandboxInfo } from '../forms';
 
 /** What of a key press matters here. */
 export type IKey = Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>;

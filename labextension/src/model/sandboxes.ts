@@ -10,11 +10,11 @@ import type {
   IMeters,
   IKernelSnapshots,
   ISandboxInfo,
-  ISandboxes,
   ISnapshotInfo,
   ITemplateInfo,
   ServerEvent
-} from '../tokens';
+} from '../forms';
+import type { ISandboxes } from '../tokens';
 import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
 import { choosable } from './timeline';
 
