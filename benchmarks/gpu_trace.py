@@ -14,12 +14,12 @@ mind, before a text and before the command that runs it; and 0.24 s for a key (1
 "Observations on Typing from 136 Million Keystrokes", CHI 2018). How many keys a cell takes is assumed (20 at the
 median), as is that every second cell is clicked into first, and how many are run as they stand, by keys alone or not.
 
-Where it goes on as soon as somebody comes back to the notebook, how that begins follows from 10,000 recorded sessions of
-86 programmers (Parnin and Rugaber, "Resumption strategies for interrupted programming tasks", Software Quality Journal
-19(1), 2011): in 7 % nothing is looked at before code is written, and in 10 % that begins within the first minute. Of
-those minutes nothing more is said: the rest is taken to begin after exactly one, and whoever looks at something before
-that to look at one thing, which takes 2 s. Runs are taken to be as that study has it of edits. How often somebody comes
-back, looks around and leaves again is assumed.
+Where it goes on as soon as somebody comes back to the notebook, how that begins follows from 10,000 recorded sessions
+of 86 programmers (Parnin and Rugaber, "Resumption strategies for interrupted programming tasks", Software Quality
+Journal 19(1), 2011): in 7 % nothing is looked at before code is written, and in 10 % that begins within the first
+minute. Of those minutes nothing more is said: the rest is taken to begin after exactly one, and whoever looks at
+something before that to look at one thing, which takes 2 s. Runs are taken to be as that study has it of edits. How
+often somebody comes back, looks around and leaves again is assumed.
 """
 
 import argparse
@@ -61,7 +61,7 @@ PARK_S = 0.1
 
 HOME_S, MIND_S, KEY_S = 0.4, 1.35, 0.24
 AWAY_S = 120.0
-"""Whoever has not touched a notebook for so long, and does, has come back to it (labextension/src/model/earlyWake.ts)."""
+"""Whoever has not touched a notebook for so long, and does, has come back (labextension/src/model/earlyWake.ts)."""
 
 STRAIGHT, SOON, SOON_S = 0.07, 0.10, 60.0
 LOOKS_AROUND = 0.5
@@ -204,6 +204,8 @@ class Run:
     """When the next cell comes of those whose kernel has not gone on for it yet."""
     _touched: dict[int, float] = field(default_factory=dict)
     """When somebody last pressed a key or a button in each notebook."""
+    _returned: dict[int, float] = field(default_factory=dict)
+    """When somebody last came back to it."""
     _writing: set[int] = field(default_factory=set)
     """Those of them that are being written in while they have their GPU."""
 
@@ -295,7 +297,8 @@ class Run:
 
     def _look(self, n: int, now: float) -> None:
         since, always = self._idle_since.get(n), self.policy.always_after_s
-        if since is not None and n in self._held and always is not None and now - since >= always:
+        back = self._returned.get(n, -math.inf)  # Whoever waits for its GPU does not wait for that.
+        if since is not None and n in self._held and always is not None and now - max(since, back) >= always:
             self._give_back(n, now)
         self._settle(n, now)
 
@@ -314,8 +317,13 @@ class Run:
         """Somebody comes back to the notebook, or has been there all the time; writing still counts afterwards."""
         away_s = now - self._touched.get(n, -math.inf)
         self._touched[n] = now
-        if away_s >= AWAY_S and n not in self._held:
+        if away_s < AWAY_S or n not in self._idle_since:
+            return
+        self._returned[n] = now
+        if n not in self._held:
             self._go_on(n, now)
+        else:
+            self._look_later(n, now)
 
     def _go_on(self, n: int, now: float) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,8 @@ class Kernel:
     """Somebody gave its GPU back by hand, so nothing but a cell takes one again."""
     woken_after: int | None = None
     """The last cell that it had run when somebody's typing had it go on: so it does once between two cells."""
+    returned_at: float = -math.inf
+    """When somebody came back to its notebook, by the monotonic clock."""
     restore_asked_by: str = ""
     """msg_id of the cell that asks to be undone, for as long as that is done."""
     sessions: tuple[SessionNote, ...] = ()

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 
 from warmcell.extension.keeper.kernel import Kernel
@@ -61,8 +62,9 @@ class KernelGpus(abc.ABC):
         """A cell is likely to come: have its parked kernel go on, if that takes a GPU from nobody.
 
         Once between two cells, so that whoever writes for hours and runs nothing gets the GPU once; and whenever
-        somebody comes back. From then on the kernel is as idle as after a cell, and is parked again after as long.
-        Whatever stands in the way, the cell will do what a cell does.
+        somebody comes back. From then on the kernel is as idle as after a cell, and is parked again after as long; so
+        is one that was not parked yet, unless somebody waits for its GPU. Whatever stands in the way, the cell will do
+        what a cell does.
 
         Args:
             sandbox_id: Which.
@@ -76,6 +78,8 @@ class KernelGpus(abc.ABC):
         if kernel is None:
             raise errors.UnsupportedOperationError("It has no kernel", hint="Nothing is parked there.")
         info, ran = self._service.info(sandbox_id), kernel.proxy.cell or 0
+        if returned and self.wakes_early:
+            kernel.returned_at = time.monotonic()
         if info.parked is None or not self._may_wake(kernel, None if returned else ran):
             return info
         async with kernel.lock:

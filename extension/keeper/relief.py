@@ -77,7 +77,8 @@ class Relief:
             await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
             self._forget_refusals()
             for kernel in self._idle(idle_s, to_park=True):
-                if self._has_gpu(kernel) and kernel.sandbox_id not in self._left_alone:
+                back_s = time.monotonic() - kernel.returned_at
+                if back_s >= idle_s and self._has_gpu(kernel) and kernel.sandbox_id not in self._left_alone:
                     await self._park(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
 
     async def heed_pressure(self, below: float) -> None:

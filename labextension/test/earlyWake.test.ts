@@ -2,7 +2,7 @@ import { deepEqual, equal } from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { AWAY_MS, EarlyWake, isWriting } from '../src/model/earlyWake';
-import { sandbox } from './forms';
+import { gpu, sandbox } from './forms';
 
 const parked = (since: number) => sandbox({ parked: { since, vram_bytes: 0, stays_bytes: 0 } });
 
@@ -62,7 +62,10 @@ test('whoever comes back is told each time, whatever is pressed; whoever has bee
   early.touch(parked(1), true);
   deepEqual(asked, [true, true]);
   clock.now += AWAY_MS;
-  early.touch(sandbox(), false);
+  early.touch(sandbox({ gpus: [] }), false);
   early.touch(parked(2), false);
   deepEqual(asked, [true, true], 'it was parked while somebody was there');
+  clock.now += AWAY_MS;
+  early.touch(sandbox({ gpus: [gpu()] }), false);
+  deepEqual(asked, [true, true, true], 'what has a GPU is not to be parked now');
 });

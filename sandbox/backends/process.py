@@ -32,7 +32,8 @@ from warmcell.sandbox.reports import BackendReport, Capabilities
 
 MARK = "WARMCELL_PROCESS_SANDBOX"
 """In the environment of init and so of what it starts: by it a process is found that has left the group."""
-PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ")
+PASSED_ON = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH")
+"""Where the driver's libraries lie in a place of their own, the last one alone says where."""
 NO_LAYER = "the process backend has no layer: packages are installed into the environment itself"
 STOP_TIMEOUT_S = 30.0
 

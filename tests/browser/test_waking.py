@@ -17,8 +17,8 @@ PARK_AFTER_S = 6.0
 
 
 def test_typing_has_a_parked_kernel_go_on(places: Places, page: Page) -> None:
-    """Opening its page anew does not. Nothing is run, so the GPU is given back in a while, and more typing takes it once
-    more, since the first was a return, and then not again; the cell does, with the variables.
+    """Opening its page anew does not. Nothing is run, so the GPU is given back in a while, and more typing takes it
+    once more, since the first was a return, and then not again; the cell does, with the variables.
     """
     settings = {"prepared": 0, "simulated_gpus": SIMULATED, "park_after": PARK_AFTER_S, "gpu_yield_after": 0}
     with Lab(places, settings=settings) as lab:

@@ -26,7 +26,7 @@ BACKEND = os.environ.get("WARMCELL_CUDA_BACKEND", "process")
 """`bubblewrap` where that works; the carried packages are then to be in the environment itself."""
 
 CARRIED = ("LD_LIBRARY_PATH", *(("PYTHONPATH",) if BACKEND == "process" else ()))
-"""What kernels need of this environment: some machines have the driver's libraries where only that variable names them."""
+"""What kernels need of this environment: on some machines only that variable says where the driver's libraries are."""
 
 
 @cache

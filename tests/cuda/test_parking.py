@@ -259,6 +259,7 @@ async def test_it_is_forked_and_suspended_with_what_it_has_there(places: Places,
             async with notebooks.clones(book, 1) as (clone,):
                 assert await clone.run("x += 1; print(int(x.sum()))") == str(2 * 10**6)
                 assert await book.run("print(int(x.sum()))") == str(10**6)
+                await here.client.delete(f"/kernels/{clone.kernel_id}")
             await parked(book)
             await book.do("suspend")
             assert (await here.on(device))[0] == 0

@@ -44,15 +44,16 @@ export class EarlyWake {
     const now = this._now();
     const returned = now - this._touched >= AWAY_MS;
     this._touched = now;
-    if (sandbox?.state !== 'running' || sandbox.parked === null) {
+    if (sandbox?.state !== 'running') {
       return;
     }
-    const parking = `${sandbox.id} ${sandbox.parked.since}`;
-    const writes = inCode && parking !== this._told;
+    const parking = sandbox.parked && `${sandbox.id} ${sandbox.parked.since}`;
+    const writes = parking !== null && inCode && parking !== this._told;
     if (writes) {
       this._told = parking;
     }
-    if (returned || writes) {
+    // Also one that is not parked yet, so that it is not while somebody is there.
+    if (writes || (returned && (parking !== null || sandbox.gpus.length > 0))) {
       this._wake(sandbox.id, returned).catch(() => undefined);
     }
   }

@@ -3,7 +3,7 @@
 import logging
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends import cdi
@@ -18,6 +18,7 @@ GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev
 _SYS = ("/sys/bus/pci", "/sys/devices/pci*", "/sys/module/nvidia*", "/sys/class/drm")
 _OWN_NODES = (*NODES, *(f"/dev/{name}" for name in (*NODE_LINKS, "pts", "shm")))
 _LIBRARIES = "LD_LIBRARY_PATH"
+_DRIVER = "libcuda.so.1"
 _DRIVER_ENTRIES_MAX = 10_000
 _LINKS_MAX = 40
 
@@ -43,7 +44,8 @@ def show(view: View, gpus: Sequence[GpuDevice]) -> None:
     libraries = [place for place in added if ".so" in place or _is_tree(view, place)]
     env = dict(more.env or {})
     said = filter(None, env.get(_LIBRARIES, "").split(":"))
-    folders = dict.fromkeys((*said, *(os.path.dirname(path) if ".so" in path else path for path in libraries)))
+    new = (os.path.dirname(path) if ".so" in path else path for path in libraries)
+    folders = dict.fromkeys((*said, *new, *_told_to_us(view)))
     view.env |= {**env, **({_LIBRARIES: ":".join(folders)} if folders else {})}
 
 
@@ -60,6 +62,18 @@ def nodes(gpus: Sequence[GpuDevice], more: cdi.Edits | None = None) -> Mapping[s
         else:
             _leave_out(one.host, one.guest)
     return {guest: node for guest, node in found.items() if Path(node).is_char_device()}
+
+
+def _told_to_us(view: View) -> Iterator[str]:
+    """Where the driver's library is on machines whose loader does not know, only this process's environment does."""
+    for folder in map(Path, filter(None, os.environ.get(_LIBRARIES, "").split(":"))):
+        if folder.is_absolute() and (folder / _DRIVER).exists():
+            place = _add(view, folder, str(folder)) or _behind_links(view, str(folder))
+            tree = None if place is None else _tree_around(view, place)
+            if place is not None and tree is not None:
+                there = view.host_trees[tree] / Path(place).relative_to(tree)
+                if _is_same(there, folder, view.host_trees[tree]):
+                    yield place
 
 
 def _add(view: View, source: Path, guest: str) -> str | None:

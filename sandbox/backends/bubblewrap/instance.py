@@ -165,7 +165,8 @@ class BubblewrapInstance:
             nodes.change(process, add=back, remove=add)
             self._shown = {place: node for place, node in had.items() if place in wanted or place in back}
             raise UnsupportedOperationError(
-                f"Process {user} of the sandbox has the device of its GPU open besides what the driver parks",
+                f"Process {user} of the sandbox has the device of its GPU open, or files on their way in a socket, "
+                "besides what the driver parks",
                 hint="End that program, or restart the kernel. It keeps its GPU.",
             )
 

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -25,6 +26,9 @@ CLONE_FS = 0x200
 MNT_DETACH = 2
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NOEXEC = 1, 2, 8
 DEV = "/dev"
+
+_ON_THEIR_WAY = re.compile(r"^scm_fds:\s*[1-9]", re.M)
+"""Files that were sent to a socket, or to one that has connected to it, and that nobody has received (Linux 5.6)."""
 
 
 def change(process: int, *, add: Mapping[str, str], remove: Mapping[str, str]) -> None:
@@ -69,7 +73,7 @@ def identities(nodes: Collection[str]) -> Sequence[os.stat_result]:
 def user_of(devices: Sequence[os.stat_result], processes: Callable[[], Collection[int]]) -> int | None:
     """A process that has one of these `identities` open, or maps it; None if there is none. Blocks.
 
-    Those that are on their way from one process to another are not seen.
+    Which files are on their way in a socket is told to nobody, but that some are: whoever has such a socket counts.
     """
     numbers = {one.st_rdev for one in devices}
     mapped = {f"{os.major(one.st_dev):02x}:{os.minor(one.st_dev):02x} {one.st_ino}" for one in devices}
@@ -80,7 +84,7 @@ def user_of(devices: Sequence[os.stat_result], processes: Callable[[], Collectio
             maps = [] if pid in looked else _maps(pid, thread)
             if maps:
                 looked.add(pid)
-            if _opens(pid, thread, numbers) or any(line in mapped for line in maps):
+            if _has(pid, thread, numbers) or any(line in mapped for line in maps):
                 return pid
         seen |= more
     return None
@@ -94,13 +98,15 @@ def _threads(processes: Collection[int]) -> set[tuple[int, int]]:
     return found
 
 
-def _opens(pid: int, thread: int, devices: Collection[int]) -> bool:
-    table = f"/proc/{pid}/task/{thread}/fd"
+def _has(pid: int, thread: int, devices: Collection[int]) -> bool:
+    place = f"/proc/{pid}/task/{thread}"
     with contextlib.suppress(OSError):
-        for name in os.listdir(table):
+        for name in os.listdir(f"{place}/fd"):
             with contextlib.suppress(OSError):
-                one = os.stat(f"{table}/{name}")
+                one = os.stat(f"{place}/fd/{name}")
                 if stat.S_ISCHR(one.st_mode) and one.st_rdev in devices:
+                    return True
+                if stat.S_ISSOCK(one.st_mode) and _ON_THEIR_WAY.search(Path(f"{place}/fdinfo/{name}").read_text()):
                     return True
     return False
 

@@ -213,6 +213,18 @@ if sys.argv[1] == "alone":
     libc.syscall(int(sys.argv[2]), 0)  # exit(2): of this thread
 threading.Event().wait()
 """
+ON_ITS_WAY = """
+import os, socket, sys, threading
+device = os.open("/dev/mine", os.O_RDONLY)
+listens, sends = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+listens.bind("\\0mine"); listens.listen(); sends.connect("\\0mine")
+if sys.argv[1] == "received":
+    there, _ = listens.accept()
+socket.send_fds(sends, [b"x"], [device])
+os.close(device)
+print(flush=True)
+threading.Event().wait()
+"""
 EXIT = {"x86_64": "60", "aarch64": "93"}[os.uname().machine]
 
 
@@ -237,6 +249,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param(["sh", "-c", "exec 3</dev/mine; echo; exec sleep 600"], id="program"),
         pytest.param(["python3", "-c", THREAD, "own"], id="thread-with-a-table-of-its-own"),
         pytest.param(["python3", "-c", THREAD, "alone", EXIT], id="thread-whose-first-has-ended"),
+        pytest.param(["python3", "-c", ON_ITS_WAY, "received"], id="on-its-way-in-a-socket"),
+        pytest.param(["python3", "-c", ON_ITS_WAY, "listened"], id="on-its-way-to-who-has-not-accepted"),
     ],
 )
 async def test_a_device_that_a_program_has_open_is_not_taken(places: Places, mine: Path, program: list[str]) -> None:

@@ -51,6 +51,22 @@ def test_a_sign_ahead_of_the_cell_hides_the_way_back() -> None:
     assert delays(100.0) == [3.0]  # Given back again, after a minute in which nothing ran.
 
 
+def test_coming_back_brings_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever touches a notebook that was left has its kernel on its way, or not parked just then."""
+
+    def run(thought: float, back_s: float, looks_s: float | None = None) -> Run:
+        day = [Session(0.0, ((thought, 60.0),), 3600.0)]
+        monkeypatch.setattr("benchmarks.gpu_trace.returning", lambda chance: back_s)
+        monkeypatch.setattr("benchmarks.gpu_trace.LOOKS_AROUND", float(looks_s is not None))
+        monkeypatch.setattr("random.Random.uniform", lambda self, a, b: thought - (looks_s or 0.0))
+        policy = Policy("", 300.0, give_back_s=3.0, come_back_s=3.0, sign_s=lambda chance: 1.0, heeds_returns=True)
+        return Run(day, GPU, policy).go()
+
+    assert [run(600.0, back_s).wake_delays_s for back_s in (0.0, 1.0, 60.0)] == [[2.0], [1.0], [0.0]]
+    assert run(330.0, 60.0).wake_delays_s == []  # It was not parked 30 s before its cell.
+    assert run(600.0, 0.0, 100.0).wake_delays_s == [0.0]
+
+
 def test_a_sign_takes_a_gpu_from_nobody() -> None:
     """While somebody else has the only one, it changes nothing; the cell then waits as it would have."""
     first, second = Session(0.0, ((600.0, 60.0),), 0.0), Session(100.0, ((1.0, 5000.0),), 0.0)
@@ -82,6 +98,10 @@ def test_most_of_what_is_held_idle_is_given_back(seed: int) -> None:
     at_cell = f"parked after {Warmcell().park_after:.0f} s with 16 GiB"
     assert rows[at_cell]["given_back"] >= 0.9
     assert [row["wake_delay_p95_s"] <= 0.3 * PLAIN_START_S for row in parking[:4]] == [True, True, False, False]
+    for which in ("", ", a fifth run as they stand"):
+        back = rows[f"{at_cell}, woken by typing{which}, or by coming back"]
+        assert back["given_back"] >= 0.8
+        assert back["wake_delay_p95_s"] <= 0.3 * PLAIN_START_S
     typed = rows[f"{at_cell}, woken by typing"]
     assert typed["given_back"] >= rows[at_cell]["given_back"] - 0.01
     assert typed["wake_delay_p95_s"] < 0.5 * rows[at_cell]["wake_delay_p95_s"]

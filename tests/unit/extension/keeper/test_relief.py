@@ -1,6 +1,8 @@
 """Which kernels are suspended without being asked to, with kernels and a machine of the test's own."""
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,8 @@ class Keeper:
     waiting: bool = False
     wanted: list[str] = field(default_factory=list)
     """Those whose GPUs serve who waits."""
+    back: list[str] = field(default_factory=list)
+    """Those to whose notebook somebody comes back just now."""
 
     def all(self) -> list[Any]:
         return [
@@ -40,6 +44,7 @@ class Keeper:
                 alive=True,
                 proxy=SimpleNamespace(idle_s=idle),
                 request=SimpleNamespace(kernel_id=name, terms=self.terms(name)),
+                returned_at=time.monotonic() if name in self.back else -math.inf,
             )
             for name, idle in self.idle_s.items()
         ]
@@ -140,8 +145,10 @@ async def test_kernels_give_way_to_who_waits_for_their_gpu() -> None:
 
 
 async def test_who_gives_way_is_parked_where_that_can_be_done() -> None:
-    """And suspended where it cannot, or where the configuration says so."""
-    keeper = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"])
+    """And suspended where it cannot, or where the configuration says so. That somebody comes back to it holds up nobody
+    who waits.
+    """
+    keeper = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"], back=["old"])
     await keeper.relief().give_way(60.0)
     assert (keeper.parked, keeper.suspended) == (["old"], [])
     without = Keeper({"old": 900.0}, parkable=True, waiting=True, wanted=["old"])
@@ -170,14 +177,15 @@ async def test_sandboxes_of_code_are_parked_but_never_suspended_for_it() -> None
 
 
 async def test_idle_kernels_are_parked_after_their_time() -> None:
-    """Those with a GPU; those that are used are not, and one that cannot be parked is left alone for a while."""
-    keeper = Keeper({"full": 0.4, "old": 0.3, "busy": 0.0, "cpu": 0.3}, parkable=True, stubborn="full")
-    work = asyncio.create_task(keeper.relief().park_idle(0.01))
+    """Those with a GPU, but not those used or come back to; one that cannot be parked is left alone for a while."""
+    idle = {"full": 0.4, "back": 0.4, "old": 0.3, "busy": 0.0, "cpu": 0.3}
+    keeper = Keeper(idle, parkable=True, stubborn="full", back=["back"])
+    work = asyncio.create_task(keeper.relief().park_idle(0.1))
     async with asyncio.timeout(60):
         while not keeper.parked:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     keeper.stubborn = ""
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
     work.cancel()
     assert (keeper.parked, keeper.suspended) == (["old"], [])
 

@@ -87,6 +87,26 @@ def test_what_lies_behind_links_of_the_sandbox_is_found_where_they_lead(
     assert view.env["LD_LIBRARY_PATH"] == "/usr/lib:/opt/nv"
 
 
+def test_a_driver_that_only_the_environment_knows_of_is_found(
+    view: View, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If its directory is in sight. Others that are named there are nobody's affair."""
+    seen, hidden, other = (tmp_path / name for name in ("seen", "hidden", "other"))
+    for place in (seen, hidden, other):
+        place.mkdir()
+        (place / ("libother.so.1" if place is other else "libcuda.so.1")).touch()
+    view.show(seen, seen)
+    view.show(other, other)
+    monkeypatch.setattr(cdi, "DIRECTORIES", ())
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{other}::{hidden}:relative:{seen}/nowhere:{seen}")
+    graphics.show(view, [GPU])
+    assert view.env["LD_LIBRARY_PATH"] == str(seen)
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    view.env = {}
+    graphics.show(view, [GPU])
+    assert "LD_LIBRARY_PATH" not in view.env
+
+
 @pytest.mark.parametrize(
     "place",
     [
