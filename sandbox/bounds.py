@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
+from warmcell.sandbox.backends.identity import checked_name
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import MIB, USUAL_UMASK, Limits, Mount, Network, SandboxSpec, WorkspaceMode
 
@@ -70,6 +71,12 @@ class Bounds:
             InvalidRequestError: Something lies outside the bounds; the hint names what is allowed.
         """
         _check_texts(spec)
+        if spec.user:
+            checked_name(spec.user)
+            if spec.home == "persistent":
+                raise InvalidRequestError(
+                    "A persistent home is its user's on the host, by that name", hint="Leave out user, or home."
+                )
         _one_of("backend", spec.backend, ("auto", *self.backends), "c.Warmcell.backend")
         _one_of("network", spec.network, self.networks, "c.Warmcell.networks")
         if spec.image is None:

@@ -125,6 +125,9 @@ class SandboxSpec(Wire):
     mounts: tuple[Mount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     home: HomeMode = "private"
+    user: str = ""
+    """What the guest's user is called, and by that its home in /home. Empty: as on the host, or "warmcell". Whose files
+    it may write is not changed by it. Without isolation the user is the host's."""
     limits: Limits = Limits()
     gpu: str | tuple[str, ...] | None = None
     """A request as in "A100", "H100:2", "24GiB", "any"; several are fallbacks in order. None: CPU."""
@@ -164,6 +167,7 @@ class SandboxSpec(Wire):
             self.network,
             self.mounts,
             self.home,
+            self.user,
             self.limits,
             self.template,
             self.preload,

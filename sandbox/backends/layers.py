@@ -21,8 +21,11 @@ from warmcell.sandbox.errors import (
     UnsupportedOperationError,
     WarmcellError,
 )
+from warmcell.sandbox.plain_files import read_plain
 
 ABOUT = "layer.json"
+ABOUT_MAX_BYTES = 2**20
+"""A layer may have come in an archive from anywhere."""
 VERSION = 1
 OVERLAY_PARTS = ("environment", "workspace")
 PLAIN_PARTS = ("tmp", "home", "shm")
@@ -219,12 +222,12 @@ def look_at(path: Path, *, fits: Mapping[str, str]) -> Saved:
         SnapshotIncompatibleError: It is of another spec.
     """
     try:
-        about = json.loads((path / ABOUT).read_text())
+        about = json.loads(read_plain(path / ABOUT, most_bytes=ABOUT_MAX_BYTES))
         version, there = about["version"], dict(about["fits"])
         sizes = {str(name): int(size) for name, size in about["bytes"].items()} if version == VERSION else {}
         devices = tuple(_device_numbers(about))
-        whole = all(stat.S_ISDIR((path / name).lstat().st_mode) for name in sizes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = all(size >= 0 and stat.S_ISDIR((path / name).lstat().st_mode) for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise _corrupt(path) from None
     if not whole or not all(name in (*OVERLAY_PARTS, *PLAIN_PARTS) or VOLUME.fullmatch(name) for name in sizes):
         raise _corrupt(path)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 LISTED_MAX = 10_000
+LISTED_BYTES = 8 * 2**20
+"""Of one answer, half of what the host reads: names may be long, and have much noted on them."""
 PIECE_BYTES = 256 * 1024
 FILE_MODE = 0o666
 """Of a new one, without the bits of the umask."""
@@ -148,31 +150,49 @@ def _replacing(path: str) -> Iterator[int]:
 
 
 def listed(request: Mapping[str, Any]) -> None:
-    """What is in a directory, and below it down to a depth; links are not followed."""
-    files: list[dict[str, Any]] = []
+    """What is in a directory, and below it down to a depth, from after a file on; links are not followed."""
     top = full(request["path"])
-    pending = [(top, 1)]
-    while pending:
-        directory, depth = pending.pop(0)
+    start = _place(top, request["after"]) if request.get("after") else ()
+    files: list[dict[str, Any]] = []
+    size = 0
+    for path in _below(top, request.get("depth", 1), start):
+        try:
+            one = told(path)
+        except FileNotFoundError:
+            continue
+        size += len(json.dumps(one))
+        if files and (len(files) >= request.get("limit", LISTED_MAX) or size > LISTED_BYTES):
+            say(files=files, truncated=True)
+            return
+        files.append(one)
+    say(files=files, truncated=False)
+
+
+def _place(top: str, path: str) -> tuple[str, ...]:
+    """The names on the way to a file that was listed."""
+    names = tuple(os.path.relpath(path, top).split("/"))
+    if names[0] in (".", ".."):
+        raise Refused("EINVAL", f"{path} is not below {top}")
+    return names
+
+
+def _below(top: str, depth: int, start: tuple[str, ...]) -> Iterator[str]:
+    """Paths of what comes after a place, the least deep first, else by their names: also where others come and go."""
+    pending: list[tuple[str, ...]] = [()]
+    for parents in pending:
+        directory = os.path.join(top, *parents)
         try:
             names = sorted(os.listdir(directory))
         except OSError:
-            if directory == top:
+            if not parents:
                 raise
             continue
         for name in names:
-            path = os.path.join(directory, name)
-            try:
-                one = told(path)
-            except FileNotFoundError:
-                continue
-            if len(files) == LISTED_MAX:
-                say(files=files, truncated=True)
-                return
-            files.append(one)
-            if one["type"] == "directory" and depth < request.get("depth", 1):
-                pending.append((path, depth + 1))
-    say(files=files, truncated=False)
+            place, path = (*parents, name), os.path.join(directory, name)
+            if (len(place), place) > (len(start), start):
+                yield path
+            if len(place) < depth and os.path.isdir(path) and not os.path.islink(path):
+                pending.append(place)
 
 
 def stated(request: Mapping[str, Any]) -> None:

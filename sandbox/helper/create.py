@@ -67,7 +67,7 @@ def compose(
     asked: Wanted, trees: Mapping[str, int], *, uid: int, gid: int, runtime: str, bwrap: Path
 ) -> dict[str, Any]:
     """What the stage is told; nothing is made yet."""
-    identity = Identity(uid=uid, gid=gid, name=name_of(uid) or GUEST_NAME)
+    identity = Identity(uid=uid, gid=gid, name=asked.user or name_of(uid) or GUEST_NAME)
     view = View(base=Path(runtime) / STAGE, identity=identity, as_root=True)
     view.base.mkdir(mode=0o700, exist_ok=True)
     named = SandboxId(asked.named)

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
+from warmcell.sandbox.backends.identity import checked_name
 from warmcell.sandbox.backends.layers import DEVICES_MAX
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
@@ -88,6 +89,8 @@ class Wanted:
     python: str
     home: str
     private_home: bool
+    user: str
+    """What the guest's user is called; empty: as on the host."""
     umask: int
     devices: tuple[int, ...]
     """Numbers that the device of its shared memory must not have."""
@@ -162,6 +165,7 @@ class _Reader:
             python=_path(said["python"]),
             home=home,
             private_home=private_home,
+            user=_user(said.get("user", "")),
             umask=_number(said.get("umask", USUAL_UMASK), 0o777),
             devices=_list({"devices": [], **said}, "devices", DEVICES_MAX, lambda one: _number(one, DEVICE_MAX)),
             trees=trees,
@@ -230,6 +234,11 @@ def target(place: object) -> str:
                 hint="Choose another place, outside of /usr and /etc.",
             )
     return path
+
+
+def _user(name: object) -> str:
+    text: str = _is(name, str)
+    return checked_name(text) if text else ""
 
 
 def _limits(said: Mapping[str, Any]) -> Limits:

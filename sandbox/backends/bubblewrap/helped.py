@@ -193,6 +193,7 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
             "python": str(prepared.python),
             "home": prepared.home,
             "private_home": private_home,
+            "user": spec.user,
             "umask": spec.files_umask,
             "devices": [number for made in view.file_systems if made["path"] == SHARED for number in made["devices"]],
             "trees": trees,

@@ -95,7 +95,7 @@ def prepare(
     named = named or sandbox_id
     environment = discover(spec.python)
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     home = home_path(spec, workspace, identity)
     cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"

@@ -57,7 +57,7 @@ def plan_template(
     environment = discover(spec.python)
     as_root = os.getuid() == 0
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)

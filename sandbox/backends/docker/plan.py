@@ -84,7 +84,7 @@ def prepare(
     """
     limits = spec.limits
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     files = Files(identity=identity, info=info)
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")

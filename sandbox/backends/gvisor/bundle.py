@@ -84,7 +84,7 @@ def prepare(
         )
     environment = discover(spec.python)
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     name = etc.hostname(named or sandbox_id)
     root = Root(base=directory / BASE, identity=identity)

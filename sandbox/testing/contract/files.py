@@ -150,6 +150,14 @@ async def a_home_is_the_guests_own(subject: Subject) -> None:
 
 
 @check(isolated=True)
+async def a_user_and_its_home_have_the_name_that_is_asked_for(subject: Subject) -> None:
+    async with subject.box(user="somebody") as box:
+        said = await box.says("cd && id -un && echo $USER ~ && pwd && touch mine && stat -c '%U %a' .")
+        wanted = "somebody\nsomebody /home/somebody\n/home/somebody\nsomebody 700"
+        expect(said == wanted, f"it is another: {said!r}")
+
+
+@check(isolated=True)
 async def a_workspace_at_the_place_of_the_home_is_not_the_home(subject: Subject) -> None:
     async with subject.box() as box:
         name = await box.says("id -un")

@@ -35,6 +35,10 @@ def test_what_asks_for_no_cap_gets_the_operators() -> None:
         (Bounds(), {"umask": -1}, "umask cannot be -1"),
         (Bounds(mounts=("/",)), {"mounts": (Mount(source="/no/such"),)}, "/no/such does not exist"),
         (Bounds(), {"mounts": (Mount(source="/usr"),)}, "Mounting /usr is not allowed"),
+        (Bounds(), {"user": "root"}, "'root' is no name"),
+        (Bounds(), {"user": "../etc"}, "'../etc' is no name"),
+        (Bounds(), {"user": "a:0:0\nb"}, "is no name"),
+        (Bounds(), {"user": "ann", "home": "persistent"}, "A persistent home"),
     ],
 )
 def test_more_than_the_bounds_is_refused_with_what_is_allowed(
