@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from warmcell.sandbox.helper.spare import Spare
 
 FIRST = 1
-"""The number of the first page file that criu makes: that of the first process of the tree, unless it has a memfd."""
+"""The number of the first page file that criu makes: that of the first process of the tree, or of memory it shares."""
+SHARED = (b" /memfd:", b" /dev/zero (deleted)")
+"""How areas of such memory are called: memfds, and what has no name at all."""
 PIECE_BYTES = 1 << 19
 """Large enough for the file system, small enough for a processor's own cache."""
 PARTS_MAX = 512
@@ -53,8 +55,9 @@ def is_first(pids: Sequence[int]) -> bool:
     """Whether the first page file will be that of the first of these processes, all of which are stopped."""
     for pid in pids:
         with open(f"/proc/{pid}/maps", "rb") as file:
-            if b" /memfd:" in file.read():
-                return False
+            areas = file.read()
+        if any(name in areas for name in SHARED):
+            return False
         for fd in os.listdir(f"/proc/{pid}/fd"):
             if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("/memfd:"):
                 return False

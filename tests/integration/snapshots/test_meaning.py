@@ -175,6 +175,37 @@ async def test_everything_goes_on(busy: Notebook) -> None:
         assert await look(busy) == expected(4)
 
 
+SHARE = """
+import mmap, os, time
+shared = mmap.mmap(-1, 1 << 20)
+shared[:6] = b"before"
+echo = os.fork()
+if echo == 0:
+    while shared[:3] != b"end":
+        if shared[:5] == b"asked": shared[:8] = b"answered"
+        time.sleep(0.005)
+    os._exit(3)
+def ask():
+    shared[:8] = b"asked..."
+    while shared[:8] != b"answered": time.sleep(0.005)
+    print("answered")
+"""
+
+
+async def test_memory_without_a_name_is_shared_after_a_restore(places: Places, tmp_path: Path) -> None:
+    """With a child, over a suspend and in clones, of which each shares its own; and with nobody at all."""
+    async with keeper(places) as client, notebook(client, tmp_path) as made:
+        assert await made.run(f"alone = __import__('mmap').mmap(-1, 8192); alone[:4] = b'mine'\n{SHARE}") == ""
+        await made.do("suspend")
+        assert await made.run("print(shared[:6]); ask()") == "b'before'\nanswered"
+        async with clones(made, 2) as both:
+            for clone in both:
+                assert (
+                    await clone.run("ask(); shared[:3] = b'end'; print(os.waitpid(echo, 0)[1] >> 8)") == "answered\n3"
+                )
+            assert await made.run("ask(); print(alone[:4])") == "answered\nb'mine'"
+
+
 DRAW = """
 import numpy, random, socket, ssl, tempfile, torch, uuid
 with tempfile.NamedTemporaryFile() as made:

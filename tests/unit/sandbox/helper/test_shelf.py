@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from warmcell.sandbox.helper import pages
+from warmcell.sandbox.helper import pages, spare
 from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.helper.shelf import MEMORY, PINNED, Shelf
@@ -236,3 +236,27 @@ def test_a_hint_that_cannot_be_read_costs_a_look_only(shelf: Shelf, monkeypatch:
     for _ in range(2):
         shelf.open(FIRST).close()
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("least", [4096, 1 << 20])
+def test_a_dump_takes_a_file_that_nobody_needs_and_removes_none(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """To remove gigabytes takes seconds, in which a kernel would stand still; afterwards they go."""
+    monkeypatch.setattr(spare, "LEAST_BYTES", least)
+    folder = Path(shelf.path, ".pages")
+    idle = [folder / name for name in ("q" * 12, "r" * 12)]
+    for path in idle:
+        path.write_bytes(b"m" * 8192)
+        for known in (".json", ".stat"):
+            Path(f"{path}{known}").write_text("{}")
+    image = made(shelf, FIRST, pages=b"m" * 8192)
+    shelf.pages.renew_spare()
+    left = {one.name.partition(".")[0] for one in folder.iterdir() if not one.name.startswith(".")}
+    taken = {one.name for one in idle} - left
+    assert (len(taken), shelf.pages.spare.is_there()) == ((1, True) if least == 4096 else (0, False))
+    assert PAGES in left
+    shelf.pages.collect()
+    assert not any(path.exists() or Path(f"{path}.json").exists() for path in idle)
+    assert (folder / PAGES).stat().st_nlink == 2
+    assert image.exists()
