@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from warmcell.sandbox.backends.lately import lately
 from warmcell.sandbox.errors import InvalidRequestError
 
 SYSTEM = Path("/usr")
@@ -40,6 +41,7 @@ class PythonEnvironment:
         return self.layered / "lib" / f"python{self.version}" / "site-packages"
 
 
+@lately
 def discover(python: str) -> PythonEnvironment:
     """The environment that an interpreter belongs to.
 
