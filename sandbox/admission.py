@@ -7,9 +7,9 @@ from typing import Protocol
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
-from warmcell.sandbox.choosing import Choice, Choosing, chosen
+from warmcell.sandbox.choosing import AGENT, Choice, Choosing, chosen
 from warmcell.sandbox.gpus.base import GpuLeases
-from warmcell.sandbox.models import SandboxSpec
+from warmcell.sandbox.models import USUAL_UMASK, SandboxSpec
 from warmcell.sandbox.network.egress import Egress
 
 
@@ -51,18 +51,23 @@ class Admission:
     async def check(self, spec: SandboxSpec, owner: str, principal: str | None) -> tuple[SandboxSpec, Choice]:
         """The spec as it would be made for somebody, its backend named, and why that one; makes nothing.
 
+        Its image stays if the spec is known to be in use before anything else is waited for; see `Images.resolve`.
+
         Raises:
             WarmcellError: It may not be made, or cannot be here.
         """
+        if spec.umask is None:
+            ours = owner != AGENT and principal is None
+            spec = dataclasses.replace(spec, umask=self.bounds.umask if ours else USUAL_UMASK)
         spec = self.within_bounds(spec, principal)
         choice = await self.choosing.for_owner(spec, owner)
         spec = chosen(spec, choice)
         backend = self.backend(spec)
-        if spec.image is not None and self.choosing.images is not None:
-            spec = await self.choosing.images.resolve(spec, backend.name)
         if spec.gpu is not None:
             await self._gpus.check(spec.gpu, owner=owner)
-        return spec, choice
+        if spec.image is not None and self.choosing.images is not None:
+            spec = await self.choosing.images.resolve(spec, backend.name)
+        return spec, choice  # At once: until whoever asked has noted that spec, its image counts as unused.
 
     def within_bounds(self, spec: SandboxSpec, principal: str | None) -> SandboxSpec:
         """The spec, what it may reach in the form in which it is held to it.

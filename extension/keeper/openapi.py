@@ -163,7 +163,11 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
     f"{BOX}/park": {"post": _run("Give its GPUs back; its kernel lives on until its next cell.", SANDBOX)},
     f"{BOX}/wake": {
-        "post": _run("A cell is likely to come: it takes a GPU again if one is free; else it stays as it is.", SANDBOX)
+        "post": _run(
+            "A cell is likely to come: it takes a GPU again if one is free; else it stays as it is.",
+            SANDBOX,
+            body=asked(returned=YES_NO),
+        )
     },
     f"{BOX}/gpu": {
         "post": _run(

@@ -21,7 +21,8 @@ LISTED_MAX = 10_000
 LISTED_BYTES = 8 * 2**20
 """Of one answer, half of what the host reads: names may be long, and have much noted on them."""
 PIECE_BYTES = 256 * 1024
-FILE_MODE = 0o644
+FILE_MODE = 0o666
+"""Of a new one, without the bits of the umask."""
 METADATA = "user.e2b."
 """How the attributes begin in which a file's metadata is kept: as E2B's sandboxes have it."""
 
@@ -101,6 +102,13 @@ def compose(request: Mapping[str, Any]) -> None:
     say(file=told(target))
 
 
+def _umask() -> int:
+    """This process's own, which can only be had by setting another."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
 def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) -> None:
     if request.get("parents", True):
         _make_folder(os.path.dirname(path))
@@ -110,7 +118,7 @@ def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) ->
         mode = stat.S_IMODE(before) if mode is None else mode
     with _replacing(path) as file:
         fill(file)
-        os.fchmod(file, FILE_MODE if mode is None else mode)
+        os.fchmod(file, FILE_MODE & ~_umask() if mode is None else mode)
         for key, value in request.get("metadata", {}).items():
             os.setxattr(file, METADATA + key, value.encode())
 
@@ -426,7 +434,6 @@ def main() -> int:
     """Do what the first line says."""
     import errno
 
-    os.umask(0o022)
     try:
         request = json.loads(sys.stdin.buffer.readline())
         OPERATIONS[request["op"]](request)

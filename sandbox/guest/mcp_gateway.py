@@ -275,8 +275,11 @@ def _prepared(place: str, server: Wanted) -> str:
     if server.repository:
         directory = os.path.join(place, server.name.replace("/", "-"))
         if not os.path.isdir(directory):
-            clone = ["git", "clone", "--quiet", "--depth", "1", server.repository, directory]
+            whole = directory + ".new"  # It is killed with whoever gives up the command: half of one is none.
+            shutil.rmtree(whole, ignore_errors=True)
+            clone = ["git", "clone", "--quiet", "--depth", "1", server.repository, whole]
             _done(server, clone, None, "it cannot be cloned (sandboxes reach hosts that network.allowOut names)")
+            os.rename(whole, directory)
     if server.install:
         _done(server, ["/bin/bash", "-c", server.install], directory, "its installCmd failed")
     return directory

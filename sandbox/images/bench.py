@@ -1,7 +1,9 @@
 """Where an environment is made: a sandbox that may write to it, and whose commands are a build's steps."""
 
+import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,8 @@ class Bench:
 
     channel: GuestChannel
     output: Output
+    may_change: bool
+    """Whether its folder can be written to, if it has one."""
 
     async def run(self, step: str, argv: Sequence[str], *, env: Mapping[str, str]) -> None:
         """Run a command, its output told.
@@ -33,7 +37,10 @@ class Bench:
         async with self.channel.exec_stream(["/bin/sh", "-c", _AS_USUAL, "sh", *argv], env=env) as process:
             await process.close_stdin()
             async for _, content in process.output():
+                began = time.perf_counter()
                 self.output.feed(content)
+                # What is there already is had without a wait: a flood of it would leave nobody else a turn.
+                await asyncio.sleep(time.perf_counter() - began)
         self.output.end()
         if process.exit_code != 0:
             raise self.output.error(step, f"exit code {process.exit_code}", exit_code=process.exit_code)
@@ -56,7 +63,7 @@ async def bench(
         try:
             channel = await GuestChannel.open(instance.run_directory, timeout=GUEST_TIMEOUT_S)
             try:
-                yield Bench(channel, output)
+                yield Bench(channel, output, not instance.workspace_note)
             finally:
                 await channel.close()
         finally:

@@ -18,15 +18,15 @@ from warmcell.sandbox.errors import (
 )
 from warmcell.sandbox.images import texts
 from warmcell.sandbox.images.base import Built, ImageBuilder, Tell
+from warmcell.sandbox.images.claims import Claims, Key
 from warmcell.sandbox.images.image import Image
+from warmcell.sandbox.images.job import Job
 from warmcell.sandbox.images.records import Record, Records
 from warmcell.sandbox.images.steps import NamedBase
 from warmcell.sandbox.models import ImageInfo, SandboxSpec
 
 log = logging.getLogger(__name__)
 
-KEPT_LINES = 1000
-"""Of a build under way, for who comes later."""
 _LIST = "`warmcell images ls` lists what was built here."
 
 
@@ -53,7 +53,9 @@ class ImageCache:
         self._records = Records(root)
         self._quota_bytes = quota_bytes
         self.in_use = in_use
-        self._jobs: dict[tuple[str, str], _Job] = {}
+        self._jobs: dict[Key, Job] = {}
+        self._claims = Claims()
+        self._writing = asyncio.Lock()
 
     @property
     def quota_bytes(self) -> int | None:
@@ -67,10 +69,11 @@ class ImageCache:
             await builder.open(known if not self._records.unreadable else None)
 
     async def close(self) -> None:
-        """Give up what is being built."""
+        """Give up what is being built; what is being removed goes."""
         for job in list(self._jobs.values()):
             job.task.cancel()
         await asyncio.gather(*(job.task for job in self._jobs.values()), return_exceptions=True)
+        await self._claims.close()
 
     @property
     def building(self) -> bool:
@@ -115,17 +118,19 @@ class ImageCache:
         image = self._whole(image, builder)
         builder.check(image)
         key = (builder.name, image.digest)
-        job = self._jobs.get(key)
+        await self._claims.settled(key)
         known = self._records.get(*key)
         if again and known is not None and self._is_used(known):
             raise _in_use(name or image.digest)
-        if job is None:
-            job = self._jobs[key] = _Job()
-            job.task = asyncio.create_task(self._build(job, key, image, builder, again=again))
-        record = await job.join(tell)
-        if name:
-            record = await self._call(record, name)
-        await self.trim(keep=record)
+        with self._claims.hold(key):
+            job = self._jobs.get(key)
+            if job is None:
+                job = self._jobs[key] = Job(again=again)
+                job.task = asyncio.create_task(self._build(job, key, image, builder, again=again))
+            record = await job.join(tell)
+            if name:
+                record = await self._call(record, name)
+            await self.trim()
         return record.info
 
     def backend_of(self, ref: str, *, default: str, among: Sequence[str]) -> str:
@@ -155,30 +160,40 @@ class ImageCache:
     async def resolve(self, spec: SandboxSpec, backend: str) -> SandboxSpec:
         """The spec as a backend takes it: with its image's own name there, interpreter and variables.
 
+        The image stays from the moment in which it is found until this returns. From then on it does if `in_use` names
+        it, so who asks puts the spec there before waiting for anything else.
+
         Raises:
             ImageNotFoundError: No such image was built for that backend, which takes no others.
+            ConflictError: Several are called so, or it is being built anew.
         """
         if spec.image is None:
             return spec
         builder = self._builders.get(backend)
         if builder is None:
             return spec
-        found = self._records.find(spec.image, builder.name)
-        if len(found) > 1:
-            raise _ambiguous(spec.image)
-        if not found:
+        record = await self._found(spec.image, builder)
+        if record is None:
             if builder.references:
                 return spec
             raise self._missing(spec.image, backend)
-        record = found[0]
-        # An engine says that by itself when it is asked for a container.
-        if not builder.references and await builder.find(record.info.digest) is None:
-            raise ImageNotFoundError(
-                f"The image {spec.image} was built, but is not there any more",
-                hint="Build it again: `warmcell images build`.",
+        key = _key(record)
+        job = self._jobs.get(key)
+        if job is not None and job.again and not builder.references:  # An engine keeps what a container has.
+            raise ConflictError(
+                f"The image {spec.image} is being built anew", hint="Start it when that build has ended."
             )
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(self._records.used, record, time.time())
+        with self._claims.hold(key):
+            # An engine says that by itself when it is asked for a container.
+            if not builder.references and await builder.find(record.info.digest) is None:
+                raise ImageNotFoundError(
+                    f"The image {spec.image} was built, but is not there any more",
+                    hint="Build it again: `warmcell images build`.",
+                )
+            now = time.time()
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._records.touch, record, now)
+                self._records.used(*key, now)
         return dataclasses.replace(
             spec,
             image=record.info.reference,
@@ -193,24 +208,26 @@ class ImageCache:
             ImageNotFoundError: There is none.
             ConflictError: Somebody uses it, or several are called so.
         """
-        record = self._one(ref)
+        while self._claims.is_going(key := _key(record := self._one(ref))):
+            await self._claims.settled(key)
         if self._is_used(record):
             raise _in_use(ref)
-        await self._remove(record)
+        await self._claims.remove(key, self._remove(record))
 
-    async def trim(self, *, keep: Record | None = None) -> Sequence[ImageInfo]:
+    async def trim(self) -> Sequence[ImageInfo]:
         """Remove images until all that are left fit, those that were used longest ago first; those that went."""
         gone: list[ImageInfo] = []
         if self._quota_bytes is None:
             return gone
-        left = sum(info.size_bytes for info in self.infos())
+        left = sum(record.info.size_bytes for record in self._records.all if not self._claims.is_going(_key(record)))
         for record in reversed(self._records.all):
             if left <= self._quota_bytes:
                 break
-            if (keep is not None and record.info.digest == keep.info.digest) or self._is_used(record):
+            key = _key(record)
+            if self._records.get(*key) is None or self._claims.is_going(key) or self._is_used(record):
                 continue
             try:
-                await self._remove(record)
+                await self._claims.remove(key, self._remove(record))
             except WarmcellError as error:
                 log.warning("image %s could not be removed: %s", record.info.digest[7:19], error)
                 continue
@@ -220,8 +237,8 @@ class ImageCache:
         return gone
 
     async def _remove(self, record: Record) -> None:
-        # Without its record nothing counts as built, so that goes first.
-        await asyncio.to_thread(self._records.drop, record)
+        # Without its file nothing counts as built, so that goes first.
+        await asyncio.to_thread(self._records.unlink, record)
         builder = next((one for one in self._builders.values() if one.name == record.info.builder), None)
         try:
             if builder is not None:
@@ -229,9 +246,26 @@ class ImageCache:
         except WarmcellError:
             await asyncio.to_thread(self._records.put, record)
             raise
+        self._records.forget(record)
+
+    async def _found(self, ref: str, builder: ImageBuilder) -> Record | None:
+        """The image of that name for that builder, which is not being removed when this returns.
+
+        Raises:
+            ConflictError: Several are called so.
+        """
+        while True:
+            found = self._records.find(ref, builder.name)
+            if len(found) > 1:
+                raise _ambiguous(ref)
+            if not found:
+                return None
+            if not self._claims.is_going(_key(found[0])):
+                return found[0]
+            await self._claims.settled(_key(found[0]))
 
     async def _build(
-        self, job: "_Job", key: tuple[str, str], image: Image, builder: ImageBuilder, *, again: bool
+        self, job: "Job", key: tuple[str, str], image: Image, builder: ImageBuilder, *, again: bool
     ) -> Record:
         try:
             built = None if again else await builder.find(image.digest)
@@ -239,13 +273,14 @@ class ImageCache:
             if built is None:
                 built = await builder.build(image, tell=job.say, again=again)
                 log.info("image %s was built in %.1f s", image.digest[7:19], time.monotonic() - began)
-            return await self._note(built, image, builder)
+            async with self._writing:
+                return await self._note(built, image, builder)
         finally:
             if self._jobs.get(key) is job:
                 del self._jobs[key]
 
     async def _note(self, built: Built, image: Image, builder: ImageBuilder) -> Record:
-        """Write down what is there now."""
+        """Write down what is there now. Nobody else writes meanwhile."""
         known = self._records.get(builder.name, built.digest)
         now = time.time()
         info = ImageInfo(
@@ -267,16 +302,18 @@ class ImageCache:
 
     async def _call(self, record: Record, name: str) -> Record:
         """Give it that name, and take it from another."""
-        for other in self._records.find(name, record.info.builder):
-            if name in other.info.names and other.info.digest != record.info.digest:
-                names = tuple(one for one in other.info.names if one != name)
-                await self._write(dataclasses.replace(other, info=dataclasses.replace(other.info, names=names)))
-        if name in record.info.names:
-            return record
-        names = (*record.info.names, name)
-        named = dataclasses.replace(record, info=dataclasses.replace(record.info, names=names))
-        await self._write(named)
-        return named
+        async with self._writing:
+            for other in self._records.find(name, record.info.builder):
+                if name in other.info.names and other.info.digest != record.info.digest:
+                    names = tuple(one for one in other.info.names if one != name)
+                    await self._write(dataclasses.replace(other, info=dataclasses.replace(other.info, names=names)))
+            record = self._records.get(*_key(record)) or record  # It may have got another name meanwhile.
+            if name in record.info.names:
+                return record
+            names = (*record.info.names, name)
+            named = dataclasses.replace(record, info=dataclasses.replace(record.info, names=names))
+            await self._write(named)
+            return named
 
     async def _write(self, record: Record) -> None:
         try:
@@ -321,45 +358,14 @@ class ImageCache:
         return ImageNotFoundError(f"No image {ref} was built for the {backend} backend.{also}", hint=_LIST)
 
     def _is_used(self, record: Record) -> bool:
-        info = record.info
-        return bool({info.digest, info.reference, *info.names} & set(self.in_use()))
+        key = _key(record)
+        if self._claims.is_held(key):
+            return True
+        return any(_key(one) == key for ref in self.in_use() for one in self._records.find(ref, record.info.builder))
 
 
-class _Job:
-    """A build under way, with all who wait for it; the last one to leave ends it."""
-
-    task: "asyncio.Task[Record]"
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._tells: list[Tell] = []
-        self._waiting = 0
-
-    def say(self, line: str) -> None:
-        """A line of output."""
-        self._lines = [*self._lines[1 - KEPT_LINES :], line]
-        for tell in self._tells:
-            tell(line)
-
-    async def join(self, tell: Tell) -> Record:
-        """Wait for its end."""
-        for line in self._lines:
-            tell(line)
-        self._tells.append(tell)
-        self._waiting += 1
-        try:
-            return await asyncio.shield(self.task)
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or not current.cancelling():
-                raise ConflictError("The build was given up", hint="Build it again later.") from None
-            raise
-        finally:
-            self._tells.remove(tell)
-            self._waiting -= 1
-            if not self._waiting and not self.task.done():
-                self.task.cancel()
-                await asyncio.gather(self.task, return_exceptions=True)
+def _key(record: Record) -> Key:
+    return record.info.builder, record.info.digest
 
 
 def _in_use(ref: str) -> ConflictError:

@@ -3,16 +3,21 @@
 uv makes them where it is there, else venv and pip do; those of conda's packages py-rattler does.
 
 An environment is made in a sandbox, under the path that it will have, and gets that name only when it is whole.
+
+Set-up code of packages and an image's commands may write what they like to a cache of packages, and later builds would
+install it. So what all builds share is written in a sandbox of its own, by pip or uv alone, before any package can run;
+the steps are taken in another one, in which the shared cache can be changed for that build only.
 """
 
 import asyncio
+import dataclasses
 import errno
 import importlib.util
 import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
@@ -21,18 +26,12 @@ from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import BackendUnavailableError, UnsupportedOperationError, WarmcellError
 from warmcell.sandbox.images import pythons
 from warmcell.sandbox.images.base import Built, Output, PackageIndex, Tell, full
-from warmcell.sandbox.images.bench import Bench, bench
-from warmcell.sandbox.images.dockerfile import (
-    CONDA_ASKED,
-    CONDA_INSTALL,
-    SEARCH_PATH,
-    conda_files,
-    pip_options,
-    requirements_file,
-)
+from warmcell.sandbox.images.bench import bench
+from warmcell.sandbox.images.dockerfile import conda_files, requirements_file
 from warmcell.sandbox.images.image import Image, told
-from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase, Run, SetEnv, Step
-from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec
+from warmcell.sandbox.images.making import ASKED, BUILD, CERTIFICATE, FETCHED, OWN_CACHE, Making, requirements_name
+from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, PythonBase
+from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.disk import sync_filesystem
 
@@ -41,8 +40,10 @@ ABOUT = ".warmcell-image.json"
 _ID = re.compile(r"[0-9a-f]{16}")
 RATTLER = "rattler"
 """What py-rattler is imported as."""
-_BUILD = "/build"
-_CERTIFICATE = f"{_BUILD}/certificate.pem"
+SHARED = ".fetched"
+"""Where environments are: the cache that all builds share."""
+_BEFORE = ".cache"
+"""What it was when builds could write to it at any time."""
 _WITH_DOCKER = "Build it for the docker backend: `warmcell images build --backend docker`."
 
 
@@ -85,7 +86,7 @@ class EnvironmentBuilder:
         kept = None if known is None else {self._place(digest).name for digest in known}
         for path in self._root.iterdir():
             unknown = kept is not None and _ID.fullmatch(path.name) and path.name not in kept
-            if unknown or path.name.startswith((".new-", ".gone-")):
+            if unknown or path.name.startswith((".new-", ".gone-")) or path.name == _BEFORE:
                 remove_tree(path)
         for left in self._root.glob(".bench/layers/*"):
             remove_tree(left)
@@ -163,11 +164,11 @@ class EnvironmentBuilder:
     def _make_room(self, work: Path) -> None:
         private_directory(self._root)
         private_directory(self._backend_state())
-        cache = private_directory(self._root / ".cache")
+        shared = private_directory(self._root / SHARED)
         work.mkdir(mode=0o700)
-        for path in (work / "env", work / "tmp", cache / "pip", cache / "uv", cache / "conda"):
-            path.mkdir(mode=0o755, exist_ok=True)
-            path.chmod(0o755)
+        caches = (cache / tool for cache in (shared, work / "cache") for tool in ("pip", "uv", "conda"))
+        for path in (work / "env", work / "tmp", work / "asked", work / "cache", *caches):
+            _open_to_all(path)
 
     def _backend_state(self) -> Path:
         return build_paths(self._paths).state
@@ -186,7 +187,7 @@ class EnvironmentBuilder:
                     hint="Install it, or uv, which fetches it: pip install uv. Or declare another version.",
                 )
         target = self._place(image.digest)
-        making = _Making(target=target, python=python, uv=uv, index=self._index)
+        making = Making(target=target, python=python, uv=uv, index=self._index)
         certificate = self._index.certificate
         if certificate is not None and not certificate.is_file():
             raise BackendUnavailableError(
@@ -200,105 +201,46 @@ class EnvironmentBuilder:
             preload=(),
             mounts=(
                 Mount(source=str(work / "env"), target=str(target), mode="rw"),
-                Mount(source=str(work / "tmp"), target=f"{_BUILD}/tmp", mode="rw"),
-                Mount(source=str(self._root / ".cache"), target=f"{_BUILD}/cache", mode="rw"),
-                *([] if certificate is None else [Mount(source=str(certificate), target=_CERTIFICATE)]),
-                *([] if uv is None else [Mount(source=str(uv), target=f"{_BUILD}/uv")]),
-                *([] if rattler is None else [Mount(source=str(rattler), target=f"{_BUILD}/tool/rattler")]),
+                Mount(source=str(work / "tmp"), target=f"{BUILD}/tmp", mode="rw"),
+                Mount(source=str(work / "asked"), target=ASKED),
+                *([] if certificate is None else [Mount(source=str(certificate), target=CERTIFICATE)]),
+                *([] if uv is None else [Mount(source=str(uv), target=f"{BUILD}/uv")]),
+                *([] if rattler is None else [Mount(source=str(rattler), target=f"{BUILD}/tool/rattler")]),
             ),
         )
+        steps = image.all_steps
+        for number, step in enumerate(steps, 1):
+            if isinstance(step, PipInstall):
+                await in_thread(_write, work / "asked" / requirements_name(number), requirements_file(step))
+        shared, fetched = str(self._root / SHARED), False
+        if isinstance(base, PythonBase):
+            alone = dataclasses.replace(spec, mounts=(*spec.mounts, Mount(source=shared, mode="rw")))
+            async with bench(self._backend, alone, sandboxes=self._paths.sandboxes, output=output) as at:
+                await making.environment(at, base.version, cache=shared)
+                fetched = await making.fetch(at, steps, cache=shared)
+            for left in (work / "tmp").glob(f"{FETCHED}*"):
+                await in_thread(remove_tree, left)
+        own = Mount(source=str(work / "cache"), target=OWN_CACHE, mode="rw")
+        spec = dataclasses.replace(spec, mounts=(*spec.mounts, own), workspace=Workspace(path=shared, mode="cow"))
         async with bench(self._backend, spec, sandboxes=self._paths.sandboxes, output=output) as at:
             if isinstance(base, CondaBase):
                 for name, content in conda_files(base).items():
-                    await in_thread(_write, work / "tmp" / name, content)
+                    await in_thread(_write, work / "asked" / name, content)
                 output.line(told(base))
                 await making.of_conda(at, spec.python, base)
-            else:
-                await making.environment(at, base.version)
-            steps = image.all_steps
             for number, step in enumerate(steps, 1):
                 output.line(f"[{number}/{len(steps)}] {told(step)}")
-                if isinstance(step, PipInstall):
-                    file = work / "tmp" / f"requirements-{number}.txt"
-                    await in_thread(_write, file, requirements_file(step))
-                await making.step(at, step, number)
+                await making.step(at, step, number, cache=shared if fetched and at.may_change else OWN_CACHE)
 
     def _keep(self, work: Path, digest: str) -> None:
         """Give it its name, once all of it is on the disk."""
         made, target = work / "env", self._place(digest)
         about = {"digest": digest, "size_bytes": _size(made)}
-        (made / ABOUT).write_text(json.dumps(about))
+        remove_tree(made / ABOUT)  # A step may have put anything there, and a link leads to the host's own files.
+        _write(made / ABOUT, json.dumps(about).encode())
         sync_filesystem(made)
         self._remove(digest)  # One whose interpreter has gone.
         made.rename(target)
-
-
-class _Making:
-    """What the steps of one environment have in common."""
-
-    def __init__(self, *, target: Path, python: Path | None, uv: Path | None, index: PackageIndex) -> None:
-        self._target = target
-        self._python = python
-        self._uv = uv
-        self._conda = index.conda
-        self._given = {
-            **index.variables(_CERTIFICATE),
-            "PATH": f"{target}/bin:{SEARCH_PATH}",
-            "VIRTUAL_ENV": str(target),
-            "TMPDIR": f"{_BUILD}/tmp",
-            "PIP_CACHE_DIR": f"{_BUILD}/cache/pip",
-            "UV_CACHE_DIR": f"{_BUILD}/cache/uv",
-            "UV_PYTHON_INSTALL_DIR": f"{target}/python",
-            "UV_NO_CONFIG": "1",
-            "UV_NO_PROGRESS": "1",
-            "UV_LINK_MODE": "copy",
-            "UV_INDEX_STRATEGY": "unsafe-best-match",  # As pip does, so that an image is the same with both.
-        }
-        self._variables: dict[str, str] = {}
-
-    @property
-    def _env(self) -> Mapping[str, str]:
-        return {**self._given, **self._variables}
-
-    async def environment(self, at: Bench, version: str) -> None:
-        """Make the environment, with pip in it."""
-        step = "the virtual environment"
-        if self._uv is not None:
-            argv = [*_UV, "venv", "--quiet", "--seed", "--python", str(self._python or version), str(self._target)]
-            await at.run(step, argv, env=self._env)
-            return
-        await at.run(step, [str(self._python), "-I", "-m", "venv", "--without-pip", str(self._target)], env=self._env)
-        # By itself, since venv keeps what it says for itself.
-        await at.run(step, [f"{self._target}/bin/python", "-I", "-m", "ensurepip", "--default-pip"], env=self._env)
-
-    async def of_conda(self, at: Bench, python: str, base: CondaBase) -> None:
-        """Make one of conda's packages, by a Python that sees py-rattler in `tool`. Only this learns of channels."""
-        argv = [python, "-B", f"{_BUILD}/tmp/{CONDA_INSTALL}", f"{_BUILD}/tmp/{CONDA_ASKED}", str(self._target)]
-        env = {**self._env, **self._conda, "PYTHONPATH": f"{_BUILD}/tool"}
-        await at.run(told(base), [*argv, f"{_BUILD}/cache/conda"], env=env)
-
-    async def step(self, at: Bench, step: Step, number: int) -> None:
-        """Take one."""
-        match step:
-            case PipInstall():
-                await at.run(told(step), self._install(step, number), env=self._env)
-            case Run():
-                await at.run(told(step), ["/bin/sh", "-c", step.command], env=self._env)
-            case SetEnv():
-                self._variables.update(step.variables)
-
-    def _install(self, step: PipInstall, number: int) -> Sequence[str]:
-        file = f"{_BUILD}/tmp/requirements-{number}.txt"
-        python = f"{self._target}/bin/python"
-        if self._uv is None:
-            return [python, "-m", "pip", "install", *pip_options(step), "-r", file]
-        index = ["--default-index", step.index_url] if step.index_url else []
-        extra = [word for address in step.extra_index_urls for word in ("--index", address)]
-        pre = ["--prerelease", "allow"] if step.pre else []
-        return [*_UV, "pip", "install", "--compile-bytecode", "--python", python, *index, *extra, *pre, "-r", file]
-
-
-_UV = (f"{_BUILD}/uv", "--no-progress", "--color", "never")
 
 
 def _find_rattler() -> Path:
@@ -317,9 +259,22 @@ def _find_rattler() -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """For whoever the sandbox runs as."""
-    path.write_bytes(content)
-    path.chmod(0o644)
+    """A new file, for whoever the sandbox runs as."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644), "wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), 0o644)
+
+
+def _open_to_all(directory: Path) -> None:
+    """Have a directory that whoever the sandbox runs as can use. A build before may have put a link in its place."""
+    if not (directory.is_dir() and not directory.is_symlink()):
+        directory.unlink(missing_ok=True)
+        directory.mkdir()
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(handle, 0o755)
+    finally:
+        os.close(handle)
 
 
 def _size(directory: Path) -> int:

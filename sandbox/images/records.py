@@ -26,7 +26,7 @@ class Record:
 
 
 class Records:
-    """One file each; the time of the file is when the image was used last. Everything but `all` and `find` blocks."""
+    """One file each, whose time is when the image was used last. `load`, `put`, `touch` and `unlink` block."""
 
     def __init__(self, directory: Path) -> None:
         """Know nothing yet; `load` reads."""
@@ -90,14 +90,21 @@ class Records:
         os.rename(new, path)
         self._keep(record)
 
-    def used(self, record: Record, when: float) -> None:
-        """Note when it was used last."""
+    def touch(self, record: Record, when: float) -> None:
+        """Write down when it was used last."""
         os.utime(self._path(record.info), (when, when))
-        self._keep(dataclasses.replace(record, info=dataclasses.replace(record.info, last_used_at=when)))
 
-    def drop(self, record: Record) -> None:
-        """Forget one."""
+    def used(self, builder: str, digest: str, when: float) -> None:
+        """Know that, of what is known of it now."""
+        if (record := self.get(builder, digest)) is not None:
+            self._keep(dataclasses.replace(record, info=dataclasses.replace(record.info, last_used_at=when)))
+
+    def unlink(self, record: Record) -> None:
+        """Remove its file: the next keeper knows nothing of it."""
         self._path(record.info).unlink(missing_ok=True)
+
+    def forget(self, record: Record) -> None:
+        """Nor does this one."""
         self._records.pop((record.info.builder, record.info.digest), None)
 
     def _keep(self, record: Record) -> None:

@@ -40,7 +40,7 @@ def left(places: Places) -> list[str]:
     directory = places.state / "environments"
     if not directory.is_dir():
         return []
-    return sorted(path.name for path in directory.iterdir() if path.name not in {".bench", ".cache", ".known"})
+    return sorted(path.name for path in directory.iterdir() if path.name not in {".bench", ".fetched", ".known"})
 
 
 async def run_in(places: Places, spec: SandboxSpec, code: str) -> str:

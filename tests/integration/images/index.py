@@ -7,8 +7,10 @@ import base64
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import re
 import ssl
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ class PrivateIndex:
         self.certificate = directory / "certificate.pem"
         self.requests: list[str] = []
         self.channels = directory / "channels"
-        self.wheels = [_wheel(directory, "1.0"), _wheel(directory, "2.0")]
+        self.wheels = [plain_wheel(PACKAGE, version, directory) for version in ("1.0", "2.0")]
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.certificate)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -78,7 +80,7 @@ class PrivateIndex:
                     )
                     self._answer(200, f"<!DOCTYPE html><html><body>{links}</body></html>".encode(), {})
                 elif found := [wheel for wheel in index.wheels if self.path == f"/files/{wheel.name}"]:
-                    self._answer(200, found[0].read_bytes(), {})
+                    self._answer(200, found[0].read_bytes(), {"Cache-Control": "max-age=3600, immutable"})
                 elif path.startswith("/conda/") and (file := index.channels / path[7:]).is_file():
                     self._answer(200, file.read_bytes(), {})
                 else:
@@ -93,7 +95,7 @@ class PrivateIndex:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                with contextlib.suppress(ConnectionError):
+                with contextlib.suppress(ConnectionError, ssl.SSLEOFError):  # It had read enough.
                     self.wfile.write(content)
 
             def log_message(self, format: str, *args: object) -> None: ...
@@ -127,18 +129,48 @@ def wheel_of(distribution: str, directory: Path) -> Path:
     return path
 
 
-def _wheel(directory: Path, version: str) -> Path:
-    path = directory / f"{PACKAGE}-{version}-py3-none-any.whl"
-    about = f"{PACKAGE}-{version}.dist-info"
+def plain_wheel(name: str, version: str, directory: Path) -> Path:
+    """One of a package that knows its version, and no more."""
+    path = directory / f"{name}-{version}-py3-none-any.whl"
+    about = f"{name}-{version}.dist-info"
     files = {
-        f"{PACKAGE}.py": f"version = {version!r}\n",
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {version}\n",
+        f"{name}.py": f"version = {version!r}\n",
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     files[f"{about}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{about}/RECORD"))
     with zipfile.ZipFile(path, "w") as wheel:
         for name, content in files.items():
             wheel.writestr(name, content)
+    return path
+
+
+def source_of(name: str, directory: Path, *, hook: str) -> Path:
+    """A source distribution that runs these lines of Python as it is built, and becomes an empty package."""
+    backend = f"""
+import os, zipfile
+{hook}
+def build_wheel(directory, settings=None, metadata=None):
+    with zipfile.ZipFile(os.path.join(directory, "{name}-1.0-py3-none-any.whl"), "w") as wheel:
+        about = "{name}-1.0.dist-info"
+        wheel.writestr("{name}.py", "")
+        wheel.writestr(about + "/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        wheel.writestr(about + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(about + "/RECORD", "")
+    return "{name}-1.0-py3-none-any.whl"
+"""
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n'
+        f'[project]\nname = "{name}"\nversion = "1.0"\n',
+        "own.py": backend,
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+    }
+    path = directory / f"{name}-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for file, content in files.items():
+            member = tarfile.TarInfo(f"{name}-1.0/{file}")
+            member.size = len(content.encode())
+            archive.addfile(member, io.BytesIO(content.encode()))
     return path
 
 

@@ -224,3 +224,28 @@ def test_this_python_is_found_and_named_by_its_place() -> None:
     assert not found.is_symlink()
     assert pythons.find_python("3.99") is None
     assert PYPI.url == os.environ.get("PIP_INDEX_URL", "")
+
+
+@pytest.mark.parametrize("left", ["link", "fifo"])
+async def test_what_a_step_leaves_leads_nowhere(places: Places, tmp_path: Path, left: str) -> None:
+    """A step puts links to the host's files, or what nobody ever reads, where the host writes in this and later builds.
+
+    Nothing of the host's is written, read by others or waited for, and both images are there.
+    """
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("precious")
+    file.chmod(0o600)
+    folder.mkdir(mode=0o700)
+    put = {"link": f"ln -s {file}", "fifo": "mkfifo"}[left]
+    steps = [
+        *(f"{put} {name}" for name in ("$VIRTUAL_ENV/.warmcell-image.json", "/build/tmp/requirements-2.txt")),
+        f"! {put} /build/asked/requirements-2.txt",
+        f"rm -rf /build/cache/pip && ln -s {folder} /build/cache/pip",
+    ]
+    building = builder(places, uv=True)
+    async with asyncio.timeout(60):
+        for image in (PLAIN.run(" && ".join(steps)).pip_install("iniconfig"), PLAIN.run("true")):
+            built = await building.build(image, tell=lambda line: None)
+            assert await building.find(image.digest) == built
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("precious", 0o600)
+    assert (list(folder.iterdir()), folder.stat().st_mode & 0o777) == ([], 0o700)

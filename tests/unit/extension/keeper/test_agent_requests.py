@@ -22,7 +22,14 @@ SIZE = ("rows", "columns")
 RIGHT: dict[str, Any] = {
     **{"argv": ["ls"], "code": "1", "id": "a1", "cwd": "/tmp", "env": {"A": "b"}, "tags": {"a": "b"}, "stdin": True},
     **{"pty": {"rows": 3, "columns": 4}, "timeout_s": 1.5, "linger_s": 0, "context": "default", "input": "aGk="},
-    **{"tag": "x", "on_timeout": "kill", "auto_resume": False, "rows": 3, "columns": 4},
+    **{
+        "merge_tags": {"c": "d", "a": None},
+        "tag": "x",
+        "on_timeout": "kill",
+        "auto_resume": False,
+        "rows": 3,
+        "columns": 4,
+    },
 }
 
 
@@ -32,7 +39,14 @@ WRONG: dict[str, Any] = {"timeout_s": -1, "rows": "x"}
 @LENGTHS
 @pytest.mark.parametrize(
     ("read", "names"),
-    [(Command, COMMAND), (Run, RUN), (api.terms_of, api.TERMS), (api.changes_of, api.TERMS), (size_of, SIZE)],
+    [
+        (Command, COMMAND),
+        (Run, RUN),
+        (api.terms_of, api.TERMS),
+        (api.changes_of, api.TERMS),
+        (lambda body: api.changes_of(body, Terms(tags={"a": "b"})), (*api.TERMS[:3], api.MERGE)),
+        (size_of, SIZE),
+    ],
 )
 def test_bodies_are_understood_or_refused(
     read: Callable[[dict[str, Any]], object], names: tuple[str, ...], examples: int
@@ -55,6 +69,17 @@ def test_bodies_are_understood_or_refused(
         sound=[sound],
         broken=[{**sound, **WRONG}],
     )
+
+
+def test_tags_are_merged_or_replaced() -> None:
+    """One word for each; both at once say nothing clear."""
+    terms = Terms(tags={"kept": "1", "gone": "2", "changed": "3"})
+    merge: dict[str, Any] = {"gone": None, "changed": "4", "new": "5", "never": None}
+    assert api.changes_of({"merge_tags": merge}, terms)["tags"] == {"kept": "1", "changed": "4", "new": "5"}
+    assert api.changes_of({"tags": {"new": "5"}}, terms)["tags"] == {"new": "5"}
+    for wrong in ({"merge_tags": [1]}, {"merge_tags": {"a": 1}}, {"merge_tags": {}, "tags": {}}):
+        with pytest.raises(InvalidRequestError):
+            api.changes_of(wrong, terms)
 
 
 @LENGTHS

@@ -35,6 +35,13 @@ class Shelf:
         self.go = asyncio.Event()
         self.go.set()
         self.began = asyncio.Event()
+        self.may_go = asyncio.Event()
+        self.may_go.set()
+        self.going = asyncio.Event()
+        self.looked = asyncio.Event()
+        self.may_tell = asyncio.Event()
+        self.may_tell.set()
+        self.refuses = False
 
     async def open(self, known: Collection[str] | None) -> None:
         if known is None:
@@ -46,6 +53,8 @@ class Shelf:
             raise UnsupportedOperationError("No.", hint="Do not.")
 
     async def find(self, digest: str) -> Built | None:
+        self.looked.set()
+        await self.may_tell.wait()
         return self.there.get(digest)
 
     async def build(self, image: Image, *, tell: Tell, again: bool = False) -> Built:
@@ -65,6 +74,10 @@ class Shelf:
         return made
 
     async def remove(self, digest: str) -> None:
+        self.going.set()
+        await self.may_go.wait()
+        if self.refuses:
+            raise ConflictError("A container uses it", hint="Remove that.")
         self.there.pop(digest, None)
 
 
@@ -254,6 +267,119 @@ async def test_what_is_in_use_is_never_removed(tmp_path: Path, shelf: Shelf) -> 
     with pytest.raises(ImageNotFoundError):
         await cache.remove("kept")
     assert list(shelf.there) == [PLAIN.run("x 10").digest]
+
+
+async def test_what_is_being_taken_is_not_removed_meanwhile(tmp_path: Path, shelf: Shelf) -> None:
+    """A start that has found its image gets it, though nothing names that image as used yet.
+
+    Not even where the name is given to another image in this very moment.
+    """
+    cache = await limited(tmp_path, shelf, 15)
+    info = await cache.build(PLAIN.run("10"), backend="bubblewrap", name="a")
+    shelf.may_tell.clear()
+    shelf.looked.clear()
+    start = asyncio.create_task(cache.resolve(SandboxSpec(python="", image="a"), "bubblewrap"))
+    await shelf.looked.wait()
+    with pytest.raises(ConflictError, match="in use"):
+        await cache.remove("a")
+    shelf.looked.clear()
+    build = asyncio.create_task(cache.build(PLAIN.run("x 10"), backend="bubblewrap", name="a"))
+    await shelf.looked.wait()
+    shelf.may_tell.set()
+    assert (await start).image == info.reference
+    assert info.digest in shelf.there
+    await build
+
+
+async def test_a_start_waits_for_what_becomes_of_its_image(tmp_path: Path, shelf: Shelf) -> None:
+    """One that is being removed is either gone, which is said, or it stays, and then the start has it."""
+    cache = await limited(tmp_path, shelf, 15)
+    await cache.build(PLAIN.run("10"), backend="bubblewrap", name="a")
+    for refuses in (True, False):
+        shelf.refuses = refuses
+        shelf.may_go.clear()
+        shelf.going.clear()
+        removal = asyncio.create_task(cache.remove("a"))
+        await shelf.going.wait()
+        start = asyncio.create_task(cache.resolve(SandboxSpec(python="", image="a"), "bubblewrap"))
+        again = asyncio.create_task(cache.build(PLAIN.run("10"), backend="bubblewrap")) if not refuses else None
+        await asyncio.sleep(0.01)
+        assert not start.done()
+        shelf.may_go.set()
+        if refuses:
+            with pytest.raises(ConflictError, match="A container uses it"):
+                await removal
+            assert (await start).image == "ref-10"
+        else:
+            await removal
+            with pytest.raises(ImageNotFoundError):
+                await start
+            assert again is not None
+            assert (await again).names == ()
+            assert len(shelf.built) == 2
+            assert cache.info("ref-10").digest in shelf.there
+
+
+async def test_a_removal_that_nobody_waits_for_any_more_comes_to_its_end(tmp_path: Path, shelf: Shelf) -> None:
+    """Else there would be a record without an image, or an image without a record."""
+    cache = await limited(tmp_path, shelf, 15)
+    await cache.build(PLAIN.run("10"), backend="bubblewrap", name="a")
+    shelf.may_go.clear()
+    shelf.going.clear()
+    removal = asyncio.create_task(cache.remove("a"))
+    await shelf.going.wait()
+    removal.cancel()
+    await asyncio.gather(removal, return_exceptions=True)
+    shelf.may_go.set()
+    await cache.close()
+    assert (cache.infos(), shelf.there) == ([], {})
+
+
+async def test_what_was_just_built_is_not_trimmed_by_another_build(tmp_path: Path, shelf: Shelf) -> None:
+    """Two that end at once leave two images, each with its name, or the one that came last."""
+    cache = await limited(tmp_path, shelf, 15)
+    infos = await asyncio.gather(
+        *(cache.build(PLAIN.run(f"{name} 10"), backend="bubblewrap", name=name) for name in ("a", "b"))
+    )
+    known = {info.digest for info in cache.infos()}
+    assert known == set(shelf.there)
+    assert known & {info.digest for info in infos}
+
+
+async def test_an_image_is_in_use_by_whatever_it_was_asked_for(tmp_path: Path, shelf: Shelf) -> None:
+    """Lists show the beginning of a digest, and so kernels are started by it."""
+    used: list[str] = []
+    cache = await limited(tmp_path, shelf, 15, lambda: used)
+    info = await cache.build(PLAIN.run("10"), backend="bubblewrap")
+    used.append(info.digest[7:19])
+    await cache.build(PLAIN.run("x 10"), backend="bubblewrap")
+    assert info.digest in shelf.there
+
+
+async def test_what_is_built_anew_is_not_started_meanwhile(cache: ImageCache, shelf: Shelf) -> None:
+    """Its directory is about to be another one; an engine's containers keep what they have."""
+    await cache.build(PLAIN.run("1"), backend="bubblewrap", name="a")
+    shelf.go.clear()
+    shelf.began.clear()
+    build = asyncio.create_task(cache.build(PLAIN.run("1"), backend="bubblewrap", again=True))
+    await shelf.began.wait()
+    spec = SandboxSpec(python="", image="a")
+    with pytest.raises(ConflictError, match="being built anew"):
+        await cache.resolve(spec, "bubblewrap")
+    shelf.references = True
+    assert (await cache.resolve(spec, "bubblewrap")).image == "ref-1"
+    shelf.go.set()
+    await build
+
+
+async def test_two_names_that_are_given_at_once_are_both_kept(cache: ImageCache, shelf: Shelf) -> None:
+    """Two wait for one build, and each calls the image something else."""
+    shelf.go.clear()
+    builds = [asyncio.create_task(cache.build(PLAIN.run("1"), backend="bubblewrap", name=name)) for name in "ab"]
+    await shelf.began.wait()
+    shelf.go.set()
+    await asyncio.gather(*builds)
+    assert set(cache.infos()[0].names) == {"a", "b"}
 
 
 async def test_a_beginning_of_a_digest_must_say_which(cache: ImageCache, monkeypatch: pytest.MonkeyPatch) -> None:

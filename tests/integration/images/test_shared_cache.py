@@ -1,0 +1,104 @@
+"""What builds share of packages: later ones have it, and no code of an earlier one has ever written to it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.images.environments import PLAIN, builder, run_in
+from tests.integration.images.index import PACKAGE, holds, plain_wheel, private_index, source_of, wheel_of
+from tests.leaks import Places
+from warmcell.sandbox.images import pythons
+from warmcell.sandbox.images.base import PackageIndex
+from warmcell.sandbox.images.environments import SHARED, EnvironmentBuilder
+from warmcell.sandbox.images.image import Image
+from warmcell.sandbox.models import SandboxSpec
+
+pytestmark = pytest.mark.bubblewrap
+
+TOOLS = pytest.mark.parametrize("uv", [True, False], ids=["uv", "pip"])
+POISON = "poison-for-whoever-comes-later"
+SPOIL = """
+import os, pathlib
+for place in (os.environ["PIP_CACHE_DIR"], os.environ["UV_CACHE_DIR"], "SHARED"):
+    top = pathlib.Path(place)
+    top.mkdir(parents=True, exist_ok=True)
+    (top / "POISON").write_text("")
+    for path in top.rglob("*"):
+        if path.is_file() and not path.is_symlink() and "sdists" not in str(path):
+            path.write_text("POISON")
+"""
+"""Changes all that is cached but what it is built in."""
+
+
+@pytest.fixture(autouse=True)
+def uv_is_there() -> None:
+    """It is a dependency of the tests."""
+    assert pythons.find_uv() is not None
+
+
+@pytest.fixture
+def shared(places: Places) -> Path:
+    return places.state / "environments" / SHARED
+
+
+def seeds(directory: Path) -> list[Path]:
+    """What uv begins an environment of an older Python with."""
+    return [*(wheel_of(name, directory) for name in ("pip", "setuptools")), plain_wheel("wheel", "0.45.0", directory)]
+
+
+async def version_in(places: Places, python: str) -> str:
+    return await run_in(places, SandboxSpec(python=python), f"import {PACKAGE}; print({PACKAGE}.version)")
+
+
+@TOOLS
+async def test_what_one_build_has_fetched_the_next_has(places: Places, tmp_path: Path, uv: bool) -> None:
+    """Another image with the same package fetches no file again."""
+    with private_index(tmp_path) as served:
+        served.wheels += seeds(tmp_path) if uv else []
+        index = PackageIndex(url=served.url, certificate=served.certificate)
+        building = builder(places, uv=uv, index=index)
+        await built(building, PLAIN.pip_install(f"{PACKAGE}==2.0").run("true"))
+        assert any(path.startswith("/files/") for path in served.requests)
+        served.requests.clear()
+        python = await built(building, PLAIN.pip_install(f"{PACKAGE}==2.0"))
+        assert served.requests
+        assert [path for path in served.requests if path.startswith("/files/")] == []
+    assert await version_in(places, python) == "2.0"
+
+
+@TOOLS
+@pytest.mark.parametrize("whose", ["command", "package"])
+async def test_code_in_a_build_spoils_nothing_for_another(
+    places: Places, tmp_path: Path, shared: Path, uv: bool, whose: str
+) -> None:
+    """Whatever a command or a package's set-up code writes to caches, its own build alone has it."""
+    spoil = SPOIL.replace("SHARED", str(shared)).replace("POISON", POISON)
+    with private_index(tmp_path) as served:
+        served.wheels += seeds(tmp_path) if uv else []
+        index = PackageIndex(url=served.url, certificate=served.certificate)
+        building = builder(places, uv=uv, index=index)
+        image = PLAIN.pip_install(f"{PACKAGE}==2.0")
+        if whose == "command":
+            image = image.run(f"python - <<'END'\n{spoil}\nEND\n", "test -e $PIP_CACHE_DIR/" + POISON)
+        else:
+            said = "open('/build/tmp/spoiled', 'w').close()"
+            served.wheels.append(source_of("wcevil", tmp_path, hook=f"{spoil}\n{said}"))
+            image = image.pip_install("wcevil").run("test -e $TMPDIR/spoiled")
+        await built(building, image)
+        assert any(path.is_file() for path in shared.rglob("*"))
+        assert holds(shared, POISON) == []
+        python = await built(building, PLAIN.pip_install(f"{PACKAGE}==2.0"))
+    assert await version_in(places, python) == "2.0"
+
+
+async def test_what_any_build_could_write_to_earlier_goes(places: Places) -> None:
+    """The cache of versions that shared it with all code may be spoiled already."""
+    before = places.state / "environments" / ".cache" / "pip"
+    before.mkdir(parents=True)
+    await builder(places, uv=True).open(())
+    assert not before.parent.exists()
+
+
+async def built(building: EnvironmentBuilder, image: Image) -> str:
+    """Its interpreter."""
+    return (await building.build(image, tell=lambda line: None)).python
