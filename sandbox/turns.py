@@ -92,19 +92,19 @@ class Turns:
 
     def _admit(self) -> None:
         """Let in whoever may, and tell the others where they are."""
-        order = self._order()
-        while order and self._free:
-            one = order.pop(0)
+        while self._free and (order := self._order()):
+            one = order[0]
             self._waiting.remove(one)
             self._free -= 1
             self._admissions += 1
             self._served[one.whose] = self._admissions
             one.admitted.set_result(None)
-            order = self._order()
         if self._free == self._at_once:
             self._served.clear()
         now = time.monotonic()
-        for place, one in enumerate(order):
+        if not any(now - one.told_at >= TELL_EVERY_S for one in self._waiting):
+            return
+        for place, one in enumerate(self._order()):
             if place != one.place and now - one.told_at >= TELL_EVERY_S:
                 one.place, one.told_at = place, now
                 one.told(place)

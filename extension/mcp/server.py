@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import CallToolResult, ImageContent, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, ImageContent, InputRequiredResult, TextContent, Tool, ToolAnnotations
 from pydantic import Field
 
 from warmcell import __version__
@@ -46,6 +46,27 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class Tools(MCPServer[Any]):
+    """A server whose tools have the arguments that they say, and no others: what a model makes up it would mean."""
+
+    async def list_tools(self) -> list[Tool]:
+        """All, with schemas that say so."""
+        found = await super().list_tools()
+        for one in found:
+            one.input_schema["additionalProperties"] = False
+        return found
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Raises ToolError for an argument that the tool does not have, before anything is done."""
+        known = {one.name: one.input_schema.get("properties", {}) for one in await self.list_tools()}.get(name)
+        unknown = [] if known is None else [each for each in arguments if each not in known]
+        if known is not None and unknown:
+            raise ToolError(f"{name} has no argument {unknown[0]!r}. It has {', '.join(known)}.")
+        return await super().call_tool(name, arguments, context)
+
+
 def build(callers: Callers, *, wait_s: float = WAIT_S) -> MCPServer[Any]:
     """A server with all tools.
 
@@ -54,7 +75,7 @@ def build(callers: Callers, *, wait_s: float = WAIT_S) -> MCPServer[Any]:
         wait_s: How long run_code, exec and read_output wait for an end where the model does not say; less than what
             clients wait for an answer.
     """
-    server: MCPServer[Any] = MCPServer(
+    server = Tools(
         "warmcell", title="Warmcell sandboxes", instructions=INSTRUCTIONS, version=str(__version__), log_level="WARNING"
     )
 

@@ -10,7 +10,7 @@ from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
 from tornado.httpserver import HTTPServer
-from traitlets import Bool, Float
+from traitlets import Bool, Float, default
 
 from warmcell.extension.config import CONFIG_FILE, Warmcell
 from warmcell.extension.server.e2b import routing as e2b
@@ -40,6 +40,17 @@ class HeadlessServer(ServerApp):
 
     name = "jupyter-warmcell-serve"
     default_services = ()  # type: ignore[assignment] # it is declared as just as many as there are by default
+
+    @default("no_browser_open_file")
+    def _nothing_to_browse(self) -> bool:
+        return True
+
+    def running_server_info(self, kernel_count: bool = True) -> str:
+        """What is logged as it listens (Jupyter's hook)."""
+        return (
+            f"Warmcell serves sandboxes at {self.connection_url.rstrip('/')}, to Sandbox(url=…, token=…) and others\n"
+            "`warmcell token create NAME` makes a token; this server's own is good for all that is yours"
+        )
 
 
 class WarmcellServe(ExtensionApp):

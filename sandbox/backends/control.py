@@ -80,7 +80,7 @@ class Control:
                 data, fds, _, _ = socket.recv_fds(self._control, READ_BYTES, FDS_MAX)
             except BlockingIOError:
                 readable = loop.create_future()
-                loop.add_reader(self._control, _wake, readable)
+                loop.add_reader(self._control.fileno(), _wake, readable)  # By the socket itself its name is asked for.
                 try:
                     await readable
                 finally:

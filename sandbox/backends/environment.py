@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from warmcell.sandbox.backends.lately import lately
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.plain_files import read_plain
 
@@ -43,6 +44,7 @@ class PythonEnvironment:
         return self.layered / "lib" / f"python{self.version}" / "site-packages"
 
 
+@lately
 def discover(python: str) -> PythonEnvironment:
     """The environment that an interpreter belongs to.
 

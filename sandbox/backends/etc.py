@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmcell.sandbox.backends.identity import Identity
+from warmcell.sandbox.backends.lately import lately
 from warmcell.sandbox.models import Network, SandboxId
 
 _SHOWN = (
@@ -50,8 +51,15 @@ def hostname(sandbox_id: SandboxId) -> str:
 
 def compose(identity: Identity, *, home: str, name: str, network: Network, host: Path = Path("/etc")) -> Etc:
     """The /etc for a guest. Blocks."""
-    files = {**own(identity, home=home, name=name, network=network)}
-    for file in (*_COPIED, *(_COPIED_WITH_NETWORK if network == "host" else ())):
+    public = _public(host, network == "host")
+    files = {**own(identity, home=home, name=name, network=network), **public.files}
+    return Etc(files=files, links=public.links, shown=public.shown)
+
+
+@lately
+def _public(host: Path, with_network: bool) -> Etc:
+    files: dict[str, bytes] = {}
+    for file in (*_COPIED, *(_COPIED_WITH_NETWORK if with_network else ())):
         content = _content(host / file)
         if content is not None:
             files[file] = content

@@ -150,7 +150,7 @@ def _context(proxy: EgressProxy) -> ssl.SSLContext | None:
         )
     try:
         return ssl.create_default_context(cadata=proxy.certificates or None)
-    except (ssl.SSLError, ValueError):
+    except (ssl.SSLError, ValueError, TypeError):  # The last where it is not ASCII.
         raise InvalidRequestError(
             "The egress proxy's certificates cannot be read", hint="Give certificates in PEM."
         ) from None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -196,3 +197,31 @@ def test_a_line_that_cannot_be_understood_is_exit_code_2(option: list[str]) -> N
     with pytest.raises(SystemExit) as caught:
         main(["serve", *option])
     assert caught.value.code == 2
+
+
+async def test_it_says_how_it_is_used(places: Places) -> None:
+    """To people: its URL, as the SDK takes it, and where tokens come from; nothing of notebooks and browsers."""
+    configure(places)
+    server = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).parent / "warmcell"), "serve", "--port", "0"),
+        env={**os.environ, **places.env},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert server.stderr is not None
+    said = ""
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while "?token=" not in said:
+                said += (await server.stderr.readline()).decode()
+        found = re.search(r"serves sandboxes at (http://127\.0\.0\.1:\d+), to Sandbox", said)
+        assert found is not None, said
+        token = re.search(r"\?token=(\w+)", said)
+        assert token is not None
+        assert "warmcell token create" in said
+        assert not re.search("notebook|browser", said)
+        assert await AsyncSandbox.list(url=found[1], token=token[1]) == []
+    finally:
+        server.terminate()
+        await server.communicate()

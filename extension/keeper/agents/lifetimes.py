@@ -49,6 +49,8 @@ class Lifetimes(Boxes):
         self._coming: set[str] = set()
         """Kernels whose sandboxes nobody has been given yet: their time has not begun."""
         self._changed = asyncio.Event()
+        self._looks_at = 0.0
+        """Unix time, at the latest, at which it is looked again whose time is over."""
         self._ending: set[asyncio.Task[None]] = set()
         self._thawing = asyncio.Lock()
 
@@ -224,8 +226,9 @@ class Lifetimes(Boxes):
                     task.add_done_callback(self._ending.discard)
             left = await self._remove_forgotten(now)
             left += [at - now for at, _ in due if at > now]
+            self._looks_at = now + min([*left, LOOK_S])
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min([*left, LOOK_S])):
+                async with asyncio.timeout(self._looks_at - now):
                     await self._changed.wait()
 
     async def _remove_forgotten(self, now: float) -> list[float]:
@@ -297,4 +300,5 @@ class Lifetimes(Boxes):
             kernel.request = dataclasses.replace(
                 kernel.request, terms=dataclasses.replace(terms, ends_at=None, frozen=False, cold=False)
             )
-        self._changed.set()
+        if terms.ends_at is None or terms.ends_at < self._looks_at:
+            self._changed.set()

@@ -28,6 +28,8 @@ from warmcell.sandbox.reports import BackendReport, Capabilities
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 30.0
+RUN_LINK = "run"
+"""In a sandbox's directory: leads to its run directory, by a descriptor of the keeper's."""
 SLOWEST_BYTES_S = 20 * MIB
 """Saved files are copied at least that fast, or a start is given up."""
 _LAYER_ON_DISK = "it is on disk: memory file systems of this kernel cannot hold it, those of Linux 6.6 or newer can"
@@ -185,12 +187,11 @@ class BubblewrapBackend:
         )
         await child.line()  # {"child-pid": …}, which is another number here.
         try:
-            pid = await in_thread(only_child, child.pid)
-            remains.init_fd = os.pidfd_open(pid)
+            pid = await in_thread(_found, child.pid, remains)
         except ProcessLookupError:
             raise StageFailedError(f"it ended with exit code {await child.wait()}", 0, child.tail) from None
         await child.line()  # {"up": true}
-        made = await _instance(spec, prepared, remains, child=child, pid=pid, limits=limits, report=report)
+        made = _instance(spec, prepared, remains, child=child, pid=pid, limits=limits, report=report)
         if nest is not None:
             made.entrance = Entrance(env=prepared.env, init_fd=remains.init_fd, most_processes=most or 0)
             made.entrance.visitors = nest.children
@@ -207,10 +208,23 @@ class BubblewrapBackend:
         child, fds, limits, report = await helped.start(helper, prepared, spec, sandbox_id)
         remains.child = child
         remains.run_fd, remains.base_fd = fds
-        return await _instance(spec, prepared, remains, child=child, pid=child.first, limits=limits, report=report)
+        await in_thread(_show_run, remains)
+        return _instance(spec, prepared, remains, child=child, pid=child.first, limits=limits, report=report)
 
 
-async def _instance(
+def _found(child: int, remains: Remains) -> int:
+    """Host pid of the sandbox's first process; raises ProcessLookupError."""
+    pid = only_child(child)
+    remains.init_fd = os.pidfd_open(pid)
+    _show_run(remains)
+    return pid
+
+
+def _show_run(remains: Remains) -> None:
+    os.symlink(f"/proc/{os.getpid()}/fd/{remains.run_fd}", remains.directory / RUN_LINK)
+
+
+def _instance(
     spec: SandboxSpec,
     prepared: Prepared,
     remains: Remains,
@@ -220,15 +234,13 @@ async def _instance(
     limits: Mapping[str, LimitStatus],
     report: Mapping[str, str],
 ) -> BubblewrapInstance:
-    run = remains.directory / "run"
-    await in_thread(run.symlink_to, f"/proc/{os.getpid()}/fd/{remains.run_fd}")
     layer_why = _why_no_layer(prepared, report)
     layer = LimitStatus(value=spec.limits.layer_bytes, enforced=not layer_why, why=layer_why)
     return BubblewrapInstance(
         remains,
         child=child,
         pid=pid,
-        run_directory=run,
+        run_directory=remains.directory / RUN_LINK,
         limits={**limits, "layer": layer},
         workspace_note=_workspace_note(spec, report),
         parts=prepared.parts,

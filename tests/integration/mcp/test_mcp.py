@@ -189,6 +189,7 @@ async def test_what_cannot_be_is_told_with_its_cure(places: Places) -> None:
             ("create_sandbox", {"gpu": "H900"}, "unknown_gpu_kind"),
             ("create_sandbox", {"memory": "lots"}, "no size"),
             ("create_sandbox", {"snapshot": "nosuch"}, "snapshot_not_found"),
+            ("fork_sandbox", {"sandbox_id": "nosuch", "count": 2}, "no argument 'count'. It has sandbox_id, n."),
         ):
             result = await client.call_tool(tool, arguments)
             assert result.is_error, tool
@@ -212,8 +213,11 @@ async def test_forks_and_snapshots_are_whose_sandbox_it_was(places: Places) -> N
                 assert (await his.call_tool("run_code", {"sandbox_id": one, "code": "x"})).is_error
             assert {one["principal"] for one in (await keeper.get("/sandboxes"))["sandboxes"]} == {"ann"}
             for ref in (saved, "forty"):
-                for tool, arguments in (("create_sandbox", {"snapshot": ref}), ("read_file", {"path": ref})):
-                    refused = await his.call_tool(tool, {"sandbox_id": box, **arguments})
+                for tool, arguments in (
+                    ("create_sandbox", {"snapshot": ref}),
+                    ("read_file", {"sandbox_id": box, "path": ref}),
+                ):
+                    refused = await his.call_tool(tool, arguments)
                     assert "not_found" in text(refused), text(refused)
             named = {"Authorization": f"Bearer {bob}"}
             for method in ("GET", "PATCH", "DELETE"):

@@ -326,6 +326,7 @@ async def test_a_proxy_with_tls_proves_itself_and_tls_goes_within() -> None:
         ({"through": EgressProxy(address="proxy.example.com:1080", username="x" * 256)}, "name or password"),
         ({"through": EgressProxy(address="proxy.example.com:1080", server_name="x")}, "Set tls"),
         ({"through": EgressProxy(address="proxy.example.com:1080", tls=True, certificates="x")}, "cannot be read"),
+        ({"through": EgressProxy(address="proxy.example.com:1080", tls=True, certificates="ä")}, "cannot be read"),
     ],
 )
 def test_ways_are_what_the_operator_lets_be_reached(policy: dict[str, object], why: str | None) -> None:
