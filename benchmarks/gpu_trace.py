@@ -13,6 +13,13 @@ keystroke-level model (Card, Moran and Newell, CACM 23(7), 1980): 0.4 s from mou
 mind, before a text and before the command that runs it; and 0.24 s for a key (168,000 people: Dhakal et al.,
 "Observations on Typing from 136 Million Keystrokes", CHI 2018). How many keys a cell takes is assumed (20 at the
 median), as is that every second cell is clicked into first, and how many are run as they stand, by keys alone or not.
+
+Where it goes on as soon as somebody comes back to the notebook, how that begins follows from 10,000 recorded sessions of
+86 programmers (Parnin and Rugaber, "Resumption strategies for interrupted programming tasks", Software Quality Journal
+19(1), 2011): in 7 % nothing is looked at before code is written, and in 10 % that begins within the first minute. Of
+those minutes nothing more is said: the rest is taken to begin after exactly one, and whoever looks at something before
+that to look at one thing, which takes 2 s. Runs are taken to be as that study has it of edits. How often somebody comes
+back, looks around and leaves again is assumed.
 """
 
 import argparse
@@ -53,6 +60,13 @@ PARK_S = 0.1
 """What parking takes beside that: to leave the kernel, and to go on with it."""
 
 HOME_S, MIND_S, KEY_S = 0.4, 1.35, 0.24
+AWAY_S = 120.0
+"""Whoever has not touched a notebook for so long, and does, has come back to it (labextension/src/model/earlyWake.ts)."""
+
+STRAIGHT, SOON, SOON_S = 0.07, 0.10, 60.0
+LOOKS_AROUND = 0.5
+"""How often somebody comes back between two cells of a notebook for nothing. Assumed."""
+
 KEYS_MEDIAN = 20.0
 CLICKED_INTO = 0.5
 
@@ -86,6 +100,8 @@ class Policy:
     """From having a GPU again until the cell begins."""
     sign_s: "Callable[[random.Random], float] | None" = None
     """How long before a cell there is a sign of it, at which its kernel goes on if a GPU is free; None: cells wait."""
+    heeds_returns: bool = False
+    """Whether it goes on as well when somebody comes back to the notebook."""
 
 
 def written(chance: random.Random) -> float:
@@ -102,13 +118,26 @@ def some_as_they_stand(chance: random.Random) -> float:
     return HOME_S + MIND_S + 2 * KEY_S if chance.random() < CLICKED_INTO else KEY_S
 
 
+def returning(chance: random.Random) -> float:
+    """Seconds from coming back to a notebook until its next cell begins to be written, or is run as it stands."""
+    drawn = chance.random()
+    if drawn < STRAIGHT:
+        return 0.0
+    return HOME_S + MIND_S + KEY_S if drawn < SOON else SOON_S
+
+
 def parking(
-    after_s: float, vram_gib: int, sign_s: "Callable[[random.Random], float] | None" = None, signs: str = ""
+    after_s: float,
+    vram_gib: int,
+    sign_s: "Callable[[random.Random], float] | None" = None,
+    signs: str = "",
+    *,
+    heeds_returns: bool = False,
 ) -> Policy:
     """Parked, with so much in the memory of its GPU."""
     cost = PARK_S + VRAM_S_PER_GIB * vram_gib
-    name = f"parked after {after_s:.0f} s with {vram_gib} GiB{signs}"
-    return Policy(name, after_s, 60.0, give_back_s=cost, come_back_s=cost, sign_s=sign_s)
+    name = f"parked after {after_s:.0f} s with {vram_gib} GiB{signs}{', or by coming back' if heeds_returns else ''}"
+    return Policy(name, after_s, 60.0, give_back_s=cost, come_back_s=cost, sign_s=sign_s, heeds_returns=heeds_returns)
 
 
 WRITTEN = written, ", woken by typing"
@@ -127,6 +156,8 @@ POLICIES = (
     parking(300.0, 4, *WRITTEN),
     parking(300.0, 16, *WRITTEN),
     parking(300.0, 16, *MIXED),
+    parking(300.0, 16, *WRITTEN, heeds_returns=True),
+    parking(300.0, 16, *MIXED, heeds_returns=True),
 )
 
 
@@ -171,6 +202,8 @@ class Run:
     """When those are there that went on at a sign, and whose cell has not come yet."""
     _writes_until: dict[int, float] = field(default_factory=dict)
     """When the next cell comes of those whose kernel has not gone on for it yet."""
+    _touched: dict[int, float] = field(default_factory=dict)
+    """When somebody last pressed a key or a button in each notebook."""
     _writing: set[int] = field(default_factory=set)
     """Those of them that are being written in while they have their GPU."""
 
@@ -243,9 +276,14 @@ class Run:
         if done < len(session.cells):
             thought = session.cells[done][0]
             if self.policy.sign_s is not None:
-                ahead = self.policy.sign_s(random.Random(f"{session.at} {done}"))
+                chance = random.Random(f"{session.at} {done}")
+                writes_at = max(0.0, thought - self.policy.sign_s(chance))
                 self._writes_until[n] = now + thought
-                self._at(now + max(0.0, thought - ahead), "sign", n)
+                self._at(now + writes_at, "sign", n)
+                if self.policy.heeds_returns:
+                    self._at(now + max(0.0, writes_at - returning(chance)), "touch", n)
+                    if chance.random() < LOOKS_AROUND:
+                        self._at(now + chance.uniform(0.0, thought), "touch", n)
             self._at(now + thought, "submit", n)
         else:
             self._at(now + session.tail_s, "end", n)
@@ -268,17 +306,30 @@ class Run:
         if n in self._held:  # It may be parked while somebody writes, who is heard as soon as it is.
             self._writing.add(n)
             return
+        self._touched[n] = now
+        if self._go_on(n, now):
+            del self._writes_until[n]
+
+    def _touch(self, n: int, now: float) -> None:
+        """Somebody comes back to the notebook, or has been there all the time; writing still counts afterwards."""
+        away_s = now - self._touched.get(n, -math.inf)
+        self._touched[n] = now
+        if away_s >= AWAY_S and n not in self._held:
+            self._go_on(n, now)
+
+    def _go_on(self, n: int, now: float) -> bool:
         try:
             grant = queue.serve(parse("any"), list(self._tickets.values()), self.devices, self._uses())
         except NoGpuAvailableError:
-            return
-        del self._writes_until[n]
+            return False
         self._held[n] = (grant.devices[0], now)
         self._back_at[n] = self._idle_since[n] = now + self.policy.come_back_s
         self._look_later(n, self._back_at[n])
+        return True
 
     def _submit(self, n: int, now: float) -> None:
         del self._idle_since[n]
+        self._touched[n] = now
         self._writes_until.pop(n, None)
         self._writing.discard(n)
         back_at = self._back_at.pop(n, None)

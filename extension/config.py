@@ -72,6 +72,11 @@ class Warmcell(Configurable):
         help="Whether sandboxes of E2B's clients reach all of `egress_allowed` or `egress_principals` where they do "
         "not say what, as these clients assume. False: they then reach nothing.",
     ).tag(config=True)
+    e2b_public_ports = Bool(
+        False,
+        help="Whether E2B's clients may open the web ports of a sandbox to everybody who has its address, by "
+        "`allow_public_traffic`. False: each request to them shows a token.",
+    ).tag(config=True)
     port_domain = Unicode(
         help="Domain of which every name is this server: web ports of sandboxes then have origins of their own, "
         "`https://8000-<sandbox>.<domain>/`. Best one that nothing else is below. Empty: a path of the server."
@@ -234,9 +239,10 @@ class Warmcell(Configurable):
     ).tag(config=True)
     wake_on_typing = Bool(
         True,
-        help="A parked kernel goes on as soon as somebody types in a code cell of its notebook, or clicks into one, so "
-        "that the cell need not wait for what was on the GPU. Only on a GPU that is free and that nobody waits for, "
-        "once between two cells, and not where somebody gave the GPU back by hand.",
+        help="A parked kernel goes on as soon as somebody types in a code cell of its notebook, or clicks into one, or "
+        "comes back to the notebook after two minutes and presses anything there, so that the cell need not wait for "
+        "what was on the GPU. Only on a GPU that is free and that nobody waits for, and not where somebody gave the "
+        "GPU back by hand.",
     ).tag(config=True)
     park_memory = Float(
         0.25,
@@ -301,7 +307,7 @@ class Warmcell(Configurable):
         )
 
 
-SERVERS_OWN = ("e2b_internet", "keep_kernels", "sandboxed_only")
+SERVERS_OWN = ("e2b_internet", "e2b_public_ports", "keep_kernels", "sandboxed_only")
 """What only Jupyter servers read."""
 
 

@@ -222,17 +222,12 @@ class WarmcellProvisioner(KernelProvisionerBase):
     async def kill(self, restart: bool = False) -> None:
         """End the process at once. The sandbox stays."""
         if self._running:
-            self._epoch += 1
-            self._fresh_until = 0.0
-            await self._tell("end", {"grace_s": 0.0})
+            await self._end(grace_s=0.0)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Give the kernel, which was asked to leave, a moment to do so; returns when its process is gone."""
         if self._running:
-            self._epoch += 1
-            self._fresh_until = 0.0
-            grace = RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S
-            await self._tell("end", {"grace_s": grace, "restart": restart})
+            await self._end(grace_s=RESTART_GRACE_S if restart else SHUTDOWN_GRACE_S, restart=restart)
 
     async def cleanup(self, restart: bool = False) -> None:
         """Release the sandbox, unless a restart follows. Idempotent."""
@@ -382,14 +377,30 @@ class WarmcellProvisioner(KernelProvisionerBase):
     def _path(self) -> str:
         return f"/kernels/{self.kernel_id}"
 
-    async def _tell(self, verb: str, body: Mapping[str, Any], **how: float) -> None:
-        """A verb on the kernel. One that is gone needs it no more; after another failure Jupyter tries harder."""
+    async def _end(self, **how: float) -> None:
+        """Have its process end. The keeper answers when it has; then nobody need ask for that again."""
+        self._epoch += 1
+        self._fresh_until = 0.0
+        kernel = await self._tell("end", how)
+        if kernel is not None and not kernel["alive"]:
+            self._exit_code = self._exit_of(kernel)
+            self._running = False
+
+    async def _tell(self, verb: str, body: Mapping[str, Any], **how: float) -> Mapping[str, Any] | None:
+        """A verb on the kernel, and what it is then; None where that failed.
+
+        One that is gone needs it no more; after another failure Jupyter tries harder.
+        """
         try:
-            await self._keeper.ask(lambda it: it.post(f"{self._path()}/{verb}", dict(body), **how))
+            kernel: Mapping[str, Any] = await self._keeper.ask(
+                lambda it: it.post(f"{self._path()}/{verb}", dict(body), **how)
+            )
+            return kernel
         except (NotFoundError, TransportError) as error:
             self.log.debug("Kernel %s was not there for %s: %s", self.kernel_id, verb, error)
         except WarmcellError as error:
             self.log.warning("Kernel %s, %s: %s", self.kernel_id, verb, error)
+        return None
 
     def _exit_of(self, kernel: Mapping[str, Any]) -> int | None:
         """The exit code that the keeper tells; None while it runs."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import DEFAULT_PRELOAD, Limits, Mount, SandboxSpec
+from warmcell.sandbox.plain_files import read_plain
 from warmcell.sandbox.wire import Wire
 
 CHOICES: Final = frozenset({"gpu", "memory", "network", "preload", "remote", "template"})
@@ -145,10 +146,8 @@ def read_choice(notebook: str) -> Mapping[str, Any]:
     A notebook that came from elsewhere must not open a network for itself: the page offers that, and somebody clicks.
     """
     try:
-        path = Path(notebook)
-        if path.stat().st_size > NOTEBOOK_MAX_BYTES:
-            return {}
-        choice = json.loads(path.read_bytes())["metadata"]["warmcell"]
+        # Its sandbox may put anything there.
+        choice = json.loads(read_plain(Path(notebook), most_bytes=NOTEBOOK_MAX_BYTES))["metadata"]["warmcell"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
     if not isinstance(choice, dict):

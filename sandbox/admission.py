@@ -7,9 +7,9 @@ from typing import Protocol
 from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.bounds import Bounds
-from warmcell.sandbox.choosing import Choice, Choosing, chosen
+from warmcell.sandbox.choosing import AGENT, Choice, Choosing, chosen
 from warmcell.sandbox.gpus.base import GpuLeases
-from warmcell.sandbox.models import SandboxSpec
+from warmcell.sandbox.models import USUAL_UMASK, SandboxSpec
 from warmcell.sandbox.network.egress import Egress
 
 
@@ -56,6 +56,9 @@ class Admission:
         Raises:
             WarmcellError: It may not be made, or cannot be here.
         """
+        if spec.umask is None:
+            ours = owner != AGENT and principal is None
+            spec = dataclasses.replace(spec, umask=self.bounds.umask if ours else USUAL_UMASK)
         spec = self.within_bounds(spec, principal)
         choice = await self.choosing.for_owner(spec, owner)
         spec = chosen(spec, choice)

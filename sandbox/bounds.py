@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
+from warmcell.sandbox.backends.identity import checked_name
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import MIB, Limits, Mount, Network, SandboxSpec, WorkspaceMode
+from warmcell.sandbox.models import MIB, USUAL_UMASK, Limits, Mount, Network, SandboxSpec, WorkspaceMode
 
 Amount = TypeVar("Amount", int, float)
 
@@ -18,6 +19,8 @@ LEAST_MEMORY_BYTES = 64 * MIB
 
 MOST = 2**60
 """No limit of a machine is larger, and no file system or control group takes more."""
+
+WRITABLE_BY_OTHERS = 0o022
 
 TEXT_MAX = 4096
 """Characters of a name, a path or a module."""
@@ -36,6 +39,8 @@ class Bounds:
     max_memory_bytes: int | None = None
     max_cpus: float | None = None
     max_sandboxes: int = 64
+    umask: int = USUAL_UMASK
+    """Of who started the keeper."""
 
     @classmethod
     def from_names(
@@ -66,6 +71,12 @@ class Bounds:
             InvalidRequestError: Something lies outside the bounds; the hint names what is allowed.
         """
         _check_texts(spec)
+        if spec.user:
+            checked_name(spec.user)
+            if spec.home == "persistent":
+                raise InvalidRequestError(
+                    "A persistent home is its user's on the host, by that name", hint="Leave out user, or home."
+                )
         _one_of("backend", spec.backend, ("auto", *self.backends), "c.Warmcell.backend")
         _one_of("network", spec.network, self.networks, "c.Warmcell.networks")
         if spec.image is None:
@@ -78,7 +89,14 @@ class Bounds:
                 _check_workspace(spec.workspace.path)
         for mount in spec.mounts:
             self._check_mount(mount)
-        return dataclasses.replace(spec, limits=self._limits(spec.limits))
+        return dataclasses.replace(spec, limits=self._limits(spec.limits), umask=self._umask(spec.umask))
+
+    def _umask(self, umask: int | None) -> int | None:
+        if umask is None:
+            return None
+        if not 0 <= umask <= 0o777:
+            raise InvalidRequestError(f"umask cannot be {umask}", hint="Give a number from 0 to 511, which is 0o777.")
+        return umask | (self.umask & WRITABLE_BY_OTHERS)
 
     def _limits(self, limits: Limits) -> Limits:
         memory = _capped("memory", limits.memory_bytes, self.max_memory_bytes, "bytes")

@@ -72,6 +72,10 @@ class NetworkPolicy(Wire):
     """Names the certificate authority of its proxy, which its copies have too. Given by the keeper."""
 
 
+USUAL_UMASK = 0o022
+"""As in a container: what is made can be read by all, and written by its owner alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits(Wire):
     """Caps of one sandbox. None means no cap of ours."""
@@ -121,6 +125,9 @@ class SandboxSpec(Wire):
     mounts: tuple[Mount, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     home: HomeMode = "private"
+    user: str = ""
+    """What the guest's user is called, and by that its home in /home. Empty: as on the host, or "warmcell". Whose files
+    it may write is not changed by it. Without isolation the user is the host's."""
     limits: Limits = Limits()
     gpu: str | tuple[str, ...] | None = None
     """A request as in "A100", "H100:2", "24GiB", "any"; several are fallbacks in order. None: CPU."""
@@ -129,6 +136,14 @@ class SandboxSpec(Wire):
     """Modules imported in advance. Empty: no template, every start is cold."""
     warmup: str = ""
     """A line of Python, or `module:function`, that is run once in a template after its imports, before it is saved."""
+    umask: int | None = None
+    """Mode bits that what is made in it lacks at first. None: for notebooks those of who started the keeper, else 022;
+    in any case those by which others could write, where the keeper's own are among them."""
+
+    @property
+    def files_umask(self) -> int:
+        """`umask`, or the usual one where nobody has said."""
+        return USUAL_UMASK if self.umask is None else self.umask
 
     @classmethod
     def normalized(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -152,10 +167,12 @@ class SandboxSpec(Wire):
             self.network,
             self.mounts,
             self.home,
+            self.user,
             self.limits,
             self.template,
             self.preload,
             self.warmup,
+            self.files_umask,
             tuple(node for gpu in gpus for node in gpu.device_nodes),
         )
 

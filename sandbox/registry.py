@@ -387,6 +387,9 @@ class Registry:
     def _forget_failed(self, box: LiveSandbox) -> None:
         if self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
+            # That has no state after it, but whoever lists it is to hear.
+            box.info = dataclasses.replace(box.info, state=State.STOPPED)
+            self._publish(box)
 
     def _forget_failures_of(self, notebook: str | None) -> None:
         """It is started again: why it failed before is of no interest any more."""
@@ -402,11 +405,10 @@ class Registry:
         await self.memory.forget_kernel(box.info.id)
         if not keep_gpus:
             self._gpus.release(box.info.id)
-        if self._boxes.get(box.info.id) is box:
+        if box.info.state is State.FAILED:
+            self._forget_failed(box)
+        elif self._boxes.get(box.info.id) is box:
             del self._boxes[box.info.id]
-            if box.info.state is State.FAILED:  # That has no state after it, but whoever lists it is to hear.
-                box.info = dataclasses.replace(box.info, state=State.STOPPED)
-                self._publish(box)
 
     def _spawn(self, what: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(what)

@@ -70,7 +70,8 @@ class Saved:
         self._trying, self._tried_at = asyncio.create_task(self._try()), time.monotonic()
 
     async def close(self) -> None:
-        """End the engine."""
+        """End the engine, once it has dropped what was removed."""
+        await self.store.all_gone()
         if self._trying is not None:
             self._trying.cancel()
             await asyncio.gather(self._trying, return_exceptions=True)

@@ -58,7 +58,7 @@ class Templates:
 
     async def find(self, spec: SandboxSpec) -> SnapshotId | None:
         """The template that a kernel of this spec can come from now."""
-        if not spec.preload:
+        if not spec.preload or not self._memory.store.infos(kind="template"):
             return None
         try:
             return await self._find(await LOOKING.run(self._identity, spec))
@@ -146,7 +146,9 @@ def identity(spec: SandboxSpec, fingerprint: str) -> dict[str, str]:
         "python": spec.python if spec.image is None else [spec.image, spec.python],
         "preload": spec.preload,
         "warmup": spec.warmup,
+        "umask": spec.files_umask,
         "home": spec.home,
+        **({"user": spec.user} if spec.user else {}),  # Those from before there was one are what they were.
         "env": read_at_start(spec.env),
         "owner": _owner(spec),
     }

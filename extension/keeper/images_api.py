@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import deque
 from typing import Any
 
 from tornado.iostream import StreamClosedError
@@ -13,6 +14,8 @@ from warmcell.sandbox.images.image import Image
 from warmcell.sandbox.models import ImageInfo
 
 FIELDS = {"image": dict, "backend": str, "name": str, "again": bool}
+LINES_MAX = 10_000
+"""Of a build's output so many wait for who reads slowly. Of what comes then the oldest are left out."""
 FORM = 'Send {"image": {…}, "backend": "auto", "name": "", "again": false}.'
 
 
@@ -53,19 +56,19 @@ class ImagesHandler(_Handler):
             backend = self.images.backend_for(
                 image, default=wiring.settings.usual_backend, among=wiring.settings.bounds().backends
             )
-        lines: asyncio.Queue[str | None] = asyncio.Queue()
+        lines = Lines()
         build = self.images.build(
-            image, backend=backend, name=body.get("name", ""), tell=lines.put_nowait, again=body.get("again", False)
+            image, backend=backend, name=body.get("name", ""), tell=lines.put, again=body.get("again", False)
         )
         try:
             await self.unless_gone(self._tell(build, lines))
         except StreamClosedError:
             return
 
-    async def _tell(self, build: Any, lines: "asyncio.Queue[str | None]") -> None:
+    async def _tell(self, build: Any, lines: "Lines") -> None:
         """Nothing is answered before the first line, so that what cannot be built at all has its own status."""
         task: asyncio.Task[ImageInfo] = asyncio.create_task(build)
-        task.add_done_callback(lambda done: lines.put_nowait(None))
+        task.add_done_callback(lambda done: lines.end())
         try:
             line = await lines.get()
             if line is None:
@@ -83,6 +86,39 @@ class ImagesHandler(_Handler):
     async def _send(self, what: dict[str, Any]) -> None:
         self.write(json.dumps(what) + "\n")
         await self.flush()
+
+
+class Lines:
+    """A build's output on its way to one who reads it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[str] = deque()
+        self._left_out = 0
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def put(self, line: str) -> None:
+        """One more."""
+        self._waiting.append(line)
+        if len(self._waiting) > LINES_MAX:
+            self._waiting.popleft()
+            self._left_out += 1
+        self._news.set()
+
+    def end(self) -> None:
+        """There is no more."""
+        self._ended = True
+        self._news.set()
+
+    async def get(self) -> str | None:
+        """The next one; None after the last."""
+        while not self._waiting and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        if self._left_out:
+            count, self._left_out = self._left_out, 0
+            return f"[{count} lines are left out here: they came faster than they were read]"
+        return self._waiting.popleft() if self._waiting else None
 
 
 class ImageHandler(_Handler):

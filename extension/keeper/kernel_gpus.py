@@ -57,12 +57,16 @@ class KernelGpus(abc.ABC):
             kernel.kept_parked = by_hand
             return info
 
-    async def wake(self, sandbox_id: SandboxId) -> SandboxInfo:
+    async def wake(self, sandbox_id: SandboxId, *, returned: bool = False) -> SandboxInfo:
         """A cell is likely to come: have its parked kernel go on, if that takes a GPU from nobody.
 
-        Once between two cells, so that whoever writes for hours and runs nothing gets the GPU once. From then on the
-        kernel is as idle as after a cell, and is parked again after as long. Whatever stands in the way, the cell will
-        do what a cell does.
+        Once between two cells, so that whoever writes for hours and runs nothing gets the GPU once; and whenever
+        somebody comes back. From then on the kernel is as idle as after a cell, and is parked again after as long.
+        Whatever stands in the way, the cell will do what a cell does.
+
+        Args:
+            sandbox_id: Which.
+            returned: Somebody has come back to its notebook.
 
         Raises:
             NotFoundError: There is no such sandbox.
@@ -72,7 +76,7 @@ class KernelGpus(abc.ABC):
         if kernel is None:
             raise errors.UnsupportedOperationError("It has no kernel", hint="Nothing is parked there.")
         info, ran = self._service.info(sandbox_id), kernel.proxy.cell or 0
-        if info.parked is None or not self._may_wake(kernel, ran):
+        if info.parked is None or not self._may_wake(kernel, None if returned else ran):
             return info
         async with kernel.lock:
             try:
@@ -80,12 +84,15 @@ class KernelGpus(abc.ABC):
             except errors.WarmcellError as error:
                 log.debug("kernel %s does not go on before its cell: %s", kernel.request.kernel_id, error)
                 return self._service.info(sandbox_id)
-        kernel.woken_after = ran
+        if not returned:
+            kernel.woken_after = ran
         log.info("kernel %s goes on before its cell", kernel.request.kernel_id)
         return info
 
-    def _may_wake(self, kernel: Kernel, ran: int) -> bool:
-        return self.wakes_early and not (kernel.kept_parked or kernel.lock.locked() or kernel.woken_after == ran)
+    def _may_wake(self, kernel: Kernel, ran: int | None) -> bool:
+        if kernel.kept_parked or kernel.lock.locked():
+            return False
+        return self.wakes_early and (ran is None or kernel.woken_after != ran)
 
     async def _park(self, sandbox_id: SandboxId, unless: Callable[[], bool]) -> SandboxInfo:
         while True:

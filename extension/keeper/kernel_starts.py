@@ -182,9 +182,10 @@ class KernelStarts:
 
     async def _sandbox(self, kernel: Kernel, request: KernelRequest, *, without_kernel: bool) -> SandboxId:
         """The sandbox for the next process: the one it has where that fits, else a new one."""
+        owner = "notebook" if request.terms is None else AGENT
         died = self.ledger.loss(request.kernel_id, request.server, request.notebook)
         if kernel.sandbox_id is not None:
-            spec = await self._service.check(request.spec, principal=request.principal)
+            spec = await self._service.check(request.spec, owner=owner, principal=request.principal)
             box = self._find(kernel)
             if box is not None:
                 fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
@@ -202,7 +203,7 @@ class KernelStarts:
         try:
             info = await self._service.create(
                 request.spec,
-                owner="notebook" if request.terms is None else AGENT,
+                owner=owner,
                 principal=request.principal,
                 terms=request.terms,
                 kernel_id=request.kernel_id,

@@ -66,6 +66,8 @@ class Ledger:
         self._before: dict[str, KernelNote] = {}
         """What the keeper before had, as far as it is neither taken up nor lost."""
         self._lost: dict[str, KernelNote] = {}
+        self._is_written = False
+        """The file says what is known here."""
 
     def open(self) -> None:
         """Read what the keeper before has left."""
@@ -86,6 +88,7 @@ class Ledger:
         note = self._before.pop(kernel_id, None) or self._lost.pop(kernel_id, None)
         if note is not None:
             self._present[kernel_id] = replace(note, why="", lost_at=0.0, kept="", kept_at=0.0)
+            self._is_written = False
         return note
 
     def misses(self, kernel_id: str) -> bool:
@@ -112,8 +115,11 @@ class Ledger:
 
     def put(self, note: KernelNote) -> None:
         """The kernel is there, in this form; earlier ones of its notebook that were lost are told by now."""
+        told = self._losses(note.kernel_id, note.server, note.notebook)
+        if self._is_written and not told and self._present.get(note.kernel_id) == note:
+            return
         self._present[note.kernel_id] = note
-        for lost in self._losses(note.kernel_id, note.server, note.notebook):
+        for lost in told:
             del self._lost[lost.kernel_id]
         self._write()
 
@@ -162,11 +168,13 @@ class Ledger:
         notes = [*self._present.values(), *self._before.values(), *self._lost.values()]
         draft = self._path.with_name(f"{self._path.name}.new")
         try:
+            self._is_written = False
             if not notes:
                 self._path.unlink(missing_ok=True)
                 return
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
                 json.dump({"kernels": [note.to_json() for note in notes]}, file)
             draft.replace(self._path)
+            self._is_written = True
         except OSError as error:
             log.error("%s cannot be written: %s", self._path, error)

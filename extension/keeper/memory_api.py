@@ -32,7 +32,7 @@ class MemoryHandler(Handler):
             remote = self.keeper.service.info(box).owner == "remote"
             info = await (self.keeper.runs.park(box) if remote else memory.park(box))
         elif verb == "wake":
-            info = await memory.wake(box)
+            info = await memory.wake(box, returned=body.get("returned") is True)
         elif verb == "gpu":
             info = await memory.change_gpu(box, self_api.gpu_wish(body.get("gpu")))
         elif verb == "resume":

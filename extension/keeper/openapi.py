@@ -163,7 +163,11 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/resume": {"post": _run("Have it go on.", SANDBOX, body=asked(populate=YES_NO))},
     f"{BOX}/park": {"post": _run("Give its GPUs back; its kernel lives on until its next cell.", SANDBOX)},
     f"{BOX}/wake": {
-        "post": _run("A cell is likely to come: it takes a GPU again if one is free; else it stays as it is.", SANDBOX)
+        "post": _run(
+            "A cell is likely to come: it takes a GPU again if one is free; else it stays as it is.",
+            SANDBOX,
+            body=asked(returned=YES_NO),
+        )
     },
     f"{BOX}/gpu": {
         "post": _run(
@@ -306,7 +310,9 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
     f"{BOX}/files/stat": {"get": _run("What a file is.", FILE, query={**PATH, "follow": "1: through links."})},
     f"{BOX}/files/list": {
         "get": _run(
-            "Files of a directory.", given(files=many(FILE), truncated=YES_NO), query={**PATH, "depth": "1 to 16."}
+            "Files of a directory, a page at a time.",
+            given(files=many(FILE), next=or_null(TEXT)),
+            query={**PATH, "depth": "1 to 100.", "limit": "10000 at most.", "after": "`next` of the page before."},
         )
     },
     f"{BOX}/files/url": {

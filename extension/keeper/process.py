@@ -67,13 +67,13 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
         ready_fd: Gets one JSON object, `{"ready": true}` or the error, and is closed.
     """
     paths = paths or Paths.default()
-    os.umask(0o077)
+    umask = os.umask(0o077)
     _allow_descriptors()
     try:
         paths.make()
         logs.begin(paths.keeper_log if ready_fd is not None else None)
         with _alone(paths.keeper_lock) as say:
-            await _serve(paths, ready_fd, say)
+            await _serve(paths, ready_fd, say, umask=umask)
     except WarmcellError as error:
         _tell(ready_fd, error.to_json())
         log.error("%s", error)
@@ -81,9 +81,11 @@ async def run(*, ready_fd: int | None = None, paths: Paths | None = None) -> int
     return 0
 
 
-async def _serve(paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str, object]], None]) -> None:
+async def _serve(
+    paths: Paths, ready_fd: int | None, say: Callable[[Mapping[str, object]], None], *, umask: int
+) -> None:
     settings = config.settings()
-    wiring = Wiring(settings, paths)
+    wiring = Wiring(settings, paths, umask=umask)
     await asyncio.to_thread(wiring.remove_leftovers)
     service = wiring.service()
     images = service.admission.choosing.images = wiring.image_cache()

@@ -1,6 +1,5 @@
 """What a run has its kernel do: values in, the cell, values out, in one request; and what comes of it."""
 
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from warmcell.extension.keeper.rank_client import Heard, RankClient
-from warmcell.kernel_provisioner.proxy.wire import MalformedMessageError, Message
+from warmcell.kernel_provisioner.proxy.wire import Message
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +131,7 @@ class Execution:
 
         Raises:
             LostError: There will be no reply.
+            MalformedMessageError: It says what nobody understands.
         """
         content = {
             "code": self.step.code,
@@ -203,10 +203,10 @@ class Execution:
         kind, _ = message.read_header()
         if heard.channel == "shell":
             if kind == "execute_reply":
-                self.reply = _TOO_LARGE if heard.left_out_bytes else _content(message)
+                self.reply = _TOO_LARGE if heard.left_out_bytes else message.read_content()
             return []
         if kind == "status":
-            self._idle = self._idle or _content(message).get("execution_state") == "idle"
+            self._idle = self._idle or message.read_content().get("execution_state") == "idle"
             return []
         if kind not in SHOWN:
             return []
@@ -220,11 +220,11 @@ class Execution:
                 self._left_out_bytes += size - left
                 return [self._beginning(message, left)] if left else []
         self._told = self._told or kind == "error"
-        return [{"msg_type": kind, "content": _content(message), "metadata": _metadata(message)}]
+        return [{"msg_type": kind, "content": message.read_content(), "metadata": message.read_metadata()}]
 
     @staticmethod
     def _beginning(message: Message, most: int) -> dict[str, Any]:
-        content = _content(message)
+        content = message.read_content()
         return {"msg_type": "stream", "content": {**content, "text": str(content.get("text"))[:most]}, "metadata": {}}
 
     def _ask_memory(self) -> None:
@@ -242,21 +242,10 @@ class Execution:
             return None
         now = time.monotonic()
         self._memory_at = now + max(MEMORY_PAUSE_S, MEMORY_PAUSE_TIMES * (now - self._memory_asked_at))
-        memory = _content(heard.message).get("kernel_memory")
+        memory = heard.message.read_content().get("kernel_memory")
         if isinstance(memory, (int, float)) and memory > 0:
             return {"msg_type": "usage", "content": {"memory_bytes": int(memory)}, "metadata": {}}
         return None
-
-
-def _content(message: Message) -> dict[str, Any]:
-    return message.read_content()
-
-
-def _metadata(message: Message) -> dict[str, Any]:
-    found: Any = json.loads(bytes(message.metadata)) if message.metadata != b"{}" else {}
-    if not isinstance(found, dict):
-        raise MalformedMessageError("metadata that are not an object")
-    return found
 
 
 def _stream(text: str) -> dict[str, Any]:

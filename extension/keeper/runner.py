@@ -12,6 +12,7 @@ from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_client import RankClient
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Step
 from warmcell.extension.keeper.ranks import Rank, share
+from warmcell.kernel_provisioner.proxy.wire import MalformedMessageError
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.environment import environment as gpu_environment
 from warmcell.sandbox.kernel import KernelProcess
@@ -70,6 +71,10 @@ class Runner:
             yield {"msg_type": "reply", "content": execution.reply, "metadata": {}}
         except LostError:
             raise await self.lost() from None
+        except MalformedMessageError as error:
+            raise errors.ProtocolError(
+                f"The remote kernel says what nobody understands: {error}", hint="Run the cell again."
+            ) from error
         finally:
             if execution.reply is None and self.process.alive:  # whoever asked has gone
                 with contextlib.suppress(errors.WarmcellError):

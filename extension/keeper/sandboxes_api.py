@@ -155,13 +155,15 @@ class SandboxHandler(Handler):
     async def patch(self, sandbox_id: str) -> None:
         """Other terms, or another network policy, from now on."""
         info, body = self.visible(sandbox_id), self.body()
-        changes = agents_api.changes_of({name: value for name, value in body.items() if name != "network"})
+        asked = {name: value for name, value in body.items() if name != "network"}
+        agents_api.changes_of(asked, info.terms)  # Before anything is changed.
         if "network" in body:
             policy = SandboxSpec.from_json({"python": "", "network": body["network"]})
             if policy.network != "none":
                 raise InvalidRequestError("A sandbox gets no network later", hint='Name hosts, or give "none".')
             info = await self.keeper.agents.set_network(info.id, policy.egress)
-        if changes or "network" not in body:
+        if asked or "network" not in body:
+            changes = agents_api.changes_of(asked, self.keeper.service.info(info.id).terms)
             info = self.keeper.agents.set_terms(info.id, **changes)
         self.answer(info.to_json())
 

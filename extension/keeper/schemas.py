@@ -66,7 +66,9 @@ def components() -> dict[str, Schema]:
     policy["headers"] = {"type": "object", "additionalProperties": {"type": "object", "additionalProperties": TEXT}}
     hosts = [many(TEXT), named("NetworkPolicyWanted")]
     spec["network"] = {"anyOf": [spec["network"], *hosts]}
-    found["ChangesWanted"] = asked(**terms, network={"anyOf": [{"enum": ["none"]}, *hosts]})
+    merge = {"type": "object", "additionalProperties": or_null(TEXT)}
+    network = {"anyOf": [{"enum": ["none"]}, *hosts]}
+    found["ChangesWanted"] = asked(**terms, merge_tags=merge, network=network)
     found["Gpu"] = _gpu(found)
     found["RunInfo"] = given(
         id=TEXT,

@@ -1,6 +1,7 @@
 """Where drivers are chosen and put together; the only place outside `sandbox/` that imports one."""
 
 import asyncio
+import dataclasses
 import logging
 import os
 import shutil
@@ -34,7 +35,7 @@ from warmcell.sandbox.images.base import ImageBuilder, PackageIndex
 from warmcell.sandbox.images.cache import ImageCache
 from warmcell.sandbox.images.containers import ContainerImageBuilder
 from warmcell.sandbox.images.environments import EnvironmentBuilder, build_paths
-from warmcell.sandbox.models import GIB
+from warmcell.sandbox.models import GIB, USUAL_UMASK
 from warmcell.sandbox.network.egress import Egress, EgressBounds
 from warmcell.sandbox.network.index import Index
 from warmcell.sandbox.paths import Paths
@@ -60,9 +61,11 @@ DAY_S = 86400.0
 class Wiring:
     """The drivers of one keeper, as the operator configured them."""
 
-    def __init__(self, settings: Warmcell, paths: Paths) -> None:
+    def __init__(self, settings: Warmcell, paths: Paths, *, umask: int = USUAL_UMASK) -> None:
+        """`umask` is that of who started the keeper."""
         self.settings = settings
         self.paths = paths
+        self._umask = umask
         helped = settings.helper == "auto"
         self.nursery = Nursery()
         self._containers = DockerBackend(
@@ -174,7 +177,7 @@ class Wiring:
             default_backend=self.settings.backend,
             gpus=self.gpus,
             paths=self.paths,
-            bounds=self.settings.bounds(),
+            bounds=dataclasses.replace(self.settings.bounds(), umask=self._umask),
             engine=self.engine,
             engines=self.engines,
             store=SnapshotStore(

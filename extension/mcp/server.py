@@ -212,14 +212,14 @@ def build(callers: Callers, *, wait_s: float = WAIT_S) -> MCPServer[Any]:
         sandbox_id: Id,
         path: Annotated[str, Field(description="A directory.")] = ".",
         depth: Annotated[int, Field(description="1: what is in it.", ge=1, le=16)] = 1,
-        after: Annotated[int, Field(description="`next` of an earlier answer.", ge=0)] = 0,
+        after: Annotated[str, Field(description="`next` of an earlier answer.")] = "",
     ) -> dict[str, Any]:
         """Files, a hundred at a time."""
         calls = await callers.of(ctx.headers)
-        said = await calls.call("GET", f"{work.box(sandbox_id)}/files/list", params={"path": path, "depth": str(depth)})
-        found, until = said["files"], after + LISTED_MAX
-        shown = [{name: one[name] for name in ("path", "type", "size_bytes")} for one in found[after:until]]
-        return {"files": shown, "next": until if until < len(found) else None, "truncated": said["truncated"]}
+        params = {"path": path, "depth": str(depth), "limit": str(LISTED_MAX), **({"after": after} if after else {})}
+        said = await calls.call("GET", f"{work.box(sandbox_id)}/files/list", params=params)
+        shown = [{name: one[name] for name in ("path", "type", "size_bytes")} for one in said["files"]]
+        return {"files": shown, "next": said["next"]}
 
     @tool(ENDS)
     async def remove_file(ctx: Context[Any, Any], sandbox_id: Id, path: str, recursive: bool = False) -> dict[str, Any]:

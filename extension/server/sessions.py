@@ -78,6 +78,9 @@ class RememberingSessionManager(SessionManager):
         """The notebook's file; None if its server's contents are no files."""
         folder = self.kernel_manager.cwd_for_path(session["path"])
         path = os.path.join(folder, session["path"].rpartition("/")[2])
+        if not path.endswith(".ipynb"):
+            # JupyterLab begins a session under a random path in the notebook's folder, with the notebook's name.
+            path = os.path.join(folder, session["name"].rpartition("/")[2])
         return path if path.endswith(".ipynb") and os.path.isabs(path) else None
 
 

@@ -77,8 +77,12 @@ class Message:
         return self.answers
 
     def read_content(self) -> dict[str, Any]:
-        """The content, parsed."""
+        """The content, parsed; raises MalformedMessageError."""
         return _load(self.content)
+
+    def read_metadata(self) -> dict[str, Any]:
+        """The metadata, parsed, of which there are mostly none; raises MalformedMessageError."""
+        return {} if self.metadata == b"{}" else _load(self.metadata)
 
 
 class Signer:

@@ -11,7 +11,7 @@ import type {
   ISnapshotInfo,
   ISnapshots,
   ServerEvent
-} from './tokens';
+} from './forms';
 import {
   readError,
   readEvent,
@@ -89,8 +89,8 @@ export class Api {
   }
 
   /** A cell of a parked sandbox is likely to come. */
-  async wake(id: string): Promise<void> {
-    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/wake`, {});
+  async wake(id: string, returned: boolean): Promise<void> {
+    await this._json('POST', `sandboxes/${encodeURIComponent(id)}/wake`, { returned });
   }
 
   /** Give the kernel of a sandbox another GPU, or none. */

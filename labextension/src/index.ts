@@ -13,6 +13,7 @@ import { toolbar } from './plugins/toolbar';
 import { usage } from './plugins/usage';
 import { waking } from './plugins/waking';
 
+export type * from './forms';
 export * from './tokens';
 
 const plugins: JupyterFrontEndPlugin<unknown>[] = [

@@ -23,7 +23,7 @@ import type {
   SandboxState,
   ServerEvent,
   StartedFrom
-} from './tokens';
+} from './forms';
 
 export type Fields = Readonly<Record<string, unknown>>;
 

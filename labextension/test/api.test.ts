@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { ServerConnection } from '@jupyterlab/services';
 
 import { Api, ApiError } from '../src/api';
-import type { ServerEvent } from '../src/tokens';
+import type { ServerEvent } from '../src/forms';
 import { GIB } from './forms';
 
 const BASE = 'http://localhost:1/base/';

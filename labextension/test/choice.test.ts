@@ -16,7 +16,7 @@ import {
   waitingFor,
   writeChoice
 } from '../src/model/choice';
-import type { IChoice } from '../src/tokens';
+import type { IChoice } from '../src/forms';
 import { device, GIB, gpu, lease, sandbox, template } from './forms';
 
 test('a choice survives the notebook', () => {

@@ -1,7 +1,7 @@
 import { deepEqual, equal } from 'node:assert/strict';
 import { test } from 'node:test';
 
-import { EarlyWake, isWriting } from '../src/model/earlyWake';
+import { AWAY_MS, EarlyWake, isWriting } from '../src/model/earlyWake';
 import { sandbox } from './forms';
 
 const parked = (since: number) => sandbox({ parked: { since, vram_bytes: 0, stays_bytes: 0 } });
@@ -20,20 +20,49 @@ test('keys that write or run code are signs of a cell to come, shortcuts are not
   equal(key('f', { altKey: true }), false);
 });
 
-test('the server is asked once for each time that a kernel was parked', async () => {
-  const asked: string[] = [];
-  const early = new EarlyWake(id => {
-    asked.push(id);
-    return Promise.reject(new Error('no GPU is free'));
-  });
-  early.sign(null);
-  early.sign(sandbox());
-  early.sign({ ...parked(1), state: 'suspended' });
+function waking() {
+  const asked: boolean[] = [];
+  const clock = { now: 0 };
+  const early = new EarlyWake(
+    (_, returned) => {
+      asked.push(returned);
+      return Promise.reject(new Error('no GPU is free'));
+    },
+    () => clock.now
+  );
+  return { asked, clock, early };
+}
+
+test('writing asks the server once for each time that a kernel was parked', async () => {
+  const { asked, early } = waking();
+  early.touch(null, true);
+  early.touch(sandbox(), true);
+  early.touch({ ...parked(1), state: 'suspended' }, true);
   deepEqual(asked, []);
-  early.sign(parked(1));
-  early.sign(parked(1));
-  equal(asked.length, 1);
-  early.sign(parked(2));
-  equal(asked.length, 2);
+  early.touch(parked(1), true);
+  early.touch(parked(1), true);
+  deepEqual(asked, [false]);
+  early.touch(parked(2), false);
+  early.touch(parked(2), true);
+  deepEqual(asked, [false, false]);
   await Promise.resolve(); // What is refused is nobody's to catch.
+});
+
+test('whoever comes back is told each time, whatever is pressed; whoever has been there is not', () => {
+  const { asked, clock, early } = waking();
+  early.touch(parked(1), false);
+  deepEqual(asked, [true], 'a page that was just opened is come back to with its first touch');
+  for (let n = 0; n < 3; n++) {
+    clock.now += AWAY_MS - 1;
+    early.touch(parked(1), false);
+  }
+  deepEqual(asked, [true]);
+  clock.now += AWAY_MS;
+  early.touch(parked(1), true);
+  early.touch(parked(1), true);
+  deepEqual(asked, [true, true]);
+  clock.now += AWAY_MS;
+  early.touch(sandbox(), false);
+  early.touch(parked(2), false);
+  deepEqual(asked, [true, true], 'it was parked while somebody was there');
 });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { entries, type IEntry, type ISurroundings } from '../src/model/entries';
-import type { ISandboxInfo, IUsage } from '../src/tokens';
+import type { ISandboxInfo, IUsage } from '../src/forms';
 import { GIB, device, sandbox, trans, usage } from './forms';
 
 const PATHS: Readonly<Record<string, string>> = { k1: 'notes/demo.ipynb' };

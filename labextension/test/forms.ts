@@ -10,7 +10,7 @@ import type {
   ISnapshotInfo,
   ITemplateStatus,
   IUsage
-} from '../src/tokens';
+} from '../src/forms';
 
 export const GIB = 2 ** 30;
 

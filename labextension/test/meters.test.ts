@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { machineShort, machineWhole, metrics } from '../src/model/meters';
-import type { IMeters } from '../src/tokens';
+import type { IMeters } from '../src/forms';
 import { device, GIB, trans, usage } from './forms';
 
 test('what a kernel uses: GPU first, and nothing of what is not known', () => {

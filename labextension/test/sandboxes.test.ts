@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import type { Api, IStreamStart } from '../src/api';
 import { ApiError } from '../src/api';
 import { SandboxesModel } from '../src/model/sandboxes';
-import type { ServerEvent } from '../src/tokens';
+import type { ServerEvent } from '../src/forms';
 import { sandbox } from './forms';
 
 /** The little of a page that the model needs in Node. */

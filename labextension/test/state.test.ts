@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from '../src/model/state';
-import type { ISandboxInfo } from '../src/tokens';
+import type { ISandboxInfo } from '../src/forms';
 import { sandbox, template } from './forms';
 
 function after(...told: ISandboxInfo[]): IState {

@@ -66,7 +66,7 @@ class Control:
         line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             said = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if not isinstance(said, dict):
             raise SandboxStartError(f"The sandbox said {line[:200]!r} while it started", hint="Try again.")

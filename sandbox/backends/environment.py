@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from warmcell.sandbox.errors import InvalidRequestError
+from warmcell.sandbox.plain_files import read_plain
 
 SYSTEM = Path("/usr")
 """Shown whole in every sandbox."""
+SETTINGS_MAX_BYTES = 2**16
+"""Of pyvenv.cfg, which what was installed there may have written."""
 _HOW = "Give the path that `python -c 'import sys; print(sys.executable)'` prints in that environment."
 
 
@@ -86,7 +89,7 @@ def virtual_environment(python: Path) -> tuple[Path | None, dict[str, str]]:
     """The virtual environment that `python` is in, by the rule of the interpreter itself, and its settings."""
     for directory in (python.parent, python.parent.parent):
         try:
-            text = (directory / "pyvenv.cfg").read_text(errors="replace")
+            text = read_plain(directory / "pyvenv.cfg", most_bytes=SETTINGS_MAX_BYTES).decode(errors="replace")
         except OSError:
             continue
         pairs = (line.partition("=") for line in text.splitlines())

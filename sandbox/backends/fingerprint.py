@@ -13,12 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.environment import SYSTEM, virtual_environment
+from warmcell.sandbox.plain_files import read_plain
 
 PACKAGE_DATABASES = (Path("/var/lib/dpkg/status"), Path("/var/lib/rpm/rpmdb.sqlite"))
 """What a distribution's package manager writes with each package that it changes."""
 
 SOURCES_MAX = 5_000
 """Files of an editable package that are looked at."""
+
+POINTER_MAX_BYTES = 2**20
+"""Of what names editable packages. Packages put there what they like."""
 
 _MAPPING = re.compile(r"^MAPPING\b[^=]*=\s*(\{.*\})\s*$", re.MULTILINE)
 """In the module by which setuptools finds an editable package: its name and directory."""
@@ -73,7 +77,7 @@ def _sources(place: Path, pointers: Sequence[Path], names: Sequence[str]) -> Ite
     """Files of those of these packages that lie elsewhere, where they are being worked on."""
     for pointer in pointers if names else ():
         with contextlib.suppress(OSError):
-            for line in pointer.read_text(errors="replace").splitlines():
+            for line in read_plain(pointer, most_bytes=POINTER_MAX_BYTES).decode(errors="replace").splitlines():
                 if line.startswith("/"):
                     for name in names:
                         yield from _files(Path(line) / name)
@@ -86,7 +90,7 @@ def _sources(place: Path, pointers: Sequence[Path], names: Sequence[str]) -> Ite
 
 def _mapped(finder: Path) -> dict[str, str]:
     with contextlib.suppress(OSError, ValueError, SyntaxError):
-        match = _MAPPING.search(finder.read_text(errors="replace"))
+        match = _MAPPING.search(read_plain(finder, most_bytes=POINTER_MAX_BYTES).decode(errors="replace"))
         mapping = ast.literal_eval(match[1]) if match else {}
         return {str(name): str(directory) for name, directory in mapping.items()}
     return {}

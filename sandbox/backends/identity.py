@@ -3,12 +3,16 @@
 import os
 import pwd
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from warmcell.sandbox.errors import InvalidRequestError
 
 UNUSED_UID = 1_897_400_000
 """First of a range that distributions, systemd and usual subordinate ids leave free, for the guests of root."""
 GUEST_NAME = "warmcell"
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +24,34 @@ class Identity:
     name: str
 
 
-def choose(workspace: Path | None) -> Identity:
-    """An ordinary user's own uid; as root the workspace owner's where that is not root, else one that nobody has."""
+def choose(workspace: Path | None, name: str = "") -> Identity:
+    """An ordinary user's own uid; as root the workspace owner's where that is not root, else one that nobody has.
+
+    Args:
+        workspace: The real path of the folder, if there is one.
+        name: What the user is called there; empty: as on the host.
+
+    Raises:
+        InvalidRequestError: As `checked_name`.
+    """
+    found = _owner(workspace)
+    return replace(found, name=checked_name(name)) if name else found
+
+
+def checked_name(name: str) -> str:
+    """A name that a guest's user may have.
+
+    Raises:
+        InvalidRequestError: It is root's, or would be no name in /etc/passwd and no directory in /home.
+    """
+    if not _NAME.fullmatch(name) or name == "root":
+        raise InvalidRequestError(
+            f"{name[:50]!r} is no name of a sandbox's user", hint="Take a word of letters and digits that is not root."
+        )
+    return name
+
+
+def _owner(workspace: Path | None) -> Identity:
     uid, gid = os.getuid(), os.getgid()
     if uid != 0:
         return Identity(uid=uid, gid=gid, name=name_of(uid) or GUEST_NAME)
@@ -51,7 +81,7 @@ def name_of(uid: int) -> str | None:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         return None
-    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", name) and name != "root" else GUEST_NAME
+    return name if _NAME.fullmatch(name) and name != "root" else GUEST_NAME
 
 
 def _primary_group(uid: int) -> int | None:

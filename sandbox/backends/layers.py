@@ -1,5 +1,6 @@
 """A sandbox's private files on disk: what of it is saved, how, and whether a saved layer fits a spec."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from warmcell.sandbox.backends import trees
 from warmcell.sandbox.backends.files import remove_tree
@@ -19,11 +21,18 @@ from warmcell.sandbox.errors import (
     UnsupportedOperationError,
     WarmcellError,
 )
+from warmcell.sandbox.plain_files import read_plain
 
 ABOUT = "layer.json"
+ABOUT_MAX_BYTES = 2**20
+"""A layer may have come in an archive from anywhere."""
 VERSION = 1
 OVERLAY_PARTS = ("environment", "workspace")
 PLAIN_PARTS = ("tmp", "home", "shm")
+SHARED = "shm"
+"""The plain part through which processes share memory."""
+DEVICES_MAX = 64
+"""Of so many sandboxes the device numbers are known: what was shared before that is most likely shared no more."""
 VOLUME = re.compile(r"volume\d{1,3}", re.ASCII)
 """Names of plain parts that are volumes of an image's."""
 
@@ -61,6 +70,9 @@ class Saved:
 
     path: Path
     bytes: Mapping[str, int]
+    devices: tuple[int, ...] = ()
+    """Numbers that the file system for shared memory had, there and before: whoever knows files by such a number and
+    theirs must not meet others with both, and a new file system counts its files from the beginning."""
 
     def part(self, name: str) -> Path | None:
         """Where a tree of it is, None where it has none."""
@@ -108,7 +120,12 @@ def save(base: int, parts: Parts, target: Path, *, began_with: int) -> None:
         saved = {
             name: _save_part(base, name, part, parts.marks, target, began_with) for name, part in parts.parts.items()
         }
-        about = {"version": VERSION, "fits": dict(parts.fits), "bytes": saved}
+        about = {
+            "version": VERSION,
+            "fits": dict(parts.fits),
+            "bytes": saved,
+            "devices": _devices(base, parts, began_with),
+        }
         with open(os.open(target / ABOUT, trees.CREATE, 0o600), "w") as file:
             json.dump(about, file)
     except BaseException as error:
@@ -116,6 +133,21 @@ def save(base: int, parts: Parts, target: Path, *, began_with: int) -> None:
         if isinstance(error, (OSError, trees.Refused)):
             raise _explain(error) from error
         raise
+
+
+def _devices(base: int, parts: Parts, began_with: int) -> list[int]:
+    """See `Saved.devices`; the last is that of now."""
+    known: list[int] = []
+    if began_with >= 0:
+        with contextlib.suppress(FileNotFoundError), open(os.open(ABOUT, os.O_RDONLY, dir_fd=began_with)) as file:
+            known = _device_numbers(json.load(file))
+    if SHARED in parts.parts:
+        known = [*known, os.stat(parts.parts[SHARED].place, dir_fd=base, follow_symlinks=False).st_dev]
+    return known[-DEVICES_MAX:]
+
+
+def _device_numbers(about: Mapping[str, Any]) -> list[int]:
+    return [int(one) for one in about.get("devices", ())]
 
 
 def _save_part(base: int, name: str, part: Part, marks: str, target: Path, began_with: int) -> int:
@@ -190,18 +222,19 @@ def look_at(path: Path, *, fits: Mapping[str, str]) -> Saved:
         SnapshotIncompatibleError: It is of another spec.
     """
     try:
-        about = json.loads((path / ABOUT).read_text())
+        about = json.loads(read_plain(path / ABOUT, most_bytes=ABOUT_MAX_BYTES))
         version, there = about["version"], dict(about["fits"])
         sizes = {str(name): int(size) for name, size in about["bytes"].items()} if version == VERSION else {}
-        whole = all(stat.S_ISDIR((path / name).lstat().st_mode) for name in sizes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        devices = tuple(_device_numbers(about))
+        whole = all(size >= 0 and stat.S_ISDIR((path / name).lstat().st_mode) for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise _corrupt(path) from None
     if not whole or not all(name in (*OVERLAY_PARTS, *PLAIN_PARTS) or VOLUME.fullmatch(name) for name in sizes):
         raise _corrupt(path)
     if "workspace" not in sizes:
         there, fits = ({name: value for name, value in each.items() if name != "workspace"} for each in (there, fits))
     _compare({"version": version, **there}, {"version": VERSION, **fits})
-    return Saved(path=path, bytes=sizes)
+    return Saved(path=path, bytes=sizes, devices=devices)
 
 
 def _compare(expected: Mapping[str, object], found: Mapping[str, object]) -> None:

@@ -183,7 +183,10 @@ class ProcessBackend:
             "session": True,
             "most_processes": None,
             "mounts": None,
-            "argv": [*init, "--run", str(remains.run), "--guest", str(tree), "--python", spec.python],
+            "argv": [
+                *(*init, "--run", str(remains.run), "--guest", str(tree), "--python", spec.python),
+                *("--umask", f"{spec.files_umask:o}"),
+            ],
             "env": {**environment, MARK: remains.mark},
             "inherit": {"control": [], "files": {}},
         }

@@ -121,6 +121,10 @@ class AsyncSandbox:
         """As `Sandbox.set_tags`."""
         return await self._core.set_terms(tags=dict(tags))
 
+    async def merge_tags(self, tags: Mapping[str, str | None]) -> SandboxInfo:
+        """As `Sandbox.merge_tags`."""
+        return await self._core.set_terms(merge_tags=dict(tags))
+
     async def set_network(self, network: Network) -> SandboxInfo:
         """As `Sandbox.set_network`."""
         return await self._core.set_terms(network=policy_of(network))

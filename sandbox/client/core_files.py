@@ -35,8 +35,17 @@ class CoreFiles:
 
     async def listing(self, path: str, depth: int) -> list[FileInfo]:
         params = {"path": path, "depth": str(depth)}
-        said = await self.calls.call("GET", f"{self.path}/files/list", params=params)
-        return [self._file(one) for one in _api.field(said, "files", list, self.calls.who)]
+        found: list[FileInfo] = []
+        pages: set[str] = set()
+        while True:
+            said = await self.calls.call("GET", f"{self.path}/files/list", params=params)
+            found += [self._file(one) for one in _api.field(said, "files", list, self.calls.who)]
+            if said.get("next") is None:
+                return found
+            params["after"] = _api.field(said, "next", str, self.calls.who)
+            if params["after"] in pages:
+                raise _api.odd(self.calls.who, "the same page comes again")
+            pages.add(params["after"])
 
     async def stat(self, path: str) -> FileInfo:
         return self._file(await self.calls.call("GET", f"{self.path}/files/stat", params={"path": path}))

@@ -33,7 +33,7 @@ class Files:
         return now(self._core.write(path, data, mode))
 
     def list(self, path: str = ".", *, depth: int = 1) -> "builtins.list[FileInfo]":
-        """What is in a folder, and so many levels below it; 10,000 files at most."""
+        """What is in a folder, and so many levels below it: all of it, however much, in pages of 10,000."""
         return now(self._core.listing(path, depth))
 
     def stat(self, path: str) -> FileInfo:

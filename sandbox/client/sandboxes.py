@@ -201,6 +201,10 @@ class Sandbox:
         """Its tags are these from now on."""
         return now(self._core.set_terms(tags=dict(tags)))
 
+    def merge_tags(self, tags: Mapping[str, str | None]) -> SandboxInfo:
+        """These are set, those that are None go, and all others stay, whoever else changes them meanwhile."""
+        return now(self._core.set_terms(merge_tags=dict(tags)))
+
     def set_network(self, network: Network) -> SandboxInfo:
         """What it reaches from now on, as `network` of `Sandbox`; connections of until now end."""
         return now(self._core.set_terms(network=policy_of(network)))

@@ -50,6 +50,17 @@ class GpuInventory(Protocol):
             BackendUnavailableError: It answered with an error; whether the device is free is not known.
         """
 
+    async def free_bytes(self, device: GpuDevice) -> int | None:
+        """How much of the device's memory nobody has at this very moment; never cached. None: it does not tell.
+
+        Called by the engine that parks, before anything comes back. What was there a second ago may be what was just
+        parked.
+
+        Raises:
+            OperationTimeoutError: The driver did not answer.
+            BackendUnavailableError: It answered with an error.
+        """
+
 
 class GpuLeases(Protocol):
     """Who has which GPU; `sandbox.gpus.pool.GpuPool` is the real one."""

@@ -47,7 +47,7 @@ MARGIN_BYTES = GIB // 2
 LINE_MAX = 2**20
 
 LOOKS_S = (0.02, 0.1, 0.5, 0.0)
-"""How long to wait after each look at who is on a device."""
+"""How long to wait after each look at who is on a device, and at what is free there."""
 
 
 class CudaParking:
@@ -218,13 +218,15 @@ class CudaParking:
         self, parked: Parked, devices: Sequence[GpuDevice], *, margin_bytes: int = MARGIN_BYTES
     ) -> None:
         """A restore that finds no room leaves a process in a state that nothing brings it out of."""
-        known = {device.uuid: device for device in await self._inventory.devices()}
+        needed = parked.vram_bytes + min(margin_bytes, parked.vram_bytes)
         for device in devices:
-            now = known.get(device.uuid)
-            if now is None or now.memory_used_bytes is None:
-                continue
-            free = now.memory_total_bytes - now.memory_used_bytes
-            if free < parked.vram_bytes + min(margin_bytes, parked.vram_bytes):
+            for pause_s in LOOKS_S:
+                free = await self._inventory.free_bytes(device)
+                if free is None or free >= needed:
+                    break
+                await asyncio.sleep(pause_s)  # Somebody may have been parked for this one just now.
+            else:
+                assert free is not None
                 raise CapacityError(
                     f"GPU {device.index} has {free / GIB:.1f} GiB free, and the kernel needs "
                     f"{parked.vram_bytes / GIB:.1f} GiB to go on",

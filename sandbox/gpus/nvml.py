@@ -67,6 +67,10 @@ class NvmlInventory:
         """Who computes on `device` now."""
         return await self._in_time(asyncio.create_task(asyncio.to_thread(self._processes, device.uuid)))
 
+    async def free_bytes(self, device: GpuDevice) -> int | None:
+        """What is free of it now."""
+        return await self._in_time(asyncio.create_task(asyncio.to_thread(self._free_bytes, device.uuid)))
+
     def close(self) -> None:
         """Let go of the driver. The next question opens it again."""
         with self._one_at_a_time:
@@ -94,6 +98,10 @@ class NvmlInventory:
     def _processes(self, uuid: str) -> tuple[GpuProcess, ...]:
         with self._one_at_a_time:
             return self._ask(lambda nvml: _processes(nvml, uuid)) or ()
+
+    def _free_bytes(self, uuid: str) -> int | None:
+        with self._one_at_a_time:
+            return self._ask(lambda nvml: int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid)).free))
 
     def _ask(self, question: Callable[[Any], T], *, again: bool = True) -> T | None:
         """Ask, and once more after a failure: the driver may have been reloaded meanwhile.

@@ -47,6 +47,10 @@ class SimulatedInventory:
         """None: nothing can compute on them."""
         return ()
 
+    async def free_bytes(self, device: GpuDevice) -> int | None:
+        """It is made up what is there."""
+        return None
+
 
 def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
     found: list[GpuDevice] = []

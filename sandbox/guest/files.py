@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 LISTED_MAX = 10_000
+LISTED_BYTES = 8 * 2**20
+"""Of one answer, half of what the host reads: names may be long, and have much noted on them."""
 PIECE_BYTES = 256 * 1024
-FILE_MODE = 0o644
+FILE_MODE = 0o666
+"""Of a new one, without the bits of the umask."""
 METADATA = "user.e2b."
 """How the attributes begin in which a file's metadata is kept: as E2B's sandboxes have it."""
 
@@ -99,6 +102,13 @@ def compose(request: Mapping[str, Any]) -> None:
     say(file=told(target))
 
 
+def _umask() -> int:
+    """This process's own, which can only be had by setting another."""
+    found = os.umask(0o077)
+    os.umask(found)
+    return found
+
+
 def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) -> None:
     if request.get("parents", True):
         _make_folder(os.path.dirname(path))
@@ -108,7 +118,7 @@ def _made(path: str, fill: Callable[[int], None], request: Mapping[str, Any]) ->
         mode = stat.S_IMODE(before) if mode is None else mode
     with _replacing(path) as file:
         fill(file)
-        os.fchmod(file, FILE_MODE if mode is None else mode)
+        os.fchmod(file, FILE_MODE & ~_umask() if mode is None else mode)
         for key, value in request.get("metadata", {}).items():
             os.setxattr(file, METADATA + key, value.encode())
 
@@ -140,31 +150,49 @@ def _replacing(path: str) -> Iterator[int]:
 
 
 def listed(request: Mapping[str, Any]) -> None:
-    """What is in a directory, and below it down to a depth; links are not followed."""
-    files: list[dict[str, Any]] = []
+    """What is in a directory, and below it down to a depth, from after a file on; links are not followed."""
     top = full(request["path"])
-    pending = [(top, 1)]
-    while pending:
-        directory, depth = pending.pop(0)
+    start = _place(top, request["after"]) if request.get("after") else ()
+    files: list[dict[str, Any]] = []
+    size = 0
+    for path in _below(top, request.get("depth", 1), start):
+        try:
+            one = told(path)
+        except FileNotFoundError:
+            continue
+        size += len(json.dumps(one))
+        if files and (len(files) >= request.get("limit", LISTED_MAX) or size > LISTED_BYTES):
+            say(files=files, truncated=True)
+            return
+        files.append(one)
+    say(files=files, truncated=False)
+
+
+def _place(top: str, path: str) -> tuple[str, ...]:
+    """The names on the way to a file that was listed."""
+    names = tuple(os.path.relpath(path, top).split("/"))
+    if names[0] in (".", ".."):
+        raise Refused("EINVAL", f"{path} is not below {top}")
+    return names
+
+
+def _below(top: str, depth: int, start: tuple[str, ...]) -> Iterator[str]:
+    """Paths of what comes after a place, the least deep first, else by their names: also where others come and go."""
+    pending: list[tuple[str, ...]] = [()]
+    for parents in pending:
+        directory = os.path.join(top, *parents)
         try:
             names = sorted(os.listdir(directory))
         except OSError:
-            if directory == top:
+            if not parents:
                 raise
             continue
         for name in names:
-            path = os.path.join(directory, name)
-            try:
-                one = told(path)
-            except FileNotFoundError:
-                continue
-            if len(files) == LISTED_MAX:
-                say(files=files, truncated=True)
-                return
-            files.append(one)
-            if one["type"] == "directory" and depth < request.get("depth", 1):
-                pending.append((path, depth + 1))
-    say(files=files, truncated=False)
+            place, path = (*parents, name), os.path.join(directory, name)
+            if (len(place), place) > (len(start), start):
+                yield path
+            if len(place) < depth and os.path.isdir(path) and not os.path.islink(path):
+                pending.append(place)
 
 
 def stated(request: Mapping[str, Any]) -> None:
@@ -406,7 +434,6 @@ def main() -> int:
     """Do what the first line says."""
     import errno
 
-    os.umask(0o022)
     try:
         request = json.loads(sys.stdin.buffer.readline())
         OPERATIONS[request["op"]](request)

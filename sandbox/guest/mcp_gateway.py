@@ -75,11 +75,27 @@ def wanted(config: str, which: Any = shutil.which) -> list[Wanted]:
     """
     try:
         asked = json.loads(config)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Wrong(f"--config is not JSON: {error}") from None
     if not isinstance(asked, dict) or not asked or not all(isinstance(one, dict) for one in asked.values()):
         raise Wrong('--config must be an object that names servers, as in {"time": {}}')
-    return [_one(name, settings, which) for name, settings in asked.items()]
+    found = [_one(name, settings, which) for name, settings in asked.items()]
+    for one in found:
+        _check(one)
+    return found
+
+
+def _check(server: Wanted) -> None:
+    """That it can be handed to a process at all."""
+    texts = "".join((server.name, server.command, server.install, *server.env, *server.env.values()))
+    try:
+        texts.encode()
+    except UnicodeEncodeError:
+        raise Wrong(f"{server.name!r}: its settings have what is no text") from None
+    if "\0" in texts:
+        raise Wrong(f"{server.name!r}: its settings have a null byte")
+    if any(not name or "=" in name for name in server.env):
+        raise Wrong(f"{server.name}: a setting has a name that no variable can have")
 
 
 def _one(name: str, settings: dict[str, Any], which: Any) -> Wanted:
@@ -259,8 +275,11 @@ def _prepared(place: str, server: Wanted) -> str:
     if server.repository:
         directory = os.path.join(place, server.name.replace("/", "-"))
         if not os.path.isdir(directory):
-            clone = ["git", "clone", "--quiet", "--depth", "1", server.repository, directory]
+            whole = directory + ".new"  # It is killed with whoever gives up the command: half of one is none.
+            shutil.rmtree(whole, ignore_errors=True)
+            clone = ["git", "clone", "--quiet", "--depth", "1", server.repository, whole]
             _done(server, clone, None, "it cannot be cloned (sandboxes reach hosts that network.allowOut names)")
+            os.rename(whole, directory)
     if server.install:
         _done(server, ["/bin/bash", "-c", server.install], directory, "its installCmd failed")
     return directory

@@ -15,6 +15,7 @@ from warmcell.sandbox.backends.bubblewrap import binary, plan, rootfs
 from warmcell.sandbox.backends.bubblewrap.rootfs import View
 from warmcell.sandbox.backends.etc import hostname
 from warmcell.sandbox.backends.identity import GUEST_NAME, Identity, name_of
+from warmcell.sandbox.backends.layers import SHARED
 from warmcell.sandbox.backends.places import RUN, run_bytes
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.helper import shown, warden
@@ -66,7 +67,7 @@ def compose(
     asked: Wanted, trees: Mapping[str, int], *, uid: int, gid: int, runtime: str, bwrap: Path
 ) -> dict[str, Any]:
     """What the stage is told; nothing is made yet."""
-    identity = Identity(uid=uid, gid=gid, name=name_of(uid) or GUEST_NAME)
+    identity = Identity(uid=uid, gid=gid, name=asked.user or name_of(uid) or GUEST_NAME)
     view = View(base=Path(runtime) / STAGE, identity=identity, as_root=True)
     view.base.mkdir(mode=0o700, exist_ok=True)
     named = SandboxId(asked.named)
@@ -79,7 +80,8 @@ def compose(
     if asked.private_home:
         rooms.append(("home", asked.home, asked.limits.layer_bytes, "0700"))
     for name, place, size, mode in rooms:
-        view.entries[place] = view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True)
+        devices = asked.devices if name == SHARED else ()
+        view.entries[place] = view.tmpfs(name, size_bytes=_bounded(size), mode=mode, owned=True, devices=devices)
     size = _bounded(run_bytes(asked.limits))
     view.entries[RUN] = view.tmpfs("run", size_bytes=size, mode="0700", owned=True, follow=False)
     if asked.later:
@@ -127,6 +129,7 @@ def compose(
             network="host" if network == "host" else "none",
             home=asked.home,
             python=Path(asked.python),
+            umask=asked.umask,
         ),
         "env": {},
         "inherit": {

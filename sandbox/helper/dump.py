@@ -134,7 +134,7 @@ def dump(
             stopped()
         if not shelf.pages.spare.is_there():
             with contextlib.suppress(OSError, HelperError):
-                shelf.pages.collect()  # While criu is at work: perhaps one of the files that go is of use.
+                shelf.pages.renew_spare()  # While criu is at work: perhaps one of the files that go is of use.
         code = running.wait(timeout_s=criu.DUMP_TIMEOUT_S, needed=tree.is_whole)
         dumped_ms = 1e3 * (time.perf_counter() - began)
         if code != 0:

@@ -212,6 +212,7 @@ class Helper:
             draft.finish()
         draft.close(keep=True)
         compacting.attend(shelf, draft.image)
+        shelf.pages.collect()
 
     def _restore(self, conversation: Conversation) -> None:
         image = conversation.text("image")

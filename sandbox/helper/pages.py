@@ -203,6 +203,13 @@ class Pages:
         """Whether a sandbox of this machine has any of them."""
         return not _mounted().isdisjoint(names)
 
+    def renew_spare(self) -> None:
+        """Keep one file that nobody needs, to be written over. Removes none: that takes long where they are large."""
+        for path in self._idle():
+            if self._keep_spare(path):
+                _forget(path)
+                return
+
     def collect(self) -> None:
         """Remove what no image links and no sandbox has mounted."""
         found = os.listdir(self._path)
@@ -210,22 +217,26 @@ class Pages:
             if name.startswith(NEW_LINK):
                 with self._locked():
                     _unlink(f"{self._path}/{name}")
-        idle = [name for name in found if "." not in name and self._links(name) == 1]
-        mounted = _mounted() if idle else set()
-        for name in idle:
-            with self._locked():
-                if name not in mounted and self._links(name) == 1:
-                    self._retire(f"{self._path}/{name}")
-                    for known in (".json", ".stat"):
-                        _unlink(f"{self._path}/{name}{known}")
+        for path in self._idle():
+            if not self._keep_spare(path):
+                os.unlink(path)
+            _forget(path)
         for name in found:
             if not name.startswith(".") and name.count(".") > 1:  # Begun by somebody who was killed.
                 with self._locked():
                     _unlink(f"{self._path}/{name}")
 
-    def _retire(self, path: str) -> None:
-        if not self.spare.keep(path, length_bytes=summed_bytes(os.stat(path).st_size)):
-            os.unlink(path)
+    def _idle(self) -> Iterator[str]:
+        """Files that no image links and no sandbox has mounted, each locked as long as it is looked at."""
+        idle = [name for name in os.listdir(self._path) if "." not in name and self._links(name) == 1]
+        mounted = _mounted() if idle else set()
+        for name in idle:
+            with self._locked():
+                if name not in mounted and self._links(name) == 1:
+                    yield f"{self._path}/{name}"
+
+    def _keep_spare(self, path: str) -> bool:
+        return self.spare.keep(path, length_bytes=summed_bytes(os.stat(path).st_size))
 
     def _links(self, name: str) -> int:
         """How many there are of a file, which may have gone."""
@@ -307,6 +318,12 @@ def _checksum(path: str) -> str:
 def summed_bytes(size: int) -> int:
     """How much of a page file of this size has anything in it."""
     return size - TAIL_BYTES if size > TAIL_BYTES else size
+
+
+def _forget(path: str) -> None:
+    """What was known of a page file that is gone."""
+    for known in (".json", ".stat"):
+        _unlink(f"{path}{known}")
 
 
 def _unlink(path: str) -> None:

@@ -75,7 +75,7 @@ def unsealed(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             said = json.load(file)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         raise corrupt(f"{os.path.basename(path)} cannot be read")

@@ -12,10 +12,12 @@ import re
 from dataclasses import dataclass
 
 from warmcell.sandbox.backends.bubblewrap.rootfs import ROOT
+from warmcell.sandbox.backends.identity import checked_name
+from warmcell.sandbox.backends.layers import DEVICES_MAX
 from warmcell.sandbox.backends.places import GUEST, IMAGES, RUN
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.helper.problems import HelperError
-from warmcell.sandbox.models import Limits
+from warmcell.sandbox.models import USUAL_UMASK, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ PATH_MAX = 1024
 LINK_MAX = 4000
 TREES_MAX, LINKS_MAX, COVERED_MAX, SKELETON_MAX = 48, 64, 64, 64
 ENTRIES_MAX = 1 << 32
+DEVICE_MAX = (1 << 64) - 1
 SIZE_MAX_BYTES = 1 << 44
 OVERLAYS = ("layer", "changes")
 PRIVATE = ("tmp", "shm", "home")
@@ -86,6 +89,11 @@ class Wanted:
     python: str
     home: str
     private_home: bool
+    user: str
+    """What the guest's user is called; empty: as on the host."""
+    umask: int
+    devices: tuple[int, ...]
+    """Numbers that the device of its shared memory must not have."""
     trees: tuple[Tree, ...]
     overlays: tuple[Overlay, ...]
     fills: tuple[Fill, ...]
@@ -157,6 +165,9 @@ class _Reader:
             python=_path(said["python"]),
             home=home,
             private_home=private_home,
+            user=_user(said.get("user", "")),
+            umask=_number(said.get("umask", USUAL_UMASK), 0o777),
+            devices=_list({"devices": [], **said}, "devices", DEVICES_MAX, lambda one: _number(one, DEVICE_MAX)),
             trees=trees,
             overlays=overlays,
             fills=fills,
@@ -223,6 +234,11 @@ def target(place: object) -> str:
                 hint="Choose another place, outside of /usr and /etc.",
             )
     return path
+
+
+def _user(name: object) -> str:
+    text: str = _is(name, str)
+    return checked_name(text) if text else ""
 
 
 def _limits(said: Mapping[str, Any]) -> Limits:

@@ -220,7 +220,7 @@ def _credentials(connection: socket.socket) -> tuple[int, int]:
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
         raise _bad("That is no JSON object")

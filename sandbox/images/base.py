@@ -1,6 +1,7 @@
 """What builds images: the port of every builder, and what is built and configured."""
 
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,12 +141,12 @@ class Output:
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._rest = ""
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
 
     def line(self, text: str) -> None:
         """A whole line."""
         text = _COLOUR.sub("", text[:LINE_MAX])
-        self._lines = [*self._lines[1 - TAIL_LINES :], text]
+        self._lines.append(text)
         self._tell(text)
 
     def feed(self, content: bytes) -> None:

@@ -1,7 +1,9 @@
 """Where an environment is made: a sandbox that may write to it, and whose commands are a build's steps."""
 
+import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +37,10 @@ class Bench:
         async with self.channel.exec_stream(["/bin/sh", "-c", _AS_USUAL, "sh", *argv], env=env) as process:
             await process.close_stdin()
             async for _, content in process.output():
+                began = time.perf_counter()
                 self.output.feed(content)
+                # What is there already is had without a wait: a flood of it would leave nobody else a turn.
+                await asyncio.sleep(time.perf_counter() - began)
         self.output.end()
         if process.exit_code != 0:
             raise self.output.error(step, f"exit code {process.exit_code}", exit_code=process.exit_code)

@@ -39,7 +39,7 @@ def read(path: Path) -> Environment:
     """
     try:
         told = yaml.safe_load(files.read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # The second: dates and numbers that are none.
         raise InvalidRequestError(f"{path} is no YAML: {' '.join(str(error).split())}", hint="Mend it.") from error
     if not isinstance(told, Mapping) or not isinstance(told.get("dependencies"), list):
         raise InvalidRequestError(f"{path} lists no dependencies", hint="Name an environment.yml of conda's.")

@@ -144,7 +144,7 @@ def read_pyproject(path: Path, groups: Sequence[str]) -> PipInstall:
     """
     try:
         project = tomllib.loads(read_text(path)).get("project")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path} is no TOML: {error}", hint="Mend it.") from error
     project = project if isinstance(project, Mapping) else {}
     optional = project.get("optional-dependencies", {})

@@ -1,6 +1,7 @@
 """A build under way, with all who wait for it."""
 
 import asyncio
+from collections import deque
 
 from warmcell.sandbox.errors import ConflictError
 from warmcell.sandbox.images.base import Tell
@@ -18,13 +19,13 @@ class Job:
     def __init__(self, *, again: bool) -> None:
         self.again = again
         """Whether it takes the place of an image that may be there."""
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._tells: list[Tell] = []
         self._waiting = 0
 
     def say(self, line: str) -> None:
         """A line of output."""
-        self._lines = [*self._lines[1 - KEPT_LINES :], line]
+        self._lines.append(line)
         for tell in self._tells:
             tell(line)
 

@@ -72,7 +72,7 @@ class Pattern:
         host, colon, port = text.rpartition(":")
         if not colon or not port.isascii() or not port.isdigit() or (":" in host and not host.endswith("]")):
             host, port = text, ""
-        if port and not 0 < int(port[:6]) < 65536:
+        if port and not (len(port) <= 5 and 0 < int(port) < 65536):
             raise _no_pattern(text)
         number = int(port) if port else None
         try:

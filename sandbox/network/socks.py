@@ -10,7 +10,7 @@ from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.models import EgressProxy
 from warmcell.sandbox.network import addresses
 from warmcell.sandbox.network.addresses import Address
-from warmcell.sandbox.network.rules import Pattern
+from warmcell.sandbox.network.rules import Pattern, read_host
 from warmcell.sandbox.wire import HIDDEN
 
 WORD_MAX: Final = 255
@@ -56,17 +56,14 @@ class Through:
             InvalidRequestError: It is not of its form.
         """
         place = pattern(proxy)
-        username, password = proxy.username.encode(), (proxy.password or "").encode()
-        if len(username) > WORD_MAX or len(password) > WORD_MAX or (password and not username):
-            raise InvalidRequestError(
-                "The egress proxy's name or password cannot be one",
-                hint=f"{WORD_MAX} bytes each at most, and no password without a name.",
-            )
+        username, password = _word(proxy.username), _word(proxy.password or "")
+        if password and not username:
+            raise InvalidRequestError("The egress proxy has a password without a name", hint="Give a username, too.")
         host: str | Address = place.name or ipaddress.ip_address(place.host)
         if not isinstance(host, str) and (why := addresses.why_not(host)) is not None:
             raise InvalidRequestError(f"The egress proxy has {why}", hint="Name one of the public internet.")
         assert place.port is not None
-        name = proxy.server_name or str(host)
+        name = _host(proxy.server_name) if proxy.server_name else str(host)
         return cls(host, place.port, username, password, proxy.password != HIDDEN, _context(proxy), name)
 
 
@@ -78,6 +75,27 @@ def pattern(proxy: EgressProxy) -> Pattern:
             f"{proxy.address[:80]!r} is no address of a proxy", hint="Write it as proxy.example.com:1080."
         )
     return found
+
+
+def _word(text: str) -> bytes:
+    try:
+        word = text.encode()
+    except UnicodeEncodeError:
+        word = bytes(WORD_MAX + 1)
+    if len(word) > WORD_MAX:
+        raise InvalidRequestError(
+            "The egress proxy's name or password cannot be one", hint=f"{WORD_MAX} bytes of UTF-8 each at most."
+        )
+    return word
+
+
+def _host(name: str) -> str:
+    try:
+        return str(read_host(name))
+    except ValueError:
+        raise InvalidRequestError(
+            f"{name[:80]!r} is no name of a server", hint="Write it as its certificate has it: proxy.example.com."
+        ) from None
 
 
 async def connect(

@@ -291,6 +291,6 @@ def _json(what: dict[str, int]) -> bytes:
 def _object(data: bytes, key: str) -> object:
     try:
         found: object = json.loads(data)[key]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise corrupt("The archive cannot be read") from error
     return found

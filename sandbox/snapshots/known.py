@@ -83,6 +83,8 @@ class Known:
         self._unreadable: dict[SnapshotId, Unreadable] = {}
         self._drafts: dict[SnapshotId, Draft] = {}
         self._claims: dict[SnapshotId, tuple[str, str]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Removals of what nobody finds any more."""
 
     @property
     def unreadable(self) -> Sequence[Unreadable]:

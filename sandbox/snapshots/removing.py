@@ -1,8 +1,13 @@
-"""How snapshots go: by name, by age, for room, or when the last who uses them has let go of them."""
+"""How snapshots go: by name, by age, for room, or when the last who uses them has let go of them.
+
+A snapshot is gone with one rename. To take its gigabytes off the disk takes a while, for which only those wait who have
+asked for the room: a kernel that is saved does not wait for the end of what it was saved as before.
+"""
 
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import SnapshotId
@@ -17,7 +22,10 @@ class Removing(Known):
     """Takes snapshots off the disk, and their images with them."""
 
     async def discard(self, snapshot_id: SnapshotId) -> None:
-        """Remove it as soon as nobody uses it; nobody finds it from now on. One that is gone is no error."""
+        """Remove it as soon as nobody uses it; nobody finds it from now on. One that is gone is no error.
+
+        Its room is free a while later.
+        """
         entry = self._entries.get(snapshot_id)
         if entry is not None and not entry.doomed:
             await finish(self._doom(snapshot_id))
@@ -31,11 +39,11 @@ class Removing(Known):
             SnapshotError: It could not be removed, and is as before.
         """
         if self._unreadable.pop(snapshot_id, None) is not None:
-            await finish(self._discard(snapshot_id))
+            await finish(self._take_away(snapshot_id, await self._hide(snapshot_id)))
             return
         entry = self._entries[self._find_id(snapshot_id)]
         entry.refuse_used("remove")
-        await finish(self._remove(snapshot_id, entry))
+        await finish(self._remove(snapshot_id, entry, wait=True))
 
     async def expire(self) -> list[SnapshotId]:
         """Remove those whose time is over and that nobody uses; their ids."""
@@ -74,7 +82,7 @@ class Removing(Known):
         for one in ids:
             entry = self._entries.get(one)
             if entry is not None and not entry.pins:
-                await finish(self._remove(one, entry))
+                await finish(self._remove(one, entry, wait=True))
                 removed.append(one)
         return removed
 
@@ -88,30 +96,45 @@ class Removing(Known):
             except WarmcellError as error:
                 log.warning("Snapshot %s, which was replaced, could not be removed: %s", snapshot_id, error)
 
-    async def _remove(self, snapshot_id: SnapshotId, entry: Entry) -> None:
+    async def _remove(self, snapshot_id: SnapshotId, entry: Entry, *, wait: bool = False) -> None:
+        """Nobody finds it any more when this is done; with `wait` its room is free as well."""
         if self._entries.pop(snapshot_id, None) is None:
             return  # Somebody else is at it.
         async with entry.lock:
             try:
-                await self._discard(snapshot_id)
-                self.damaged.pop(snapshot_id, None)
+                gone = await self._hide(snapshot_id)
             except WarmcellError:
                 self._entries[snapshot_id] = entry
                 raise
+            self.damaged.pop(snapshot_id, None)
+        rest = asyncio.create_task(self._take_away(snapshot_id, gone))
+        self._leaving.add(rest)
+        rest.add_done_callback(self._leaving.discard)
+        if wait:
+            await rest
 
-    async def _discard(self, snapshot_id: SnapshotId) -> None:
-        """Off the disk, and its image with it. Only the first step can fail."""
+    async def all_gone(self) -> None:
+        """Wait until the room of all that was removed is free."""
+        while self._leaving:
+            await asyncio.wait(self._leaving)
+
+    async def _hide(self, snapshot_id: SnapshotId) -> Path:
+        """It is none any more, also after a crash: where its files are now. All that can fail of a removal."""
         gone = self.root / f".{snapshot_id}.gone"
         try:
             await asyncio.to_thread(directory.hide, self.root / snapshot_id, gone)
         except OSError as error:
             raise disk.failure(error, f"remove snapshot {snapshot_id}") from error
+        return gone
+
+    async def _take_away(self, snapshot_id: SnapshotId, gone: Path) -> None:
+        """Its image, and its files. What of them stays goes when a keeper next starts."""
         if self.on_removed is not None:
             try:
                 await self.on_removed(snapshot_id)
-            except WarmcellError as error:  # An image without a manifest is dropped when the keeper next starts.
+            except WarmcellError as error:
                 log.warning("The image of snapshot %s could not be dropped: %s", snapshot_id, error)
         try:
             await asyncio.to_thread(disk.remove, gone)
-        except OSError as error:  # It is hidden, and goes when the store is next opened.
+        except OSError as error:
             log.warning("Files of snapshot %s could not be removed: %s", snapshot_id, error)

@@ -78,6 +78,7 @@ class SnapshotStore(Removing, Changing):
     async def close(self) -> None:
         """End what runs in the background. Snapshots stay. Idempotent."""
         await self._summing.close()
+        await self.all_gone()
 
     def draft(self, snapshot_id: SnapshotId, *, replace: bool = False) -> Draft:
         """Begin a snapshot: `async with store.draft(new_id()) as draft:`, or `await store.draft(...).begin()`.

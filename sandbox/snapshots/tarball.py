@@ -171,7 +171,7 @@ def _entry(path: bytes, found: os.stat_result, parts: tuple[tuple[int, int], ...
 def _read_entry(member: tarfile.TarInfo, name: str) -> Entry:
     try:
         entry = Entry.from_json(json.loads(member.pax_headers[HEADER]))
-    except (KeyError, ValueError, WarmcellError) as error:
+    except (KeyError, ValueError, RecursionError, WarmcellError) as error:
         raise corrupt(f"The archive says nothing of {name!r} that can be read") from error
     at = 0
     for part in entry.segments:

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.lab import Lab
-from tests.browser.notebook import Notebook
+from tests.browser.notebook import START_TIMEOUT_MS, Notebook
 from tests.leaks import Places
 
 pytestmark = [pytest.mark.browser, pytest.mark.bubblewrap]
@@ -22,6 +22,17 @@ CELLS = (
     "%%remote send=answer get=double\ndouble = 2 * answer\nprint('elsewhere:', double)",
     "print('brought back:', double)",
 )
+
+KEEP_LABELS = """
+window.labels = [];
+new MutationObserver(() => {
+  const label = document.querySelector('.wc-Item-label')?.textContent ?? '';
+  if (label !== labels.at(-1)) {
+    labels.push(label);
+  }
+}).observe(document, { subtree: true, childList: true, characterData: true });
+"""
+"""All that the toolbar says, one after the other."""
 
 
 def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pictures: Path) -> None:
@@ -61,6 +72,26 @@ def test_open_run_restart_pick_and_run_remotely(places: Places, page: Page, pict
         expect(page.locator(".jp-mod-dirty")).to_have_count(0)
         remembered = json.loads(file.read_text())["metadata"]["warmcell"]
         assert remembered == {"gpu": "A100-SXM4-80GB:2", "network": "none", "template": "default"}
+
+
+def test_a_kernel_that_has_started_is_not_said_to_start_again(places: Places, page: Page) -> None:
+    """Between its start and its page's knowing its id, while JupyterLab gives its session the notebook's name."""
+    held: list[Route] = []
+    page.route("**/api/sessions/*", lambda route: held.append(route), times=1)
+    page.add_init_script(KEEP_LABELS)
+    with Lab(places, settings={"prepared": 0}) as lab:
+        lab.kernelspec("plain", "Plain", {"preload": [], "template": "plain"})
+        lab.notebook("plain.ipynb", "print('it works')", kernel="plain", display_name="Plain")
+        with page.expect_request("**/api/sessions/*", timeout=START_TIMEOUT_MS):
+            notebook = Notebook.open(page, lab, "plain.ipynb")
+        notebook.wait_ready()
+        (renaming,) = held
+        assert renaming.request.method == "PATCH"
+        renaming.continue_()
+        notebook.run(0, expected="it works")
+        labels = page.evaluate("window.labels")
+        ready = next(n for n, label in enumerate(labels) if "cold start" in label)
+        assert not [label for label in labels[ready:] if "starting" in label], labels
 
 
 def test_a_policy_of_the_kernelspec_outlives_the_picker(places: Places, page: Page) -> None:

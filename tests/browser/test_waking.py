@@ -17,8 +17,8 @@ PARK_AFTER_S = 6.0
 
 
 def test_typing_has_a_parked_kernel_go_on(places: Places, page: Page) -> None:
-    """Opening its page anew does not. Nothing is run, so the GPU is given back in a while, and more typing does not
-    take it again; the cell does, with the variables.
+    """Opening its page anew does not. Nothing is run, so the GPU is given back in a while, and more typing takes it once
+    more, since the first was a return, and then not again; the cell does, with the variables.
     """
     settings = {"prepared": 0, "simulated_gpus": SIMULATED, "park_after": PARK_AFTER_S, "gpu_yield_after": 0}
     with Lab(places, settings=settings) as lab:
@@ -43,6 +43,9 @@ def test_typing_has_a_parked_kernel_go_on(places: Places, page: Page) -> None:
         expect(second.locator(".jp-OutputArea-output")).to_have_count(0)
         expect(train.item).to_contain_text(parked, timeout=START_TIMEOUT_MS)
         page.keyboard.type(" and another")
+        expect(train.item).not_to_contain_text(parked, timeout=START_TIMEOUT_MS)
+        expect(train.item).to_contain_text(parked, timeout=START_TIMEOUT_MS)
+        page.keyboard.type(", and one more")
         with pytest.raises(AssertionError):
             expect(train.item).not_to_contain_text(parked, timeout=2000)
         train.run(1, expected="count is 1")

@@ -25,7 +25,8 @@ from warmcell.sandbox.models import GpuDevice
 BACKEND = os.environ.get("WARMCELL_CUDA_BACKEND", "process")
 """`bubblewrap` where that works; the carried packages are then to be in the environment itself."""
 
-SETTLED_S = 30.0
+CARRIED = ("LD_LIBRARY_PATH", *(("PYTHONPATH",) if BACKEND == "process" else ()))
+"""What kernels need of this environment: some machines have the driver's libraries where only that variable names them."""
 
 
 @cache
@@ -75,11 +76,14 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def notebook(self, gpu: str | None) -> AsyncIterator[Notebook]:
-        """A kernel with a lease, or without a GPU."""
-        environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")} if BACKEND == "process" else {}
+        """A kernel with a lease, or without a GPU; at the end others can have the GPU."""
+        environment = {name: os.environ[name] for name in CARRIED if name in os.environ}
         spec: dict[str, Any] = {"gpu": gpu, "network": "host", "env": environment}
         async with notebooks.notebook(self.client, self.workspace, **spec) as made:
-            yield made
+            try:
+                yield made
+            finally:
+                await self.client.delete(f"/kernels/{made.kernel_id}")
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from tests.cuda import gpu
 from tests.cuda.gpu import machine, parked
 from tests.integration.snapshots import notebooks
+from tests.integration.snapshots.notebooks import Notebook
 from tests.lanes import absence
 from tests.leaks import Places
 from warmcell.sandbox.errors import UnsupportedOperationError
@@ -41,6 +43,14 @@ SLACK_BYTES = 64 * MIB
 """What the driver itself keeps more or less of on a device."""
 
 
+async def trained(book: Notebook) -> str:
+    """What six steps without a break end in."""
+    assert await book.run(TRAINING) == ""
+    state = await book.run("train(6); print(state())")
+    assert re.fullmatch("[0-9a-f]{64}", state), state
+    return state
+
+
 @pytest.mark.skipif("WARMCELL_CUDA_LANE" not in os.environ, reason="for scripts/cuda-lane: tests/integration has it")
 async def test_the_lane_itself_works_here(places: Places, tmp_path: Path) -> None:
     """A kernel with a GPU that is made up is parked and goes on: keeper, kernel and client are whole."""
@@ -59,11 +69,10 @@ async def test_training_continues_bit_equal(places: Places, tmp_path: Path) -> N
         before = await here.on(device)
         assert before[0] == 0, "somebody else computes there"
         async with here.notebook(device.uuid) as straight:
-            await straight.run(TRAINING)
-            expected = await straight.run("train(6); print(state())")
+            expected = await trained(straight)
         async with here.notebook(device.uuid) as book:
-            await book.run(TRAINING)
-            await book.run("train(3)")
+            assert await book.run(TRAINING) == ""
+            assert await book.run("train(3)") == ""
             assert (await here.on(device))[0] == 1
             info = await parked(book)
             assert info["parked"]["vram_bytes"] > 0
@@ -146,12 +155,11 @@ async def test_torch_moves_what_the_driver_cannot(places: Places, tmp_path: Path
     async with machine(places, tmp_path, park_with_torch=True, gpu_wait=0) as here:
         for device in [each for each in await here.inventory.devices() if each.mig] or [(await here.whole())[0]]:
             async with here.notebook(device.uuid) as straight:
-                await straight.run(TRAINING)
-                expected = await straight.run("train(6); print(state())")
+                expected = await trained(straight)
             async with here.notebook(device.uuid) as book:
-                await book.run(MANAGED)
-                await book.run(TRAINING)
-                await book.run("train(3); big = torch.ones(2**28, device='cuda'); view = big[::2]")
+                assert await book.run(MANAGED) == ""
+                assert await book.run(TRAINING) == ""
+                assert await book.run("train(3); big = torch.ones(2**28, device='cuda'); view = big[::2]") == ""
                 told = (await parked(book))["parked"]
                 assert told["vram_bytes"] > 2**30
                 if told["by"] == "driver":

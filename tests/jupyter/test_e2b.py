@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import socketserver
 import ssl
@@ -22,6 +23,7 @@ import pytest
 import trustme
 
 from benchmarks.server import JupyterServer
+from tests.jupyter.e2b import page
 from tests.jupyter.e2b.packages import BETWEEN, NEWEST, OLDEST, ONCE, environment, scenario_names
 from tests.leaks import Places, own_places
 from warmcell.extension.server.e2b.handler import PREFIX
@@ -42,6 +44,15 @@ VERSIONS, VERSIONS_OF_ONCE = (
 RESULTS = "WARMCELL_E2B_RESULTS"
 """A file that gets a line of JSON for each scenario that has run: what scripts/e2b-versions makes its table of."""
 
+METHOD = re.compile(r'"method": "(\w+)"')
+URL = re.compile(r'"url": f?"([^"]+)"')
+CONNECT = re.compile(r'name="(\w+)"')
+VARIABLE = re.compile(r"\bE2B_[A-Z_]+\b")
+NAMED = re.compile(r"\{\w+\}")
+FIELD = re.compile(r'(?:field_dict\["|^ {16}")(\w+)"(?:\]|: )', re.MULTILINE)
+MODELS = ("new_sandbox*", "connect_sandbox*", "sandbox", "sandbox_*", "listed_sandbox", "snapshot_info", "error")
+"""Of the newest package, what has to do with sandboxes; templates, volumes and secrets are 501 as a whole."""
+
 DOMAIN = "sandboxes.test"
 END_TIMEOUT_S = 120
 GPUS = [{"name": "L4", "memory": "24GiB", "count": 1}]
@@ -54,6 +65,7 @@ def home() -> Iterator[Places]:
         config = made.root / "jupyter" / "config"
         config.mkdir(parents=True)
         lines = ["c.Warmcell.backend = 'bubblewrap'", "c.Warmcell.keeper_idle_s = 0.2", "c.Warmcell.prepared = 0"]
+        lines += ["c.Warmcell.e2b_public_ports = True"]
         lines += [f"c.Warmcell.simulated_gpus = {GPUS!r}", "c.Warmcell.gpu_wait = 0.0"]
         lines += ["c.Warmcell.egress_allowed = c.Warmcell.egress_principals = ['*.example.com', '198.41.0.4:53']"]
         (config / "jupyter_warmcell_config.py").write_text("\n".join(lines))
@@ -196,6 +208,32 @@ def test_a_gateway_that_its_sandbox_has_noted_itself_opens_nothing(server: dict[
         http.delete(path).raise_for_status()
 
 
+def test_each_call_and_field_of_the_newest_client_has_a_row() -> None:
+    """What it can say and what it can be told, by its own package, is on the page: nothing is forgotten."""
+    package = environment(*NEWEST) / "e2b"
+    said = " ".join(what for what, _ in page.rows(page.PAGE.read_text()))
+    calls = {
+        f"{method.upper()} {path}"
+        for text in texts(package / "api" / "client" / "api", "*/*.py")
+        for method, path in zip(METHOD.findall(text), URL.findall(text), strict=True)
+    }
+    for service in ("process", "filesystem"):
+        methods = CONNECT.findall((package / "envd" / service / f"{service}_connect.py").read_text())
+        calls |= {f"{service}.{service.title()}/{name}" for name in methods}
+    variables = set(VARIABLE.findall((package / "connection_config.py").read_text()))
+    assert (len(calls), len(variables)) > (60, 8)
+    plain = re.sub(r"\{\w+\}", "{}", said)
+    assert not {call for call in calls if f"`{re.sub(NAMED, '{}', call)}`" not in plain}
+    fields = {
+        name
+        for model in MODELS
+        for text in texts(package / "api" / "client" / "models", f"{model}.py")
+        for name in FIELD.findall(text)
+    }
+    assert len(fields) > 50
+    assert not {name for name in fields | variables if f"`{name}`" not in said}
+
+
 @pytest.mark.parametrize("client", VERSIONS_OF_ONCE, indirect=True, scope="module")
 @pytest.mark.parametrize("name", ONCE)
 def test_what_takes_seconds_works(client: Client, name: str) -> None:
@@ -335,6 +373,11 @@ def test_who_may_only_look_gets_no_token_that_runs_code(server: dict[str, str], 
             assert http.post(f"{path}/fork", json={}, headers=looks).status_code == 403
             assert http.post(f"{path}/connect", json={"timeout": 1}, headers=runs).json()["envdAccessToken"]
         keeper.delete("/principals/bea")
+
+
+def texts(directory: Path, pattern: str) -> Iterator[str]:
+    """The files of a package."""
+    return (file.read_text() for file in directory.glob(pattern))
 
 
 def signed_url(token: str, path: str) -> str:

@@ -124,6 +124,24 @@ async def test_a_stopped_server_leaves_its_kernels_to_the_next(places: Places) -
             assert (await second.http.get("/warmcell/api/v1/sandboxes")).json()["sandboxes"] == []
 
 
+async def test_a_session_under_a_path_of_its_own_is_its_notebooks(places: Places) -> None:
+    """JupyterLab begins each under a random path and renames it a moment later: a page that looks meanwhile for the
+    sandbox of its notebook finds it all the same.
+    """
+    async with server_of(places) as server:
+        (server.root / "sub").mkdir()
+        (server.root / "sub" / "work.ipynb").write_text(json.dumps(EMPTY))
+        place = str(server.root / "sub" / "work.ipynb")
+        body = {"name": "work.ipynb", "type": "notebook", "kernel": {"name": "warmcell"}}
+        made = (await server.http.post("/api/sessions", json={**body, "path": "sub/3e5f"})).json()
+        kernel_id = made["kernel"]["id"]
+        assert (await server.sandbox(kernel_id))["notebook"] == place
+        for change in ({"path": "sub/work.ipynb"}, {"name": "work.ipynb"}):
+            await server.http.patch(f"/api/sessions/{made['id']}", json=change)
+            assert (await server.sandbox(kernel_id))["notebook"] == place
+        await server.delete_kernel(kernel_id)
+
+
 async def test_the_servers_culler_suspends_ours_and_ends_others(places: Places) -> None:
     """An idle Warmcell kernel is suspended once and goes on with its next cell; a plain one is culled as ever."""
     configure_culler(places)

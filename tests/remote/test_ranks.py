@@ -218,8 +218,21 @@ async def test_a_function_runs_on_ranks(kernel: Kernel) -> None:
     assert "c.Warmcell" not in (await kernel.run("warmcell.remote(n=0)")).error
 
 
+async def displays(kernel: Kernel, *, until: str) -> dict[str, list[str]]:
+    """What is displayed, by the request of the cell that shows it, until such a request has been worked off."""
+    found: dict[str, list[str]] = {}
+    while True:
+        message = await kernel.client.get_iopub_msg(timeout=60)
+        cell, content = message["parent_header"].get("msg_id", ""), message["content"]
+        if message["msg_type"] in ("display_data", "update_display_data"):
+            found.setdefault(cell, []).append(content["data"]["text/plain"])
+        assert message["msg_type"] != "error", content
+        if cell == until and content.get("execution_state") == "idle":
+            return found
+
+
 async def test_a_function_shows_what_is_sent_and_comes_back(kernel: Kernel) -> None:
-    """As a cell does, once that takes long; those that were submitted show nothing, as they are not waited for."""
+    """As a cell does, once that takes long; for what was submitted in that cell, though others run by then."""
     await kernel.run(
         "import sys, warmcell, numpy as np\n"
         "magic = get_ipython().magics_manager.magics['cell']['remote'].__self__\n"
@@ -232,7 +245,12 @@ async def test_a_function_shows_what_is_sent_and_comes_back(kernel: Kernel) -> N
     assert any(line.startswith("Bringing back: ") for line in shown_to), shown_to
     mapped = await kernel.run("big += 1; assert [one[0] for one in back.map([big, big + 1])] == [2, 3]")
     assert any("Sending: " in str(data) for data in mapped.data), mapped
-    assert (await kernel.run("assert back.submit(big + 5).result(60)[0] == 7")).data == []
+    # It waits its turn until its cell has ended and the next one runs.
+    submits = kernel.client.execute("turn = back._turn.acquire()\nfuture = back.submit(big + 5)")
+    awaits = kernel.client.execute("back._turn.release()\nassert future.result(60)[0] == 7")
+    shown_by = await displays(kernel, until=awaits)
+    assert {"Sending", "Bringing back"} == {line.partition(":")[0] for line in shown_by.pop(submits)}
+    assert shown_by == {}
     await kernel.run("ours.output.SHOWN_AFTER_S, ours.fanout.TICK_S = 1.0, 0.1")
 
 

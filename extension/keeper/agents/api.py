@@ -31,6 +31,7 @@ LISTED_MAX = 1000
 TAGS_MAX, TAG_MAX = 64, 1024
 TLS_PORTS_MAX = 64
 TERMS = ("timeout_s", "on_timeout", "auto_resume", "keeps_memory", "tags", "port_host", "tls_ports")
+MERGE = "merge_tags"
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]|\$\{PORT\}){1,253}(?::(?:[0-9]{1,5}|\$\{PORT\}))?")
 
@@ -295,11 +296,32 @@ def terms_of(body: Mapping[str, Any]) -> Terms:
     return terms
 
 
-def changes_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Which terms a request changes, and to what; raises InvalidRequestError."""
+def changes_of(body: Mapping[str, Any], terms: Terms | None = None) -> dict[str, Any]:
+    """Which terms a request changes, and to what. Whoever awaits nothing from then on loses no other's change.
+
+    Args:
+        body: Terms by their names; `merge_tags` has tags that are set, and with null those that go.
+        terms: What the sandbox has until now. None: it is not kept on terms.
+
+    Raises:
+        InvalidRequestError: It makes no sense.
+    """
+    if MERGE in body:
+        body = {**body, "tags": _merged(body, {} if terms is None else terms.tags)}
+        del body[MERGE]
     _known(body)
     wanted = terms_of(body)
     return {name: getattr(wanted, name) for name in body}
+
+
+def _merged(body: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, str]:
+    if "tags" in body:
+        raise InvalidRequestError(f"`tags` replaces all of them, and `{MERGE}` some", hint="Give one of the two.")
+    given = body[MERGE]
+    if not isinstance(given, dict):
+        raise InvalidRequestError(f"`{MERGE}` must be an object", hint='As in {"NAME": "value", "OTHER": null}.')
+    new = checks.strings({MERGE: {name: value for name, value in given.items() if value is not None}}, MERGE)
+    return {**{name: value for name, value in tags.items() if name not in given}, **new}
 
 
 def selected(infos: list[SandboxInfo], handler: JsonHandler) -> tuple[list[SandboxInfo], str | None]:
@@ -338,7 +360,7 @@ def _place(cursor: str) -> tuple[float, str]:
     try:
         at, sandbox_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return float(at), str(sandbox_id)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidRequestError("`after` is no cursor", hint="Give the `next` of the page before.") from error
 
 

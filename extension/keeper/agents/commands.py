@@ -322,7 +322,8 @@ def _input(body: Mapping[str, Any]) -> bytes:
 def _gone(box: LiveSandbox, error: errors.WarmcellError) -> errors.WarmcellError:
     """Why a command's stream broke, in terms of its sandbox where that is the reason."""
     if isinstance(error, errors.TransportError):
-        why = "was suspended or restored" if box.info.state in ("suspended", "suspending", "resuming") else "has ended"
+        sleeps = box.info.state in ("suspended", "suspending", "resuming")
+        why = "was suspended or restored" if sleeps else "was killed or reached its end of life"
         return errors.ConflictError(f"The sandbox {why}, which ends its commands", hint=AGAIN)
     return error
 

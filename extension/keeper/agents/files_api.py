@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 
 from warmcell.extension.keeper.agents import checks
 from warmcell.extension.keeper.agents.agents import Agents
-from warmcell.extension.keeper.agents.files_told import MODE_MAX, refused, told
+from warmcell.extension.keeper.agents.files_told import MODE_MAX, place, refused, told
 from warmcell.extension.keeper.http import JsonHandler
 from warmcell.extension.pace import Pace
 from warmcell.sandbox import errors
@@ -28,6 +28,7 @@ MAX_BODY_BYTES = 64 * 2**30
 
 HEAD_MAX_BYTES = 16 * 2**20
 DEPTH_MAX = 100
+LISTED_MAX = 10_000
 PATH_MAX = 4096
 PARTS_MAX = 10_000
 METADATA_KEY = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
@@ -121,6 +122,10 @@ class FilesHandler(JsonHandler):
         request: dict[str, Any] = {"op": verb, "path": self._path()}
         if verb == "list":
             request["depth"] = int(checks.number(self.get_query_argument("depth", "1"), "depth", most=DEPTH_MAX))
+            limit = checks.number(self.get_query_argument("limit", str(LISTED_MAX)), "limit", most=LISTED_MAX)
+            request["limit"] = max(1, int(limit))
+            if after := self.get_query_argument("after", ""):
+                request["after"] = checked_path(place(after))
             self.answer(await self._done(sandbox_id, request))
         else:
             request["follow"] = self.get_query_argument("follow", "0") == "1"

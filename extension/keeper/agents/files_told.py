@@ -1,5 +1,6 @@
 """What a guest says of a sandbox's files: believed as far as it is of the form that it should have."""
 
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,11 @@ def told(op: str, head: Mapping[str, Any]) -> dict[str, Any]:
             files = head.get("files")
             if not isinstance(files, list):
                 raise _no_file(files)
-            return {"files": [_file(one) for one in files], "truncated": head.get("truncated") is True}
+            found = [_file(one) for one in files]
+            return {
+                "files": found,
+                "next": cursor(found[-1]["path"]) if found and head.get("truncated") is True else None,
+            }
         case "unpack":
             return {"files": whole_number(head, "files")}
         case "room":
@@ -59,6 +64,19 @@ def told(op: str, head: Mapping[str, Any]) -> dict[str, Any]:
         case "mkdir":
             return {"file": _file(head.get("file")), "created": head.get("created") is True}
     return {"file": _file(head.get("file"))}
+
+
+def cursor(path: str) -> str:
+    """Where the next page of a listing begins: a path may have bytes that are no text, which no query could say."""
+    return base64.urlsafe_b64encode(path.encode(errors="surrogatepass")).decode().rstrip("=")
+
+
+def place(after: str) -> str:
+    """The path that a cursor was made of; raises InvalidRequestError."""
+    try:
+        return base64.urlsafe_b64decode(after + "=" * (-len(after) % 4)).decode(errors="surrogatepass")
+    except ValueError as error:
+        raise errors.InvalidRequestError("`after` is no cursor", hint="Give the `next` of the page before.") from error
 
 
 def _file(told: object) -> dict[str, Any]:

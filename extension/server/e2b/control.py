@@ -35,7 +35,8 @@ async def create(request: E2bHandler) -> None:
     key = request.request.headers.get("Idempotency-Key")
     if key is not None and not _KEY.fullmatch(key):
         raise InvalidRequestError("Idempotency-Key must be 1 to 255 of A-Z, a-z, 0-9, _ and -", hint="Take a UUID.")
-    wanted = shapes.new_sandbox(await request.body_stream.fields(), internet=_internet(request))
+    public = bool(request.settings.get("warmcell_e2b_public_ports"))
+    wanted = shapes.new_sandbox(await request.body_stream.fields(), internet=_internet(request), public=public)
     body: dict[str, Any] = {"terms": wanted.terms}
     snapshot = None if wanted.usual else await _snapshot(request, wanted.name)
     if snapshot is not None:
@@ -47,6 +48,7 @@ async def create(request: E2bHandler) -> None:
             await _check_image(request, wanted.name)
         body["spec"] = {
             "env": dict(wanted.env),
+            "user": shapes.USER,
             **({"network": wanted.network} if wanted.network else {}),
             **({"gpu": wanted.gpu} if wanted.gpu else {}),
             **({} if wanted.usual else {"image": wanted.name}),

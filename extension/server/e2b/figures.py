@@ -17,7 +17,7 @@ async def metrics(request: E2bHandler) -> None:
     """What it uses. Processors are counted since it was asked before, or since it was made."""
     info = await info_in(request)
     sample = await metric_of(request, info)
-    begin, end = (_time(request, name) for name in ("start", "end"))
+    begin, end = (_whole(request, name) for name in ("start", "end"))
     late = begin is not None and sample["timestampUnix"] < begin
     request.answer([] if late or (end is not None and sample["timestampUnix"] > end) else [sample])
 
@@ -35,18 +35,25 @@ async def logs(request: E2bHandler) -> None:
     info = await info_in(request)
     done = await request.keeper.ask("GET", f"/sandboxes/{info['id']}/commands")
     entries = shapes.log_entries([one for one in done["commands"] if not one["tag"].startswith("e2b.")])
-    if request.request.path.rpartition("/v2/")[1]:
+    newer = bool(request.request.path.rpartition("/v2/")[1])
+    entries = shapes.asked_of_log(
+        entries,
+        since_ms=_whole(request, "cursor" if newer else "start"),
+        most=_whole(request, "limit"),
+        **({name: request.argument(name) or "" for name in ("direction", "level", "search")} if newer else {}),
+    )
+    if newer:
         request.answer({"logs": entries})
     else:
         lines = [{"timestamp": entry["timestamp"], "line": entry["message"]} for entry in entries]
         request.answer({"logs": lines, "logEntries": entries})
 
 
-def _time(request: E2bHandler, name: str) -> int | None:
-    """A Unix time of the query, in seconds."""
+def _whole(request: E2bHandler, name: str) -> int | None:
+    """A whole number of the query: a Unix time, or how many."""
     asked = request.argument(name)
-    if asked is not None and not re.fullmatch(r"[0-9]{1,12}", asked):
-        raise InvalidRequestError(f"{name} must be a Unix time", hint="In whole seconds.")
+    if asked is not None and not re.fullmatch(r"[0-9]{1,15}", asked):
+        raise InvalidRequestError(f"{name} must be a whole number", hint="Times are Unix times.")
     return None if asked is None else int(asked)
 
 

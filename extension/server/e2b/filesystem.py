@@ -47,7 +47,7 @@ async def list_dir(request: E2bHandler, message: Fields) -> Mapping[str, Any]:
     depth = message.whole("depth", most=DEPTH_MAX) or 1
     params = {"path": path_of(message), "depth": str(depth)}
     found = await request.keeper.ask("GET", _at(request, "list"), params=params)
-    if found["truncated"]:
+    if found["next"] is not None:
         raise UnsupportedOperationError(
             f"There are more files than {len(found['files'])}", hint="List with a smaller depth, or its directories."
         )

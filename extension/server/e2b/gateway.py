@@ -46,9 +46,8 @@ async def note(request: "E2bHandler", env: Mapping[str, str]) -> None:
     path, token = f"/sandboxes/{request.sandbox_id}", env.get(TOKEN_VARIABLE, "")
     if not token:  # The gateway says so.
         return
-    tags = (await request.keeper.ask("GET", path))["terms"]["tags"]
     noted = request.keys.gateway(request.sandbox_id, request.keeper.token_id, token)
-    await request.keeper.ask("PATCH", path, {"tags": {**tags, GATEWAY_TAG: noted}})
+    await request.keeper.ask("PATCH", path, {"merge_tags": {GATEWAY_TAG: noted}})
 
 
 async def visitor(request: "E2bHandler") -> dict[str, str] | None:

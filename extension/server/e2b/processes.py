@@ -6,16 +6,13 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
-from warmcell.extension.server.e2b import gateway
+from warmcell.extension.server.e2b import gateway, shapes
 from warmcell.extension.server.e2b.calls import client_stream, paced, ping_s, server_stream, timeout_s, unary
 from warmcell.extension.server.e2b.fields import Fields
 from warmcell.extension.server.e2b.framing import Code, ConnectError
 from warmcell.extension.server.e2b.handler import E2bHandler, Verb
 from warmcell.sandbox import errors
 from warmcell.sandbox.errors import InvalidRequestError, NotFoundError
-
-USER: Final = "user"
-"""What clients call the one user that a sandbox has."""
 
 KILL_WAIT_S: Final = "10"
 SIGNALS: Final[Mapping[str, int]] = {"SIGNAL_SIGTERM": signal.SIGTERM, "SIGNAL_SIGKILL": signal.SIGKILL}
@@ -127,7 +124,7 @@ def check_user(request: E2bHandler, named: str = "", *, also: str = "") -> None:
             asked = base64.b64decode(encoded, validate=True).decode().partition(":")[0]
         except (binascii.Error, ValueError):
             raise InvalidRequestError("The Authorization header is not of its form", hint="Leave it out.") from None
-    if asked not in ("", USER, also):
+    if asked not in ("", shapes.USER, also):
         raise InvalidRequestError(f"There is no user {asked!r} in a sandbox", hint="Leave `user` out.")
 
 

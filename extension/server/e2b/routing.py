@@ -63,5 +63,6 @@ def add_to(application: Application, base_url: str, config: Warmcell, *, alone: 
     hosts = hosts_of(config.port_domain, alone=alone)
     application.settings["warmcell_e2b_hosts"] = hosts
     application.settings["warmcell_e2b_internet"] = config.e2b_internet
+    application.settings["warmcell_e2b_public_ports"] = config.e2b_public_ports
     application.settings["warmcell_patience_s"] = config.stalled_after
     application.add_handlers(".*$", [Rule(E2bMatcher(base_url, hosts), E2bHandler, {"verbs": VERBS})])

@@ -19,8 +19,14 @@ USUAL_TEMPLATES: Final = ("base", "code-interpreter-v1", "code-interpreter", "mc
 SANDBOX_VARIABLE: Final = "E2B_SANDBOX"
 """Code sees by it where it runs, and kernels show the data of tables and charts, too."""
 
+USER: Final = "user"
+"""What clients call the one user that a sandbox has; programs look for its home in /home/user."""
+
 GPU_METADATA: Final = "gpu"
 TEMPLATE_TAG: Final = "e2b.template"
+PUBLIC_TAG: Final = "e2b.public"
+"""Whether everybody who has the address may use the sandbox's ports, where the operator lets sandboxes do that."""
+
 GATEWAY_TAG: Final = "e2b.gateway"
 """Which token opens the sandbox's MCP gateway, as `Keys.gateway` has it."""
 
@@ -29,6 +35,10 @@ TIMEOUT_MAX_S: Final = 10 * 365 * 86400
 ALL_TRAFFIC: Final = ("0.0.0.0/0", "::/0")
 OWN_PORTS: Final = (49983, 49999)
 """Of envd and the code interpreter; nothing of the sandbox's listens there."""
+
+LEVELS: Final = ("debug", "info", "warn", "error")
+LOGS_MAX: Final = 1000
+"""Entries of a log in one answer."""
 
 MIB: Final = 2**20
 NEVER_S: Final = TIMEOUT_MAX_S
@@ -54,15 +64,16 @@ class NewSandbox:
         return self.name in USUAL_TEMPLATES
 
 
-def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
+def new_sandbox(body: Fields, *, internet: bool = False, public: bool = False) -> NewSandbox:
     """Read a request.
 
     Args:
         body: Of the request.
         internet: Whether sandboxes reach everything that may be reached where nothing else is said.
+        public: Whether a sandbox's ports may be opened to everybody.
 
     Raises:
-        InvalidRequestError: It is not of E2B's form.
+        InvalidRequestError: It is not of E2B's form, or asks for more than the operator allows.
         UnsupportedOperationError: It asks for something that is not there; nothing was made.
     """
     template = body.text("templateID", most=256)
@@ -74,20 +85,28 @@ def new_sandbox(body: Fields, *, internet: bool = False) -> NewSandbox:
     if any(key.startswith("e2b.") for key in metadata):
         raise InvalidRequestError("metadata may not begin with e2b.", hint="Take another key.")
     name, _, gpu = template.partition(":")
+    network = body.message("network") or Fields({})
+    opened = network.flag("allowPublicTraffic") is True
+    if opened and not public:
+        raise InvalidRequestError(
+            "Ports of sandboxes are not for everybody here",
+            hint="Leave allow_public_traffic out and send E2b-Traffic-Access-Token, or ask whoever runs the server "
+            "for c.Warmcell.e2b_public_ports.",
+        )
     resume = body.message("autoResume")
     return NewSandbox(
         template=template,
         name=name,
         gpu=metadata.get(GPU_METADATA) or gpu or None,
         env={SANDBOX_VARIABLE: "true", **body.mapping("envVars")},
-        network=policy(body, body.message("network") or Fields({}), internet=internet),
+        network=policy(body, network, internet=internet),
         terms={
             "timeout_s": timeout_of(body) or TIMEOUT_S,
             "on_timeout": "suspend" if body.flag("autoPause") else "kill",
             "keeps_memory": body.flag("autoPauseMemory") is not False,
             "auto_resume": bool(resume is not None and resume.flag("enabled")),
-            "tags": {**metadata, TEMPLATE_TAG: template},
-            **_of_ports(body.message("network") or Fields({})),
+            "tags": {**metadata, TEMPLATE_TAG: template, **({PUBLIC_TAG: "true"} if opened else {})},
+            **_of_ports(network),
         },
     )
 
@@ -189,12 +208,18 @@ def shown_policy(info: Mapping[str, Any]) -> dict[str, Any]:
         "network": {
             "allowOut": [] if everything else list(egress["allow"]),
             "denyOut": [*([] if everything else ALL_TRAFFIC[:1]), *egress["deny"]],
+            "allowPublicTraffic": is_public(info),
             **({"dnsServers": list(egress["name_servers"])} if egress.get("name_servers") else {}),
             **({"egressProxy": _shown_proxy(egress["through"])} if egress.get("through") else {}),
             **({"maskRequestHost": terms["port_host"]} if terms["port_host"] else {}),
             **({"httpsPorts": list(terms["tls_ports"])} if terms["tls_ports"] else {}),
         },
     }
+
+
+def is_public(info: Mapping[str, Any]) -> bool:
+    """Whether it was asked for with ports that are for everybody."""
+    return bool((info.get("terms") or {"tags": {}})["tags"].get(PUBLIC_TAG) == "true")
 
 
 def _shown_proxy(through: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +318,43 @@ def metric(sample: Mapping[str, Any], before: Mapping[str, Any], layer_bytes: fl
         "diskUsed": int(disk_used or 0),
         "diskTotal": int(disk_total or 0),
     }
+
+
+def asked_of_log(
+    entries: Sequence[dict[str, Any]],
+    *,
+    since_ms: int | None = None,
+    most: int | None = None,
+    direction: str = "",
+    level: str = "",
+    search: str = "",
+) -> list[dict[str, Any]]:
+    """Those of a log's entries, the oldest first, that a request asks for.
+
+    Args:
+        entries: All.
+        since_ms: The Unix time in milliseconds from which on; the other way up to which.
+        most: How many at most; no more than `LOGS_MAX`.
+        direction: `forward`, as without it, or `backward`: the newest first.
+        level: The least: `debug`, `info`, `warn` or `error`. Empty: all.
+        search: What they say, or their fields.
+
+    Raises:
+        InvalidRequestError: There is no such direction or level.
+    """
+    if direction not in ("", "forward", "backward") or level not in ("", *LEVELS):
+        raise InvalidRequestError(
+            "direction or level is none", hint=f"Take forward or backward, and one of {', '.join(LEVELS)}."
+        )
+    backward, least = direction == "backward", LEVELS.index(level) if level else 0
+    found = []
+    for entry in reversed(entries) if backward else entries:
+        at_ms = round(datetime.datetime.fromisoformat(entry["timestamp"]).timestamp() * 1000)
+        beyond = since_ms is not None and (at_ms > since_ms if backward else at_ms < since_ms)
+        said = (entry["message"], *entry["fields"].values())
+        if not beyond and LEVELS.index(entry["level"]) >= least and any(search in text for text in said):
+            found.append(entry)
+    return found[: min(LOGS_MAX if most is None else most, LOGS_MAX)]
 
 
 def log_entries(commands: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@
  */
 import type { PartialJSONObject } from '@lumino/coreutils';
 
-import type { IChoice, IGpu, IGpuDevice, ILease, ISandboxInfo, IWaiting, Network } from '../tokens';
+import type { IChoice, IGpu, IGpuDevice, ILease, ISandboxInfo, IWaiting, Network } from '../forms';
 
 export const METADATA_KEY = 'warmcell';
 

@@ -1,7 +1,7 @@
 /*
  * Signs that a cell is about to be run. Pure.
  */
-import type { ISandboxInfo } from '../tokens';
+import type { ISandboxInfo } from '../forms';
 
 /** What of a key press matters here. */
 export type IKey = Pick<KeyboardEvent, 'key' | 'ctrlKey' | 'metaKey' | 'altKey'>;
@@ -12,7 +12,10 @@ const SILENT: ReadonlySet<string> = new Set([
   ...['Escape', 'ContextMenu', 'PrintScreen', 'Pause']
 ]);
 
-/** Whether a key that was pressed in code is for writing or running it; other shortcuts are not. */
+/** Whoever has not touched a notebook for so long, and does, has come back to it. */
+export const AWAY_MS = 120_000;
+
+/** Whether a key is for writing, running, or getting about in a notebook; other shortcuts are not: they may leave it. */
 export function isWriting({ key, ctrlKey, metaKey, altKey }: IKey): boolean {
   // Where there is AltGr it is told as both.
   const isShortcut = metaKey || ctrlKey !== altKey;
@@ -20,28 +23,42 @@ export function isWriting({ key, ctrlKey, metaKey, altKey }: IKey): boolean {
 }
 
 /**
- * Tells that a cell is likely to come: once for each time that the kernel was parked.
+ * Tells that a cell is likely to come: when somebody comes back to the notebook, and when code is written, once for each
+ * time that the kernel was parked.
  */
 export class EarlyWake {
   /**
    * @param wake - Ask the server; whatever it says, the cell does what a cell does.
+   * @param now - Milliseconds of a clock that only goes forward.
    */
-  constructor(wake: (sandboxId: string) => Promise<void>) {
+  constructor(
+    wake: (sandboxId: string, returned: boolean) => Promise<void>,
+    now: () => number = () => performance.now()
+  ) {
     this._wake = wake;
+    this._now = now;
   }
 
-  /** There was a sign in the notebook whose kernel has this sandbox. */
-  sign(sandbox: ISandboxInfo | null): void {
+  /** Somebody pressed something in the notebook whose kernel has this sandbox, `inCode` or elsewhere. */
+  touch(sandbox: ISandboxInfo | null, inCode: boolean): void {
+    const now = this._now();
+    const returned = now - this._touched >= AWAY_MS;
+    this._touched = now;
     if (sandbox?.state !== 'running' || sandbox.parked === null) {
       return;
     }
     const parking = `${sandbox.id} ${sandbox.parked.since}`;
-    if (parking !== this._told) {
+    const writes = inCode && parking !== this._told;
+    if (writes) {
       this._told = parking;
-      this._wake(sandbox.id).catch(() => undefined);
+    }
+    if (returned || writes) {
+      this._wake(sandbox.id, returned).catch(() => undefined);
     }
   }
 
-  private readonly _wake: (sandboxId: string) => Promise<void>;
+  private readonly _wake: (sandboxId: string, returned: boolean) => Promise<void>;
+  private readonly _now: () => number;
+  private _touched = -Infinity;
   private _told = '';
 }

@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { ISandboxInfo, IUsage } from '../tokens';
+import type { ISandboxInfo, IUsage } from '../forms';
 import { badges, type IBadge } from './glance';
 import { isBroken, isStarting } from './situation';
 import { canPark, isAlive } from './state';

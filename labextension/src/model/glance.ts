@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, IQueued, ISandboxInfo } from '../tokens';
+import type { IErrorInfo, IQueued, ISandboxInfo } from '../forms';
 import {
   DIED,
   isBroken,

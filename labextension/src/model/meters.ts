@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IMeters, IUsage } from '../tokens';
+import type { IMeters, IUsage } from '../forms';
 import * as words from './words';
 
 const GIB = 2 ** 30;

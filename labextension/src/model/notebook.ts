@@ -5,7 +5,8 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { IDisposable } from '@lumino/disposable';
 import { type ISignal, Signal } from '@lumino/signaling';
 
-import type { IChoice, ISandboxInfo, ISandboxes } from '../tokens';
+import type { IChoice, ISandboxInfo } from '../forms';
+import type { ISandboxes } from '../tokens';
 import { METADATA_KEY, readChoice, writeChoice } from './choice';
 import { glance, type IGlance } from './glance';
 import { type INotice, notices } from './notices';
@@ -104,13 +105,7 @@ export class NotebookSandbox implements IDisposable {
 
   /** The sandbox of this notebook's kernel: that which runs, or that which failed to. */
   get sandbox(): ISandboxInfo | null {
-    const kernelId = this.context.session?.kernel?.id;
-    if (kernelId !== undefined) {
-      return this.sandboxes.ofKernel(kernelId);
-    }
-    // A kernel has no id before it has started, and none after its first start failed.
-    const asked = this.sandboxes.ofNotebook(this.context.path);
-    return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
+    return this._known ?? this._failure;
   }
 
   /** The kernel that can be restarted, if there is one. */
@@ -180,6 +175,28 @@ export class NotebookSandbox implements IDisposable {
     Signal.clearData(this);
   }
 
+  /** The sandbox as far as the server knows one. */
+  private get _known(): ISandboxInfo | null {
+    const kernelId = this.context.session?.kernel?.id;
+    if (kernelId !== undefined) {
+      return this.sandboxes.ofKernel(kernelId);
+    }
+    // A kernel has no id before it has started, and none after its first start failed.
+    const asked = this.sandboxes.ofNotebook(this.context.path);
+    return asked !== null && asked.created_at >= this._startingSince - EARLIER_S ? asked : null;
+  }
+
+  /** The server forgets after some minutes why a start failed. Its notebook says it until there is another start. */
+  private _keepFailure(): void {
+    const known = this._known;
+    const kernelId = this.context.session?.kernel?.id;
+    if (known !== null) {
+      this._failure = known.state === 'failed' ? known : null;
+    } else if (kernelId !== undefined && kernelId !== this._failure?.kernel_id) {
+      this._failure = null;
+    }
+  }
+
   private _kernelName(): string | null {
     const { session, specsManager, kernelPreference } = this.context;
     if (session?.kernel) {
@@ -204,8 +221,10 @@ export class NotebookSandbox implements IDisposable {
     const isStarting = isStartingStatus(status);
     if (isStarting && !this._wasStarting) {
       this._startingSince = this.sandboxes.now();
+      this._failure = null;
     }
     this._wasStarting = isStarting;
+    this._keepFailure();
     const { situation } = this;
     if (situation.ours) {
       this._attempted = situation.kernelName;
@@ -251,6 +270,8 @@ export class NotebookSandbox implements IDisposable {
   private _startingSince: number;
   private _wasStarting = false;
   private _wasAway = false;
+  /** Why the last start failed, if it did. */
+  private _failure: ISandboxInfo | null = null;
   /** The last kernelspec of ours that was to be started. */
   private _attempted: string | null = null;
 }

@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IErrorInfo, IParked, IQueued, ISandboxInfo, ITemplateStatus } from '../tokens';
+import type { IErrorInfo, IParked, IQueued, ISandboxInfo, ITemplateStatus } from '../forms';
 import { isServed, missing } from './choice';
 import { isAsleep } from './state';
 import { DIED, isBroken, isStarting, type ISituation, known, startWord } from './situation';

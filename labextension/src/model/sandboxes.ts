@@ -10,11 +10,11 @@ import type {
   IMeters,
   IKernelSnapshots,
   ISandboxInfo,
-  ISandboxes,
   ISnapshotInfo,
   ITemplateInfo,
   ServerEvent
-} from '../tokens';
+} from '../forms';
+import type { ISandboxes } from '../tokens';
 import { EMPTY, ofKernel, ofNotebook, reduce, type IState } from './state';
 import { choosable } from './timeline';
 
@@ -133,8 +133,8 @@ export class SandboxesModel implements ISandboxes {
     return this._api.park(id);
   }
 
-  wake(id: string): Promise<void> {
-    return this._api.wake(id);
+  wake(id: string, returned: boolean): Promise<void> {
+    return this._api.wake(id, returned);
   }
 
   changeGpu(id: string, gpu: string | readonly string[] | null): Promise<void> {

@@ -3,7 +3,7 @@
  */
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IChoice, IErrorInfo, ISandboxInfo } from '../tokens';
+import type { IChoice, IErrorInfo, ISandboxInfo } from '../forms';
 import { isAlive } from './state';
 
 /** What is known about one notebook and its kernel. */

@@ -1,4 +1,4 @@
-import type { ISandboxInfo, ITemplateInfo, SandboxState, ServerEvent } from '../tokens';
+import type { ISandboxInfo, ITemplateInfo, SandboxState, ServerEvent } from '../forms';
 
 /** Everything that the event stream has told, as a value that is never changed in place. */
 export interface IState {

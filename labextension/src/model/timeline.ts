@@ -4,7 +4,7 @@
  * A kernel that is put back to a snapshot begins a line there. So those snapshots are on one line that have the same
  * parent: they were taken one after the other, without going back in between.
  */
-import type { IKernelSnapshots, ISnapshotInfo, ISnapshots } from '../tokens';
+import type { IKernelSnapshots, ISnapshotInfo, ISnapshots } from '../forms';
 
 /** What is drawn of one line beside one row. */
 export interface ILane {

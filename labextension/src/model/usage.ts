@@ -2,7 +2,8 @@ import type { IDisposable } from '@lumino/disposable';
 import { Poll } from '@lumino/polling';
 import { type ISignal, Signal } from '@lumino/signaling';
 
-import type { IMeters, ISandboxes, IUsage, IUsageFeed } from '../tokens';
+import type { IMeters, IUsage } from '../forms';
+import type { ISandboxes, IUsageFeed } from '../tokens';
 import { isAlive } from './state';
 
 const LIVE_MS = 3000;

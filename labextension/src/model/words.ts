@@ -13,7 +13,7 @@ import type {
   IUsage,
   SandboxState,
   StartedFrom
-} from '../tokens';
+} from '../forms';
 import { type IShortage, requestName } from './choice';
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];

@@ -7,7 +7,8 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { NotebookSandbox } from '../model/notebook';
 import { isBroken } from '../model/situation';
 import * as words from '../model/words';
-import { DOMAIN, type ISandboxInfo, ISandboxes } from '../tokens';
+import type { ISandboxInfo } from '../forms';
+import { DOMAIN, ISandboxes } from '../tokens';
 import { VERSION } from '../version';
 
 /**

@@ -17,7 +17,8 @@ const EDITOR = '.jp-CodeCell .jp-InputArea-editor';
  */
 export const waking: JupyterFrontEndPlugin<void> = {
   id: '@warmcell/labextension:waking',
-  description: 'Has a parked kernel go on as soon as somebody types in its notebook.',
+  description:
+    'Has a parked kernel go on as soon as somebody comes back to its notebook, or writes in it.',
   autoStart: true,
   requires: [ISandboxes],
   optional: [ITranslator],
@@ -26,12 +27,14 @@ export const waking: JupyterFrontEndPlugin<void> = {
     app.docRegistry.addWidgetExtension('Notebook', {
       createNew: (panel: NotebookPanel): IDisposable => {
         const notebook = NotebookSandbox.of(panel, sandboxes, trans);
-        const early = new EarlyWake(id => sandboxes.wake(id));
+        const early = new EarlyWake((id, returned) => sandboxes.wake(id, returned));
         const { node } = panel.content;
         const heed = (event: Event): void => {
-          const inCode = event.target instanceof Element && event.target.closest(EDITOR) !== null;
-          if (inCode && !(event instanceof KeyboardEvent && !isWriting(event))) {
-            early.sign(notebook.sandbox);
+          if (!(event instanceof KeyboardEvent) || isWriting(event)) {
+            early.touch(
+              notebook.sandbox,
+              event.target instanceof Element && event.target.closest(EDITOR) !== null
+            );
           }
         };
         // Before the editor, which keeps some of them to itself.

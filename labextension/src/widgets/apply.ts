@@ -2,7 +2,7 @@ import { showErrorMessage } from '@jupyterlab/apputils';
 
 import type { NotebookSandbox } from '../model/notebook';
 import * as words from '../model/words';
-import type { IChoice } from '../tokens';
+import type { IChoice } from '../forms';
 import { slowly } from './saying';
 
 /** Restart a notebook's kernel with a choice; if that is refused, say why. */

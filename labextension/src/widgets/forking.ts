@@ -2,7 +2,7 @@ import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { PathExt } from '@jupyterlab/coreutils';
 import type { Contents } from '@jupyterlab/services';
 
-import { freeName } from '../model/names';
+import { removeCopy, saveCopy } from '../model/copies';
 import type { ITarget } from './memory';
 import { orSayWhy, slowly } from './saying';
 
@@ -76,35 +76,11 @@ async function openCopy(
   content: unknown,
   kernelId: string | null
 ): Promise<void> {
-  const path = await inTurn(async () => {
-    const free = await freePath(host.contents, notebook);
-    await host.contents.save(free, { type: 'notebook', format: 'json', content });
-    return free;
-  });
+  const path = await saveCopy(host.contents, notebook, content);
   try {
     await host.open(path, kernelId ?? '');
   } catch (reason) {
-    await host.contents.delete(path).catch(() => undefined); // Without its kernel it is of no use.
+    await removeCopy(host.contents, path); // Without its kernel it is of no use.
     throw reason;
   }
-}
-
-let turn: Promise<unknown> = Promise.resolve();
-
-/** One after the other: two that look for a free name at once would find the same. */
-function inTurn<T>(work: () => Promise<T>): Promise<T> {
-  const mine = turn.then(work);
-  turn = mine.catch(() => undefined);
-  return mine;
-}
-
-/** A path beside a notebook that nothing has. */
-async function freePath(contents: Contents.IManager, path: string): Promise<string> {
-  const local = contents.localPath(path);
-  const drive = contents.driveName(path);
-  const onDrive = (place: string): string => (drive === '' ? place : `${drive}:${place}`);
-  const folder = PathExt.dirname(local);
-  const listing = await contents.get(onDrive(folder), { content: true });
-  const taken = (listing.content as Contents.IModel[]).map(item => item.name);
-  return onDrive(PathExt.join(folder, freeName(PathExt.basename(local), taken)));
 }

@@ -2,7 +2,7 @@ import { Dialog } from '@jupyterlab/apputils';
 
 import { gpuKinds, shortage } from '../model/choice';
 import * as words from '../model/words';
-import type { IChoice, IErrorInfo } from '../tokens';
+import type { IChoice, IErrorInfo } from '../forms';
 import { PickerForm, type IPickerOptions } from './pickerForm';
 
 /** What a user has chosen. */

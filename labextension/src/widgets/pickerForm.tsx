@@ -18,7 +18,8 @@ import {
 import type { IGlance } from '../model/glance';
 import { isAlive } from '../model/state';
 import * as words from '../model/words';
-import type { IChoice, IErrorInfo, IGpus, ISandboxInfo, ISandboxes } from '../tokens';
+import type { IChoice, IErrorInfo, IGpus, ISandboxInfo } from '../forms';
+import type { ISandboxes } from '../tokens';
 import { Badges } from './badges';
 import { Hardware } from './pickerHardware';
 import { Prose } from './prose';

@@ -4,7 +4,8 @@ import * as React from 'react';
 
 import { gpuRequest, type IAmount, type IGpuKind, shortage, waitingFor } from '../model/choice';
 import * as words from '../model/words';
-import type { IErrorInfo, IGpus, ISandboxes } from '../tokens';
+import type { IErrorInfo, IGpus } from '../forms';
+import type { ISandboxes } from '../tokens';
 
 export interface IHardwareProps extends IAmount {
   /** The chosen request for one device; empty for CPU. */

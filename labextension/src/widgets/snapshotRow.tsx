@@ -5,7 +5,7 @@ import * as React from 'react';
 
 import type { ILane, IMoment } from '../model/timeline';
 import * as words from '../model/words';
-import type { ISnapshotInfo } from '../tokens';
+import type { ISnapshotInfo } from '../forms';
 
 /** What can be done with one of the rows. */
 export interface IRowActions {

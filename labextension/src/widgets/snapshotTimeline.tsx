@@ -7,7 +7,8 @@ import * as React from 'react';
 
 import { type IMoment, timeline } from '../model/timeline';
 import * as words from '../model/words';
-import type { IErrorInfo, IKernelSnapshots, ISandboxes, ISnapshotInfo } from '../tokens';
+import type { IErrorInfo, IKernelSnapshots, ISnapshotInfo } from '../forms';
+import type { ISandboxes } from '../tokens';
 import { type IRowActions, NowRow, SnapshotRow } from './snapshotRow';
 
 /** What archives of snapshots are called. */

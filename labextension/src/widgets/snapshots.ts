@@ -1,6 +1,6 @@
 import { Dialog } from '@jupyterlab/apputils';
 
-import type { ISnapshotInfo } from '../tokens';
+import type { ISnapshotInfo } from '../forms';
 import { type ISnapshotsOptions, SnapshotTimeline } from './snapshotTimeline';
 
 /** What is to be done with which snapshot. */
@@ -71,6 +71,19 @@ class SnapshotsDialog extends Dialog<ISnapshotInfo | null> {
     }
   }
 
+  /** What takes the focus from outside, as a notebook that is just drawn, gives it back to where the user was. */
+  protected override _evtFocus(event: FocusEvent): void {
+    const { target } = event;
+    if (target instanceof HTMLElement && this.node.contains(target)) {
+      this._focused = target;
+    } else if (this._focused?.isConnected === true) {
+      event.stopPropagation();
+      this._focused.focus();
+    } else {
+      super._evtFocus(event);
+    }
+  }
+
   private _offer(): void {
     const buttons = this.node.querySelectorAll<HTMLButtonElement>(
       '.jp-Dialog-footer button:not(.jp-mod-reject)'
@@ -81,4 +94,5 @@ class SnapshotsDialog extends Dialog<ISnapshotInfo | null> {
   }
 
   private readonly _list: SnapshotTimeline;
+  private _focused: HTMLElement | null = null;
 }

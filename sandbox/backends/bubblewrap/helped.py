@@ -16,6 +16,7 @@ from warmcell.sandbox.backends.bubblewrap import rootfs
 from warmcell.sandbox.backends.bubblewrap.plan import Prepared
 from warmcell.sandbox.backends.child import Tail
 from warmcell.sandbox.backends.control import Control
+from warmcell.sandbox.backends.layers import SHARED
 from warmcell.sandbox.backends.processes import descendants
 from warmcell.sandbox.errors import (
     BackendUnavailableError,
@@ -192,6 +193,9 @@ def described(prepared: Prepared, spec: SandboxSpec, sandbox_id: SandboxId) -> t
             "python": str(prepared.python),
             "home": prepared.home,
             "private_home": private_home,
+            "user": spec.user,
+            "umask": spec.files_umask,
+            "devices": [number for made in view.file_systems if made["path"] == SHARED for number in made["devices"]],
             "trees": trees,
             "overlays": overlays,
             "fills": [

@@ -95,7 +95,7 @@ def prepare(
     named = named or sandbox_id
     environment = discover(spec.python)
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     home = home_path(spec, workspace, identity)
     cow = workspace is not None and spec.workspace is not None and spec.workspace.mode == "cow"
@@ -174,7 +174,14 @@ def prepare(
             "run": "run",
         },
         argv=command(
-            view, bwrap=bwrap, named=named, network=spec.network, home=home, python=environment.python, nested=nested
+            view,
+            bwrap=bwrap,
+            named=named,
+            network=spec.network,
+            home=home,
+            python=environment.python,
+            umask=spec.files_umask,
+            nested=nested,
         ),
         view=view,
         named=named,
@@ -207,7 +214,15 @@ def reachable(view: View, bwrap: Path) -> Path:
 
 
 def command(
-    view: View, *, bwrap: Path, named: SandboxId, network: Network, home: str, python: Path, nested: bool = False
+    view: View,
+    *,
+    bwrap: Path,
+    named: SandboxId,
+    network: Network,
+    home: str,
+    python: Path,
+    umask: int,
+    nested: bool = False,
 ) -> list[str]:
     """The command line that becomes the sandbox."""
     identity, as_root = view.identity, view.as_root and not nested
@@ -218,7 +233,7 @@ def command(
         *without_privileges(identity, as_root=as_root),
         *("/bin/sh", "-c", WAIT if view.pipes else ANNOUNCE, "warmcell"),
         *(str(python), "-I", "-S", f"{GUEST}/init.py"),
-        *("--run", RUN, "--guest", GUEST, "--python", str(python), "--namespace", "own"),
+        *("--run", RUN, "--guest", GUEST, "--python", str(python), "--namespace", "own", "--umask", f"{umask:o}"),
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.identity import Identity
-from warmcell.sandbox.backends.layers import Part, Saved
+from warmcell.sandbox.backends.layers import SHARED, Part, Saved
 from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
@@ -75,15 +75,29 @@ class View:
     parts: dict[str, Part] = field(default_factory=dict)
     """What `save_layer` saves of it."""
 
-    def tmpfs(self, name: str, *, size_bytes: int, mode: str, owned: bool, follow: bool = True) -> Mapping[str, Any]:
+    def tmpfs(
+        self,
+        name: str,
+        *,
+        size_bytes: int,
+        mode: str,
+        owned: bool,
+        follow: bool = True,
+        devices: Sequence[int] = (),
+    ) -> Mapping[str, Any]:
         """A file system in memory of at most `size_bytes`, which can be shown.
 
         Args:
+            name: On the stage.
+            size_bytes: Its cap.
+            mode: Of its top directory.
+            owned: Whether that is the guest's.
             follow: Whether symbolic links on it work. Where the host opens what a guest made, they must not.
+            devices: Numbers that its device must not have.
         """
         owner = f",uid={self.identity.uid},gid={self.identity.gid}" if owned and self.as_root else ""
         options = f"mode={mode},size={size_bytes},nr_inodes={most_entries(size_bytes)}{owner}"
-        self.file_systems.append({"path": name, "options": options, "follow": follow})
+        self.file_systems.append({"path": name, "options": options, "follow": follow, "devices": list(devices)})
         return own(name, mode="rw")
 
     def wait_in(self, name: str) -> None:
@@ -98,7 +112,8 @@ class View:
         source = self.saved.part(name) if self.saved is not None else None
         if source is not None:
             self.fill(source, name, most_bytes=size_bytes, most_entries=most)
-        return self.tmpfs(name, size_bytes=size_bytes, mode=mode, owned=owned)
+        devices = self.saved.devices if name == SHARED and self.saved is not None else ()
+        return self.tmpfs(name, size_bytes=size_bytes, mode=mode, owned=owned, devices=devices)
 
     def fill(self, source: Path, path: str, *, most_bytes: int, most_entries: int, only_top: bool = False) -> None:
         """Copy a tree of the saved layer to `path` on the stage's side, or only what its top directory itself is."""

@@ -57,7 +57,7 @@ def plan_template(
     environment = discover(spec.python)
     as_root = os.getuid() == 0
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     view = View(base=directory / rootfs.BASE, identity=identity, as_root=as_root)
     rootfs.system(view)
@@ -100,7 +100,7 @@ def plan_template(
             *inside(view, given),
             *without_privileges(identity, as_root=False),
             *(str(environment.python), f"{GUEST}/enter.py", "kernel.template_process"),
-            *(str(UP_FD), str(FILTER_FD), RUN, *modules),
+            *(str(UP_FD), str(FILTER_FD), RUN, f"{spec.files_umask:o}", *modules),
         ),
         inherit={
             "control": [STATUS_FD, UP_FD],

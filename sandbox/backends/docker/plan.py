@@ -84,7 +84,7 @@ def prepare(
     """
     limits = spec.limits
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     files = Files(identity=identity, info=info)
     files.own("/tmp", size_bytes=limits.layer_bytes, mode="1777", options="exec", part="tmp")
@@ -261,7 +261,10 @@ def _container(
     return {
         "Image": image.id,
         "Entrypoint": [image.python, "-I", "-S", f"{GUEST}/confined.py"],
-        "Cmd": [steps, "--run", RUN, "--guest", GUEST, "--python", image.python],
+        "Cmd": [
+            *(steps, "--run", RUN, "--guest", GUEST, "--python", image.python),
+            *("--umask", f"{spec.files_umask:o}"),
+        ],
         "User": f"{identity.uid}:{identity.gid}",
         "Env": [f"{variable}={value}" for variable, value in env.items()],
         "Labels": dict(labels),

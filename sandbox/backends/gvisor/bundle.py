@@ -84,7 +84,7 @@ def prepare(
         )
     environment = discover(spec.python)
     workspace = workspace_of(spec)
-    identity = choose(workspace)
+    identity = choose(workspace, spec.user)
     home = home_path(spec, workspace, identity)
     name = etc.hostname(named or sandbox_id)
     root = Root(base=directory / BASE, identity=identity)
@@ -114,7 +114,10 @@ def prepare(
 
     init = [str(environment.python), "-I", "-S", f"{GUEST}/init.py"]
     process = {
-        "args": [*init, "--run", RUN, "--guest", GUEST, "--python", str(environment.python)],
+        "args": [
+            *(*init, "--run", RUN, "--guest", GUEST, "--python", str(environment.python)),
+            *("--umask", f"{spec.files_umask:o}"),
+        ],
         "env": [f"{key}={value}" for key, value in variables(identity, home=home, python=environment.python).items()],
         "cwd": "/",
         "user": {"uid": identity.uid, "gid": identity.gid, "umask": 0o22},

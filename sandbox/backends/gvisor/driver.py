@@ -204,7 +204,7 @@ class GvisorBackend:
 
 def shape_of(spec: SandboxSpec) -> str:
     """Names what must be equal where an image goes on: the same mounts at the same places, with the same caps."""
-    parts = (spec.python, spec.workspace, spec.mounts, spec.home, spec.limits)
+    parts = (spec.python, spec.workspace, spec.mounts, spec.home, spec.limits, *([spec.user] if spec.user else []))
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

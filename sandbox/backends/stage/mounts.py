@@ -76,8 +76,7 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
     os.chdir(base)
     for made in plan["file_systems"]:
         os.mkdir(made["path"], 0o755)
-        links = 0 if made["follow"] else MS_NOSYMFOLLOW
-        mount("tmpfs", made["path"], "tmpfs", MS_NOSUID | MS_NODEV | links, made["options"])
+        make_file_system(made)
     for made, tree, _ in clones:
         attach(tree, made["path"])
     for made in plan["directories"]:
@@ -111,6 +110,20 @@ def make_mounts(plan: Mapping[str, Any], *, for_others: bool = False) -> dict[st
         clear_way(base)
     os.umask(GUEST_UMASK)
     return report
+
+
+def make_file_system(plan: Mapping[str, Any]) -> None:
+    """One in memory, with another device number than those that the plan knows of."""
+    links = 0 if plan["follow"] else MS_NOSYMFOLLOW
+    held = []
+    while True:
+        mount("tmpfs", plan["path"], "tmpfs", MS_NOSUID | MS_NODEV | links, plan["options"])
+        if os.stat(plan["path"]).st_dev not in plan.get("devices", ()):
+            break
+        held.append(clone(plan["path"]))  # As long as it is there nobody else gets that number.
+        call(f"unmount {plan['path']}", libc.umount2(os.fsencode(plan["path"]), MNT_DETACH))
+    for tree in held:
+        os.close(tree)
 
 
 def clear_way(path: str) -> None:

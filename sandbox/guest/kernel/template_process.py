@@ -1,9 +1,10 @@
 """A template's process that serves many sandboxes: imports once, then forks kernels that enter them.
 
-`enter.py kernel.template_process FD FILTER RUN MODULE...`; FD is a socket to the keeper, FILTER a file with the system
-call filter of kernels, RUN the run directory of every sandbox. Over the socket go JSON lines as from the fork server,
-`{"forked": number}` and `{"cannot": number, "error": e}`; what comes is one `REQUEST` at a time, with descriptors: the
-first process of a sandbox, the socket on which the kernel will be asked, and the control groups to join.
+`enter.py kernel.template_process FD FILTER RUN UMASK MODULE...`; FD is a socket to the keeper, FILTER a file with the
+system call filter of kernels, RUN the run directory of every sandbox, UMASK what kernels have. Over the socket go JSON
+lines as from the fork server, `{"forked": number}` and `{"cannot": number, "error": e}`; what comes is one `REQUEST` at
+a time, with descriptors: the first process of a sandbox, the socket on which the kernel will be asked, and the control
+groups to join.
 
 It lives outside of all sandboxes and has no rights but to enter them. It never reads what a kernel is asked for: what
 it knows, all kernels after it know.
@@ -47,7 +48,8 @@ class _Program(ctypes.Structure):
 
 def main(arguments: Sequence[str]) -> None:
     """Import, serve, and in each child become a kernel; so this returns in children only."""
-    control, wanted, run, *modules = arguments
+    control, wanted, run, umask, *modules = arguments
+    os.umask(int(umask, 8))
     with open(int(wanted), "rb") as file:
         steps = file.read()
     os.closerange(3, int(control))

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -121,20 +122,27 @@ class Interpreter:
         Raises:
             LanguageError: The code failed.
             KeyboardInterrupt: It was interrupted.
-            EOFError: The interpreter has ended.
+            EOFError: The interpreter has ended, or does not answer when it is interrupted.
         """
         if "\0" in code:  # Which no shell reads.
             raise _error("SyntaxError", "The code has a NUL character", "")
+        try:
+            code.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise _error("SyntaxError", "The code has half of a surrogate pair, which is no character", "") from None
         now = _environment()
         gone = [name for name in self._known if name not in now]
         changed = [f"{name}={value}" for name, value in now.items() if self._known.get(name) != value]
         self._known = now
+        answer = _Answer()
         try:
             self._tell([code, *gone, *changed])
-            kind, *rest = self._answer(None)
+            kind, *rest = self._answer(answer, None)
         except KeyboardInterrupt:  # It has got that signal, too.
-            with contextlib.suppress(KeyboardInterrupt):
-                self._answer(INTERRUPT_S)
+            try:
+                self._answer(answer, INTERRUPT_S)
+            except (KeyboardInterrupt, ValueError):  # What it says later would be taken for another code's answer.
+                raise EOFError from None
             raise
         except ValueError:  # What has come is no answer, and nobody knows where the next one begins.
             raise EOFError from None
@@ -177,17 +185,18 @@ class Interpreter:
                 except BrokenPipeError:
                     raise EOFError from None
 
-    def _answer(self, timeout: float | None) -> list[str]:
-        """Its answer, when all that it has printed before has been shown.
+    def _answer(self, answer: _Answer, timeout: float | None) -> list[str]:
+        """Its answer, of which there may be a part, when all that it has printed before has been shown.
 
         Raises:
             EOFError: It has ended, or does not answer in time.
             ValueError: What it has written is no answer.
         """
-        answer = _Answer()
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            ready = self._ready([*self._streams, self._answers, self._end], [], timeout)
-            if not ready:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready = self._ready([*self._streams, self._answers, self._end], [], left)
+            if not ready or (left == 0.0 and self._answers not in ready):  # It may print for ever.
                 raise EOFError
             self._pass_on(ready)
             if self._answers in ready and answer.feed(os.read(self._answers, PIECE_BYTES)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 import operator
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .arguments import ArgumentError, Arguments, read, strings
 from .fanout import FanOut, Task
@@ -71,7 +71,7 @@ class RemoteFunction:
             raise ArgumentError(f"warmcell.remote(…) takes a function, and {function!r} is none")
         self._function = function
         self._given = dict(given)
-        self._queue: list[tuple[concurrent.futures.Future[Any], tuple[Any, ...], Mapping[str, Any]]] = []
+        self._queue: list[_Submitted] = []
         self._lock = threading.Lock()
         self._works = False
         self._turn = threading.Lock()
@@ -105,7 +105,7 @@ class RemoteFunction:
         """Call it on a rank, and go on here: a future. Several run on all ranks at once."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         with self._lock:
-            self._queue.append((future, args, kwargs))
+            self._queue.append(_Submitted(future, args, kwargs, getattr(_shell(), "get_parent", dict)()))
             if not self._works:
                 self._works = True
                 threading.Thread(target=self._work, daemon=True, name="warmcell-submitted").start()
@@ -119,11 +119,11 @@ class RemoteFunction:
                 if not batch:
                     self._works = False
                     return
-            batch = [one for one in batch if one[0].set_running_or_notify_cancel()]
-            show = _Futures([future for future, _, _ in batch])
+            batch = [one for one in batch if one.future.set_running_or_notify_cancel()]
+            show = _Futures(batch)
             try:
                 if batch:
-                    self._run([(args, kwargs) for _, args, kwargs in batch], show)
+                    self._run([(one.args, one.kwargs) for one in batch], show)
             except BaseException as error:
                 show.fail(error)
 
@@ -133,12 +133,10 @@ class RemoteFunction:
         pods = _current()
         arguments = read(self._given, {key: value for key, value in pods.defaults.items() if key in KEYWORDS})
         with self._turn:
-            if show is None:
-                waiting = Waiting(_shell())
-                pod = pods.take(arguments, repr(self), lambda text: None, waiting)
-                waiting.close()
-            else:  # Whoever submits goes on, and has another cell by then.
-                pod = pods.take(arguments, repr(self), lambda text: None)
+            # Whoever submits goes on, and has another cell by then.
+            waiting = Waiting(_shell(), None if show is None else show.cell)
+            pod = pods.take(arguments, repr(self), lambda text: None, waiting)
+            waiting.close()
             try:
                 return self._run_on(pod, arguments, calls, show)
             finally:
@@ -150,10 +148,8 @@ class RemoteFunction:
             Task(CODE, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
             for number, call in enumerate(calls)
         ]
-        sending, bringing = (
-            (Progress(_shell()), Progress(_shell(), "Bringing back")) if show is None else (_untold, _untold)
-        )
-        parcel = Parcel(pod.store, {FUNCTION: self._function}, (), sending)
+        cell = None if show is None else show.cell
+        parcel = Parcel(pod.store, {FUNCTION: self._function}, (), Progress(_shell(), cell=cell))
         fan_out = FanOut(
             pod,
             tasks,
@@ -162,7 +158,7 @@ class RemoteFunction:
             timeout_s=arguments.timeout_s,
             retry=True,
             together=show is None,
-            progress=bringing,
+            progress=Progress(_shell(), "Bringing back", cell),
         )
         if show is not None:
             fan_out.on_result = show.result
@@ -170,11 +166,23 @@ class RemoteFunction:
         return [result.get(RESULT) for result in fan_out.run(Lines(pod.ranks))]
 
 
+class _Submitted(NamedTuple):
+    """A call that somebody has submitted."""
+
+    future: concurrent.futures.Future[Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    cell: Mapping[str, Any]
+    """The request of the cell that did it; empty where there is no notebook."""
+
+
 class _Futures:
     """Those of one batch, each told as its call ends."""
 
-    def __init__(self, futures: list[concurrent.futures.Future[Any]]) -> None:
-        self._futures = futures
+    def __init__(self, batch: Sequence[_Submitted]) -> None:
+        self._futures = [one.future for one in batch]
+        self.cell = batch[0].cell if batch else {}
+        """The one that shows what is sent for all, and what comes back: the first that submitted."""
 
     def result(self, number: int, values: Mapping[str, Any]) -> None:
         """A call has brought this back."""
@@ -189,10 +197,6 @@ class _Futures:
         for future in self._futures:
             if not future.done():
                 future.set_exception(error)
-
-
-def _untold(done: int, total: int) -> None:
-    """Nobody looks."""
 
 
 def _shell() -> InteractiveShell | None:

@@ -143,13 +143,40 @@ def of(shell: InteractiveShell, board: Board) -> Any:
     return Groups(shell, board) if getattr(shell, "kernel", None) is not None else Lines(ranks)
 
 
+class Display:
+    """A display that changes, of one cell; where there is no notebook there is none."""
+
+    def __init__(self, shell: InteractiveShell | None, cell: Mapping[str, Any] | None = None) -> None:
+        """`cell` is the request of the cell that has it, also when that has ended; None: the one that runs."""
+        self._publisher: Any = None if shell is None or getattr(shell, "kernel", None) is None else shell.display_pub
+        self._cell = cell
+        self._id = f"warmcell-{id(self):x}-{time.monotonic_ns():x}"
+        self._shown = False
+
+    def __bool__(self) -> bool:
+        """Whether there is one."""
+        return self._publisher is not None
+
+    def show(self, data: Mapping[str, Any]) -> None:
+        """Show this in the place of what it has shown."""
+        update, self._shown = self._shown, True
+        transient = {"display_id": self._id}
+        if not self._cell:
+            self._publisher.publish(dict(data), transient=transient, update=update)
+            return
+        kind = "update_display_data" if update else "display_data"
+        content = {"data": dict(data), "metadata": {}, "transient": transient}
+        ours = self._publisher
+        ours.session.send(ours.pub_socket, kind, content, parent=self._cell, ident=ours.topic)
+
+
 class Waiting:
     """Where a cell stands in the queue for its GPUs, while it does."""
 
-    def __init__(self, shell: InteractiveShell | None) -> None:
-        self._shell = shell
+    def __init__(self, shell: InteractiveShell | None, cell: Mapping[str, Any] | None = None) -> None:
+        """Shown as `Display` is; elsewhere a line on stderr."""
+        self._display = Display(shell, cell)
         self._began = time.monotonic()
-        self._id = f"warmcell-waiting-{id(self):x}-{time.monotonic_ns():x}"
         self._said = ""
 
     def __call__(self, place: Mapping[str, Any]) -> None:
@@ -168,11 +195,11 @@ class Waiting:
     def _say(self, words: str) -> None:
         if words == self._said:
             return
-        first, self._said = not self._said, words
-        if self._shell is None or getattr(self._shell, "kernel", None) is None:
+        self._said = words
+        if self._display:
+            self._display.show({"text/plain": words})
+        else:
             sys.stderr.write(f"{words}\n")
-            return
-        self._shell.display_pub.publish({"text/plain": words}, transient={"display_id": self._id}, update=not first)
 
 
 class Progress:
@@ -181,13 +208,14 @@ class Progress:
     In a notebook it is a display; elsewhere a line of a terminal, and in a file nothing.
     """
 
-    def __init__(self, shell: InteractiveShell | None, doing: str = "Sending") -> None:
-        self._shell = shell
+    def __init__(
+        self, shell: InteractiveShell | None, doing: str = "Sending", cell: Mapping[str, Any] | None = None
+    ) -> None:
+        """Shown as `Display` is."""
+        self._display = Display(shell, cell)
         self._doing = doing
         self._began = self._told = -PAUSE_S
         self._at = 0.0
-        self._id = f"warmcell-sending-{id(self):x}-{time.monotonic_ns():x}"
-        self._shown = False
 
     def __call__(self, sent: int, total: int) -> None:
         """So many bytes of so many."""
@@ -200,11 +228,8 @@ class Progress:
         self._at = now
         part = sent / total if total else 1.0
         words = f"{self._doing}: {sent / 2**20:,.0f} of {total / 2**20:,.0f} MiB"
-        if self._shell is None or getattr(self._shell, "kernel", None) is None:
-            if sys.stderr.isatty():
-                sys.stderr.write(f"\r{words}" + ("\n" if sent >= total else ""))
-                sys.stderr.flush()
-            return
-        data = {"text/plain": words, "text/html": f"<progress value='{part:.3f}'></progress> {words}"}
-        self._shell.display_pub.publish(data, transient={"display_id": self._id}, update=self._shown)
-        self._shown = True
+        if self._display:
+            self._display.show({"text/plain": words, "text/html": f"<progress value='{part:.3f}'></progress> {words}"})
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r{words}" + ("\n" if sent >= total else ""))
+            sys.stderr.flush()

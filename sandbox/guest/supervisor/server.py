@@ -360,9 +360,13 @@ def _end_all() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Serve until SIGTERM, then end everything."""
     options = dict(zip(arguments[::2], arguments[1::2]))
-    if not {"--run", "--guest", "--python"} <= options.keys() <= {"--run", "--guest", "--python", "--namespace"}:
-        os.write(2, b"usage: init.py --run DIR --guest DIR --python PYTHON [--namespace own|shared]\n")
+    needed = {"--run", "--guest", "--python"}
+    if not needed <= options.keys() <= {*needed, "--namespace", "--umask"}:
+        usage = b"usage: init.py --run DIR --guest DIR --python PYTHON [--namespace own|shared] [--umask OCTAL]\n"
+        os.write(2, usage)
         return 2
+    if "--umask" in options:
+        os.umask(int(options["--umask"], 8))
     first = os.getpid() == 1
     if not first:
         processes.be_first(own_namespace=options.get("--namespace") == "own")

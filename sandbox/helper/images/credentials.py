@@ -92,8 +92,12 @@ def _filters(image: Path) -> list[bool]:
 def _threads(image: Path) -> Iterator[tuple[int, int, bytes]]:
     """Process id, thread id and core of all that a restore would start."""
     for task in criu.tasks(image):
-        for thread in dict.fromkeys((task.pid, *task.threads)):  # the first thread is first
-            core = criu.only(image / f"core-{thread}.img")
-            if thread == task.pid and numbers(inner(core, _TASK) or b"").get(1) in (_DEAD, _ZOMBIE):
-                continue
-            yield task.pid, thread, core
+        first = criu.only(image / f"core-{task.pid}.img")
+        others = task.threads
+        if numbers(inner(first, _TASK) or b"").get(1) in (_DEAD, _ZOMBIE):
+            others = others[1:]  # Its first thread has no number: criu writes what its memory holds there by chance.
+        else:
+            yield task.pid, task.pid, first
+        for thread in dict.fromkeys(others):
+            if thread != task.pid:
+                yield task.pid, thread, criu.only(image / f"core-{thread}.img")

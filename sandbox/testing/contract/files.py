@@ -27,6 +27,15 @@ async def a_writable_workspace_is_at_its_own_path(subject: Subject) -> None:
             expect(made.stat().st_uid == folder.stat().st_uid, f"it belongs to uid {made.stat().st_uid}")
 
 
+@check(programs=True)
+async def what_is_made_has_the_umask_that_was_asked_for(subject: Subject) -> None:
+    made = "umask; python=$1; : > plain; mkdir folder; stat -c %a plain folder; rm -r plain folder"
+    for umask, expected in ((None, "0022 644 755"), (0o077, "0077 600 700"), (0o002, "0002 664 775")):
+        async with subject.box(umask=umask) as box:
+            found = (await box.says(f"cd /tmp && {made}")).split()
+            expect(" ".join(found) == expected, f"umask {umask} gave {found}")
+
+
 @check(isolated=True)
 async def a_read_only_workspace_cannot_be_written(subject: Subject) -> None:
     folder = subject.folder("work")
@@ -138,6 +147,14 @@ async def a_home_is_the_guests_own(subject: Subject) -> None:
         expect(
             await box.says("cd && pwd && stat -c %a .") == f"{await box.says('echo ~')}\n700", "it is open to others"
         )
+
+
+@check(isolated=True)
+async def a_user_and_its_home_have_the_name_that_is_asked_for(subject: Subject) -> None:
+    async with subject.box(user="somebody") as box:
+        said = await box.says("cd && id -un && echo $USER ~ && pwd && touch mine && stat -c '%U %a' .")
+        wanted = "somebody\nsomebody /home/somebody\n/home/somebody\nsomebody 700"
+        expect(said == wanted, f"it is another: {said!r}")
 
 
 @check(isolated=True)

@@ -203,6 +203,13 @@ async def kernel(told: Mapping[str, Any]) -> None:
     await kernel_lives(told, say)
 
 
+async def written(told: Mapping[str, Any]) -> None:
+    """Have a keeper with an umask, kernels from its template, and see what becomes of files that they make."""
+    from tests.integration.helper.keeping import kernels_write
+
+    await kernels_write(told, say)
+
+
 async def agent(told: Mapping[str, Any]) -> None:
     """Have a kernel in a container, and kill what saves it."""
     from tests.integration.docker.agent_life import lives
@@ -211,5 +218,5 @@ async def agent(told: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    verbs = {each.__name__: each for each in (asked, box, connect, kernel, carried, agent)}
+    verbs = {each.__name__: each for each in (asked, box, connect, kernel, written, carried, agent)}
     asyncio.run(verbs[sys.argv[1]](json.load(sys.stdin)))

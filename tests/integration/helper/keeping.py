@@ -1,5 +1,6 @@
 """The life of an ordinary user's kernel through the keeper's REST: suspended, resumed, saved, put back, forked."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -21,6 +22,16 @@ remote = get_ipython().magics_manager.magics['cell']['remote'].__self__
 print(size, [pod.store._handed_over for pod in remote.pods._warm.values()])
 """
 """How large a value was that was sent, and whether it was written by a descriptor."""
+
+MADE = """
+import os, subprocess
+def made(name):
+    folder = f"{name}-folder"
+    open(name, "w").close(); os.mkdir(folder)
+    subprocess.run(["touch", f"{name}-by-a-process"], check=True)
+    names = name, f"{name}-by-a-process", folder
+    print(*(oct(os.stat(each).st_mode & 0o777)[2:] for each in names))
+"""
 
 GO_ON = "x += 1; f.write('!'); f.flush(); print(x, open('/tmp/a').read())"
 
@@ -61,6 +72,29 @@ async def _live(keeper: KeeperClient, told: Mapping[str, Any], say: Callable[[ob
         await run(client, "big = bytes(3 * 2**20)")
         await run(client, "%%remote get=size\nsize = len(big)")
         say(await run(client, HANDED_OVER))
+
+
+async def kernels_write(told: Mapping[str, Any], say: Callable[[object], None]) -> None:
+    """Start a keeper with that umask and kernels from its template; say with which modes they make files."""
+    os.umask(told["umask"])
+    keeper = await KeeperClient.connect()
+    pid = (await keeper.get("/status"))["pid"]
+    say({"keeper": pid})
+    try:
+        await start(keeper, told["workspace"], {"preload": ["decimal"]})
+        while not any(one["prepared"] for one in (await keeper.get("/templates"))["templates"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        made = [await start(keeper, told["workspace"], {"preload": ["decimal"]}) for _ in range(2)]
+        say([info["started_from"] for info, _ in made])
+        for number, (info, connection) in enumerate(made):
+            async with client_of(connection) as client:
+                say(await run(client, f"{MADE}made('{number}')"))
+                if told["saves"] and number:
+                    await keeper.post(f"/sandboxes/{info['id']}/suspend", {}, timeout=120)
+                    say(await run(client, "made('resumed')"))
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        await keeper.close()
 
 
 async def start(

@@ -60,6 +60,15 @@ async def test_a_users_kernel_is_suspended_resumed_restored_and_forked(user: Use
     ]
 
 
+@pytest.mark.parametrize("snapshots", ["auto", "none"])
+async def test_what_a_user_writes_has_the_users_umask(user: User, snapshots: str) -> None:
+    """In kernels of the helper's sandboxes, in those of a nest, and in such as come from a template or from memory."""
+    configure(user.places, snapshots=snapshots, prepared=1)
+    told = {"workspace": str(user.folder("w")), "umask": 0o027, "saves": snapshots == "auto"}
+    said = await user.run("written", told=told, timeout=300)
+    assert said[1:] == [["template", "template"], *["640 640 750"] * (3 if told["saves"] else 2)]
+
+
 @pytest.mark.timeout(620)
 async def test_the_contract_holds_for_sandboxes_of_the_helper(ordinary_user: OrdinaryUser, user: User) -> None:
     """They keep every promise that a user's own sandboxes keep."""

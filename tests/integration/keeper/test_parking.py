@@ -131,7 +131,7 @@ async def test_a_kernel_is_parked_after_a_while(places: Places, tmp_path: Path) 
 
 async def test_a_kernel_goes_on_before_its_cell_is_there(places: Places, tmp_path: Path) -> None:
     """At a sign that a cell will come, if a GPU is free; unused it is given back after as long as ever, and not taken
-    again before a cell has run.
+    again before a cell has run. Whoever comes back takes it each time, and may then write.
     """
     async with (
         keeper(places, **HERE, park_after=1.0, gpu_yield_after=0) as client,
@@ -157,7 +157,11 @@ async def test_a_kernel_goes_on_before_its_cell_is_there(places: Places, tmp_pat
         await until_parked()
         assert await gpu(client) == (None, 0)
         assert (await book.do("wake"))["parked"] is not None
+        assert (await book.do("wake", returned=True))["parked"] is None
+        await until_parked()
         assert await book.run("x + 1") == "2"
+        await until_parked()
+        assert (await book.do("wake", returned=True))["parked"] is None
         await until_parked()
         assert (await book.do("wake"))["parked"] is None
 
@@ -172,6 +176,7 @@ async def test_only_a_cell_takes_back_what_was_given_back_by_hand(places: Places
         await book.until_idle()
         await book.do("park")
         assert (await book.do("wake"))["parked"] is not None
+        assert (await book.do("wake", returned=True))["parked"] is not None
         assert await book.run("x + 1") == "2"
 
 

@@ -149,6 +149,12 @@ async def test_code_commands_and_files(places: Places) -> None:
         assert "no text: 2 bytes" in text(await call("read_file", path="b.bin"))
         listed = said(await call("list_files"))
         assert {"b.bin", "d"} <= {os.path.basename(one["path"]) for one in listed["files"]}
+        await call("exec", command="cd d && touch $(seq 100 249)")
+        pages = [said(await call("list_files", path="d"))]
+        while pages[-1]["next"]:
+            pages.append(said(await call("list_files", path="d", after=pages[-1]["next"])))
+        names = [[os.path.basename(one["path"]) for one in page["files"]] for page in pages]
+        assert names == [[str(n) for n in range(100, 200)], [*(str(n) for n in range(200, 250)), "e.txt"]]
         await call("remove_file", path="d", recursive=True)
         gone = await call("read_file", path="d/e.txt")
         assert gone.is_error

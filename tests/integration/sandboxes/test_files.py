@@ -58,6 +58,52 @@ def test_files_come_and_go(box: Sandbox, tmp_path: Path) -> None:
     assert not files.exists("in")
 
 
+MANY = """
+import os
+def fill(folder, count, suffix=b""):
+    os.makedirs(folder)
+    for number in range(count):
+        os.close(os.open(os.fsencode(folder) + b"/%05d" % number + suffix, os.O_CREAT))
+    return count
+fill("many", 10_001, b"\\xff"), fill("many/deep", 3), fill("many/deep/deeper", 3)
+long = "/".join(["long", *["n" * 250] * 15])
+fill(long, 4000)
+"""
+
+
+def test_a_folder_is_listed_whatever_is_in_it(box: Sandbox) -> None:
+    """More than one answer holds, by number or by size, with names that are no text: each once, in its order."""
+    box.run(MANY).check()
+    found = [one.path.rpartition("/many/")[2] for one in box.files.list("many", depth=3)]
+    top = [f"{number:05}\udcff" for number in range(10_001)]
+    below = [f"{folder}/{name}" for folder in ("deep", "deep/deeper") for name in ("00000", "00001", "00002")]
+    assert found == [*top, "deep", *below[:3], "deep/deeper", *below[3:]]
+    assert len([one for one in box.files.list("long", depth=16) if one.type == "file"]) == 4000
+    for folder in ("many", "long"):
+        box.files.remove(folder, recursive=True)
+
+
+def test_pages_of_a_folder_stay_in_step_with_it(box: Sandbox) -> None:
+    """What was told is not told again, nor the rest left out, whatever comes and goes between two pages."""
+    for name in "bdfh":
+        box.files.write(f"pages/{name}", "")
+    at = f"/sandboxes/{box.id}/files/list?path=pages&limit=2"
+    with SyncKeeperClient.connect() as keeper:
+        first = keeper.get(at)
+        assert [one["name"] for one in first["files"]] == ["b", "d"]
+        box.files.remove("pages/d")
+        box.files.write("pages/a", "")
+        box.files.write("pages/e", "")
+        second = keeper.get(f"{at}&after={first['next']}")
+        assert [one["name"] for one in second["files"]] == ["e", "f"]
+        last = keeper.get(f"{at}&after={second['next']}")
+        assert ([one["name"] for one in last["files"]], last["next"]) == (["h"], None)
+        for wrong in ("x", "L2V0Yw"):  # the latter: /etc
+            with pytest.raises(errors.InvalidRequestError):
+                keeper.get(f"{at}&after={wrong}")
+    box.files.remove("pages", recursive=True)
+
+
 def test_paths_lead_nowhere_but_into_the_sandbox(box: Sandbox, tmp_path: Path) -> None:
     """Dots, absolute paths and links to files of the host meet the sandbox's own; the host's stay as they are."""
     secret = tmp_path / "secret"

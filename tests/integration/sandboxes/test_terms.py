@@ -1,6 +1,7 @@
 """How sandboxes are found, how they end or sleep when their time is over, and copies of their memory."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import os
 import select
@@ -31,6 +32,16 @@ def test_sandboxes_are_found_by_their_tags_page_by_page(at_home: None) -> None:
         assert second["next"] is None
         two.set_tags({"job": "8"})
         assert [info.id for info in Sandbox.list(tags={"job": "8"})] == [two.id]
+
+
+def test_tags_that_several_change_at_once_are_all_there(at_home: None) -> None:
+    """Each says what it changes, and nothing of the others'."""
+    with Sandbox(preload=(), tags={"gone": "0", "kept": "1"}) as box:
+        names = [f"n{number}" for number in range(40)]
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda name: box.merge_tags({name: name, "gone": None}), names))
+        assert box.info().terms is not None
+        assert box.info().terms.tags == {"kept": "1", **{name: name for name in names}}
 
 
 def gone(sandbox_id: str) -> bool:

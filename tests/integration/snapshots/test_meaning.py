@@ -60,6 +60,8 @@ ticks = [0]
 def tick():
     while True:
         ticks[0] += 1; time.sleep(0.005)
+ended = subprocess.Popen(["sh", "-c", "exit 3"])  # Nobody waits for it until the end.
+while open(f"/proc/{ended.pid}/stat").read().split()[2] != "Z": time.sleep(0.005)
 threads = [threading.Thread(target=tick, daemon=True) for _ in range(3)]
 for thread in threads: thread.start()
 forked = multiprocessing.get_context("fork").Pool(2)
@@ -87,6 +89,7 @@ print(json.dumps({
     "frame": int(pandas.util.hash_pandas_object(frame).sum()) == frame_was,
     "figure": drawn() == figure_was,
     "child": child.stdout.readline().strip(),
+    "ended": open(f"/proc/{ended.pid}/stat").read().split()[2],
     "threads": sum(thread.is_alive() for thread in threads),
     "forked": forked.map(aside.double, [counter, 10]),
     "spawned": here.recv(),
@@ -111,6 +114,7 @@ def expected(counter: int) -> dict[str, Any]:
         "frame": True,
         "figure": True,
         "child": str(counter),
+        "ended": "Z",
         "threads": 3,
         "forked": [2 * counter, 20],
         "spawned": 2 * counter,
@@ -167,6 +171,7 @@ async def test_everything_goes_on(busy: Notebook) -> None:
         for clone in made:
             assert await look(clone) == expected(4)
             assert await look(clone) == expected(5)
+            assert await clone.run("print(ended.wait())") == "3"
         assert await look(busy) == expected(4)
 
 

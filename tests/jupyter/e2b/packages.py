@@ -21,6 +21,7 @@ ONCE = (
     "files_are_kept_without_the_memory",
     "gpus_are_granted_and_waited_for",
     "silence_is_told_while_code_runs",
+    "room_that_is_used_up_is_told",
     "streams_say_that_they_are_there",
     "time_outs_pause_and_use_wakes",
 )

@@ -54,11 +54,11 @@ def counted(page: str) -> dict[str, tuple[int, int, list[str]]]:
     return found
 
 
-def shown(page: str) -> set[str]:
-    """The scenarios that the page names for what is promised."""
+def rows(page: str) -> list[tuple[str, tuple[str, ...]]]:
+    """What the wire has, row by row as the page says it, and the tests that it names for it."""
     section = page.partition(SHOWN)[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")][2:]
-    return {name for cells in rows for name in re.findall(r"`(\w+)`", cells[-1])}
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return [(cells[0], tuple(re.findall(r"`(\w+)`", cells[-1]))) for cells in lines if cells[-1] != "tests"]
 
 
 def replaced(page: str, made: str) -> str:

@@ -21,6 +21,7 @@ import urllib.parse
 import uuid
 
 import e2b
+import e2b_code_interpreter
 import httpcore
 import httpx
 from e2b_code_interpreter import AsyncSandbox, Sandbox
@@ -29,6 +30,7 @@ VERSION = tuple(int(part) for part in importlib.metadata.version("e2b").split(".
 DOMAIN = os.environ.get("E2B_DOMAIN", "")
 API = os.environ.get("E2B_API_URL") or f"https://api.{DOMAIN}"
 KEY = os.environ["E2B_API_KEY"]
+HOME = "user\n/home/user\n/home/user\nuser\n"
 
 
 class AbsentError(Exception):
@@ -128,6 +130,61 @@ def keys_of_the_package_make_one_sandbox():
     assert boxes[0].kill()
 
 
+def sandboxes_are_told_with_all_that_clients_need():
+    """Every field that E2B's form of a sandbox requires, where it is made, alone, listed and connected to."""
+    status, made = control("POST", "/sandboxes", {"templateID": "base", "timeout": 60, "secure": False})
+    assert status == 201, made
+    opened = {"templateID", "sandboxID", "clientID", "envdVersion", "envdAccessToken", "trafficAccessToken", "domain"}
+    assert set(made) == opened
+    assert made["templateID"] == "base"
+    # What a client may ask of files, watchers and commands follows from this number.
+    assert tuple(map(int, made["envdVersion"].split("."))) == (0, 6, 4)
+    at = f"/sandboxes/{made['sandboxID']}"
+    status, again = control("POST", f"/v2{at}/connect", {"timeout": 60})
+    assert (status, again) == (200, made)
+    listed = {"templateID", "sandboxID", "clientID", "startedAt", "endAt", "envdVersion", "cpuCount", "memoryMB"}
+    listed |= {"diskSizeMB", "state", "metadata"}
+    found = [one for one in control("GET", "/v2/sandboxes")[1] if one["sandboxID"] == made["sandboxID"]]
+    assert [set(one) for one in found] == [listed]
+    assert (found[0]["state"], found[0]["metadata"]) == ("running", {})
+    assert min(found[0]["cpuCount"], found[0]["memoryMB"], found[0]["diskSizeMB"]) >= 1
+    detail = control("GET", at)[1]
+    assert set(detail) == listed | {"envdAccessToken", "domain", "allowInternetAccess", "network", "lifecycle"}
+    assert detail["envdAccessToken"] == made["envdAccessToken"]
+    assert detail["lifecycle"] == {"autoResume": False, "onTimeout": "kill"}
+    bare = {"E2b-Sandbox-Id": made["sandboxID"], "E2b-Sandbox-Port": "49983"}
+    assert httpx.get(API + "/envs", headers=bare).status_code == 401, "secure: false opens nothing here"
+    assert control("DELETE", at)[0] == 204
+
+
+def what_is_not_there_is_404():
+    """In E2B's form, for every call that names a sandbox or a template; the package knows it by its exceptions."""
+    for sandbox in ("nosuchsandbox", "a" * 12):
+        at = f"/sandboxes/{sandbox}"
+        for method, path, body in (
+            ("GET", at, None),
+            ("DELETE", at, None),
+            ("POST", f"{at}/connect", {"timeout": 1}),
+            ("POST", f"/v2{at}/connect", {"timeout": 1}),
+            ("POST", f"{at}/resume", {}),
+            ("POST", f"{at}/timeout", {"timeout": 1}),
+            ("POST", f"{at}/refreshes", {"duration": 1}),
+            ("POST", f"{at}/pause", {}),
+            ("POST", f"{at}/fork", {}),
+            ("POST", f"{at}/snapshots", {}),
+            ("GET", f"{at}/metrics", None),
+            ("GET", f"{at}/logs", None),
+            ("GET", f"/v2{at}/logs", None),
+            ("PUT", f"{at}/network", {}),
+        ):
+            status, error = control(method, path, body)
+            assert (status, error["code"]) == (404, 404), (method, path, status, error)
+            assert sandbox in error["message"], (method, path, error)
+    assert control("DELETE", "/templates/nosuchsnapshot")[0] == 404
+    assert Sandbox.kill("a" * 12) is False
+    raised(e2b.SandboxException, lambda: Sandbox.connect("a" * 12), "not found")
+
+
 def wrong_keys_are_refused():
     """401, as AuthenticationException; without a key as well."""
     raised(e2b.AuthenticationException, lambda: Sandbox.create(api_key="e2b_wrong"), "API key")
@@ -200,6 +257,8 @@ def lists_come_in_pages_and_filtered():
     assert found[-1].metadata == {"mark": mark, "n": "0"}
     paused = e2b.SandboxQuery(metadata={"mark": mark}, state=[e2b.SandboxState.PAUSED])
     assert Sandbox.list(query=paused).next_items() == []
+    either = e2b.SandboxQuery(metadata={"mark": mark}, state=[e2b.SandboxState.PAUSED, e2b.SandboxState.RUNNING])
+    assert len(Sandbox.list(query=either).next_items()) == 3
     _, oldest = control("GET", f"/v2/sandboxes?metadata=mark%3D{mark}&order=asc&template=code-interpreter-v1")
     assert [one["sandboxID"] for one in oldest] == [box.sandbox_id for box in boxes]
     since = urllib.parse.quote(oldest[1]["startedAt"])
@@ -315,6 +374,33 @@ def paused_in_time(at, mode):
     return told
 
 
+def the_user_and_the_home_are_those_that_programs_know():
+    """`user`, in /home/user: for commands, code and files, also of copies and after a pause."""
+    box = Sandbox.create(timeout=300)
+    box.files.write("noted", "kept")
+
+    def is_at_home(one):
+        assert one.commands.run("whoami; pwd; echo $HOME; stat -c %U noted").stdout == HOME
+        code = (
+            "import getpass, os; print(getpass.getuser(), os.getcwd(), os.path.expanduser('~'), open('noted').read())"
+        )
+        assert one.run_code(code).logs.stdout == ["user /home/user /home/user kept\n"]
+        assert one.files.read("/home/user/noted") == "kept"
+
+    is_at_home(box)
+    entry = box.files.get_info("noted")
+    assert (entry.path, entry.owner, entry.group) == ("/home/user/noted", "user", "user")
+    saved = control("POST", f"/sandboxes/{box.sandbox_id}/snapshots", {})[1]["snapshotID"]
+    other = Sandbox.create(saved, timeout=300)
+    is_at_home(other)
+    copy = control("POST", f"/sandboxes/{box.sandbox_id}/fork", {})[1][0]["sandbox"]["sandboxID"]
+    is_at_home(Sandbox.connect(copy))
+    assert control("POST", f"/sandboxes/{box.sandbox_id}/pause", {})[0] == 204
+    is_at_home(Sandbox.connect(box.sandbox_id))
+    for sandbox_id in (box.sandbox_id, other.sandbox_id, copy):
+        assert control("DELETE", f"/sandboxes/{sandbox_id}")[0] == 204
+
+
 def connect_never_shortens():
     """Connecting to one that runs gives it more time, never less; both paths; an unknown one is not found."""
     box = shared()
@@ -339,7 +425,13 @@ def forks_have_the_memory_and_their_own_from_then_on():
     assert [clone.run_code(f"x.append({n}); x").text for n, clone in enumerate(clones)] == ["[1, 0]", "[1, 1]"]
     assert [clone.files.read("f.txt") for clone in clones] == ["of the source"] * 2
     assert box.run_code("x").text == "[1]"
-    for one in (box, *clones):
+    status, told = control("POST", f"/sandboxes/{box.sandbox_id}/fork", {"timeout": 900})
+    assert (status, [list(one) for one in told]) == (201, [["sandbox"]]), told
+    more = Sandbox.connect(told[0]["sandbox"]["sandboxID"], timeout=1)
+    assert (more.get_info().end_at - box.get_info().end_at).total_seconds() > 600
+    for count in (0, 65, "two"):
+        assert control("POST", f"/sandboxes/{box.sandbox_id}/fork", {"count": count})[0] == 400, count
+    for one in (box, more, *clones):
         assert one.kill()
 
 
@@ -358,6 +450,11 @@ def snapshots_are_templates():
     assert (status, named["names"]) == (201, ["prepared"])
     for name, count in (("prepared", 1), (snapshot.snapshot_id, 1), ("other", 0)):
         assert len(control("GET", f"/snapshots?name={name}&sandboxID={box.sandbox_id}")[1]) == count
+    pages = [httpx.get(f"{API}/snapshots?sandboxID={box.sandbox_id}&limit=1", headers={"X-API-KEY": KEY})]
+    following = {"sandboxID": box.sandbox_id, "nextToken": pages[0].headers["x-next-token"]}
+    pages.append(httpx.get(f"{API}/snapshots", params=following, headers={"X-API-KEY": KEY}))
+    assert [one["snapshotID"] for page in pages for one in page.json()] == [named["snapshotID"], snapshot.snapshot_id]
+    assert "x-next-token" not in pages[1].headers
     third = Sandbox.create("prepared", timeout=100)
     assert third.run_code("x").text == "41"
     for one in (box, other, third):
@@ -386,6 +483,10 @@ def metrics_are_measured():
     box.run_code("del held")
     _, several = control("GET", f"/sandboxes/metrics?sandbox_ids={box.sandbox_id}")
     assert set(several["sandboxes"]) == {box.sandbox_id}
+    figures = {"timestamp", "timestampUnix", "cpuCount", "cpuUsedPct", "memUsed", "memTotal", "memCache"}
+    (now,) = control("GET", f"/sandboxes/{box.sandbox_id}/metrics")[1]
+    assert set(now) == figures | {"diskUsed", "diskTotal"}
+    assert abs(now["timestampUnix"] - time.time()) < 60
 
 
 def logs_tell_what_ran():
@@ -397,6 +498,23 @@ def logs_tell_what_ran():
     for entries in (new["logs"], old["logEntries"]):
         ours = [entry for entry in entries if "for the log" in entry["fields"]["cmd"]]
         assert [entry["message"] for entry in ours] == ["process started", "process ended"]
+        assert [(entry["level"], entry["fields"].get("exit_code")) for entry in ours] == [("info", None), ("info", "0")]
+        assert ours[0]["timestamp"] <= ours[1]["timestamp"]
+    raised(e2b.CommandExitException, lambda: box.commands.run("exit 7 # for the log"))
+    at = f"/v2/sandboxes/{box.sandbox_id}/logs"
+    assert [one["fields"]["exit_code"] for one in control("GET", f"{at}?level=warn&search=for%20the")[1]["logs"]] == [
+        "7"
+    ]
+    assert control("GET", f"{at}?search=of%20nothing")[1]["logs"] == []
+    everything = control("GET", at)[1]["logs"]
+    assert control("GET", f"{at}?direction=backward&limit=2")[1]["logs"] == everything[:-3:-1]
+    future = round(time.time() + 60) * 1000
+    assert control("GET", f"{at}?cursor={future}")[1]["logs"] == []
+    assert len(control("GET", f"{at}?cursor={future}&direction=backward")[1]["logs"]) == len(everything)
+    assert control("GET", f"/sandboxes/{box.sandbox_id}/logs?start={future}")[1]["logEntries"] == []
+    assert len(control("GET", f"/sandboxes/{box.sandbox_id}/logs?limit=1")[1]["logEntries"]) == 1
+    for wrong in ("level=loud", "direction=up", "cursor=now", "limit=-1"):
+        assert control("GET", f"{at}?{wrong}")[0] == 400, wrong
 
 
 def hosts_are_reached_that_are_named_and_that_the_operator_allows():
@@ -406,15 +524,61 @@ def hosts_are_reached_that_are_named_and_that_the_operator_allows():
     assert box.commands.run("echo ${HTTPS_PROXY:-none}").stdout == "none\n"
     assert control("PUT", f"{path}/network", {"allowOut": ["elsewhere.example"]})[0] == 400
     assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]})[0] == 204
-    assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], "denyOut": ["0.0.0.0/0"]}
+    closed = {"denyOut": ["0.0.0.0/0"], "allowPublicTraffic": False}
+    assert control("GET", path)[1]["network"] == {"allowOut": ["a.example.com"], **closed}
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://{}/')\nexcept r.HTTPError as e: print(e.code)"
     assert "".join(box.run_code(ask.format("b.example.com")).logs.stdout) == "403\n"
     excepted = {"allowOut": ["*.example.com"], "denyOut": ["0.0.0.0/0", "a.example.com"]}
     assert control("PUT", f"{path}/network", excepted)[0] == 204
-    assert control("GET", path)[1]["network"] == excepted
+    assert control("GET", path)[1]["network"] == {**closed, **excepted}
     assert "".join(box.run_code(ask.format("a.example.com")).logs.stdout) == "403\n"
-    assert control("PUT", f"{path}/network", {"denyOut": ["0.0.0.0/0"]})[0] == 204
-    assert control("GET", path)[1]["network"]["allowOut"] == []
+    for how in ({"denyOut": ["0.0.0.0/0"]}, {"allow_internet_access": False}, {"allow_internet_access": True}, {}):
+        assert control("PUT", f"{path}/network", excepted)[0] == 204
+        assert control("PUT", f"{path}/network", how)[0] == 204
+        assert control("GET", path)[1]["network"]["allowOut"] == [], how
+
+
+def headers_are_added_for_hosts_that_are_allowed():
+    """`rules` of create and of a change: for hosts that are named, never told again, and not there inside."""
+    rules = {"a.example.com": [{"transform": {"headers": {"Authorization": "Bearer secret"}}}]}
+    asked = {"templateID": "base", "timeout": 100, "network": {"allowOut": ["a.example.com"], "rules": rules}}
+    status, made = control("POST", "/v2/sandboxes", asked)
+    assert status == 201, made
+    path = f"/sandboxes/{made['sandboxID']}"
+    said = json.dumps(control("GET", path)[1])
+    assert "a.example.com" in said
+    assert "secret" not in said
+    box = Sandbox.connect(made["sandboxID"])
+    assert "secret" not in box.commands.run("env; cat /proc/*/environ 2>/dev/null || true").stdout
+    for wrong in (
+        {"allowOut": ["b.example.com"], "rules": rules},
+        {"allowOut": ["*.example.com"], "rules": {"*.example.com": rules["a.example.com"]}},
+    ):
+        assert control("PUT", f"{path}/network", wrong)[0] == 400, wrong
+    assert control("PUT", f"{path}/network", {"allowOut": ["a.example.com"], "rules": rules})[0] == 204
+    box.kill()
+
+
+def ports_are_everybodys_where_that_is_asked_for():
+    """`allowPublicTraffic`, which this server's operator allows; without it, and for files and code, tokens count."""
+    at = urllib.parse.urlsplit(API)
+    for asked, status in (({}, 401), ({"allowPublicTraffic": False}, 401), ({"allowPublicTraffic": True}, 200)):
+        _, made = control("POST", "/v2/sandboxes", {"templateID": "base", "timeout": 100, "network": asked})
+        told = control("GET", f"/sandboxes/{made['sandboxID']}")[1]["network"]
+        assert told["allowPublicTraffic"] == asked.get("allowPublicTraffic", False)
+        box = Sandbox.connect(made["sandboxID"])
+        box.run_code(
+            "import http.server, threading\n"
+            "web = http.server.HTTPServer(('127.0.0.1', 3003), http.server.SimpleHTTPRequestHandler)\n"
+            "threading.Thread(target=web.serve_forever, daemon=True).start()"
+        )
+        bare = {"E2b-Sandbox-Id": box.sandbox_id, "E2b-Sandbox-Port": "3003"}
+        assert httpx.get(API + "/", headers=bare).status_code == status, asked
+        by_host = {"Host": f"3003-{box.sandbox_id}.sandboxes.example"}
+        assert httpx.get(f"{at.scheme}://{at.netloc}/", headers=by_host).status_code == status, asked
+        for port, path in (("49983", "/envs"), ("49999", "/contexts")):
+            assert httpx.get(API + path, headers={**bare, "E2b-Sandbox-Port": port}).status_code == 401
+        assert box.kill()
 
 
 def name_servers_and_a_proxy_are_used_that_the_operator_allows():
@@ -435,7 +599,8 @@ def name_servers_and_a_proxy_are_used_that_the_operator_allows():
     ways = {"dnsServers": ["198.41.0.4"], "egressProxy": proxy}
     assert control("PUT", f"{path}/network", {**hosts, **ways})[0] == 204
     told = control("GET", path)[1]["network"]
-    assert told == {**hosts, **ways, "egressProxy": {"address": "p.example.com:1080", "username": "ann"}}, told
+    shown = {"address": "p.example.com:1080", "username": "ann"}
+    assert told == {**hosts, **ways, "egressProxy": shown, "allowPublicTraffic": False}, told
     # Nobody answers for that name, so nothing is reached, by no other way either.
     ask = "import urllib.request as r\ntry: r.build_opener().open('http://a.example.com/')\n"
     ask += "except r.HTTPError as e: print(e.headers['warmcell-refused'])"
@@ -553,6 +718,8 @@ def commands_take_input():
         assert running.wait().stdout == "first\nsecond\nthird\n"
     else:
         assert running.kill()
+    if VERSION >= (2, 50):  # Without input a command reads its end at once.
+        assert commands.run("cat; echo read", timeout=30).stdout == "read\n"
 
 
 def commands_are_found_again_and_killed():
@@ -672,7 +839,7 @@ def servers_of_mcp_are_behind_one_gateway():
     snapshot = control("POST", f"/sandboxes/{prepared.sandbox_id}/snapshots", {})[1]["snapshotID"]
     prepared.kill()
     # The sandbox reaches no GitHub: its git finds the repository where the snapshot has it.
-    insteads = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "url.file:///home/warmcell/adding.insteadOf"}
+    insteads = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "url.file:///home/user/adding.insteadOf"}
     insteads["GIT_CONFIG_VALUE_0"] = "https://github.com/some/adding"
     adding = {"installCmd": "touch ~/installed", "runCmd": "python server.py", "apiKey": "key"}
     box = Sandbox.create(snapshot, timeout=300, envs=insteads, mcp={"github/some/adding": adding})
@@ -811,6 +978,19 @@ def signed_urls_open_one_file():
     assert box.files.read("up.txt") == "up"
 
 
+def room_that_is_used_up_is_told():
+    """507, as the exception that the package has for it; what was there is there, and nothing half written."""
+    box = Sandbox.create(timeout=100)
+    box.files.write("/dev/shm/kept", "kept")
+    box.commands.run("fallocate -l $(df --output=avail -B1 /dev/shm | tail -1) /dev/shm/fill")
+    answer = envd(box, "POST", "/files?path=/dev/shm/kept", content=bytes(2**20))
+    assert (answer.status_code, answer.json()["code"]) == (507, 507), answer.text
+    raised(e2b.NotEnoughSpaceException, lambda: box.files.write("/dev/shm/more", bytes(2**20)))
+    assert box.files.read("/dev/shm/kept") == "kept"
+    assert sorted(entry.name for entry in box.files.list("/dev/shm")) == ["fill", "kept"]
+    box.kill()
+
+
 def directories_are_made_listed_moved_and_removed():
     """stat, exists, make_dir, list with depth, rename, remove; what is there already is told."""
     files = shared().files
@@ -841,7 +1021,9 @@ def watchers_tell_changes():
     """Polled and as they come; recursively; one of what is not there is refused."""
     box = shared()
     box.files.make_dir("w/old")
-    watcher = box.files.watch_dir("w", recursive=True)
+    known = inspect.signature(box.files.watch_dir).parameters
+    mounts = {"allow_network_mounts": True} if "allow_network_mounts" in known else {}
+    watcher = box.files.watch_dir("w", recursive=True, **mounts)
     box.files.write("w/a", "1")
     box.files.make_dir("w/new")
     box.files.write("w/new/b", "2")
@@ -1002,6 +1184,10 @@ def contexts_have_variables_of_their_own():
         assert box.run_code("mine", context=context).error.name == "NameError"
         box.remove_code_context(context)
         assert context.id not in [one.id for one in box.list_code_contexts()]
+    gone = e2b_code_interpreter.Context("nosuchcontext", "python", "/")
+    raised(e2b.NotFoundException, lambda: box.run_code("1", context=gone))
+    for wrong in ({"context_id": "default", "language": "python"}, {"context_id": 7}):
+        assert envd(box, "POST", "/execute", port=49999, json={"code": "1", **wrong}).status_code == 400, wrong
     raised(e2b.SandboxException, lambda: box.run_code("1", language="cobol"), "501")
     raised(e2b.SandboxException, lambda: box.create_code_context(language="cobol"), "501")
 
@@ -1098,8 +1284,13 @@ def a_sandbox_that_ends_breaks_off_what_it_runs():
     box.run_code("1")
     killer = threading.Timer(1, box.kill)
     killer.start()
-    raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(300)", timeout=200))
+    said = "sandbox was killed while the request was in progress"
+    raised(e2b.TimeoutException, lambda: box.run_code("import time; time.sleep(300)", timeout=200), said)
     killer.join()
+    box = Sandbox.create(timeout=100)
+    running = box.commands.run("sleep 300", background=True)
+    box.kill()
+    raised(e2b.TimeoutException, running.wait, "sandbox was killed or reached its end of life")
 
 
 def a_client_that_goes_away_interrupts():
@@ -1151,6 +1342,12 @@ def other_sandboxes_and_ports_are_not_there():
     closed = envd(box, "GET", "/", port=3000)
     assert closed.status_code == 502
     assert "port is not open" in closed.json()["message"]
+    ended = Sandbox.create(timeout=100)
+    assert ended.kill()
+    kind = getattr(e2b, "SandboxNotRunningException", e2b.TimeoutException)
+    raised(kind, lambda: ended.commands.run("true"))
+    raised(kind, lambda: ended.files.read("x"))
+    raised(e2b.TimeoutException, lambda: ended.run_code("1"))
 
 
 def what_listens_on_another_port_answers():
@@ -1214,6 +1411,26 @@ def calls_that_are_none_get_typed_errors():
         box, "POST", "/process.Process/SendSignal", json={"process": {"pid": 1, "tag": "x"}, "signal": "SIGNAL_SIGKILL"}
     )
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_argument")
+
+
+def errors_of_calls_are_the_packages_own():
+    """Connect's codes, as the exceptions and answers that clients make of them."""
+    box = shared()
+    for path, message, status, code in (
+        ("Stat", {"path": "nowhere"}, 404, "not_found"),
+        ("MakeDir", {"path": "/tmp"}, 409, "already_exists"),
+        ("ListDir", {"path": ""}, 400, "invalid_argument"),
+        ("Nothing", {}, 404, "not_found"),
+    ):
+        answer = envd(box, "POST", f"/filesystem.Filesystem/{path}", json=message)
+        assert (answer.status_code, answer.json()["code"]) == (status, code), (path, answer.text)
+    late = {"Content-Type": "application/connect+json", "connect-timeout-ms": "300", "connect-protocol-version": "1"}
+    message = json.dumps({"process": {"cmd": "sleep", "args": ["60"]}}).encode()
+    content = b"\0" + len(message).to_bytes(4, "big") + message
+    told = envd(box, "POST", "/process.Process/Start", headers=late, content=content).content
+    assert b'"start":{"pid":' in told
+    assert told.index(b'"start"') < told.index(b'"deadline_exceeded"')
+    raised(e2b.NotFoundException, lambda: box.files.get_info("nowhere"))
 
 
 def shown_is_ended():

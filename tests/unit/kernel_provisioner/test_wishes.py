@@ -45,6 +45,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
     )
     assert found.to_json() == {
         "egress": None,
+        "umask": None,
         "backend": "process",
         "python": "/opt/python",
         "image": "analysis",

@@ -31,8 +31,14 @@ def test_what_asks_for_no_cap_gets_the_operators() -> None:
         (Bounds(), {"backend": "process"}, "backend 'process' is not allowed"),
         (Bounds(workspace_modes=("ro",)), {"workspace": Workspace(path="/", mode="rw")}, "mode 'rw' is not allowed"),
         (Bounds(), {"workspace": Workspace(path="/no/such/folder")}, "/no/such/folder does not exist"),
+        (Bounds(), {"umask": 0o1000}, "umask cannot be 512"),
+        (Bounds(), {"umask": -1}, "umask cannot be -1"),
         (Bounds(mounts=("/",)), {"mounts": (Mount(source="/no/such"),)}, "/no/such does not exist"),
         (Bounds(), {"mounts": (Mount(source="/usr"),)}, "Mounting /usr is not allowed"),
+        (Bounds(), {"user": "root"}, "'root' is no name"),
+        (Bounds(), {"user": "../etc"}, "'../etc' is no name"),
+        (Bounds(), {"user": "a:0:0\nb"}, "is no name"),
+        (Bounds(), {"user": "ann", "home": "persistent"}, "A persistent home"),
     ],
 )
 def test_more_than_the_bounds_is_refused_with_what_is_allowed(
@@ -43,6 +49,17 @@ def test_more_than_the_bounds_is_refused_with_what_is_allowed(
         bounds.check(spec(**fields))
     assert says in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("keepers", "asked", "made"),
+    [(0o022, 0o000, 0o022), (0o077, 0o002, 0o022), (0o002, 0o000, 0o002), (0o000, 0o000, 0o000), (0o022, 0o077, 0o077)],
+)
+def test_others_may_write_only_what_the_keepers_user_lets_them(keepers: int, asked: int, made: int) -> None:
+    """Whoever asks for a sandbox; who may read is theirs to say."""
+    bounds = Bounds(umask=keepers)
+    assert bounds.check(spec(umask=asked)).umask == made
+    assert bounds.check(spec()).umask is None
 
 
 def test_a_link_out_of_an_allowed_folder_is_no_way_round(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The service and its pool above a backend in memory: who owns what, and what is left."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -14,6 +15,7 @@ from tests.leaks import Places
 from warmcell.sandbox import box, errors, freezing
 from warmcell.sandbox.backends.base import ExitInfo
 from warmcell.sandbox.bounds import Bounds
+from warmcell.sandbox.changes import Subscription
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
@@ -178,13 +180,27 @@ async def test_a_sandbox_that_is_given_up_gives_its_gpu_back(service: SandboxSer
     assert [one.state for one in service.infos()] == [State.FAILED]
 
 
+async def listed(changes: Subscription) -> list[SandboxId]:
+    """What a page lists that has heard all this."""
+    found: dict[SandboxId, None] = {}
+    while (told := await changes.next(timeout=0)) is not None:
+        if isinstance(told, SandboxInfo) and told.state is not State.STOPPED:
+            found[told.id] = None
+        elif isinstance(told, SandboxInfo):
+            found.pop(told.id, None)
+    return list(found)
+
+
 async def test_failures_are_kept_but_not_without_end(service: SandboxService, backend: FakeBackend) -> None:
     """A page can read the latest ones; a flood of failures costs no memory."""
     backend.fails_with = errors.BackendUnavailableError("No bwrap", hint="Install it.")
-    for _ in range(FAILED_KEPT + 5):
-        with pytest.raises(errors.BackendUnavailableError):
-            await service.create(spec(gpu=None), owner="client")
-    assert len(service.infos()) == FAILED_KEPT
+    with contextlib.closing(service.subscribe()) as changes:
+        for _ in range(FAILED_KEPT + 5):
+            with pytest.raises(errors.BackendUnavailableError):
+                await service.create(spec(gpu=None), owner="client")
+        kept = [info.id for info in service.infos()]
+        assert len(kept) == FAILED_KEPT
+        assert await listed(changes) == kept
 
 
 async def test_a_failure_that_is_stopped_is_told_to_be_gone(service: SandboxService, backend: FakeBackend) -> None:
@@ -211,9 +227,14 @@ async def test_the_next_start_of_a_notebook_forgets_why_the_last_one_failed(
         with pytest.raises(errors.BackendUnavailableError):
             await service.create(spec(gpu=None), owner="notebook", notebook=notebook)
     backend.fails_with = None
-    info = await service.create(spec(gpu=None), owner="notebook", notebook="/a.ipynb")
+    (of_a, of_b) = service.infos()
+    with contextlib.closing(service.subscribe()) as changes:
+        info = await service.create(spec(gpu=None), owner="notebook", notebook="/a.ipynb")
+        told = await changes.next(timeout=60)
+        assert isinstance(told, SandboxInfo)
+        assert (told.id, told.state) == (of_a.id, State.STOPPED)
     await service.stop(info.id)
-    assert [one.notebook for one in service.infos()] == ["/b.ipynb"]
+    assert service.infos() == [of_b]
 
 
 async def test_a_start_that_failed_can_be_tried_again(service: SandboxService, backend: FakeBackend) -> None:

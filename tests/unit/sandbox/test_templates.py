@@ -1,5 +1,6 @@
 """Templates that could not be built, and when that is tried again."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from warmcell.sandbox.errors import OperationTimeoutError, UnsupportedOperationError
 from warmcell.sandbox.models import SandboxSpec, SnapshotId
-from warmcell.sandbox.templates import RETRY_MOST_S, RETRY_S, Templates
+from warmcell.sandbox.templates import RETRY_MOST_S, RETRY_S, Templates, identity
 
 SPEC = SandboxSpec(python=sys.executable, preload=("json",))
 
@@ -82,3 +83,10 @@ async def test_what_cannot_be_saved_is_left_alone_for_an_hour() -> None:
     assert builds.count == 1
     builds.now = RETRY_MOST_S
     assert await builds.templates.ensure(SPEC) == "made"
+
+
+def test_kernels_of_another_home_do_not_come_from_one_template() -> None:
+    """What a template has imported knows where its home is; by the same name it is the same."""
+    one, other = (dataclasses.replace(SPEC, user=user) for user in ("user", "other"))
+    names = {identity(spec, "x")["digest"] for spec in (SPEC, one, other, dataclasses.replace(one))}
+    assert len(names) == 3

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.anything import JSON, LENGTHS, changed, give_anything
 from warmcell.extension.keeper.agents import api, checks
 from warmcell.extension.keeper.agents.commands import Command, size_of
+from warmcell.extension.keeper.agents.files_told import cursor, place
 from warmcell.extension.keeper.agents.runs import Run
 from warmcell.sandbox.client.results import Showing
 from warmcell.sandbox.errors import InvalidRequestError
@@ -21,7 +22,14 @@ SIZE = ("rows", "columns")
 RIGHT: dict[str, Any] = {
     **{"argv": ["ls"], "code": "1", "id": "a1", "cwd": "/tmp", "env": {"A": "b"}, "tags": {"a": "b"}, "stdin": True},
     **{"pty": {"rows": 3, "columns": 4}, "timeout_s": 1.5, "linger_s": 0, "context": "default", "input": "aGk="},
-    **{"tag": "x", "on_timeout": "kill", "auto_resume": False, "rows": 3, "columns": 4},
+    **{
+        "merge_tags": {"c": "d", "a": None},
+        "tag": "x",
+        "on_timeout": "kill",
+        "auto_resume": False,
+        "rows": 3,
+        "columns": 4,
+    },
 }
 
 
@@ -31,7 +39,14 @@ WRONG: dict[str, Any] = {"timeout_s": -1, "rows": "x"}
 @LENGTHS
 @pytest.mark.parametrize(
     ("read", "names"),
-    [(Command, COMMAND), (Run, RUN), (api.terms_of, api.TERMS), (api.changes_of, api.TERMS), (size_of, SIZE)],
+    [
+        (Command, COMMAND),
+        (Run, RUN),
+        (api.terms_of, api.TERMS),
+        (api.changes_of, api.TERMS),
+        (lambda body: api.changes_of(body, Terms(tags={"a": "b"})), (*api.TERMS[:3], api.MERGE)),
+        (size_of, SIZE),
+    ],
 )
 def test_bodies_are_understood_or_refused(
     read: Callable[[dict[str, Any]], object], names: tuple[str, ...], examples: int
@@ -56,19 +71,31 @@ def test_bodies_are_understood_or_refused(
     )
 
 
+def test_tags_are_merged_or_replaced() -> None:
+    """One word for each; both at once say nothing clear."""
+    terms = Terms(tags={"kept": "1", "gone": "2", "changed": "3"})
+    merge: dict[str, Any] = {"gone": None, "changed": "4", "new": "5", "never": None}
+    assert api.changes_of({"merge_tags": merge}, terms)["tags"] == {"kept": "1", "changed": "4", "new": "5"}
+    assert api.changes_of({"tags": {"new": "5"}}, terms)["tags"] == {"new": "5"}
+    for wrong in ({"merge_tags": [1]}, {"merge_tags": {"a": 1}}, {"merge_tags": {}, "tags": {}}):
+        with pytest.raises(InvalidRequestError):
+            api.changes_of(wrong, terms)
+
+
 @LENGTHS
 def test_cursors_and_numbers_are_understood_or_refused(examples: int) -> None:
     """What comes in a query may be anything."""
-    reads: list[Callable[[str], object]] = [api._place, lambda one: checks.number(one, "from", most=100)]
-    texts = st.one_of(JSON.map(str), st.integers(0, 200).map(str), st.floats().map(str), st.text(max_size=9))
+    reads: list[Callable[[str], object]] = [api._place, lambda one: checks.number(one, "from", most=100), place]
+    places = st.one_of(st.tuples(JSON, JSON).map(json.dumps), JSON.map(json.dumps), st.just("[" * 40_000)).map(cursor)
+    texts = st.one_of(JSON.map(str), st.integers(0, 200).map(str), st.floats().map(str), st.text(max_size=9), places)
     inputs = st.tuples(st.sampled_from(reads), texts)
     give_anything(
         inputs,
         lambda drawn: drawn[0](drawn[1]),
         refusals=InvalidRequestError,
         examples=examples,
-        sound=[(reads[1], "7")],
-        broken=[(reads[1], "nan"), (reads[0], "x")],
+        sound=[(reads[1], "7"), (reads[0], cursor('[1.5, "a"]')), (reads[2], cursor("/a"))],
+        broken=[(reads[1], "nan"), *((reads[0], cursor(text)) for text in ("x", "[" * 40_000, f"[{10**400}, 1]"))],
     )
 
 

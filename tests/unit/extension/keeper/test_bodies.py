@@ -29,7 +29,8 @@ QUOTA = {"sandboxes": 3, "cpus": 2.0, "memory_bytes": 2**30, "gpu_seconds": 60.0
 
 def policies() -> st.SearchStrategy[dict[str, Any]]:
     """With something odd in one place, in its proxy as well."""
-    through = st.fixed_dictionaries({"through": changed(POLICY["through"])})
+    with_tls = {**POLICY["through"], "tls": True, "server_name": "proxy.example.com", "certificates": "none"}
+    through = st.fixed_dictionaries({"through": changed(POLICY["through"], with_tls)})
     return st.one_of(changed(POLICY), through.map(lambda odd: {**POLICY, **odd}))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,19 @@ def test_a_ledger_that_cannot_be_written_hinders_nothing(tmp_path: Path) -> None
     ledger = Ledger(tmp_path / "absent" / "kernels.json")
     ledger.put(NOTE)
     assert ledger.sessions("k1") == (SESSION,)
+
+
+def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
+    """A restart changes nothing of a kernel's note, and waits for no disk; what could not be written is tried again."""
+    path = tmp_path / "state" / "kernels.json"
+    ledger = Ledger(path)
+    ledger.put(NOTE)  # There is no such directory yet.
+    path.parent.mkdir()
+    ledger.put(NOTE)
+    written = path.stat().st_ino
+    ledger.put(replace(NOTE))
+    assert path.stat().st_ino == written
+    ledger.put(replace(NOTE, notebook="/home/ada/other.ipynb"))
+    assert path.stat().st_ino != written
+    assert next_keeper(path, taken_up=("k1",)).loss("k2", NOTE.server, "/home/ada/other.ipynb") is None
+    assert next_keeper(path).loss("k2", NOTE.server, "/home/ada/other.ipynb") is not None

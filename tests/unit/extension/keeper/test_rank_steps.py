@@ -1,17 +1,20 @@
 """What a step shows, with a kernel that is a script."""
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from hypothesis import strategies as st
 
+from tests.anything import JSON, LENGTHS, changed, give_anything
 from warmcell.extension.keeper import rank_steps
 from warmcell.extension.keeper.rank_client import ChannelName, Heard, RankClient
 from warmcell.extension.keeper.rank_steps import Execution, LostError, Request, Step, step_of
-from warmcell.kernel_provisioner.proxy.wire import Author
+from warmcell.kernel_provisioner.proxy.wire import Author, MalformedMessageError, parse
 
 
 class Script:
@@ -123,3 +126,51 @@ def test_values_go_in_and_out_with_the_cells_own_request() -> None:
     assert step == Step("x = 1", {"load": {**load, "directory": "/run/warmcell"}, "dump": dump})
     assert step.again == Step("", {"dump": dump})
     assert step_of(Request(""), "/run/warmcell", Path("/host/get-1.pkl"), 1000) is None
+
+
+def parts(kind: str, content: object, metadata: object) -> list[bytes]:
+    """A message's frames."""
+    header, parent = {"msg_type": kind, "msg_id": "a"}, {"msg_type": "execute_request", "msg_id": "asked"}
+    return [b"<IDS|MSG>", b"", *(json.dumps(one).encode() for one in (header, parent, metadata, content))]
+
+
+CONTENTS = changed(
+    {"name": "stdout", "text": "x"},
+    {"execution_state": "idle"},
+    {"status": "ok", "kernel_memory": 5},
+    {"status": "error", "ename": "E", "evalue": "", "traceback": [], "step": "load"},
+    {"data": {"text/plain": "1"}, "metadata": {}, "execution_count": 1},
+)
+KINDS = st.sampled_from(("stream", "status", "execute_reply", "execute_result", "error", "comm_msg", "nothing"))
+SOUND = parts("stream", {"name": "stdout", "text": "x"}, {})
+DEEP = b"[" * 50_000
+
+
+@LENGTHS
+def test_whatever_a_kernel_says_is_shown_or_no_message(examples: int) -> None:
+    """As JSON of the form that all messages have."""
+
+    async def show(said: list[tuple[ChannelName, list[bytes]]]) -> None:
+        messages = [Heard(channel, (found := parse(frames)).read_parent()[1], found) for channel, frames in said]
+        script = Script()
+        execution = Execution(cast(RankClient, script), Step("…"), text_max_bytes=100)
+        heard = iter([*messages, *(Heard(one[0], "asked", Author().make(*one[1:])[1]) for one in (REPLY, IDLE))])
+        script.hear = lambda until=None: asyncio.sleep(0, next(heard))  # type: ignore[method-assign]
+        async for message in execution.messages():
+            assert isinstance(message["content"], Mapping)
+            assert isinstance(message["metadata"], Mapping)
+            json.dumps(message)
+
+    sound = st.tuples(KINDS, st.one_of(CONTENTS, JSON), st.one_of(st.just({}), JSON)).map(lambda one: parts(*one))
+    broken = st.tuples(sound, st.integers(0, 5), st.sampled_from((b"", b"{", DEEP, b"\xff", b"1e999")))
+    frames = st.one_of(sound, broken.map(lambda one: [*one[0][: one[1]], one[2], *one[0][one[1] + 1 :]]))
+    channels: st.SearchStrategy[ChannelName] = st.sampled_from(("iopub", "iopub", "shell", "control"))
+    with asyncio.Runner() as runner:
+        give_anything(
+            st.lists(st.tuples(channels, frames), max_size=4),
+            lambda said: runner.run(show(said)),
+            refusals=MalformedMessageError,
+            examples=examples,
+            sound=[[("iopub", SOUND)]],
+            broken=[[("iopub", [*SOUND[:-2], DEEP, SOUND[-1]])], [("iopub", [*SOUND[:-1], b"[]"])]],
+        )

@@ -1,9 +1,11 @@
 """What code inside a sandbox may ask for."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
+from tests.anything import LENGTHS, changed, give_anything
 from warmcell.extension.keeper.scope import GuestScope, of_gpu
 from warmcell.sandbox.errors import InvalidRequestError, SandboxNotFoundError
 from warmcell.sandbox.lifecycle import State
@@ -112,3 +114,30 @@ def test_an_image_that_it_was_not_given_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="somebody-elses/private:1") as caught:
         scope.narrow({"image": "somebody-elses/private:1"}, has_image=lambda name: name == "train")
     assert "principal_images" in caught.value.hint
+
+
+@LENGTHS
+def test_whatever_is_asked_for_is_like_itself_or_refused(examples: int) -> None:
+    """Nothing of the host that it was not given, and no more of anything."""
+    sound = {"gpu": "A100", "preload": ["json"], "limits": {"memory_bytes": GIB, "cpus": 1.5}, "network": "none"}
+
+    def take(asked: dict[str, Any]) -> None:
+        made = SCOPE.narrow(asked)
+        kept = ("workspace", "mounts", "env", "home", "backend")
+        assert [getattr(made, name) for name in kept] == [getattr(OWN, name) for name in kept]
+        assert (made.network, made.egress) == ("none", None)
+        assert made.limits.memory_bytes is not None
+        assert made.limits.memory_bytes <= 2 * GIB
+        assert made.limits.pids is not None
+        assert made.limits.pids <= 100
+        assert SandboxSpec.from_json(made.to_json()) == made
+
+    names = ("template", "image", "mounts", "workspace", "env", "egress", "shared")
+    give_anything(
+        changed(sound, {"limits": {"pids": 5, "shm_bytes": 0, "layer_bytes": 1}}, names=names),
+        take,
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=[sound],
+        broken=[{"network": "host"}, {"limits": {"memory_bytes": 3 * GIB}}],
+    )

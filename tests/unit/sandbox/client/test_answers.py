@@ -89,6 +89,7 @@ ANSWERS = changed(
     INFO.to_json(),
     FILE,
     COMMAND,
+    {"files": [FILE], "next": "b"},
     *({name: [each]} for name, each in (("sandboxes", INFO.to_json()), ("files", FILE), ("commands", COMMAND))),
     {"contexts": [{"id": "a"}]},
     {"id": "a", "path": "/x", "host": None, "created": True},
@@ -128,7 +129,13 @@ def test_any_answer_is_understood_or_said_to_be_none(examples: int) -> None:
         examples=examples,
         sound=[("refresh", 200, json.dumps(INFO.to_json()).encode()), ("run", 200, lines[0] + b"\n" + lines[3])],
     )
-    for verb, body in (("refresh", b"<html>"), ("run", b"no\n"), ("stat", b"{}"), ("fork", b'{"sandboxes": [{}]}')):
+    for verb, body in (
+        ("refresh", b"<html>"),
+        ("run", b"no\n"),
+        ("stat", b"{}"),
+        ("list", b'{"files": [], "next": "b"}'),
+        ("fork", b'{"sandboxes": [{}]}'),
+    ):
         with pytest.raises(WarmcellError):
             take((verb, 200, body))
     now(transport.close())

@@ -62,6 +62,8 @@ class MadeCuda:
         self.environment = {**os.environ, "PYTHONPATH": str(package.parent), "MADE_CUDA": str(self.states)}
         self.commands: dict[int, str] = {}
         self.memory_bytes = 3 * GIB
+        self.free: list[int] = []
+        """What the next looks find free."""
         self.all = tuple(
             GpuDevice(
                 uuid=f"GPU-00000000-0000-0000-0000-00000000000{n}",
@@ -118,6 +120,11 @@ class MadeCuda:
             if self.state(child.pid) != "checkpointed":
                 found.append(GpuProcess(pid=child.pid, command="python", memory_bytes=self.memory_bytes))
         return found
+
+    async def free_bytes(self, device: GpuDevice) -> int | None:
+        """As told by the test; else what `devices` leaves."""
+        (now,) = (each for each in self.all if each.uuid == device.uuid)
+        return self.free.pop(0) if self.free else now.memory_total_bytes - (now.memory_used_bytes or 0)
 
     def close(self) -> None:
         """End all processes."""

@@ -270,6 +270,18 @@ async def test_who_computes_is_asked_each_time(driver: Driver) -> None:
     assert str(found[1]) == f"process {2**22 + 5}"
 
 
+async def test_what_is_free_is_asked_each_time(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of devices may be a second old; a failure is not read as room."""
+    inventory = NvmlInventory()
+    device = (await inventory.devices())[1]
+    for free in (GIB, 79 * GIB):
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lambda index, free=free: SimpleNamespace(free=free))
+        assert await inventory.free_bytes(device) == free
+    driver.failures["nvmlDeviceGetHandleByUUID"] = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+    with pytest.raises(BackendUnavailableError, match="nvidia-smi"):
+        await inventory.free_bytes(device)
+
+
 async def test_a_driver_that_cannot_say_who_computes_is_no_free_device(driver: Driver) -> None:
     """A failure is not read as an empty list."""
     inventory = NvmlInventory()

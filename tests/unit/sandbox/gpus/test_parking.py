@@ -134,6 +134,18 @@ async def test_no_room_on_the_device_is_found_before_anything_is_done(cuda: Made
     assert "restore" not in cuda.log
 
 
+async def test_room_that_was_made_just_now_is_seen(cuda: MadeCuda, engine: CudaParking) -> None:
+    """By somebody who was parked for this one, or by itself: what the list of devices says may be a second old, and
+    the driver may need a moment.
+    """
+    pid = cuda.process()
+    parked = await engine.park([cuda.all[0]], [pid])
+    cuda.all = (dataclasses.replace(cuda.all[0], memory_used_bytes=78 * GIB), cuda.all[1])
+    cuda.free = [2 * GIB, 80 * GIB]
+    await engine.unpark(parked, [cuda.all[0]], [pid])
+    assert (cuda.state(pid), cuda.free) == ("running", [])
+
+
 async def test_a_parker_that_dies_is_replaced(cuda: MadeCuda, engine: CudaParking) -> None:
     """Whoever waits for it is told; a new one undoes what it had begun, and can park."""
     pid = cuda.process()

@@ -145,6 +145,35 @@ def test_an_interrupt_ends_the_code_and_not_the_interpreter() -> None:
     assert done.stdout == "4\n", done
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_who_does_not_care_for_an_interrupt_is_ended(times: int) -> None:
+    """Although it prints on and on; a second interrupt waits no longer. What it says later is nobody's answer."""
+    code = (
+        "import os, signal, sys, threading\n"
+        "from warmcell.sandbox.guest import languages\n"
+        "os.setpgid(0, 0)\n"
+        f"languages.INTERRUPT_S = {[1, 60][times - 1]}\n"
+        "interrupt = lambda: os.killpg(0, signal.SIGINT)\n"
+        f"for at in range({times}): threading.Timer(1 + at, interrupt).start()\n"
+        "try:\n"
+        "    languages.run('bash', 'trap \"\" INT; for n in $(seq 300); do echo on; sleep 0.05; done')\n"
+        "except languages.LanguageError as error:\n"
+        "    print(type(error).__name__)\n"
+        "languages.run('bash', 'echo $((6 * 7))')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=12)
+    assert done.stdout.splitlines()[-2:] == ["InterpreterEnded", "42"], done
+
+
+def test_half_a_character_does_not_cost_the_variables(bash: Interpreter, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is refused, and nothing has ended."""
+    bash.run("x=1")
+    with pytest.raises(LanguageError, match="surrogate"):
+        bash.run("echo \ud800")
+    bash.run("echo $x")
+    assert capsys.readouterr().out == "1\n"
+
+
 def test_answers_come_in_any_pieces() -> None:
     """A byte at a time; what is none is told."""
     answer = _Answer()

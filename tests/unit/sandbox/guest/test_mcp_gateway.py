@@ -1,10 +1,15 @@
 """What the MCP gateway in a sandbox reads: its configuration, and names that servers have in common."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
-from warmcell.sandbox.guest.mcp_gateway import Wrong, named, wanted
+from tests.anything import JSON, LENGTHS, changed, give_anything
+from warmcell.sandbox.guest.mcp_gateway import Wanted, Wrong, _prepared, named, wanted
 
 
 def there(program: str) -> str | None:
@@ -57,3 +62,53 @@ def test_what_two_servers_have_goes_by_the_servers_name() -> None:
     }
     clash = named([("x", ["a"]), ("y", ["a", "x__a"])])
     assert sorted(clash.values()) == [(0, "a"), (1, "a"), (1, "x__a")]
+
+
+@LENGTHS
+def test_any_configuration_is_servers_or_a_reason(examples: int) -> None:
+    """Whatever it is: each server has a command for a shell and variables that can be set."""
+
+    def take(config: str) -> None:
+        for one in wanted(config, there):
+            assert one.command
+            assert not any("\0" in text for text in (one.command, one.install, *one.env, *one.env.values()))
+            assert not any(not name or "=" in name for name in one.env)
+            for text in (one.name, one.command, one.install, *one.env, *one.env.values()):
+                assert text.encode() is not None
+
+    settings = changed({"runCmd": "serve", "installCmd": "npm i", "githubPersonalAccessToken": "t", "max": 3})
+    names = st.one_of(st.sampled_from(("sequentialThinking", "own", "github/some/one.x", "github/../..")), st.text())
+    configs = st.one_of(st.dictionaries(names, st.one_of(settings, JSON), max_size=3), JSON).map(json.dumps)
+    give_anything(
+        st.one_of(configs, st.text(max_size=20), st.just("[" * 100_000), st.just('{"a":' * 30_000)),
+        take,
+        refusals=Wrong,
+        examples=examples,
+        sound=['{"own": {"runCmd": "serve", "aB": "c"}}'],
+        broken=["{", "[" * 100_000, '{"own": {"runCmd": "a\\u0000b"}}', '{"own": {"runCmd": "x", "a=b": "c"}}'],
+    )
+
+
+def test_half_of_a_repository_is_none(tmp_path: Path) -> None:
+    """Its clone was killed with the command: the next one begins anew, and what is whole stays."""
+    origin, place = tmp_path / "origin", tmp_path / "place"
+    for argv in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        origin.mkdir(exist_ok=True)
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *argv], cwd=origin, check=True)
+    one = Wanted("github/o/r", "serve", repository=f"file://{origin}")
+    killed = (
+        "import os, signal, sys\n"
+        "from warmcell.sandbox.guest import mcp_gateway as gateway\n"
+        "def done(server, command, *_):\n"
+        "    os.makedirs(command[-1] + '/half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "gateway._done = done\n"
+        "gateway._prepared(sys.argv[1], gateway.Wanted('github/o/r', 'serve', repository='file:///none'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", killed, str(place)], check=False).returncode == -9
+    made = Path(_prepared(str(place), one))
+    assert (made / ".git").is_dir()
+    (made / "mine").touch()
+    assert Path(_prepared(str(place), one)) == made
+    assert (made / "mine").exists()

@@ -24,6 +24,9 @@ def asked() -> Wanted:
         python="/opt/env/bin/python",
         home="/home/me",
         private_home=True,
+        user="somebody",
+        umask=0o027,
+        devices=(49,),
         trees=trees,
         overlays=overlays,
         fills=(),
@@ -51,6 +54,14 @@ def test_no_tree_can_have_a_name_that_the_stage_makes(tmp_path: Path) -> None:
     assert names <= {*OWN}
 
 
+def test_init_and_shared_memory_are_as_asked_for(tmp_path: Path) -> None:
+    """With the user's umask, and on a device that no process of a restored kernel knows."""
+    made = compose(asked(), dict.fromkeys(PLACES, 0), uid=4321, gid=4321, runtime=str(tmp_path), bwrap=Path("/bwrap"))
+    assert made["argv"][-2:] == ["--umask", "27"]
+    devices = {one["path"]: one["devices"] for one in made["mounts"]["file_systems"]}
+    assert devices == {name: [49] if name == "shm" else [] for name in devices}
+
+
 def test_nothing_is_made_in_trees_of_the_users(tmp_path: Path) -> None:
     """Only in the sandbox's own memory."""
     made = composed(tmp_path)
@@ -62,3 +73,10 @@ def test_nothing_is_made_in_trees_of_the_users(tmp_path: Path) -> None:
     assert made["/tmp/link"]["link"] == made["/data/name"]["link"].removesuffix("/folder")  # type: ignore[attr-defined]
     # A link in a user's tree, or a cover over nothing, is not made at all.
     assert not {"/data/folder/link", "/data/else"} & {*made}
+
+
+def test_the_user_has_the_name_that_is_asked_for_and_the_callers_number(tmp_path: Path) -> None:
+    """A name is all that the caller chooses."""
+    made = compose(asked(), dict.fromkeys(PLACES, 0), uid=4321, gid=4321, runtime=str(tmp_path), bwrap=Path("/bwrap"))
+    passwd = next(one["content"] for one in made["mounts"]["files"] if one["path"] == "etc/passwd")
+    assert b"somebody:x:4321:4321:somebody:/home/me:/bin/bash" in passwd

@@ -1,6 +1,8 @@
 """Whatever comes: each of the proxy's parsers answers, or refuses with a reason, in bounded memory."""
 
 import asyncio
+import io
+import ipaddress
 import ssl
 import tracemalloc
 from collections.abc import Sequence
@@ -9,11 +11,12 @@ from hypothesis import strategies as st
 
 from tests.anything import LENGTHS, give_anything
 from warmcell.sandbox.errors import InvalidRequestError
-from warmcell.sandbox.models import NetworkPolicy
+from warmcell.sandbox.models import EgressProxy, NetworkPolicy
 from warmcell.sandbox.network.egress import Door, Egress
 from warmcell.sandbox.network.exchange import Exchange
 from warmcell.sandbox.network.hello import HELLO_MAX, NotTls, server_name
 from warmcell.sandbox.network.rules import Pattern, read_host
+from warmcell.sandbox.network.socks import SocksError, Through, connect
 from warmcell.sandbox.network.streams import Tally
 from warmcell.sandbox.wire import Secret
 
@@ -93,6 +96,47 @@ def test_any_bytes_are_answered_or_hung_up_on(examples: int) -> None:
     """However they are cut."""
     inputs = st.tuples(st.one_of(REQUESTS, BODIES), st.sampled_from([1, 7, 200]))
     give_anything(inputs, lambda one: serve(*one), examples=examples, memory_max=MEMORY_MAX)
+
+
+SAID = b"\5\2" + b"\1\0" + b"\5\0\0\1\xc0\0\2\1\0\x50"
+"""Of an egress proxy that wants a name and a password."""
+
+
+def altered(sound: bytes) -> st.SearchStrategy[bytes]:
+    """Like that, but for a few bytes, and cut or longer."""
+    changes = st.dictionaries(st.integers(0, len(sound) - 1), st.integers(0, 255), max_size=3)
+    cuts = st.one_of(st.just(len(sound)), st.integers(0, len(sound)))
+
+    def alter(drawn: tuple[dict[int, int], int, bytes]) -> bytes:
+        changed, cut, more = drawn
+        return bytes(changed.get(at, one) for at, one in enumerate(sound))[:cut] + more
+
+    return st.one_of(st.binary(max_size=60), st.tuples(changes, cuts, st.binary(max_size=20)).map(alter))
+
+
+@LENGTHS
+def test_any_bytes_of_an_egress_proxy_connect_or_are_said_to_be_wrong(examples: int) -> None:
+    """And it was asked for that host."""
+    way = Through.read(EgressProxy(address="proxy.example.com:1080", username="u", password=Secret("p")))
+    host = ipaddress.ip_address("192.0.2.1")
+
+    async def speak(said: bytes) -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(said)
+        reader.feed_eof()
+        asked = io.BytesIO()
+        await connect(reader, asked, way, host, 80)  # type: ignore[arg-type]
+        assert asked.getvalue().endswith(host.packed + b"\0\x50")
+
+    with asyncio.Runner() as runner:
+        give_anything(
+            altered(SAID),
+            lambda said: runner.run(speak(said)),
+            refusals=SocksError,
+            examples=examples,
+            sound=[SAID],
+            broken=[b"", b"\4\0", SAID[:-6]],
+        )
 
 
 @LENGTHS

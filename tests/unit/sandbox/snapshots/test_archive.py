@@ -1,16 +1,20 @@
 """A snapshot goes into one file and comes out of it as it was, or not at all."""
 
 import dataclasses
+import io
 import json
 import os
 import random
+import shutil
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
+from hypothesis import strategies as st
 
+from tests.anything import JSON, LENGTHS, changed, give_anything
 from tests.unit.sandbox.snapshots.making import add, hostile, manifest
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -221,6 +225,66 @@ async def test_an_archive_writes_nowhere_else(
     assert not Path("/tmp/planted").exists()
     assert not Path("/planted").exists()
     assert not (tmp_path / "planted").exists()
+
+
+def odd_members() -> st.SearchStrategy[bytes]:
+    """Entries of a layer, some of which say odd things of themselves, or have odd names, one after the other."""
+    kinds = (0o100644, 0o40755, 0o120777, 0o10600, 0o140600, 0o20666, 0o60666, 0, 2**40)
+    sound = {"mode": 0o100644, "uid": 0, "gid": 0, "mtime_ns": 5, "size": 3, "segments": [[0, 3]], "attributes": {}}
+    empty = {**sound, "size": 0, "segments": []}
+    told = changed(
+        sound,
+        {**sound, "size": 9, "segments": [[1, 2], [5, 7]]},
+        {**empty, "attributes": {"user.a": "00", "trusted.b": "zz"}},
+        *({**empty, "mode": kind, "target": "../../planted", "device": 5} for kind in kinds),
+        names=("target", "device"),
+    )
+    names = st.sampled_from(
+        ("a", "a", "a/b", "a/c", "b", "../planted", "/planted", "a//b", "a/../b", "./a", "", "a/", "n" * 300, "a\udcff")
+    )
+    texts = st.one_of(told.map(json.dumps), JSON.map(json.dumps), st.just("[" * 9000))
+
+    return st.lists(st.tuples(names, texts).map(lambda one: member(*one)), max_size=5).map(b"".join)
+
+
+def member(name: str, told: str) -> bytes:
+    """One of which an archive says that, with three bytes where it may have some."""
+    found = tarfile.TarInfo(name)
+    found.size, found.pax_headers = 3 if "[0, 3]" in told or "[1, 2]" in told else 0, {tarball.HEADER: told}
+    head = found.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    return head + (b"abc" + tarball.padding(3) if found.size else b"")
+
+
+@LENGTHS
+def test_any_entry_is_made_where_it_belongs_or_refused(examples: int, tmp_path: Path) -> None:
+    """In bounded memory, whatever an archive says of it."""
+
+    def take(data: bytes) -> None:
+        layer = tmp_path / "top" / "layer"
+        layer.mkdir(parents=True)
+        try:
+            unpacker = tarball.Unpacker(layer, ours=False)
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive:
+                for one in archive:
+                    unpacker.put(one.name, one, archive.extractfile(one) if one.isreg() else None)
+            unpacker.finish()
+        finally:
+            assert [os.listdir(tmp_path), os.listdir(tmp_path / "top")] == [["top"], ["layer"]]
+            shutil.rmtree(tmp_path / "top")
+
+    good = entry("a", 0o40755) + entry("a/b", 0o100644, b"x")
+    give_anything(
+        odd_members().map(lambda data: data + tarball.END),
+        take,
+        refusals=(SnapshotCorruptError, OSError),
+        examples=examples,
+        sound=[good + tarball.END],
+        broken=[
+            member("a", "[" * 9000) + tarball.END,
+            good + good + tarball.END,
+            entry("../planted", 0o100644, b"x") + tarball.END,
+        ],
+    )
 
 
 @pytest.mark.parametrize("part", ["layer", "image"])

@@ -119,6 +119,7 @@ async def test_a_name_is_taken_or_replaced(store: SnapshotStore, dropped: list[S
         assert store.get("one").info.id == new
         assert (store.layer(old) / "file").exists()
         assert dropped == []
+    await store.all_gone()
     assert dropped == [old]
     assert sorted(os.listdir(store.root)) == sorted([new, "store.json"])
 
@@ -161,6 +162,53 @@ async def test_it_is_amended(store: SnapshotStore) -> None:
     with pytest.raises(SnapshotNotFoundError):
         await opened.amend(new_id(), image_bytes=1)
     await opened.close()
+
+
+async def test_nobody_waits_for_the_room_of_what_was_replaced(store: SnapshotStore) -> None:
+    """Nobody finds it any more, also not a keeper that comes after a crash; who removes for room waits for that."""
+    may_go = asyncio.Event()
+
+    async def drop(snapshot_id: SnapshotId) -> None:
+        await may_go.wait()
+
+    store.on_removed = drop
+    replaced, let_go, discarded, removed = [await add(store, name) for name in ("one", "two", "three", "four")]
+    async with asyncio.timeout(30):
+        new = await add(store, "one", replace=True)
+        async with store.use(let_go):
+            await store.discard(let_go)
+        await store.discard(discarded)
+        removing = asyncio.create_task(store.remove(removed))
+        gone = [f".{one}.gone" for one in (replaced, let_go, discarded, removed)]
+        while sorted(os.listdir(store.root)) != sorted([*gone, new, "store.json"]):  # noqa: ASYNC110 - a thread does it
+            await asyncio.sleep(0.01)
+        assert [info.id for info in store.infos()] == [new]
+        assert not removing.done()
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        may_go.set()
+        await removing
+        await closing
+    assert sorted(os.listdir(store.root)) == sorted([new, "store.json"])
+
+
+async def test_what_was_being_removed_when_a_keeper_was_killed_goes_when_the_next_begins(store: SnapshotStore) -> None:
+    """With the files that were hidden, and nothing else."""
+    kept, doomed = await add(store, "kept"), await add(store, "doomed")
+    killed = asyncio.Event()
+
+    async def drop(snapshot_id: SnapshotId) -> None:
+        await killed.wait()
+
+    store.on_removed = drop
+    await store.discard(doomed)
+    assert f".{doomed}.gone" in os.listdir(store.root)
+    opened = SnapshotStore(store.root)
+    await opened.open()
+    assert opened.ids == {kept}
+    assert sorted(os.listdir(store.root)) == sorted([kept, "store.json"])
+    killed.set()
 
 
 async def test_one_in_use_is_not_removed(store: SnapshotStore, dropped: list[SnapshotId]) -> None:

@@ -45,7 +45,7 @@ class AskedKeeper:
             for name in ("path", "source", "target"):
                 if name in params or name in told:
                     checked_path({**params, **told}[name])
-            return {**self._file, "created": True, "files": [self._file], "truncated": False}
+            return {**self._file, "created": True, "files": [self._file], "next": None}
         if path.endswith("/resize"):
             size_of(told)
         if path.endswith("/stdin"):

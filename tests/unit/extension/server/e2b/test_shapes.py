@@ -67,6 +67,18 @@ def test_what_asks_for_no_more_than_there_is_is_taken(more: dict[str, Any]) -> N
     assert shapes.new_sandbox(Fields({"templateID": "base", **more})).network is None
 
 
+def test_ports_are_for_everybody_only_where_both_want_it() -> None:
+    """The operator and who makes the sandbox; what cannot be had is not taken in silence."""
+    wants = Fields({"templateID": "base", "network": {"allowPublicTraffic": True}})
+    with pytest.raises(InvalidRequestError, match="not for everybody"):
+        shapes.new_sandbox(wants)
+    for asked, opened in ((True, True), (False, False)):
+        body = Fields({"templateID": "base", "network": {"allowPublicTraffic": asked}})
+        info = {"egress": None, "terms": {**shapes.new_sandbox(body, public=True).terms}}
+        assert shapes.is_public(info) == opened
+    assert not shapes.is_public({"terms": {**shapes.new_sandbox(Fields({"templateID": "base"}), public=True).terms}})
+
+
 def test_ways_in_and_out_are_taken_as_they_are_asked_for() -> None:
     """In our words for the keeper, and in E2B's again without what nobody is to see."""
     proxy = {"address": "p.example.com:1080", "username": "ann", "password": "secret"}
@@ -263,3 +275,30 @@ def test_the_language_of_a_context_is_in_its_id() -> None:
         assert (languages.of_context(made), languages.is_usual(made)) == (language, False)
     assert (languages.of_context("bash"), languages.is_usual("bash")) == ("bash", True)
     assert languages.of_context("bash-mine") == "python"
+
+
+def test_a_log_is_read_from_either_end() -> None:
+    """From a time on, by level and words, and no more than are wanted."""
+    said = [("info", "a"), ("warn", "b"), ("info", "ab")]
+    log = [
+        {"timestamp": shapes.iso(1000.5 + at), "level": level, "message": text, "fields": {"cmd": "x"}}
+        for at, (level, text) in enumerate(said)
+    ]
+    texts = [
+        [one["message"] for one in shapes.asked_of_log(log, **how)]
+        for how in (
+            {},
+            {"most": 2},
+            {"direction": "backward", "most": 2},
+            {"since_ms": 1001500},
+            {"since_ms": 1001500, "direction": "backward"},
+            {"level": "warn"},
+            {"search": "a"},
+            {"search": "x", "level": "error"},
+        )
+    ]
+    assert texts == [["a", "b", "ab"], ["a", "b"], ["ab", "b"], ["b", "ab"], ["b", "a"], ["b"], ["a", "ab"], []]
+    assert len(shapes.asked_of_log(log * 1000)) == shapes.LOGS_MAX
+    for wrong in ({"level": "loud"}, {"direction": "up"}):
+        with pytest.raises(InvalidRequestError):
+            shapes.asked_of_log(log, **wrong)
