@@ -48,7 +48,7 @@ VERBS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """What principals have of the API, and the scope that each verb takes. What is below a sandbox is theirs as that is."""
 
-ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "image", "env", "backend")
+ASKABLE: Final = ("gpu", "limits", "network", "template", "preload", "image", "env", "backend", "user")
 """The fields of a spec that a principal may choose."""
 
 

@@ -129,7 +129,7 @@ async def import_snapshot(
         info = manifest.info
         room = _Room(store)
         await room.make(info.image_bytes + info.layer_bytes)
-        snapshot_id = new_id() if info.id in store.ids else info.id
+        snapshot_id = new_id() if store.is_taken(info.id) else info.id
         async with store.draft(snapshot_id) as draft:
             try:
                 await asyncio.to_thread(reader.layer, draft.layer, room)

@@ -83,8 +83,10 @@ class Known:
         self._unreadable: dict[SnapshotId, Unreadable] = {}
         self._drafts: dict[SnapshotId, Draft] = {}
         self._claims: dict[SnapshotId, tuple[str, str]] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], SnapshotId] = {}
         """Removals of what nobody finds any more."""
+        self._hiding: set[SnapshotId] = set()
+        """Those before that."""
 
     @property
     def unreadable(self) -> Sequence[Unreadable]:
@@ -95,6 +97,10 @@ class Known:
     def ids(self) -> frozenset[SnapshotId]:
         """Every id that the store has something of, drafts and the unreadable included; their images must stay."""
         return frozenset({*self._entries, *self._unreadable, *self._drafts})
+
+    def is_taken(self, snapshot_id: SnapshotId) -> bool:
+        """Whether a new one cannot have that id: with one that is leaving its image goes, whoever has it by then."""
+        return snapshot_id in self.ids or snapshot_id in self._hiding or snapshot_id in self._leaving.values()
 
     @property
     def used_bytes(self) -> int:

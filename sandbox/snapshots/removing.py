@@ -39,7 +39,7 @@ class Removing(Known):
             SnapshotError: It could not be removed, and is as before.
         """
         if self._unreadable.pop(snapshot_id, None) is not None:
-            await finish(self._take_away(snapshot_id, await self._hide(snapshot_id)))
+            await finish(self._remove_unreadable(snapshot_id))
             return
         entry = self._entries[self._find_id(snapshot_id)]
         entry.refuse_used("remove")
@@ -102,16 +102,27 @@ class Removing(Known):
             return  # Somebody else is at it.
         async with entry.lock:
             try:
-                gone = await self._hide(snapshot_id)
+                rest = await self._leave(snapshot_id)
             except WarmcellError:
                 self._entries[snapshot_id] = entry
                 raise
             self.damaged.pop(snapshot_id, None)
-        rest = asyncio.create_task(self._take_away(snapshot_id, gone))
-        self._leaving.add(rest)
-        rest.add_done_callback(self._leaving.discard)
         if wait:
             await rest
+
+    async def _remove_unreadable(self, snapshot_id: SnapshotId) -> None:
+        await (await self._leave(snapshot_id))
+
+    async def _leave(self, snapshot_id: SnapshotId) -> "asyncio.Task[None]":
+        """It is none any more when this is done; what takes the rest of it away. Nothing new has its id until then."""
+        self._hiding.add(snapshot_id)
+        try:
+            rest = asyncio.create_task(self._take_away(snapshot_id, await self._hide(snapshot_id)))
+            self._leaving[rest] = snapshot_id
+            rest.add_done_callback(self._leaving.pop)
+            return rest
+        finally:
+            self._hiding.discard(snapshot_id)
 
     async def all_gone(self) -> None:
         """Wait until the room of all that was removed is free."""

@@ -99,7 +99,7 @@ class SnapshotStore(Removing, Changing):
 
     def begun(self, draft: Draft) -> None:
         """A draft takes its id (called by `Draft`)."""
-        if draft.id in self.ids:
+        if self.is_taken(draft.id):
             raise ConflictError(f"There is a snapshot {draft.id} already", hint="Use another id.")
         self._drafts[draft.id] = draft
 

@@ -46,6 +46,7 @@ def test_every_configured_field_reaches_the_spec() -> None:
     assert found.to_json() == {
         "egress": None,
         "umask": None,
+        "user": "",
         "backend": "process",
         "python": "/opt/python",
         "image": "analysis",

@@ -209,6 +209,7 @@ def test_images_are_those_that_the_operator_lets_be_named() -> None:
             narrow(ann, {"image": name}, has_image=lambda one: one == "ours")
     assert narrow(ann, {"image": "ours"}, has_image=lambda one: one == "ours") == {"image": "ours"}
     assert narrow(ann, {}) == {}
+    assert narrow(ann, {"user": "user"}) == {"user": "user"}  # As E2B's clients have it, whoever they are.
 
 
 def test_gpus_take_their_scope() -> None:

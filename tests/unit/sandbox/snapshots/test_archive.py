@@ -1,5 +1,6 @@
 """A snapshot goes into one file and comes out of it as it was, or not at all."""
 
+import asyncio
 import dataclasses
 import io
 import json
@@ -101,6 +102,29 @@ async def test_it_comes_out_as_it_was(
         await import_snapshot(elsewhere, path, images=images)
     again = await import_snapshot(elsewhere, path, images=images, name="two")
     assert again.id != snapshot_id
+
+
+async def test_it_is_another_one_than_one_that_is_leaving(
+    store: SnapshotStore, snapshot_id: SnapshotId, tmp_path: Path
+) -> None:
+    """Whose image goes a while after its name: what comes back meanwhile has an id, and so an image, of its own."""
+    images = Images(**{snapshot_id: MEMORY})
+    path = await exported(store, "one", tmp_path / "file", images)
+    go, began = asyncio.Event(), asyncio.Event()
+
+    async def drop(image: SnapshotId) -> None:
+        began.set()
+        await go.wait()
+        del images.known[image]
+
+    store.on_removed = drop
+    await store.discard(snapshot_id)
+    await began.wait()
+    info = await import_snapshot(store, path, images=images)
+    go.set()
+    await store.all_gone()
+    assert images.known == {info.id: MEMORY}
+    assert [one.id for one in store.infos()] == [info.id]
 
 
 async def test_files_alone(
