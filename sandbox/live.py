@@ -78,6 +78,16 @@ class LiveSandbox(Box):
         """Whether a kernel has come up ahead in it, and waits to be asked for."""
         return self._ahead is not None
 
+    @property
+    def has_fork_server(self) -> bool:
+        """Whether its kernels are forks of a process in it that has imported."""
+        return (
+            self.shared is None
+            and self.imports
+            and self.info.template is not None
+            and self.info.template.state == "ready"
+        )
+
     async def take_on(self, kernel: KernelProcess, *, host_pid: int = 0) -> None:
         """A kernel was restored in it: follow it as one that was started here.
 
@@ -110,7 +120,9 @@ class LiveSandbox(Box):
                     await box.unwatch()
                 channel = self._reached()
                 asked = channel.asked
-                same = channel.idle and await self.instance.can_be_replaced_by(other.instance)
+                same = channel.idle and await self.instance.can_be_replaced_by(
+                    other.instance, fork_server=self.has_fork_server
+                )
                 if same and channel.asked == asked and not (self._starting or self._beside_starting):
                     await self.become(other)  # Without a wait, so nobody has asked anything of it since.
                     self.named, other.named = other.named, self.named

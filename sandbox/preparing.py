@@ -143,7 +143,7 @@ class Preparing(Registry):
         if box.kernel is not None and box.kernel.alive and box.kernel.token:
             return box.kernel
         template = template or await self._templates.find(box.spec)
-        if template is None and (box.shared is None or box.kernel is None):
+        if template is None and box.kernel is None:
             return None
         try:
             if template is None:
@@ -181,14 +181,11 @@ class Preparing(Registry):
     def _may_give_way(self, box: LiveSandbox) -> bool:
         """Whether a kernel that was forked before it is asked for waits in a prepared sandbox, and may be had."""
         waiting = self._pool.next(box.shape)
-        return (
-            waiting is not None
-            and waiting.has_ahead
-            and not box.has_ahead
-            and waiting.shared is box.shared
-            and box.kernel is not None
-            and not box.is_missed
-        )
+        if waiting is None or waiting.shared is not box.shared or box.kernel is None or box.is_missed:
+            return False
+        if box.shared is None:  # Each has a fork server of its own, where one has come up as no kernel lives.
+            return box.has_fork_server and waiting.has_fork_server
+        return waiting.has_ahead and not box.has_ahead
 
     async def _give_way(self, box: LiveSandbox) -> None:
         """Have a prepared sandbox take its place, where the next kernel has come up already, if nothing is missed."""
@@ -205,7 +202,7 @@ class Preparing(Registry):
         waiting = self._pool.next(box.shape)
         if waiting is None or waiting.info.snapshot != template:
             return False
-        if not await box.instance.can_be_replaced_by(waiting.instance):
+        if not await box.instance.can_be_replaced_by(waiting.instance, fork_server=box.has_fork_server):
             box.is_missed = True
             return False
         if self._pool.next(box.shape) is not waiting:  # Another start has it by now.

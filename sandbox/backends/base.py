@@ -88,12 +88,16 @@ class SandboxInstance(Protocol):
             SnapshotError: Anything else; `target` is removed.
         """
 
-    async def can_be_replaced_by(self, other: "SandboxInstance") -> bool:
+    async def can_be_replaced_by(self, other: "SandboxInstance", *, fork_server: bool = False) -> bool:
         """Whether a kernel that is to start in it would miss nothing in `other`, which is of an equal spec.
 
         That is where no process is left but those that it began with, its private files, those that `save_layer` saves,
         are exactly the other's, and both show the same folders of the host. Where they are too many to be compared in a
         moment the answer is no. It holds until something is asked of the guest.
+
+        Args:
+            other: What would take its place.
+            fork_server: Its init keeps one, which is not missed, nor is the kernel that comes up there.
         """
 
     async def wait(self) -> ExitInfo:

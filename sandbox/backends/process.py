@@ -89,7 +89,7 @@ class ProcessInstance:
         """Never: its files are the host's own."""
         raise _no_layers()
 
-    async def can_be_replaced_by(self, other: object) -> bool:
+    async def can_be_replaced_by(self, other: object, *, fork_server: bool = False) -> bool:
         """Never: its files are the host's own."""
         return False
 

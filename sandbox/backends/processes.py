@@ -1,6 +1,7 @@
 """Looking at processes of this machine."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -36,6 +37,29 @@ def _told(path: str) -> str:
         while piece := file.read(65536):
             said += piece
     return said.decode(errors="replace")
+
+
+def is_bare(first: Collection[int], living: Collection[int], *, fork_server: bool) -> bool:
+    """Whether no process is left but those that a sandbox began with.
+
+    Args:
+        first: Those; what has lost its parent is a child of one of them.
+        living: All that are there now.
+        fork_server: Its init keeps one: that, and the one kernel that comes up there, may be there too.
+    """
+    further = [pid for pid in living if pid not in first]
+    if not fork_server:
+        return not further
+    servers = [pid for pid in further if parent_of(pid) in first]
+    return len(servers) <= 1 and len(further) <= 2 and all(parent_of(pid) in (*first, *servers) for pid in further)
+
+
+def parent_of(pid: int) -> int:
+    """Host pid of its parent; 0 where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def only_child(pid: int) -> int:

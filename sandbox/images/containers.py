@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import threading
 from collections.abc import Collection, Mapping
 from typing import assert_never
 
@@ -20,6 +21,9 @@ from warmcell.sandbox.models import Network
 DIGEST = "warmcell.image"
 PYTHON = "warmcell.python"
 PYTHON_IMAGE = "python:{version}-slim"
+
+LINES_MAX = 100
+"""Of a build's output that are on their way to the loop."""
 
 _STEP = re.compile(r"(?:Step|STEP) (\d+)/(\d+) ?: (.*)")
 """As Docker says it, and Podman."""
@@ -118,14 +122,20 @@ class ContainerImageBuilder:
         labels: Mapping[str, str] | None = None,
     ) -> str:
         loop = asyncio.get_running_loop()
+        room = threading.Semaphore(LINES_MAX)
         step = "the image"
+
+        def tell(line: str) -> None:
+            room.release()
+            output.line(line)
 
         def say(line: str) -> None:
             nonlocal step
             found = _STEP.fullmatch(line)
             step = found[3] if found else step
             told = f"{steps.at(int(found[1]), int(found[2]))} {found[3]}" if found else line
-            loop.call_soon_threadsafe(output.line, told)
+            room.acquire()  # Whoever prints faster than it is told waits.
+            loop.call_soon_threadsafe(tell, told)
 
         build = building.Build(self._engine)
         work = asyncio.ensure_future(

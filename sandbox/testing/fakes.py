@@ -102,7 +102,7 @@ class FakeInstance:
         """It has no files; a note stands for them."""
         await in_thread((target / "layer.json").write_text, json.dumps({"pid": self.pid}))
 
-    async def can_be_replaced_by(self, other: object) -> bool:
+    async def can_be_replaced_by(self, other: object, *, fork_server: bool = False) -> bool:
         """As it was told."""
         return self.replaceable
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from warmcell.sandbox.backends import layers, likeness
@@ -17,7 +18,7 @@ from warmcell.sandbox.backends.child import Child
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
-from warmcell.sandbox.backends.processes import descendants
+from warmcell.sandbox.backends.processes import descendants, is_bare
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, UnsupportedOperationError
 from warmcell.sandbox.models import GpuDevice, LimitStatus
@@ -214,9 +215,10 @@ class BubblewrapInstance:
             for handle in handles:
                 os.close(handle)
 
-    async def can_be_replaced_by(self, other: SandboxInstance) -> bool:
+    async def can_be_replaced_by(self, other: SandboxInstance, *, fork_server: bool = False) -> bool:
         """Whether it has no more processes than it began with, and the other's files; see the port."""
-        if not isinstance(other, BubblewrapInstance) or self._parts != other._parts or not self._is_bare():
+        bare = partial(self._is_bare, fork_server=fork_server)
+        if not isinstance(other, BubblewrapInstance) or self._parts != other._parts or not bare():
             return False
         mine, theirs = self._remains, other._remains
         if mine.base_fd < 0 or theirs.base_fd < 0 or (mine.layer_fd < 0) != (theirs.layer_fd < 0):
@@ -225,13 +227,13 @@ class BubblewrapInstance:
             os.dup(fd) for fd in (mine.base_fd, theirs.base_fd, mine.layer_fd, theirs.layer_fd) if fd >= 0
         ]
         try:
-            return await in_thread(likeness.alike, one, other_one, began_with, self._parts) and self._is_bare()
+            return await in_thread(likeness.alike, one, other_one, began_with, self._parts) and bare()
         finally:
             for handle in handles:
                 os.close(handle)
 
-    def _is_bare(self) -> bool:
-        return not self._child.ended and self._first.issuperset(self.processes())
+    def _is_bare(self, *, fork_server: bool) -> bool:
+        return not self._child.ended and is_bare(self._first, self.processes(), fork_server=fork_server)
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

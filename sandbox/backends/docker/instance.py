@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from warmcell.sandbox.backends import layers, likeness
@@ -15,7 +16,7 @@ from warmcell.sandbox.backends.cgroups.group import counter
 from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.layers import Parts
 from warmcell.sandbox.backends.places import RUN
-from warmcell.sandbox.backends.processes import descendants
+from warmcell.sandbox.backends.processes import descendants, is_bare
 from warmcell.sandbox.backends.threads import ENGINE, in_thread
 from warmcell.sandbox.errors import (
     ConflictError,
@@ -162,9 +163,10 @@ class DockerInstance:
             for handle in handles:
                 os.close(handle)
 
-    async def can_be_replaced_by(self, other: SandboxInstance) -> bool:
+    async def can_be_replaced_by(self, other: SandboxInstance, *, fork_server: bool = False) -> bool:
         """Whether nothing but init runs in it, and it has the other's files; see the port."""
-        if not isinstance(other, DockerInstance) or self._parts != other._parts or not self._is_bare():
+        bare = partial(self._is_bare, fork_server=fork_server)
+        if not isinstance(other, DockerInstance) or self._parts != other._parts or not bare():
             return False
         mine, theirs = self._remains, other._remains
         if -1 in (mine.root_fd, theirs.root_fd) or (mine.layer_fd < 0) != (theirs.layer_fd < 0):
@@ -173,13 +175,14 @@ class DockerInstance:
             os.dup(fd) for fd in (mine.root_fd, theirs.root_fd, mine.layer_fd, theirs.layer_fd) if fd >= 0
         ]
         try:
-            return await in_thread(likeness.alike, one, another, began_with, self._parts) and self._is_bare()
+            return await in_thread(likeness.alike, one, another, began_with, self._parts) and bare()
         finally:
             for handle in handles:
                 os.close(handle)
 
-    def _is_bare(self) -> bool:
-        return self.processes() == (self.pid,)
+    def _is_bare(self, *, fork_server: bool) -> bool:
+        living = self.processes()
+        return bool(living) and is_bare((self.pid,), living, fork_server=fork_server)
 
     async def wait(self) -> ExitInfo:
         """Wait for its end."""

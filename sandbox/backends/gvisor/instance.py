@@ -223,7 +223,7 @@ class GvisorInstance:
         """Never: an image of the sandbox has its files."""
         raise no_layers()
 
-    async def can_be_replaced_by(self, other: object) -> bool:
+    async def can_be_replaced_by(self, other: object, *, fork_server: bool = False) -> bool:
         """Never: nobody sees its files from outside."""
         return False
 

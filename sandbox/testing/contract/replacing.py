@@ -1,7 +1,10 @@
 """One sandbox stands in for another only where nothing is missed there."""
 
+import asyncio
+import time
+
 from warmcell.sandbox.testing.contract.layers import has_layers, saved
-from warmcell.sandbox.testing.contract.subject import Box, Register, Subject, expect
+from warmcell.sandbox.testing.contract.subject import GUEST_TIMEOUT_S, Box, Register, Subject, expect
 
 check = Register()
 
@@ -26,9 +29,9 @@ LEFT_AND_TAKEN_BACK = (
 )
 
 
-async def replaceable(box: Box, other: Box) -> bool:
+async def replaceable(box: Box, other: Box, *, fork_server: bool = False) -> bool:
     """Whether `other` can take the place of a sandbox."""
-    return await box.instance.can_be_replaced_by(other.instance)
+    return await box.instance.can_be_replaced_by(other.instance, fork_server=fork_server)
 
 
 @check(isolated=True, needs=has_layers)
@@ -71,6 +74,22 @@ async def another_folder_or_layer_is_another_sandbox(subject: Subject) -> None:
             folder.mkdir()
             async with subject.box(workspace=folder, layer=first) as third:
                 expect(not await replaceable(other, third), "a folder that took the other's place is taken for it")
+
+
+@check(isolated=True, needs=has_layers)
+async def what_init_keeps_is_not_missed_where_that_is_said(subject: Subject) -> None:
+    async with subject.box() as box, subject.box() as other:
+        for one in (box, other):
+            await one.channel.prepare(["json"], name="kept")
+        deadline = time.monotonic() + GUEST_TIMEOUT_S
+        while not await replaceable(box, other, fork_server=True):  # In both a kernel comes up.
+            expect(time.monotonic() < deadline, "a fork server, or the kernel that has come up there, is missed")
+            await asyncio.sleep(0.05)
+        expect(not await replaceable(box, other), "nobody misses a fork server that was not told of")
+        async with box.channel.exec_stream(["sleep", "600"]):
+            expect(not await replaceable(box, other, fork_server=True), "nobody misses a process beside it")
+        await box.says("setsid sleep 600 >/dev/null 2>&1 &")
+        expect(not await replaceable(box, other, fork_server=True), "nobody misses a process that has lost its parent")
 
 
 @check(isolated=False, programs=True)

@@ -30,10 +30,10 @@ async def until_some_wait(client: KeeperClient) -> None:
 
 
 @contextlib.asynccontextmanager
-async def from_pool(client: KeeperClient, workspace: Path) -> AsyncIterator[Notebook]:
+async def from_pool(client: KeeperClient, workspace: Path, **spec: Any) -> AsyncIterator[Notebook]:
     """A notebook whose sandbox came from the pool, with a page on it, and one more that waits."""
     await until_some_wait(client)
-    asked = body(workspace, preload=PRELOAD)
+    asked = body(workspace, **{"preload": PRELOAD, **spec})
     info = await client.post("/kernels", asked, timeout=120)
     assert "pool" in info["phases_ms"]
     async with page(asked["connection"]) as opened:
@@ -43,9 +43,9 @@ async def from_pool(client: KeeperClient, workspace: Path) -> AsyncIterator[Note
 
 
 @contextlib.asynccontextmanager
-async def prepared(client: KeeperClient, workspace: Path) -> AsyncIterator[Notebook]:
+async def prepared(client: KeeperClient, workspace: Path, **spec: Any) -> AsyncIterator[Notebook]:
     """The same, in a keeper that has just started."""
-    async with first(client, workspace), from_pool(client, workspace) as made:
+    async with first(client, workspace, **spec), from_pool(client, workspace, **spec) as made:
         yield made
 
 

@@ -80,7 +80,7 @@ async def test_one_that_is_asked_for_something_stays(service: SandboxService, mo
         await stack.enter_async_context(channel.exec_stream(["sleep", "600"]))
         assert not await one.give_way(other)
 
-    async def ask_meanwhile(instance: object) -> bool:
+    async def ask_meanwhile(instance: object, *, fork_server: bool) -> bool:
         await channel.hello()
         return True
 
@@ -98,7 +98,7 @@ async def test_one_in_which_a_start_has_begun_meanwhile_stays(
     mine = behind(one)
     begins = asyncio.Event()
 
-    async def begin_meanwhile(instance: object) -> bool:
+    async def begin_meanwhile(instance: object, *, fork_server: bool) -> bool:
         started = asyncio.create_task(one.start_kernel(env={}, cwd=""))
         started.add_done_callback(lambda done: done.exception())
         await asyncio.sleep(0)

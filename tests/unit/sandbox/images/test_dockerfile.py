@@ -31,7 +31,7 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
         assert not line.endswith("\\")
         word, _, rest = line.partition(" ")
         assert word in {"FROM", "RUN", "ENV", "ARG", "COPY"}, line
-        assert "<<" not in line  # begins a here-document for some builders
+        assert "<<" not in rest or word not in {"RUN", "COPY"}, line  # begins a here-document for some builders
         yield word, rest
 
 
