@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import math
 import time
 from typing import Any
 
@@ -215,6 +216,7 @@ class Lifetimes(Boxes):
         """Do for ever with each what its terms say when its time is over."""
         while True:
             self._changed.clear()
+            self._looks_at = math.inf  # Whatever changes until that is known has to be looked at again.
             known = [(info.terms.ends_at, info.id) for info in self._service.infos() if info.terms is not None]
             due = [(at, sandbox_id) for at, sandbox_id in known if at is not None]
             now = time.time()
@@ -228,7 +230,7 @@ class Lifetimes(Boxes):
             left += [at - now for at, _ in due if at > now]
             self._looks_at = now + min([*left, LOOK_S])
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._looks_at - now):
+                async with asyncio.timeout(self._looks_at - time.time()):
                     await self._changed.wait()
 
     async def _remove_forgotten(self, now: float) -> list[float]:
