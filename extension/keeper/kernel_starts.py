@@ -188,6 +188,8 @@ class KernelStarts:
             spec = await self._service.check(request.spec, owner=owner, principal=request.principal)
             box = self._find(kernel)
             if box is not None:
+                if request.spec.umask is None:  # Whoever has started this keeper may have another than it was made with.
+                    spec = dataclasses.replace(spec, umask=box.spec.umask)
                 fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
                 if fits and box.info.state in (State.RUNNING, State.SUSPENDED):
                     box.spec = dataclasses.replace(spec, egress=box.spec.egress)
