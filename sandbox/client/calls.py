@@ -116,6 +116,8 @@ class Calls:
                         if "refused" in said:
                             raise from_json(said["refused"])
                         body = None  # It has begun.
+                        if said.get("n", start) < start:
+                            continue  # What was told already is no progress: else this could go on for ever.
                         if "n" in said:
                             start = said["n"] + 1
                             again.well()
