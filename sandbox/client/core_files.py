@@ -12,7 +12,10 @@ from typing import BinaryIO, cast
 from warmcell.sandbox.client import _api, given, trees
 from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.results import FileInfo
-from warmcell.sandbox.errors import SandboxFileNotFoundError
+from warmcell.sandbox.errors import CapacityError, SandboxFileNotFoundError
+
+PAGES_MAX = 100
+"""Of one listing: a million files. What runs in the sandbox can make more for as long as somebody lists them."""
 
 
 class CoreFiles:
@@ -37,7 +40,7 @@ class CoreFiles:
         params = {"path": path, "depth": str(depth)}
         found: list[FileInfo] = []
         pages: set[str] = set()
-        while True:
+        for _ in range(PAGES_MAX):
             said = await self.calls.call("GET", f"{self.path}/files/list", params=params)
             found += [self._file(one) for one in _api.field(said, "files", list, self.calls.who)]
             if said.get("next") is None:
@@ -46,6 +49,10 @@ class CoreFiles:
             if params["after"] in pages:
                 raise _api.odd(self.calls.who, "the same page comes again")
             pages.add(params["after"])
+        raise CapacityError(
+            f"There are more files in {path} than one list may have: {len(found)} are not all",
+            hint="List fewer levels at once, or have code in the sandbox look for what you need.",
+        )
 
     async def stat(self, path: str) -> FileInfo:
         return self._file(await self.calls.call("GET", f"{self.path}/files/stat", params={"path": path}))

@@ -33,7 +33,12 @@ class Files:
         return now(self._core.write(path, data, mode))
 
     def list(self, path: str = ".", *, depth: int = 1) -> "builtins.list[FileInfo]":
-        """What is in a folder, and so many levels below it: all of it, however much, in pages of 10,000."""
+        """What is in a folder, and so many levels below it: all of it, in pages of 10,000.
+
+        Raises:
+            CapacityError: There are more than a hundred pages.
+            WarmcellError: The folder cannot be listed.
+        """
         return now(self._core.listing(path, depth))
 
     def stat(self, path: str) -> FileInfo:

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.anything import JSON, LENGTHS, changed, give_anything
-from warmcell.sandbox.client import core, trees
+from warmcell.sandbox.client import core, core_files, trees
 from warmcell.sandbox.client.calls import Calls
 from warmcell.sandbox.client.core import Core
 from warmcell.sandbox.client.results import Execution
 from warmcell.sandbox.client.transport import SyncTransport, Where, now
 from warmcell.sandbox.errors import (
+    CapacityError,
     InvalidRequestError,
     ProtocolError,
     TransportError,
@@ -100,6 +101,37 @@ STREAMS = st.lists(st.one_of(changed(*LINES), JSON).map(lambda one: json.dumps(o
     b"\n".join
 )
 BODIES = st.one_of(WRITTEN, STREAMS, st.binary(max_size=60), st.just(b"[" * 100_000), st.just(b"<html>"))
+
+
+def test_a_listing_that_never_ends_is_given_up() -> None:
+    """What runs in a sandbox may make files faster than they are listed."""
+    transport, asked = Answering(), []
+
+    def page(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params.get("after"))
+        return httpx.Response(200, json={"files": [FILE], "next": str(len(asked))})
+
+    transport._http.close()
+    transport._http = httpx.Client(transport=httpx.MockTransport(page), base_url=WHERE.base_url())
+    box = Core(transport, INFO)
+    with pytest.raises(CapacityError, match="100 are not all"):
+        now(box.files.listing(".", 1))
+    assert len(asked) == len(set(asked)) == core_files.PAGES_MAX
+    now(transport.close())
+
+
+def test_what_is_told_over_and_over_is_no_progress() -> None:
+    """A server that begins anew each time is given up as one that says nothing, and what it says counts once."""
+    transport, heard = Answering(200, json.dumps(LINES[1]).encode()), []
+
+    async def hear(entry: Any) -> None:
+        heard.append(entry["n"])
+        assert len(heard) < 10
+
+    with pytest.raises(TransportError):
+        now(Calls(transport).follow("/commands", None, "c1", hear))
+    assert heard == [1]
+    now(transport.close())
 
 
 @LENGTHS
