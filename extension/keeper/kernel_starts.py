@@ -188,7 +188,7 @@ class KernelStarts:
             spec = await self._service.check(request.spec, owner=owner, principal=request.principal)
             box = self._find(kernel)
             if box is not None:
-                if request.spec.umask is None:  # Whoever has started this keeper may have another than it was made with.
+                if request.spec.umask is None:  # It stays with what it was made with, whoever has started this keeper.
                     spec = dataclasses.replace(spec, umask=box.spec.umask)
                 fits = spec.shape(box.gpus) == box.shape and spec.gpu == box.spec.gpu
                 if fits and box.info.state in (State.RUNNING, State.SUSPENDED):

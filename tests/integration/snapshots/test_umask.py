@@ -65,4 +65,5 @@ async def test_a_restart_keeps_the_files_also_where_the_next_keeper_has_another(
             info = await restart(again)
             assert info["id"] == again.sandbox_id
             await opened.ready()
-            assert await again.run(f"print(open('/tmp/kept').read())\n{MADE}made('after')") == "it is there\n600 600 700"
+            said = await again.run(f"print(open('/tmp/kept').read())\n{MADE}made('after')")
+            assert said == "it is there\n600 600 700"

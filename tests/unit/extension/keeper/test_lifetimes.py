@@ -9,7 +9,7 @@ from typing import Any, cast
 from warmcell.extension.keeper.agents.lifetimes import Lifetimes
 from warmcell.sandbox.errors import NotFoundError
 from warmcell.sandbox.lifecycle import State
-from warmcell.sandbox.models import SandboxInfo, Terms
+from warmcell.sandbox.models import SandboxId, SandboxInfo, Terms
 
 PATIENCE_S = 10.0
 
@@ -35,7 +35,9 @@ class Service:
         self.memory = SimpleNamespace(store=store)
 
     def add(self, name: str, state: State, terms: Terms) -> Box:
-        info = SandboxInfo(id=name, state=state, backend="b", isolated=True, owner="client", created_at=0.0, terms=terms)
+        info = SandboxInfo(
+            id=SandboxId(name), state=state, backend="b", isolated=True, owner="client", created_at=0.0, terms=terms
+        )
         self.stopped[name] = asyncio.Event()
         return self.boxes.setdefault(name, Box(self, info))
 
@@ -80,7 +82,8 @@ async def test_one_that_begins_while_another_is_removed_ends_in_time() -> None:
             began = time.monotonic()
             new = service.add("new", State.RUNNING, Terms(timeout_s=0.2, on_timeout="kill"))
             lifetimes.changed(new.info)
-            assert new.info.terms is not None and new.info.terms.ends_at is not None
+            assert new.info.terms is not None
+            assert new.info.terms.ends_at is not None
             service.go_on.set()
             await service.stopped["new"].wait()
             assert time.monotonic() - began >= 0.2
