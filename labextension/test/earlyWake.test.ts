@@ -50,6 +50,7 @@ test('writing asks the server once for each time that a kernel was parked', asyn
 
 test('whoever comes back is told each time, whatever is pressed; whoever has been there is not', () => {
   const { asked, clock, early } = waking();
+  early.touch(null, true);
   early.touch(parked(1), false);
   deepEqual(asked, [true], 'a page that was just opened is come back to with its first touch');
   for (let n = 0; n < 3; n++) {

@@ -41,10 +41,13 @@ export class EarlyWake {
 
   /** Somebody pressed something in the notebook whose kernel has this sandbox, `inCode` or elsewhere. */
   touch(sandbox: ISandboxInfo | null, inCode: boolean): void {
+    if (sandbox === null) {
+      return; // Nobody is asked, and whoever presses the next thing has come back all the same.
+    }
     const now = this._now();
     const returned = now - this._touched >= AWAY_MS;
     this._touched = now;
-    if (sandbox?.state !== 'running') {
+    if (sandbox.state !== 'running') {
       return;
     }
     const parking = sandbox.parked && `${sandbox.id} ${sandbox.parked.since}`;
