@@ -120,10 +120,12 @@ class LiveSandbox(Box):
                     await box.unwatch()
                 channel = self._reached()
                 asked = channel.asked
-                same = channel.idle and await self.instance.can_be_replaced_by(
-                    other.instance, fork_server=self.has_fork_server
+                same = (
+                    channel.idle
+                    and not self.beside
+                    and await self.instance.can_be_replaced_by(other.instance, fork_server=self.has_fork_server)
                 )
-                if same and channel.asked == asked and not (self._starting or self._beside_starting):
+                if same and channel.asked == asked and not (self._starting or self._beside_starting or self.beside):
                     await self.become(other)  # Without a wait, so nobody has asked anything of it since.
                     self.named, other.named = other.named, self.named
                     self._ahead, other._ahead = other._ahead, self._ahead

@@ -147,7 +147,7 @@ def _devices(base: int, parts: Parts, began_with: int) -> list[int]:
 
 
 def _device_numbers(about: Mapping[str, Any]) -> list[int]:
-    return [int(one) for one in about.get("devices", ())]
+    return [int(one) for one in about.get("devices", ())][-DEVICES_MAX:]
 
 
 def _save_part(base: int, name: str, part: Part, marks: str, target: Path, began_with: int) -> int:

@@ -303,9 +303,13 @@ class ImageCache:
     async def _call(self, record: Record, name: str) -> Record:
         """Give it that name, and take it from another."""
         async with self._writing:
-            for other in self._records.find(name, record.info.builder):
-                if name in other.info.names and other.info.digest != record.info.digest:
-                    names = tuple(one for one in other.info.names if one != name)
+            while (other := self._other(name, record)) is not None:
+                key = _key(other)
+                if self._claims.is_going(key):  # What is written of one that goes would outlive it.
+                    await self._claims.settled(key)
+                    continue
+                names = tuple(one for one in other.info.names if one != name)
+                with self._claims.hold(key):
                     await self._write(dataclasses.replace(other, info=dataclasses.replace(other.info, names=names)))
             record = self._records.get(*_key(record)) or record  # It may have got another name meanwhile.
             if name in record.info.names:
@@ -314,6 +318,11 @@ class ImageCache:
             named = dataclasses.replace(record, info=dataclasses.replace(record.info, names=names))
             await self._write(named)
             return named
+
+    def _other(self, name: str, record: Record) -> Record | None:
+        """Another image of that name."""
+        found = self._records.find(name, record.info.builder)
+        return next((one for one in found if name in one.info.names and _key(one) != _key(record)), None)
 
     async def _write(self, record: Record) -> None:
         try:

@@ -92,7 +92,8 @@ class Making:
     def _fetch(self, step: PipInstall, number: int) -> Sequence[str]:
         place = f"{BUILD}/tmp/{FETCHED}{number}"
         if self._uv is None:
-            return [*self._pip("download", step, number), "--only-binary", ":all:", "--dest", place]
+            python, *pip = self._pip("download", step, number)
+            return [python, "-c", _STARTS_NOTHING, *pip[2:], "--only-binary", ":all:", "--dest", place]
         return [*self._uv_pip(step, number), "--no-build", "--target", place]
 
     def _install(self, step: PipInstall, number: int) -> Sequence[str]:
@@ -116,5 +117,16 @@ def requirements_name(number: int) -> str:
     """What the file is called that lists what a step installs."""
     return f"requirements-{number}.txt"
 
+
+_STARTS_NOTHING = """\
+import runpy, sys
+programs = {"subprocess.Popen", "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.system"}
+def refuse(event, arguments):
+    if event in programs:
+        raise PermissionError("nothing is run for what is fetched")
+sys.addaudithook(refuse)
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""pip that begins no program: sources at an address it would build, though it is told to take wheels only."""
 
 _UV = (f"{BUILD}/uv", "--no-progress", "--color", "never")

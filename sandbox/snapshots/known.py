@@ -83,10 +83,9 @@ class Known:
         self._unreadable: dict[SnapshotId, Unreadable] = {}
         self._drafts: dict[SnapshotId, Draft] = {}
         self._claims: dict[SnapshotId, tuple[str, str]] = {}
-        self._leaving: dict[asyncio.Task[None], SnapshotId] = {}
-        """Removals of what nobody finds any more."""
-        self._hiding: set[SnapshotId] = set()
-        """Those before that."""
+        self._leaving: dict[SnapshotId, int] = {}
+        """What nobody finds any more, and what it takes on the disk until it is gone, as far as that is known."""
+        self._removals: set[asyncio.Task[None]] = set()
 
     @property
     def unreadable(self) -> Sequence[Unreadable]:
@@ -100,7 +99,7 @@ class Known:
 
     def is_taken(self, snapshot_id: SnapshotId) -> bool:
         """Whether a new one cannot have that id: with one that is leaving its image goes, whoever has it by then."""
-        return snapshot_id in self.ids or snapshot_id in self._hiding or snapshot_id in self._leaving.values()
+        return snapshot_id in self.ids or snapshot_id in self._leaving
 
     @property
     def used_bytes(self) -> int:

@@ -74,8 +74,14 @@ class Removing(Known):
             gone = await self._remove_all(going)
             removed += gone
             if not gone:
+                await self._until_free(self.quota_bytes - self.used_bytes - wanted_bytes)
                 break
         return removed
+
+    async def _until_free(self, spare_bytes: int) -> None:
+        """Wait until what is leaving takes no more than that."""
+        while self._removals and sum(self._leaving.values()) > spare_bytes:
+            await asyncio.wait(self._removals, return_when=asyncio.FIRST_COMPLETED)
 
     async def _remove_all(self, ids: list[SnapshotId]) -> list[SnapshotId]:
         removed = []
@@ -102,7 +108,7 @@ class Removing(Known):
             return  # Somebody else is at it.
         async with entry.lock:
             try:
-                rest = await self._leave(snapshot_id)
+                rest = await self._leave(snapshot_id, lookup.size(entry.manifest.info, self.shared))
             except WarmcellError:
                 self._entries[snapshot_id] = entry
                 raise
@@ -111,23 +117,29 @@ class Removing(Known):
             await rest
 
     async def _remove_unreadable(self, snapshot_id: SnapshotId) -> None:
-        await (await self._leave(snapshot_id))
+        await (await self._leave(snapshot_id, 0))
 
-    async def _leave(self, snapshot_id: SnapshotId) -> "asyncio.Task[None]":
+    async def _leave(self, snapshot_id: SnapshotId, size_bytes: int) -> "asyncio.Task[None]":
         """It is none any more when this is done; what takes the rest of it away. Nothing new has its id until then."""
-        self._hiding.add(snapshot_id)
+        self._leaving[snapshot_id] = size_bytes
         try:
-            rest = asyncio.create_task(self._take_away(snapshot_id, await self._hide(snapshot_id)))
-            self._leaving[rest] = snapshot_id
-            rest.add_done_callback(self._leaving.pop)
-            return rest
-        finally:
-            self._hiding.discard(snapshot_id)
+            gone = await self._hide(snapshot_id)
+        except BaseException:
+            del self._leaving[snapshot_id]
+            raise
+        rest = asyncio.create_task(self._take_away(snapshot_id, gone))
+        self._removals.add(rest)
+        rest.add_done_callback(lambda done: self._left(done, snapshot_id))
+        return rest
+
+    def _left(self, removal: "asyncio.Task[None]", snapshot_id: SnapshotId) -> None:
+        self._removals.discard(removal)
+        del self._leaving[snapshot_id]
 
     async def all_gone(self) -> None:
         """Wait until the room of all that was removed is free."""
-        while self._leaving:
-            await asyncio.wait(self._leaving)
+        while self._removals:
+            await asyncio.wait(self._removals)
 
     async def _hide(self, snapshot_id: SnapshotId) -> Path:
         """It is none any more, also after a crash: where its files are now. All that can fail of a removal."""

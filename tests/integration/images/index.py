@@ -30,6 +30,7 @@ class PrivateIndex:
         self.certificate = directory / "certificate.pem"
         self.requests: list[str] = []
         self.channels = directory / "channels"
+        self._public: set[str] = set()
         self.wheels = [plain_wheel(PACKAGE, version, directory) for version in ("1.0", "2.0")]
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.certificate)
@@ -55,6 +56,11 @@ class PrivateIndex:
         """The same, with a token in its address."""
         return f"https://127.0.0.1:{self._server.server_port}/t/{PASSWORD}/conda"
 
+    def public(self, file: Path) -> str:
+        """The address of one of its files, which needs no password from now on."""
+        self._public.add(f"/files/{file.name}")
+        return f"https://127.0.0.1:{self._server.server_port}/files/{file.name}"
+
     def close(self) -> None:
         """There is no such index any more."""
         self._server.shutdown()
@@ -69,7 +75,7 @@ class PrivateIndex:
             def do_GET(self) -> None:
                 index.requests.append(self.path)
                 path = self.path.removeprefix(f"/t/{PASSWORD}")
-                if self.headers["Authorization"] != right and path == self.path:
+                if self.headers["Authorization"] != right and path == self.path and path not in index._public:
                     self._answer(401, b"", {"WWW-Authenticate": 'Basic realm="index"'})
                 elif self.path in {f"/simple/{_project(wheel)}/" for wheel in index.wheels}:
                     links = "".join(

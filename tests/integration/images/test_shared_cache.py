@@ -67,12 +67,13 @@ async def test_what_one_build_has_fetched_the_next_has(places: Places, tmp_path:
 
 
 @TOOLS
-@pytest.mark.parametrize("whose", ["command", "package"])
+@pytest.mark.parametrize("whose", ["command", "package", "address"])
 async def test_code_in_a_build_spoils_nothing_for_another(
     places: Places, tmp_path: Path, shared: Path, uv: bool, whose: str
 ) -> None:
     """Whatever a command or a package's set-up code writes to caches, its own build alone has it."""
-    spoil = SPOIL.replace("SHARED", str(shared)).replace("POISON", POISON)
+    in_two = POISON.replace("-", '" "-', 1)  # Sources that are only kept are no poison.
+    spoil = SPOIL.replace("SHARED", str(shared)).replace("POISON", in_two)
     with private_index(tmp_path) as served:
         served.wheels += seeds(tmp_path) if uv else []
         index = PackageIndex(url=served.url, certificate=served.certificate)
@@ -82,8 +83,10 @@ async def test_code_in_a_build_spoils_nothing_for_another(
             image = image.run(f"python - <<'END'\n{spoil}\nEND\n", "test -e $PIP_CACHE_DIR/" + POISON)
         else:
             said = "open('/build/tmp/spoiled', 'w').close()"
-            served.wheels.append(source_of("wcevil", tmp_path, hook=f"{spoil}\n{said}"))
-            image = image.pip_install("wcevil").run("test -e $TMPDIR/spoiled")
+            source = source_of("wcevil", tmp_path, hook=f"{spoil}\n{said}")
+            served.wheels.append(source)
+            image = image.pip_install(f"wcevil @ {served.public(source)}" if whose == "address" else "wcevil")
+            image = image.run("test -e $TMPDIR/spoiled")
         await built(building, image)
         assert any(path.is_file() for path in shared.rglob("*"))
         assert holds(shared, POISON) == []

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from warmcell.sandbox.bounds import Bounds
 from warmcell.sandbox.gpus.leases import LeaseDirectory
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.gpus.simulated import SimulatedInventory
+from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import SandboxSpec
@@ -109,6 +111,18 @@ async def test_one_in_which_a_start_has_begun_meanwhile_stays(
     assert not await one.give_way(other)
     assert begins.is_set()
     assert behind(one) is mine
+
+
+async def test_one_with_processes_beside_its_kernel_stays(service: SandboxService) -> None:
+    """The fork server has forked them as well, and a backend cannot tell one from the kernel that comes up there."""
+    one, other = await box(service), await box(service)
+    mine = behind(one)
+    mine.replaceable = True
+    one.beside[2] = KernelProcess(pid=2, generation=1, socket_prefix=Path("2"), started_from="template")
+    assert not await one.give_way(other)
+    assert behind(one) is mine
+    del one.beside[2]
+    assert await one.give_way(other)
 
 
 async def test_what_has_come_up_ahead_goes_along(service: SandboxService) -> None:

@@ -1,6 +1,7 @@
 """What may be a pipe or without an end is read by nobody who could wait for it, or run out of memory."""
 
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from tests.unit.sandbox.backends.test_environment import interpreter, virtual_en
 from warmcell.kernel_provisioner.wishes import read_choice
 from warmcell.sandbox.backends.environment import discover
 from warmcell.sandbox.backends.fingerprint import fingerprint
-from warmcell.sandbox.backends.layers import ABOUT, look_at
+from warmcell.sandbox.backends.layers import ABOUT, DEVICES_MAX, look_at
 from warmcell.sandbox.errors import SnapshotCorruptError
 from warmcell.sandbox.plain_files import read_plain
 
@@ -90,3 +91,11 @@ def test_a_layer_cannot_say_that_it_takes_less_than_nothing(tmp_path: Path, size
     (tmp_path / ABOUT).write_text(f'{{"version": 1, "fits": {{"uid": "1"}}, "bytes": {{"environment": {size}}}}}')
     with pytest.raises(SnapshotCorruptError):
         look_at(tmp_path, fits=FITS)
+
+
+def test_a_layer_says_of_no_more_devices_than_a_start_avoids(tmp_path: Path) -> None:
+    """Each that is avoided is one more file system, held until the sandbox is made; the helper takes no longer list."""
+    (tmp_path / "environment").mkdir()
+    about = {"version": 1, "fits": {"uid": "1"}, "bytes": {"environment": 0}, "devices": list(range(100_000))}
+    (tmp_path / ABOUT).write_text(json.dumps(about))
+    assert look_at(tmp_path, fits=FITS).devices == tuple(range(100_000 - DEVICES_MAX, 100_000))

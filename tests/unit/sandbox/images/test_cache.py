@@ -335,6 +335,29 @@ async def test_a_removal_that_nobody_waits_for_any_more_comes_to_its_end(tmp_pat
     assert (cache.infos(), shelf.there) == ([], {})
 
 
+async def test_a_name_is_taken_from_none_that_is_being_removed(cache: ImageCache, shelf: Shelf, tmp_path: Path) -> None:
+    """What is written of it then would outlive it. If it stays it has lost the name."""
+    for refuses in (False, True):
+        await cache.build(PLAIN.run("old 1"), backend="bubblewrap", name="a")
+        shelf.refuses = refuses
+        shelf.may_go.clear()
+        shelf.going.clear()
+        removal = asyncio.create_task(cache.remove("a"))
+        await shelf.going.wait()
+        build = asyncio.create_task(cache.build(PLAIN.run("new 1"), backend="bubblewrap", name="a"))
+        await asyncio.wait({build}, timeout=0.1)
+        shelf.may_go.set()
+        await asyncio.gather(removal, return_exceptions=True)
+        new = await build
+        later = reopened(cache, tmp_path, shelf)
+        await later.open()
+        for known in (cache, later):
+            assert {info.digest for info in known.infos()} == set(shelf.there)
+            assert known.info("a").digest == new.digest
+        shelf.refuses = False
+        await cache.remove("a")
+
+
 async def test_what_was_just_built_is_not_trimmed_by_another_build(tmp_path: Path, shelf: Shelf) -> None:
     """Two that end at once leave two images, each with its name, or the one that came last."""
     cache = await limited(tmp_path, shelf, 15)

@@ -281,6 +281,29 @@ async def test_the_least_missed_go_for_room(store: SnapshotStore, clock: Clock) 
     assert store.ids == before == {made["named-new"], made["suspended"]}
 
 
+async def test_what_is_leaving_takes_room_until_it_is_gone(store: SnapshotStore) -> None:
+    """Who saves again and again fills no disk past the quota; who finds room besides waits for nothing."""
+    may_go = asyncio.Event()
+
+    async def drop(snapshot_id: SnapshotId) -> None:
+        await may_go.wait()
+
+    store.on_removed = drop
+    replaced = await add(store, image_bytes=10**6)
+    await store.discard(replaced)
+    store.quota_bytes = 2 * 10**6
+    async with asyncio.timeout(30):
+        assert await store.make_room(10**6 - 10**5) == []
+        making = asyncio.create_task(store.make_room(10**6 + 10**5))
+        done, _ = await asyncio.wait({making}, timeout=0.1)
+        may_go.set()
+        assert not done
+        assert await making == []
+    assert os.listdir(store.root) == ["store.json"]
+    with pytest.raises(CapacityError):
+        await store.make_room(2 * 10**6 + 1)
+
+
 async def test_shared_memory_is_there_until_its_last_snapshot_goes(store: SnapshotStore, clock: Clock) -> None:
     """It counts once within the quota, and what its other half keeps on the disk makes no room."""
     made = []
