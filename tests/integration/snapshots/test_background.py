@@ -24,9 +24,10 @@ BUSY = "sh -c 'while :; do :; done'"
 LIVES = "child.poll() is None"
 
 
-async def test_what_does_not_come_back_is_named(places: Places, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preload", [[], ["json"]], ids=["cold", "template"])
+async def test_what_does_not_come_back_is_named(places: Places, tmp_path: Path, preload: list[str]) -> None:
     """Commands, daemons and forks that are nobody's child are named, what comes back is not: children, and our own."""
-    async with keeper(places) as client, notebook(client, tmp_path) as made:
+    async with keeper(places) as client, notebook(client, tmp_path, preload=preload) as made:
         await made.run("import subprocess\nchild = subprocess.Popen(['sleep', '1001'])")
         assert (await made.do("snapshot", name="before"))["not_saved"] == []
         await made.run("import os; os.system('sleep 1002 &')")
