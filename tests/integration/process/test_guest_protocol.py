@@ -105,6 +105,7 @@ async def test_what_runs_besides_is_told(guest: Guest) -> None:
     """Commands and what they leave behind, with their processor time; neither our own programs nor other processes
     of the machine.
     """
+    assert (await guest.prepared("json"))["state"] == "ready"
     assert (await guest.channel.background()).told == ()
     busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; sleep 301 & echo up; exec sleep 302"
     async with guest.channel.exec_stream(["sh", "-c", busy]) as process, guest.channel.files_stream():

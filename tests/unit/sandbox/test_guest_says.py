@@ -103,6 +103,7 @@ def test_what_runs_besides_is_bounded_or_refused(examples: int) -> None:
         assert math.isfinite(found.cpu_s)
 
     whole: dict[str, Any] = {"commands": ["a", "b" * 300, "c\n"] * 5, "more": 3, "listens": True, "cpu_s": 1.5}
+    assert Background.read(whole).told == (*("a", "b" * 99 + "…", "c ") * 3, "a", "8 more")
     give_anything(
         changed(whole),
         read,
