@@ -68,6 +68,7 @@ class BringingBack(Saved):
         asleep = box.info.snapshot
         assert asleep is not None
         target = snapshot or asleep
+        not_saved = self._not_saved(target)
         box.gpus = gpus
         # Its clients may have their answers before all is told.
         box.tell(state=transition(box.info.state, Event.RESUME), error=None, gpus=gpus)
@@ -86,6 +87,7 @@ class BringingBack(Saved):
         box.tell(
             state=transition(box.info.state, Event.RESUME_DONE),
             snapshot=target,
+            not_saved=not_saved,
             resumed_ms=round(1000 * (now - began), 1),
             phases_ms={**phases, "queue": round(queue_ms + phases["queue"], 1)},
             started_from="snapshot",
@@ -100,9 +102,11 @@ class BringingBack(Saved):
             WarmcellError: It runs on as it was.
         """
         began = time.perf_counter()
+        not_saved = self._not_saved(snapshot)
         phases = await self._bring_back(box, snapshot, undone=True)
         box.tell(
             snapshot=snapshot,
+            not_saved=not_saved,
             started_from="snapshot",
             started_ms=round(1000 * (time.perf_counter() - began), 1),
             phases_ms=phases,
@@ -141,6 +145,7 @@ class BringingBack(Saved):
             started_from=box.kernel.started_from,
             started_ms=round(1000 * (time.perf_counter() - began), 1),
             snapshot=snapshot,
+            not_saved=saved.info.not_saved,
             phases_ms=phases,
             phase=None,
         )
@@ -172,6 +177,7 @@ class BringingBack(Saved):
             exit_code=None,
             started_from=None,
             started_ms=None,
+            not_saved=(),
             phases_ms={**before, "restore": round(1000 * (time.perf_counter() - began), 1)},
         )
         box.waited(waited_ms)
@@ -269,6 +275,13 @@ class BringingBack(Saved):
             return self.store.get(snapshot).kernel
         except errors.WarmcellError:
             return {}
+
+    def _not_saved(self, snapshot: SnapshotId) -> tuple[str, ...]:
+        """What it comes back without; nothing if its snapshot was removed."""
+        try:
+            return self.store.get(snapshot).info.not_saved
+        except errors.WarmcellError:
+            return ()
 
     def _twin(self, box: LiveSandbox) -> LiveSandbox:
         twin = LiveSandbox(box.info, box.spec, self._paths.sandboxes / new_sandbox_id(), lambda _: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from warmcell.sandbox import guest_files
+from warmcell.sandbox.background import Background
 from warmcell.sandbox.errors import (
     CapacityError,
     NotFoundError,
@@ -232,6 +233,15 @@ class GuestChannel:
             self._restored.append(pid)  # No reason to have init come.
         else:
             await self._ask({"op": "adopt", "pid": pid}, timeout=ANSWER_TIMEOUT_S)
+
+    async def background(self) -> Background:
+        """What runs in its sandbox besides kernels.
+
+        Raises:
+            ProtocolError: It says something else.
+            TransportError: The guest is gone.
+        """
+        return Background.read(await self._ask({"op": "background"}, timeout=ANSWER_TIMEOUT_S))
 
     async def leave(self, until: str) -> None:
         """Let init end every connection with the host, this channel's too, and come back when a file appears.

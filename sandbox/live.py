@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from warmcell.sandbox import errors, guest_files
+from warmcell.sandbox.background import Background
 from warmcell.sandbox.box import GUEST_TIMEOUT_S, Box, within
 from warmcell.sandbox.channel import KernelStarted
 from warmcell.sandbox.following import follow
@@ -103,6 +104,15 @@ class LiveSandbox(Box):
         self.kernel = kernel
         if host_pid and not channel.came.is_set():
             self._following = asyncio.create_task(follow(kernel, host_pid, until=channel.came))
+
+    async def background(self) -> Background:
+        """What runs in it besides kernels.
+
+        Raises:
+            ConflictError: It is not up.
+            TransportError: The guest is gone.
+        """
+        return await self._reached().background()
 
     async def end_process(self, pid: int) -> None:
         """Kill a kernel that has come with it, and is not wanted. Nothing happens when it is gone."""
@@ -199,7 +209,8 @@ class LiveSandbox(Box):
         )
         self.kernel = kernel
         before = {} if self.info.generation else self.info.phases_ms
-        self.tell(generation=kernel.generation, exit_code=None, started_from=None, started_ms=None, phases_ms=before)
+        fresh = {"exit_code": None, "started_from": None, "started_ms": None, "not_saved": ()}
+        self.tell(generation=kernel.generation, phases_ms=before, **fresh)
         self.took(start=1000 * (time.perf_counter() - began))
         early = self._early_exits.get(kernel.pid)
         if early is not None:

@@ -369,6 +369,8 @@ class SandboxInfo(Wire):
     """What it was last restored from, or is suspended as."""
     resumed_ms: float | None = None
     """From the request that woke it to its first answer."""
+    not_saved: tuple[str, ...] = ()
+    """Command lines of what ran besides its kernel when that was saved, and has not come back with it."""
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     """What the last start, restore or resume spent its time on: queue (for a GPU), create (the sandbox), start (a
     process) or restore (memory), ready (the first answer). pool: sandbox and kernel were waiting."""
@@ -401,6 +403,8 @@ class SnapshotInfo(Wire):
     """Whether its files are, until it is used again."""
     image_compressed: bool = False
     """Whether its memory is, likewise; `image_bytes` is what it takes so."""
+    not_saved: tuple[str, ...] = ()
+    """Command lines of what ran besides its kernel then, as nobody's child or in a terminal, and is no part of it."""
     phases_ms: Mapping[str, float] = field(default_factory=dict)
     """What taking it spent its time on: settle (the kernel gets ready), memory and layer (it stands still), finish."""
 

@@ -93,6 +93,7 @@ class Saving(Saved):
         box.tell(
             state=transition(box.info.state, Event.SUSPEND_DONE),
             snapshot=manifest.info.id,
+            not_saved=manifest.info.not_saved,
             gpus=(),
             parked=None,
             phase=None,
@@ -128,6 +129,7 @@ class Saving(Saved):
                 "This kernel is parked by torch, and a part of it is on its GPU still, which cannot be saved",
                 hint="Run a cell first. The driver parks kernels with one whole GPU, which can be saved.",
             )
+        not_saved = () if engine.whole or kind == "template" else await self._besides(box)
         snapshot = new_snapshot_id()
         frozen = asyncio.Event()
         async with self.store.draft(snapshot) as draft:
@@ -159,8 +161,12 @@ class Saving(Saved):
                     await to_its_end(go_on())
                     raise
                 clock.end("park")
+            manifest = self._manifest(
+                box, kernel, snapshot, record, engine=engine.name, kind=kind, name=name, token=token
+            )
             manifest = dataclasses.replace(
-                self._manifest(box, kernel, snapshot, record, engine=engine.name, kind=kind, name=name, token=token),
+                manifest,
+                info=dataclasses.replace(manifest.info, not_saved=not_saved),
                 environment=environment,
                 parked=parked,
             )
@@ -231,6 +237,14 @@ class Saving(Saved):
         if coming is not None:
             coming.is_there(snapshot)
         return await self._amend(manifest, dumped, clock.phases_ms)
+
+    async def _besides(self, box: LiveSandbox) -> tuple[str, ...]:
+        """Commands that a kernel comes back without; none where its guest does not tell, which keeps nobody from it."""
+        try:
+            return (await box.background()).told
+        except errors.WarmcellError as error:
+            log.warning("what else runs in sandbox %s is not known: %s", box.info.id, error)
+            return ()
 
     async def take_back(self, box: LiveSandbox, parked: Parked, left: LeftKernel) -> None:
         """Have a sandbox see its GPUs, and have back at once what was parked. If it cannot, it stays parked.

@@ -121,6 +121,7 @@ class Suspending(Parking):
             principal=saved.principal,
             state=State.SUSPENDED,
             snapshot=saved.id,
+            not_saved=saved.not_saved,
             created_at=saved.created_at,
             generation=manifest.guest.generation,
         )

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from warmcell.extension.keeper import pressure
 from warmcell.extension.keeper.kernel import Kernel
@@ -27,6 +28,19 @@ TRY_AGAIN_S = 60.0
 
 SOON_S = 0.5
 """Kernels that will have been idle for long enough are looked at no sooner."""
+
+WORKS_FROM = 0.01
+"""The part of a core from which on a program works: one that only waits and looks around uses less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What was seen of programs that run besides an idle kernel."""
+
+    at: float
+    """When they worked last, as times of `time.monotonic`."""
+    looked_at: float
+    cpu_s: float
 
 
 class Relief:
@@ -63,13 +77,18 @@ class Relief:
         self._commands_idle_s = commands_idle_s
         self._left_alone: dict[SandboxId, float] = {}
         """Those whose kernels could not be parked or suspended, to when that can be tried again."""
+        self._works: dict[SandboxId, _Work] = {}
+        """Of those that have something besides their idle kernels."""
 
     async def suspend_idle(self, idle_s: float) -> None:
         """Suspend each kernel that nobody has used for so long, for ever; 0: none."""
         while idle_s > 0:
             await asyncio.sleep(min(IDLE_LOOK_S, idle_s))
-            for kernel in self._idle(idle_s):
-                await self._suspend(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
+            candidates = self._idle(idle_s)
+            self._works = {one: seen for one, seen in self._works.items() if one in {k.sandbox_id for k in candidates}}
+            for kernel in candidates:
+                if not await self._serves(kernel, idle_s):
+                    await self._suspend(kernel, idle_s, why=f"idle for {idle_s:.0f} s")
 
     async def park_idle(self, idle_s: float) -> None:
         """Park each kernel with a GPU that nobody has used for so long, for ever; 0: none."""
@@ -131,6 +150,29 @@ class Relief:
                 self._leave_alone(sandbox_id)
         others = [idle_s - self._idle_s(one) for one in having if one.sandbox_id not in idle]
         return max(SOON_S, min([TRY_AGAIN_S, *others]))
+
+    async def _serves(self, kernel: Kernel, idle_s: float) -> bool:
+        """Whether its kernel would come back without something that is in use: that waits for connections, or works.
+
+        At first sight it is taken for something that works just now.
+        """
+        if kernel.sandbox_id is None:
+            return False
+        try:
+            found = await self._service.live(kernel.sandbox_id).background()
+        except errors.WarmcellError as error:
+            log.debug("what else runs in sandbox %s is not known: %s", kernel.sandbox_id, error)
+            return False
+        if not found.told:
+            return False
+        now = time.monotonic()
+        seen = self._works.get(kernel.sandbox_id)
+        if seen is None or abs(found.cpu_s - seen.cpu_s) > WORKS_FROM * (now - seen.looked_at):
+            seen = _Work(at=now, looked_at=now, cpu_s=found.cpu_s)
+        else:
+            seen = _Work(at=seen.at, looked_at=now, cpu_s=found.cpu_s)
+        self._works[kernel.sandbox_id] = seen
+        return found.listens or now - seen.at < idle_s
 
     def _forget_refusals(self) -> None:
         now = time.monotonic()

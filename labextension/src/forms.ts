@@ -181,6 +181,8 @@ export interface ISandboxInfo {
   readonly previous_error: IErrorInfo | null;
   /** From the request that woke it to its first answer; null if it was never suspended. */
   readonly resumed_ms: number | null;
+  /** Commands that ran besides its kernel when that was saved, and are gone since. */
+  readonly not_saved: readonly string[];
   /** What the last start, restore or resume spent its time on. */
   readonly phases_ms: Readonly<Record<string, number>>;
   /** The snapshot that it was last restored from, or is suspended as. */

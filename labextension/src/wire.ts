@@ -309,6 +309,7 @@ export function readSandbox(value: unknown): ISandboxInfo {
     error: maybe(data.error, readError),
     previous_error: maybe(data.previous_error, readError),
     resumed_ms: numberOrNull(data.resumed_ms),
+    not_saved: list(data.not_saved).map(item => text(item)),
     phases_ms: numberMap(data.phases_ms),
     snapshot: textOrNull(data.snapshot),
     queue: maybe(data.queue, readQueued),

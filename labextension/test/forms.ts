@@ -45,6 +45,7 @@ export function sandbox(change: Partial<ISandboxInfo> = {}): ISandboxInfo {
     error: null,
     previous_error: null,
     resumed_ms: null,
+    not_saved: [],
     phases_ms: {},
     snapshot: null,
     queue: null,

@@ -283,6 +283,23 @@ test('a kernel that went on shows how fast', () => {
   assert.equal(glance(situation({ sandbox: clone }), trans).label, 'CPU · snapshot · 61 ms');
 });
 
+test('what ran beside a kernel and is not saved with it is said while it sleeps, and when it is back', () => {
+  const not_saved = ['python -m http.server', 'sleep 9'];
+  const [asleep] = notices(
+    situation({ sandbox: sandbox({ state: 'suspended', not_saved }) }),
+    trans
+  );
+  assert.match(asleep?.cure ?? '', /does not come back: python -m http.server, sleep 9\.$/);
+  const back = situation({
+    sandbox: sandbox({ started_from: 'snapshot', resumed_ms: 52, snapshot: 's1', not_saved })
+  });
+  assert.match(glance(back, trans).title, /within 52 ms\. .* does not come back: python -m http/);
+  const [notice, ...others] = notices(back, trans);
+  assert.deepEqual([notice?.tone, notice?.key], ['warning', 'abc123def456/not-saved/s1']);
+  assert.match(notice?.text ?? '', /python -m http.server, sleep 9/);
+  assert.deepEqual(others, []);
+});
+
 test('a suspended kernel that cannot go on is said, with two ways on', () => {
   const [notice] = notices(
     situation({ sandbox: sandbox({ state: 'suspended', error: ERROR }) }),

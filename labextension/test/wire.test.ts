@@ -16,6 +16,7 @@ test('a sandbox is read with all that it says', () => {
     started_from: 'snapshot',
     started_ms: 84.5,
     resumed_ms: 52.5,
+    not_saved: ['sleep 9', 7],
     error: { code: 'sandbox_died', message: 'gone', hint: 'restart', details: { exit_code: 1 } }
   });
   assert.equal(read.kernel_id, 'k1');
@@ -25,6 +26,7 @@ test('a sandbox is read with all that it says', () => {
   assert.deepEqual(read.phase, { name: 'template', since: 12.5, detail: 'torch', hint: 'wait' });
   assert.equal(read.started_ms, 84.5);
   assert.deepEqual([read.started_from, read.resumed_ms], ['snapshot', 52.5]);
+  assert.equal(read.not_saved[0], 'sleep 9');
   assert.equal(read.error?.hint, 'restart');
 });
 

@@ -222,6 +222,7 @@ function present(sandbox: ISandboxInfo, trans: TranslationBundle): IGlance {
         ? trans.__('This kernel runs in a sandbox on %1.', what)
         : trans.__('This kernel runs on %1.', what),
       woke === null ? how && trans.__('Started from: %1.', how) : wakeUp(sandbox, woke, trans),
+      words.notSaved(sandbox, trans),
       ...marks.map(mark => mark.title)
     ]
       .filter(Boolean)

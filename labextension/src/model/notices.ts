@@ -98,6 +98,16 @@ export function notices(situation: ISituation, trans: TranslationBundle): INotic
       actions: ['choose']
     });
   }
+  if (sandbox.not_saved.length > 0) {
+    found.push({
+      key: `${sandbox.id}/not-saved/${sandbox.snapshot ?? ''}`,
+      tone: 'warning',
+      text: trans.__('Not come back with this kernel: %1.', sandbox.not_saved.join(', ')),
+      elapsed_s: null,
+      cure: trans.__('They ran beside it when it was saved. Start again what you need.'),
+      actions: []
+    });
+  }
   if (sandbox.template !== null) {
     found.push(...templateNotices(sandbox.template, now, trans));
   }
@@ -148,13 +158,17 @@ function asleep(sandbox: ISandboxInfo, trans: TranslationBundle): INotice {
     tone: 'info',
     text: trans.__('This kernel is suspended.'),
     elapsed_s: null,
-    cure:
+    cure: [
       sandbox.gpu === null
         ? trans.__('Its variables are on disk. It goes on with the next cell.')
         : trans.__(
             'Its variables are on disk, and its GPU (%1) is free for others. It goes on with the next cell.',
             words.choice({ gpu: sandbox.gpu }, trans)
           ),
+      words.notSaved(sandbox, trans)
+    ]
+      .filter(Boolean)
+      .join(' '),
     actions: ['wake']
   };
 }

@@ -93,6 +93,13 @@ export function wokeFrom({
   return started_from === 'snapshot' ? 'disk' : null;
 }
 
+/** What ran beside its kernel and does not come back with it; empty if nothing did. */
+export function notSaved({ not_saved }: ISandboxInfo, trans: TranslationBundle): string {
+  return not_saved.length === 0
+    ? ''
+    : trans.__('What ran beside it does not come back: %1.', not_saved.join(', '));
+}
+
 /** How the kernel was started and how long it took: "template · 84 ms", "resumed · 52 ms". */
 export function started(sandbox: ISandboxInfo, trans: TranslationBundle): string {
   const parts: string[] = [];

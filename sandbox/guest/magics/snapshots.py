@@ -124,6 +124,8 @@ def _words(info: Mapping[str, Any]) -> str:
     size = info.get("memory_bytes")
     if isinstance(size, int):
         parts.append(f"{size / 2**20:.0f} MiB")
+    if info.get("not_saved"):
+        parts.append(f"without {', '.join(map(str, info['not_saved']))}")
     return "  ".join(parts)
 
 

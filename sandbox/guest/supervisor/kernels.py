@@ -71,6 +71,10 @@ class Kernels:
         ended = [_exited(pid, code) for pid, code in self._ended.items() if pid not in self._alive]
         return [*ended, *(_running(pid) for pid, kernel in self._alive.items() if kernel.running)]
 
+    def processes(self) -> list[int]:
+        """All kernels, and the fork server, below which one may be that nobody has asked for."""
+        return [*self._alive, *self._template.processes()]
+
     def start(
         self, connection: Endpoint, answer: Report, *, file: str, env: Mapping[str, str], cwd: str, engine: str
     ) -> None:

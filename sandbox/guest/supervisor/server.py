@@ -8,6 +8,7 @@ import sys
 
 from . import processes
 from .accept import Acceptors
+from .background import background, is_ours
 from .endpoint import Endpoint, ignore
 from .forward import Forward
 from .jsonline import decode, encode
@@ -41,7 +42,9 @@ class Refusal(Exception):
 class Server:
     """Answers on `init.sock` in the run directory."""
 
-    def __init__(self, run: str, guest: str, python: str) -> None:
+    def __init__(self, run: str, guest: str, python: str, *, alone: bool) -> None:
+        """It is `alone` where all processes that it sees are its sandbox's."""
+        self._alone = alone
         self._loop = Loop()
         self._guest = guest
         os.chdir(run)
@@ -54,6 +57,8 @@ class Server:
         )
         self._listeners: list[Endpoint] = []
         self._executions: dict[int, Execution] = {}
+        self._programs: set[int] = set()
+        """Those of them that are programs of ours."""
         self._listen()
 
     def run(self) -> None:
@@ -190,6 +195,10 @@ class Server:
             raise Refusal("not_found", f"there is no process {pid}", "The restored kernel has ended.") from None
         answer(ok=True)
 
+    def _background(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
+        own = {*self._kernels.processes(), *self._programs}
+        answer(ok=True, **background(guest=self._guest, own=own, alone=self._alone))
+
     def _exec(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
         argv = _strings(request, "argv")
         if not argv:
@@ -204,8 +213,7 @@ class Server:
             pty=request.get("pty") is True,
             size=_size(request.get("size")),
         )
-        self._executions[started.pid] = started
-        started.on_exit = lambda: self._executions.pop(started.pid, None)
+        self._follow(started, ours=is_ours(argv, self._guest))
         answer(ok=True, stream=True, pid=started.pid)
 
     def _files(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
@@ -219,9 +227,20 @@ class Server:
             cwd=_directory({}, env),
             pty=False,
         )
-        self._executions[started.pid] = started
-        started.on_exit = lambda: self._executions.pop(started.pid, None)
+        self._follow(started, ours=True)
         answer(ok=True, stream=True, pid=started.pid)
+
+    def _follow(self, started: Execution, *, ours: bool) -> None:
+        """Know a process as long as it runs."""
+
+        def ended() -> None:
+            self._executions.pop(started.pid, None)
+            self._programs.discard(started.pid)
+
+        self._executions[started.pid] = started
+        if ours:
+            self._programs.add(started.pid)
+        started.on_exit = ended
 
     def _forward(self, request: Mapping[str, Any], connection: Endpoint, answer: Callable[..., None]) -> None:
         port = _integer(request, "port")
@@ -246,6 +265,7 @@ class Server:
         "kernel": _kernel,
         "adopt": _adopt,
         "signal": _signal,
+        "background": _background,
         "exec": _exec,
         "files": _files,
         "forward": _forward,
@@ -368,9 +388,10 @@ def main(arguments: Sequence[str]) -> int:
     if "--umask" in options:
         os.umask(int(options["--umask"], 8))
     first = os.getpid() == 1
+    own_namespace = options.get("--namespace") == "own"
     if not first:
-        processes.be_first(own_namespace=options.get("--namespace") == "own")
-    Server(options["--run"], options["--guest"], options["--python"]).run()
+        processes.be_first(own_namespace=own_namespace)
+    Server(options["--run"], options["--guest"], options["--python"], alone=first or own_namespace).run()
     if not first:
         _end_all()
     return 128 + int(_signal.SIGTERM)

@@ -94,6 +94,10 @@ class Template:
         differing = sorted(k for k in wanted.keys() | given.keys() if wanted.get(k) != given.get(k))
         return f"the template was imported with another {', '.join(differing)}" if differing else ""
 
+    def processes(self) -> list[int]:
+        """The fork server, while there is one."""
+        return [] if self._server is None else [self._server.pid]
+
     def fork(self, request: Mapping[str, Any], ready: int) -> None:
         """Ask for a kernel, which says on `ready` when it can be talked to."""
         assert self._server is not None

@@ -101,6 +101,29 @@ async def test_an_endless_line_is_refused(guest: Guest) -> None:
     assert answer["code"] == "invalid_request"
 
 
+async def test_what_runs_besides_is_told(guest: Guest) -> None:
+    """Commands and what they leave behind, with their processor time; neither our own programs nor other processes
+    of the machine.
+    """
+    assert (await guest.prepared("json"))["state"] == "ready"
+    assert (await guest.channel.background()).told == ()
+    busy = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; sleep 301 & echo up; exec sleep 302"
+    async with guest.channel.exec_stream(["sh", "-c", busy]) as process, guest.channel.files_stream():
+        async for _, content in process.output():
+            if b"up" in content:
+                break
+        async with asyncio.timeout(60):
+            both = ["sleep 301", "sleep 302"]
+            while sorted((found := await guest.channel.background()).told) != both:  # noqa: ASYNC110 - as below
+                await asyncio.sleep(0.01)
+        assert 0 < found.cpu_s < 60
+        assert not found.listens
+    assert await asyncio.to_thread(gone, process.pid)
+    async with asyncio.timeout(60):
+        while (await guest.channel.background()).told:  # noqa: ASYNC110 - its group is killed, and nobody tells it
+            await asyncio.sleep(0.01)
+
+
 async def test_an_unknown_operation_is_named(guest: Guest) -> None:
     """An operation of a later protocol is refused by its name."""
     with pytest.raises(UnsupportedOperationError, match="fly"):

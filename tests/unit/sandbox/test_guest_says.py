@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.anything import LENGTHS, changed, give_anything
 from warmcell.extension.keeper.agents.files_api import HEAD_MAX_BYTES, Work
+from warmcell.sandbox.background import Background
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import ProtocolError, WarmcellError
 from warmcell.sandbox.guest_process import FRAME_MAX_BYTES, GuestProcess
@@ -88,6 +90,28 @@ def test_lines_are_events_or_refused(examples: int) -> None:
     sound = [b'{"event": "kernel", "pid": 7, "state": "exited", "exit_code": 1}', b'{"ok": true, "sockets": "k1"}']
     broken = [b"[]", b'{"event": "kernel", "pid": true}', b'{"event": "template", "since": 1e999}', b"[" * 50_000]
     give_anything(LINES, read, refusals=ProtocolError, examples=examples, sound=sound, broken=broken)
+
+
+@LENGTHS
+def test_what_runs_besides_is_bounded_or_refused(examples: int) -> None:
+    """A page can show it: few lines, none long, and finite numbers."""
+
+    def read(said: dict[str, Any]) -> None:
+        found = Background.read(said)
+        assert len(found.told) <= 11
+        assert all(len(command) <= 100 and command.isprintable() for command in found.told)
+        assert math.isfinite(found.cpu_s)
+
+    whole: dict[str, Any] = {"commands": ["a", "b" * 300, "c\n"] * 5, "more": 3, "listens": True, "cpu_s": 1.5}
+    assert Background.read(whole).told == (*("a", "b" * 99 + "…", "c ") * 3, "a", "8 more")
+    give_anything(
+        changed(whole),
+        read,
+        refusals=ProtocolError,
+        examples=examples,
+        sound=[whole, whole | {"cpu_s": 10**400, "more": 10**400}, whole | {"more": -1}],
+        broken=[{}, whole | {"commands": [1]}, whole | {"cpu_s": "1"}, whole | {"more": 1.5}],
+    )
 
 
 @LENGTHS

@@ -14,6 +14,7 @@ from warmcell.extension.keeper import pressure
 from warmcell.extension.keeper.pressure import Room
 from warmcell.extension.keeper.relief import Relief
 from warmcell.sandbox import errors
+from warmcell.sandbox.background import Background
 from warmcell.sandbox.lifecycle import State
 
 GIB = 2**30
@@ -33,6 +34,8 @@ class Keeper:
     waiting: bool = False
     wanted: list[str] = field(default_factory=list)
     """Those whose GPUs serve who waits."""
+    programs: dict[str, list[Background]] = field(default_factory=dict)
+    """What is told of what runs besides kernels, in turn; the last for ever."""
     back: list[str] = field(default_factory=list)
     """Those to whose notebook somebody comes back just now."""
 
@@ -57,6 +60,13 @@ class Keeper:
     def terms(self, name: str) -> Any:
         """Of those that code has asked for."""
         return SimpleNamespace(frozen="frozen" in name) if name.startswith("code") else None
+
+    def live(self, sandbox_id: str) -> Any:
+        async def background() -> Background:
+            told = self.programs.get(sandbox_id, [Background()])
+            return told.pop(0) if len(told) > 1 else told[0]
+
+        return SimpleNamespace(background=background)
 
     @property
     def leases(self) -> Any:
@@ -134,6 +144,23 @@ async def test_idle_kernels_are_suspended_after_their_time() -> None:
     await asyncio.sleep(0.3)
     work.cancel()
     assert keeper.suspended == ["old"]
+
+
+async def test_programs_in_use_keep_their_idle_kernels() -> None:
+    """One that listens stays, one that works stays until it has not worked for as long; what sleeps goes."""
+    programs = {
+        "listens": [Background(told=("server",), listens=True)],
+        "works": [Background(told=("train",), cpu_s=float(n)) for n in range(12)],
+        "sleeps": [Background(told=("sleep",), cpu_s=7.0)],
+    }
+    keeper = Keeper(dict.fromkeys((*programs, "without"), 0.3), programs=programs)
+    work = asyncio.create_task(keeper.relief().suspend_idle(0.1))
+    async with asyncio.timeout(60):
+        while "works" not in keeper.suspended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    work.cancel()
+    assert keeper.suspended == ["without", "sleeps", "works"]
+    assert len(programs["works"]) == 1
 
 
 async def test_kernels_give_way_to_who_waits_for_their_gpu() -> None:
