@@ -31,16 +31,14 @@ UNRESPONSIVE: Final = "sandbox_snapshot_guest_agent_unresponsive"
 GONE: Final = "The sandbox was not found: it has ended, or is paused"
 """The words by which clients know that the sandbox, not the network, is the reason."""
 
+MEANWHILE: Final = (
+    "The sandbox was killed while the request was in progress, or its time was over: it was not found any more"
+)
 
-class EndedMeanwhileError(SandboxDiedError):
-    """The sandbox went while a request to it was served."""
 
-    def __init__(self) -> None:
-        """In the words by which clients know that, and that it is gone."""
-        super().__init__(
-            "The sandbox was killed while the request was in progress, or its time was over: it was not found any more",
-            hint="Create another one.",
-        )
+def ended_meanwhile() -> SandboxDiedError:
+    """The sandbox went while a request to it was served: in the words by which clients know that."""
+    return SandboxDiedError(MEANWHILE, hint="Create another one.")
 
 
 def body(status: int, message: str, error_code: str = "") -> dict[str, Any]:
@@ -76,7 +74,7 @@ def is_gone(error: WarmcellError) -> bool:
 def data(error: WarmcellError) -> tuple[int, dict[str, Any]]:
     """Status and body of what is answered for a sandbox: its files, its interpreter."""
     if is_gone(error):
-        return 502, body(502, error.message if isinstance(error, EndedMeanwhileError) else GONE)
+        return 502, body(502, MEANWHILE if error.message == MEANWHILE else GONE)
     if isinstance(error, PortClosedError):
         return 502, body(502, str(error))
     if isinstance(error, CapacityError) and error.details.get("errno") in ("ENOSPC", "EDQUOT"):

@@ -51,7 +51,7 @@ async def execute(request: E2bHandler) -> None:
             shown = False
             async for entry in paced(lines, KEEPALIVE_S):
                 if "ended" in entry and entry["ended"]["status"] != "ok" and await _is_gone(request):
-                    raise failures.EndedMeanwhileError  # Clients that hear a break instead of it ask why.
+                    raise failures.ended_meanwhile()  # Clients that hear a break instead of it ask why.
                 if "ended" in entry:
                     for line in results.ending(entry["ended"], shown=shown):
                         await _tell(request, line)
