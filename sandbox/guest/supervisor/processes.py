@@ -256,7 +256,7 @@ class Execution:
 
     def _control(self, request: Mapping[str, Any]) -> None:
         if "signal" in request and self._running:
-            os.killpg(self.pid, request["signal"])
+            kill_group(self.pid, request["signal"])
         if "resize" in request and self._terminal and not self._stdin.closed:
             rows, columns = map(int, request["resize"])
             _resize(self._stdin.fd, rows, columns)

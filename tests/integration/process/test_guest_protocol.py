@@ -297,6 +297,16 @@ async def test_signals_go_to_the_process_and_its_group(guest: Guest) -> None:
             await guest.channel.signal(pid, 0)
 
 
+async def test_a_signal_is_not_too_early_for_any_process(guest: Guest) -> None:
+    """One that comes with the request itself, when the process has no group of its own yet, ends it too."""
+    request = json.dumps({"op": "exec", "argv": ["sleep", "1000"]}).encode()
+    frame = json.dumps({"signal": int(signal.SIGTERM)}).encode()
+    said = request + b"\n" + b"\x03" + len(frame).to_bytes(4, "big") + frame
+    for _ in range(20):
+        answer = await asyncio.to_thread(raw, guest, said, end=False)
+        assert b'"exit_code": 143' in answer or b'"exit_code":143' in answer, answer
+
+
 async def test_a_signal_to_the_group_comes_once(guest: Guest) -> None:
     """A second SIGINT would hit a kernel while it handles the first, and its cell would never be answered."""
     # Signals of this kind queue, and each that is delivered writes one byte.
