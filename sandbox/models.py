@@ -199,6 +199,8 @@ class GpuDevice(Wire):
     """UUIDs of devices to which it has a path, to how long that is: 0 NVLink, then PCIe: 10 (one switch) to 50."""
     pretended_bytes: int = 0
     """Of a simulated device: what each sandbox that has it is said to take of its memory."""
+    pretended_pct: float | None = None
+    """Of a simulated device: for how much of the time it is said to compute while somebody has it."""
 
 
 ParkedBy = Literal["driver", "torch"]

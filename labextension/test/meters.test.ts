@@ -21,6 +21,10 @@ test('what a kernel uses: GPU first, and nothing of what is not known', () => {
     ['cpu', 'ram']
   );
   assert.deepEqual(metrics([], trans), []);
+  assert.deepEqual(
+    metrics([all], trans, false).map(({ id }) => id),
+    ['cpu', 'ram']
+  );
 });
 
 test('lines are shares: memory of its limit, else of the most in use; processors likewise', () => {

@@ -39,6 +39,16 @@ class GpuInventory(Protocol):
             OperationTimeoutError: The driver did not answer; the last answer is not given instead.
         """
 
+    async def board_uuids(self) -> Sequence[str]:
+        """UUIDs of all GPUs that the driver has: of a divided one its own, not those of its instances.
+
+        Called by the engine that parks, before something goes on on another device.
+
+        Raises:
+            OperationTimeoutError: The driver did not answer.
+            BackendUnavailableError: It answered with an error.
+        """
+
     async def processes(self, device: GpuDevice) -> Sequence[GpuProcess]:
         """Who computes on `device` at this very moment; never cached.
 

@@ -234,9 +234,9 @@ class CudaParking:
                 )
 
     async def _whole_mapping(self, moved: Mapping[str, str]) -> dict[str, str]:
-        """The driver wants a place for each device of the machine: those that change places, change them."""
+        """It wants a place for each GPU that it has, divided ones too; those that change places, change them."""
         back = {now: was for was, now in moved.items()}
-        uuids = [device.uuid for device in await self._inventory.devices()]
+        uuids = await self._inventory.board_uuids()
         return {_bare(uuid): _bare(moved.get(uuid) or back.get(uuid) or uuid) for uuid in uuids}
 
     async def _ask(self, what: Mapping[str, Any], vram_bytes: int) -> list[int]:

@@ -63,6 +63,10 @@ class NvmlInventory:
             self._asked_at = now
         return await self._in_time(query)
 
+    async def board_uuids(self) -> Sequence[str]:
+        """UUIDs of all GPUs, divided ones among them; without those that do not answer."""
+        return await self._in_time(asyncio.create_task(asyncio.to_thread(self._board_uuids)))
+
     async def processes(self, device: GpuDevice) -> Sequence[GpuProcess]:
         """Who computes on `device` now."""
         return await self._in_time(asyncio.create_task(asyncio.to_thread(self._processes, device.uuid)))
@@ -98,6 +102,10 @@ class NvmlInventory:
     def _processes(self, uuid: str) -> tuple[GpuProcess, ...]:
         with self._one_at_a_time:
             return self._ask(lambda nvml: _processes(nvml, uuid)) or ()
+
+    def _board_uuids(self) -> tuple[str, ...]:
+        with self._one_at_a_time:
+            return self._ask(_board_uuids) or ()
 
     def _free_bytes(self, uuid: str) -> int | None:
         with self._one_at_a_time:
@@ -185,6 +193,16 @@ class NvmlInventory:
             if distance is not None:
                 near[a.uuid][b.uuid] = near[b.uuid][a.uuid] = distance
         return tuple(dataclasses.replace(device, near=near[device.uuid]) for device, _ in found)
+
+
+def _board_uuids(nvml: Any) -> tuple[str, ...]:
+    found = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            found.append(_text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))))
+        except nvml.NVMLError_GpuIsLost:
+            log.debug("GPU %d is lost, and has no UUID", index)
+    return tuple(found)
 
 
 def _distance(nvml: Any, one: Any, other: Any) -> int | None:

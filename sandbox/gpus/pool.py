@@ -235,6 +235,8 @@ class GpuPool:
             more: dict[str, Any] = {"lease": leases[0] if leases else None, "leases": leases, "lost": device in lost}
             if device.simulated and device.pretended_bytes:
                 more["memory_used_bytes"] = min(device.pretended_bytes * len(leases), device.memory_total_bytes)
+            if device.simulated and device.pretended_pct is not None:
+                more["utilization_pct"] = device.pretended_pct if leases else 0.0
             rows.append(device.to_json() | more)
         return rows
 

@@ -9,7 +9,7 @@ from warmcell.sandbox.gpus.base import GpuProcess
 from warmcell.sandbox.gpus.requests import memory_bytes
 from warmcell.sandbox.models import GpuDevice
 
-_KEYS = frozenset({"name", "memory", "count", "nvlink", "used", "mig"})
+_KEYS = frozenset({"name", "memory", "count", "nvlink", "used", "busy", "mig"})
 _MOST = 64
 _SHAPE = 'Write it as {"name": "A100-SXM4-80GB", "memory": "80GiB", "count": 2}.'
 
@@ -26,8 +26,9 @@ class SimulatedInventory:
 
         Args:
             kinds: One entry per kind: `name`, `memory` such as "80GiB", if more than one `count`, `nvlink`, so many of
-                which are joined, `used`, what each sandbox that has one is said to take of its memory, and `mig`: it
-                is an instance of a divided GPU, which the driver does not park.
+                which are joined, `used`, what each sandbox that has one is said to take of its memory, `busy`, the
+                percentage of time that one that somebody has is said to compute, and `mig`: it is an instance of a
+                divided GPU, which the driver does not park.
 
         Raises:
             InvalidRequestError: An entry is malformed.
@@ -43,6 +44,10 @@ class SimulatedInventory:
         """The configured devices."""
         return self._devices
 
+    async def board_uuids(self) -> Sequence[str]:
+        """Those of the configured devices: what instances are made up of is not made up."""
+        return [device.uuid for device in self._devices]
+
     async def processes(self, device: GpuDevice) -> Sequence[GpuProcess]:
         """None: nothing can compute on them."""
         return ()
@@ -57,7 +62,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
     seen: dict[tuple[str, int], int] = {}
     for kind in kinds:
         name, size, count = _kind(kind)
-        joined, used = _joined(kind), _used(kind, size)
+        joined, used, busy = _joined(kind), _used(kind, size), _busy(kind)
         for _ in range(count):
             place = seen[name, size] = seen.get((name, size), -1) + 1
             digest = hashlib.sha256(f"{name}\0{size}\0{place}".encode()).hexdigest()
@@ -69,6 +74,7 @@ def _devices(kinds: Sequence[Mapping[str, object]]) -> tuple[GpuDevice, ...]:
                     memory_total_bytes=size,
                     simulated=True,
                     pretended_bytes=used,
+                    pretended_pct=busy,
                     mig=kind.get("mig") is True,
                 )
             )
@@ -99,6 +105,15 @@ def _used(kind: Mapping[str, object], size: int) -> int:
     if not isinstance(used, int) or isinstance(used, bool) or not 0 <= used <= size:
         raise InvalidRequestError(f"The simulated GPU {kind['name']} has used {told!r}", hint=_SHAPE)
     return used
+
+
+def _busy(kind: Mapping[str, object]) -> float | None:
+    busy = kind.get("busy")
+    if busy is None:
+        return None
+    if not isinstance(busy, int | float) or isinstance(busy, bool) or not 0 <= busy <= 100:
+        raise InvalidRequestError(f"The simulated GPU {kind['name']} has busy {busy!r}", hint="Give a percentage.")
+    return float(busy)
 
 
 def _kind(kind: object) -> tuple[str, int, int]:

@@ -11,7 +11,7 @@ import pytest
 from tests.lanes import TOP, chromium
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, ViewportSize
 
 ARGUMENTS = (
     "--no-sandbox",
@@ -23,7 +23,7 @@ ARGUMENTS = (
 TIMEOUT_MS = 60_000
 """For hangs: a page on a busy machine may take its time."""
 
-SIZE = {"width": 1280, "height": 720}
+SIZE: "ViewportSize" = {"width": 1280, "height": 720}
 IMAGES = TOP / "docs" / "images"
 OUTPUT = TOP / "tests" / "browser" / "output"
 REWRITE = os.environ.get("WARMCELL_SCREENSHOTS") == "1"
@@ -48,7 +48,7 @@ def browser(profile: Path) -> Iterator["Page"]:
             profile,
             executable_path=chromium(),
             headless=True,
-            viewport=SIZE,  # type: ignore[arg-type]
+            viewport=SIZE,
             args=ARGUMENTS,
             device_scale_factor=2 if REWRITE else 1,
         )

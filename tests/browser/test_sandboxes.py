@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, ViewportSize, expect
 
 from tests.browser.accessible import assert_accessible
-from tests.browser.conftest import browser
+from tests.browser.conftest import SIZE, browser
 from tests.browser.lab import Lab
 from tests.browser.notebook import CELL_TIMEOUT_MS, START_TIMEOUT_MS, Notebook
 from tests.leaks import Places, own_places
@@ -40,7 +40,11 @@ web = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Page)
 threading.Thread(target=web.serve_forever, daemon=True).start()
 print("serving")
 """
-SIMULATED = [{"name": "A100-SXM4-80GB", "memory": "80GiB"}, {"name": "T4", "memory": "16GiB"}]
+SIMULATED = [
+    {"name": "A100-SXM4-80GB", "memory": "80GiB"},
+    {"name": "T4", "memory": "16GiB", "used": "1GiB", "busy": 40},
+]
+WIDE: ViewportSize = {"width": 1600, "height": 720}
 QUIET = ".Toastify { display: none }"
 """No notifications in pictures."""
 
@@ -62,6 +66,11 @@ class Desk:
         """What the list of sandboxes says of one."""
         title = self.page.get_by_text(name, exact=True)
         return self.page.locator(".wc-Sandboxes-row").filter(has=title)
+
+    @property
+    def toolbar(self) -> Locator:
+        """That of the notebook in front."""
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-NotebookPanel-toolbar")
 
     def save(self, name: str) -> None:
         """Give the snapshot that is about to be saved a name."""
@@ -160,10 +169,11 @@ def test_two_notebooks_take_turns_on_one_gpu(desk: Desk, pictures: Path) -> None
 
 
 def test_a_kernel_gets_another_gpu_and_gives_it_back(desk: Desk, pictures: Path) -> None:
-    """The picker moves a kernel that lives to half of another GPU, the list gives that back, and the next cell takes it
-    again: the variables are there all the time.
+    """The picker moves a kernel that lives to half of another GPU, which its meter shows; the list gives that back, and
+    the next cell takes it again, which the toolbar says: the variables are there all the time.
     """
     page = desk.page
+    page.set_viewport_size(WIDE)  # In a narrow notebook the meter is among the toolbar's further commands.
     moves = desk.open("moves.ipynb")
     moves.wait_ready(re.compile(r"CPU · (template|cold start) · \d"))
     moves.run(0, expected="begun")
@@ -181,15 +191,26 @@ def test_a_kernel_gets_another_gpu_and_gives_it_back(desk: Desk, pictures: Path)
     picker.get_by_role("button", name="Apply this choice and keep the variables").click()
     expect(moves.item).to_contain_text("1/2 T4", timeout=START_TIMEOUT_MS)
     moves.run(1, expected="count is 1")
+    meter = page.get_by_role(
+        "img", name=re.compile(r"^This kernel uses: GPU 40 %, VRAM 1 GiB, CPU \d+ %, RAM \d+ MiB$")
+    )
+    expect(meter).to_be_visible(timeout=START_TIMEOUT_MS)
+    assert_accessible(page, ".wc-Meter")
+    desk.toolbar.screenshot(path=pictures / "meters.png")
 
     row = desk.row("moves.ipynb")
     row.get_by_role("button", name="Give the GPU of moves.ipynb back").click()
     expect(row).to_contain_text("parked", timeout=START_TIMEOUT_MS)
     expect(moves.status).to_contain_text("This kernel is parked")
+    page.screenshot(path=pictures / "parked.png", style=QUIET)
     moves.run(1, expected="count is 2")
+    moves.wait_ready(re.compile(r"1/2 T4 · unparked · \d"))
+    expect(moves.item).to_have_class(re.compile("wc-mod-woken"))
+    desk.toolbar.screenshot(path=pictures / "woken.png")
     expect(row.locator("summary")).not_to_contain_text("parked")
     row.get_by_role("button", name="Stop moves.ipynb").click()
     expect(row).to_have_count(0, timeout=START_TIMEOUT_MS)
+    page.set_viewport_size(SIZE)
 
 
 def test_whatever_runs_is_listed_and_metered(desk: Desk, pictures: Path) -> None:
@@ -219,7 +240,7 @@ def test_whatever_runs_is_listed_and_metered(desk: Desk, pictures: Path) -> None
         assert program.get(f"/warmcell/api/v1/sandboxes/{made['id']}").status_code == httpx.codes.NOT_FOUND
 
 
-def test_a_web_port_is_opened_in_a_tab(desk: Desk) -> None:
+def test_a_web_port_is_opened_in_a_tab(desk: Desk, pictures: Path) -> None:
     """A page that a notebook serves on its own loopback is shown by the server: its script runs and asks for more, but
     has neither the server's cookies nor its origin.
     """
@@ -230,6 +251,7 @@ def test_a_web_port_is_opened_in_a_tab(desk: Desk) -> None:
     desk.row("serve.ipynb").get_by_role("button", name="Open a web port of serve.ipynb").click()
     dialog = page.get_by_role("dialog").filter(has_text="Open a Web Port of serve.ipynb")
     assert_accessible(page, ".jp-Dialog-content")
+    page.locator(".jp-Dialog-content").screenshot(path=pictures / "port.png")
     with page.context.expect_page() as opened:
         dialog.get_by_role("button", name="Open").click()
     shown = opened.value

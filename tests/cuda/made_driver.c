@@ -57,6 +57,13 @@ static int step(const char *what, int pid, int before, int after) {
   return SUCCESS;
 }
 
+/* Whether memory is managed is written in it. */
+int cuPointerGetAttribute(unsigned *value, int attribute, const char *address) {
+  if (attribute != 8) return INVALID_VALUE;
+  *value = !strncmp(address, "managed", 7);
+  return *value ? SUCCESS : INVALID_VALUE;
+}
+
 int cuCheckpointProcessGetRestoreThreadId(int pid, int *thread) { *thread = pid; return SUCCESS; }
 
 int cuCheckpointProcessLock(int pid, struct lock_args *args) {

@@ -5,18 +5,15 @@ On machines with a C compiler and no GPU: names, arguments and errors fit before
 
 import importlib.util
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.sandbox.gpus.made_cuda import MadeCuda
+from tests.unit.sandbox.gpus.made_cuda import COMPILER, MadeCuda, driver_library
 from warmcell.sandbox.errors import UnsupportedOperationError
 from warmcell.sandbox.gpus.cuda_parking import CudaParking
 
-COMPILER = shutil.which("cc")
 MISSING = [
     *([] if COMPILER else ["cc"]),
     *([] if importlib.util.find_spec("cuda") and importlib.util.find_spec("cuda.core") else ["cuda-core"]),
@@ -35,11 +32,7 @@ def cuda(tmp_path: Path) -> Iterator[MadeCuda]:
 @pytest.fixture
 async def engine(cuda: MadeCuda, tmp_path: Path) -> AsyncIterator[CudaParking]:
     """Above the one in C, which is found as the machine's own would be."""
-    library = tmp_path / "lib" / "libcuda.so.1"
-    library.parent.mkdir()
-    source = Path(__file__).with_name("made_driver.c")
-    build = [str(COMPILER), "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", library, source, "-ldl"]
-    subprocess.run(build, check=True)
+    library = driver_library(tmp_path / "lib")
     own = {"MADE_CUDA": str(cuda.states), "LD_LIBRARY_PATH": str(library.parent)}
     made = CudaParking(cuda, environment={**os.environ, **own})
     yield made
@@ -63,8 +56,8 @@ async def test_it_is_parked_and_goes_on_where_it_was_and_elsewhere(cuda: MadeCud
     (cuda.states / "log").unlink()
     parked = await engine.park([first], [pid])
     await engine.unpark(parked, [second], [pid])
-    a, b = (device.uuid.removeprefix("GPU-").replace("-", "") for device in (first, second))
-    assert asked(cuda) == ["lock within 10000 ms", "checkpoint", a + b, b + a, "restore", "unlock"]
+    a, b, divided = (uuid.removeprefix("GPU-").replace("-", "") for uuid in await cuda.board_uuids())
+    assert asked(cuda) == ["lock within 10000 ms", "checkpoint", a + b, b + a, divided * 2, "restore", "unlock"]
     assert cuda.state(pid) == "running"
 
 

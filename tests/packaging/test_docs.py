@@ -29,6 +29,17 @@ def test_links_lead_somewhere(page) -> None:  # type: ignore[no-untyped-def]
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def test_every_picture_is_made_by_a_program_and_shown() -> None:
+    """What stands in docs/images is what a browser test or a benchmark writes, all of it, and some page shows it."""
+    there = {path.name for path in (TOP / "docs" / "images").iterdir()}
+    programs = [*TOP.glob("tests/browser/*.py"), *TOP.glob("benchmarks/**/*.py")]
+    made = {name for path in programs for name in re.findall(r"""["/]([\w-]+\.(?:png|svg))["']""", path.read_text())}
+    shown = {name for page in PAGES for name in re.findall(r"\]\([^)]*images/([\w-]+\.\w+)\)", page.read_text())}
+    assert there == shown
+    assert there - made == set()
+    assert {name for name in made if name.endswith(".png")} - there == set()
+
+
 @pytest.mark.parametrize("target", re.findall(r"^\| `make (\w+)", (TOP / "CONTRIBUTING.md").read_text(), re.M))
 def test_make_targets_exist(target: str) -> None:
     """Each `make` command that contributors are told of is a rule of the Makefile."""

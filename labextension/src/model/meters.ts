@@ -21,14 +21,19 @@ export interface IMetric {
  * What one sandbox uses, GPU first; empty before the first reading. What is not known has no metric.
  *
  * @param history - The oldest reading first.
+ * @param hasGpu - Whether it has one now. The last reading may be older than that.
  */
-export function metrics(history: readonly IUsage[], trans: TranslationBundle): IMetric[] {
+export function metrics(
+  history: readonly IUsage[],
+  trans: TranslationBundle,
+  hasGpu = true
+): IMetric[] {
   const last = history.at(-1);
   if (last === undefined) {
     return [];
   }
   const found: IMetric[] = [];
-  if (last.gpu_pct !== null) {
+  if (hasGpu && last.gpu_pct !== null) {
     found.push({
       id: 'gpu',
       label: trans.__('GPU'),
@@ -36,7 +41,7 @@ export function metrics(history: readonly IUsage[], trans: TranslationBundle): I
       points: history.map(({ gpu_pct }) => share(gpu_pct, 100))
     });
   }
-  if (last.vram_bytes !== null) {
+  if (hasGpu && last.vram_bytes !== null) {
     found.push({
       id: 'vram',
       label: trans.__('VRAM'),

@@ -41,7 +41,7 @@ export class MeterItem extends ReactWidget {
     if (sandbox?.state !== 'running' || latest === null) {
       return null;
     }
-    const found = metrics(usage.history(sandbox.id), trans);
+    const found = metrics(usage.history(sandbox.id), trans, sandbox.gpus.length > 0);
     if (found.length === 0) {
       return null;
     }

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from . import gpu_memory
 from .refused import CapacityError, ConflictError, UnsupportedOperationError
 
 HELD_TIMEOUT_S = 5.0
@@ -161,9 +162,7 @@ def _check_cuda(torch: Any) -> None:
         raise UnsupportedOperationError(
             "It has CUDA graphs or a memory pool of its own, which know addresses on the GPU", "Delete them first."
         )
-    reductions = sys.modules.get("torch.multiprocessing.reductions")
-    shared = list(getattr(reductions, "shared_cache", {}).values())
-    if any(not one.expired() for one in shared):
+    if gpu_memory.shares(torch, "cuda"):
         raise UnsupportedOperationError(
             "Tensors are shared with other processes (CUDA IPC)", "End these processes, or delete what is shared."
         )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..magics import doors
-from . import displays, graphics, hooks, iopub, newborn
+from . import displays, gpu_memory, graphics, hooks, iopub, newborn
 from .contexts import Contexts
 from .offloading import Offload
 from .refused import ConflictError, RefusedError
@@ -75,6 +75,8 @@ class Saving:
             raise RefusedError(f"{kind!r} is no kind of device", "Ask for one of " + ", ".join(KINDS[1:]))
         if kind:
             self._offload.check(kind)
+        else:
+            gpu_memory.check()
         hooks.run(hooks.before, when="before a snapshot")
         self._contexts.rest()
         if not doors.shut(timeout=CONNECTIONS_TIMEOUT_S):

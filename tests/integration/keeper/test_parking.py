@@ -10,6 +10,7 @@ import pytest
 from tests.integration.keeper.test_gpus import changes, until_queued
 from tests.integration.snapshots.notebooks import Notebook, keeper, notebook
 from tests.leaks import Places
+from tests.unit.sandbox.gpus.made_cuda import COMPILER, managed
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import (
     CapacityError,
@@ -244,6 +245,28 @@ async def test_torch_moves_what_the_driver_cannot(places: Places, tmp_path: Path
         await client.delete(f"/sandboxes/{second.sandbox_id}")
         await first.page.done(asking)
         assert first.page.said(asking).strip() == expected
+
+
+@pytest.mark.skipif(COMPILER is None, reason="not here: cc")
+@pytest.mark.parametrize("by_torch", [False, True], ids=["by the driver", "by torch"])
+async def test_managed_memory_is_found_before_the_driver_is_asked(
+    places: Places, tmp_path: Path, *, by_torch: bool
+) -> None:
+    """The kernel has all it had, and says what is in the way; torch moves its own beside it."""
+    async with (
+        keeper(places, **HERE, park_after=0, park_with_torch=by_torch) as client,
+        notebook(client, tmp_path, gpu="A100", **PLAIN) as book,
+    ):
+        assert await book.run(f"import torch; x = torch.ones(3)\n{managed(tmp_path)}") == ""
+        await book.until_idle()
+        if by_torch:
+            assert (await book.do("park"))["parked"]["by"] == "torch"
+        else:
+            with pytest.raises(UnsupportedOperationError, match="managed memory") as caught:
+                await book.do("park")
+            assert "restart the kernel" in caught.value.hint
+            assert (await book.info())["parked"] is None
+        assert await book.run("print(int(x.sum()), mapped[3 * 2**16 :][:7])") == "3 b'managed'"
 
 
 @pytest.mark.bubblewrap

@@ -1,13 +1,31 @@
 """A driver of the tests' own, below the real parker: a package `cuda` whose processes have their state in files."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.lanes import TOP
 from warmcell.sandbox.gpus.base import GpuProcess
 from warmcell.sandbox.models import GIB, GpuDevice
+
+COMPILER = shutil.which("cc")
+SOURCE = TOP / "tests" / "cuda" / "made_driver.c"
+
+MANAGED = """
+import ctypes, mmap
+driver = ctypes.CDLL({library!r})
+file = open({file!r}, "w+b")
+file.write(bytes(2**18))
+file.flush()
+mapped = mmap.mmap(file.fileno(), 0)
+mapped[3 * 2**16 : 3 * 2**16 + 7] = b"managed"
+"""
+"""A program that has the driver loaded and managed memory, which has the name of the device that it comes from."""
+
+DIVIDED = "GPU-00000000-0000-0000-0000-0000000000ff"
 
 DRIVER = """
 import enum
@@ -43,6 +61,20 @@ class Process:
         (self.file.parent / "mapping").write_text(repr(mapping))
     def unlock(self): self._step("unlock", "locked", "running")
 """
+
+
+def driver_library(place: Path) -> Path:
+    """Compile a `libcuda.so.1` into a directory that is made."""
+    library = place / "libcuda.so.1"
+    place.mkdir()
+    build = [str(COMPILER), "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", library, SOURCE, "-ldl"]
+    subprocess.run(build, check=True)
+    return library
+
+
+def managed(place: Path) -> str:
+    """A program that has managed memory, by a driver that is made in that directory."""
+    return MANAGED.format(library=str(driver_library(place / "lib")), file=str(place / "nvidia-uvm"))
 
 
 class MadeCuda:
@@ -110,6 +142,10 @@ class MadeCuda:
     async def devices(self) -> Sequence[GpuDevice]:
         """All."""
         return self.all
+
+    async def board_uuids(self) -> Sequence[str]:
+        """Of all, and of one that is divided: nobody can lease that, and the driver has it."""
+        return [*(device.uuid for device in self.all), DIVIDED]
 
     async def processes(self, device: GpuDevice) -> Sequence[GpuProcess]:
         """Those that are not parked, and those that were put there."""

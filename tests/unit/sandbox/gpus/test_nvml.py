@@ -146,6 +146,7 @@ async def test_a_lost_device_does_not_hide_the_others(driver: Driver, monkeypatc
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", uuid)
     inventory = NvmlInventory()
     assert [d.uuid for d in await inventory.devices()] == ["GPU-1"]
+    assert await inventory.board_uuids() == ("GPU-1",)
     assert inventory.problem.startswith("GPU 0 does not answer")
 
 
@@ -156,6 +157,7 @@ async def test_a_divided_device_is_not_offered_whole(driver: Driver, monkeypatch
     inventory = NvmlInventory()
     assert [d.uuid for d in await inventory.devices()] == ["GPU-0"]
     assert "GPU 1 is in MIG mode" in inventory.problem
+    assert await inventory.board_uuids() == ("GPU-0", "GPU-1")
 
 
 async def test_instances_of_a_divided_device_are_devices(

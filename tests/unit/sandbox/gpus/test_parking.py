@@ -60,15 +60,15 @@ async def test_a_kernel_that_has_used_no_gpu_is_bound_to_none(cuda: MadeCuda, en
 
 
 async def test_moved_it_has_a_place_for_each_device_of_the_machine(cuda: MadeCuda, engine: CudaParking) -> None:
-    """The driver wants them all; the two that change places, change them. Another kind is refused."""
+    """The driver wants them all, divided ones too; the two that change places, change them. Another kind is refused."""
     pid = cuda.process()
     parked = await engine.park([cuda.all[0]], [pid])
     assert parse(engine.comes_back_on(parked)).alternatives[0].matches(cuda.all[1])
     with pytest.raises(UnsupportedOperationError, match="cannot go on on T4"):
         await engine.unpark(parked, [dataclasses.replace(cuda.all[1], name="T4")], [pid])
     await engine.unpark(parked, [cuda.all[1]], [pid])
-    first, second = (device.uuid.removeprefix("GPU-") for device in cuda.all)
-    assert (cuda.states / "mapping").read_text() == repr({first: second, second: first})
+    first, second, divided = (uuid.removeprefix("GPU-") for uuid in await cuda.board_uuids())
+    assert (cuda.states / "mapping").read_text() == repr({first: second, second: first, divided: divided})
 
 
 async def test_before_580_it_comes_back_where_it_was(tmp_path: Path) -> None:

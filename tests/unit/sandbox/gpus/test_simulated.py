@@ -50,6 +50,8 @@ async def test_nothing_computes_on_them() -> None:
         {"name": "A100", "memory": "80GiB", "count": True},
         {"name": "A100", "memory": "80GiB", "count": 65},
         {"name": "A100", "memory": "80GiB", "cout": 1},
+        {"name": "A100", "memory": "80GiB", "busy": 101},
+        {"name": "A100", "memory": "80GiB", "busy": "40 %"},
     ],
 )
 def test_a_malformed_entry_is_refused_with_its_cure(entry: object) -> None:
