@@ -8,6 +8,7 @@ from typing import Any, Final
 from warmcell.kernel_provisioner.proxy.connection import Connection
 from warmcell.kernel_provisioner.proxy.link import Answer, Word, refusal
 from warmcell.kernel_provisioner.proxy.relay import Relay
+from warmcell.sandbox.backends.threads import ended
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError, WarmcellError
 
 MESSAGE_MAX_BYTES: Final = 256 * 2**20
@@ -188,8 +189,13 @@ class KernelProxy:
         else:
             word = Word("warmcell_go_on_request", {"env": dict(env)} if env else {})
         names = tuple(inherited)
-        answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, undone=undone, inherited=names))
+        connecting, given_up = await ended(
+            self._do(lambda relay: relay.pauses.come_back(prefix, word, undone=undone, inherited=names))
+        )
+        answer = connecting.result()
         try:
+            if given_up:
+                raise asyncio.CancelledError
             async with _deadline(timeout, "go_on"):
                 said = await asyncio.wrap_future(answer)
             if restored and said.get("token") != token:
