@@ -134,8 +134,11 @@ class KernelProxy:
             OperationTimeoutError: It did not answer in time; the kernel runs on.
             TransportError: It died meanwhile.
         """
-        comms, leave, marked = await self._do(lambda relay: relay.pauses.ask_leave(token, offload))
+        asking, given_up = await ended(self._do(lambda relay: relay.pauses.ask_leave(token, offload)))
+        comms, leave, marked = asking.result()
         try:
+            if given_up:
+                raise asyncio.CancelledError
             async with _deadline(timeout, "pause"):
                 said = await asyncio.wrap_future(leave)
                 if said.get("status") != "ok":
@@ -143,8 +146,9 @@ class KernelProxy:
                 moved = said.get("moved_bytes", 0)  # By a guest, which may say anything.
                 self.moved_bytes = moved if isinstance(moved, int) and moved > 0 else 0
                 await self._heard_all(marked)
-            left: tuple[str, ...] = await self._do(lambda relay: relay.pauses.leave(comms))
-            return left
+            leaving, _ = await ended(self._do(lambda relay: relay.pauses.leave(comms)))
+            left: tuple[str, ...] = leaving.result()
+            return left  # Also if it was given up in that moment: only `go_on` undoes that.
         except BaseException:
             await self._undo(lambda relay: relay.pauses.stay())
             raise

@@ -1,6 +1,7 @@
 """A kernel is put back, and that is given up: it is what it was or what it was to be, and all else goes."""
 
 import asyncio
+import contextlib
 import types
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.wiring import Wiring
 from warmcell.sandbox.errors import ConflictError
+from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
@@ -107,6 +109,36 @@ async def test_a_restore_that_is_given_up_at_any_moment(here: Here, monkeypatch:
     assert steps.at > 10
     assert ends[-1]
     assert not all(ends)
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume", "snapshot"])
+async def test_what_is_given_up_at_any_moment_loses_nothing(
+    here: Here, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The kernel runs on or sleeps, and its next cell finds what the one before left; a snapshot is whole or none."""
+    steps, memory = GivenUp(), here.service.memory
+    work = "save" if verb == "snapshot" else verb
+    undisturbed = getattr(memory, work)
+    await here.page.run("x = 0")
+    while steps.seen >= steps.at:
+        steps.at += 1
+        if verb == "resume":
+            await here.memory.suspend(here.sandbox_id)
+        known = {info.id for info in memory.store.infos(kind="named")}
+        with monkeypatch.context() as patched, contextlib.suppress(ConflictError):
+            patched.setattr(memory, work, lambda *what, **how: steps.run(undisturbed(*what, **how)))
+            if verb == "snapshot":
+                known.add((await here.memory.snapshot(here.sandbox_id, name=f"after {steps.at}")).id)
+            else:
+                await getattr(here.memory, verb)(here.sandbox_id)
+        said = await here.page.run("x += 1; print(x)", timeout=60)
+        assert (steps.at, said) == (steps.at, str(steps.at))
+        async with here.service.live(here.sandbox_id).lock:  # Its page may have its answer before all is told.
+            assert here.service.info(here.sandbox_id).state is State.RUNNING
+        await memory.leave(here.sandbox_id)
+        assert len(list(Paths.default().sandboxes.iterdir())) == 1, steps.at
+        assert {info.id for info in memory.store.infos(kind="named")} == known
+    assert steps.at > 5
 
 
 async def test_a_removal_waits_for_what_the_kernel_was_before(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
