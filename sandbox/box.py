@@ -257,9 +257,17 @@ class Box(abc.ABC):
         Args:
             other: The twin.
             on_trial: Until `accept`, the end of what is behind this one now is not the end of this one.
+
+        Raises:
+            CancelledError: Nothing was exchanged, and this one is followed as before.
         """
-        for box in (self, other):
-            await box.unwatch()
+        try:
+            for box in (self, other):
+                await box.unwatch()
+        except BaseException:
+            if self._instance is not None:
+                self.watch()
+            raise
         self._on_trial = on_trial
         for name in ("_instance", "_channel", "directory", "layer", "kernel"):
             mine, theirs = getattr(self, name), getattr(other, name)

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from warmcell.sandbox import errors
+from warmcell.sandbox.backends.threads import ended, to_its_end
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.ids import new_sandbox_id
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import ErrorInfo, GpuDevice, SandboxId, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import FULL, no_room
 from warmcell.sandbox.saved import Saved
 from warmcell.sandbox.snapshots.archive import NO_MEMORY
@@ -35,14 +36,21 @@ class BringingBack(Saved):
         super().__init__(**saved)
         self.twins = Twins(self._make_twin, layer_of=self.store.layer)
         """Those that wait for sandboxes that are suspended."""
-        self._leaving: set[asyncio.Task[None]] = set()
-        """What is being removed, since another has taken its place."""
+        self._leaving: dict[asyncio.Task[None], SandboxId] = {}
+        """What is being removed, since another has taken its place, and whose place that is."""
 
     async def close(self) -> None:
         """Remove what waits, and end the engine."""
         await self.twins.close()
         await asyncio.gather(*self._leaving, return_exceptions=True)
         await super().close()
+
+    async def leave(self, sandbox_id: SandboxId) -> None:
+        """Remove what waits for a sandbox that goes, and wait for the end of what it was before it last came back."""
+        await self.twins.drop(sandbox_id)
+        left = [task for task, whose in self._leaving.items() if whose == sandbox_id]
+        if left:
+            await asyncio.wait(left)
 
     async def resume(
         self,
@@ -205,42 +213,51 @@ class BringingBack(Saved):
                     twin = self._twin(box)
                     saved, phases = await self._rise(twin, snapshot, tell=box, with_kernel=with_kernel)
             phases["queue"] = waited_ms
+        except BaseException:
+            await twin.discard()
+            raise
+        exchanged = False
+        try:
             if undone and box.frontend is not None:
-                await box.frontend.undone()
+                await to_its_end(box.frontend.undone())
             if box.ended.is_set():
                 raise errors.SandboxDiedError(
                     f"Sandbox {box.info.id} ended meanwhile", hint="Start its kernel again, then restore it."
                 )
-        except BaseException:
-            await twin.discard()
-            raise
-        remains = await box.become(twin, on_trial=True)
-        at = time.perf_counter()
-        try:
+            remains = await box.become(twin, on_trial=True)
+            exchanged = True
+            at = time.perf_counter()
             if box.frontend is not None and box.kernel is not None:
                 token = saved.guest.token
                 await box.frontend.go_on(
                     box.kernel, saved.kernel, token=token, restored=True, clone=False, undone=undone
                 )
         except BaseException:
-            await (await box.become(remains)).discard()
-            if runs and box.frontend is not None and box.kernel is not None:
-                await box.frontend.go_on(box.kernel, {}, token="", restored=False, clone=False)
+            await to_its_end(self._go_back(box, twin, exchanged=exchanged, runs=runs))
             raise
         phases["ready"] = round(1000 * (time.perf_counter() - at), 1)
-        await box.accept()
-        await self._let_go(remains)
+        stayed, _ = await ended(self._stay(box, remains))  # Its kernel has answered: nobody can give it up any more.
+        stayed.result()
         return phases
 
-    async def _let_go(self, remains: LiveSandbox) -> None:
+    async def _go_back(self, box: LiveSandbox, twin: LiveSandbox, *, exchanged: bool, runs: bool) -> None:
+        """Have it be again what it was, remove what was to take its place, and have its clients back at its kernel."""
+        if exchanged:
+            await box.become(twin)
+        await twin.discard()
+        if runs and box.frontend is not None and box.kernel is not None:
+            await box.frontend.go_on(box.kernel, {}, token="", restored=False, clone=False)
+
+    async def _stay(self, box: LiveSandbox, remains: LiveSandbox) -> None:
         """Remove what another has taken the place of. Nobody waits for that, or finds its snapshot still in use."""
+        await box.accept()
         await remains.let_go_of_layer()
         task = asyncio.create_task(remains.discard())
-        self._leaving.add(task)
+        self._leaving[task] = remains.info.id
         task.add_done_callback(self._gone)
 
     def _gone(self, task: "asyncio.Task[None]") -> None:
-        self._leaving.discard(task)
+        del self._leaving[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a sandbox that was replaced is not removed", exc_info=error)
 

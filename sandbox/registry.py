@@ -369,7 +369,7 @@ class Registry:
         elif isinstance(error, Exception):
             log.error("creating sandbox %s failed", box.info.id, exc_info=error)
             box.fail(errors.SandboxStartError(f"{type(error).__name__}: {error}", hint=SEE_LOG))
-        await self.memory.twins.drop(box.info.id)
+        await self.memory.leave(box.info.id)
         try:
             await box.stop()
         except errors.WarmcellError:  # it may still use its GPUs; `stop` tries again
@@ -399,7 +399,7 @@ class Registry:
                     self._forget_failed(box)
 
     async def _remove(self, box: LiveSandbox, *, keep_gpus: bool = False) -> None:
-        await self.memory.twins.drop(box.info.id)
+        await self.memory.leave(box.info.id)
         await box.stop()
         await self.memory.forget_suspended(box.info.snapshot)
         await self.memory.forget_kernel(box.info.id)

@@ -19,7 +19,7 @@ from warmcell.sandbox.backends.threads import ended, to_its_end
 from warmcell.sandbox.coming import Coming
 from warmcell.sandbox.gpus.parking import is_unclear
 from warmcell.sandbox.ids import new_snapshot_id
-from warmcell.sandbox.kernel import KernelProcess, LeftKernel
+from warmcell.sandbox.kernel import Frontend, KernelProcess, LeftKernel
 from warmcell.sandbox.lifecycle import Event, State, transition
 from warmcell.sandbox.live import LiveSandbox
 from warmcell.sandbox.models import Parked, SnapshotId, SnapshotInfo, SnapshotKind
@@ -88,6 +88,12 @@ class Saving(Saved):
             if box.info.state is State.SUSPENDING:  # Else it has ended meanwhile.
                 box.tell(state=transition(box.info.state, Event.SUSPEND_FAILED))
             raise
+        asleep, _ = await ended(self._sleep(box, manifest))  # Its process has ended: it is suspended, or nothing.
+        asleep.result()
+        return manifest.info
+
+    async def _sleep(self, box: LiveSandbox, manifest: Manifest) -> None:
+        """A kernel that was saved has ended: remove its sandbox, and answer for it."""
         await box.discard()
         box.gpus, box.left = (), None
         box.tell(
@@ -100,7 +106,6 @@ class Saving(Saved):
         )
         if box.frontend is not None:
             await box.frontend.sleep(manifest.kernel)
-        return manifest.info
 
     async def _save(
         self,
@@ -135,7 +140,7 @@ class Saving(Saved):
         async with self.store.draft(snapshot) as draft:
             clock = Clock()
             if frontend is not None and left is None:
-                await frontend.pause(token=token)
+                await self._pause(frontend, kernel, token=token)
             clock.end("settle")
             record = left.record if left is not None else frontend.record() if frontend is not None else {}
 
@@ -236,7 +241,27 @@ class Saving(Saved):
         clock.end("finish")
         if coming is not None:
             coming.is_there(snapshot)
-        return await self._amend(manifest, dumped, clock.phases_ms)
+        amended, _ = await ended(
+            self._amend(manifest, dumped, clock.phases_ms)
+        )  # It is there, and nobody can give it up.
+        return amended.result()
+
+    async def _pause(self, frontend: Frontend, kernel: KernelProcess, *, token: str) -> None:
+        """Have its clients wait. Where that is given up they go on, also if they had left already."""
+        pausing = asyncio.ensure_future(frontend.pause(token=token))
+
+        async def take_back() -> None:
+            await asyncio.wait({pausing})
+            if not pausing.cancelled() and pausing.exception() is None:
+                await frontend.go_on(kernel, frontend.record(), token=token, restored=False, clone=False)
+
+        try:
+            await asyncio.wait({pausing})
+        except asyncio.CancelledError:
+            pausing.cancel()
+            await to_its_end(take_back())
+            raise
+        pausing.result()
 
     async def _besides(self, box: LiveSandbox) -> tuple[str, ...]:
         """Commands that a kernel comes back without; none where its guest does not tell, which keeps nobody from it."""

@@ -39,7 +39,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         run_ls,
         about="list snapshots",
         description="List your snapshots, the newest first, with what each takes on the disk and how much memory "
-        "its restore makes. Those that cannot be used are listed with the reason and the cure.",
+        "its restore makes, and what ran besides a kernel and does not come back with it. Those that cannot be used "
+        "are listed with the reason and the cure.",
     )
 
     check = verbs.add(
@@ -98,6 +99,9 @@ def run_ls(arguments: argparse.Namespace) -> int:
     infos = [SnapshotInfo.from_json(one) for one in answer["snapshots"]]
     if infos:
         print_table(HEADINGS, [row(info) for info in infos])
+        for info in infos:
+            if info.not_saved:
+                print(f"{info.id} is without what ran besides its kernel: {', '.join(info.not_saved)}")
     else:
         print("No snapshots.")
     quota = answer["quota_bytes"]

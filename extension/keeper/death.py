@@ -69,6 +69,7 @@ async def unless_dead(process: KernelProcess, what: Coroutine[Any, Any, None]) -
             raise SandboxDiedError("The kernel ended before it could go on", hint="Restart the kernel.") from failed
         work.result()
     finally:
-        for task in (work, exited):
-            task.cancel()
-        await asyncio.gather(work, exited, return_exceptions=True)
+        exited.cancel()
+        if not work.done():  # Whoever gives up once it is done finds it done.
+            work.cancel()
+            await asyncio.wait({work})

@@ -79,8 +79,8 @@ class Front:
         proxy = self._kernel.proxy
         self._gpus = self._box.gpus
         timeout_s = PAUSE_TIMEOUT_S + (OFFLOAD_TIMEOUT_S if offload else 0.0)
-        self._inherited = await proxy.pause(token=token, timeout=timeout_s, offload=offload)
         self._info = dict(await proxy.kernel_info() or {})
+        self._inherited = await proxy.pause(token=token, timeout=timeout_s, offload=offload)
         self._moved_bytes = proxy.moved_bytes if offload else 0
         return self._moved_bytes
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from warmcell.kernel_provisioner.proxy.connection import Connection
 from warmcell.kernel_provisioner.proxy.link import Answer, Word, refusal
 from warmcell.kernel_provisioner.proxy.relay import Relay
+from warmcell.sandbox.backends.threads import ended
 from warmcell.sandbox.errors import ConflictError, OperationTimeoutError, SnapshotError, WarmcellError
 
 MESSAGE_MAX_BYTES: Final = 256 * 2**20
@@ -133,8 +134,11 @@ class KernelProxy:
             OperationTimeoutError: It did not answer in time; the kernel runs on.
             TransportError: It died meanwhile.
         """
-        comms, leave, marked = await self._do(lambda relay: relay.pauses.ask_leave(token, offload))
+        asking, given_up = await ended(self._do(lambda relay: relay.pauses.ask_leave(token, offload)))
+        comms, leave, marked = asking.result()
         try:
+            if given_up:
+                raise asyncio.CancelledError
             async with _deadline(timeout, "pause"):
                 said = await asyncio.wrap_future(leave)
                 if said.get("status") != "ok":
@@ -142,8 +146,9 @@ class KernelProxy:
                 moved = said.get("moved_bytes", 0)  # By a guest, which may say anything.
                 self.moved_bytes = moved if isinstance(moved, int) and moved > 0 else 0
                 await self._heard_all(marked)
-            left: tuple[str, ...] = await self._do(lambda relay: relay.pauses.leave(comms))
-            return left
+            leaving, _ = await ended(self._do(lambda relay: relay.pauses.leave(comms)))
+            left: tuple[str, ...] = leaving.result()
+            return left  # Also if it was given up in that moment: only `go_on` undoes that.
         except BaseException:
             await self._undo(lambda relay: relay.pauses.stay())
             raise
@@ -188,8 +193,13 @@ class KernelProxy:
         else:
             word = Word("warmcell_go_on_request", {"env": dict(env)} if env else {})
         names = tuple(inherited)
-        answer = await self._do(lambda relay: relay.pauses.come_back(prefix, word, undone=undone, inherited=names))
+        connecting, given_up = await ended(
+            self._do(lambda relay: relay.pauses.come_back(prefix, word, undone=undone, inherited=names))
+        )
+        answer = connecting.result()
         try:
+            if given_up:
+                raise asyncio.CancelledError
             async with _deadline(timeout, "go_on"):
                 said = await asyncio.wrap_future(answer)
             if restored and said.get("token") != token:

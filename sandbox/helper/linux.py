@@ -30,7 +30,8 @@ FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC = 1, 1
 FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 1, 6
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 2, 4
 CLOSE_RANGE_CLOEXEC = 4
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_CAP_AMBIENT = 1, 4, 8, 15, 47
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME = 1, 4, 8, 15
+PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 36, 47
 PR_CAP_AMBIENT_RAISE = 2
 CAP_SYS_RESOURCE, CAP_LAST = 24, 40
 _CAPABILITY_VERSION = 0x20080522
@@ -168,6 +169,11 @@ def may_access(fd: int, mode: int) -> bool:
 def die_with_parent(signal_number: int = 9) -> None:
     """Get this signal when the thread that forked this process ends."""
     _checked(_libc.prctl(PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+
+
+def adopt_orphans() -> None:
+    """Be the parent of what this process's descendants leave when they end."""
+    _checked(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 def name_process(name: str) -> None:

@@ -59,6 +59,8 @@ def serve(
     signal.set_wakeup_fd(stop_writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    # A sandbox ends only once all that had entered it are reaped, and in a container nobody else may do that.
+    linux.adopt_orphans()
     told()
     helper.prepare()
     gc.freeze()  # A worker that collected garbage would write to all of it, and so copy it.

@@ -44,10 +44,9 @@ class Shelf(Protocol):
 class Draft:
     """Fill `layer`, then `commit`; whatever else happens, `abandon` leaves nothing of it."""
 
-    def __init__(self, root: Path, snapshot_id: SnapshotId, *, shelf: Shelf, replace: bool) -> None:
+    def __init__(self, root: Path, snapshot_id: SnapshotId, *, shelf: Shelf) -> None:
         """Made by `SnapshotStore.draft`."""
         self.id = snapshot_id
-        self.replace = replace
         self.path = root / f".{snapshot_id}"
         self.layer = self.path / LAYER
         """Directory for the writable layer, 0700; empty where there is none."""

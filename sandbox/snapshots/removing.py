@@ -93,14 +93,14 @@ class Removing(Known):
         return removed
 
     async def _doom(self, snapshot_id: SnapshotId) -> None:
-        """Remove one that was replaced, now or when it is no longer used."""
+        """Remove one that nobody needs, now or when it is no longer used."""
         entry = self._entries[snapshot_id]
         entry.doomed = True
         if not entry.pins:
             try:
                 await self._remove(snapshot_id, entry)
             except WarmcellError as error:
-                log.warning("Snapshot %s, which was replaced, could not be removed: %s", snapshot_id, error)
+                log.warning("Snapshot %s, which nobody needs, could not be removed: %s", snapshot_id, error)
 
     async def _remove(self, snapshot_id: SnapshotId, entry: Entry, *, wait: bool = False) -> None:
         """Nobody finds it any more when this is done; with `wait` its room is free as well."""

@@ -80,13 +80,11 @@ class SnapshotStore(Removing, Changing):
         await self._summing.close()
         await self.all_gone()
 
-    def draft(self, snapshot_id: SnapshotId, *, replace: bool = False) -> Draft:
+    def draft(self, snapshot_id: SnapshotId) -> Draft:
         """Begin a snapshot: `async with store.draft(new_id()) as draft:`, or `await store.draft(...).begin()`.
 
         Args:
             snapshot_id: Of a snapshot that there is not yet; the engine's image has the same.
-            replace: Where the same kernel has a snapshot of the same name, that one goes once this one is
-                committed. Otherwise `commit` raises `ConflictError` for it.
 
         Raises:
             InvalidRequestError: That is no id.
@@ -95,7 +93,7 @@ class SnapshotStore(Removing, Changing):
             raise InvalidRequestError(
                 f"{snapshot_id!r} is no snapshot id", hint="Twelve lower-case letters and digits."
             )
-        return Draft(self.root, snapshot_id, shelf=self, replace=replace)
+        return Draft(self.root, snapshot_id, shelf=self)
 
     def begun(self, draft: Draft) -> None:
         """A draft takes its id (called by `Draft`)."""
@@ -122,20 +120,17 @@ class SnapshotStore(Removing, Changing):
         if not info.name:
             return
         claim = (lookup.scope(info), info.name)
-        if claim in self._claims.values() or (self._namesakes(info) and not draft.replace):
+        if claim in self._claims.values() or self._namesakes(info):
             raise taken(info.name)
         self._claims[draft.id] = claim
 
     async def committed(self, draft: Draft, manifest: Manifest, *, durable: bool) -> None:
         """A draft has become a snapshot (called by `Draft`)."""
-        older = self._namesakes(manifest.info)
         self._entries[draft.id] = Entry(manifest, self._clock())
         self.ended(draft)
         await self.touch(draft.id)
         if manifest.info.kind != "fork":
             self._summing.add(draft.id, sync=not durable)
-        for one in older:
-            await self._doom(one)
 
     def ended(self, draft: Draft) -> None:
         """A draft is none any more (called by `Draft`)."""

@@ -20,6 +20,7 @@ from tests.conftest import OrdinaryUser
 from tests.lanes import TOP, bwrap
 from tests.leaks import Places
 from warmcell.sandbox.backends.bubblewrap.binary import OVERRIDE
+from warmcell.sandbox.helper.capabilities import NEEDED
 from warmcell.sandbox.helper.start import system_command
 from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE, helper_environment
 
@@ -27,6 +28,13 @@ START_TIMEOUT_S = 60.0
 NOTIFY = "NOTIFY_SOCKET"
 MOST = 4
 """Sandboxes of one user."""
+AS_IN_ITS_UNIT = (
+    "setpriv",
+    "--bounding-set",
+    ",".join(["-all", *(f"+{name.lower()}" for name in NEEDED)]),
+    "--no-new-privs",
+)
+"""A command that starts another one with the rights that the unit leaves the helper, and no others."""
 SCRIPT = TOP / "tests" / "integration" / "helper" / "as_user.py"
 
 
@@ -68,7 +76,8 @@ class SystemHelper:
         argv = system_command(sys.executable, socket=str(self.path), images=str(self.images), most=self._most)
         with listening() as told, self.log.open("ab") as log:
             env = {**helper_environment(), OVERRIDE: str(bwrap()), NOTIFY: told.name}
-            self._process = subprocess.Popen(argv, env=env, stderr=log, stdin=subprocess.DEVNULL)
+            argv = [*AS_IN_ITS_UNIT, *argv]
+            self._process = subprocess.Popen(argv, env=env, stderr=log, stdin=subprocess.DEVNULL, cwd="/", umask=0o077)
             try:
                 told.wait()
             except TimeoutError:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.helper.system import NOTIFY, SystemHelper, listening
+from tests.integration.helper.system import AS_IN_ITS_UNIT, NOTIFY, SystemHelper, listening
 from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.extension import helper_setup
 from warmcell.extension.cli.helper import look
 from warmcell.extension.helper_setup import UNIT, Setup, check_trusted
 from warmcell.sandbox.errors import BackendUnavailableError
-from warmcell.sandbox.helper.capabilities import NEEDED
 from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
@@ -40,9 +39,8 @@ async def test_what_is_installed_runs(setup: Setup, monkeypatch: pytest.MonkeyPa
     done = await asyncio.to_thread(setup.install)
     words = done[-1].partition("env ")[2].split()
     check_trusted(setup.prefix)
-    bounding = ",".join(["-all", *(f"+{name.lower()}" for name in NEEDED)])
     with listening() as told:
-        bounded = ["setpriv", "--bounding-set", bounding, "--no-new-privs", "env", "-i", f"{NOTIFY}={told.name}"]
+        bounded = [*AS_IN_ITS_UNIT, "env", "-i", f"{NOTIFY}={told.name}"]
         process = await asyncio.create_subprocess_exec(*bounded, *words, cwd="/")
         await asyncio.to_thread(told.wait)
     try:

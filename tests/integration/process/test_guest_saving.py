@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -406,9 +407,12 @@ async def test_a_context_that_does_not_answer_holds_up_no_other(line: Line, plac
     note = places.root / "pid"
     async with Context(line) as context:
         await context.run(f"import os; open({str(note)!r}, 'w').write(str(os.getpid()))")
-        await line.run(WAITS.format(seconds=0.3))
+        await line.run(WAITS.format(seconds=2))
         assert (await line.pause("a"))["status"] == "ok"
-        os.kill(int(note.read_text()), signal.SIGSTOP)
+        stopped = Path(f"/proc/{note.read_text()}")
+        os.kill(int(stopped.name), signal.SIGSTOP)
+        # Until the first thread has heard of it, the others go on, and may answer.
+        await line.until(lambda: all(b") T " in one.read_bytes() for one in stopped.glob("task/*/stat")))
         assert (await line.ask("warmcell_go_on_request", {"env": {"NEW": "1"}}))["status"] == "ok"
         await line.run("import os; print(os.environ['NEW'])")
         assert line.printed() == "1\n"

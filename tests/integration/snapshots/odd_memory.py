@@ -21,6 +21,7 @@ PAGE, HUGE = 4096, 2 << 20
 PRIVATE, SHARED, ANONYMOUS, GROWSDOWN, NORESERVE, HUGETLB = 0x02, 0x01, 0x20, 0x100, 0x4000, 0x40000
 NONE, READ, READ_WRITE, READ_WRITE_EXEC = 0, 1, 3, 7
 ADVICE = {
+    "random": 1,
     "sequential": 2,
     "dontfork": 10,
     "mergeable": 12,

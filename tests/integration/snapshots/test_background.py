@@ -1,12 +1,15 @@
 """What runs besides a kernel does not come back with it, and that is said; what is in use keeps it from sleeping."""
 
+import asyncio
 import contextlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.integration.snapshots.notebooks import Notebook, keeper, notebook
 from tests.integration.snapshots.test_relief import until_suspended
+from tests.lanes import TOP
 from tests.leaks import Places
 
 pytestmark = [pytest.mark.bubblewrap, pytest.mark.root, pytest.mark.criu]
@@ -54,8 +57,16 @@ async def test_many_are_counted(places: Places, tmp_path: Path) -> None:
     """Equal ones are one, long ones are cut, and beyond ten it is said how many."""
     async with keeper(places) as client, notebook(client, tmp_path) as made:
         await made.run("import os\nfor n in [*range(13), 12]:\n    os.system(f'sleep {2000 + n} &')")
-        named = (await made.do("snapshot", name="many"))["not_saved"]
-        assert named == [*(f"sleep {2000 + n}" for n in range(10)), "3 more"]
+        saved = await made.do("snapshot", name="many")
+        assert saved["not_saved"] == [*(f"sleep {2000 + n}" for n in range(10)), "3 more"]
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "warmcell.extension.cli", "snapshots", "ls"),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=TOP,
+        )
+        listed = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
+        assert f"{saved['id']} is without what ran besides its kernel: sleep 2000, " in listed
+        assert ", 3 more\n" in listed
 
 
 async def test_what_is_in_use_keeps_its_kernel(places: Places, tmp_path: Path) -> None:

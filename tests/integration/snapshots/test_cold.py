@@ -1,7 +1,11 @@
 """Snapshots that nobody has used for long take less, memory included, and come back as they were."""
 
+import asyncio
 import json
 import os
+import pty
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from tests.integration.keeper.conftest import until
 from tests.integration.snapshots.notebooks import Notebook, keeper, notebook
 from tests.integration.snapshots.test_archives import cli
+from tests.lanes import TOP
 from tests.leaks import Places
 from warmcell.sandbox.client.keeper import KeeperClient
 from warmcell.sandbox.errors import ConflictError, WarmcellError
@@ -63,10 +68,34 @@ async def test_a_snapshot_is_compressed_until_it_is_used(places: Places, tmp_pat
         await asleep(client, book, said)
 
 
+async def compressed_on_a_terminal(ref: str) -> str:
+    """What the command shows there, once nobody looks at the snapshot any more."""
+    shown = b""
+
+    async def done() -> bool:
+        nonlocal shown
+        own, its = pty.openpty()
+        with open(own, "rb", buffering=0) as terminal:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "warmcell.extension.cli", "snapshots", "compress", ref),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=its,
+                cwd=TOP,
+            )
+            os.close(its)
+            code = await asyncio.wait_for(process.wait(), 120)
+            shown = terminal.read(1 << 16)  # All of it is there, and little; without a line it would say that it ended.
+        return code == 0
+
+    await until(done, timeout=120)
+    return shown.decode()
+
+
 async def asleep(client: KeeperClient, book: Notebook, said: str) -> None:
     """A suspended kernel, whose image shares its memory with that of before: both are compressed, and come back."""
     asleep = (await book.do("suspend"))["snapshot"]
-    await compressed(client, asleep)
+    shown = await compressed_on_a_terminal(asleep)
+    assert re.search(rf"Compressing {asleep} \[[# ]{{30}}\] +\d+% of \d", shown), shown
     infos = {one["id"]: one["image_compressed"] for one in (await cli("ls"))["snapshots"]}
     assert set(infos.values()) == {True}
     assert await book.run(SUM) == said

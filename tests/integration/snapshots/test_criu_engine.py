@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import ctypes.util
 import dataclasses
 import os
@@ -11,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.snapshots.boxes import ON_EACH, Boxes, boxes_of, engine_of, nothing
 from tests.leaks import Places
+from warmcell.sandbox.backends.processes import children_of, has_ended, parent_of
 from warmcell.sandbox.errors import (
     CapacityError,
     ConflictError,
@@ -30,6 +32,7 @@ from warmcell.sandbox.errors import (
 )
 from warmcell.sandbox.helper import clones
 from warmcell.sandbox.helper import places as guest_places
+from warmcell.sandbox.helper.linux import PR_SET_CHILD_SUBREAPER
 from warmcell.sandbox.helper.seals import Seals
 from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.paths import Paths
@@ -44,6 +47,22 @@ FIRST, SECOND, THIRD = "a" * 12, "b" * 12, "c" * 12
 async def boxes(places: Places, request: pytest.FixtureRequest) -> AsyncIterator[Boxes]:
     async with boxes_of(places, engine_of(request)) as made:
         yield made
+
+
+@contextlib.contextmanager
+def reaps_nobody() -> Iterator[None]:
+    """Orphans become children of this process, which does not know of them; afterwards it reaps them."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        ours = children_of(os.getpid())
+        for pid in ours:
+            if has_ended(pid):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
 
 def images_of(boxes: Boxes) -> Path:
@@ -590,6 +609,23 @@ async def test_the_helper_killed_while_a_kernel_is_frozen(boxes: Boxes) -> None:
         while leftovers(boxes):  # What was begun goes with the next removal, once it is known not to be in use.
             await boxes.dump(source, SECOND)
             await boxes.engine.drop(SnapshotId(SECOND))
+
+
+async def test_a_worker_is_killed_where_nobody_reaps(boxes: Boxes) -> None:
+    """As in a container whose first process is no init: what had entered a sandbox keeps that from no end."""
+    source = await boxes.running(mib=64)
+    with reaps_nobody():
+        for image in (FIRST, SECOND, THIRD):  # A worker that is killed early or late has nobody in there.
+            dumping = asyncio.create_task(boxes.dump(source, image))
+            while not (running := processes_named("criu")) and not dumping.done():  # noqa: ASYNC110 - nobody tells it
+                await asyncio.sleep(0.001)
+            for worker in {parent_of(pid) for pid in running} - {0, os.getpid()}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(SnapshotError):
+                await dumping
+            await source.goes_on(past=await source.count() + 3)
+        await source.instance.stop()
 
 
 async def test_dropped_while_it_is_restored(boxes: Boxes) -> None:

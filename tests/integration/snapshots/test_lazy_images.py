@@ -107,7 +107,7 @@ def test_what_is_mapped_and_what_is_not(box: Box) -> None:
     after = box.ask(kernel.pid, "smaps")
     mapped = {name for name, (path, *_) in after.items() if path.startswith("/.warmcell/")}
     plain = {"plain", "sparse", "zeros", "read-only", "half read-only", "guarded", "heap"}
-    assert mapped == plain | {"sequential", "dontfork", "mergeable", "hugepage", "nohugepage", "dontdump"}
+    assert mapped == plain | {"random", "sequential", "dontfork", "mergeable", "hugepage", "nohugepage", "dontdump"}
     for name in before:
         # "ac" (accounted) comes with being writable once, "gu" with guard pages that are already set.
         assert set(before[name][1:]) ^ set(after[name][1:]) <= {"ac", "gu"}, name

@@ -28,11 +28,9 @@ def manifest(name: str = "", **info: Any) -> Manifest:
     return Manifest(info=told, spec=SandboxSpec(python="/usr/bin/python3"), kernel={"key": "secret"})
 
 
-async def add(
-    store: SnapshotStore, name: str = "", *, content: bytes = b"", replace: bool = False, **info: Any
-) -> SnapshotId:
+async def add(store: SnapshotStore, name: str = "", *, content: bytes = b"", **info: Any) -> SnapshotId:
     """Commit one with a file in its layer."""
-    async with store.draft(new_id(), replace=replace) as draft:
+    async with store.draft(new_id()) as draft:
         (draft.layer / "file").write_bytes(content or name.encode())
         await draft.commit(manifest(name, **info), durable=False)
     return draft.id

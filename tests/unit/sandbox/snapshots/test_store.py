@@ -108,14 +108,15 @@ async def test_a_name_that_is_not_there_gets_a_hint(store: SnapshotStore) -> Non
     assert "lunch" not in raised.value.hint
 
 
-async def test_a_name_is_taken_or_replaced(store: SnapshotStore, dropped: list[SnapshotId]) -> None:
-    """Without `replace` the old one stays; with it the old one goes, once it is no longer used."""
+async def test_a_name_is_taken_until_who_has_it_is_discarded(store: SnapshotStore, dropped: list[SnapshotId]) -> None:
+    """A second one is refused; one that is discarded is found no more, and goes once it is no longer used."""
     old = await add(store, "one")
     with pytest.raises(ConflictError):
         await add(store, "one")
     assert [info.id for info in store.infos()] == [old]
     async with store.use(old):
-        new = await add(store, "one", replace=True)
+        await store.discard(old)
+        new = await add(store, "one")
         assert store.get("one").info.id == new
         assert (store.layer(old) / "file").exists()
         assert dropped == []
@@ -164,7 +165,7 @@ async def test_it_is_amended(store: SnapshotStore) -> None:
     await opened.close()
 
 
-async def test_nobody_waits_for_the_room_of_what_was_replaced(store: SnapshotStore) -> None:
+async def test_nobody_waits_for_the_room_of_what_was_discarded(store: SnapshotStore) -> None:
     """Nobody finds it any more, also not a keeper that comes after a crash; who removes for room waits for that."""
     may_go = asyncio.Event()
 
@@ -172,14 +173,14 @@ async def test_nobody_waits_for_the_room_of_what_was_replaced(store: SnapshotSto
         await may_go.wait()
 
     store.on_removed = drop
-    replaced, let_go, discarded, removed = [await add(store, name) for name in ("one", "two", "three", "four")]
+    let_go, discarded, removed = [await add(store, name) for name in ("one", "two", "three")]
     async with asyncio.timeout(30):
-        new = await add(store, "one", replace=True)
+        new = await add(store, "four")
         async with store.use(let_go):
             await store.discard(let_go)
         await store.discard(discarded)
         removing = asyncio.create_task(store.remove(removed))
-        gone = [f".{one}.gone" for one in (replaced, let_go, discarded, removed)]
+        gone = [f".{one}.gone" for one in (let_go, discarded, removed)]
         while sorted(os.listdir(store.root)) != sorted([*gone, new, "store.json"]):  # noqa: ASYNC110 - a thread does it
             await asyncio.sleep(0.01)
         assert [info.id for info in store.infos()] == [new]
