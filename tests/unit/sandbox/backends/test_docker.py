@@ -14,6 +14,8 @@ from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
 from warmcell.sandbox.backends.docker.probe import _for_others
+from warmcell.sandbox.backends.docker.shown import Files
+from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.models import GIB, GpuDevice, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -193,6 +195,24 @@ def test_podman_without_root_is_known_and_keeps_its_user(tmp_path: Path) -> None
     theirs = read_info(docker, "1.41")
     assert (theirs.rootless, theirs.keeps_user, theirs.maps_users) == (True, False, True)
     assert "UsernsMode" not in planned(tmp_path, theirs).config["HostConfig"]
+
+
+@pytest.mark.parametrize(
+    ("api", "podman", "flat"),
+    [((1, 41), False, True), ((1, 44), False, False), ((1, 41), True, True), ((1, 44), True, True)],
+)
+def test_nothing_below_a_read_only_mount_is_writable(
+    tmp_path: Path, api: tuple[int, int], podman: bool, flat: bool
+) -> None:
+    """What is mounted below it is left out, unless the engine shows that as read-only too. Podman says that it speaks
+    Docker's newer API, and does not.
+    """
+    tmp_path.chmod(0o755)
+    identity = Identity(uid=1001, gid=1001, name="someone")
+    files = Files(identity=identity, info=replace(info(), api=api, podman=podman))
+    files.show(tmp_path, Path("/data"), mode="ro")
+    (mount,) = files.mounts()
+    assert (mount["ReadOnly"], mount["BindOptions"]["NonRecursive"]) == (True, flat)
 
 
 def test_volumes_lie_where_links_lead(tmp_path: Path) -> None:
