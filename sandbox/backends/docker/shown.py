@@ -76,8 +76,6 @@ class Files:
             self.writable.add(target)
 
     def _why_not_writable(self, owner: int) -> str:
-        if self.info.maps_users:
-            return "this engine gives containers other users than the host has. Use an engine of the system's"
         if owner == 0 and os.getuid() == 0:
             return (
                 "its files belong to root, who is not let into a sandbox. Give the folder to an ordinary user "
