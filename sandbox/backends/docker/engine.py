@@ -112,10 +112,11 @@ class Engine:
         """
         if self._api:
             try:
-                return _quick_id(self.address, f"/v{self._api}/images/{quote(name, safe='/:')}/json", timeout_s)
+                path = f"/v{self._api}/images/{quote(name, safe='/:')}/json"
+                return str(_asked(self.address, path, timeout_s)["Id"])
             except TimeoutError as error:
                 raise _too_slow(timeout_s) from error
-            except (OSError, http.client.HTTPException, ValueError, KeyError):
+            except _NO_ANSWER:
                 self._api = ""  # By now it may be a newer engine, which does not speak this one.
         return str(self.image(name, timeout_s=timeout_s)["Id"])  # Whatever is wrong is said by this.
 
@@ -238,10 +239,11 @@ class Engine:
         import requests
 
         try:
-            version = self._api or "auto"
+            # docker-py would leave the connection open over which it asks for that, if it is refused.
+            version = self._api or _spoken(address, timeout_s)
             client = docker.APIClient(base_url=address, version=version, timeout=int(timeout_s), num_pools=1)
             try:
-                self._api = str(client.api_version)
+                self._api = version
                 yield client
             finally:
                 client.close()
@@ -254,11 +256,24 @@ class Engine:
             raise _explained(error, address) from error
 
 
-def _quick_id(address: str, path: str, timeout_s: float) -> str:
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
+
+
+def _spoken(address: str, timeout_s: float) -> str:
+    """The newest API that the engine speaks."""
+    try:
+        return str(_asked(address, "/version", timeout_s)["ApiVersion"])
+    except TimeoutError as error:
+        raise _too_slow(timeout_s) from error
+    except _NO_ANSWER as error:
+        raise BackendUnavailableError(f"The container engine does not answer: {error}", hint=_START) from error
+
+
+def _asked(address: str, path: str, timeout_s: float) -> Mapping[str, Any]:
     """What the engine answers to one request.
 
     Raises:
-        OSError, HTTPException, ValueError, KeyError: Something else than an image.
+        OSError, HTTPException, ValueError: It does not, or not in JSON.
     """
     connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
     with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as opened:
@@ -266,7 +281,8 @@ def _quick_id(address: str, path: str, timeout_s: float) -> str:
         opened.connect(address.removeprefix("unix://"))
         connection.sock = opened
         connection.request("GET", path)
-        return str(json.loads(connection.getresponse().read())["Id"])
+        answer: Mapping[str, Any] = json.loads(connection.getresponse().read())
+        return answer
 
 
 def _usual() -> str:
