@@ -16,7 +16,7 @@ from warmcell.sandbox.models import SandboxSpec
 
 PAGE_BYTES = 4096
 RECURSIVELY_READ_ONLY = (1, 44)
-"""API from which a read-only mount of Docker's has no writable ones below it. Podman's has, whatever API it speaks."""
+"""API from which a read-only mount of Docker's has no writable ones below it. Podman promises none."""
 _FOR_OTHERS = {False: 0o004, True: 0o001}
 """Rights that somebody else needs to read a file, and to enter a directory."""
 _NO_COPY = (

@@ -207,8 +207,8 @@ def test_an_engine_whose_users_are_others_here_is_refused(option: str, words: st
 def test_nothing_below_a_read_only_mount_is_writable(
     tmp_path: Path, api: tuple[int, int], podman: bool, flat: bool
 ) -> None:
-    """What is mounted below it is left out, unless the engine shows that as read-only too. Podman says that it speaks
-    Docker's newer API, and does not.
+    """What is mounted below it is left out, unless the engine shows that as read-only too. Podman does not
+    promise that, whatever API it says that it speaks.
     """
     tmp_path.chmod(0o755)
     identity = Identity(uid=1001, gid=1001, name="someone")
