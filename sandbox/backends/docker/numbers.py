@@ -23,7 +23,7 @@ FLAG_CLOEXEC, FSCONFIG_CMD_CREATE = 1, 6
 
 @contextlib.contextmanager
 def held(numbers: Collection[int]) -> Iterator[str]:
-    """Hold those of these numbers that nobody has, meanwhile. Blocks, for some 20 ms where there are any.
+    """Hold those of these numbers that nobody has, meanwhile. Blocks, while a Python starts, where there are any.
 
     Yields:
         Why they are not held, else nothing.
