@@ -60,7 +60,7 @@ CONTAINED: Mapping[str, Callable[[int | None, Sequence[str], Engines], Awaitable
         rounds=rounds or contained.RESTART_ROUNDS, backends=backends, engines=engines
     ),
     "P7": lambda rounds, backends, engines: p7_agents.measure(
-        rounds=rounds or p7_agents.ROUNDS, backends=["bubblewrap", *backends], engines=engines
+        rounds=rounds or p7_agents.ROUNDS, backends=backends, engines=engines
     ),
 }
 """What is measured beside `docker run`, with an engine of its own, which only root starts."""
@@ -145,7 +145,7 @@ async def _measure(options: argparse.Namespace) -> Result:
             absent[f"{name} in containers"] = missing["docker"].why
             continue
         absent |= {f"{name} in {backend}": found.why for backend, found in missing.items()}
-        backends = [backend for backend in ("docker", "gvisor") if backend not in missing]
+        backends = [backend for backend in ("bubblewrap", "docker", "gvisor") if backend not in missing]
         measured = CONTAINED[name](options.rounds, backends, served)
         rows.extend(await _tried(f"{name} in containers", user, measured, absent))
     return Result(

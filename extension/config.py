@@ -200,6 +200,13 @@ class Warmcell(Configurable):
         min=0.0,
         help="Most disk space of all images together, in GiB; those that were used longest ago go. None: no cap.",
     ).tag(config=True)
+    package_cache = Float(
+        20.0,
+        allow_none=True,
+        min=0.0,
+        help="Most disk space, in GiB, of the packages that builds of images share: where it is more, all of it goes "
+        "when they are done. None: no cap.",
+    ).tag(config=True)
     remote = Dict(
         help='What `%%remote` has where its line does not say it: {"gpu": "A100", "timeout": "2h"}. A notebook has its '
         "own in its metadata, `warmcell.remote`."

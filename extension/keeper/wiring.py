@@ -151,6 +151,7 @@ class Wiring:
             index=index,
             network="none" if settings.build_network == "none" else "host",
             uv=settings.build_with_uv,
+            cache_bytes=None if settings.package_cache is None else int(settings.package_cache * GIB),
         )
         containers = ContainerImageBuilder(
             engine=Engine(settings.docker_host),

@@ -59,7 +59,14 @@ class EnvironmentBuilder:
     references = False
 
     def __init__(
-        self, *, paths: Paths, backend: SandboxBackend, index: PackageIndex, network: Network = "host", uv: bool = True
+        self,
+        *,
+        paths: Paths,
+        backend: SandboxBackend,
+        index: PackageIndex,
+        network: Network = "host",
+        uv: bool = True,
+        cache_bytes: int | None = None,
     ) -> None:
         """Configure it.
 
@@ -69,6 +76,7 @@ class EnvironmentBuilder:
             index: Where packages come from.
             network: What builds may reach.
             uv: Use it where it is there.
+            cache_bytes: Most that what builds share may take on the disk once they are done; None: no cap.
         """
         self._paths = paths
         self._root = paths.environments
@@ -76,6 +84,8 @@ class EnvironmentBuilder:
         self._index = index
         self._network: Network = network
         self._uv = uv
+        self._cache_bytes = cache_bytes
+        self._builds = 0
 
     async def open(self, known: Collection[str] | None) -> None:
         """Remove what a killed keeper left; see the port."""
@@ -127,13 +137,16 @@ class EnvironmentBuilder:
         self.check(image)
         work = self._root / f".new-{secrets.token_hex(6)}"
         output = Output(tell)
+        self._builds += 1
         try:
             try:
                 await in_thread(self._make_room, work)
                 await self._make(image, work, output)
                 await in_thread(self._keep, work, image.digest)
             finally:
+                self._builds -= 1
                 await in_thread(remove_tree, work)
+                await self._bound_cache()
         except OSError as error:
             if isinstance(error, WarmcellError):  # A timeout is both.
                 raise
@@ -144,6 +157,19 @@ class EnvironmentBuilder:
         if built is None:
             raise output.error("the environment", "its interpreter cannot be run")
         return built
+
+    async def _bound_cache(self) -> None:
+        """Empty what builds share if it is larger than it may be, and none is at work that would miss it.
+
+        All of it goes: uv believes of a wheel that it has kept that all its files are there.
+        """
+        shared = self._root / SHARED
+        if self._cache_bytes is None or await in_thread(_size, shared) <= self._cache_bytes:
+            return
+        if not self._builds:  # Nothing begins before it has another name.
+            gone = self._root / f".gone-{secrets.token_hex(6)}"
+            shared.rename(gone)
+            await in_thread(remove_tree, gone)
 
     async def remove(self, digest: str) -> None:
         """Remove the directory."""

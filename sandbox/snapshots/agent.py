@@ -160,7 +160,7 @@ class AgentHelper:
         """Have the engine start it, and wait until it has taken what it needs of this process. Blocks."""
         engine = self._containers.engine
         info = engine.info(fresh=True)
-        if info.maps_users or info.rootless:
+        if info.rootless:
             raise BackendUnavailableError(
                 "root in this engine's containers is another user on the host (rootless, userns-remap)",
                 hint="Use the system's engine: c.Warmcell.docker_host.",

@@ -9,8 +9,8 @@ from warmcell.sandbox.errors import BackendUnavailableError
 OLDEST_API = (1, 41)
 """Of Docker 20.10: the first that gives a container control groups of its own to see."""
 
-TRIED_API = (1, 41)
-"""Of Docker 20.10 as well, with which the tests are run."""
+TRIED_API = (1, 45)
+"""Of Docker 26.1, the newest with which the tests were run."""
 
 TELLS_DEVICES = (1, 50)
 """Since Docker 28.2 its answer has the devices that it would hand out."""
@@ -36,8 +36,6 @@ class EngineInfo:
     """Whether it limits memory, pids, cpu."""
     cdi: bool
     """Whether it hands out devices by the names of the Container Device Interface."""
-    maps_users: bool
-    """Whether a container's users are others on the host (rootless, userns-remap), whatever is asked for."""
     rootless: bool
     """Whether it is an ordinary user's own."""
     live_restore: bool
@@ -56,7 +54,7 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
     """Read its answer to `info`.
 
     Raises:
-        BackendUnavailableError: It is too old.
+        BackendUnavailableError: It is too old, or its containers' users are others on the host whatever is asked for.
     """
     major, _, minor = api.partition(".")
     found = (int(major), int(minor))
@@ -69,7 +67,12 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
     security = " ".join(said.get("SecurityOptions") or ())
     podman = "BuildahVersion" in said
     rootless = bool(said.get("Rootless")) or "name=rootless" in security  # As Podman says it, and Docker.
-    maps_users = (rootless and not podman) or "name=userns" in security
+    if (rootless and not podman) or "name=userns" in security:
+        raise BackendUnavailableError(
+            f"The container engine {version} gives containers other users than this machine's "
+            f"({'it runs without root' if rootless else 'userns-remap'}), with whom nobody here can speak",
+            hint="Use one of the system's without userns-remap, or Podman; or the bubblewrap backend.",
+        )
     # It leaves out what is asked for, and says all the same that it can.
     unlimited = podman and rootless and str(said.get("CgroupVersion")) == "1"
     return EngineInfo(
@@ -81,25 +84,22 @@ def read_info(said: Mapping[str, Any], api: str) -> EngineInfo:
         driver=str(said.get("Driver") or ""),
         can={name: bool(said.get(told)) and not unlimited for name, told in _LIMITS.items()},
         cdi=bool(said.get("CDISpecDirs")) and found >= (1, 44) and (found < TELLS_DEVICES or _has_gpus(said)),
-        maps_users=maps_users,
         rootless=rootless,
         live_restore=bool(said.get("LiveRestoreEnabled")),
-        untried=tuple(_untried(said, security, found, maps_users=maps_users)),
+        untried=tuple(_untried(said, security, found)),
         keeps_user=podman and rootless,
         podman=podman,
     )
 
 
-def _untried(said: Mapping[str, Any], security: str, api: tuple[int, int], *, maps_users: bool) -> Iterator[str]:
+def _untried(said: Mapping[str, Any], security: str, api: tuple[int, int]) -> Iterator[str]:
     if api > TRIED_API:
-        yield "an engine newer than Docker 20.10"
+        yield "an engine newer than Docker 26.1"
     if str(said.get("CgroupVersion")) == "2":
         yield "control groups of version 2"
     for option, name in (("apparmor", "AppArmor"), ("selinux", "SELinux")):
         if f"name={option}" in security:
             yield name
-    if maps_users:
-        yield "users who are others on the host"
 
 
 def _has_gpus(said: Mapping[str, Any]) -> bool:

@@ -5,12 +5,12 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from warmcell.sandbox.backends import layers
-from warmcell.sandbox.backends.docker import changes, inside, volumes
+from warmcell.sandbox.backends.docker import changes, inside, numbers, volumes
 from warmcell.sandbox.backends.docker.about import EngineInfo
 from warmcell.sandbox.backends.docker.engine import Container, Engine
 from warmcell.sandbox.backends.docker.image import Images
@@ -226,7 +226,7 @@ def _bring_up(remains: Remains, prepared: Prepared, runtime: str) -> tuple[Conta
             )
             for name, path in prepared.contents.items()
         }
-        container = _start(remains)
+        container = _start_apart(remains, () if prepared.saved is None else prepared.saved.devices)
         note = _look_inside(remains, prepared, container, runtime)
         for name, archive in contents.items():
             _fill(remains, prepared, name, archive)
@@ -245,6 +245,14 @@ def _fill(remains: Remains, prepared: Prepared, name: str, archive: IO[bytes]) -
         raise
     finally:
         os.close(top)
+
+
+def _start_apart(remains: Remains, devices: Collection[int]) -> Container:
+    """Start it, none of its file systems on one of these devices: see `Saved.devices`. Blocks."""
+    with numbers.held(devices) as why:
+        if why:
+            log.warning("shared memory of %s may be on a device that it knows of earlier: %s", remains.name, why)
+        return _start(remains)
 
 
 def _start(remains: Remains) -> Container:

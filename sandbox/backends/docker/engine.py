@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from warmcell.sandbox.errors import (
 
 CALL_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 5.0
+KNOWN_FOR_S = 10.0
+"""How long what an engine said of itself counts: it may be upgraded or given a runtime, and needs 10 ms to say it."""
 GONE_TIMEOUT_S = 15.0
 """How long a removal that somebody else has begun may take."""
 TAIL_BYTES = 4096
@@ -59,6 +62,7 @@ class Engine:
         self._host = host
         self._api = ""
         self._info: EngineInfo | None = None
+        self._said_at = 0.0
 
     @property
     def address(self) -> str:
@@ -66,15 +70,21 @@ class Engine:
         return self._host or os.environ.get("DOCKER_HOST", "") or _usual()
 
     def info(self, *, fresh: bool = False) -> EngineInfo:
-        """What it says of itself, asked once.
+        """What it says of itself.
+
+        Args:
+            fresh: Ask it now; else what it said may be some seconds old.
 
         Raises:
             BackendUnavailableError: It does not answer, is too old, or is not on this machine.
         """
         found = self._info
-        if found is None or fresh:  # Nobody waits for another's question, which may take a minute to fail.
+        old = time.monotonic() - self._said_at > KNOWN_FOR_S
+        if found is None or fresh or old:  # Nobody waits for another's question, which may take a minute to fail.
+            self._api = ""
             with self.client() as client:
                 found = self._info = read_info(client.info(), str(client.api_version))
+            self._said_at = time.monotonic()
         return found
 
     def image(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Mapping[str, Any]:
@@ -102,11 +112,12 @@ class Engine:
         """
         if self._api:
             try:
-                return _quick_id(self.address, f"/v{self._api}/images/{quote(name, safe='/:')}/json", timeout_s)
+                path = f"/v{self._api}/images/{quote(name, safe='/:')}/json"
+                return str(_asked(self.address, path, timeout_s)["Id"])
             except TimeoutError as error:
                 raise _too_slow(timeout_s) from error
-            except (OSError, http.client.HTTPException, ValueError, KeyError):
-                pass
+            except _NO_ANSWER:
+                self._api = ""  # By now it may be a newer engine, which does not speak this one.
         return str(self.image(name, timeout_s=timeout_s)["Id"])  # Whatever is wrong is said by this.
 
     def create(self, name: str, config: Mapping[str, Any]) -> str:
@@ -228,10 +239,11 @@ class Engine:
         import requests
 
         try:
-            version = self._api or "auto"
+            # docker-py would leave the connection open over which it asks for that, if it is refused.
+            version = self._api or _spoken(address, timeout_s)
             client = docker.APIClient(base_url=address, version=version, timeout=int(timeout_s), num_pools=1)
             try:
-                self._api = str(client.api_version)
+                self._api = version
                 yield client
             finally:
                 client.close()
@@ -240,14 +252,28 @@ class Engine:
         except requests.exceptions.Timeout as error:
             raise _too_slow(timeout_s) from error
         except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+            self._api = ""  # The next call begins with what whoever listens then speaks.
             raise _explained(error, address) from error
 
 
-def _quick_id(address: str, path: str, timeout_s: float) -> str:
+_NO_ANSWER = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError)
+
+
+def _spoken(address: str, timeout_s: float) -> str:
+    """The newest API that the engine speaks."""
+    try:
+        return str(_asked(address, "/version", timeout_s)["ApiVersion"])
+    except TimeoutError as error:
+        raise _too_slow(timeout_s) from error
+    except _NO_ANSWER as error:
+        raise BackendUnavailableError(f"The container engine does not answer: {error}", hint=_START) from error
+
+
+def _asked(address: str, path: str, timeout_s: float) -> Mapping[str, Any]:
     """What the engine answers to one request.
 
     Raises:
-        OSError, HTTPException, ValueError, KeyError: Something else than an image.
+        OSError, HTTPException, ValueError: It does not, or not in JSON.
     """
     connection = http.client.HTTPConnection("localhost", timeout=timeout_s)
     with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as opened:
@@ -255,7 +281,8 @@ def _quick_id(address: str, path: str, timeout_s: float) -> str:
         opened.connect(address.removeprefix("unix://"))
         connection.sock = opened
         connection.request("GET", path)
-        return str(json.loads(connection.getresponse().read())["Id"])
+        answer: Mapping[str, Any] = json.loads(connection.getresponse().read())
+        return answer
 
 
 def _usual() -> str:

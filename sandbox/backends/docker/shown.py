@@ -16,7 +16,7 @@ from warmcell.sandbox.models import SandboxSpec
 
 PAGE_BYTES = 4096
 RECURSIVELY_READ_ONLY = (1, 44)
-"""API from which a read-only mount has no writable ones below it."""
+"""API from which a read-only mount of Docker's has no writable ones below it. Podman promises none."""
 _FOR_OTHERS = {False: 0o004, True: 0o001}
 """Rights that somebody else needs to read a file, and to enter a directory."""
 _NO_COPY = (
@@ -76,8 +76,6 @@ class Files:
             self.writable.add(target)
 
     def _why_not_writable(self, owner: int) -> str:
-        if self.info.maps_users:
-            return "this engine gives containers other users than the host has. Use an engine of the system's"
         if owner == 0 and os.getuid() == 0:
             return (
                 "its files belong to root, who is not let into a sandbox. Give the folder to an ordinary user "
@@ -122,7 +120,7 @@ class Files:
         made = []
         for target, source in self.trees.items():
             read_only = target not in self.writable
-            flat = read_only and self.info.api < RECURSIVELY_READ_ONLY
+            flat = read_only and (self.info.podman or self.info.api < RECURSIVELY_READ_ONLY)
             made.append(bind(source, str(target), read_only=read_only, flat=flat))
         return made
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.engines import IMAGE, PYTHON, Dockerd
 from tests.integration.docker.boxes import subject_of
-from tests.lanes import ordinary_uid
+from tests.lanes import as_ordinary_user, ordinary_uid
 from tests.leaks import Places
+from warmcell.sandbox.backends.docker import numbers
 from warmcell.sandbox.errors import CapacityError, InvalidRequestError
 from warmcell.sandbox.models import Limits, Mount, Workspace
 from warmcell.sandbox.testing.contract import Subject
@@ -214,3 +216,36 @@ async def test_a_folder_at_an_images_volume_is_the_folder(docker: Dockerd, place
         async with subject.box(image=image, workspace=folder) as box:
             await box.says(f"echo made > {folder}/made")
     assert (folder / "made").read_text() == "made\n"
+
+
+@pytest.mark.root
+async def test_no_file_system_is_on_a_device_that_processes_know(docker: Dockerd, places: Places) -> None:
+    """Who comes back takes no new file for one of before: numbers of the layer are not given again, though free."""
+    subject = subject_of(places, docker)
+    async with subject.box() as box:
+        first = int(await box.says("stat -c %d /dev/shm"))
+        saved = subject.folder("saved")
+        await box.instance.save_layer(saved)
+    about = saved / "layer.json"
+    told = json.loads(about.read_text())
+    assert told["devices"] == [first]
+    lowest = max(0, os.minor(first) - 32)
+    told["devices"] = [os.makedev(0, lowest + number) for number in range(64)]
+    about.write_text(json.dumps(told))
+    async with subject.box(layer=saved) as box:
+        has = [int(await box.says(f"stat -c %d {place}")) for place in ("/dev", "/dev/shm", "/tmp", "/run/warmcell")]
+    assert not {*has} & {*told["devices"]}
+
+
+@pytest.mark.user
+def test_whoever_may_make_namespaces_holds_numbers() -> None:
+    """As an ordinary user's keeper does it."""
+    wanted = [os.makedev(0, number) for number in range(1, 256)]
+    found = subprocess.run(
+        as_ordinary_user("/usr/bin/python3", "-I", "-S", "-c", Path(numbers.__file__).read_text(), *map(str, wanted)),
+        input=b"",
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert found.stdout == numbers.DONE

@@ -11,7 +11,7 @@ import pytest
 from tests.engines import IMAGE, Dockerd
 from tests.integration.docker.boxes import paths_of, subject_of
 from tests.leaks import Places
-from warmcell.sandbox.backends.docker import volumes
+from warmcell.sandbox.backends.docker import DockerBackend, volumes
 from warmcell.sandbox.backends.docker.engine import Engine
 from warmcell.sandbox.backends.docker.labels import SANDBOX, container_name
 from warmcell.sandbox.errors import (
@@ -30,6 +30,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 END_TIMEOUT_S = 30.0
+NOT_SPOKEN = "1.99"
+"""An API that the engine refuses, as a newer one does what an older one spoke."""
 
 
 async def restarted(engine: Dockerd, *, live_restore: bool = False) -> None:
@@ -176,6 +178,27 @@ async def test_an_engine_that_is_not_there_is_told_with_its_cure(places: Places)
         with pytest.raises(BackendUnavailableError, match=words) as failed:
             await asyncio.to_thread(Engine(host).info)
         assert failed.value.hint
+
+
+async def test_an_engine_that_has_been_upgraded_is_asked_what_it_speaks(docker: Dockerd, places: Places) -> None:
+    """Newer ones refuse the API that an older one spoke: starts go on as if nothing had been, and at most one other
+    question fails.
+    """
+    subject = subject_of(places, docker)
+    backend = subject.backend
+    assert isinstance(backend, DockerBackend)
+    engine = backend.engine
+    known = await asyncio.to_thread(backend.fingerprint, subject.spec())
+    engine._api = NOT_SPOKEN
+    assert await asyncio.to_thread(backend.fingerprint, subject.spec()) == known
+    await asyncio.to_thread(engine.info)
+    engine._api, engine._said_at = NOT_SPOKEN, 0.0
+    async with subject.box() as box:
+        assert await box.says("echo up") == "up"
+        engine._api = NOT_SPOKEN
+        with pytest.raises(SandboxStartError, match="too new"):
+            await asyncio.to_thread(engine.labelled, SANDBOX)
+        assert len(await asyncio.to_thread(engine.labelled, SANDBOX)) == 1
 
 
 async def test_a_runtime_that_the_engine_has_not_is_told_with_those_it_has(docker: Dockerd, places: Places) -> None:

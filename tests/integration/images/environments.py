@@ -23,7 +23,9 @@ def paths_of(places: Places) -> Paths:
     return Paths(places.runtime, places.state, places.leases).make()
 
 
-def builder(places: Places, *, uv: bool, index: PackageIndex = PYPI, network: str = "host") -> EnvironmentBuilder:
+def builder(
+    places: Places, *, uv: bool, index: PackageIndex = PYPI, network: str = "host", cache_bytes: int | None = None
+) -> EnvironmentBuilder:
     """One of this test's directories."""
     paths = paths_of(places)
     return EnvironmentBuilder(
@@ -32,6 +34,7 @@ def builder(places: Places, *, uv: bool, index: PackageIndex = PYPI, network: st
         index=index,
         network="none" if network == "none" else "host",
         uv=uv,
+        cache_bytes=cache_bytes,
     )
 
 

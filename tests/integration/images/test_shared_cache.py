@@ -94,6 +94,25 @@ async def test_code_in_a_build_spoils_nothing_for_another(
     assert await version_in(places, python) == "2.0"
 
 
+async def test_what_builds_share_is_emptied_where_it_is_too_large(places: Places, tmp_path: Path, shared: Path) -> None:
+    """When the last of them is done, and not before: the others have fetched what is there. Images keep theirs."""
+    with private_index(tmp_path) as served:
+        served.wheels += seeds(tmp_path)
+        index = PackageIndex(url=served.url, certificate=served.certificate)
+        image = PLAIN.pip_install(f"{PACKAGE}==2.0")
+        building = builder(places, uv=True, index=index, cache_bytes=4096)
+        building._builds += 1  # Another one is at work.
+        await built(building, image)
+        assert any(path.is_file() for path in shared.rglob("*"))
+        building._builds -= 1
+        python = await built(building, image.env(OTHER="yes"))
+        assert not shared.exists()
+        assert [*shared.parent.glob(".gone-*")] == []
+        assert await version_in(places, python) == "2.0"
+        await built(builder(places, uv=True, index=index, cache_bytes=2**30), image.env(OTHER="no"))
+        assert shared.exists()
+
+
 async def test_what_any_build_could_write_to_earlier_goes(places: Places) -> None:
     """The cache of versions that shared it with all code may be spoiled already."""
     before = places.state / "environments" / ".cache" / "pip"

@@ -14,6 +14,8 @@ from warmcell.sandbox.backends.docker.graphics import devices
 from warmcell.sandbox.backends.docker.image import Image
 from warmcell.sandbox.backends.docker.plan import Prepared, prepare
 from warmcell.sandbox.backends.docker.probe import _for_others
+from warmcell.sandbox.backends.docker.shown import Files
+from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.errors import BackendUnavailableError
 from warmcell.sandbox.models import GIB, GpuDevice, SandboxId, SandboxSpec
 from warmcell.sandbox.paths import Paths
@@ -30,7 +32,6 @@ def info(*, runtimes: tuple[str, ...] = ("runc",), cdi: bool = False) -> EngineI
         driver="overlay2",
         can={"memory": True, "pids": True, "cpu": True},
         cdi=cdi,
-        maps_users=False,
         rootless=False,
         live_restore=False,
     )
@@ -95,12 +96,12 @@ def test_what_was_never_tried_is_told() -> None:
     """By what the engine says of itself; nothing of the one that the tests are run with."""
     tried = {"ServerVersion": "20.10.24", "CgroupVersion": "1", "SecurityOptions": ["name=seccomp,profile=default"]}
     assert read_info(tried, "1.41").untried == ()
-    other = {"ServerVersion": "29", "CgroupVersion": "2", "SecurityOptions": ["name=apparmor", "name=rootless"]}
+    assert read_info({**tried, "ServerVersion": "26.1.5"}, "1.45").untried == ()
+    other = {"ServerVersion": "29", "CgroupVersion": "2", "SecurityOptions": ["name=apparmor"]}
     assert read_info(other, "1.52").untried == (
-        "an engine newer than Docker 20.10",
+        "an engine newer than Docker 26.1",
         "control groups of version 2",
         "AppArmor",
-        "users who are others on the host",
     )
     assert read_info({**tried, "SecurityOptions": ["name=selinux"]}, "1.41").untried == ("SELinux",)
 
@@ -185,14 +186,36 @@ def test_podman_without_root_is_known_and_keeps_its_user(tmp_path: Path) -> None
     able = {"MemoryLimit": True, "PidsLimit": True, "CpuCfsQuota": True}
     said = {"ServerVersion": "4.3.1", "BuildahVersion": "1.28.2", "CgroupVersion": "1", "Rootless": True, **able}
     told = read_info(said, "1.41")
-    assert (told.rootless, told.keeps_user, told.maps_users, any(told.can.values())) == (True, True, False, False)
+    assert (told.rootless, told.keeps_user, any(told.can.values())) == (True, True, False)
     assert planned(tmp_path, told).config["HostConfig"]["UsernsMode"] == "keep-id"
     assert all(read_info({**said, "CgroupVersion": "2"}, "1.41").can.values())
     assert all(read_info({**said, "Rootless": False}, "1.41").can.values())
-    docker = {"ServerVersion": "20.10", "SecurityOptions": ["name=rootless"], **able}
-    theirs = read_info(docker, "1.41")
-    assert (theirs.rootless, theirs.keeps_user, theirs.maps_users) == (True, False, True)
-    assert "UsernsMode" not in planned(tmp_path, theirs).config["HostConfig"]
+
+
+@pytest.mark.parametrize(("option", "words"), [("name=rootless", "without root"), ("name=userns", "userns-remap")])
+def test_an_engine_whose_users_are_others_here_is_refused(option: str, words: str) -> None:
+    """Nobody here could enter the guest's run directory, and the engine says no more than that a mount is invalid."""
+    with pytest.raises(BackendUnavailableError, match=words) as failed:
+        read_info({"ServerVersion": "28.1", "SecurityOptions": ["name=seccomp,profile=builtin", option]}, "1.49")
+    assert "bubblewrap" in failed.value.hint
+
+
+@pytest.mark.parametrize(
+    ("api", "podman", "flat"),
+    [((1, 41), False, True), ((1, 44), False, False), ((1, 41), True, True), ((1, 44), True, True)],
+)
+def test_nothing_below_a_read_only_mount_is_writable(
+    tmp_path: Path, api: tuple[int, int], podman: bool, flat: bool
+) -> None:
+    """What is mounted below it is left out, unless the engine shows that as read-only too. Podman does not
+    promise that, whatever API it says that it speaks.
+    """
+    tmp_path.chmod(0o755)
+    identity = Identity(uid=1001, gid=1001, name="someone")
+    files = Files(identity=identity, info=replace(info(), api=api, podman=podman))
+    files.show(tmp_path, Path("/data"), mode="ro")
+    (mount,) = files.mounts()
+    assert (mount["ReadOnly"], mount["BindOptions"]["NonRecursive"]) == (True, flat)
 
 
 def test_volumes_lie_where_links_lead(tmp_path: Path) -> None:
