@@ -2,7 +2,7 @@
 
 criu starts anew for each clone. Two of its libraries, for TLS and for nftables, bring in most of the others: all of
 them together are three of the four milliseconds of a start. We have it send nothing and lock no network, so it calls
-none of their functions; were one called, criu would end with an error that names it.
+none of their functions; were one called, criu would end with exit code 127.
 """
 
 from __future__ import annotations
