@@ -1,7 +1,8 @@
 """`python -m benchmarks`: measure, store the results, put the tables into the documents.
 
-As root everything is measured twice: as root, and as an ordinary user in a process of its own. `--sweep` measures
-what snapshots cost as state grows instead, and draws that; `--ranks` does so for cells and values on several ranks.
+As root everything is measured twice: as root, and as an ordinary user in a process of its own. `--python` measures
+kernels of another environment and stores nothing. `--sweep` measures what snapshots cost as state grows instead, and
+draws that; `--ranks` does so for cells and values on several ranks.
 """
 
 import argparse
@@ -40,16 +41,26 @@ from tests.lanes import absence
 
 Engines = Sequence[Engine]
 
-PROMISES: Mapping[str, Callable[[int | None, Engines], Awaitable[Sequence[Row]]]] = {
-    "P1": lambda rounds, engines: p1_start.measure(rounds=rounds or p1_start.ROUNDS, engines=engines),
-    "P2": lambda rounds, engines: p2_restart.measure(rounds=rounds or p2_restart.ROUNDS, engines=engines),
-    "P3": lambda rounds, engines: p3_fork.measure(rounds=rounds or p3_fork.ROUNDS),
-    "P4": lambda rounds, engines: p4_resume.measure(rounds=rounds or p4_resume.ROUNDS),
-    "P5": lambda rounds, engines: p5_remote.measure(rounds=rounds or p5_remote.ROUNDS),
-    "P6": lambda rounds, engines: p6_sending.measure(rounds=rounds or p6_sending.ROUNDS),
-    "P8": lambda rounds, engines: p8_memory.measure(engines=engines),
-    "P9": lambda rounds, engines: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
-    "P11": lambda rounds, engines: p11_again.measure(rounds=min(rounds or p11_again.ROUNDS, p11_again.ROUNDS)),
+OF_KERNELS: Mapping[str, Callable[[int | None, Engines, str], Awaitable[Sequence[Row]]]] = {
+    "P1": lambda rounds, engines, python: p1_start.measure(
+        rounds=rounds or p1_start.ROUNDS, engines=engines, python=python
+    ),
+    "P2": lambda rounds, engines, python: p2_restart.measure(
+        rounds=rounds or p2_restart.ROUNDS, engines=engines, python=python
+    ),
+    "P3": lambda rounds, engines, python: p3_fork.measure(rounds=rounds or p3_fork.ROUNDS, python=python),
+    "P4": lambda rounds, engines, python: p4_resume.measure(rounds=rounds or p4_resume.ROUNDS, python=python),
+    "P8": lambda rounds, engines, python: p8_memory.measure(engines=engines, python=python),
+    "P11": lambda rounds, engines, python: p11_again.measure(
+        rounds=min(rounds or p11_again.ROUNDS, p11_again.ROUNDS), python=python
+    ),
+}
+"""What can be measured with kernels of another environment too."""
+
+OTHERS: Mapping[str, Callable[[int | None], Awaitable[Sequence[Row]]]] = {
+    "P5": lambda rounds: p5_remote.measure(rounds=rounds or p5_remote.ROUNDS),
+    "P6": lambda rounds: p6_sending.measure(rounds=rounds or p6_sending.ROUNDS),
+    "P9": lambda rounds: p9_proxy.measure(rounds=rounds or p9_proxy.ROUNDS),
 }
 
 CONTAINED: Mapping[str, Callable[[int | None, Sequence[str], Engines], Awaitable[Sequence[Row]]]] = {
@@ -68,12 +79,26 @@ CONTAINED: Mapping[str, Callable[[int | None, Sequence[str], Engines], Awaitable
 OF_STARTS, OF_SNAPSHOTS = ("P1", "P2", "P7", "P8"), ("P3", "P4", "P11")
 """Measured with each engine that new kernels come from; measured where memory can be saved at all."""
 
-NAMES = sorted({*PROMISES, *CONTAINED}, key=lambda name: int(name[1:]))
+NAMES = sorted({*OF_KERNELS, *OTHERS, *CONTAINED}, key=lambda name: int(name[1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if every promise holds, 1 if one does not or something could not be measured."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.python:
+        if options.sweep or options.ranks:
+            parser.error("--python goes with promises, not with --sweep or --ranks")
+        options.python = os.path.abspath(options.python)
+        options.only = options.only or list(OF_KERNELS)
+        options.store = False
+        if others := sorted(set(options.only).difference(OF_KERNELS)):
+            parser.error(f"--python does not go with {', '.join(others)}: choose from {', '.join(OF_KERNELS)}")
+        try:
+            machine.packages(options.python)
+        except BenchmarkError as error:
+            parser.error(f"--python: {error}")
+    options.only = options.only or list(NAMES)
     if options.tables:
         _write_documents()
         return 0
@@ -90,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = absence("user")
         if missing is None:
             rounds = [] if options.rounds is None else ["--rounds", str(options.rounds)]
-            found.append(ordinary.measured([*rounds, "--only", *options.only]))
+            python = ["--python", options.python] if options.python else []
+            found.append(ordinary.measured([*rounds, *python, "--only", *options.only]))
         else:
             _say(f"not measured as an ordinary user: {missing.why}. Cure: {missing.cure}")
     print(results.long_table(found))
@@ -111,8 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", choices=NAMES, nargs="+", default=list(NAMES), help="these promises only")
+    parser.add_argument("--only", choices=NAMES, nargs="+", help="these promises only")
     parser.add_argument("--rounds", type=int, help="rounds of each, instead of its own number")
+    parser.add_argument("--python", default="", help="interpreter of the kernels that are measured; prints only")
     parser.add_argument("--name", default="bench", help="first part of the result's file name")
     parser.add_argument("--no-store", dest="store", action="store_false", help="print only")
     parser.add_argument("--no-user", dest="as_user", action="store_false", help="not as an ordinary user too")
@@ -129,17 +156,27 @@ async def _measure(options: argparse.Namespace) -> Result:
     if busy > machine.BUSY_PCT:
         _say(f"others use {busy} % of the processors: these numbers are not worth keeping")
     rows: list[Row] = []
-    snapshots = await engines.why_no_snapshots() if {*OF_STARTS, *OF_SNAPSHOTS}.intersection(options.only) else ""
-    starts = snapshots or (await engines.why_no_starts() if set(OF_STARTS).intersection(options.only) else "")
+    snapshots = (
+        await engines.why_no_snapshots(python=options.python)
+        if {*OF_STARTS, *OF_SNAPSHOTS}.intersection(options.only)
+        else ""
+    )
+    starts = snapshots or (
+        await engines.why_no_starts(python=options.python) if set(OF_STARTS).intersection(options.only) else ""
+    )
     absent = {f"{name} with criu": starts for name in OF_STARTS if starts and name in options.only}
     absent |= {name: snapshots for name in OF_SNAPSHOTS if snapshots and name in options.only}
     for what, why in absent.items():
         _say(f"not measured as {user}: {what}: {why}")
     served: Engines = [one for one in ENGINES if one != "criu" or not starts]
     for name in options.only:
-        if name in PROMISES and name not in absent:
-            rows.extend(await _tried(name, user, PROMISES[name](options.rounds, served), absent))
-    for name in [name for name in options.only if name in CONTAINED and user == "root"]:
+        if name in absent:
+            continue
+        if name in OF_KERNELS:
+            rows.extend(await _tried(name, user, OF_KERNELS[name](options.rounds, served, options.python), absent))
+        elif name in OTHERS:
+            rows.extend(await _tried(name, user, OTHERS[name](options.rounds), absent))
+    for name in [name for name in options.only if name in CONTAINED and user == "root" and not options.python]:
         missing = {backend: found for backend in ("docker", "gvisor") if (found := absence(backend)) is not None}
         if "docker" in missing:
             absent[f"{name} in containers"] = missing["docker"].why
@@ -151,7 +188,7 @@ async def _measure(options: argparse.Namespace) -> Result:
     return Result(
         user=user,
         at=at,
-        machine=machine.describe(),
+        machine=machine.describe(options.python),
         load_before=load,
         busy_pct=busy,
         rows=rows,

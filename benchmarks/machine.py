@@ -1,14 +1,31 @@
 """What a result says of the machine that it was made on: enough to read it, nothing that names it."""
 
-import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.server import BenchmarkError
+
 PACKAGES = ("ipykernel", "jupyter_client", "jupyter_server", "numpy", "pandas", "pyzmq", "torch")
+
+NEEDED = ("ipykernel", "numpy", "pandas", "torch")
+"""What kernels import while they are measured."""
+
+ASK = """
+import importlib.metadata, json, platform, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps([platform.python_version(), found]))
+"""
 
 BUSY_PCT = 10.0
 """Above it something else is running, and numbers are not worth keeping."""
@@ -16,16 +33,35 @@ BUSY_PCT = 10.0
 LOOK_S = 3.0
 
 
-def describe() -> dict[str, Any]:
-    """Processor, cores, memory, Linux, Python and packages."""
+def describe(python: str = "") -> dict[str, Any]:
+    """Processor, cores, memory, Linux, Python and packages: of that interpreter, or of this environment."""
+    version, found = packages(python or sys.executable)
     return {
         "cpu": field("/proc/cpuinfo", "model name") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "linux": platform.release(),
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": version,
+        "packages": found,
     }
+
+
+def packages(python: str) -> tuple[str, dict[str, str]]:
+    """Version of an interpreter, and of each package of its environment that a result names.
+
+    Raises:
+        BenchmarkError: It does not run, or lacks what is measured.
+    """
+    try:
+        said = subprocess.run([python, "-I", "-c", ASK, *PACKAGES], capture_output=True, text=True, check=True).stdout
+        version, found = json.loads(said)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise BenchmarkError(f"{python} is no interpreter that runs ({type(error).__name__})") from error
+    if missing := [name for name in NEEDED if name not in found]:
+        raise BenchmarkError(
+            f"its environment lacks what is measured. Run: {python} -m pip install {' '.join(missing)}"
+        )
+    return version, found
 
 
 def commit() -> str:

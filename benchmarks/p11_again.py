@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.keeper import Keeper
-from benchmarks.p1_start import OURS
 from benchmarks.p4_resume import CHECK, FILL, STATE_BYTES, resumed, suspended
 from benchmarks.rows import Row, Series, medians
-from benchmarks.server import JupyterServer
+from benchmarks.server import OURS, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 3
@@ -27,7 +26,9 @@ total += int(state[:{size}].sum())
 """
 
 
-async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS, state_bytes: int = STATE_BYTES) -> list[Row]:
+async def measure(
+    *, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS, state_bytes: int = STATE_BYTES, python: str = ""
+) -> list[Row]:
     """One row. Each round has a kernel of its own, for a first snapshot can be made only once."""
     first: list[float] = []
     second: list[float] = []
@@ -35,7 +36,7 @@ async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS, state
     sizes: list[Mapping[str, float]] = []
     engine: list[Mapping[str, float]] = []
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places()), python=python))
         stays = await server.start_kernel(OURS)  # The keeper does not go between two rounds.
         stack.push_async_callback(server.delete_kernel, stays)
         keeper = await stack.enter_async_context(Keeper(server.places))

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
-from benchmarks.server import BenchmarkError, JupyterServer
+from benchmarks.server import OURS, PLAIN, BenchmarkError, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 10
-PLAIN, OURS = "python3", "warmcell"
 GOALS: Mapping[Engine, float] = {"criu": 0.1, "template": 0.15}
 
 STARTS: Mapping[Engine, Mapping[str, object]] = {
@@ -22,7 +21,7 @@ STARTS: Mapping[Engine, Mapping[str, object]] = {
 KINDS: Mapping[str, Mapping[str, object]] = {"prepared": {}, "empty": {"prepared": 0}}
 
 
-async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) -> list[Row]:
+async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES, python: str = "") -> list[Row]:
     """Two rows for each engine: with a sandbox prepared, and with none.
 
     The kernels are started alternately; between two of them the next sandbox is prepared, so that
@@ -36,7 +35,7 @@ async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) 
         for engine in engines:
             for kind, settings in KINDS.items():
                 places = stack.enter_context(own_places())
-                server = JupyterServer(places, settings={**STARTS[engine], **settings})
+                server = JupyterServer(places, settings={**STARTS[engine], **settings}, python=python)
                 servers[engine, kind] = await stack.enter_async_context(server)
                 await in_use(server, prepared=kind == "prepared")
         server = servers[engines[0], "prepared"]

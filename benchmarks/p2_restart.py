@@ -5,9 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
+from benchmarks.p1_start import STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series, medians, phases
-from benchmarks.server import Channels, JupyterServer
+from benchmarks.server import OURS, PLAIN, Channels, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 7
@@ -15,7 +15,7 @@ IMPORTS = "import torch, numpy, pandas"
 GOALS: Mapping[Engine, float] = {"criu": 0.025, "template": 0.03}
 
 
-async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) -> list[Row]:
+async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES, python: str = "") -> list[Row]:
     """A row for each engine. The kernels are restarted alternately; their websockets stay open all the time."""
     plain: list[float] = []
     parts: dict[Engine, list[Mapping[str, float]]] = {engine: [] for engine in engines}
@@ -24,7 +24,8 @@ async def measure(*, rounds: int = ROUNDS, engines: Sequence[Engine] = ENGINES) 
         kernels: dict[Engine | None, tuple[JupyterServer, str, Channels]] = {}
         for engine in engines:
             places = stack.enter_context(own_places())
-            server = await stack.enter_async_context(JupyterServer(places, settings=STARTS[engine]))
+            server = JupyterServer(places, settings=STARTS[engine], python=python)
+            await stack.enter_async_context(server)
             await in_use(server, prepared=True)
             kernels[engine] = await ready(server, OURS, stack)
             await server.warm()

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.keeper import Keeper
-from benchmarks.p1_start import OURS, PLAIN
 from benchmarks.p2_restart import IMPORTS
 from benchmarks.rows import Row, Series, medians, phases
-from benchmarks.server import BenchmarkError, Channels, JupyterServer
+from benchmarks.server import OURS, PLAIN, BenchmarkError, Channels, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 4
@@ -43,17 +42,20 @@ assert int(state[:10**6].sum()) == first
 """
 
 
-async def measure(*, rounds: int = ROUNDS) -> list[Row]:
+async def measure(*, rounds: int = ROUNDS, python: str = "") -> list[Row]:
     """Two rows. The clones are there for the time of a round only."""
-    return [await clones_of_a_kernel(rounds=rounds), await ranks_of_a_cell(rounds=rounds)]
+    return [
+        await clones_of_a_kernel(rounds=rounds, python=python),
+        await ranks_of_a_cell(rounds=rounds, python=python),
+    ]
 
 
-async def ranks_of_a_cell(*, rounds: int) -> Row:
+async def ranks_of_a_cell(*, rounds: int, python: str = "") -> Row:
     """Ranks that a cell has its kernel cloned into."""
     plain: list[float] = []
     found: list[dict[str, float]] = []
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places()), python=python))
         kernel_id = await server.start_kernel(OURS)
         stack.push_async_callback(server.delete_kernel, kernel_id)
         async with server.channels(kernel_id) as source:
@@ -84,7 +86,7 @@ async def forked(source: Channels) -> dict[str, float]:
     return {"first line": float(answer["user_expressions"]["began"]["data"]["text/plain"]) - at, "cell": took}
 
 
-async def clones_of_a_kernel(*, rounds: int, cold_rounds: int = COLD_ROUNDS) -> Row:
+async def clones_of_a_kernel(*, rounds: int, cold_rounds: int = COLD_ROUNDS, python: str = "") -> Row:
     """Clones that are asked for from outside. What a fork writes is always in the page cache: cold are those of a
     snapshot from before.
     """
@@ -93,7 +95,7 @@ async def clones_of_a_kernel(*, rounds: int, cold_rounds: int = COLD_ROUNDS) -> 
     told: list[Mapping[str, Any]] = []
     cold: list[float] = []
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places()), python=python))
         kernel_id = await server.start_kernel(OURS)
         stack.push_async_callback(server.delete_kernel, kernel_id)
         keeper = await stack.enter_async_context(Keeper(server.places))

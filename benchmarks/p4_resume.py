@@ -14,9 +14,8 @@ from typing import Any
 
 from benchmarks import pages
 from benchmarks.keeper import Keeper
-from benchmarks.p1_start import OURS
 from benchmarks.rows import Row, Series, medians, phases
-from benchmarks.server import BenchmarkError, Channels, JupyterServer
+from benchmarks.server import OURS, BenchmarkError, Channels, JupyterServer
 from tests.leaks import own_places
 
 ROUNDS = 6
@@ -31,13 +30,13 @@ total = int(state.sum())
 CHECK = "assert int(state.sum()) == total"
 
 
-async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS) -> list[Row]:
+async def measure(*, rounds: int = ROUNDS, cold_rounds: int = COLD_ROUNDS, python: str = "") -> list[Row]:
     """One row. The state is compared at the end, when it has come through all rounds."""
     read: list[float] = []
     found: dict[str, list[Mapping[str, float]]] = {"warm": [], "cold": []}
     told: list[Mapping[str, Any]] = []
     async with contextlib.AsyncExitStack() as stack:
-        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places())))
+        server = await stack.enter_async_context(JupyterServer(stack.enter_context(own_places()), python=python))
         kernel_id = await server.start_kernel(OURS)
         stack.push_async_callback(server.delete_kernel, kernel_id)
         keeper = await stack.enter_async_context(Keeper(server.places))

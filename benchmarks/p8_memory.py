@@ -15,9 +15,9 @@ from pathlib import Path
 from benchmarks import pages
 from benchmarks.keeper import Keeper, Process, processes
 from benchmarks.memory import OWN, WHOLE, memory_bytes
-from benchmarks.p1_start import OURS, PLAIN, STARTS, check_start, in_use
+from benchmarks.p1_start import STARTS, check_start, in_use
 from benchmarks.rows import ENGINES, Engine, Row, Series
-from benchmarks.server import BenchmarkError, JupyterServer
+from benchmarks.server import OURS, PLAIN, BenchmarkError, JupyterServer
 from tests.leaks import own_places
 from warmcell.sandbox.paths import Paths
 
@@ -33,13 +33,18 @@ NEST = b"backends.stage.nest"
 
 
 async def measure(
-    *, kernels: int = KERNELS, pairs: int = PLAIN_PAIRS, engines: Sequence[Engine] = ENGINES, and_cold: bool = True
+    *,
+    kernels: int = KERNELS,
+    pairs: int = PLAIN_PAIRS,
+    engines: Sequence[Engine] = ENGINES,
+    and_cold: bool = True,
+    python: str = "",
 ) -> list[Row]:
     """Two rows for each engine: beside a plain kernel that is alone, and beside what one more plain kernel takes."""
-    alone, further = await plain_kernels(pairs)
-    found = {engine: await sandboxed_kernels(kernels, engine=engine) for engine in engines}
+    alone, further = await plain_kernels(pairs, python=python)
+    found = {engine: await sandboxed_kernels(kernels, engine=engine, python=python) for engine in engines}
     cold = (
-        {"criu": await sandboxed_kernels(kernels, engine="criu", cold=True)}
+        {"criu": await sandboxed_kernels(kernels, engine="criu", cold=True, python=python)}
         if and_cold and can_be_cold(engines)
         else {}
     )
@@ -69,12 +74,12 @@ async def measure(
     ]
 
 
-async def plain_kernels(pairs: int) -> tuple[list[float], list[float]]:
+async def plain_kernels(pairs: int, *, python: str = "") -> tuple[list[float], list[float]]:
     """PSS of one that is alone, and the private pages of another beside it, in bytes."""
     alone: list[float] = []
     further: list[float] = []
     with own_places() as places:
-        async with JupyterServer(places) as server:
+        async with JupyterServer(places, python=python) as server:
             for _ in range(pairs):
                 async with contextlib.AsyncExitStack() as stack:
                     first = await plain_kernel(server, stack)
@@ -97,17 +102,18 @@ def can_be_cold(engines: Sequence[Engine]) -> bool:
     return "criu" in engines and os.getuid() == 0
 
 
-async def sandboxed_kernels(count: int, *, engine: Engine, cold: bool = False) -> list[float]:
+async def sandboxed_kernels(count: int, *, engine: Engine, cold: bool = False, python: str = "") -> list[float]:
     """PSS of the sandbox of each of so many kernels, in bytes.
 
     Where it is to be `cold`, an earlier keeper has made the template, and nothing of that is in the page cache.
     """
     with own_places() as places:
         if cold:
-            async with JupyterServer(places, settings=STARTS[engine]) as server:
+            async with JupyterServer(places, settings=STARTS[engine], python=python) as server:
                 await in_use(server, prepared=True)
             pages.forget(Paths(runtime=places.runtime, state=places.state, leases=places.leases).images)
-        async with JupyterServer(places, settings={**STARTS[engine], "prepared_memory": 16.0}) as server:
+        settings = {**STARTS[engine], "prepared_memory": 16.0}
+        async with JupyterServer(places, settings=settings, python=python) as server:
             await in_use(server, prepared=True)
             kernel_ids: list[str] = []
             for number in range(count):

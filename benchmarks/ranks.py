@@ -5,8 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from benchmarks.p1_start import OURS, PLAIN
-from benchmarks.server import Channels, JupyterServer
+from benchmarks.server import OURS, PLAIN, Channels, JupyterServer
 from tests.leaks import own_places
 
 ENGINES = 8

@@ -23,6 +23,7 @@ import httpx
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from tests.leaks import Places
+from warmcell.kernel_provisioner import kernelspecs
 
 START_TIMEOUT_S = 120.0
 CONNECT_AGAIN_S = 0.02
@@ -35,6 +36,12 @@ LOOK_AGAIN_S = 0.1
 """Between two looks at whether a sandbox is prepared; nothing is measured meanwhile."""
 
 WARMCELL = "/warmcell/api/v1"
+
+PLAIN, OURS = "python3", "warmcell"
+"""The kernelspecs that are measured beside each other."""
+
+OWN_FIRST = {"JUPYTER_PREFER_ENV_PATH": "0"}
+"""Else Jupyter takes the kernelspec that is installed in the environment."""
 
 
 class BenchmarkError(RuntimeError):
@@ -49,17 +56,22 @@ class JupyterServer:
     settings: Mapping[str, object] = field(default_factory=dict)
     """What `c.Warmcell` is set to for this server's keeper."""
     env: Mapping[str, str] = field(default_factory=dict)
+    python: str = ""
+    """Interpreter of its kernels, plain and sandboxed; empty: this environment's."""
 
     async def __aenter__(self) -> Self:
         """Start it and wait until it listens."""
         self.root = self.places.root / "notebooks"
         self.root.mkdir(exist_ok=True)
         self._configure()
+        chosen = OWN_FIRST if self.python else {}
+        if self.python:
+            self._write_kernelspecs()
         token = secrets.token_hex(16)
         self._said: deque[str] = deque(maxlen=60)
         self._process = await asyncio.create_subprocess_exec(
             *self._argv(),
-            env={**os.environ, **self.places.env, **self.env, "JUPYTER_TOKEN": token},
+            env={**os.environ, **self.places.env, **chosen, **self.env, "JUPYTER_TOKEN": token},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -155,6 +167,18 @@ class JupyterServer:
         directory.mkdir(parents=True, exist_ok=True)
         lines = [f"c.Warmcell.{name} = {value!r}" for name, value in {"keeper_idle_s": 1.0, **self.settings}.items()]
         (directory / "jupyter_warmcell_config.py").write_text("\n".join(lines) + "\n")
+
+    def _write_kernelspecs(self) -> None:
+        """Those of the two names that are measured, both with the same interpreter."""
+        kernels = Path(self.places.env["JUPYTER_DATA_DIR"]) / "kernels"
+        plain = {
+            "argv": [self.python, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": PLAIN,
+            "language": "python",
+        }
+        for name, content in ((PLAIN, plain), (OURS, kernelspecs.spec(OURS, {"python": self.python}))):
+            (kernels / name).mkdir(parents=True, exist_ok=True)
+            (kernels / name / "kernel.json").write_text(json.dumps(content))
 
     def _argv(self) -> Sequence[str]:
         root = ["--allow-root"] if os.getuid() == 0 else []

@@ -15,11 +15,10 @@ from typing import Any
 
 from benchmarks import growth, machine, results
 from benchmarks.keeper import Keeper
-from benchmarks.p1_start import OURS
 from benchmarks.p4_resume import CHECK, FILL, copied, resumed
 from benchmarks.p11_again import CHANGE, CHANGED_BYTES, saved
 from benchmarks.rows import medians
-from benchmarks.server import Channels, JupyterServer
+from benchmarks.server import OURS, Channels, JupyterServer
 from tests.leaks import own_places
 from warmcell.sandbox.helper.program import PLAIN_VARIABLE
 
