@@ -80,7 +80,6 @@ def start(
     held: Sequence[int] = (),
     needs: Sequence[int] = (),
     last_pid: int = 0,
-    cache: bytes = b"",
     prepare: Callable[[], None] = lambda: None,
 ) -> Run:
     """A criu that enters `place` and begins when it is told to.
@@ -97,8 +96,6 @@ def start(
         held: Descriptors that are closed when it has ended.
         needs: Further descriptors that it is to have.
         last_pid: Numbers up to this one are for what is restored.
-        cache: What it has found out about this kernel of the machine. Where that is not in the sandbox it has to find
-            out anew, and needs all of its libraries.
         prepare: What is done in there before.
     """
     executable, first, fds = program.command()
@@ -111,14 +108,7 @@ def start(
         env["XDG_RUNTIME_DIR"] = DOOR
     command = executable, arguments, [*fds, images, work, nothing, *needs]
     joins = verb == "restore"
-    known = f"{DOOR if user is not None else '/run'}/{CACHE}"
-
-    def prepared() -> None:
-        prepare()
-        if program.hollow >= 0 and not (cache and linux.content(known, len(cache) + 1) == cache):
-            os.dup2(nothing, program.hollow)  # In the process that enters alone.
-
-    return Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid, prepare=prepared)
+    return Run(place, command, env=env, user=user, held=held, join=joins, last_pid=last_pid, prepare=prepare)
 
 
 def dump_user(uid: int, gid: int) -> tuple[int, int] | None:

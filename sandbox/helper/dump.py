@@ -121,7 +121,6 @@ def dump(
             user=criu.dump_user(*who),
             held=[guardian.held],
             needs=[nowhere],
-            cache=cache,
             prepare=lambda: view.make_room(cache),
         )
         parted.wait(tree.pids(), timeout_s=PARTED_TIMEOUT_S)

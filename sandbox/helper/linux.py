@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,17 +119,6 @@ def open_plain(path: str, *, flags: int = os.O_PATH) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     result = _libc.syscall(SYS_OPENAT2, AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     return _checked(result, f"open {path}")
-
-
-def content(path: str, most: int) -> bytes:
-    """Of a plain file, at most so much; nothing if it is none."""
-    with contextlib.suppress(OSError):
-        fd = open_plain(path, flags=os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            return os.read(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
-        finally:
-            os.close(fd)
-    return b""
 
 
 def descriptor_of(process: int, fd: int) -> int:

@@ -43,13 +43,8 @@ def check(program: Program, base: str) -> None:
 
 
 def cache(program: Program, base: str) -> bytes:
-    """What criu found out about this kernel, for later runs; empty where it could not say.
-
-    From here on the program begins without libraries that it does not use, if it was seen to work so.
-    """
-    known = _known(program, base)
-    program.light = bool(known.get("light"))
-    return bytes.fromhex(str(known.get("cache", "")))
+    """What criu found out about this kernel, for later runs; empty where it could not say."""
+    return bytes.fromhex(str(_known(program, base).get("cache", "")))
 
 
 def _known(program: Program, base: str) -> dict[str, Any]:
@@ -70,8 +65,7 @@ def _known(program: Program, base: str) -> dict[str, Any]:
 def _tried(program: Program, base: str) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(dir=base, prefix=".try-") as directory:
-            found = _saved_and_restored(program, base, directory).hex()
-            return {"cache": found, "light": program.light}
+            return {"cache": _saved_and_restored(program, base, directory).hex()}
     except HelperError as error:
         return {"problem": error.message, "hint": error.hint}
     except OSError as error:
@@ -80,39 +74,23 @@ def _tried(program: Program, base: str) -> dict[str, Any]:
 
 
 def _saved_and_restored(program: Program, base: str, directory: str) -> bytes:
-    """What criu has found out; `program.light` says whether it could restore so."""
     images = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     empty = nothing(base)
     try:
         with _Small() as source:
             words = ["-t", str(source.start_subject())]
-            program.light = False
             _run(program, source.place, "dump", words, images, empty)
-            found = source.read_cache()
-        program.light = bool(found)
-        if program.hollow >= 0:  # Its first run has opened what it needs.
-            with contextlib.suppress(HelperError):
-                _restored(program, images, empty, found)
-                return found
-        program.light = False
-        _restored(program, images, empty, found)
-        return found
+        with _Small() as target:
+            _run(program, target.place, "restore", ["--restore-detached"], images, empty)
+            target.place.find(SUBJECT_PID)
+            return target.read_cache()
     finally:
         os.close(images)
         os.close(empty)
 
 
-def _restored(program: Program, images: int, empty: int, cache: bytes) -> None:
-    with _Small() as target:
-        target.write_cache(cache)
-        _run(program, target.place, "restore", ["--restore-detached"], images, empty, cache)
-        target.place.find(SUBJECT_PID)
-
-
-def _run(
-    program: Program, place: Place, verb: str, words: list[str], images: int, empty: int, cache: bytes = b""
-) -> None:
-    running = criu.start(program, place, verb, words, images=images, work=images, nothing=empty, cache=cache)
+def _run(program: Program, place: Place, verb: str, words: list[str], images: int, empty: int) -> None:
+    running = criu.start(program, place, verb, words, images=images, work=images, nothing=empty)
     running.go()
     code = running.wait(timeout_s=30)
     if code != 0:
@@ -189,16 +167,6 @@ class _Small:
             return ""
 
         return bytes.fromhex(enter.do(self.place, work))
-
-    def write_cache(self, cache: bytes) -> None:
-        """Have criu begin with that."""
-
-        def work() -> None:
-            with open(f"/run/{criu.CACHE}", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                file.write(cache)
-
-        if cache:
-            enter.do(self.place, work)
 
     def _end(self) -> None:
         with contextlib.suppress(ProcessLookupError):

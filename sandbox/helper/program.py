@@ -7,7 +7,6 @@ run from a sealed copy in memory in which the name of the one file that it would
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import os
@@ -15,7 +14,6 @@ import re
 import stat
 import subprocess
 
-from warmcell.sandbox.helper import hollow
 from warmcell.sandbox.helper.problems import HelperError
 
 TYPE_CHECKING = False
@@ -48,10 +46,7 @@ class Program:
         """Empty where the program needs none."""
         self.libraries = list(libraries)
         self.version = version
-        self.light = False
-        """Whether it begins without what it never uses; see `hollow`."""
         self._fds: tuple[int, list[int], int] | None = None
-        self._hollow = -1
 
     def command(self) -> tuple[int, list[str], list[int]]:
         """What to execute: a descriptor, the first words of its arguments, and the descriptors that it needs."""
@@ -59,21 +54,12 @@ class Program:
             program = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             folders = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for path in self.libraries]
             self._fds = program, folders, _sealed_loader(self.loader) if self.loader else -1
-            with contextlib.suppress(OSError):
-                self._hollow = hollow.directory(self.path) if self.loader else -1
         program, folders, loader = self._fds
         if not self.loader:
             return program, ["criu"], [program]
-        if self.hollow >= 0:
-            folders = [self.hollow, *folders]
         search = ":".join(f"/proc/self/fd/{fd}" for fd in folders)
         words = ["criu", "--inhibit-cache", "--library-path", search, "--argv0", "criu", f"/proc/self/fd/{program}"]
         return loader, words, [loader, program, *folders]
-
-    @property
-    def hollow(self) -> int:
-        """The directory of empty libraries that are found before its own; -1 where it begins with all of these."""
-        return self._hollow if self.light else -1
 
 
 def find(environment: Mapping[str, str], *, owners: Sequence[int] = (0,)) -> Program:

@@ -42,8 +42,7 @@ class Source:
             cache: What criu knows of this kernel of the machine.
         """
         self.program, self.image, self.nothing = program_, image, nothing
-        self.cache = cache
-        self._shelf = shelf
+        self._shelf, self._cache = shelf, cache
         self._users = 0
         self._found: Image | None = None
         self._pins: list[tuple[str, list[int], str]] = []
@@ -115,7 +114,7 @@ class Source:
                 pins.append((path, known, trees[-1] if kept else -1))
 
             def prepare() -> None:
-                view.make_room(self.cache)
+                view.make_room(self._cache)
                 view.show_pages(pages)
                 view.cover(pins)
                 view.check_open(about["open"])
@@ -165,7 +164,6 @@ class Restoring:
                     work=self._work,
                     nothing=source.nothing,
                     last_pid=max(dump.FIRST_PID, int(found.about["last_pid"])),
-                    cache=source.cache,
                     prepare=prepare,
                 )
             source.check_rights(place)

@@ -24,7 +24,7 @@ def make_room(cache: bytes) -> None:
     """Mount the helper's own room at /.warmcell, once, and give criu what it knows of this kernel."""
     if _is_ours(DOOR):
         return
-    if not os.path.isdir(DOOR) or (cache and linux.content(f"/run/{CACHE}", len(cache) + 1) != cache):
+    if not os.path.isdir(DOOR) or (cache and _content(f"/run/{CACHE}", len(cache) + 1) != cache):
         _write_below_root(cache)
     if os.path.islink(DOOR):  # An image can bring anything.
         raise HelperError("unsupported", f"{DOOR} is a link in this sandbox", hint="Take it out of the image.")
@@ -102,6 +102,17 @@ def _is_ours(path: str) -> bool:
         found = os.lstat(path)
         return found.st_dev != os.stat("/").st_dev and (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o700)
     return False
+
+
+def _content(path: str, most: int) -> bytes:
+    """Of a plain file, at most so much; nothing if it is none."""
+    with contextlib.suppress(OSError):
+        fd = linux.open_plain(path, flags=os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return os.read(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
+    return b""
 
 
 def _write_below_root(cache: bytes) -> None:
