@@ -83,7 +83,7 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
         ArgumentError: It is malformed, or has an unknown or repeated key.
     """
     try:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
     except ValueError as error:
         raise ArgumentError(f"{error}: {line.strip()}") from None
     given: dict[str, str] = {}

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import modules
+from ..values import name_classes
 from . import output
 from .api import Api
 from .arguments import ArgumentError, Arguments, check_items, check_known, near, parse, table
@@ -222,6 +224,8 @@ class Remote:
                 f"Remote cell {running} runs, and a kernel that is connected to another one cannot be cloned. "
                 f"Wait for it with %remote wait {running}, or stop it with %remote stop {running}."
             )
+        if arguments.get or arguments.result:
+            name_classes()
         ranks = clones(self.pods.api, arguments.n, items, self._shell.user_ns)
         where = Where(ranks, parcel=Inheritance, done=lambda: None, leave=ranks.close)
         try:
@@ -243,7 +247,8 @@ class Remote:
         } | {"In", "Out", "get_ipython", "exit", "quit"}
         if arguments.each:
             hidden |= {"item", "index"}
-        values = captured(found, names, hidden=hidden)
+        read = captured(found, names, hidden=hidden)
+        values = {name: modules.with_parts(name, value, found.dotted) for name, value in read.items()}
         values.update({name: names[name] for name in arguments.send})
         return values
 
