@@ -212,8 +212,13 @@ async def test_a_timeout_stops_the_cell_and_keeps_the_sandbox(kernel: Kernel) ->
 async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
     """A malformed line, a variable that is not there or cannot travel, an unknown GPU: one message each."""
     await kernel.run(
-        "five = 5; lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock"
+        "five = 5; lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock\n"
+        "import asyncio, sys, tqdm, ipywidgets, concurrent.futures\nout = sys.stdout; slider = ipywidgets.IntSlider()\n"
+        "bar = tqdm.tqdm(total=3); pool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        "task = asyncio.ensure_future(asyncio.sleep(0))"
     )
+    await kernel.run("%%remote detach as=job\n1")
+    await kernel.run("job.wait(60)")
     for cell, said in {
         "%%remote gpus=A100\n1": "Did you mean gpu?",
         "%%remote n=0\n1": "ranks are counted from 1 to 32",
@@ -224,6 +229,14 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote\nlock.acquire()": "lock cannot be sent: it is a lock. Make one in the remote cell",
         "%%remote\nuse()": "use (which uses lock) cannot be sent: it is a lock",
         "%%remote\nlog.write('x')": "log cannot be sent: it is an open file. Send its path",
+        "%%remote\nbar.update()": "bar cannot be sent: it is a progress bar. Make it in the remote cell",
+        "%%remote\nslider": "slider cannot be sent: it is a widget. Make it in the remote cell",
+        "%%remote\nout.write('x')": "out cannot be sent: it is this notebook's output. Use sys.stdout",
+        "%%remote\nawait task": "task cannot be sent: it is a future. Await it first",
+        "%%remote\npool": "pool cannot be sent: it is a pool of workers",
+        "%%remote session=more\njob": "job cannot be sent: it is a remote cell. Send what it has brought back",
+        "%%remote get=there\nimport threading\nthere = [threading.Lock()]": "there[0] cannot be brought back: it is a",
+        "%%remote as=got\n(i for i in [1])": "The last line's value cannot be brought back: it is a generator",
         "%%remote gpu=Z9000\n1": "Z9000",
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
