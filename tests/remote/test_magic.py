@@ -212,7 +212,9 @@ async def test_a_timeout_stops_the_cell_and_keeps_the_sandbox(kernel: Kernel) ->
 async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
     """A malformed line, a variable that is not there or cannot travel, an unknown GPU: one message each."""
     await kernel.run(
-        "five = 5; lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock\n"
+        "five = 5; endless = __import__('itertools').count()\n"
+        "lock = __import__('threading').Lock(); log = open('/dev/null')\n"
+        "def use():\n    return lock\n"
         "import asyncio, sys, tqdm, ipywidgets, concurrent.futures\nout = sys.stdout; slider = ipywidgets.IntSlider()\n"
         "bar = tqdm.tqdm(total=3); pool = concurrent.futures.ThreadPoolExecutor(1)\n"
         "task = asyncio.ensure_future(asyncio.sleep(0))"
@@ -224,6 +226,8 @@ async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
         "%%remote n=0\n1": "ranks are counted from 1 to 32",
         "%%remote send=missing\n1": "there is no variable missing",
         "%%remote each=missing\n1": "there is no variable missing",
+        "%%remote each=endless\n1": "endless has more than 1,000,000 items. Take them in parts",
+        "import warmcell; warmcell.remote()(abs).map(endless)": "what is mapped has more than 1,000,000 items",
         "%%remote each=five\n1": "five has no items, it is of type int",
         "%%remote\n  \n": "there are none",
         "%%remote\nlock.acquire()": "lock cannot be sent: it is a lock. Make one in the remote cell",

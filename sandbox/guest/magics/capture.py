@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
-import copy
 import re
 import symtable
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from .scopes import bare, dotted_of, globals_of, locals_of
 
 PYTHON_MAGICS = frozenset(
     {"time", "timeit", "prun", "capture", "mprun", "memit", "lprun", "debug", "pinfo", "pdef", "remote"}
@@ -24,7 +25,6 @@ _OPTION = re.compile(r"\s*-(?P<letter>[a-zA-Z])(?P<rest>\S*)(?:\s+|$)")
 _WORD = re.compile(r"\s*(?P<word>\"[^\"]*\"|'[^']*'|\S+)(?:\s+|$)")
 _INSERTED = re.compile(r"(?<!\$)\$(?P<plain>[A-Za-z_]\w*)|\{(?P<braces>[^{}]+)\}")
 _IN_QUERY = re.compile(r"@([A-Za-z_]\w*)")
-_COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
 _SHELL_CALLS = ("system", "getoutput", "run_line_magic", "run_cell_magic")
 
 
@@ -54,7 +54,7 @@ def reads(cell: str, transform: Callable[[str], str]) -> Reads:
         return Reads(frozenset(), frozenset())
     walker = _Walker(transform)
     walker.block(tree.body)
-    return Reads(frozenset(walker.needed), frozenset(walker.assigned), frozenset(walker.imported), _dotted_of(tree))
+    return Reads(frozenset(walker.needed), frozenset(walker.assigned), frozenset(walker.imported), dotted_of(tree))
 
 
 def captured(
@@ -163,19 +163,19 @@ class _Walker(ast.NodeVisitor):
 
     def _scope(self, node: ast.AST) -> None:
         """What a scope within takes from the notebook; Python's own compiler knows."""
-        bare = _bare(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else node
-        source = ast.unparse(ast.fix_missing_locations(bare))
+        alone = bare(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else node
+        source = ast.unparse(ast.fix_missing_locations(alone))
         try:
             table = symtable.symtable(source, "<cell>", "exec")
         except SyntaxError:  # It will say so itself.
             return
-        taken, given = _globals_of(table)
+        taken, given = globals_of(table)
         said = _Walker(self._transform)
         for part in ast.walk(node):
             if isinstance(part, ast.Call):
                 said._texts(part)
         self.imported |= said.imported
-        self._read_all(taken | (said.needed - _locals_of(table)))
+        self._read_all(taken | (said.needed - locals_of(table)))
         for name in given:
             self.assigned.add(name)
             if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
@@ -332,71 +332,6 @@ class _ClassBody(_Walker):
 
     def _assign(self, name: str) -> None:
         self.sure.add(name)
-
-
-def _globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
-    """Names that the scopes within take from the module, and those that they give it."""
-    taken: set[str] = set()
-    given: set[str] = set()
-    for child in table.get_children():
-        for symbol in child.get_symbols():
-            # A class's body may read a name that it assigns too, as in `size = size`.
-            is_read = symbol.is_referenced() and child.get_type() == "class" and not symbol.is_free()
-            if is_read or (symbol.is_global() and symbol.is_referenced()):
-                taken.add(symbol.get_name())
-            if symbol.is_global() and symbol.is_assigned():
-                if child.get_name().strip("<>") not in _COMPREHENSIONS:
-                    taken.add(symbol.get_name())  # `x += 1` reads it, and the compiler does not say so.
-                given.add(symbol.get_name())
-        inner = _globals_of(child)
-        taken |= inner[0]
-        given |= inner[1]
-    if table.get_type() == "module":
-        # A comprehension's first iterable is evaluated outside of it; since Python 3.12 all of it may be.
-        for symbol in table.get_symbols():
-            if symbol.is_referenced():
-                taken.add(symbol.get_name())
-            if symbol.is_assigned() and not symbol.is_namespace():
-                given.add(symbol.get_name())
-    return taken, given
-
-
-def _bare(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> ast.AST:
-    """A function without what is evaluated outside of it."""
-    bare, args = copy.copy(function), function.args
-    bare.args = ast.arguments(
-        **{kind: [ast.arg(one.arg) for one in getattr(args, kind)] for kind in ("posonlyargs", "args", "kwonlyargs")},
-        vararg=args.vararg and ast.arg(args.vararg.arg),
-        kwarg=args.kwarg and ast.arg(args.kwarg.arg),
-        kw_defaults=[None] * len(args.kwonlyargs),
-        defaults=[],
-    )
-    if not isinstance(bare, ast.Lambda):
-        bare.decorator_list, bare.returns = [], None
-    return bare
-
-
-def _dotted_of(tree: ast.AST) -> frozenset[str]:
-    """All dotted names in it."""
-    found = set()
-    for node in ast.walk(tree):
-        names: list[str] = []
-        part: ast.AST = node
-        while isinstance(part, ast.Attribute):
-            names.append(part.attr)
-            part = part.value
-        if names and isinstance(part, ast.Name):
-            found.add(".".join([part.id, *reversed(names)]))
-    return frozenset(found)
-
-
-def _locals_of(table: symtable.SymbolTable) -> set[str]:
-    """Names that are variables of the scopes within."""
-    return {
-        name
-        for child in table.get_children()
-        for name in (*(symbol.get_name() for symbol in child.get_symbols() if symbol.is_local()), *_locals_of(child))
-    }
 
 
 def _is_shell(node: ast.expr) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from ..values import RESULT
-from .arguments import ArgumentError, Arguments, read, strings
+from .arguments import ArgumentError, Arguments, bounded, read, strings
 from .fanout import FanOut, Task
 from .output import Lines, Progress, Waiting
 from .pods import Pod, Pods
@@ -122,7 +122,7 @@ class RemoteFunction:
         Raises:
             BaseException: What the first call that failed has raised; the others are stopped.
         """
-        return self._run([(args, {}) for args in zip(*items)])
+        return self._run([(args, {}) for args in bounded(zip(*items), "what is mapped")])
 
     def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Call it on a rank, and go on here: a future. Several run on all ranks at once."""
