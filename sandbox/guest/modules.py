@@ -74,12 +74,14 @@ def give(folder: str, wanted: Iterable[str] = ()) -> dict[str, tuple[str, str]]:
 def _folders(folder: str) -> tuple[str, ...]:
     """Where own modules are: where the notebook is and was, and what of `sys.path` belongs to no environment."""
     _were[os.path.realpath(folder)] = None
-    found = dict(_were)
-    for entry in sys.path:
-        real = os.path.realpath(entry or folder)
-        if real not in found and os.path.isdir(real) and not _is_installed(real):
-            found[real] = None
-    return tuple(found)
+    return _and_entries(tuple(_were), tuple(sys.path), folder)
+
+
+@functools.lru_cache(maxsize=16)
+def _and_entries(were: tuple[str, ...], entries: tuple[str, ...], folder: str) -> tuple[str, ...]:
+    """These and those of the entries that belong to no environment; each cell asks."""
+    reals = (os.path.realpath(entry or folder) for entry in entries)
+    return tuple(dict.fromkeys((*were, *(real for real in reals if not _is_installed(real)))))
 
 
 def _is_installed(real: str) -> bool:
