@@ -89,6 +89,7 @@ def _is_installed(real: str) -> bool:
     parts = real.split(os.sep)
     prefixes = [os.path.realpath(prefix) + os.sep for prefix in (sys.prefix, sys.base_prefix)]
     known = "site-packages" in parts or "dist-packages" in parts or real in _linked()
+    known = known or bool(glob.glob(os.path.join(glob.escape(real), "*.dist-info")))  # As of `pip install --target`.
     return known or any((real + os.sep).startswith(prefix) for prefix in prefixes)
 
 

@@ -104,6 +104,16 @@ def test_modules_of_folders_that_the_notebook_has_added_are_its_own(
     assert "wc_late" in modules.give(str(folder), ["wc_late"])
 
 
+def test_modules_of_environments_are_not_the_notebooks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also where packages were put into a folder of their own, as `pip install --target` does."""
+    target = tmp_path_factory.mktemp("target")
+    write(target, wc_installed="x = 1")
+    (target / "wc_installed-1.0.dist-info").mkdir()
+    sys.path.append(str(target))
+    importlib.import_module("wc_installed")
+    assert modules.give(str(folder), ["wc_installed"]) == {}
+
+
 def test_a_module_is_loaded_again_with_those_that_import_it(folder: Path) -> None:
     """Each behind what it imports; what has no part in it stays as it is."""
     sources = {
