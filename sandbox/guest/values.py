@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import importlib
 import json
 import mmap
 import os
@@ -171,6 +172,19 @@ def load(said: Mapping[str, Any]) -> None:
     if "item" in said:
         names.update(item=names[INHERITED][said["item"]], index=said["item"])
     _held.update(said["tags"])
+    _show_figures()
+
+
+def _show_figures() -> None:
+    """Have figures that came here be pictures, as they are for whoever makes one: that comes with the first pyplot."""
+    inline = "matplotlib_inline.backend_inline"
+    if (
+        "matplotlib.figure" in sys.modules
+        and inline not in sys.modules
+        and "inline" in os.environ.get("MPLBACKEND", "")
+    ):
+        with contextlib.suppress(Exception):  # Then they are text.
+            importlib.import_module(inline)
 
 
 def lost_of(told: str) -> list[str]:

@@ -143,6 +143,14 @@ async def test_rich_display_updates_and_clears(kernel: Kernel) -> None:
     assert result["data"]["text/plain"] == "42"
 
 
+async def test_a_figure_that_was_made_here_is_a_picture_there(kernel: Kernel) -> None:
+    """Although nothing there has imported pyplot."""
+    await kernel.run("import matplotlib.pyplot as plt\nfigure, axes = plt.subplots(); plt.close(figure)")
+    output = await kernel.run("%%remote session=figures\naxes.set_title('there')\nfigure")
+    assert [data for data in output.data if "image/png" in data], output
+    await kernel.run("%remote close figures")
+
+
 async def test_an_error_there_is_an_error_here(kernel: Kernel) -> None:
     """It has the remote's name, text and traceback, lines as they are counted here, and the sandbox is still good."""
     errors: list[dict[str, Any]] = []
@@ -295,7 +303,10 @@ async def test_a_remote_kernel_that_dies_is_said_to_have_died(kernel: Kernel) ->
     output = await kernel.run("%%remote session=dies\nimport os; os._exit(7)")
     assert output.status == "error"
     assert "7" in output.error
-    assert "started" in (await kernel.run("%%remote session=dies\npass")).text
+    after = (await kernel.run("%%remote session=dies\npass")).text
+    assert "it is gone, with its variables; another one takes its place" in after
+    assert "started" in after
+    assert "gone" not in (await kernel.run("%%remote session=dies\npass")).text
 
 
 async def test_sandboxes_go_with_the_kernel_or_when_told(keeper: KeeperClient, folder: Path) -> None:
