@@ -8,7 +8,9 @@ they are mapped from a file, each rank's changes being its own.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
+import importlib
 import json
 import mmap
 import os
@@ -18,7 +20,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import modules, tensors
+from . import functions, modules, tensors
 from .refusals import REFUSED_FILES, CannotTravelError, NoRoomError, TooLargeError, blame, words
 from .weights import in_words, own_bytes, size_of, weights
 
@@ -32,6 +34,9 @@ OUT_OF_BAND_BYTES = 64 * 1024
 
 LOST = "not here any more: "
 """How the error begins that names what a kernel was believed to have."""
+
+RESULT = "_warmcell_result"
+"""The variable with what a function has returned that was called on a rank."""
 
 INHERITED = "_warmcell_items"
 """The variable with the items of a cell whose ranks are clones."""
@@ -52,7 +57,13 @@ class Packed(NamedTuple):
         return len(self.stream) + sum(view.nbytes for view in self.buffers)
 
 
-def pack(values: Mapping[str, Any], *, limit: int | None = None, there: bool = False) -> Packed:
+def pack(
+    values: Mapping[str, Any],
+    *,
+    limit: int | None = None,
+    there: bool = False,
+    back: Mapping[str, str] | None = None,
+) -> Packed:
     """Pickle `values` together: objects that they share are shared on the other side too.
 
     Functions and classes of the notebook go by value, others by the name of their module.
@@ -61,6 +72,7 @@ def pack(values: Mapping[str, Any], *, limit: int | None = None, there: bool = F
         values: By name.
         limit: Most bytes that may come of it.
         there: Functions of this notebook use the other notebook's variables there, and bring those that they need.
+        back: They go back to whoever has sent the cell; how errors call some of them.
 
     Raises:
         TooLargeError: They come to more than `limit`.
@@ -71,7 +83,7 @@ def pack(values: Mapping[str, Any], *, limit: int | None = None, there: bool = F
     except TooLargeError:
         raise
     except Exception as error:
-        raise blame(values, error, lambda value: _travels(value, there=there)) from error
+        raise blame(values, error, lambda value: _travels(value, there=there), back=back) from error
 
 
 def dumps(values: Mapping[str, Any]) -> bytes:
@@ -137,7 +149,8 @@ def load(said: Mapping[str, Any]) -> None:
         said: `directory`, `stream` and `buffers`: where the pickle and its buffers are, as [file, start, bytes];
             `inline`: a small pickle itself, in base64; `tags`: what the sender calls them; `held`: what it believes to
             be here already, with an empty tag where the kernel has made it itself; `modules`: of its folder;
-            `item`: the number of the one, of those that this kernel has inherited, which the cell is for.
+            `folder`: where the sender is now, if that is new; `item`: the number of the one, of those that this kernel
+            has inherited, which the cell is for.
 
     Raises:
         LookupError: Something of `held` is not here any more; nothing was loaded.
@@ -147,6 +160,8 @@ def load(said: Mapping[str, Any]) -> None:
     lost = [name for name, tag in said["held"].items() if not _is_here(name, tag, names)]
     if lost:
         raise LookupError(f"{LOST}{', '.join(lost)}")
+    with contextlib.suppress(OSError):  # Elsewhere than in the folder that both see.
+        os.chdir(said.get("folder") or ".")
     modules.take(said["modules"])
     maps: dict[str, memoryview] = {}
     buffers = [_mapped(maps, said["directory"], *place) for place in said["buffers"]]
@@ -157,6 +172,19 @@ def load(said: Mapping[str, Any]) -> None:
     if "item" in said:
         names.update(item=names[INHERITED][said["item"]], index=said["item"])
     _held.update(said["tags"])
+    _show_figures()
+
+
+def _show_figures() -> None:
+    """Have figures that came here be pictures, as they are for whoever makes one: that comes with the first pyplot."""
+    inline = "matplotlib_inline.backend_inline"
+    if (
+        "matplotlib.figure" in sys.modules
+        and inline not in sys.modules
+        and "inline" in os.environ.get("MPLBACKEND", "")
+    ):
+        with contextlib.suppress(Exception):  # Then they are text.
+            importlib.import_module(inline)
 
 
 def lost_of(told: str) -> list[str]:
@@ -194,7 +222,7 @@ def dump(names: Iterable[str], path: str, last: str = "", *, limit: int | None =
 
         values[last] = getattr(getattr(get_ipython(), "last_execution_result", None), "result", None)
     try:
-        packed = pack(values, limit=limit)
+        packed = pack(values, limit=limit, back={RESULT: "What the function returns", last: "The last line's value"})
     except TooLargeError:
         said = in_words(
             weights({("its last line" if name == last else name): one for name, one in values.items()}, limit)
@@ -262,6 +290,23 @@ def cloudpickle() -> Any:
         finally:
             sys.path.remove(carried)
     return cloudpickle
+
+
+def name_classes() -> None:
+    """Have this notebook's classes be known in clones that are made now, so that what comes back is of the same ones.
+
+    Else each clone gives them a name of its own when it pickles them, and a class of that name would be made here.
+    """
+    name = cloudpickle().cloudpickle._get_or_create_tracker_id
+    found: set[type] = set()
+    queue: list[type] = [object]
+    while queue:
+        new: set[type] = set(type.__subclasses__(queue.pop())) - found
+        found |= new
+        queue += new
+    for kind in found:
+        if kind.__module__ == "__main__":
+            name(kind)
 
 
 def _asks_for_shell() -> Any:
@@ -333,7 +378,7 @@ def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
             room.check(own_bytes(value))  # Before anything of it is copied.
             if there and isinstance(value, types.MethodType) and value.__name__ == "get_ipython":
                 return _asks_for_shell, ()  # Which magics in functions call.
-            reduced = tensors.reduce(value)
+            reduced = tensors.reduce(value) or functions.reduce(value)
             return super().reducer_override(value) if reduced is None else reduced
 
     pickler = Pickler(room, protocol=5, buffer_callback=taken)

@@ -30,7 +30,7 @@ from warmcell.sandbox.helper.start import agent_command
 from warmcell.sandbox.helper.system import IMAGES
 from warmcell.sandbox.models import SandboxId
 from warmcell.sandbox.paths import Paths
-from warmcell.sandbox.snapshots.criu import CLOSE_TIMEOUT_S, Helper, connected, helper_environment, listening
+from warmcell.sandbox.snapshots.criu import CLOSE_TIMEOUT_S, Helper, connected, hello, helper_environment, listening
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ _INSTALL = "Let root run `warmcell helper install`, once for the machine: it nee
 
 
 class FirstOf:
-    """Implements `Helper`: the machine's, where it has one, else an agent of the keeper's own."""
+    """Implements `Helper`: the machine's, where it has one that can save memory, else an agent of the keeper's own."""
 
     def __init__(self, machine: Helper | None, agent: Helper) -> None:
         """Configure it.
@@ -59,13 +59,24 @@ class FirstOf:
             agent: What is used, and started for it, where that does not answer.
         """
         self._machine, self._agent = machine, agent
+        self._ready, self._asked_at = False, -TRY_AGAIN_S
 
     async def connect(self) -> socket.socket:
         """See `Helper`."""
-        if self._machine is not None:
+        if self._machine is not None and await self._is_ready(self._machine):
             with contextlib.suppress(BackendUnavailableError):
                 return await self._machine.connect()
         return await self._agent.connect()
+
+    async def _is_ready(self, machine: Helper) -> bool:
+        """Whether that one says so; it may answer without a CRIU of use, and is asked again after a while."""
+        if time.monotonic() - self._asked_at > TRY_AGAIN_S:
+            try:
+                self._ready = bool((await hello(machine))["ready"])
+            except WarmcellError:
+                return False
+            self._asked_at = time.monotonic()
+        return self._ready
 
     async def close(self) -> None:
         """See `Helper`."""

@@ -4,6 +4,8 @@
 `---` what is to be equal afterwards.
 """
 
+import ast
+import builtins
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -36,16 +38,10 @@ class Cell(NamedTuple):
 
     @property
     def brings_back(self) -> str:
-        """The names in what is to be equal."""
-        code = compile(f"({self.equal},)", "equal", "eval") if self.equal else None
-        assigned = [] if code is None else [name for name in code.co_names if re.search(rf"\b{name}\b", self.all_code)]
-        known = ("sum", "shape", "flags", "writeable", "int")
-        return ",".join(name for name in assigned if name not in known)
-
-    @property
-    def all_code(self) -> str:
-        """Setup and cell."""
-        return f"{self.before}\n{self.code}"
+        """The names in what is to be equal, but those of classes of the notebook: objects come back as its own."""
+        names = [node.id for node in ast.walk(ast.parse(self.equal)) if isinstance(node, ast.Name)]
+        classes = re.findall(r"^class (\w+)", self.before, flags=re.MULTILINE)
+        return ",".join(name for name in dict.fromkeys(names) if not hasattr(builtins, name) and name not in classes)
 
 
 def cells() -> list[Cell]:

@@ -143,6 +143,14 @@ async def test_rich_display_updates_and_clears(kernel: Kernel) -> None:
     assert result["data"]["text/plain"] == "42"
 
 
+async def test_a_figure_that_was_made_here_is_a_picture_there(kernel: Kernel) -> None:
+    """Although nothing there has imported pyplot."""
+    await kernel.run("import matplotlib.pyplot as plt\nfigure, axes = plt.subplots(); plt.close(figure)")
+    output = await kernel.run("%%remote session=figures\naxes.set_title('there')\nfigure")
+    assert [data for data in output.data if "image/png" in data], output
+    await kernel.run("%remote close figures")
+
+
 async def test_an_error_there_is_an_error_here(kernel: Kernel) -> None:
     """It has the remote's name, text and traceback, lines as they are counted here, and the sandbox is still good."""
     errors: list[dict[str, Any]] = []
@@ -212,18 +220,35 @@ async def test_a_timeout_stops_the_cell_and_keeps_the_sandbox(kernel: Kernel) ->
 async def test_what_cannot_be_is_one_error(kernel: Kernel) -> None:
     """A malformed line, a variable that is not there or cannot travel, an unknown GPU: one message each."""
     await kernel.run(
-        "five = 5; lock = __import__('threading').Lock(); log = open('/dev/null')\ndef use():\n    return lock"
+        "five = 5; endless = __import__('itertools').count()\n"
+        "lock = __import__('threading').Lock(); log = open('/dev/null')\n"
+        "def use():\n    return lock\n"
+        "import asyncio, sys, tqdm, ipywidgets, concurrent.futures\nout = sys.stdout; slider = ipywidgets.IntSlider()\n"
+        "bar = tqdm.tqdm(total=3); pool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        "task = asyncio.ensure_future(asyncio.sleep(0))"
     )
+    await kernel.run("%%remote detach as=job\n1")
+    await kernel.run("job.wait(60)")
     for cell, said in {
         "%%remote gpus=A100\n1": "Did you mean gpu?",
         "%%remote n=0\n1": "ranks are counted from 1 to 32",
         "%%remote send=missing\n1": "there is no variable missing",
         "%%remote each=missing\n1": "there is no variable missing",
+        "%%remote each=endless\n1": "endless has more than 1,000,000 items. Take them in parts",
+        "import warmcell; warmcell.remote()(abs).map(endless)": "what is mapped has more than 1,000,000 items",
         "%%remote each=five\n1": "five has no items, it is of type int",
         "%%remote\n  \n": "there are none",
         "%%remote\nlock.acquire()": "lock cannot be sent: it is a lock. Make one in the remote cell",
         "%%remote\nuse()": "use (which uses lock) cannot be sent: it is a lock",
         "%%remote\nlog.write('x')": "log cannot be sent: it is an open file. Send its path",
+        "%%remote\nbar.update()": "bar cannot be sent: it is a progress bar. Make it in the remote cell",
+        "%%remote\nslider": "slider cannot be sent: it is a widget. Make it in the remote cell",
+        "%%remote\nout.write('x')": "out cannot be sent: it is this notebook's output. Use sys.stdout",
+        "%%remote\nawait task": "task cannot be sent: it is a future. Await it first",
+        "%%remote\npool": "pool cannot be sent: it is a pool of workers",
+        "%%remote session=more\njob": "job cannot be sent: it is a remote cell. Send what it has brought back",
+        "%%remote get=there\nimport threading\nthere = [threading.Lock()]": "there[0] cannot be brought back: it is a",
+        "%%remote as=got\n(i for i in [1])": "The last line's value cannot be brought back: it is a generator",
         "%%remote gpu=Z9000\n1": "Z9000",
         "%%remote get=nothing\npass": "name 'nothing' is not defined in the remote cell",
         "%%remote\ninput('name?')": "input() cannot be answered in a remote cell",
@@ -278,7 +303,10 @@ async def test_a_remote_kernel_that_dies_is_said_to_have_died(kernel: Kernel) ->
     output = await kernel.run("%%remote session=dies\nimport os; os._exit(7)")
     assert output.status == "error"
     assert "7" in output.error
-    assert "started" in (await kernel.run("%%remote session=dies\npass")).text
+    after = (await kernel.run("%%remote session=dies\npass")).text
+    assert "it is gone, with its variables; another one takes its place" in after
+    assert "started" in after
+    assert "gone" not in (await kernel.run("%%remote session=dies\npass")).text
 
 
 async def test_sandboxes_go_with_the_kernel_or_when_told(keeper: KeeperClient, folder: Path) -> None:

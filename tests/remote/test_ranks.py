@@ -218,6 +218,40 @@ async def test_a_function_runs_on_ranks(kernel: Kernel) -> None:
     assert "c.Warmcell" not in (await kernel.run("warmcell.remote(n=0)")).error
 
 
+async def test_functions_of_all_kinds_run_on_ranks(kernel: Kernel) -> None:
+    """Asynchronous ones are awaited there; methods, objects, classes and partial ones; without parentheses, too."""
+    await kernel.run(
+        "import asyncio, functools, warmcell\n@warmcell.remote\nasync def later(x):\n    'Adds one.'\n"
+        "    await asyncio.sleep(0)\n    return x + 1\n"
+        "class Scale:\n    def __init__(self, n): self.n = n\n    def by(self, x): return self.n * x\n"
+        "    __call__ = by\nremote = warmcell.remote()"
+    )
+    assert await kernel.value("[later(1), later.map([2, 3]), later.__name__, later.__doc__]") == [
+        2,
+        [3, 4],
+        "later",
+        "Adds one.",
+    ]
+    assert await kernel.value("[remote(Scale(3).by)(4), remote(Scale(3))(5), remote(Scale)(6).n]") == [12, 15, 6]
+    assert await kernel.value("[isinstance(remote(Scale)(6), Scale), remote(functools.partial(pow, 2))(5)]") == [
+        True,
+        32,
+    ]
+    refused = await kernel.run("remote(lambda: (x for x in [1]))()")
+    assert "What the function returns cannot be brought back: it is a generator" in refused.error, refused
+
+
+async def test_an_error_of_the_notebooks_own_is_caught_as_such(kernel: Kernel) -> None:
+    """By its class, or one above it, whatever its class makes of its arguments."""
+    await kernel.run(
+        "import warmcell\nclass OwnError(LookupError):\n    def __init__(self, code):\n"
+        "        super().__init__(f'code {code}')\ndef fails():\n    raise OwnError(5)\n"
+        "def caught(kind):\n    try:\n        warmcell.remote()(fails)()\n    except kind as error:\n"
+        "        return [type(error).__name__, str(error)]"
+    )
+    assert await kernel.value("[caught(OwnError), caught(LookupError)]") == [["OwnError", "code 5"]] * 2
+
+
 async def displays(kernel: Kernel, *, until: str) -> dict[str, list[str]]:
     """What is displayed, by the request of the cell that shows it, until such a request has been worked off."""
     found: dict[str, list[str]] = {}

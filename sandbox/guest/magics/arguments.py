@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import keyword
 import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RANKS_MAX = 32
 """Kernels of one fan-out."""
+
+ITEMS_MAX = 1_000_000
+"""Of one work queue: what a generator without an end gives is refused rather than waited for."""
 
 KEYS: Mapping[str, str] = {
     "gpu": "a GPU for each rank, as in gpu=A100, gpu=H100:2, gpu=24GiB, gpu=any; gpu=none where there is a default",
@@ -83,7 +87,7 @@ def parse(line: str, defaults: Mapping[str, object] | None = None) -> Arguments:
         ArgumentError: It is malformed, or has an unknown or repeated key.
     """
     try:
-        words = shlex.split(line)
+        words = shlex.split(line, comments=True)
     except ValueError as error:
         raise ArgumentError(f"{error}: {line.strip()}") from None
     given: dict[str, str] = {}
@@ -193,16 +197,30 @@ def check_known(key: str, names: Sequence[str], namespace: Mapping[str, object])
             raise ArgumentError(f"{key}={name}: there is no variable {name}.{near(name, known)}")
 
 
-def check_items(name: str, namespace: Mapping[str, object]) -> None:
-    """Raise ArgumentError if `name`, where it is not empty, is no variable in `namespace` that has items."""
+def items_of(name: str, namespace: Mapping[str, object]) -> list[Any]:
+    """What is in the variable `name`, where that is not empty.
+
+    Raises:
+        ArgumentError: There is no such variable, it has no items, or more than `ITEMS_MAX`.
+    """
     if not name:
-        return
+        return []
     check_known("each", (name,), namespace)
+    value: Any = namespace[name]
     try:
-        iter(namespace[name])  # type: ignore[call-overload]
+        items = iter(value)
     except TypeError:
-        kind = type(namespace[name]).__name__
+        kind = type(value).__name__
         raise ArgumentError(f"each={name}: {name} has no items, it is of type {kind}; {KEYS['each']}") from None
+    return bounded(items, f"each={name}: {name}")
+
+
+def bounded(items: Iterable[Any], who: str) -> list[Any]:
+    """All of them; raises ArgumentError where they may have no end."""
+    found = list(itertools.islice(items, ITEMS_MAX + 1))
+    if len(found) > ITEMS_MAX:
+        raise ArgumentError(f"{who} has more than {ITEMS_MAX:,} items. Take them in parts, as with itertools.islice")
+    return found
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -8,6 +8,8 @@ import symtable
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .scopes import bare, dotted_of, globals_of, locals_of
+
 PYTHON_MAGICS = frozenset(
     {"time", "timeit", "prun", "capture", "mprun", "memit", "lprun", "debug", "pinfo", "pdef", "remote"}
 )
@@ -22,7 +24,7 @@ _EVALUATED = {"lprun": "f", "mprun": "f"}
 _OPTION = re.compile(r"\s*-(?P<letter>[a-zA-Z])(?P<rest>\S*)(?:\s+|$)")
 _WORD = re.compile(r"\s*(?P<word>\"[^\"]*\"|'[^']*'|\S+)(?:\s+|$)")
 _INSERTED = re.compile(r"(?<!\$)\$(?P<plain>[A-Za-z_]\w*)|\{(?P<braces>[^{}]+)\}")
-_COMPREHENSIONS = ("listcomp", "setcomp", "dictcomp", "genexpr")
+_IN_QUERY = re.compile(r"@([A-Za-z_]\w*)")
 _SHELL_CALLS = ("system", "getoutput", "run_line_magic", "run_cell_magic")
 
 
@@ -35,6 +37,8 @@ class Reads(NamedTuple):
     """Assigned, on some way through it."""
     imported: frozenset[str] = frozenset()
     """Dotted names of what may be modules among what it imports."""
+    dotted: frozenset[str] = frozenset()
+    """Dotted names that it reads, as `os.path.join`, and what they begin with."""
 
 
 def reads(cell: str, transform: Callable[[str], str]) -> Reads:
@@ -50,7 +54,7 @@ def reads(cell: str, transform: Callable[[str], str]) -> Reads:
         return Reads(frozenset(), frozenset())
     walker = _Walker(transform)
     walker.block(tree.body)
-    return Reads(frozenset(walker.needed), frozenset(walker.assigned), frozenset(walker.imported))
+    return Reads(frozenset(walker.needed), frozenset(walker.assigned), frozenset(walker.imported), dotted_of(tree))
 
 
 def captured(
@@ -69,6 +73,8 @@ class _Walker(ast.NodeVisitor):
         self.needed: set[str] = set()
         self.assigned: set[str] = set()
         self.imported: set[str] = set()
+        self._module: _Walker = self
+        """Of the cell itself, whose names scopes within take."""
 
     def block(self, statements: Iterable[ast.stmt]) -> None:
         for statement in statements:
@@ -140,7 +146,7 @@ class _Walker(ast.NodeVisitor):
         for part in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
             self.visit(part)
         self._assign(node.name)  # Its methods may name it.
-        self._scope(node)
+        _ClassBody(self._module).block(node.body)
 
     def _comprehension(self, node: ast.expr) -> None:
         self._scope(node)
@@ -157,20 +163,19 @@ class _Walker(ast.NodeVisitor):
 
     def _scope(self, node: ast.AST) -> None:
         """What a scope within takes from the notebook; Python's own compiler knows."""
-        statement = node if isinstance(node, ast.stmt) else ast.Expr(node)  # type: ignore[arg-type]
-        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            statement.decorator_list, kept = [], statement.decorator_list
-            source = ast.unparse(statement)
-            statement.decorator_list = kept
-        else:
-            source = ast.unparse(ast.fix_missing_locations(statement))
+        alone = bare(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else node
+        source = ast.unparse(ast.fix_missing_locations(alone))
         try:
             table = symtable.symtable(source, "<cell>", "exec")
         except SyntaxError:  # It will say so itself.
             return
-        taken, given = _globals_of(table)
-        for name in taken:
-            self._read(name)
+        taken, given = globals_of(table)
+        said = _Walker(self._transform)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Call):
+                said._texts(part)
+        self.imported |= said.imported
+        self._read_all(taken | (said.needed - locals_of(table)))
         for name in given:
             self.assigned.add(name)
             if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
@@ -255,21 +260,25 @@ class _Walker(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        called = node.func
-        if not (
-            isinstance(called, ast.Attribute)
-            and called.attr in _SHELL_CALLS
-            and isinstance(called.value, ast.Call)
-            and isinstance(called.value.func, ast.Name)
-            and called.value.func.id == "get_ipython"
-        ):
+        self._texts(node)
+
+    def _texts(self, call: ast.Call) -> None:
+        """What a call reads by what its texts say: magics, commands, `eval("x + 1")`, `df.query("v > @limit")`."""
+        called = call.func
+        texts = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        if isinstance(called, ast.Name) and called.id in ("eval", "exec"):
+            self._read_all(reads("\n".join(texts[:1]), self._transform).needed)
+        elif not isinstance(called, ast.Attribute):
             return
-        texts = [part.value for part in node.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-        if called.attr in ("run_line_magic", "run_cell_magic") and texts and texts[0] in PYTHON_MAGICS:
-            self._magic(*texts[:3])
-            return
-        for text in texts:
-            self._inserted(text)
+        elif called.attr in ("eval", "query"):
+            said = [part.value for one in call.args for part in ast.walk(one) if isinstance(part, ast.Constant)]
+            self._read_all(name for text in said if isinstance(text, str) for name in _IN_QUERY.findall(text))
+        elif called.attr in _SHELL_CALLS and _is_shell(called.value):
+            if called.attr in ("run_line_magic", "run_cell_magic") and texts and texts[0] in PYTHON_MAGICS:
+                self._magic(*texts[:3])
+                return
+            for text in texts:
+                self._inserted(text)
 
     def _magic(self, name: str, line: str = "", cell: str = "") -> None:
         code, evaluated = ("", "") if name in ("capture", "remote") else _statement(name, line)
@@ -279,8 +288,7 @@ class _Walker(ast.NodeVisitor):
         needed = inside.needed | (reads(evaluated, self._transform).needed if evaluated else frozenset())
         if name == "remote":
             needed |= _named(line, "send", "each")
-        for one in needed:
-            self._read(one)
+        self._read_all(needed)
         self.imported |= inside.imported
         # What a remote cell assigns, it assigns in yet another kernel.
         for assigned in _named(line, "get", "as") if name == "remote" else inside.assigned:
@@ -295,6 +303,10 @@ class _Walker(ast.NodeVisitor):
             except (SyntaxError, ValueError):
                 continue
 
+    def _read_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._read(name)
+
     def _read(self, name: str) -> None:
         if name not in self.sure:
             self.needed.add(name)
@@ -304,30 +316,26 @@ class _Walker(ast.NodeVisitor):
         self.assigned.add(name)
 
 
-def _globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
-    """Names that the scopes within take from the module, and those that they give it."""
-    taken: set[str] = set()
-    given: set[str] = set()
-    for child in table.get_children():
-        for symbol in child.get_symbols():
-            if symbol.is_global() or (child.get_type() == "class" and not symbol.is_local() and not symbol.is_free()):
-                if symbol.is_referenced():
-                    taken.add(symbol.get_name())
-                if symbol.is_assigned() and child.get_name().strip("<>") not in _COMPREHENSIONS:
-                    taken.add(symbol.get_name())  # `x += 1` reads it, and the compiler does not say so.
-                if symbol.is_assigned():
-                    given.add(symbol.get_name())
-        inner = _globals_of(child)
-        taken |= inner[0]
-        given |= inner[1]
-    if table.get_type() == "module":
-        # A comprehension's first iterable is evaluated outside of it; since Python 3.12 all of it may be.
-        for symbol in table.get_symbols():
-            if symbol.is_referenced():
-                taken.add(symbol.get_name())
-            if symbol.is_assigned() and not symbol.is_namespace():
-                given.add(symbol.get_name())
-    return taken, given
+class _ClassBody(_Walker):
+    """Goes through the statements of a class: what they assign is the class's, and no function within sees it."""
+
+    def __init__(self, module: _Walker) -> None:
+        super().__init__(module._transform)
+        self._module, self.imported = module, module.imported
+
+    def _scope(self, node: ast.AST) -> None:
+        self._module._scope(node)
+
+    def _read(self, name: str) -> None:
+        if name not in self.sure:
+            self._module._read(name)
+
+    def _assign(self, name: str) -> None:
+        self.sure.add(name)
+
+
+def _is_shell(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "get_ipython"
 
 
 def _statement(magic: str, line: str) -> tuple[str, str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .. import values
 
 _PLACE = re.compile(r"(Cell(?:\x1b\[[\d;]*m|\s)*In(?:\x1b\[[\d;]*m|\s)*\[)\d+(\])")
 
@@ -15,6 +18,7 @@ class RemoteError(Exception):
 
     def __init__(self, value: str, traceback: Sequence[str], rank: int | None = None) -> None:
         super().__init__(value)
+        self.args = (value,)  # Whatever the notebook's own class makes of it.
         self.rank = rank
         """Which of several ranks raised it; None where there was one."""
         self._traceback = list(traceback)
@@ -27,7 +31,9 @@ class RemoteError(Exception):
 
 
 def error_of(content: Mapping[str, Any], *, where: str = "", rank: int | None = None, cell: int = 0) -> BaseException:
-    """The error that an `error` message tells: named as over there, and a subclass of that builtin if it is one.
+    """The error that an `error` message tells: of that name, and of the class of that name here.
+
+    That is one of this notebook, or a builtin.
 
     Args:
         content: Of the message.
@@ -44,13 +50,10 @@ def error_of(content: Mapping[str, Any], *, where: str = "", rank: int | None = 
         lines = [_PLACE.sub(rf"\g<1>{cell}\g<2>", line) for line in lines]
     if where:
         lines = [f"{where}:", *lines]
-    builtin = getattr(builtins, name, None)
-    bases: tuple[type, ...] = (RemoteError,)
     # What ends an interpreter has ended none here, and IPython would say that it has.
     kinds = (Exception, KeyboardInterrupt)
-    if isinstance(builtin, type) and issubclass(builtin, kinds) and builtin is not Exception:
-        bases = (RemoteError, builtin)
-    try:
-        return type(name, bases, {})(value, lines, rank)  # type: ignore[no-any-return]
-    except TypeError:
-        return type(name, (RemoteError,), {})(value, lines, rank)  # type: ignore[no-any-return]
+    for known in (values.namespace().get(name), getattr(builtins, name, None)):
+        if isinstance(known, type) and issubclass(known, kinds) and known is not Exception:
+            with contextlib.suppress(Exception):  # One that is made otherwise.
+                return type(name, (RemoteError, known), {})(value, lines, rank)  # type: ignore[no-any-return]
+    return type(name, (RemoteError,), {})(value, lines, rank)  # type: ignore[no-any-return]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import inspect
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from .arguments import ArgumentError, Arguments, read, strings
+from ..values import RESULT
+from .arguments import ArgumentError, Arguments, bounded, read, strings
 from .fanout import FanOut, Task
 from .output import Lines, Progress, Waiting
 from .pods import Pod, Pods
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
 KEYWORDS = ("gpu", "n", "session", "timeout", "image", "memory")
 """What can be said here, of all that `%%remote` knows."""
 
-FUNCTION, CALL, RESULT = "_warmcell_function", "_warmcell_call", "_warmcell_result"
-CODE = f"{RESULT} = {FUNCTION}(*{CALL}[0], **{CALL}[1])"
+FUNCTION, CALL = "_warmcell_function", "_warmcell_call"
+CODE = f"{RESULT} = {{}}{FUNCTION}(*{CALL}[0], **{CALL}[1])"
 
 _pods: Callable[[], Pods] | None = None
 
@@ -32,6 +35,11 @@ def use(pods: Callable[[], Pods]) -> None:
     _pods = pods
 
 
+@overload
+def remote(function: Callable[..., Any], /) -> RemoteFunction: ...
+
+
+@overload
 def remote(
     *,
     gpu: str | None = None,
@@ -40,13 +48,27 @@ def remote(
     timeout: float | str | None = None,
     image: str | None = None,
     memory: str | None = None,
-) -> Callable[[Callable[..., Any]], RemoteFunction]:
-    """A decorator: calls of the function run in another sandbox, on `n` ranks at a time.
+) -> Callable[[Callable[..., Any]], RemoteFunction]: ...
+
+
+def remote(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    gpu: str | None = None,
+    n: int | str | None = None,
+    session: str = "",
+    timeout: float | str | None = None,
+    image: str | None = None,
+    memory: str | None = None,
+) -> Callable[[Callable[..., Any]], RemoteFunction] | RemoteFunction:
+    """A decorator, with or without these: calls of the function run in another sandbox, on `n` ranks at a time.
 
     What is not said here comes from the notebook's metadata, then from the operator, as of `%%remote`; else it is one
     rank without a GPU.
 
     Args:
+        function: What runs there; it may be asynchronous, and is awaited there.
         gpu: A GPU for each rank, as in "A100"; "none" where there is a default.
         n: How many ranks, or "max": as many as there are GPUs free.
         session: A name for ranks of its own.
@@ -60,7 +82,7 @@ def remote(
     said = {"gpu": gpu, "n": n, "session": session, "timeout": timeout, "image": image, "memory": memory}
     given = strings(said)
     read(given, {"gpu": "any"})
-    return lambda function: RemoteFunction(function, given)
+    return RemoteFunction(function, given) if function is not None else lambda function: RemoteFunction(function, given)
 
 
 class RemoteFunction:
@@ -75,6 +97,7 @@ class RemoteFunction:
         self._lock = threading.Lock()
         self._works = False
         self._turn = threading.Lock()
+        functools.update_wrapper(self, function, updated=())
 
     def __repr__(self) -> str:
         return f"<remote {getattr(self._function, '__name__', self._function)!s}>"
@@ -99,7 +122,7 @@ class RemoteFunction:
         Raises:
             BaseException: What the first call that failed has raised; the others are stopped.
         """
-        return self._run([(args, {}) for args in zip(*items)])
+        return self._run([(args, {}) for args in bounded(zip(*items), "what is mapped")])
 
     def submit(self, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Call it on a rank, and go on here: a future. Several run on all ranks at once."""
@@ -144,8 +167,10 @@ class RemoteFunction:
 
     def _run_on(self, pod: Pod, arguments: Arguments, calls: list[Any], show: _Futures | None) -> list[Any]:
         name = getattr(self._function, "__name__", "function")
+        # What an asynchronous function returns is waited for there.
+        code = CODE.format("await " if inspect.iscoroutinefunction(self._function) else "")
         tasks = [
-            Task(CODE, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
+            Task(code, {CALL: call}, None, f"{name}, call {number}" if len(calls) > 1 else "")
             for number, call in enumerate(calls)
         ]
         cell = None if show is None else show.cell

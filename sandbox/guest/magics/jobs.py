@@ -28,6 +28,8 @@ class NotDoneError(TimeoutError):
 class Job:
     """One remote cell. `result()` waits for what it brings back."""
 
+    cannot_travel = ("a remote cell", "Send what it has brought back, as in job.result().")
+
     def __init__(
         self,
         number: int,

@@ -113,6 +113,8 @@ class Pods:
         self._api: Api | None = None
         self._settings: Mapping[str, Any] | None = None
         self._warm: dict[Kind, Pod] = {}
+        self._lost: set[Kind] = set()
+        """Kinds of those that were removed because a cell went wrong there."""
         self._coming: dict[Kind, str] = {}
         """What looks for a sandbox of a kind, or waits for its GPUs; nothing else that wants one may."""
         self._lock = threading.Lock()
@@ -185,7 +187,8 @@ class Pods:
             say(f"{pod.place}, warm")
             pod.busy_with = who
             return pod
-        if pod is not None:
+        if pod is not None or kind in self._lost:
+            self._lost.discard(kind)
             say("it is gone, with its variables; another one takes its place")
             self._warm.pop(kind, None)
         pod = self._create(arguments, waits)
@@ -203,6 +206,7 @@ class Pods:
         """Nothing runs there any more; one that is lost is removed."""
         pod.busy_with = ""
         if pod.lost:
+            self._lost.update(kind for kind, one in self._warm.items() if one is pod)
             self._remove(pod, timeout=ANSWER_TIMEOUT_S)
 
     def close(self, session: str | None = None) -> int:

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import modules
+from ..values import name_classes
 from . import output
 from .api import Api
-from .arguments import ArgumentError, Arguments, check_items, check_known, near, parse, table
+from .arguments import ArgumentError, Arguments, check_known, items_of, near, parse, table
 from .capture import Reads, captured, reads
 from .fanout import FanOut, Ranks, Sent, Task
 from .forked import InCloneError, Inheritance, clones
@@ -58,12 +60,12 @@ class Remote:
         try:
             arguments = parse(line, self.pods.defaults)
             check_known("send", arguments.send, self._shell.user_ns)
-            check_items(arguments.each, self._shell.user_ns)
+            items = items_of(arguments.each, self._shell.user_ns)
         except ArgumentError as error:
             raise UsageError(f"%%remote: {error}") from None
         found = reads(cell, self._shell.transform_cell)
         try:
-            job, finish, after = self._prepared(arguments, cell, found)
+            job, finish, after = self._prepared(arguments, cell, found, items)
         except InCloneError:
             self.pods, self._jobs = Pods(self._connect), Jobs()  # Those are the original's.
             if self._is_all():
@@ -155,11 +157,10 @@ class Remote:
             _say("No remote cell has run yet")
 
     def _prepared(
-        self, arguments: Arguments, cell: str, found: Reads
+        self, arguments: Arguments, cell: str, found: Reads, items: Sequence[Any]
     ) -> tuple[Job, Callable[[list[Mapping[str, Any]]], Any], Callable[[], None]]:
         """The cell as a job; what makes its result, and what is to be done after it."""
         number = self._jobs.next_number()
-        items = list(self._shell.user_ns[arguments.each]) if arguments.each else []
         where = self._forked(arguments, items) if arguments.fork else self._taken(arguments, found, number)
         pod = where.pod
         try:
@@ -222,6 +223,8 @@ class Remote:
                 f"Remote cell {running} runs, and a kernel that is connected to another one cannot be cloned. "
                 f"Wait for it with %remote wait {running}, or stop it with %remote stop {running}."
             )
+        if arguments.get or arguments.result:
+            name_classes()
         ranks = clones(self.pods.api, arguments.n, items, self._shell.user_ns)
         where = Where(ranks, parcel=Inheritance, done=lambda: None, leave=ranks.close)
         try:
@@ -243,7 +246,8 @@ class Remote:
         } | {"In", "Out", "get_ipython", "exit", "quit"}
         if arguments.each:
             hidden |= {"item", "index"}
-        values = captured(found, names, hidden=hidden)
+        read = captured(found, names, hidden=hidden)
+        values = {name: modules.with_parts(name, value, found.dotted) for name, value in read.items()}
         values.update({name: names[name] for name in arguments.send})
         return values
 

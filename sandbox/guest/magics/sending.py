@@ -13,6 +13,9 @@ from ..values import CannotTravelError, Packed, TooLargeError, pack, unpack
 from ..weights import Weight, in_words, size_of, weights
 from .store import Marks, Piece, Progress, Store, address
 
+FOLDER = "."
+"""What the folder is called among what a rank has, where all else are names of variables."""
+
 INLINE_BYTES = 256 * 1024
 """A larger pickle is put where all ranks can map it."""
 
@@ -71,7 +74,8 @@ class Parcel:
         self._packs: dict[frozenset[str], Packed] = {}
         self._put: dict[tuple[int, int], Piece] = {}
         """Where buffers lie here, of packs that are kept, to where they are there."""
-        self._modules = modules.give(os.getcwd(), imports)
+        self._folder = os.getcwd()
+        self._modules = modules.give(self._folder, imports)
         self._modules_tag = modules.digest(self._modules)
         wanted = {
             name: value
@@ -99,16 +103,23 @@ class Parcel:
             if name not in self._always and self._store.is_theirs(rank, name, value)
         }
         others = [name for name in self._values if name not in own]
-        new = frozenset(name for name in others if name in self._always or not self._has(held, name))
-        there = {**own, **{name: held[name] for name in others if name not in new}}
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
+        new = frozenset(
+            name
+            for name in others
+            if name in self._always or not self._has(held, name) or (needs_modules and self._uses_modules(name))
+        )
+        there = {**own, **{name: held[name] for name in others if name not in new}}
         if self._modules and not needs_modules:
             there[""] = self._modules_tag
-        if not (new or there or extra or needs_modules):
+        is_elsewhere = held.get(FOLDER) != self._folder
+        if not (new or there or extra or needs_modules or is_elsewhere):
             return Load(None, b"", {})
         told: dict[str, Any] = {"stream": None, "buffers": [], "held": there, "modules": {}}
         if needs_modules:
             told["modules"] = self._modules
+        if is_elsewhere:
+            told["folder"] = self._folder
         body = b""
         if new or extra:
             if new and extra:  # What stays is put where it stays, once for all.
@@ -126,6 +137,8 @@ class Parcel:
         told["tags"] = {name: self._new_tag(name) for name in new}
         if needs_modules:
             told["tags"][""] = self._modules_tag
+        if is_elsewhere:
+            told["tags"][FOLDER] = self._folder
         return Load(told, body, told["tags"])
 
     def copied(self, extra: Mapping[str, Any] | Packed) -> Packed:
@@ -207,6 +220,11 @@ class Parcel:
         keys = [address(view) for view in packed.buffers]
         self._put.update({key: piece for key, piece in zip(keys, version.pieces) if key is not None})
         return True
+
+    def _uses_modules(self, name: str) -> bool:
+        """Whether a value may be of a class of the notebook's own modules, which are about to be loaded again."""
+        stream = self._alone(name, self._values).stream
+        return any(module.encode() in stream for module in self._modules)
 
     def _new_tag(self, name: str) -> str:
         """What tells this value, which was put there, from what it was, or will be."""

@@ -21,6 +21,8 @@ from warmcell.sandbox.guest.magics.arguments import KEYS, ArgumentError, Argumen
         ("as=best each=files session=train-2", Arguments(result="best", each="files", session="train-2")),
         ("fork n=8 get=loss timeout=90", Arguments(fork=True, n=8, get=("loss",), timeout_s=90.0)),
         ("timeout=90", Arguments(timeout_s=90.0)),
+        ("n=2  # one for each of the board's sockets", Arguments(n=2)),
+        ("# nothing", Arguments()),
         ("timeout=1.5h", Arguments(timeout_s=5400.0)),
         ("memory=8GiB image=train", Arguments(memory_bytes=8 * 2**30, image="train")),
         ("memory='512 m'", Arguments(memory_bytes=512 * 2**20)),

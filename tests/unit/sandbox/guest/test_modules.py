@@ -1,6 +1,7 @@
 """Modules of a notebook's folder, as they go to ranks and are loaded there."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from warmcell.sandbox.guest import modules
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path; what is loaded from it is forgotten afterwards."""
     before, finders = set(sys.modules), list(sys.meta_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
+    installed = [entry for entry in sys.path if modules._is_installed(os.path.realpath(entry))]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *installed])
+    monkeypatch.setattr(modules, "_were", {})
     monkeypatch.setattr(modules, "_taken", {})
     monkeypatch.setattr(modules, "_sources", {})
     yield tmp_path
@@ -85,3 +88,52 @@ def test_a_module_that_takes_the_place_of_another_is_known(folder: Path, monkeyp
     monkeypatch.setitem(sys.modules, "wc_name", sys.modules["json"])
     assert (modules.give(str(folder)), looked) == ({}, ["wc_name"])
     assert own.x == 1
+
+
+def test_modules_of_folders_that_the_notebook_has_added_are_its_own(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Wherever they are, also once it is elsewhere itself; those of environments are not."""
+    other = tmp_path_factory.mktemp("other")
+    written = {**write(folder, wc_here="x = 1"), **write(other, wc_there="y = 1")}
+    sys.path.append(str(other))
+    importlib.import_module("wc_here"), importlib.import_module("wc_there"), importlib.import_module("attrs")
+    assert modules.give(str(folder)) == written
+    assert modules.give(str(other)) == written
+    write(other, wc_late="z = 1")
+    assert "wc_late" in modules.give(str(folder), ["wc_late"])
+
+
+def test_modules_of_environments_are_not_the_notebooks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Also where packages were put into a folder of their own, as `pip install --target` does."""
+    target = tmp_path_factory.mktemp("target")
+    write(target, wc_installed="x = 1")
+    (target / "wc_installed-1.0.dist-info").mkdir()
+    sys.path.append(str(target))
+    importlib.import_module("wc_installed")
+    assert modules.give(str(folder), ["wc_installed"]) == {}
+
+
+def test_a_module_is_loaded_again_with_those_that_import_it(folder: Path) -> None:
+    """Each behind what it imports; what has no part in it stays as it is."""
+    sources = {
+        "wc_z": "n = 1\n",
+        "wc_b": "from wc_z import n\n",
+        "wc_a": "import wc_b\nn = wc_b.n\n",
+        "wc_c": "o = []\n",
+    }
+    modules.take(write(folder, **sources))
+    loaded = {name: importlib.import_module(name) for name in sources}
+    kept = loaded["wc_c"].o
+    modules.take(write(folder, **{**sources, "wc_z": "n = 2\n"}))
+    assert (loaded["wc_b"].n, loaded["wc_a"].n) == (2, 2)
+    assert loaded["wc_c"].o is kept
+
+
+def test_a_package_without_a_file_of_its_own_is_found(folder: Path) -> None:
+    """Where nobody has its folder."""
+    file = folder / "deep.py"
+    modules.take({"wc_spread.inner.deep": (str(file), "x = 5\n")})
+    assert importlib.import_module("wc_spread.inner.deep").x == 5
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("wc_spread.other")

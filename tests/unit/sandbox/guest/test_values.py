@@ -140,6 +140,7 @@ def test_modules_of_the_folder_are_loaded_again_where_they_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are given with their source; a rank that has an older one has the newer one after that."""
+    monkeypatch.setattr(modules, "_folders", lambda folder: (folder,))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "wc_helpers.py").write_text("def answer():\n    return 41\n")
     import wc_helpers  # type: ignore[import-not-found]
