@@ -318,6 +318,11 @@ SERVERS_OWN = ("e2b_internet", "e2b_public_ports", "keep_kernels", "sandboxed_on
 """What only Jupyter servers read."""
 
 
+OURS = Warmcell.__name__
+MISSPELT = 0.85
+"""How like ours a name is that is taken for it, from 0 to 1; WarmcellApp, which is Jupyter's, is less."""
+
+
 def load() -> Config:
     """The configuration of all Jupyter config directories, the user's last and strongest.
 
@@ -350,6 +355,9 @@ def settings() -> Warmcell:
     """
     loaded = load()
     known = Warmcell.class_trait_names(config=True)
+    for name in sorted(set(loaded) - {OURS}):  # Those of others are there too: Jupyter's own file is read before.
+        if difflib.get_close_matches(name.lower(), [OURS.lower()], cutoff=MISSPELT):
+            raise InvalidRequestError(f"c.{name} is nobody's", hint=f"Did you mean c.{OURS}?")
     for name in loaded.Warmcell:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)

@@ -17,7 +17,7 @@ from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.gpus.parking import ParkingPlace
 from warmcell.sandbox.gpus.pool import GpuPool
 from warmcell.sandbox.models import SandboxSpec
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.paths import Paths, try_to_write
 from warmcell.sandbox.reports import BackendReport, EngineReport
 from warmcell.sandbox.wire import Wire
 
@@ -79,7 +79,8 @@ async def collect(
         engines: What saves kernels' memory, as it was found.
         parking: Where the memory of GPUs goes while their kernels are idle.
     """
-    reports, devices, versions, specs = await asyncio.gather(
+    places, reports, devices, versions, specs = await asyncio.gather(
+        _places(paths),
         _probe_all(backends.values()),
         _gpus(gpus),
         asyncio.to_thread(machine.versions),
@@ -93,6 +94,7 @@ async def collect(
     default = choices["notebooks"].backend
     limits = _limits(next((report for report in reports if report.name == default), None))
     findings = (
+        *places,
         *_backend_findings(reports, default, limits),
         *_engine_findings(engines, next((report for report in reports if report.name == default), None)),
         *gpu_findings,
@@ -235,6 +237,15 @@ def _engine_findings(engines: Sequence[EngineReport], chosen: BackendReport | No
                 message=f"Kernels cannot be suspended, restored or forked: {engine.why_not}",
                 hint=engine.hint,
             )
+
+
+async def _places(paths: Paths) -> Sequence[Finding]:
+    """Whether a keeper can write where it has to."""
+    try:
+        await asyncio.to_thread(try_to_write, paths)
+    except WarmcellError as error:
+        return [Finding(severity="error", message=f"Kernels cannot start: {error.message}", hint=error.hint)]
+    return []
 
 
 def _limits(report: BackendReport | None) -> dict[str, dict[str, Any]]:

@@ -302,7 +302,8 @@ class WarmcellProvisioner(KernelProvisionerBase):
         """Settle where clients connect, and write the connection file."""
         manager = self._manager
         arguments = kwargs.pop("extra_arguments", [])
-        if arguments:
+        # Without an option among them they are the files that `jupyter run` runs itself.
+        if any(argument.startswith("-") for argument in arguments):
             self.log.warning("Arguments for the kernel's program are ignored: %s", " ".join(arguments))
         if not self._settled:
             settle(manager, self.kernel_id, self._keeper.paths)

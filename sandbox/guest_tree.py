@@ -14,7 +14,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from warmcell.sandbox.paths import Paths, private_directory
+from warmcell.sandbox.paths import Paths, cannot_write, private_directory
 
 SOURCE = Path(__file__).resolve().parent / "guest"
 MOUNTED_AT = "/warmcell"
@@ -30,11 +30,17 @@ def guest_tree(paths: Paths | None = None) -> Path:
     """The tree for sandboxes of this Warmcell, made where it is not there yet. Blocks for some 0.2 s then.
 
     A sandbox with another version of Python reads the same sources without the compiled files.
+
+    Raises:
+        WarmcellError: It cannot be written.
     """
     directory = (paths or Paths.default()).state / "guest"
     made = _made.get(directory)
     if made is None or not made.is_dir():
-        made = _made[directory] = _make(directory)
+        try:
+            made = _made[directory] = _make(directory)
+        except OSError as error:
+            raise cannot_write(directory, "WARMCELL_STATE_DIR", error) from error
     return made
 
 

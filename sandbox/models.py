@@ -28,6 +28,9 @@ SnapshotKind = Literal["named", "suspended", "outlived", "template", "fork"]
 MIB = 2**20
 GIB = 2**30
 
+LAST_LINES = 10
+"""Of what a failed process has said, in the error that tells of it; all of it is in the result."""
+
 DEFAULT_PRELOAD = ("numpy", "pandas", "matplotlib", "torch")
 """Imported in advance where they are installed; what is not installed is no failure."""
 
@@ -445,6 +448,15 @@ class TemplateInfo(Wire):
     prepared_bytes: int
 
 
+class CommandError(Exception):
+    """A process has failed; raised by `ExecResult.check`."""
+
+    def __init__(self, result: "ExecResult") -> None:
+        lines = (result.stderr.strip() or result.stdout.strip()).splitlines()[-LAST_LINES:]
+        super().__init__("\n".join((f"The command ended with exit code {result.exit_code}", *lines)))
+        self.result = result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecResult(Wire):
     """A finished process. A non-zero exit is data, not an error."""
@@ -453,3 +465,13 @@ class ExecResult(Wire):
     stderr: str
     exit_code: int
     """As a shell says it: 128 + n for death by signal n."""
+
+    def check(self) -> "ExecResult":
+        """Itself, if its exit code is 0.
+
+        Raises:
+            CommandError: It is another one.
+        """
+        if self.exit_code != 0:
+            raise CommandError(self)
+        return self

@@ -7,15 +7,18 @@ directory is short and sandbox directories are one letter deep.
 import errno
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from warmcell.sandbox.errors import BackendUnavailableError, StorageFullError
+from warmcell.sandbox.errors import BackendUnavailableError, StorageFullError, WarmcellError
 
 SOCKET_PATH_MAX = 107
 """Bytes of `sun_path` on Linux, less the closing zero."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What a disk that is full answers."""
+LEAST_ROOM = 2**20
+"""Bytes that a keeper needs in a directory to come up at all: its log, what it mounts into sandboxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,33 @@ def private_directory(path: Path) -> Path:
     if stat.S_IMODE(found.st_mode) & 0o077:
         path.chmod(0o700)
     return path
+
+
+def try_to_write(paths: Paths) -> None:
+    """Write to the user's directories as a keeper will, and leave nothing. Blocks.
+
+    Raises:
+        WarmcellError: One of them cannot be made or written.
+    """
+    for directory, variable in ((paths.runtime, "WARMCELL_RUNTIME_DIR"), (paths.state, "WARMCELL_STATE_DIR")):
+        private_directory(directory)
+        try:
+            with tempfile.TemporaryFile(dir=directory) as file:
+                file.write(bytes(LEAST_ROOM))
+        except OSError as error:
+            raise cannot_write(directory, variable, error) from error
+
+
+def cannot_write(directory: Path, variable: str, error: OSError) -> WarmcellError:
+    """What an error of writing to a directory means, which that variable can put elsewhere."""
+    elsewhere = f"or set {variable} to a directory"
+    if error.errno in FULL:
+        return StorageFullError(
+            f"There is no room in {directory}: {error.strerror}", hint=f"Free space there, {elsewhere} that has room."
+        )
+    return BackendUnavailableError(
+        f"{directory} cannot be written: {error.strerror}", hint=f"Let this user write there, {elsewhere} where it may."
+    )
 
 
 def no_room(directory: Path) -> StorageFullError:

@@ -11,7 +11,7 @@ import httpx
 
 from warmcell.sandbox.client import _api
 from warmcell.sandbox.client._unix import UnixTransport
-from warmcell.sandbox.client.start import ensure_keeper, is_listening
+from warmcell.sandbox.client.start import LISTENS_S, ensure_keeper, is_listening
 from warmcell.sandbox.client.starting import keeper_listens
 from warmcell.sandbox.errors import TransportError
 from warmcell.sandbox.paths import Paths
@@ -25,6 +25,17 @@ def _no_keeper() -> TransportError:
     return TransportError(
         "No keeper is running", hint="It starts with the first kernel, or with `warmcell doctor --start`."
     )
+
+
+async def _answers(paths: Paths) -> bool:
+    """Whether somebody accepts connections. Without a thread: an interpreter that ends has none any more to give."""
+    try:
+        async with asyncio.timeout(LISTENS_S):
+            _, writer = await asyncio.open_unix_connection(paths.keeper_socket)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 class KeeperClient:
@@ -65,7 +76,7 @@ class KeeperClient:
             TransportError: It is not there and `start` is false, or it did not come up.
         """
         paths = paths or Paths.default()
-        if not start and not await asyncio.to_thread(is_listening, paths):
+        if not start and not await _answers(paths):
             raise _no_keeper()
         for attempt in range(CONNECT_ATTEMPTS):
             if start:

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from warmcell.sandbox import errors
-from warmcell.sandbox.paths import Paths
+from warmcell.sandbox.paths import Paths, cannot_write
 
 START_TIMEOUT_S = 330.0
 """A keeper that starts waits for its predecessor, which may be saving kernels; it says itself what hinders it."""
+
+LISTENS_S = 1.0
+"""Whoever listens accepts within this."""
 
 KEEPER_MODULE = "warmcell.extension.keeper"
 
@@ -23,7 +26,7 @@ KEEPER_MODULE = "warmcell.extension.keeper"
 def is_listening(paths: Paths) -> bool:
     """Whether somebody accepts connections on the keeper's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(LISTENS_S)
         try:
             probe.connect(str(paths.keeper_socket))
         except OSError:
@@ -61,9 +64,8 @@ def _start(paths: Paths) -> None:
                     argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[write], cwd="/", check=False
                 )
         except OSError as error:
-            raise errors.TransportError(
-                f"The keeper cannot be started: {error}", hint=f"See that {paths.state} is writable and has room."
-            ) from error
+            why = cannot_write(paths.state, "WARMCELL_STATE_DIR", error)
+            raise errors.TransportError(f"The keeper cannot be started: {why.message}", hint=why.hint) from error
         finally:
             os.close(write)
         said = _read_until_closed(read, START_TIMEOUT_S)

@@ -30,7 +30,8 @@ PREFIXES = ("/opt/warmcell/criu",)
 """Where `scripts/criu` installs unless it is told otherwise."""
 SYSTEM = ("/usr/local/sbin/criu", "/usr/local/bin/criu", "/usr/sbin/criu", "/usr/bin/criu")
 CURE = (
-    "Install CRIU 4.2 or newer, or as root run `scripts/criu /opt/warmcell/criu`, which puts one beside the system's."
+    "Install CRIU 4.2 or newer, or as root run `scripts/criu /opt/warmcell/criu` of Warmcell's sources, which puts one "
+    "beside the system's."
 )
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/nowhere"}
 _PRELOAD = b"/etc/ld.so.preload\0"

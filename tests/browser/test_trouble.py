@@ -61,6 +61,21 @@ def test_missing_bwrap(places: Places, page: Page) -> None:
         expect(notebook.dialog).to_contain_text("bubblewrap was not found", timeout=START_TIMEOUT_MS)
 
 
+def test_what_this_machine_cannot_save_is_said_to_the_end(places: Places, page: Page) -> None:
+    """A long reason is not cut before its cure, as a notification's would be; the kernel goes on."""
+    with Lab(places, env={"WARMCELL_CRIU": "/nonexistent"}) as lab:
+        lab.notebook("demo.ipynb", "print('it works')")
+        notebook = Notebook.open(page, lab, "demo.ipynb")
+        notebook.wait_ready()
+        notebook.kernel_menu("Suspend Kernel")
+        told = notebook.dialog.filter(has_text="Memory cannot be saved on this machine")
+        expect(told).to_contain_text("demo.ipynb")
+        expect(told).to_contain_text("beside the system's")
+        page.keyboard.press("Escape")
+        expect(told).to_have_count(0)
+        notebook.run(0, expected="it works")
+
+
 def test_gpu_that_is_not_here(places: Places, page: Page, pictures: Path) -> None:
     """A notebook that asks for what the machine lacks says so, and the picker leads out of it."""
     with Lab(places, settings={"simulated_gpus": SIMULATED}) as lab:

@@ -148,6 +148,12 @@ async def test_papermill_runs_a_notebook_with_parameters(folder: Path) -> None:
     assert (bar["value"], bar["max"]) == (7, 7)
 
 
+async def test_a_file_is_run_and_its_kernel_ended_as_the_program_ends(folder: Path) -> None:
+    """`jupyter run` ends its kernel when Python has no threads to give any more; it says nothing but the file's own."""
+    (folder / "sum.py").write_text("print(40 + 2)")
+    assert await said("jupyter_client.runapp", f"--kernel={KERNEL}", "sum.py", cwd=folder) == "42\n"
+
+
 async def test_a_console_joins_a_running_kernel(folder: Path) -> None:
     """`jupyter console --existing` shares the variables of a kernel that runs, and leaves it running."""
     manager = AsyncKernelManager(kernel_name=KERNEL)

@@ -1,4 +1,4 @@
-import { Notification } from '@jupyterlab/apputils';
+import { Notification, showErrorMessage } from '@jupyterlab/apputils';
 
 import * as words from '../model/words';
 
@@ -6,6 +6,9 @@ import * as words from '../model/words';
 const SLOW_MS = 700;
 
 const SAID_MS = 5000;
+
+/** JupyterLab cuts what a notification says after so many characters. */
+const NOTIFIED = 140;
 
 /** Await work; while it takes long, a notification says so. */
 export async function slowly<T>(pending: string, work: Promise<T>): Promise<T> {
@@ -32,12 +35,16 @@ export async function orSayWhy(who: string, work: () => Promise<void>): Promise<
   }
 }
 
-/** Say why something failed, until that is dismissed. */
+/** Say why something failed, until that is dismissed: what is too long for a notification in a dialog, with the cure. */
 export function sayWhy(who: string, reason: unknown): void {
   const { message, hint } = words.asError(reason);
-  Notification.error([`${who}:`, words.sentence(message), words.sentence(hint)].join(' ').trim(), {
-    autoClose: false
-  });
+  const why = [words.sentence(message), words.sentence(hint)].join(' ').trim();
+  const said = `${who}: ${why}`;
+  if (said.length > NOTIFIED) {
+    void showErrorMessage(who, why);
+  } else {
+    Notification.error(said, { autoClose: false });
+  }
 }
 
 /** Say that something is done, for a moment. */

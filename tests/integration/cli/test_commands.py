@@ -1,5 +1,6 @@
 """`warmcell` on a terminal: what it prints, and with which exit code."""
 
+import contextlib
 import json
 import os
 import select
@@ -34,6 +35,39 @@ def test_a_line_that_cannot_be_understood_is_exit_code_2(argv: list[str], capsys
         main(argv)
     assert caught.value.code == 2
     assert "usage: warmcell" in capsys.readouterr().err
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("fault", "says", "cure"), [("full", "There is no room in", "Free space there"), ("ro", "cannot be written", "Let")]
+)
+def test_a_state_directory_of_no_use_is_told_before_the_first_kernel_fails(
+    fault: str, says: str, cure: str, places: Places, configure: Configure, capsys: Output
+) -> None:
+    """By doctor, with exit code 1, as what it is and not as a fault of a backend; and by the keeper's start."""
+    configure(backend="process")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0700", "warmcell-test", places.state], check=True)
+    try:
+        if fault == "full":
+            with contextlib.suppress(OSError):
+                (places.state / "ballast").write_bytes(bytes(2**20))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", places.state], check=True)
+        assert main(["doctor", "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)["findings"]
+        errors = {one["message"]: one["hint"] for one in told if one["severity"] == "error"}
+        assert errors
+        for message, hint in errors.items():
+            assert message.startswith("Kernels cannot start: ")
+            assert says in message
+            assert str(places.state) in message
+            assert hint.startswith(cure)
+            assert "WARMCELL_STATE_DIR" in hint
+        if fault == "ro":
+            assert main(["doctor", "--start"]) == 1
+            assert "WARMCELL_STATE_DIR" in capsys.readouterr().err
+    finally:
+        subprocess.run(["umount", "-l", places.state], check=True)
 
 
 def test_ps_without_a_keeper_says_so_plainly(places: Places, capsys: Output) -> None:

