@@ -221,8 +221,8 @@ class Traffic:
             else:
                 self.activity.output()
                 if message.mentions("execute_input"):
-                    self.last_input = message
                     self.activity.began(message.read_content().get("execution_count"))
+                    self.last_input = message  # Which can be read again.
             if wanted:
                 self.publish(message)
             return
