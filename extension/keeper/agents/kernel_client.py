@@ -35,6 +35,9 @@ REPLY_S = 60.0
 HELD_UP_S = 0.25
 """For how long one cell that is followed slowly may hold up the others of its kernel."""
 
+REFUSAL_MAX = 2000
+"""Characters of a kernel's reason."""
+
 UNHEARD = note("[The end of this output did not come]\n")
 
 
@@ -385,11 +388,11 @@ def _both(*waited: "asyncio.Future[Any]") -> "set[asyncio.Future[Any]]":
 
 
 def _refusal(answer: Mapping[str, Any]) -> errors.WarmcellError:
-    words, hint = str(answer.get("evalue")), str(answer.get("hint") or "")
+    words, hint = (str(answer.get(name) or "")[:REFUSAL_MAX] for name in ("evalue", "hint"))
     if answer.get("ename") in ("FileNotFoundError", "NotADirectoryError", "PermissionError"):
         return errors.InvalidRequestError(
             f"The context cannot begin there: {words}", hint="Name a directory of the sandbox's."
         )
     if answer.get("ename") == "ConflictError":
-        return errors.ConflictError(words, hint=hint)
+        return errors.ConflictError(words, hint=hint or "End another context.")
     return errors.BackendError(f"The context cannot be started: {words}", hint=hint or "Restart the sandbox.")

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from hypothesis import strategies as st
 
 from tests.anything import JSON, LENGTHS, changed, give_anything
@@ -61,8 +62,8 @@ def frames(kinds: tuple[str, ...]) -> st.SearchStrategy[list[bytes]]:
 
 
 CHANNELS: Final = st.sampled_from(("shell", "control", "stdin", "iopub"))
-GUESTS: Final = st.lists(st.tuples(CHANNELS, st.booleans(), st.booleans(), frames(SAID)), max_size=4)
-CLIENTS: Final = st.lists(st.tuples(CHANNELS, frames(KINDS)), max_size=4)
+GUESTS: Final = st.lists(st.tuples(CHANNELS, st.booleans(), st.booleans(), frames(SAID)), max_size=3)
+CLIENTS: Final = st.lists(st.tuples(CHANNELS, frames(KINDS)), max_size=2)
 Guests = list[tuple[str, bool, bool, list[bytes]]]
 Clients = list[tuple[str, list[bytes]]]
 
@@ -142,6 +143,7 @@ def rig(place: Path) -> Iterator[Rig]:
         made.close()
 
 
+@pytest.mark.timeout(1800)
 @LENGTHS
 def test_messages_are_passed_on_or_dropped(examples: int, places: Places) -> None:
     """While the kernel runs, while the proxy stands in for it, and when it goes on from there or is given up."""
