@@ -124,7 +124,7 @@ OPERATIONS: Final[dict[str, dict[str, Operation]]] = {
             given(sandboxes=many(SANDBOX), next=or_null(TEXT)),
             query={
                 "tag": "key=value; several must all hold.",
-                "state": "One or more, separated by commas.",
+                "state": "One or more of SandboxInfo's, separated by commas.",
                 "owner": "As in SandboxInfo.",
                 "limit": "Most of them.",
                 "after": "`next` of the page before.",

@@ -36,7 +36,7 @@ def place(sandbox_id: str, handle: str) -> str:
         InvalidRequestError: It is none.
     """
     kind, _, item = handle.partition("-")
-    if kind not in NOUNS or not item.isalnum():
+    if kind not in NOUNS or not _is_id(item):
         raise InvalidRequestError(f"{handle!r} is no handle", hint="`list_work` lists those of a sandbox.")
     return f"{box(sandbox_id)}/{NOUNS[kind]}/{item}"
 
@@ -47,7 +47,7 @@ def box(sandbox_id: str) -> str:
     Raises:
         InvalidRequestError: It cannot be an id.
     """
-    if not sandbox_id.isalnum():
+    if not _is_id(sandbox_id):
         raise InvalidRequestError(f"{sandbox_id!r} is no sandbox", hint="`list_sandboxes` lists yours.")
     return f"/sandboxes/{sandbox_id}"
 
@@ -96,6 +96,11 @@ async def all_of(calls: Calls, sandbox_id: str) -> list[dict[str, Any]]:
             kept = {name: one[name] for name in ("state", "status", "exit_code", "argv", "context") if name in one}
             found.append({"handle": f"{kind}-{one['id']}", "started_at": one["started_at"], **kept})
     return sorted(found, key=lambda one: float(one["started_at"]))
+
+
+def _is_id(text: str) -> bool:
+    """Whether it can be a step of a path, and no other path."""
+    return text.isascii() and text.isalnum()
 
 
 def _line(told: Mapping[str, Any], *, ended: bool, whole: bool) -> str:

@@ -7,9 +7,10 @@ from jupyter_server.base.handlers import APIHandler
 from tornado import web
 
 from warmcell.extension.server.keeper_link import KeeperLink
-from warmcell.sandbox.errors import InvalidRequestError, WarmcellError, http_status
+from warmcell.sandbox.errors import InvalidRequestError, UnauthenticatedError, WarmcellError, http_status
 
 AUTH_RESOURCE = "warmcell"
+SHOW = "Send `Authorization: Bearer`, with a token of `warmcell token create` or the one that the server printed."
 
 
 class WarmcellHandler(APIHandler):
@@ -23,14 +24,18 @@ class WarmcellHandler(APIHandler):
         return link
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """`WarmcellError` with its own status; everything else as Jupyter does."""
+        """`WarmcellError` with its own status, whom Jupyter does not know with its; all else as Jupyter does."""
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         if isinstance(error, WarmcellError):
-            self.set_status(http_status(error))
-            self.set_header("Content-Type", "application/json")
-            self.finish(json.dumps(error.to_json()))
+            status_code = http_status(error)
+        elif status_code in (401, 403) and getattr(self, "_current_user", None) is None:
+            error = UnauthenticatedError("Nobody is known by what this request shows", hint=SHOW)
+        else:
+            super().write_error(status_code, **kwargs)
             return
-        super().write_error(status_code, **kwargs)
+        self.set_status(status_code)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(error.to_json()))
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         """Ours are answers, not accidents."""

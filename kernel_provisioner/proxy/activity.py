@@ -19,6 +19,9 @@ KEPT_MAX_BYTES: Final = 16 * 1024**2
 EXECUTING_MAX: Final = 1024
 """Requests that a kernel may say it works on at once; it may say anything."""
 
+CELLS_MAX: Final = 2**53
+"""Numbers of cells beyond this are none that a page could show."""
+
 
 @dataclass(slots=True)
 class Asked:
@@ -101,8 +104,8 @@ class Activity:
         else:
             self._close(parent)
 
-    def status(self, state: str, parent_kind: str, parent: str) -> None:
-        """The kernel published its execution state."""
+    def status(self, state: object, parent_kind: str, parent: str) -> None:
+        """The kernel published its execution state, whatever it says that is."""
         if state == "idle":
             self._close(parent)
             self._inherited.discard(parent)
@@ -122,8 +125,8 @@ class Activity:
 
     def began(self, cell: object) -> None:
         """The kernel has begun a cell of this number, as it says."""
-        if isinstance(cell, int):
-            self.cell = cell
+        if isinstance(cell, int) and 0 <= cell < CELLS_MAX:
+            self.cell = int(cell)
 
     def went_on(self) -> None:
         """The kernel is back; its idleness begins anew."""

@@ -29,14 +29,14 @@ class StandIn:
         self.info: dict[str, Any] | None = None
         """The content of the kernel's own kernel_info reply."""
         self.comms: dict[str, Any] = {}
-        """Its comms, by id, as in its comm_info reply."""
+        """Its comms, by id, as in its comm_info reply: whatever it has said."""
         self._author = author
         self._reply = reply
         self._publish = publish
         self.may_wake = True
         """Nobody was woken yet."""
         self._wake: Callable[[], None] | None = None
-        self._patient_comms: set[object] = set()
+        self._patient_comms: set[str] = set()
         self._on_shutdown: Callable[[bool], None] | None = None
         self._on_look: Callable[[], None] | None = None
         self._on_interrupt: Callable[[], None] | None = None
@@ -75,6 +75,8 @@ class StandIn:
             return True
         content = _content_of(request)
         comm = content.get("comm_id")
+        if not isinstance(comm, str):
+            return True
         if kind == "comm_open" and content.get("target_name") == _WIDGETS:
             self._patient_comms.add(comm)
         return comm not in self._patient_comms
@@ -107,7 +109,9 @@ class StandIn:
         if kind == "comm_info_request":
             target = _content_of(request).get("target_name")
             comms = {
-                name: comm for name, comm in self.comms.items() if target is None or comm.get("target_name") == target
+                name: comm
+                for name, comm in self.comms.items()
+                if isinstance(comm, dict) and target in (None, comm.get("target_name"))
             }
             return {"status": "ok", "comms": comms}
         if kind == "history_request":

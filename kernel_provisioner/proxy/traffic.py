@@ -217,12 +217,12 @@ class Traffic:
         wanted = not self.unwanted or not self.unwanted.includes(channel.name, message)
         if channel.name == "iopub":
             if message.mentions("status"):
-                self.activity.status(str(message.read_content().get("execution_state")), *message.read_parent())
+                self.activity.status(message.read_content().get("execution_state"), *message.read_parent())
             else:
                 self.activity.output()
                 if message.mentions("execute_input"):
-                    self.last_input = message
                     self.activity.began(message.read_content().get("execution_count"))
+                    self.last_input = message  # Which can be read again.
             if wanted:
                 self.publish(message)
             return

@@ -73,7 +73,8 @@ class Message:
         """`msg_type` and `msg_id` of the request that this answers; empty if there is none."""
         if self.answers is None:
             parent = _load(self.parent)
-            self.answers = str(parent.get("msg_type", "")), str(parent.get("msg_id", ""))
+            kind, name = parent.get("msg_type"), parent.get("msg_id")
+            self.answers = kind if isinstance(kind, str) else "", name if isinstance(name, str) else ""
         return self.answers
 
     def read_content(self) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jupyter_server.services.kernels.connection.base import deserialize_msg_from
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from tests.leaks import Places
+from benchmarks.server import JupyterServer
+from tests.leaks import Places, own_places
 from warmcell.extension.server.jupyter_api.forms import from_json, to_v1
 from warmcell.sandbox.client.keeper import KeeperClient
 
@@ -171,3 +172,35 @@ async def test_kernels_are_used_as_jupyter_has_them(server: dict[str, Any]) -> N
             v1.close()  # Its socket is closed once the server has answered that.
             while await v1.read_message() is not None:
                 pass
+
+
+async def test_another_jupyter_server_has_it_for_its_gateway(server: dict[str, Any]) -> None:
+    """Its notebooks run there, in a principal's sandboxes: sessions, cells, interrupt, restart, and the end."""
+    gateway = {
+        "JUPYTER_GATEWAY_URL": f"{server['url']}/warmcell/jupyter",
+        "JUPYTER_GATEWAY_AUTH_TOKEN": server["ann"],
+    }
+    with own_places() as elsewhere:
+        async with JupyterServer(elsewhere, env=gateway) as lab, contextlib.AsyncExitStack() as opened:
+            assert set((await lab.http.get("/api/kernelspecs")).json()["kernelspecs"]) == {"warmcell"}
+            wanted = {"kernel": {"name": "warmcell"}, "name": "n", "path": "n.ipynb", "type": "notebook"}
+            session = (await lab.http.post("/api/sessions", json=wanted)).json()
+            kernel = f"/api/kernels/{session['kernel']['id']}"
+            channels = await websocket_connect(f"{lab.url.replace('http', 'ws', 1)}{kernel}/channels?token={lab.token}")
+            opened.callback(channels.close)
+
+            async def shown(code: str) -> str:
+                asked = request(code)
+                await channels.write_message(json.dumps(asked))
+                return str(await heard(channels, asked))
+
+            assert "42" in await shown("x = 41\nx + 1")
+            assert "'/home/warmcell'" in (await shown("import os; os.getcwd()")).replace('"', "")
+            assert (await lab.http.post(f"{kernel}/interrupt")).status_code == httpx.codes.NO_CONTENT
+            assert (await lab.http.post(f"{kernel}/restart")).status_code == httpx.codes.OK
+            assert "'text/plain': 'False'" in await shown("'x' in globals()")
+            async with await KeeperClient.connect() as keeper:
+                assert [one["principal"] for one in (await keeper.get("/sandboxes"))["sandboxes"]] == ["ann"]
+                ended = await lab.http.delete(f"/api/sessions/{session['id']}")
+                assert ended.status_code == httpx.codes.NO_CONTENT
+                assert (await keeper.get("/sandboxes"))["sandboxes"] == []

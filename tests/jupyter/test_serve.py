@@ -76,7 +76,9 @@ async def test_sandboxes_are_served_by_url_and_token_and_nothing_else(places: Pl
     async with serving(places, "--idle", "5") as (server, said):
         own = {"Authorization": f"Bearer {said['token']}"}
         async with httpx.AsyncClient(base_url=said["url"], timeout=60) as http:
-            assert (await http.get(f"{API}/sandboxes")).status_code == 403
+            unknown = await http.get(f"{API}/sandboxes")
+            assert (unknown.status_code, unknown.json()["code"]) == (403, "unauthenticated")
+            assert "warmcell token create" in unknown.json()["hint"]
             for path in (
                 "/api/contents",
                 "/api/kernels",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -18,7 +19,7 @@ CONCRETE = {
     "(gpus|meters|templates|doctor)": "gpus",
     r"(?:sandboxes|openapi\.json)": "sandboxes",
     "/[a-z0-9]+/(?:commands|runs|contexts|files|ports|run|interrupt|connect|metrics)(?:/.*)?": "/abc/files",
-    "(suspend|resume|snapshot|restore)": "suspend",
+    "(suspend|resume|snapshot|restore|park|wake|gpu)": "suspend",
     "([a-z0-9]+)": "abc",
     "([^/]+)": "abc",
 }
@@ -37,6 +38,7 @@ def verbs() -> list[tuple[str, str]]:
         path = pattern
         for group, value in CONCRETE.items():
             path = path.replace(group, value)
+        assert re.fullmatch(pattern, path), path
         found += [(verb.upper(), path) for verb in ("get", "post", "put", "patch", "delete") if verb in vars(handler)]
     return found
 
@@ -48,6 +50,7 @@ async def test_every_verb_wants_to_know_who_asks(server: JupyterServer) -> None:
         for verb, path in verbs():
             answer = await stranger.request(verb, path, json={})
             assert answer.status_code == 403, (verb, path, answer.status_code)
+            assert answer.json()["code"] == "unauthenticated", (verb, path, answer.text)
 
 
 async def test_nouns_are_listed_and_the_unknown_is_a_typed_error(server: JupyterServer) -> None:

@@ -331,25 +331,34 @@ def selected(infos: list[SandboxInfo], handler: JsonHandler) -> tuple[list[Sandb
         InvalidRequestError: The query makes no sense.
     """
     tags = [tag.partition("=")[::2] for tag in handler.get_query_arguments("tag")]
-    states = handler.get_query_argument("state", "")
+    states = _states(handler.get_query_argument("state", ""))
     owner = handler.get_query_argument("owner", "")
     after = handler.get_query_argument("after", "")
+    place = _place(after) if after else None
     found = [
         info
         for info in infos
         if (not tags or (info.terms is not None and all(info.terms.tags.get(key) == value for key, value in tags)))
-        and (not states or info.state.value in states.split(","))
+        and (not states or info.state in states)
         and (not owner or info.owner == owner)
-        and (not after or (info.created_at, info.id) > _place(after))
+        and (place is None or (info.created_at, info.id) > place)
     ]
     found.sort(key=lambda info: (info.created_at, info.id))
     limit = handler.get_query_argument("limit", "")
     if not limit:
         return found, None
-    most = int(checks.number(limit, "limit", most=LISTED_MAX))
-    page = found[: max(1, most)]
+    page = found[: int(checks.number(limit, "limit", least=1, most=LISTED_MAX))]
     last = page[-1] if len(found) > len(page) else None
     return page, None if last is None else _cursor(last)
+
+
+def _states(asked: str) -> frozenset[State]:
+    """Those that a list is asked for; all, where there are none."""
+    try:
+        return frozenset(State(one) for one in asked.split(",") if one)
+    except ValueError as error:
+        known = ", ".join(one.value for one in State)
+        raise InvalidRequestError(f"{asked[:80]!r} are no states of sandboxes", hint=f"They are {known}.") from error
 
 
 def _cursor(info: SandboxInfo) -> str:

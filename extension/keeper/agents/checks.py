@@ -98,14 +98,14 @@ def strings(body: Mapping[str, Any], name: str) -> dict[str, str]:
     return value
 
 
-def number(parameter: str, name: str, *, most: float) -> float:
+def number(parameter: str, name: str, *, least: float = 0, most: float) -> float:
     """A number of a query; raises as `text`."""
     try:
         value = float(parameter)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= most:
-        raise InvalidRequestError(f"`{name}` must be a number from 0 to {most:g}", hint=f"Leave {name} out.")
+    if not least <= value <= most:
+        raise InvalidRequestError(f"`{name}` must be a number from {least:g} to {most:g}", hint=f"Leave {name} out.")
     return value
 
 

@@ -121,9 +121,9 @@ class FilesHandler(JsonHandler):
             raise errors.InvalidRequestError(f"{verb} is asked for with POST", hint="See the keeper's API.")
         request: dict[str, Any] = {"op": verb, "path": self._path()}
         if verb == "list":
-            request["depth"] = int(checks.number(self.get_query_argument("depth", "1"), "depth", most=DEPTH_MAX))
-            limit = checks.number(self.get_query_argument("limit", str(LISTED_MAX)), "limit", most=LISTED_MAX)
-            request["limit"] = max(1, int(limit))
+            depth, limit = self.get_query_argument("depth", "1"), self.get_query_argument("limit", str(LISTED_MAX))
+            request["depth"] = int(checks.number(depth, "depth", least=1, most=DEPTH_MAX))
+            request["limit"] = int(checks.number(limit, "limit", least=1, most=LISTED_MAX))
             if after := self.get_query_argument("after", ""):
                 request["after"] = checked_path(place(after))
             self.answer(await self._done(sandbox_id, request))

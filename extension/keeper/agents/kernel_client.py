@@ -4,6 +4,7 @@ the process behind.
 
 import asyncio
 import contextlib
+import hmac
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from warmcell.extension.keeper.agents.shown import note
 from warmcell.extension.keeper.death import death
 from warmcell.extension.keeper.kernel import Kernel
 from warmcell.extension.keeper.rank_steps import SHOWN, SILENCE_S, TRAVELS
+from warmcell.kernel_provisioner.proxy.wire import MalformedMessageError, Signer, parse
 from warmcell.sandbox import errors
 from warmcell.sandbox.kernel import KernelProcess
 from warmcell.sandbox.live import LiveSandbox
@@ -27,8 +29,14 @@ ASK_AGAIN_S = 0.25
 EXIT_S = 10.0
 """For how long a kernel may take to end that its code has ended."""
 
+REPLY_S = 60.0
+"""For how long a kernel may owe the reply to a cell after whose end nothing more is said."""
+
 HELD_UP_S = 0.25
 """For how long one cell that is followed slowly may hold up the others of its kernel."""
+
+REFUSAL_MAX = 2000
+"""Characters of a kernel's reason."""
 
 UNHEARD = note("[The end of this output did not come]\n")
 
@@ -42,6 +50,7 @@ class KernelClient:
         ports = {name: connection[name] for name in connection if name.endswith("_port")}
         self._client = AsyncKernelClient(context=context, transport="ipc", ip=connection["ip"], **ports)
         self._client.session.key = str(connection["key"]).encode()
+        self._signer = Signer(self._client.session.key, "hmac-sha256")
         self._client.start_channels(stdin=False, hb=False, control=False)  # Descriptors: a thousand may wait.
         self._heard = False
         self._proving = asyncio.Lock()
@@ -61,7 +70,7 @@ class KernelClient:
                 return
             try:
                 async with asyncio.timeout(READY_TIMEOUT_S):
-                    await _heard(self._client)
+                    await self._published()
             except TimeoutError as error:
                 raise errors.OperationTimeoutError(
                     f"The sandbox's kernel did not answer within {READY_TIMEOUT_S:.0f} s", hint="Try again, or kill it."
@@ -92,13 +101,13 @@ class KernelClient:
             try:
                 async for each in self._until_idle(shown, reply, died, box, oom_before):
                     yield each
-                await asyncio.wait(_both(reply, died), return_when=asyncio.FIRST_COMPLETED)
-                if not reply.done():
+                await asyncio.wait(_both(reply, died), timeout=REPLY_S, return_when=asyncio.FIRST_COMPLETED)
+                if died.done() and not reply.done():
                     raise self._death(died.result(), box, oom_before)
-                content = reply.result()["content"]
-                if _asks_to_exit(content):  # It ends a moment later, and so would what comes until then.
+                said = _content_of(reply)
+                if _asks_to_exit(said):  # It ends a moment later, and so would what comes until then.
                     await asyncio.wait({died}, timeout=EXIT_S)
-                yield {"msg_type": "reply", "content": content, "metadata": {}}
+                yield {"msg_type": "reply", "content": said, "metadata": {}}
             finally:
                 died.cancel()
                 await asyncio.gather(died, return_exceptions=True)
@@ -169,13 +178,13 @@ class KernelClient:
             finally:
                 died.cancel()
                 await asyncio.gather(died, return_exceptions=True)
-            if not said.done():
-                raise errors.ProtocolError("A context ended its cell without a reply", hint="Restart the context.")
-            content = said.result()["content"]
-            if content["status"] == "died":
-                who = f"The context{content['why'] and ' could not start: ' + content['why'] + '. It'}"
+            content = _content_of(said)
+            if content.get("status") == "died":
+                why, code = content.get("why"), content.get("exit_code")
+                who = f"The context could not start: {why}. It" if isinstance(why, str) and why else "The context"
                 oom = box.oom_kills() > oom_before
-                raise death(content["exit_code"], oom_killed=oom, spec=box.spec, who=who, again=_AGAIN)
+                code = code if isinstance(code, int) else 0
+                raise death(code, oom_killed=oom, spec=box.spec, who=who, again=_AGAIN)
             if _asks_to_exit(content):
                 await self.end(asked["context"])
             yield {"msg_type": "reply", "content": content, "metadata": {}}
@@ -204,7 +213,7 @@ class KernelClient:
                     waited, timeout=SILENCE_S if reply.done() else None, return_when=asyncio.FIRST_COMPLETED
                 )
                 for listening in done.intersection(self._hearing.values()):
-                    listening.result()  # It ends only by an error: what came was no message.
+                    listening.result()  # It ends only by an error.
                 if hearing in done:
                     message, hearing = hearing.result(), None
                     if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
@@ -250,7 +259,7 @@ class KernelClient:
         finally:
             died.cancel()
             await asyncio.gather(died, return_exceptions=True)
-        if answer["status"] != "ok":
+        if answer.get("status") != "ok":
             raise _refusal(answer)
 
     # What the kernel says, taken to whoever waits for it.
@@ -290,17 +299,39 @@ class KernelClient:
         return getattr(self._client, f"{name}_channel")
 
     async def _listen(self, channel: Any) -> None:
-        session = self._client.session
         while True:
             frames: list[bytes] = await channel.socket.recv_multipart()
-            message: Message = session.deserialize(session.feed_identities(frames)[1])
-            parent = message["parent_header"].get("msg_id")
+            parent, message = self._read(frames)
             shown, reply = self._shown.get(parent), self._replies.get(parent)
             if reply is not None and not reply.done() and message["msg_type"].endswith("_reply"):
                 reply.set_result(message)
             elif shown is not None:
                 await self._make_room(shown)
                 shown.add(message, sum(map(len, frames)))
+
+    def _read(self, frames: list[bytes]) -> tuple[str, Message]:
+        """What came, and the id of the request that it belongs to; empty where it is no message: whatever runs in the
+        sandbox may have written it.
+        """
+        try:
+            said = parse(frames)
+            kind, (_, parent), content = said.read_header()[0], said.read_parent(), said.read_content()
+            message = {"msg_type": kind, "content": content, "metadata": said.read_metadata()}
+        except MalformedMessageError:
+            return "", {}
+        ours = hmac.compare_digest(said.signature, self._signer.sign(said.signed))
+        return (parent, message) if ours else ("", {})
+
+    async def _published(self) -> None:
+        """Ask again and again: what is published before iopub is connected is lost."""
+        iopub = self._channel("iopub").socket
+        while True:
+            asked = self._client.kernel_info()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_AGAIN_S):
+                    while self._read(await iopub.recv_multipart())[0] != asked:
+                        continue
+                    return
 
     async def _make_room(self, shown: Ahead) -> None:
         """Wait for whoever follows that cell, as long as the kernel has no other cell: what is one's own pace, all
@@ -337,6 +368,14 @@ def _content(code: str, *, silent: bool = False, lent: Mapping[str, str] | None 
     }
 
 
+def _content_of(reply: "asyncio.Future[Message]") -> Mapping[str, Any]:
+    """What a reply says; raises ProtocolError where none has come, or none that says how it went."""
+    content: Mapping[str, Any] = reply.result()["content"] if reply.done() else {}
+    if not isinstance(content.get("status"), str):
+        raise errors.ProtocolError("A cell ended without a reply", hint="Restart its context, or kill the sandbox.")
+    return content
+
+
 def _asks_to_exit(content: Mapping[str, Any]) -> bool:
     """Whether a cell has called `exit()`, which ends its kernel."""
     payload = content.get("payload")
@@ -349,23 +388,11 @@ def _both(*waited: "asyncio.Future[Any]") -> "set[asyncio.Future[Any]]":
 
 
 def _refusal(answer: Mapping[str, Any]) -> errors.WarmcellError:
-    words, hint = str(answer.get("evalue")), str(answer.get("hint") or "")
+    words, hint = (str(answer.get(name) or "")[:REFUSAL_MAX] for name in ("evalue", "hint"))
     if answer.get("ename") in ("FileNotFoundError", "NotADirectoryError", "PermissionError"):
         return errors.InvalidRequestError(
             f"The context cannot begin there: {words}", hint="Name a directory of the sandbox's."
         )
     if answer.get("ename") == "ConflictError":
-        return errors.ConflictError(words, hint=hint)
+        return errors.ConflictError(words, hint=hint or "End another context.")
     return errors.BackendError(f"The context cannot be started: {words}", hint=hint or "Restart the sandbox.")
-
-
-async def _heard(client: AsyncKernelClient) -> None:
-    """Ask again and again: what is published before iopub is connected is lost."""
-    while True:
-        asked = client.kernel_info()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ASK_AGAIN_S):
-                while True:
-                    message = await client.get_iopub_msg(timeout=None)
-                    if message["parent_header"].get("msg_id") == asked:
-                        return

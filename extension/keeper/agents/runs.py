@@ -285,7 +285,7 @@ class KernelRuns:
 
     def _context(self, name: str) -> str:
         if name not in self.contexts:
-            raise errors.NotFoundError(f"There is no context {name!r}", hint="POST …/contexts makes one.")
+            raise errors.NotFoundError(f"There is no context {name!r}", hint="Make one first, or leave it out.")
         return self.contexts[name]
 
     async def _work(self, run: Run) -> None:

@@ -27,6 +27,9 @@ def test_files_come_and_go(box: Sandbox, tmp_path: Path) -> None:
     assert files.write("in/deep/data", "ä").size_bytes == 2
     assert files.read_text("in/deep/data") == "ä"
     assert [one.name for one in files.list("in", depth=3)] == ["deep", "data"]
+    for depth in (0, -1, 101):
+        with pytest.raises(errors.InvalidRequestError, match="depth"):
+            files.list("in", depth=depth)
     assert files.mkdir("in/more")
     assert not files.mkdir("in/more")
     assert files.move("in/deep/data", "in/more/data").path.endswith("in/more/data")

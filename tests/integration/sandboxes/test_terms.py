@@ -32,6 +32,15 @@ def test_sandboxes_are_found_by_their_tags_page_by_page(at_home: None) -> None:
         assert second["next"] is None
         two.set_tags({"job": "8"})
         assert [info.id for info in Sandbox.list(tags={"job": "8"})] == [two.id]
+        assert [info.id for info in Sandbox.list(tags={"job": "8"}, states=["running", "suspended"])] == [two.id]
+        assert Sandbox.list(tags={"job": "8"}, states=["suspended"]) == []
+
+
+@pytest.mark.parametrize("query", ["state=asleep", "state=running,on", "limit=0", "limit=x", "after=x"])
+def test_a_list_that_makes_no_sense_is_refused(at_home: None, query: str) -> None:
+    """Also where there is nothing that could be in it: whoever mistypes a state would think that there is none."""
+    with SyncKeeperClient.connect() as keeper, pytest.raises(errors.InvalidRequestError):
+        keeper.get(f"/sandboxes?tag=none%3Dthere&{query}")
 
 
 def test_tags_that_several_change_at_once_are_all_there(at_home: None) -> None:

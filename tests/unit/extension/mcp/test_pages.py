@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp_types import TextContent
 
-from warmcell.extension.mcp import pages
+from tests.anything import LENGTHS, give_anything
+from warmcell.extension.mcp import pages, work
 from warmcell.extension.mcp.pages import Page
+from warmcell.sandbox.client.wanted import size
 from warmcell.sandbox.errors import InvalidRequestError
 
 
@@ -63,3 +65,33 @@ def test_what_is_no_place_is_refused(place: str) -> None:
     """Also what only looks like digits."""
     with pytest.raises(InvalidRequestError):
         Page(place)
+
+
+@LENGTHS
+def test_whatever_a_model_makes_up_is_understood_or_refused(examples: int) -> None:
+    """Places in output, handles, ids of sandboxes and sizes: never a path that leads elsewhere."""
+
+    def read(drawn: tuple[str, str]) -> None:
+        kind, text = drawn
+        if kind == "place":
+            made = Page(text)
+            assert Page(made.next).next == made.next
+        elif kind == "size":
+            assert size(text) is None or 0 <= (size(text) or 0) < 2**63
+        else:
+            path = work.box(text) if kind == "box" else work.place("box1", text)
+            steps = path.split("/")
+            assert len(steps) == (3 if kind == "box" else 5)
+            assert all(step.isascii() and step.isalnum() for step in steps[1:])
+
+    near = st.from_regex(
+        r"(run|cmd)-[0-9a-z./%?]{0,9}|[0-9]{0,14}(\.[0-9]{1,3})?(~[0-9a-f-]{1,14})?|[0-9.]{1,9} ?[KMGT]?i?B?"
+    )
+    give_anything(
+        st.tuples(st.sampled_from(("place", "handle", "box", "size")), st.one_of(near, st.text(max_size=20))),
+        read,
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=[("place", "3.2~c3-"), ("handle", "run-0f"), ("box", "a1"), ("size", "2GiB"), ("size", "512MiB")],
+        broken=[("place", "-1"), ("handle", "run-../x"), ("box", ".."), ("box", ""), ("box", "é"), ("size", "lots")],
+    )

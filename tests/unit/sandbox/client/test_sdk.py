@@ -24,7 +24,7 @@ from warmcell.sandbox.errors import InvalidRequestError
     [(warmcell.Sandbox, warmcell.AsyncSandbox), (Command, AsyncCommand), (Files, AsyncFiles)],
 )
 def test_both_flavours_have_the_same_methods(blocking: type, waiting: type) -> None:
-    """Each public method is in both, with the same parameters; only one of them is to be awaited."""
+    """Each public method is in both, with the same parameters and defaults; only one of them is to be awaited."""
     names = {name for name in vars(blocking) if not name.startswith("_")}
     assert names == {name for name in vars(waiting) if not name.startswith("_")} - {"create"}
     for name in names:
@@ -33,7 +33,7 @@ def test_both_flavours_have_the_same_methods(blocking: type, waiting: type) -> N
             assert isinstance(other, property)
             continue
         one, other = (getattr(kind, name) for kind in (blocking, waiting))
-        assert list(inspect.signature(one).parameters) == list(inspect.signature(other).parameters), name
+        assert inspect.signature(one).parameters == inspect.signature(other).parameters, name
         entered = name == "watch"  # by `async with`
         assert [inspect.iscoroutinefunction(each) for each in (one, other)] == [False, not entered], name
 

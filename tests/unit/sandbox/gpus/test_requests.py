@@ -1,9 +1,9 @@
 """The grammar of GPU requests, and which devices it names."""
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from warmcell.sandbox.errors import InvalidRequestError, UnknownGpuKindError
 from warmcell.sandbox.gpus.requests import canonical, memory_bytes, parse, summary, unknown_kind
 from warmcell.sandbox.models import GIB, MIB, GpuDevice
@@ -118,15 +118,23 @@ def test_nonsense_is_refused_with_the_grammar(request_: object) -> None:
     assert "Ask for" in caught.value.hint or "Write it" in caught.value.hint or "is cut into" in caught.value.hint
 
 
-@given(st.text(max_size=90) | st.from_regex(r"[A-Za-z0-9 .:-]{1,20}", fullmatch=True))
-def test_the_canonical_form_is_its_own_canonical_form(text: str) -> None:
+@LENGTHS
+def test_the_canonical_form_is_its_own_canonical_form(examples: int) -> None:
     """Any text is either refused with the typed error or has a spelling that reads back as itself."""
-    try:
+
+    def read(text: str) -> None:
         spelled = canonical(text)
-    except InvalidRequestError:
-        return
-    assert canonical(spelled) == spelled
-    assert parse(spelled) == parse(text)
+        assert canonical(spelled) == spelled
+        assert parse(spelled) == parse(text)
+
+    give_anything(
+        st.text(max_size=90) | st.from_regex(r"[A-Za-z0-9 .:/-]{1,20}", fullmatch=True),
+        read,
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=["A100", "h100 : 2", "24GiB", "A100/2"],
+        broken=["", "A100:", "A" * 5000],
+    )
 
 
 def test_an_unknown_kind_names_the_nearest_and_what_there_is() -> None:

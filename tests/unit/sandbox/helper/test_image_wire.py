@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.anything import LENGTHS, give_anything
 from warmcell.sandbox.helper.images import criu, pagemap, protobuf
 from warmcell.sandbox.helper.images.errors import ImageError
 
@@ -42,13 +43,27 @@ def test_replacing_a_field_keeps_the_others(pairs: list[tuple[int, int | bytes]]
     assert [f.value for f in protobuf.fields(changed) if f.number == key] == [value]
 
 
-@given(st.binary(max_size=60))
-def test_any_bytes_end(data: bytes) -> None:
-    """Bytes from nowhere are a message or an error, soon."""
-    try:
+@LENGTHS
+def test_any_bytes_end(examples: int) -> None:
+    """Bytes from nowhere are a message, a file of an image, a page map, or an error, soon."""
+
+    def read(data: bytes) -> None:
         assert sum(field.end - field.start for field in protobuf.fields(data)) == len(data)
-    except ImageError as error:
-        assert error.code == "snapshot_corrupt"
+        protobuf.numbers(data)
+
+    whole = st.one_of(st.binary(max_size=60), MESSAGES.map(encoded))
+    give_anything(whole, read, refusals=ImageError, examples=examples, sound=[b""], broken=[b"\xff" * 20])
+    files = st.lists(whole, max_size=4).flatmap(
+        lambda payloads: st.tuples(st.just(criu.joined("pagemap", payloads)), st.integers(0, 90), st.binary(max_size=9))
+    )
+    give_anything(
+        files.map(lambda drawn: drawn[0][: len(drawn[0]) - drawn[1] % 30] + drawn[2]),
+        lambda data: (criu.messages(data, "pagemap", name="pagemap-1.img"), pagemap.parse(data, name="pagemap-1.img")),
+        refusals=ImageError,
+        examples=examples,
+        sound=[pagemap.joined(protobuf.message({1: 3}), [pagemap.entry(4096, 1, 4)])],
+        broken=[b"", criu.header("pagemap"), criu.joined("pagemap", [b""])],
+    )
 
 
 @given(st.one_of(st.binary(max_size=60), MESSAGES.map(encoded)))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.anything import LENGTHS, changed, give_anything
-from warmcell.extension.server.e2b import shapes
+from warmcell.extension.server.e2b import control, shapes
 from warmcell.extension.server.e2b.fields import Fields, read_object
 from warmcell.sandbox.errors import InvalidRequestError
 
@@ -32,6 +33,29 @@ def read(data: bytes) -> None:
 def test_any_body_is_a_request_or_a_typed_error(examples: int) -> None:
     """Whatever comes for `create`."""
     give_anything(BODIES, read, examples=examples, sound=[json.dumps(SOUND).encode()], broken=[b"["])
+
+
+@LENGTHS
+def test_any_place_in_a_list_is_one_or_refused(examples: int) -> None:
+    """Where a page begins, and since when: in a query there may be anything."""
+    reads: dict[str, Callable[[str], object]] = {"nextToken": control._cursor, "startedAfter": control._time}
+    cursor = st.tuples(st.floats(), st.text(max_size=9)).map(
+        lambda both: f"{both[0]} {both[1]}".encode(errors="replace")
+    )
+    texts = st.one_of(
+        st.text(max_size=30),
+        st.one_of(cursor, st.binary(max_size=20)).map(lambda data: base64.urlsafe_b64encode(data).decode()),
+        st.datetimes().map(lambda one: one.isoformat()),
+        st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{0,12}(Z|[+-][0-9:]{0,8})?", fullmatch=True),
+    )
+    give_anything(
+        st.tuples(st.sampled_from(sorted(reads)), texts),
+        lambda drawn: reads[drawn[0]](drawn[1]),
+        refusals=InvalidRequestError,
+        examples=examples,
+        sound=[("startedAfter", "2030-01-31T12:00:00Z"), ("nextToken", base64.urlsafe_b64encode(b"1.5 a").decode())],
+        broken=[("startedAfter", "0001-01-01"), ("startedAfter", "now"), ("nextToken", "x!"), ("nextToken", "\ud800")],
+    )
 
 
 @given(st.binary(max_size=100), st.booleans(), st.booleans())
