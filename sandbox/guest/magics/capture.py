@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import symtable
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 PYTHON_MAGICS = frozenset(
@@ -124,9 +125,10 @@ class _Walker(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for decorator in node.decorator_list:
             self.visit(decorator)
-        self._signature(node.args)
-        if node.returns is not None:
-            self.visit(node.returns)
+        with self._parameters(node):
+            self._signature(node.args)
+            if node.returns is not None:
+                self.visit(node.returns)
         self._assign(node.name)  # It may call itself.
         self._scope(node)
 
@@ -134,18 +136,42 @@ class _Walker(ast.NodeVisitor):
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
         self._signature(node.args)
-        self._scope(node)
+        self._scope(ast.Expr(node))
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
-            self.visit(part)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        with self._parameters(node):
+            for part in (*node.bases, *(keyword.value for keyword in node.keywords)):
+                self.visit(part)
         self._assign(node.name)  # Its methods may name it.
         self._scope(node)
 
-    def _comprehension(self, node: ast.expr) -> None:
+    def visit_TypeAlias(self, node: Any) -> None:
+        """Since Python 3.12; its value is looked at when it is asked for, and may name itself."""
+        self._assign(node.name.id)
         self._scope(node)
 
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:
+        first, *others = node.generators
+        self.visit(first.iter)  # In the scope around it.
+        element = ast.Tuple([node.key, node.value], ast.Load()) if isinstance(node, ast.DictComp) else node.elt
+        inner = ast.comprehension(first.target, ast.Tuple([], ast.Load()), first.ifs, first.is_async)
+        # Since Python 3.12 the names of all kinds but generators are those of the scope around them.
+        given = self._scope(ast.Expr(ast.GeneratorExp(element, [inner, *others])), inside=False)
+        self.sure |= given  # By a walrus.
+
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
+
+    @contextlib.contextmanager
+    def _parameters(self, node: ast.AST) -> Iterator[None]:
+        """Within this, the names of its type parameters (Python 3.12) are known."""
+        names = {one.name for one in getattr(node, "type_params", ())} - self.sure
+        self.sure |= names
+        try:
+            yield
+        finally:
+            self.sure -= names
 
     def _signature(self, arguments: ast.arguments) -> None:
         for default in (*arguments.defaults, *(one for one in arguments.kw_defaults if one is not None)):
@@ -155,26 +181,26 @@ class _Walker(ast.NodeVisitor):
             if argument is not None and argument.annotation is not None:
                 self.visit(argument.annotation)
 
-    def _scope(self, node: ast.AST) -> None:
-        """What a scope within takes from the notebook; Python's own compiler knows."""
-        statement = node if isinstance(node, ast.stmt) else ast.Expr(node)  # type: ignore[arg-type]
-        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            statement.decorator_list, kept = [], statement.decorator_list
-            source = ast.unparse(statement)
-            statement.decorator_list = kept
-        else:
-            source = ast.unparse(ast.fix_missing_locations(statement))
+    def _scope(self, statement: ast.stmt, *, inside: bool = True) -> set[str]:
+        """What a scope within takes from the notebook, and what it gives it, which is told; Python's compiler knows.
+
+        Args:
+            statement: What has it.
+            inside: Ask as of a statement in a function, so that names of comprehensions in its defaults and bases are
+                the function's.
+        """
+        around = ast.parse("async def _(): pass" if inside else "")
+        (around.body[0].body if inside else around.body)[:] = [statement]  # type: ignore[attr-defined]
+        source = ast.unparse(ast.fix_missing_locations(around))
         try:
             table = symtable.symtable(source, "<cell>", "exec")
         except SyntaxError:  # It will say so itself.
-            return
+            return set()
         taken, given = _globals_of(table)
         for name in taken:
             self._read(name)
-        for name in given:
-            self.assigned.add(name)
-            if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-                self.sure.add(name)  # By a walrus.
+        self.assigned |= given
+        return given
 
     # Ways that part
 
@@ -320,13 +346,6 @@ def _globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
         inner = _globals_of(child)
         taken |= inner[0]
         given |= inner[1]
-    if table.get_type() == "module":
-        # A comprehension's first iterable is evaluated outside of it; since Python 3.12 all of it may be.
-        for symbol in table.get_symbols():
-            if symbol.is_referenced():
-                taken.add(symbol.get_name())
-            if symbol.is_assigned() and not symbol.is_namespace():
-                given.add(symbol.get_name())
     return taken, given
 
 
