@@ -11,6 +11,7 @@ import base64
 import contextlib
 import errno
 import importlib
+import importlib.util
 import json
 import mmap
 import os
@@ -137,6 +138,8 @@ def unpack(stream: bytes | memoryview, buffers: Iterable[memoryview]) -> dict[st
             f"The values need {missing or 'a module'}, which is missing here ({error})",
             f"Run `%pip install {missing}` in a %%remote cell, or choose an image that has it." if missing else "",
         ) from error
+    except CannotTravelError:
+        raise
     except Exception as error:
         raise CannotTravelError(f"The values cannot be unpacked here: {words(error)}") from error
     return dict(values)
@@ -315,6 +318,26 @@ def _asks_for_shell() -> Any:
     return get_ipython
 
 
+def code(bytecode: bytes, version: str, make: Any, arguments: Sequence[Any]) -> types.CodeType:
+    """What a function runs. Another version of Python would read its bytecode as something else, and crash.
+
+    Raises:
+        CannotTravelError: It is of such a version.
+    """
+    if bytecode != importlib.util.MAGIC_NUMBER:
+        raise CannotTravelError(
+            f"Functions and classes that were made in Python {version} cannot run in Python {_python()}",
+            "Choose an image with the same Python, define them in the cell that needs them, or put them into a module "
+            "beside the notebook.",
+        )
+    made: types.CodeType = make(*arguments)
+    return made
+
+
+def _python() -> str:
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
 class _There:
     """Stands for the namespace of the notebook on the other side."""
 
@@ -378,6 +401,9 @@ def _pack(values: object, limit: int | None, *, there: bool) -> Packed:
             room.check(own_bytes(value))  # Before anything of it is copied.
             if there and isinstance(value, types.MethodType) and value.__name__ == "get_ipython":
                 return _asks_for_shell, ()  # Which magics in functions call.
+            if isinstance(value, types.CodeType):
+                make, arguments = self.dispatch_table[types.CodeType](value)[:2]
+                return code, (importlib.util.MAGIC_NUMBER, _python(), make, arguments)
             reduced = tensors.reduce(value) or functions.reduce(value)
             return super().reducer_override(value) if reduced is None else reduced
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import symtable
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .scopes import bare, dotted_of, globals_of, locals_of
@@ -130,9 +131,10 @@ class _Walker(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for decorator in node.decorator_list:
             self.visit(decorator)
-        self._signature(node.args)
-        if node.returns is not None:
-            self.visit(node.returns)
+        with self._parameters(node):
+            self._signature(node.args)
+            if node.returns is not None:
+                self.visit(node.returns)
         self._assign(node.name)  # It may call itself.
         self._scope(node)
 
@@ -143,15 +145,39 @@ class _Walker(ast.NodeVisitor):
         self._scope(node)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for part in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
-            self.visit(part)
-        self._assign(node.name)  # Its methods may name it.
-        _ClassBody(self._module).block(node.body)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        with self._parameters(node):
+            for part in (*node.bases, *(keyword.value for keyword in node.keywords)):
+                self.visit(part)
+            self._assign(node.name)  # Its methods may name it.
+            _ClassBody(self._module).block(node.body)
 
-    def _comprehension(self, node: ast.expr) -> None:
+    def visit_TypeAlias(self, node: Any) -> None:
+        """Since Python 3.12; its value is looked at when it is asked for, and may name itself."""
+        self._assign(node.name.id)
         self._scope(node)
 
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:
+        first, *others = node.generators
+        self.visit(first.iter)  # In the scope around it.
+        element = ast.Tuple([node.key, node.value], ast.Load()) if isinstance(node, ast.DictComp) else node.elt
+        inner = ast.comprehension(first.target, ast.Tuple([], ast.Load()), first.ifs, first.is_async)
+        # Since Python 3.12 the names of all kinds but generators are those of the scope around them.
+        self.sure |= self._scope(ast.GeneratorExp(element, [inner, *others]))  # By a walrus.
+
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _comprehension
+
+    @contextlib.contextmanager
+    def _parameters(self, node: ast.AST) -> Iterator[None]:
+        """Within this, the names of its type parameters (Python 3.12) are known."""
+        known = self._module.sure
+        names = {one.name for one in getattr(node, "type_params", ())} - known
+        known |= names
+        try:
+            yield
+        finally:
+            self._module.sure -= names
 
     def _signature(self, arguments: ast.arguments) -> None:
         for default in (*arguments.defaults, *(one for one in arguments.kw_defaults if one is not None)):
@@ -161,14 +187,14 @@ class _Walker(ast.NodeVisitor):
             if argument is not None and argument.annotation is not None:
                 self.visit(argument.annotation)
 
-    def _scope(self, node: ast.AST) -> None:
-        """What a scope within takes from the notebook; Python's own compiler knows."""
+    def _scope(self, node: ast.AST) -> set[str]:
+        """What a scope within takes from the notebook, and what it gives it, which is told; Python's compiler knows."""
         alone = bare(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else node
         source = ast.unparse(ast.fix_missing_locations(alone))
         try:
             table = symtable.symtable(source, "<cell>", "exec")
         except SyntaxError:  # It will say so itself.
-            return
+            return set()
         taken, given = globals_of(table)
         said = _Walker(self._transform)
         for part in ast.walk(node):
@@ -176,10 +202,8 @@ class _Walker(ast.NodeVisitor):
                 said._texts(part)
         self.imported |= said.imported
         self._read_all(taken | (said.needed - locals_of(table)))
-        for name in given:
-            self.assigned.add(name)
-            if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
-                self.sure.add(name)  # By a walrus.
+        self.assigned |= given
+        return given
 
     # Ways that part
 
@@ -323,8 +347,8 @@ class _ClassBody(_Walker):
         super().__init__(module._transform)
         self._module, self.imported = module, module.imported
 
-    def _scope(self, node: ast.AST) -> None:
-        self._module._scope(node)
+    def _scope(self, node: ast.AST) -> set[str]:
+        return self._module._scope(node)
 
     def _read(self, name: str) -> None:
         if name not in self.sure:

@@ -26,13 +26,6 @@ def globals_of(table: symtable.SymbolTable) -> tuple[set[str], set[str]]:
         inner = globals_of(child)
         taken |= inner[0]
         given |= inner[1]
-    if table.get_type() == "module":
-        # A comprehension's first iterable is evaluated outside of it; since Python 3.12 all of it may be.
-        for symbol in table.get_symbols():
-            if symbol.is_referenced():
-                taken.add(symbol.get_name())
-            if symbol.is_assigned() and not symbol.is_namespace():
-                given.add(symbol.get_name())
     return taken, given
 
 

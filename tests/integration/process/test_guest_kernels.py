@@ -111,6 +111,15 @@ def catching_traps(mask: str) -> str:
     return f"{name}:\t{int(value, 16) | 1 << (signal.SIGTRAP - 1):016x}" if name == "SigCgt" else mask
 
 
+def without_the_c_librarys_own(mask: str) -> str:
+    """A line of /proc/PID/status without signals 32 and 33: ignored in all that posix_spawn(3) starts.
+
+    Since Python 3.13 `subprocess` calls it more often. No program can set them; the C library does where it needs them.
+    """
+    name, _, value = mask.partition(":\t")
+    return f"{name}:\t{int(value, 16) & ~(0b11 << 31):016x}" if name == "SigIgn" else mask
+
+
 @pytest.mark.parametrize("preload", [(), PRELOAD], ids=["bare", "preloaded"])
 async def test_a_kernel_is_like_a_plain_one(guest: Guest, places: Places, preload: tuple[str, ...]) -> None:
     """Paths, signals, threads, hooks, configuration, magics and more are those of a plain ipykernel."""
@@ -127,6 +136,7 @@ async def test_a_kernel_is_like_a_plain_one(guest: Guest, places: Places, preloa
     # Filters that modules add as they are loaded come in the order in which that happens.
     for each in (expected, *found.values()):
         each["warnings"] = sorted(each["warnings"])
+        each["masks"] = [without_the_c_librarys_own(mask) for mask in each["masks"]]
     for engine in ENGINES:
         assert found[engine]["signals"].pop(str(int(signal.SIGTRAP)))  # Ours: see `guest.kernel.saving`.
         streams = found[engine]["streams"]  # Ours are of that class, and flush less often.

@@ -176,7 +176,8 @@ async def test_everything_goes_on(busy: Notebook) -> None:
 
 
 SHARE = """
-import mmap, os, time
+import mmap, os, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later give one where a kernel forks.
 shared = mmap.mmap(-1, 1 << 20)
 shared[:6] = b"before"
 echo = os.fork()

@@ -1,6 +1,7 @@
 """Which variables a remote cell is sent: those that it may read before it assigns them."""
 
 import builtins
+import sys
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -33,6 +34,14 @@ def needed(cell: str) -> set[str]:
         ("[[y for y in x] for x in xs]", {"xs"}),
         ("any(x in s for x in xs)", {"s", "xs"}),
         ("[last := x for x in xs]\nlast", {"xs"}),
+        ("[[last := y for y in x] for x in xs]\nlast", {"xs"}),
+        ("[total := total + x for x in xs]", {"total", "xs"}),
+        ("[x for x in xs]\nx", {"xs", "x"}),
+        ("[lambda: (x, k) for x in xs]", {"xs", "k"}),
+        ("def f(a=[x for x in xs], b: {x for x in ys} = None): pass", {"xs", "ys"}),
+        ("class A(base(x for x in xs)): ys = [y * k for y in zs]", {"base", "xs", "k", "zs"}),
+        ("class A(A): pass", {"A"}),
+        ("[await f(x) async for x in xs]", {"f", "xs"}),
         ("(n := len(a)) + n", {"a"}),
         ("lambda x, y=d: x + y + z", {"d", "z"}),
         ("def f(x, y=d):\n    return x + y + z", {"d", "z"}),
@@ -92,6 +101,45 @@ def needed(cell: str) -> set[str]:
 def test_names_are_found(cell: str, expected: set[str]) -> None:
     """Through scopes, ways that part, f-strings and magics; what is surely assigned before is not needed."""
     assert needed(cell) - {"get_ipython"} == expected
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 brought the syntax")
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("def f[T](x: T, y: Kind = d) -> list[T]: return g(x)", {"Kind", "d", "g"}),
+        ("def f[T: (Kind, Other)](x: T): return T", {"Kind", "Other"}),
+        ("def f[T](x: T): return T\nT", {"T"}),
+        ("class A[T](Base[T], key=v):\n    x: T\n    def m[U](self, x: U) -> T: return k", {"Base", "v", "k"}),
+        ("type X = list[Kind | X]\nX", {"Kind"}),
+        ("type X[T: Bound] = dict[T, Kind]", {"Bound", "Kind"}),
+        ('f"{f"{deep}"}"', {"deep"}),
+    ],
+)
+def test_type_parameters_are_not_the_notebooks(cell: str, expected: set[str]) -> None:
+    """They belong to what has them; their bounds are read, and so is what a type's alias stands for."""
+    assert needed(cell) == expected
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 brought the syntax")
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("t'{a!r:{w}}'", {"a", "w"}),
+        ("def f(): return t'{a + b}'", {"a", "b"}),
+        ("def f(x: Later) -> Kind: pass", {"Later", "Kind"}),
+        ("try:\n    pass\nexcept A, B:\n    pass", {"A", "B"}),
+    ],
+)
+def test_templates_and_late_annotations_are_read(cell: str, expected: set[str]) -> None:
+    """Names in a template string are values at once, those of an annotation when somebody asks for it."""
+    assert needed(cell) == expected
+
+
+def test_names_of_a_comprehension_are_not_assigned() -> None:
+    """Python 3.12 and later count them among the names of the scope around; they are gone afterwards all the same."""
+    assert reads("[x for x in xs]\n{k: v for k, v in d}", TRANSFORM).assigned == set()
+    assert reads("[last := x for x in xs]", TRANSFORM).assigned == {"last"}
 
 
 def test_match_statements_bind_their_names() -> None:

@@ -152,6 +152,7 @@ def test_who_does_not_care_for_an_interrupt_is_ended(times: int) -> None:
         "import os, signal, sys, threading\n"
         "from warmcell.sandbox.guest import languages\n"
         "os.setpgid(0, 0)\n"
+        "languages.run('bash', 'true')\n"  # It imports IPython, which may take longer than until the first interrupt.
         f"languages.INTERRUPT_S = {[1, 60][times - 1]}\n"
         "interrupt = lambda: os.killpg(0, signal.SIGINT)\n"
         f"for at in range({times}): threading.Timer(1 + at, interrupt).start()\n"
