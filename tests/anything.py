@@ -13,7 +13,12 @@ from warmcell.sandbox.errors import WarmcellError
 SHORT: Final = 100
 LONG: Final = 10_000
 LENGTHS: Final = pytest.mark.parametrize(
-    "examples", [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.long)]
+    "examples",
+    [
+        pytest.param(SHORT, id="short"),
+        # Some take a tenth of a second for each, beside other work.
+        pytest.param(LONG, id="long", marks=[pytest.mark.long, pytest.mark.timeout(3600)]),
+    ],
 )
 """The two lengths of such a test: the same inputs each time, in a second; and many others (`--long`)."""
 

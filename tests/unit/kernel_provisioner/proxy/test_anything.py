@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from hypothesis import strategies as st
 
 from tests.anything import JSON, LENGTHS, changed, give_anything
@@ -143,7 +142,6 @@ def rig(place: Path) -> Iterator[Rig]:
         made.close()
 
 
-@pytest.mark.timeout(1800)
 @LENGTHS
 def test_messages_are_passed_on_or_dropped(examples: int, places: Places) -> None:
     """While the kernel runs, while the proxy stands in for it, and when it goes on from there or is given up."""
