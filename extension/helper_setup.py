@@ -160,15 +160,16 @@ class Setup:
     def _criu(self, done: list[str]) -> dict[str, str]:
         """Have a CRIU that only root can change, and say which; or say how to get one."""
         carried = helper_environment().get(program.VARIABLE)
-        script = package().resolve().parents[1] / "scripts" / "criu"
         if not self.criu.exists() and carried and Path(carried).is_dir():
             check_trusted(Path(carried))
             shutil.copytree(carried, self.criu)
             _for_all(self.criu)
             done.append(f"copied CRIU to {self.criu}")
-        elif not self.criu.exists() and script.is_file():
-            check_trusted(script)
-            _run([str(script), str(self.criu)])
+        elif not self.criu.exists():
+            try:
+                install_criu(self.criu)
+            except BackendUnavailableError as error:
+                done.append(f"CRIU was not installed: {error.message}")
         named = (
             {} if str(self.criu) in program.PREFIXES or not self.criu.exists() else {program.VARIABLE: str(self.criu)}
         )
@@ -179,6 +180,22 @@ class Setup:
         else:
             done.append(f"CRIU {found.version} is {found.path}")
         return named
+
+
+def install_criu(prefix: Path) -> program.Program:
+    """Have a CRIU in a directory of its own, unless one of the system's can be used; the one that is found then.
+
+    Raises:
+        BackendUnavailableError: Not by root, not from files of root's alone, or there is none that can be used.
+    """
+    need_root()
+    script = package() / "sandbox" / "helper" / "install-criu"
+    check_trusted(script)
+    _run(["bash", str(script), str(prefix)])
+    try:
+        return program.find({program.VARIABLE: str(prefix)} if prefix.exists() else {})
+    except HelperError as error:
+        raise BackendUnavailableError(error.message, hint=error.hint) from error
 
 
 def has_manager() -> bool:

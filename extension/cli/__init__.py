@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from warmcell.extension.cli import (
     clean,
+    criu,
     doctor,
     gpus,
     helper,
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="warmcell", description="Instant sandboxes for Jupyter kernels.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (doctor, ps, gpus, usage, snapshots, images, clean, kernelspec, helper, serve, mcp, tokens):
+    for command in (doctor, ps, gpus, usage, snapshots, images, clean, kernelspec, criu, helper, serve, mcp, tokens):
         command.add(commands)
     return parser
 

@@ -27,12 +27,9 @@ PLAIN_VARIABLE = "WARMCELL_PLAIN_IMAGES"
 """If set, images stay as criu wrote them; for measurements."""
 OLDEST = (4, 2)
 PREFIXES = ("/opt/warmcell/criu",)
-"""Where `scripts/criu` installs unless it is told otherwise."""
+"""Where `warmcell criu` installs unless it is told otherwise."""
 SYSTEM = ("/usr/local/sbin/criu", "/usr/local/bin/criu", "/usr/sbin/criu", "/usr/bin/criu")
-CURE = (
-    "Install CRIU 4.2 or newer, or as root run `scripts/criu /opt/warmcell/criu` of Warmcell's sources, which puts one "
-    "beside the system's."
-)
+CURE = "As root run `warmcell criu`, which puts CRIU 4.2 or newer beside the system's, or install one by hand."
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/nowhere"}
 _PRELOAD = b"/etc/ld.so.preload\0"
 _NOTHING = b"/proc/nothing/here\0"

@@ -19,7 +19,8 @@ from warmcell.extension import helper_setup
 from warmcell.extension.cli.helper import look
 from warmcell.extension.helper_setup import UNIT, Setup, check_trusted
 from warmcell.sandbox.errors import BackendUnavailableError
-from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE
+from warmcell.sandbox.helper import program
+from warmcell.sandbox.snapshots.criu import SOCKET_VARIABLE, helper_environment
 
 pytestmark = [pytest.mark.root, pytest.mark.criu]
 
@@ -73,6 +74,35 @@ def test_the_unit(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
         assert checked.returncode == 0, checked.stderr
     setup.uninstall()
     assert not (setup.units / UNIT).exists()
+
+
+def test_criu_is_installed_by_a_command(tmp_path: Path) -> None:
+    """One that is there is found; without one, and with no mirror to be had, the error says what to do."""
+    prefix = tmp_path / "criu"
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "warmcell.extension.cli", "criu", str(prefix), "--json"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            cwd=TOP,
+            timeout=120,
+            check=False,
+        )
+
+    carried = program.find(helper_environment())
+    if not carried.loader:
+        pytest.skip("the system's own CRIU is new enough: nothing is installed")
+    failed = run(WARMCELL_CRIU_MIRROR="http://127.0.0.1:9/debian")
+    assert failed.returncode == 1
+    assert json.loads(failed.stdout)["error"]["code"] == "backend_unavailable"
+    assert "127.0.0.1" in failed.stderr
+    assert not prefix.exists()
+    shutil.copytree(Path(carried.path).parents[1], prefix)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"path": str(prefix / "sbin" / "criu"), "version": carried.version}
 
 
 @pytest.mark.parametrize("change", ["owner", "mode", "parent"])

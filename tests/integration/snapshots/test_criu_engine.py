@@ -667,7 +667,7 @@ async def test_a_criu_that_cannot_be_used(
     await engine.close()
     assert not report.ready
     assert why in report.why_not
-    assert "scripts/criu" in report.hint
+    assert "warmcell criu" in report.hint
 
 
 async def test_a_kernel_that_dies_while_it_is_saved(boxes: Boxes) -> None:
