@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import importlib.util
 import json
+import logging
 import os
 import re
 import secrets
@@ -34,6 +35,8 @@ from warmcell.sandbox.images.steps import AptInstall, CondaBase, PipInstall, Pyt
 from warmcell.sandbox.models import Limits, Mount, Network, SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths, private_directory
 from warmcell.sandbox.snapshots.disk import sync_filesystem
+
+log = logging.getLogger(__name__)
 
 ABOUT = ".warmcell-image.json"
 """In an environment: what it is. Without it there is none."""
@@ -161,15 +164,18 @@ class EnvironmentBuilder:
     async def _bound_cache(self) -> None:
         """Empty what builds share if it is larger than it may be, and none is at work that would miss it.
 
-        All of it goes: uv believes of a wheel that it has kept that all its files are there.
+        All of it goes: uv believes of a wheel that it has kept that all its files are there. What comes of it is
+        nothing to the build that is done.
         """
-        shared = self._root / SHARED
-        if self._cache_bytes is None or await in_thread(_size, shared) <= self._cache_bytes:
-            return
-        if not self._builds:  # Nothing begins before it has another name.
-            gone = self._root / f".gone-{secrets.token_hex(6)}"
-            shared.rename(gone)
-            await in_thread(remove_tree, gone)
+        shared, gone = self._root / SHARED, self._root / f".gone-{secrets.token_hex(6)}"
+        try:
+            if self._cache_bytes is None or self._builds or await in_thread(_size, shared) <= self._cache_bytes:
+                return
+            if not self._builds:  # None has begun meanwhile, and none does before it has another name.
+                shared.rename(gone)
+                await in_thread(remove_tree, gone)
+        except OSError as error:  # Of a build that began meanwhile, files come and go.
+            log.info("what builds share in %s is left as it is: %s", shared, error)
 
     async def remove(self, digest: str) -> None:
         """Remove the directory."""

@@ -1,5 +1,6 @@
 """What builds share of packages: later ones have it, and no code of an earlier one has ever written to it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.integration.images.environments import PLAIN, builder, run_in
 from tests.integration.images.index import PACKAGE, holds, plain_wheel, private_index, source_of, wheel_of
 from tests.leaks import Places
-from warmcell.sandbox.images import pythons
+from warmcell.sandbox.images import environments, pythons
 from warmcell.sandbox.images.base import PackageIndex
 from warmcell.sandbox.images.environments import SHARED, EnvironmentBuilder
 from warmcell.sandbox.images.image import Image
@@ -111,6 +112,25 @@ async def test_what_builds_share_is_emptied_where_it_is_too_large(places: Places
         assert await version_in(places, python) == "2.0"
         await built(builder(places, uv=True, index=index, cache_bytes=2**30), image.env(OTHER="no"))
         assert shared.exists()
+
+
+async def test_a_build_is_not_failed_by_what_another_does_to_the_cache(
+    places: Places, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another begins while it is seen how large the cache is: a file that was listed is gone when it is looked at."""
+    building, size = builder(places, uv=True, cache_bytes=0), environments._size
+
+    def while_another_begins(directory: Path) -> int:
+        if directory == shared:
+            building._builds += 1
+            os.lstat(shared / "gone")
+        return size(directory)
+
+    monkeypatch.setattr(environments, "_size", while_another_begins)
+    python = await built(building, PLAIN)
+    assert building._builds == 1
+    assert shared.exists()
+    assert Path(python).exists()
 
 
 async def test_what_any_build_could_write_to_earlier_goes(places: Places) -> None:
