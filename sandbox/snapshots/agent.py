@@ -69,11 +69,15 @@ class FirstOf:
         return await self._agent.connect()
 
     async def _is_ready(self, machine: Helper) -> bool:
-        """Whether that one says so; it may answer without a CRIU of use, and is asked again after a while."""
-        if time.monotonic() - self._asked_at > TRY_AGAIN_S:
+        """Whether that one has said so once; one that answers without a CRIU of use is asked again after a while.
+
+        Raises:
+            WarmcellError: It is there, and too busy to say it: an agent would only add to that.
+        """
+        if not self._ready and time.monotonic() - self._asked_at > TRY_AGAIN_S:
             try:
                 self._ready = bool((await hello(machine))["ready"])
-            except WarmcellError:
+            except BackendUnavailableError:
                 return False
             self._asked_at = time.monotonic()
         return self._ready

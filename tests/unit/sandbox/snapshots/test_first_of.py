@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from warmcell.sandbox.errors import CapacityError
+from warmcell.sandbox.helper.problems import HelperError
 from warmcell.sandbox.snapshots import agent
 from warmcell.sandbox.snapshots.agent import FirstOf
 from warmcell.sandbox.snapshots.criu import SystemHelper, connected
@@ -21,6 +23,7 @@ class Says:
 
     def __init__(self, path: Path, *, ready: bool = True) -> None:
         self.path, self.ready, self.asked = path, ready, 0
+        self.refuses = False
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -30,7 +33,10 @@ class Says:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.readline():
             self.asked += 1
-            writer.write(json.dumps({"ok": True, "ready": self.ready, "name": self.path.name}).encode() + b"\n")
+            said = {"ok": True, "ready": self.ready, "name": self.path.name}
+            if self.refuses:
+                said = {"ok": False, **HelperError("capacity", "You have too many requests under way").to_json()}
+            writer.write(json.dumps(said).encode() + b"\n")
             await writer.drain()
         writer.close()
 
@@ -65,3 +71,20 @@ async def test_a_helper_that_is_not_ready_is_passed_over(tmp_path: Path, monkeyp
             assert await whose(first) == "machine"
         machine.path.unlink(missing_ok=True)
         assert await whose(first) == "agent"
+
+
+async def test_a_helper_that_is_busy_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for something is told so; nothing is started beside it. Of one that was ready it is not asked."""
+    monkeypatch.setattr(agent, "TRY_AGAIN_S", 0.0)
+    machine, own = Says(tmp_path / "machine"), Says(tmp_path / "agent")
+    first = FirstOf(SystemHelper(machine.path), own)
+    async with own.listening(), machine.listening():
+        machine.refuses = True
+        with pytest.raises(CapacityError, match="too many requests"):
+            await first.connect()
+        machine.refuses = False
+        assert await whose(first) == "machine"
+        asked = machine.asked
+        machine.refuses = True
+        (await first.connect()).close()
+        assert (machine.asked, own.asked) == (asked, 0)
