@@ -248,4 +248,31 @@ def test_whoever_may_make_namespaces_holds_numbers() -> None:
         timeout=30,
         check=True,
     )
-    assert found.stdout == numbers.DONE
+    said, *taken = found.stdout.split()
+    assert said == numbers.DONE
+    assert taken
+    assert {*map(int, taken)} <= {*wanted}
+
+
+@pytest.mark.root
+def test_numbers_are_held_until_the_last_start_that_must_not_get_them() -> None:
+    """Clones of a snapshot start at once, and the first of them is there before the others."""
+    number = made_now()
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as later:
+        assert first.enter_context(numbers.held([number])) == ""
+        assert made_now() != number
+        assert later.enter_context(numbers.held([number])) == ""
+        first.close()
+        assert made_now() != number
+    assert numbers._holding == []
+
+
+def made_now() -> int:
+    """The number that a file system gets that is made now, and goes."""
+    shown = subprocess.run(
+        ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt && stat -c %d /mnt"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(shown.stdout)
