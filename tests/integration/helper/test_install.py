@@ -99,6 +99,13 @@ def test_criu_is_installed_by_a_command(tmp_path: Path) -> None:
     assert json.loads(failed.stdout)["error"]["code"] == "backend_unavailable"
     assert "127.0.0.1" in failed.stderr
     assert not prefix.exists()
+    prefix.mkdir()
+    (prefix / "mine").write_text("mine")
+    refused = run(WARMCELL_CRIU_MIRROR="http://127.0.0.1:9/debian")
+    assert refused.returncode == 1
+    assert f"{prefix} has other files" in refused.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["criu", "mine"]
+    shutil.rmtree(prefix)
     shutil.copytree(Path(carried.path).parents[1], prefix)
     done = run()
     assert done.returncode == 0, done.stderr
