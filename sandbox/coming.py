@@ -31,6 +31,11 @@ class Coming:
         """Wait until all of it is there."""
         return await asyncio.shield(self._snapshot)
 
+    @property
+    def made(self) -> SnapshotId | None:
+        """The snapshot, if all of it is there."""
+        return self._snapshot.result() if self._snapshot.done() and not self._snapshot.cancelled() else None
+
     def files_go(self) -> None:
         """They are about to be removed, if there are any, and saved anew."""
         self.stale = self._layer.done()

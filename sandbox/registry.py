@@ -208,12 +208,16 @@ class Registry:
             if box.info.state in TERMINAL or box.info.id not in self._boxes:
                 what.close()
                 raise errors.ConflictError(f"Sandbox {box.info.id} has ended", hint="`warmcell ps` lists what runs.")
+            current = asyncio.current_task()
+            before = 0 if current is None else current.cancelling()
             work = asyncio.create_task(what)
             self._working[box.info.id] = work
             try:
-                return await work
+                done = await work
+                if current is not None and current.cancelling() > before:
+                    raise asyncio.CancelledError  # Too late for the work, which has taken it for itself.
+                return done
             except asyncio.CancelledError:
-                current = asyncio.current_task()
                 if current is None or not current.cancelling():
                     raise errors.ConflictError(
                         f"Sandbox {box.info.id} was stopped meanwhile", hint="Start it again if that was a mistake."

@@ -50,12 +50,16 @@ class Suspending(Parking):
         """
         box = self.live(sandbox_id)
         await self.memory.check(box.spec)
+        await self._exclusively(box, self._suspend(box))
+        return box.info
+
+    async def _suspend(self, box: LiveSandbox) -> None:
+        """All that follows from it, which also who gives it up too late does not keep from it."""
         before = box.info.snapshot
-        await self._exclusively(box, self.memory.suspend(box))
-        self._gpus.release(sandbox_id)
+        await self.memory.suspend(box)
+        self._gpus.release(box.info.id)
         self._spawn(self._supersede(box, before))
         self.memory.twins.want(box)
-        return box.info
 
     async def resume(self, sandbox_id: SandboxId, *, hurry: bool = False) -> SandboxInfo:
         """Have a suspended sandbox go on where it was. One that runs is as it is.
@@ -92,19 +96,19 @@ class Suspending(Parking):
         if snapshot.kernel_id != box.info.kernel_id:  # It was brought in, and says itself what it had.
             self.admission.bounds.check(manifest.spec)
         engine = await self.memory.check(box.spec)
-        before = box.info.snapshot
         await self._exclusively(box, self._undo(box, snapshot.id))
         if engine.whole:
             self.memory.twins.want(box)
-        if before != snapshot.id:
-            self._spawn(self.memory.forget_suspended(before))
         return box.info
 
     async def _undo(self, box: LiveSandbox, snapshot: SnapshotId) -> None:
+        before = box.info.snapshot
         if box.info.state is State.SUSPENDED:
             await self._resume(box, snapshot)
         else:
             await self.memory.undo(box, snapshot)
+        if before != snapshot:
+            self._spawn(self.memory.forget_suspended(before))
 
     async def _supersede(self, box: LiveSandbox, before: SnapshotId | None) -> None:
         if box.info.snapshot is not None:

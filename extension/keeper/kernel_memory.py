@@ -157,8 +157,11 @@ class KernelMemory(KernelGpus):
                 work = [asyncio.create_task(self._clone(kernel, coming)) for _ in range(count)]
                 saved = await self._service.snapshot(sandbox_id, kind="fork", coming=coming)
         except BaseException:
+            made = coming.made  # Given up when it was saved already.
             await to_its_end(self._give_up(work))
             coming.close()
+            if made is not None:
+                await to_its_end(self._service.memory.store.discard(made))
             raise
         try:
             return await self._all_or_none(work)

@@ -36,7 +36,7 @@ class Here:
 
 @pytest.fixture
 async def here(places: Places, tmp_path: Path) -> AsyncIterator[Here]:
-    configure(places)
+    configure(places, simulated_gpus=[{"name": "A100", "memory": "80GiB"}])
     paths = Paths.default().make()
     wiring = Wiring(config.settings(), paths)
     service = wiring.service()
@@ -139,6 +139,33 @@ async def test_what_is_given_up_at_any_moment_loses_nothing(
         assert len(list(Paths.default().sandboxes.iterdir())) == 1, steps.at
         assert {info.id for info in memory.store.infos(kind="named")} == known
     assert steps.at > 5
+
+
+@pytest.mark.parametrize("verb", ["suspend", "fork"])
+async def test_what_is_given_up_too_late_leaves_nothing_to_be_done(
+    here: Here, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Whoever asked goes when it is saved already: nobody else keeps its GPUs from others, or its files on the disk."""
+    service, store = here.service, here.service.memory.store
+    await service._gpus.lease("any", holder=here.sandbox_id)
+    amend = service.memory._amend
+    asking: asyncio.Task[Any]
+
+    async def amend_as_it_is_given_up(*what: Any) -> Any:
+        asking.cancel()
+        return await amend(*what)
+
+    monkeypatch.setattr(service.memory, "_amend", amend_as_it_is_given_up)
+    asking = asyncio.create_task(
+        here.memory.suspend(here.sandbox_id) if verb == "suspend" else here.memory.fork(here.sandbox_id, 1)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    if verb == "suspend":
+        assert service.info(here.sandbox_id).state is State.SUSPENDED
+        assert not service._gpus.holds(here.sandbox_id)
+    assert [info.id for info in service.infos()] == [here.sandbox_id]
+    assert store.infos(kind="fork") == []
 
 
 async def test_a_removal_waits_for_what_the_kernel_was_before(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
