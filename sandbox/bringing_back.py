@@ -90,7 +90,9 @@ class BringingBack(Saved):
             if box.frontend is not None:
                 await box.frontend.sleep(self._record(asleep))
             raise
-        await self._outlive(target)
+        outlived, _ = await ended(self._outlive(target))  # It runs, on its GPUs, whatever comes of this.
+        if (failed := outlived.exception()) is not None:
+            log.error("snapshot %s, from which sandbox %s goes on, is not marked so: %s", target, box.info.id, failed)
         now = time.perf_counter()
         box.tell(
             state=transition(box.info.state, Event.RESUME_DONE),

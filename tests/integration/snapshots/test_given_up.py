@@ -17,9 +17,10 @@ from warmcell.extension.keeper.kernel import KernelRequest
 from warmcell.extension.keeper.kernel_memory import KernelMemory
 from warmcell.extension.keeper.kernels import Kernels
 from warmcell.extension.keeper.wiring import Wiring
-from warmcell.sandbox.errors import ConflictError
+from warmcell.sandbox.errors import ConflictError, StorageFullError
 from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.live import LiveSandbox
+from warmcell.sandbox.models import SnapshotId
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.service import SandboxService
 
@@ -139,6 +140,30 @@ async def test_what_is_given_up_at_any_moment_loses_nothing(
         assert len(list(Paths.default().sandboxes.iterdir())) == 1, steps.at
         assert {info.id for info in memory.store.infos(kind="named")} == known
     assert steps.at > 5
+
+
+@pytest.mark.parametrize("failure", [StorageFullError("The disk is full", hint="Free space."), None])
+async def test_what_is_back_runs_although_its_snapshot_cannot_be_marked(
+    here: Here, monkeypatch: pytest.MonkeyPatch, failure: StorageFullError | None
+) -> None:
+    """Its kernel answers already: a full disk, or who gives it up then, neither stops it nor takes its GPUs."""
+    memory = here.service.memory
+    outlive = memory._outlive
+    await here.memory.suspend(here.sandbox_id)
+    asking: asyncio.Task[Any]
+
+    async def cut_short(snapshot: SnapshotId) -> None:
+        if failure is not None:
+            raise failure
+        asking.cancel()
+        await outlive(snapshot)
+
+    monkeypatch.setattr(memory, "_outlive", cut_short)
+    asking = asyncio.create_task(here.memory.resume(here.sandbox_id))
+    await asyncio.wait({asking})
+    assert asking.cancelled() == (failure is None)
+    assert here.service.info(here.sandbox_id).state is State.RUNNING
+    assert await here.page.run("print(x)", timeout=60) == "now"
 
 
 @pytest.mark.parametrize("verb", ["suspend", "fork"])
