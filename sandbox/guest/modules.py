@@ -206,7 +206,8 @@ def take(given: Mapping[str, Any]) -> None:
     marks = {name: hashlib.sha256(source.encode()).hexdigest() for name, (_, source) in given.items()}
     _sources.update((name, (file, source)) for name, (file, source) in given.items())
     # One that is loaded and that nobody has told us of may be of any age.
-    old = _with_users({name for name in given if name in sys.modules and _taken.get(name) != marks[name]}, given)
+    loaded = {name: given[name] for name in given if name in sys.modules}
+    old = with_users({name for name in loaded if _taken.get(name) != marks[name]}, loaded)
     _taken.update(marks)
     if old:
         linecache.checkcache()
@@ -225,15 +226,19 @@ def take(given: Mapping[str, Any]) -> None:
         old = list(failed)
 
 
-def _with_users(changed: Iterable[str], given: Mapping[str, Any]) -> list[str]:
-    """Modules that have changed and those that import them, each behind what it imports itself."""
-    loaded = [name for name in given if name in sys.modules]
-    uses = {name: _imported_by(name, *given[name]) for name in loaded}
+def with_users(changed: Iterable[str], given: Mapping[str, Any]) -> list[str]:
+    """Modules that have changed and those that import them, each behind what it imports itself.
+
+    Args:
+        changed: Names of some of them.
+        given: All that are looked at: name to file and source.
+    """
+    uses = {name: _imported_by(name, *given[name]) for name in given}
     old: set[str] = set()
     more = set(changed)
     while more:
         old |= more
-        more = {name for name in loaded if name not in old and not old.isdisjoint(uses[name])}
+        more = {name for name in given if name not in old and not old.isdisjoint(uses[name])}
     ordered: list[str] = []
     seen: set[str] = set()
 
