@@ -111,6 +111,7 @@ def _own_of(folders: tuple[str, ...]) -> list[str]:
     if now != seen:  # By identity first, so this takes microseconds.
         own = [name for name in own if now.get(name) is seen[name]]
         own += [name for name, module in now.items() if seen.get(name) is not module and _is_of(name, module, folders)]
+        _looked.clear()  # A notebook may go to any number of folders.
         _looked[folders] = now, own
     return own
 
@@ -179,8 +180,8 @@ def _imported_by(name: str, file: str, source: str) -> frozenset[str]:
 
 
 def _is_own(path: str, folder: str) -> bool:
-    """Whether this is a source of the folder's, and of no environment in it."""
-    inside = os.path.realpath(folder) + os.sep
+    """Whether this is a source of the folder's, and of no environment in it; both without links, for all are asked."""
+    inside = folder + os.sep
     within = path[len(inside) :] if path.startswith(inside) else ""
     if not within or not path.endswith(".py"):
         return False
