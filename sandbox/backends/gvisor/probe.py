@@ -47,7 +47,7 @@ def _why_no_gpus(runsc: binary.Runsc) -> str:
     try:
         nvproxy.check(runsc)
     except WarmcellError as error:
-        return f"{error.message}. {error.hint}"
+        return f"{error.message}. {error.hint}".rstrip(".")
     return ""
 
 
