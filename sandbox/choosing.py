@@ -109,6 +109,8 @@ class Choosing:
         if spec.gpu is not None and not can.gpus:
             return "it has no GPUs"
         report = await self._report(backend)
+        if report.ready and spec.gpu is not None and report.no_gpus:
+            return f"it has no GPUs here: {report.no_gpus}"
         return "" if report.ready else report.why_not
 
     async def _report(self, backend: SandboxBackend) -> BackendReport:

@@ -81,6 +81,7 @@ class Moving(Suspending):
 
     async def _check_can_go(self, box: LiveSandbox, devices: tuple[GpuDevice, ...]) -> None:
         """Whether what is on its GPUs could go on on these; said before anything is touched."""
+        self.memory.check_gpus(box.spec, (*box.gpus, *devices))
         if not box.gpus:
             return
         engine = self._parking_place().engine

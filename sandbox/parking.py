@@ -70,6 +70,7 @@ class Parking(Registry):
             raise errors.UnsupportedOperationError(
                 "Nobody would notice when this sandbox is wanted again", hint="Suspend it, or stop it."
             )
+        self.memory.check_gpus(box.spec, box.gpus)
         by = await self._who_moves(box, place)
         await self._check_idle(box)
         await self._check_host(box, place, await place.engine.vram_bytes(box.gpus, box.processes))

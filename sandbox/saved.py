@@ -10,7 +10,7 @@ from warmcell.sandbox import errors
 from warmcell.sandbox.backends.base import SandboxBackend
 from warmcell.sandbox.gpus.parking import ParkEngine
 from warmcell.sandbox.live import LiveSandbox
-from warmcell.sandbox.models import SandboxId, SandboxSpec, SnapshotId
+from warmcell.sandbox.models import GpuDevice, SandboxId, SandboxSpec, SnapshotId
 from warmcell.sandbox.paths import Paths
 from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.snapshots.base import SnapshotEngine
@@ -114,6 +114,24 @@ class Saved:
                 f"The {backend.name} backend cannot save memory", hint="Use the bubblewrap backend."
             )
         return self._engine
+
+    async def check_now(self, box: LiveSandbox) -> SnapshotEngine:
+        """The engine that saves this sandbox, with what it has by now; raises as `check` and `check_gpus`."""
+        self.check_gpus(box.spec, box.gpus)
+        return await self.check(box.spec)
+
+    def check_gpus(self, spec: SandboxSpec, gpus: Sequence[GpuDevice]) -> None:
+        """See that what such a sandbox has on these devices could be taken off them, or brought to them.
+
+        Raises:
+            UnsupportedOperationError: It has a kernel of its own, whose processes the machine's driver does not know.
+        """
+        backend = self._backend_of(spec)
+        if backend.capabilities.own_kernel and any(not gpu.simulated for gpu in gpus):
+            raise errors.UnsupportedOperationError(
+                f"A {backend.name} sandbox keeps the GPU that it was made with: it can be neither parked nor saved",
+                hint="Stop it, or use the bubblewrap backend.",
+            )
 
     async def _other(self, number: int) -> SnapshotEngine:
         """One of those, tried once.

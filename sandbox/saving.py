@@ -117,7 +117,7 @@ class Saving(Saved):
         environment: Mapping[str, str] = MappingProxyType({}),
         coming: Coming | None = None,
     ) -> Manifest:
-        engine = await self.check(box.spec)
+        engine = await self.check_now(box)
         kernel, frontend = box.kernel, box.frontend
         if kernel is None or not kernel.alive:
             raise errors.ConflictError(f"Sandbox {box.info.id} has no kernel", hint="Start its kernel first.")

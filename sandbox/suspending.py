@@ -34,7 +34,7 @@ class Suspending(Parking):
             WarmcellError: Nothing was saved, and the kernel goes on as before.
         """
         box = self.live(sandbox_id)
-        engine = await self.memory.check(box.spec)
+        engine = await self.memory.check_now(box)
         self.memory.store.check_free(name, kernel_id=box.info.kernel_id, sandbox_id=sandbox_id)
         saved = await self._exclusively(box, self.memory.save(box, kind=kind, name=name, coming=coming))
         if engine.whole and kind == "named":
@@ -49,7 +49,7 @@ class Suspending(Parking):
             WarmcellError: It runs on as before.
         """
         box = self.live(sandbox_id)
-        await self.memory.check(box.spec)
+        await self.memory.check_now(box)
         await self._exclusively(box, self._suspend(box))
         return box.info
 

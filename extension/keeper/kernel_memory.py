@@ -193,8 +193,8 @@ class KernelMemory(KernelGpus):
         await asyncio.gather(*map(self._kernels.remove, ids))
 
     async def check(self, sandbox_id: SandboxId) -> None:
-        """Whether memory of this sandbox can be saved; raises as `Memory.check`."""
-        await self._service.memory.check(self._service.live(sandbox_id).spec)
+        """Whether memory of this sandbox can be saved; raises as `Memory.check_now`."""
+        await self._service.memory.check_now(self._service.live(sandbox_id))
 
     def clone_of(self, sandbox_id: SandboxId) -> Kernel | None:
         """The kernel in this sandbox, if it is a clone that no Jupyter server has."""

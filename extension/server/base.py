@@ -28,7 +28,7 @@ class WarmcellHandler(APIHandler):
         error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
         if isinstance(error, WarmcellError):
             status_code = http_status(error)
-        elif status_code in (401, 403) and getattr(self, "_current_user", None) is None:
+        elif status_code in (401, 403) and getattr(self, "_current_user", None) is None and self.check_host():
             error = UnauthenticatedError("Nobody is known by what this request shows", hint=SHOW)
         else:
             super().write_error(status_code, **kwargs)

@@ -1,7 +1,7 @@
 """Places in a sandbox: what is its own wherever it runs on the host's files, and what may be put beside it."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from warmcell.sandbox.backends.identity import Identity
@@ -125,6 +125,11 @@ def mount_of(mount: Mount) -> tuple[Path, Path, Path | None]:
         return real, target, None
     check_target(real, what="mount")
     return real, real, source
+
+
+def in_any(path: str, trees: Sequence[str]) -> bool:
+    """Whether a path is one of these, or lies in one, by their names."""
+    return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
 
 def check_places(trees: Mapping[Path, Path]) -> None:

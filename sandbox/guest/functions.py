@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,8 +25,9 @@ def reduce(value: Any) -> tuple[Any, ...] | None:
         return functools.cached_property, (None,), {"func": value.func, "attrname": name, "__doc__": value.__doc__}
     if type(value) is _CACHE and not _is_imported(value):
         return new_cache, tuple(value.cache_parameters().values()), value.__wrapped__, None, None, wrap
-    if getattr(value, "__code__", None) is _DISPATCHER and not _is_imported(value):
-        return new_dispatcher, (), dict(value.registry), None, None, register
+    # Of others nothing is asked: what a proxy says to that may be an error.
+    if type(value) is types.FunctionType and value.__code__ is _DISPATCHER and not _is_imported(value):
+        return new_dispatcher, (), dict(vars(value)["registry"]), None, None, register
     return None
 
 
@@ -60,6 +62,7 @@ def register(dispatcher: Any, registry: Mapping[type, Callable[..., Any]]) -> No
 def _is_imported(value: Any) -> bool:
     """Whether it is in a module under its name, as the other side finds it; the notebook itself is no such module."""
     found: Any = None if value.__module__ == "__main__" else sys.modules.get(value.__module__)
-    for part in value.__qualname__.split("."):
+    name = getattr(value, "__qualname__", "")  # A cache's is that of what it wraps, if that has one.
+    for part in name.split("."):
         found = getattr(found, part, None)
     return found is value

@@ -111,6 +111,7 @@ def _own_of(folders: tuple[str, ...]) -> list[str]:
     if now != seen:  # By identity first, so this takes microseconds.
         own = [name for name in own if now.get(name) is seen[name]]
         own += [name for name, module in now.items() if seen.get(name) is not module and _is_of(name, module, folders)]
+        _looked.clear()  # A notebook may go to any number of folders.
         _looked[folders] = now, own
     return own
 
@@ -179,8 +180,8 @@ def _imported_by(name: str, file: str, source: str) -> frozenset[str]:
 
 
 def _is_own(path: str, folder: str) -> bool:
-    """Whether this is a source of the folder's, and of no environment in it."""
-    inside = os.path.realpath(folder) + os.sep
+    """Whether this is a source of the folder's, and of no environment in it; both without links, for all are asked."""
+    inside = folder + os.sep
     within = path[len(inside) :] if path.startswith(inside) else ""
     if not within or not path.endswith(".py"):
         return False
@@ -206,7 +207,8 @@ def take(given: Mapping[str, Any]) -> None:
     marks = {name: hashlib.sha256(source.encode()).hexdigest() for name, (_, source) in given.items()}
     _sources.update((name, (file, source)) for name, (file, source) in given.items())
     # One that is loaded and that nobody has told us of may be of any age.
-    old = _with_users({name for name in given if name in sys.modules and _taken.get(name) != marks[name]}, given)
+    loaded = {name: given[name] for name in given if name in sys.modules}
+    old = with_users({name for name in loaded if _taken.get(name) != marks[name]}, loaded)
     _taken.update(marks)
     if old:
         linecache.checkcache()
@@ -225,15 +227,19 @@ def take(given: Mapping[str, Any]) -> None:
         old = list(failed)
 
 
-def _with_users(changed: Iterable[str], given: Mapping[str, Any]) -> list[str]:
-    """Modules that have changed and those that import them, each behind what it imports itself."""
-    loaded = [name for name in given if name in sys.modules]
-    uses = {name: _imported_by(name, *given[name]) for name in loaded}
+def with_users(changed: Iterable[str], given: Mapping[str, Any]) -> list[str]:
+    """Modules that have changed and those that import them, each behind what it imports itself.
+
+    Args:
+        changed: Names of some of them.
+        given: All that are looked at: name to file and source.
+    """
+    uses = {name: _imported_by(name, *given[name]) for name in given}
     old: set[str] = set()
     more = set(changed)
     while more:
         old |= more
-        more = {name for name in loaded if name not in old and not old.isdisjoint(uses[name])}
+        more = {name for name in given if name not in old and not old.isdisjoint(uses[name])}
     ordered: list[str] = []
     seen: set[str] = set()
 

@@ -301,15 +301,17 @@ def name_classes() -> None:
     Else each clone gives them a name of its own when it pickles them, and a class of that name would be made here.
     """
     name = cloudpickle().cloudpickle._get_or_create_tracker_id
-    found: set[type] = set()
+    found: dict[int, type] = {}  # By identity: metaclasses may compare otherwise, and then have no hash.
     queue: list[type] = [object]
     while queue:
-        new: set[type] = set(type.__subclasses__(queue.pop())) - found
-        found |= new
-        queue += new
-    for kind in found:
+        below: list[type] = type.__subclasses__(queue.pop())
+        new = {id(kind): kind for kind in below if id(kind) not in found}
+        found.update(new)
+        queue += new.values()
+    for kind in found.values():
         if kind.__module__ == "__main__":
-            name(kind)
+            with contextlib.suppress(TypeError):  # One without a hash goes by value each time.
+                name(kind)
 
 
 def _asks_for_shell() -> Any:

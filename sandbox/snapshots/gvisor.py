@@ -17,7 +17,7 @@ from pathlib import Path
 
 from warmcell.sandbox import guest_files
 from warmcell.sandbox.backends.base import SandboxBackend
-from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance
+from warmcell.sandbox.backends.gvisor import CommandError, GvisorBackend, GvisorInstance, no_images
 from warmcell.sandbox.backends.threads import in_thread
 from warmcell.sandbox.channel import GuestChannel
 from warmcell.sandbox.errors import (
@@ -93,6 +93,8 @@ class GvisorEngine:
             raise UnsupportedOperationError(
                 "Only gVisor sandboxes are saved by this engine", hint="Choose the gvisor backend."
             )
+        if place.runsc.driver:
+            raise no_images()
         if place.unsaved:
             raise UnsupportedOperationError(
                 "What a clone has changed in its copy of the folder cannot be saved",

@@ -53,6 +53,13 @@ async def test_every_verb_wants_to_know_who_asks(server: JupyterServer) -> None:
             assert answer.json()["code"] == "unauthenticated", (verb, path, answer.text)
 
 
+async def test_a_host_that_is_not_the_servers_is_refused_in_jupyters_words(server: JupyterServer) -> None:
+    """No token is the cure of that, and who shows one is not asked for it."""
+    answer = await server.http.get("/warmcell/api/v1/sandboxes", headers={"Host": "evil.example"})
+    assert answer.status_code == 403
+    assert "code" not in answer.json()
+
+
 async def test_nouns_are_listed_and_the_unknown_is_a_typed_error(server: JupyterServer) -> None:
     """Lists are objects with the noun's name; an unknown id is 404 in the wire form."""
     for noun in ("gpus", "sandboxes", "templates"):

@@ -40,6 +40,28 @@ async def test_modules_of_another_folder_go_along(kernel: Kernel, tmp_path: Path
     assert body_of(await kernel.run(told)) == "two True 2 2\n"
 
 
+async def test_what_was_made_of_an_object_there_stays_when_another_module_goes_along(
+    kernel: Kernel, folder: Path
+) -> None:
+    """Also where the module that a cell imports, or that is imported here, has not been there before."""
+    (folder / "wc_net.py").write_text("class Net:\n    steps = 0\n")
+    (folder / "wc_steps.py").write_text("def step(net):\n    net.steps += 1\n")
+    (folder / "wc_plots.py").write_text("")
+    await kernel.run("import importlib, sys; importlib.invalidate_caches(); sys.path.insert(0, '')\nimport wc_net")
+    await kernel.run("net = wc_net.Net()")
+    step = "%%remote\nimport wc_steps\nwc_steps.step(net)\nprint(net.steps)"
+    assert body_of(await kernel.run(step)) == "1\n"
+    assert body_of(await kernel.run("%%remote\nprint(net.steps)")) == "1\n"
+    assert body_of(await kernel.run(step)) == "2\n"
+    await kernel.run("import wc_plots")
+    assert body_of(await kernel.run("%%remote\nprint(net.steps)")) == "2\n"
+    (folder / "wc_plots.py").write_text("shown = True\n")
+    (folder / "wc_steps.py").write_text("def step(net):\n    net.steps += 10\n")
+    assert body_of(await kernel.run(step)) == "12\n"
+    await kernel.run("importlib.reload(wc_plots)")
+    assert body_of(await kernel.run("%%remote\nprint(net.steps, wc_plots.shown)")) == "12 True\n"
+
+
 async def test_what_is_below_a_package_comes_with_it(kernel: Kernel, folder: Path) -> None:
     """`import a.b` here is enough to read `a.b.c` there, of the folder's packages and of installed ones."""
     (folder / "wc_pack" / "deep").mkdir(parents=True)

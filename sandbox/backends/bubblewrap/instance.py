@@ -17,6 +17,7 @@ from warmcell.sandbox.backends.cgroups import Cgroup
 from warmcell.sandbox.backends.child import Child
 from warmcell.sandbox.backends.files import remove_tree
 from warmcell.sandbox.backends.layers import Parts
+from warmcell.sandbox.backends.nvidia import GPU_NODES
 from warmcell.sandbox.backends.places import RUN
 from warmcell.sandbox.backends.processes import descendants, is_bare
 from warmcell.sandbox.backends.threads import in_thread
@@ -156,7 +157,7 @@ class BubblewrapInstance:
             )
         if not add and not remove:
             return
-        own = nodes.identities([node for place, node in remove.items() if place not in graphics.GPU_NODES])
+        own = nodes.identities([node for place, node in remove.items() if place not in GPU_NODES])
         nodes.change(process, add=add, remove=remove)
         self._shown = wanted
         # After they are gone: whoever has none open by now gets none.

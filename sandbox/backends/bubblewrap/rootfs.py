@@ -6,7 +6,7 @@ system directories. bubblewrap shows that as one tree, and adds /proc, which mus
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from warmcell.sandbox.backends import etc
 from warmcell.sandbox.backends.identity import Identity
 from warmcell.sandbox.backends.layers import SHARED, Part, Saved
-from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, links_on, mount_of
+from warmcell.sandbox.backends.places import IMAGES, RESERVED, below, in_any, links_on, mount_of
 from warmcell.sandbox.errors import InvalidRequestError
 from warmcell.sandbox.guest_files import BEGIN
 from warmcell.sandbox.models import Mount, Network
@@ -125,6 +125,24 @@ class View:
         target = target or source
         self.entries[str(target)] = host(source, mode=mode)
         self.host_trees[target] = source
+
+    def link(self, place: str, target: str) -> None:
+        """Have a symbolic link there."""
+        self.entries[place] = link(target)
+
+    def places(self) -> Collection[str]:
+        """All that something is planned for."""
+        return self.entries
+
+    def leads(self, place: str) -> str | None:
+        """Where a link of the sandbox's own there leads to."""
+        entry = self.entries.get(place, {})
+        return str(entry["link"]) if "link" in entry else None
+
+    def is_as_it_is(self, tree: Path) -> bool:
+        """Whether a tree of the host's is shown there that the sandbox cannot change."""
+        entry = self.entries.get(str(tree), {})
+        return entry.get("host") is not None and entry.get("mode") == "ro"
 
     def clone(
         self,
@@ -248,11 +266,6 @@ def choice(tree: str, ok: Mapping[str, Any], other: Mapping[str, Any]) -> Mappin
 def most_entries(size_bytes: int) -> int:
     """How many files, links and directories a file system of that size may hold."""
     return max(1024, size_bytes // PAGE_BYTES)
-
-
-def in_any(path: str, trees: Sequence[str]) -> bool:
-    """Whether a path is one of these, or lies in one, by their names."""
-    return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
 
 
 def _depth(path: str) -> tuple[int, str]:

@@ -7,6 +7,6 @@ runsc dies with the keeper's thread that started it, and its sandbox with runsc.
 
 from warmcell.sandbox.backends.gvisor.binary import CommandError, find
 from warmcell.sandbox.backends.gvisor.driver import GvisorBackend, shape_of
-from warmcell.sandbox.backends.gvisor.instance import GvisorInstance
+from warmcell.sandbox.backends.gvisor.instance import GvisorInstance, no_images
 
-__all__ = ["CommandError", "GvisorBackend", "GvisorInstance", "find", "shape_of"]
+__all__ = ["CommandError", "GvisorBackend", "GvisorInstance", "find", "no_images", "shape_of"]

@@ -15,8 +15,6 @@ from warmcell.sandbox.errors import BackendUnavailableError, OperationTimeoutErr
 OVERRIDE = "WARMCELL_RUNSC"
 OLDEST = 20240729
 """The day of the release. Older ones do not save a sandbox that runs on."""
-GPUS_SINCE = 20260817
-"""Older ones know no GPU driver that is in use."""
 CURE = "Install it: apt install -t bookworm-backports runsc, or a release binary from gvisor.dev."
 FLAGS = (
     "--network=none",
@@ -39,10 +37,13 @@ class Runsc:
     """As it says it; memory of one version is of no use to another."""
     day: int
     """Of its release, as in 20240729."""
+    driver: str = ""
+    """Version of the NVIDIA driver that a sandbox uses by it; empty: it has no GPU."""
 
     def argv(self, state: Path, *words: str) -> list[str]:
         """A command line for the sandbox whose state is in that directory."""
-        return [str(self.path), f"--root={state}", *FLAGS, *words]
+        gpus = ("--nvproxy", f"--nvproxy-driver-version={self.driver}") if self.driver else ()
+        return [str(self.path), f"--root={state}", *FLAGS, *gpus, *words]
 
 
 def find() -> Runsc:

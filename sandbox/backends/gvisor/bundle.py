@@ -12,6 +12,7 @@ from typing import Any
 
 from warmcell.sandbox.backends import etc, seccomp
 from warmcell.sandbox.backends.environment import PythonEnvironment, discover
+from warmcell.sandbox.backends.gvisor import nvproxy
 from warmcell.sandbox.backends.gvisor.root import BASE, CHANGES, ROOT, Root
 from warmcell.sandbox.backends.identity import choose
 from warmcell.sandbox.backends.places import (
@@ -74,10 +75,8 @@ def prepare(
     Raises:
         InvalidRequestError: The spec asks for what cannot be.
         UnsupportedOperationError: It asks for what this backend has not.
-        BackendUnavailableError: No filter is known for this machine.
+        BackendUnavailableError: No filter is known for this machine, or the driver of its GPUs lacks a node.
     """
-    if any(gpu.device_nodes for gpu in gpus):
-        raise UnsupportedOperationError("GPUs cannot be had in gVisor sandboxes", hint="Use the bubblewrap backend.")
     if spec.network != "none":
         raise UnsupportedOperationError(
             "gVisor sandboxes have no network", hint='Choose network "none", or the bubblewrap backend.'
@@ -101,24 +100,26 @@ def prepare(
         elif spec.workspace.mode == "cow":
             lower = root.overlay(workspace, size_bytes=spec.limits.layer_bytes)
             root.bind(str(workspace), root.base / "changed", mode="rw")
-            root.shown[workspace] = workspace
+            root.host_trees[workspace] = workspace
         else:
             root.bind(str(workspace), root.clone(workspace, foreign=True), mode=spec.workspace.mode)
-            root.shown[workspace] = workspace
+            root.host_trees[workspace] = workspace
     for mount in spec.mounts:
         _mount(root, mount)
     _environment(root, environment)
-    if leads_home(home, root.shown):
+    if leads_home(home, root.host_trees):
         root.links[f"{ROOT}{USUAL_HOME}"] = home
+    shown = nvproxy.show(root, gpus)
     root.hide([paths.runtime, paths.state, *hidden])
 
     init = [str(environment.python), "-I", "-S", f"{GUEST}/init.py"]
+    env = {**shown.env, **variables(identity, home=home, python=environment.python)}
     process = {
         "args": [
             *(*init, "--run", RUN, "--guest", GUEST, "--python", str(environment.python)),
             *("--umask", f"{spec.files_umask:o}"),
         ],
-        "env": [f"{key}={value}" for key, value in variables(identity, home=home, python=environment.python).items()],
+        "env": [f"{key}={value}" for key, value in env.items()],
         "cwd": "/",
         "user": {"uid": identity.uid, "gid": identity.gid, "umask": 0o22},
         "noNewPrivileges": True,
@@ -138,7 +139,9 @@ def prepare(
         made[READ_ONLY] = root.oci_mounts()
     return Prepared(
         mounts=root.stage_plan(),
-        configurations={each: _configuration(root, process, name, mounts) for each, mounts in made.items()},
+        configurations={
+            each: _configuration(root, process, name, mounts, shown.devices) for each, mounts in made.items()
+        },
         workspace=written,
     )
 
@@ -151,7 +154,11 @@ def write(prepared: Prepared, directory: Path) -> None:
 
 
 def _configuration(
-    root: Root, process: Mapping[str, Any], name: str, mounts: Sequence[Mapping[str, Any]]
+    root: Root,
+    process: Mapping[str, Any],
+    name: str,
+    mounts: Sequence[Mapping[str, Any]],
+    devices: Sequence[Mapping[str, Any]],
 ) -> Mapping[str, Any]:
     return {
         "ociVersion": "1.0.0",
@@ -162,6 +169,7 @@ def _configuration(
         "linux": {
             "namespaces": [{"type": kind} for kind in ("pid", "network", "ipc", "uts", "mount")],
             "seccomp": seccomp.rules(),
+            **({"devices": devices} if devices else {}),
         },
     }
 
@@ -206,7 +214,7 @@ def _mount(root: Root, mount: Mount) -> None:
     if alias is not None:
         root.alias(alias)
     root.bind(str(target), root.clone(real, foreign=mount.mode == "rw"), mode=mount.mode)
-    root.shown[target] = real
+    root.host_trees[target] = real
     root.asked.add(target)
 
 
@@ -216,11 +224,11 @@ def _environment(root: Root, environment: PythonEnvironment) -> None:
     Where a tree lies in what is a mount of its own, a workspace say, it is one too, and read-only.
     """
     for tree in _trees(environment):
-        if tree in root.shown:
+        if tree in root.host_trees:
             continue
         if root.is_covered(tree):
             root.bind(str(tree), root.clone(tree), mode="ro")
-            root.shown[tree] = tree
+            root.host_trees[tree] = tree
         elif tree == environment.layered:
             root.own_tree(tree)
         else:

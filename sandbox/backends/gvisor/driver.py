@@ -12,9 +12,18 @@ from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.cgroups import Cgroups
 from warmcell.sandbox.backends.child import Child, StageFailedError
 from warmcell.sandbox.backends.fingerprint import fingerprint
-from warmcell.sandbox.backends.gvisor import binary, bundle
+from warmcell.sandbox.backends.gvisor import binary, bundle, nvproxy
 from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, Prepared, prepare
-from warmcell.sandbox.backends.gvisor.instance import IMAGE, NAME, PID, STATE, GvisorInstance, Remains, no_layers
+from warmcell.sandbox.backends.gvisor.instance import (
+    IMAGE,
+    NAME,
+    PID,
+    STATE,
+    GvisorInstance,
+    Remains,
+    no_images,
+    no_layers,
+)
 from warmcell.sandbox.backends.gvisor.probe import probe
 from warmcell.sandbox.backends.gvisor.root import BASE
 from warmcell.sandbox.backends.nursery import STAGE_ENV, Nursery
@@ -48,10 +57,10 @@ class GvisorBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The same everywhere where it is ready."""
+        """The same everywhere where it is ready, but that its report may say why it has no GPUs there."""
         return Capabilities(
             isolated=True,
-            gpus=False,
+            gpus=True,
             networks=("none",),
             snapshot_engines=("template", "gvisor"),
             own_kernel=True,
@@ -132,7 +141,9 @@ class GvisorBackend:
         restores: bool = False,
     ) -> GvisorInstance:
         progress("looking at the Python environment")
-        runsc = await in_thread(binary.find)
+        runsc = await in_thread(nvproxy.serving, await in_thread(binary.find), gpus)
+        if restores and runsc.driver:
+            raise no_images()
         prepared = await in_thread(
             prepare,
             spec,

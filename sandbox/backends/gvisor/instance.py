@@ -261,6 +261,14 @@ def no_layers() -> UnsupportedOperationError:
     )
 
 
+def no_images() -> UnsupportedOperationError:
+    """Of one with GPUs: an image has nothing of what is on them."""
+    return UnsupportedOperationError(
+        "A gVisor sandbox with a GPU cannot be saved, restored or forked",
+        hint="Use the bubblewrap backend for that, or a sandbox without a GPU.",
+    )
+
+
 def _opened(pids: Sequence[int]) -> list[int]:
     found = []
     for pid in pids:

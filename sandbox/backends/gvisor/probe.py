@@ -10,25 +10,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from warmcell.sandbox.backends.base import SandboxBackend
-from warmcell.sandbox.backends.gvisor import binary
+from warmcell.sandbox.backends.gvisor import binary, nvproxy
 from warmcell.sandbox.errors import WarmcellError
 from warmcell.sandbox.models import GIB, MIB, Limits, SandboxId, SandboxSpec
 from warmcell.sandbox.reports import BackendReport
 
 TIMEOUT_S = 30.0
-NO_GPUS = "not used: this backend gives no GPUs"
-OLD_FOR_GPUS = f"{NO_GPUS}, and runsc would have to be of {binary.GPUS_SINCE} or newer for their drivers"
 
 
 async def probe(backend: SandboxBackend) -> BackendReport:
     """Make a sandbox of this very Python and take it down. Never raises."""
     details = {"machine": f"{platform.machine()}, Linux {platform.release()}"}
-    why, hint = "", ""
+    why, hint, no_gpus = "", "", ""
     try:
         async with asyncio.timeout(TIMEOUT_S):
             found = await asyncio.to_thread(binary.find)
             details["runsc"] = f"{found.version} ({found.path})"
-            details["GPUs"] = OLD_FOR_GPUS if found.day < binary.GPUS_SINCE else NO_GPUS
+            no_gpus = await asyncio.to_thread(_why_no_gpus, found)
             details |= await _try(backend)
     except WarmcellError as error:
         why, hint = str(error.message), error.hint
@@ -41,7 +39,16 @@ async def probe(backend: SandboxBackend) -> BackendReport:
         why_not=why,
         hint=hint,
         details=details,
+        no_gpus=no_gpus,
     )
+
+
+def _why_no_gpus(runsc: binary.Runsc) -> str:
+    try:
+        nvproxy.check(runsc)
+    except WarmcellError as error:
+        return f"{error.message}. {error.hint}".rstrip(".")
+    return ""
 
 
 async def _try(backend: SandboxBackend) -> Mapping[str, str]:

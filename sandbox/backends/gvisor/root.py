@@ -1,7 +1,7 @@
 """What a gVisor sandbox sees of the host, while it is being planned."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ class Root:
     overlays: list[Mapping[str, Any]] = field(default_factory=list)
     trees: dict[Path, str] = field(default_factory=dict)
     """Guest path → clone, of what is in the root itself."""
-    shown: dict[Path, Path] = field(default_factory=dict)
+    host_trees: dict[Path, Path] = field(default_factory=dict)
     """Guest path → host path of all that is shown of the host."""
+    own: set[Path] = field(default_factory=set)
+    """Those guest paths of it that the sandbox changes, for itself alone."""
     asked: set[Path] = field(default_factory=set)
     """Those guest paths of it that the spec asks for."""
     aliases: list[Path] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Root:
     def tree(self, target: Path, source: Path) -> None:
         """Show a tree of the host in the root; the guest can change nothing that is not its own."""
         self.trees[target] = self.clone(source).name
-        self.shown[target] = source
+        self.host_trees[target] = source
 
     def own_tree(self, tree: Path) -> None:
         """The same, and the guest may change it, for itself alone."""
@@ -68,7 +70,30 @@ class Root:
             {"name": name, "path": name, "source": str(tree), "swap": self._swap(tree), "recursive": False}
         )
         self.trees[tree] = name
-        self.shown[tree] = tree
+        self.host_trees[tree] = tree
+        self.own.add(tree)
+
+    def show(self, source: Path, target: Path) -> None:
+        """As `tree`, by the name that `nvidia.Sight` has for it."""
+        self.tree(target, source)
+
+    def link(self, place: str, target: str) -> None:
+        """Have a symbolic link there."""
+        self.links[f"{ROOT}{place}"] = target
+
+    def places(self) -> Collection[str]:
+        """All that something is planned for."""
+        made = (*self.directories, *self.files, *self.links)
+        inside = (place.removeprefix(ROOT) for place in made if place.startswith(f"{ROOT}/"))
+        return {*self.binds, *self.memories, *map(str, self.trees), *inside}
+
+    def leads(self, place: str) -> str | None:
+        """Where a link of the sandbox's own there leads to."""
+        return self.links.get(f"{ROOT}{place}")
+
+    def is_as_it_is(self, tree: Path) -> bool:
+        """Whether a tree of the host's is in the root that the sandbox cannot change."""
+        return tree in self.trees and tree not in self.own
 
     def bind(self, target: str, source: Path, *, mode: str) -> None:
         """A mount that leads to the host."""
@@ -154,7 +179,7 @@ class Root:
             InvalidRequestError: A mount lies in it.
         """
         for path in {path.resolve() for path in paths if path.is_dir()}:
-            for target, source in list(self.shown.items()):
+            for target, source in list(self.host_trees.items()):
                 if target in self.asked and (path == source or path in source.parents):
                     raise InvalidRequestError(f"{source} belongs to Warmcell itself", hint="Choose another directory.")
                 if source in path.parents and target != Path(GUEST):
@@ -166,8 +191,8 @@ class Root:
         Raises:
             InvalidRequestError: Something has no place in the tree that it lies in.
         """
-        check_places(self.shown)
-        self._link_aliases()
+        check_places(self.host_trees)
+        self.link_aliases()
         trees = sorted(self.trees, key=lambda path: len(path.parts))
         places = [*self.directories, *self.files, *self.links, *(f"{ROOT}{path}" for path in trees)]
         directories = {_NOTHING: (0o755, None), ROOT: (0o755, None), **self.directories}
@@ -214,8 +239,9 @@ class Root:
             return None
         return found.st_uid, self.identity.uid, found.st_gid, self.identity.gid
 
-    def _link_aliases(self) -> None:
-        taken = (*self.shown, *map(Path, self.memories), *map(Path, self.binds))
+    def link_aliases(self) -> None:
+        """Plan the links by which what is shown is found by its other names."""
+        taken = (*self.host_trees, *map(Path, self.memories), *map(Path, self.binds))
         for alias in self.aliases:
             for link, target in links_on(alias):
                 if not _in_any(link, taken):
@@ -227,10 +253,10 @@ class Root:
         for alias in self.aliases:
             for link, _ in links_on(alias):
                 in_memory = _in_any(link, list(map(Path, self.memories)))
-                if not in_memory or _in_any(link, [*self.shown, *map(Path, self.binds)]):
+                if not in_memory or _in_any(link, [*self.host_trees, *map(Path, self.binds)]):
                     continue
                 real = link.resolve()
-                for tree in filter(real.is_relative_to, self.shown):
+                for tree in filter(real.is_relative_to, self.host_trees):
                     source, mode = self.binds.get(str(tree)) or (self.base / self.trees[tree], "ro")
                     made[str(link)] = (source / real.relative_to(tree), mode)
         return made

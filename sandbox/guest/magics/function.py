@@ -82,6 +82,10 @@ def remote(
     said = {"gpu": gpu, "n": n, "session": session, "timeout": timeout, "image": image, "memory": memory}
     given = strings(said)
     read(given, {"gpu": "any"})
+    if function is not None and not callable(function):
+        raise ArgumentError(
+            f'{function!r} is no function; what is wanted has a name, as in @warmcell.remote(gpu="A100")'
+        )
     return RemoteFunction(function, given) if function is not None else lambda function: RemoteFunction(function, given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -104,10 +105,11 @@ class Parcel:
         }
         others = [name for name in self._values if name not in own]
         needs_modules = bool(self._modules) and held.get("") != self._modules_tag
+        old = self._old_modules(rank) if needs_modules else []
         new = frozenset(
             name
             for name in others
-            if name in self._always or not self._has(held, name) or (needs_modules and self._uses_modules(name))
+            if name in self._always or not self._has(held, name) or (old and self._uses(name, old))
         )
         there = {**own, **{name: held[name] for name in others if name not in new}}
         if self._modules and not needs_modules:
@@ -155,6 +157,8 @@ class Parcel:
         self._store.held.setdefault(rank, {}).update(load.tags)
         for name in load.tags:
             self._store.theirs.get(rank, {}).pop(name, None)
+        if "" in load.tags:
+            self._store.modules.setdefault(rank, {}).update(self._marks)
 
     def _pack(self, names: frozenset[str], extra: Mapping[str, Any] | Packed) -> Packed:
         if isinstance(extra, Packed):
@@ -221,10 +225,25 @@ class Parcel:
         self._put.update({key: piece for key, piece in zip(keys, version.pieces) if key is not None})
         return True
 
-    def _uses_modules(self, name: str) -> bool:
-        """Whether a value may be of a class of the notebook's own modules, which are about to be loaded again."""
+    @functools.cached_property
+    def _marks(self) -> dict[str, str]:
+        """The notebook's own modules as they are here, for whoever is given them."""
+        return {name: modules.digest({name: given}) for name, given in self._modules.items()}
+
+    def _old_modules(self, rank: int) -> list[str]:
+        """Those that the rank has otherwise than they are here, and is about to load again with those that use them.
+
+        Objects that it has of all others stay: its cells may have made something of them.
+        """
+        there = self._store.modules.get(rank, {})
+        return modules.with_users(
+            {name for name, mark in self._marks.items() if there.get(name, mark) != mark}, self._modules
+        )
+
+    def _uses(self, name: str, old: Iterable[str]) -> bool:
+        """Whether a value may be of a class of these modules: pickles have their names as short texts."""
         stream = self._alone(name, self._values).stream
-        return any(module.encode() in stream for module in self._modules)
+        return any(b"\x8c%c%b" % (len(one), one) in stream for one in map(str.encode, old) if len(one) < 256)
 
     def _new_tag(self, name: str) -> str:
         """What tells this value, which was put there, from what it was, or will be."""

@@ -91,6 +91,8 @@ class Store:
         """Tag to what was sent under it."""
         self.theirs: dict[int, dict[str, object]] = {}
         """Rank to names that its cells may have assigned, each with what it was here then."""
+        self.modules: dict[int, dict[str, str]] = {}
+        """Rank to the sources of the notebook's own modules that it was given: name to what they were."""
         self._api = api
         self._id = sandbox_id
         self._files: dict[int, int] = {}
@@ -130,6 +132,7 @@ class Store:
         """The rank was started anew, or nobody knows what it has."""
         self.held.pop(rank, None)
         self.theirs.pop(rank, None)
+        self.modules.pop(rank, None)
 
     def missed(self, rank: int, names: Iterable[str]) -> None:
         """The rank has said that it does not have these; its modules are looked at again."""

@@ -1,6 +1,7 @@
 """Which backend is taken where none is named."""
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -106,6 +107,23 @@ async def test_what_gvisor_cannot_an_agent_gets_as_a_notebook_does(wish: dict[st
     assert choice.backend == "bubblewrap"
     assert choice.why.endswith(why)
     assert given["gvisor"].tries == 0
+
+
+async def test_where_gvisor_has_no_gpus_an_agent_with_one_gets_as_a_notebook_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though it has them elsewhere; who wants none has gVisor."""
+    can = Capabilities(isolated=True, gpus=True, networks=("none",), own_kernel=True)
+    monkeypatch.setattr(Tried, "capabilities", can)
+    made = chooser()
+    report = BackendReport(name="gvisor", ready=True, capabilities=can, no_gpus="runsc does not know the driver")
+    made.know(report)
+    choice = await made.for_owner(spec(gpu="A100"), "client")
+    assert choice.backend == "bubblewrap"
+    assert choice.why.endswith("it has no GPUs here: runsc does not know the driver")
+    assert (await made.for_owner(spec(), "client")).backend == "gvisor"
+    made.know(dataclasses.replace(report, no_gpus=""))
+    assert (await made.for_owner(spec(gpu="A100"), "client")).backend == "gvisor"
 
 
 async def test_where_gvisor_is_not_an_agent_gets_as_a_notebook_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A sandbox whose GPU is given back while it lives, above a backend and a driver of the tests' own."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ from tests.leaks import Places
 from tests.unit.sandbox.made_parking import Here, made_here
 from warmcell.sandbox import errors
 from warmcell.sandbox.gpus.parking import ParkingPlace
+from warmcell.sandbox.lifecycle import State
 from warmcell.sandbox.models import GIB, GpuDevice, SandboxId
 from warmcell.sandbox.reports import EngineReport
 from warmcell.sandbox.snapshots.base import Dumped
-from warmcell.sandbox.testing.fakes import FakeInstance
+from warmcell.sandbox.testing.fakes import FakeBackend, FakeInstance
 
 
 @pytest.fixture
@@ -55,6 +57,30 @@ async def test_what_cannot_be_parked_goes_on_and_keeps_its_gpu(here: Here) -> No
     assert here.front.asked == ["pause", "go_on"] * 2
     assert here.box.info.parked is None
     assert await here.held() == [sandbox_id, None]
+
+
+async def test_what_a_kernel_of_its_own_has_on_a_gpu_stays_there(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither parked, saved, suspended nor moved: said before anything is touched. A made-up GPU is nobody's matter."""
+    can = dataclasses.replace(FakeBackend().capabilities, own_kernel=True)
+    monkeypatch.setattr(FakeBackend, "capabilities", can)
+    sandbox_id, (gpu,) = here.box.info.id, here.box.gpus
+    service, other = here.service, (await here.gpus.status())[1]["uuid"]
+    real = (dataclasses.replace(gpu, simulated=False, device_nodes=("/dev/nvidia0",)),)
+    here.box.gpus = real
+    for attempt in (
+        lambda: service.park(sandbox_id),
+        lambda: service.suspend(sandbox_id),
+        lambda: service.snapshot(sandbox_id),
+        lambda: service.change_gpu(sandbox_id, other),
+        lambda: service.change_gpu(sandbox_id, None),
+    ):
+        with pytest.raises(errors.UnsupportedOperationError, match="keeps the GPU that it was made with") as refused:
+            await attempt()
+        assert "bubblewrap" in refused.value.hint
+    assert (here.front.asked, here.engine.done, here.box.gpus) == ([], [], real)
+    assert (here.box.info.state, await here.held()) == (State.RUNNING, [sandbox_id, None])
+    here.box.gpus = (gpu,)
+    assert (await service.park(sandbox_id)).parked is not None
 
 
 async def test_remote_kernels_leave_half_of_the_room_to_notebooks(here: Here) -> None:

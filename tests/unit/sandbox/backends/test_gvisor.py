@@ -11,7 +11,7 @@ from warmcell.sandbox.backends import seccomp
 from warmcell.sandbox.backends.gvisor import binary
 from warmcell.sandbox.backends.gvisor.bundle import AS_ASKED, READ_ONLY, prepare, write
 from warmcell.sandbox.errors import BackendUnavailableError, InvalidRequestError, UnsupportedOperationError
-from warmcell.sandbox.models import GpuDevice, Limits, Mount, SandboxId, SandboxSpec, Workspace
+from warmcell.sandbox.models import Limits, Mount, SandboxId, SandboxSpec, Workspace
 from warmcell.sandbox.paths import Paths
 
 SANDBOX = SandboxId("abcdefabcdef")
@@ -92,12 +92,9 @@ def test_what_is_the_keepers_own_is_covered(paths: Paths, tmp_path: Path) -> Non
 
 
 def test_what_it_has_not_is_refused(paths: Paths) -> None:
-    """A network and GPUs, before anything is made."""
+    """A network, before anything is made."""
     with pytest.raises(UnsupportedOperationError):
         prepared(paths, network="host")
-    gpu = GpuDevice(uuid="GPU-1", index=0, name="A100", memory_total_bytes=1, device_nodes=("/dev/nvidia0",))
-    with pytest.raises(UnsupportedOperationError):
-        prepared(paths, gpus=(gpu,))
 
 
 def test_configurations_are_written_where_runsc_looks(paths: Paths, tmp_path: Path) -> None:

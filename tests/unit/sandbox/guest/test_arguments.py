@@ -1,10 +1,13 @@
 """The line of `%%remote`: what can be written, and what is said about what cannot."""
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from warmcell.sandbox.guest.magics.arguments import KEYS, ArgumentError, Arguments, check_known, parse
+from warmcell.sandbox.guest.magics.function import remote
 
 
 @pytest.mark.parametrize(
@@ -125,3 +128,9 @@ def test_what_is_usual_can_be_left_out() -> None:
     usual = {"gpu": "T4", "timeout": "2h", "image": "train", "memory": "8GiB", "n": 2}
     assert parse("gpu=none timeout=none image=none memory=none", usual) == Arguments(n=2) == parse("gpu=none n=2")
     assert parse("gpu=none fork", usual) == Arguments(n=2, timeout_s=7200.0, fork=True)
+
+
+def test_a_decorator_without_names_is_refused_before_anything_is_sent() -> None:
+    """`@remote("A100")` is not a function called A100."""
+    with pytest.raises(ArgumentError, match=r"'A100' is no function; .*@warmcell\.remote\(gpu=\"A100\"\)"):
+        remote(cast(Any, "A100"))

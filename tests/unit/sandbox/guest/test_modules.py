@@ -104,6 +104,27 @@ def test_modules_of_folders_that_the_notebook_has_added_are_its_own(
     assert "wc_late" in modules.give(str(folder), ["wc_late"])
 
 
+def test_modules_are_looked_up_once_however_many_folders_there_are(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two thousand modules each look at the disk counts; what is known of folders that were left is let go of."""
+    sys.path += [str(tmp_path_factory.mktemp("more")) for _ in range(20)]
+    places = [str(tmp_path_factory.mktemp("next")) for _ in range(3)]
+    looks: list[str] = []
+    realpath = os.path.realpath
+
+    def looked(path: str) -> str:
+        looks.append(path)
+        return realpath(path)
+
+    monkeypatch.setattr(os.path, "realpath", looked)
+    for place in places:
+        looks.clear()
+        assert modules.give(place) == {}
+        assert len(looks) < 2 * len(sys.modules) + 500
+    assert len(modules._looked) == 1
+
+
 def test_modules_of_environments_are_not_the_notebooks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Also where packages were put into a folder of their own, as `pip install --target` does."""
     target = tmp_path_factory.mktemp("target")

@@ -1,6 +1,7 @@
 """Variables as they travel: out-of-band buffers, sharing, sizes, and what is refused by name."""
 
 import errno
+import functools
 import io
 import json
 import math
@@ -80,6 +81,43 @@ def test_functions_go_by_value_with_what_they_use() -> None:
     scope: dict[str, Any] = {"math": math, "factor": 3, "__name__": "__main__"}
     exec("def f(n):\n    return factor * math.floor(n) + (f(n - 1) if n > 1 else 0)", scope)
     assert there_and_back(f=scope["f"])["f"](2.5) == 3 * 2 + 3 * 1
+
+
+class Proxy:
+    """It has whatever it is asked for, or an error of its own, as proxies outside of their context."""
+
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError(f"{name}: no context")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("3",)
+
+
+def test_an_object_is_asked_for_no_more_than_pickle_asks() -> None:
+    """Whatever its attributes do when others look at them."""
+    assert there_and_back(one=Proxy())["one"] == 3
+
+
+def test_a_cache_of_what_has_no_name_goes_along() -> None:
+    """As of `functools.partial`."""
+    cached = functools.lru_cache(maxsize=3)(functools.partial(int, base=2))
+    found = there_and_back(cached=cached)["cached"]
+    assert (found("101"), found("101"), found.cache_info()[:3]) == (5, 5, (1, 1, 3))
+
+
+def test_classes_are_named_whatever_their_metaclasses_compare() -> None:
+    """A library may have such that have no hash; those of the notebook are named all the same."""
+
+    class Compares(type):
+        def __eq__(cls, other: object) -> Any:
+            return "an expression"
+
+    odd = Compares("Odd", (), {"__module__": "a_library"})
+    own_odd = Compares("OwnOdd", (), {"__module__": "__main__"})
+    own = type("Own", (), {"__module__": "__main__"})
+    values.name_classes()
+    assert own in values.cloudpickle().cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    assert odd.__name__ != own_odd.__name__
 
 
 class Holder:
