@@ -204,7 +204,7 @@ test('a kernel that was first started with less than its notebook asks for is sa
       trans
     );
   const [notice] = asked(1);
-  assert.equal(notice?.text, 'This notebook asks for A100:2, an open network.');
+  assert.equal(notice?.text, 'This notebook asks for 2 × A100, an open network.');
   assert.deepEqual(notice.actions, ['apply', 'choose']);
   assert.deepEqual(asked(2), []);
 });
@@ -242,11 +242,11 @@ test('an old error is no failure while the next kernel is being started', () => 
 test('a suspended kernel says what it would run on and what wakes it, and asks for nothing', () => {
   const suspended = situation({ sandbox: sandbox({ state: 'suspended', gpu: 'A100:2' }) });
   const shown = glance(suspended, trans);
-  assert.equal(shown.label, 'A100:2 · suspended');
+  assert.equal(shown.label, '2 × A100 · suspended');
   assert.equal(shown.kind, 'suspended');
   assert.match(shown.title, /goes on with the next cell/);
   const [notice] = notices(suspended, trans);
-  assert.match(notice?.cure ?? '', /A100:2/);
+  assert.match(notice?.cure ?? '', /2 × A100/);
   assert.deepEqual([notice?.tone, notice?.actions], ['info', ['wake']]);
   assert.ok(!isTicking(suspended));
 });
@@ -259,6 +259,8 @@ test('a parked kernel says what is where and what wakes it; while it waits for a
   const [notice] = notices(asleep, trans);
   assert.match(notice?.cure ?? '', /3.* GiB of GPU memory included, and its GPU \(A100\) is free/);
   assert.deepEqual(notice?.actions, ['wake']);
+  const half = situation({ sandbox: sandbox({ gpu: 'T4/2', parked }) });
+  assert.equal(glance(half, trans).label, '1/2 T4 · parked');
   const left = sandbox({ gpu: 'A100', parked: { ...parked, stays_bytes: GIB / 2 } });
   const [partly] = notices(situation({ sandbox: left }), trans);
   assert.match(partly?.cure ?? '', /free for others, but for 512 MiB that stay there/);

@@ -14,7 +14,7 @@ import type {
   SandboxState,
   StartedFrom
 } from '../forms';
-import { type IShortage, requestName } from './choice';
+import { type IShortage, requestName, splitRequest } from './choice';
 
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
 
@@ -71,6 +71,12 @@ export function hardware(gpus: readonly IGpuDevice[], trans: TranslationBundle):
     counts.set(short, (counts.get(short) ?? 0) + 1);
   }
   return [...counts].map(([name, n]) => (n === 1 ? name : `${n} × ${name}`)).join(', ');
+}
+
+/** What a request asks for, in the form in which `hardware` tells what one has: "1/2 T4" of "T4/2", "2 × L4" of "L4:2". */
+function asked(request: string): string {
+  const { kind, count, parts } = splitRequest(request);
+  return parts > 1 ? `1/${parts} ${kind}` : count > 1 ? `${count} × ${kind}` : kind;
 }
 
 /** A device's name without what only a data sheet needs: "A100-80GB" for "NVIDIA A100-SXM4-80GB". */
@@ -274,8 +280,8 @@ export function choice(choice: IChoice, trans: TranslationBundle): string {
       : gpu === null
         ? trans.__('CPU')
         : typeof gpu === 'string'
-          ? gpu
-          : gpu.join(trans.__(' or ')),
+          ? asked(gpu)
+          : gpu.map(asked).join(trans.__(' or ')),
     memory_bytes === undefined ? '' : trans.__('memory %1', bytes(memory_bytes)),
     network === undefined
       ? ''
