@@ -364,7 +364,8 @@ class CriuEngine:
             fds = [] if place is None else [held.enter_context(_pidfd(place.pid))]
             connection = await self._helper.connect()
             try:
-                socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
+                with contextlib.suppress(BrokenPipeError):  # It has refused already: what it said can still be read.
+                    socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], fds)
             except OSError as error:
                 connection.close()
                 raise TransportError(f"The helper does not listen ({error.strerror})", hint="Try again.") from error

@@ -278,6 +278,8 @@ async def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> N
     try:
         sent = socket.send_fds(connection, [data], fds)
         await asyncio.get_running_loop().sock_sendall(connection, data[sent:])
+    except BrokenPipeError:
+        return  # It has refused already: what it said can still be read.
     except OSError as error:
         raise TransportError(f"The helper does not listen: {error}", hint="Try again.") from error
 

@@ -116,7 +116,8 @@ class SystemHelper:
         with connection, ours, theirs:
             apart = request["op"] == "restore"  # Each clone is answered on a socket that comes with its request.
             sent = [*fds, theirs.fileno()] if apart else list(fds)
-            socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], sent)
+            with contextlib.suppress(BrokenPipeError):  # It has refused already.
+                socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], sent)
             with (ours if apart else connection).makefile() as answers:
                 answer: dict[str, Any] = json.loads(answers.readline())
                 return answer
