@@ -1,5 +1,5 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { closeIcon, ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import { closeIcon, ReactWidget } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import * as React from 'react';
 
@@ -29,6 +29,7 @@ export class SandboxBanner extends ReactWidget {
     super();
     this._options = options;
     this.addClass('wc-Banner');
+    options.notebook.changed.connect(this.update, this);
     this._size = new ResizeObserver(() => {
       this._fit();
     });
@@ -53,15 +54,11 @@ export class SandboxBanner extends ReactWidget {
     const { notebook, dismissed } = this._options;
     return (
       <div className="wc-Banner-content">
-        <UseSignal signal={notebook.changed} initialSender={notebook}>
-          {() => (
-            <Notices leave={this._options.leave}>
-              {notebook.notices
-                .filter(({ key }) => !dismissed.has(key))
-                .map(notice => this._notice(notice))}
-            </Notices>
-          )}
-        </UseSignal>
+        <Notices leave={this._options.leave}>
+          {notebook.notices
+            .filter(({ key }) => !dismissed.has(key))
+            .map(notice => this._notice(notice))}
+        </Notices>
       </div>
     );
   }

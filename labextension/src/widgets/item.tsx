@@ -1,4 +1,4 @@
-import { type LabIcon, ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import { type LabIcon, ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import type { IGlance } from '../model/glance';
@@ -22,18 +22,13 @@ export class SandboxItem extends ReactWidget {
     super();
     this._options = options;
     this.addClass('wc-Item');
+    // All of it is drawn anew, and what is hidden keeps no drawing of its own: on a busy machine one that began hidden
+    // was seen to stay so, with a component in it that was to follow the signal.
+    options.notebook.changed.connect(this.update, this);
   }
 
-  protected override render(): React.JSX.Element {
-    const { notebook } = this._options;
-    return (
-      <UseSignal signal={notebook.changed} initialSender={notebook}>
-        {() => this._item(notebook.glance)}
-      </UseSignal>
-    );
-  }
-
-  private _item({ kind, label, title, badges }: IGlance): React.JSX.Element | null {
+  protected override render(): React.JSX.Element | null {
+    const { kind, label, title, badges } = this._options.notebook.glance;
     if (kind === 'hidden') {
       return null;
     }

@@ -1,6 +1,6 @@
 import { TextItem } from '@jupyterlab/statusbar';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import { ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { machineShort, machineWhole } from '../model/meters';
@@ -15,22 +15,16 @@ export class MachineMeter extends ReactWidget {
     this._usage = usage;
     this._trans = trans;
     this.addClass('wc-Machine');
+    usage.changed.connect(this.update, this);
   }
 
-  protected override render(): React.JSX.Element {
-    const trans = this._trans;
-    return (
-      <UseSignal signal={this._usage.changed} initialSender={this._usage}>
-        {() => {
-          const { latest } = this._usage;
-          return latest === null ? null : (
-            <TextItem
-              title={machineWhole(latest, trans).join('\n')}
-              source={machineShort(latest, trans).join(' · ')}
-            />
-          );
-        }}
-      </UseSignal>
+  protected override render(): React.JSX.Element | null {
+    const { latest } = this._usage;
+    return latest === null ? null : (
+      <TextItem
+        title={machineWhole(latest, this._trans).join('\n')}
+        source={machineShort(latest, this._trans).join(' · ')}
+      />
     );
   }
 

@@ -1,4 +1,4 @@
-import { ReactWidget, UseSignal } from '@jupyterlab/ui-components';
+import { ReactWidget } from '@jupyterlab/ui-components';
 import * as React from 'react';
 
 import { metrics } from '../model/meters';
@@ -19,22 +19,11 @@ export class MeterItem extends ReactWidget {
     super();
     this._options = options;
     this.addClass('wc-Meter');
+    options.usage.changed.connect(this.update, this);
+    options.notebook.changed.connect(this.update, this);
   }
 
-  protected override render(): React.JSX.Element {
-    const { notebook, usage } = this._options;
-    return (
-      <UseSignal signal={usage.changed} initialSender={usage}>
-        {() => (
-          <UseSignal signal={notebook.changed} initialSender={notebook}>
-            {() => this._item()}
-          </UseSignal>
-        )}
-      </UseSignal>
-    );
-  }
-
-  private _item(): React.JSX.Element | null {
+  protected override render(): React.JSX.Element | null {
     const { notebook, usage } = this._options;
     const { sandbox, trans } = notebook;
     const { latest } = usage;
